@@ -1,0 +1,111 @@
+"""Make the git repository that was asked for, and say what to type next.
+
+Nothing here may fail the generation: cookiecutter would delete the project. Nothing here asks
+anything or touches a network.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+ANSWERS = json.loads(r"""<< cookiecutter | tojson >>""")
+
+# Only this repository, whatever the caller's environment says; and nothing may wait for a key press.
+ENVIRONMENT = {
+    key: value
+    for key, value in os.environ.items()
+    if key not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY")
+}
+ENVIRONMENT["GIT_TERMINAL_PROMPT"] = "0"
+
+
+def git(*arguments):
+    """Run git in the project; return whether it succeeded. Its output is not shown."""
+    options = []
+    for setting in ("commit.gpgSign=false", "core.hooksPath=/dev/null", "maintenance.auto=false"):
+        options += ["-c", setting]
+    try:
+        done = subprocess.run(
+            ["git", *options, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=ENVIRONMENT,
+            timeout=60,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def has_identity():
+    """Whether git knows the user's name and address without guessing them from the machine."""
+    settings = ("-c", "user.useConfigOnly=true")
+    return git(*settings, "var", "GIT_AUTHOR_IDENT") and git(*settings, "var", "GIT_COMMITTER_IDENT")
+
+
+def make_repository():
+    """Make a repository with a first commit on `main`; return what remains to be said about it."""
+    by_hand = "git init && git add --all && git commit -m 'First commit'"
+    if os.path.lexists(".git"):
+        return ""  # generated over a project that has its history
+    if shutil.which("git") is None:
+        return f"git was not found, so there is no repository yet. Once it is installed: {by_hand}"
+    # `git init -b` is not known to git older than 2.28.
+    if not (git("init") and git("symbolic-ref", "HEAD", "refs/heads/main") and git("add", "--all")):
+        return f"git could not make the repository. To see why: {by_hand}"
+    identity = ()
+    if not has_identity():
+        name, email = ANSWERS["__author"], ANSWERS["__email"]
+        identity = ("-c", f"user.name={name}", "-c", f"user.email={email}")
+    if not git(*identity, "commit", "--no-verify", "-m", "First commit"):
+        return "git could not make the first commit. To see why: git commit -m 'First commit'"
+    if identity:
+        return (
+            "git knows no identity of yours, so the first commit bears the author's name. "
+            "To change it:\n    git config user.name NAME; git config user.email EMAIL; "
+            "git commit --amend --reset-author --no-edit"
+        )
+    return ""
+
+
+def is_thrown_away():
+    """Whether this is one of the copies which `cruft update` and `cruft diff` make to compare."""
+    parent = Path.cwd().parent
+    by_cruft = "_output_dir" not in ANSWERS
+    in_temporary = parent.parent == Path(tempfile.gettempdir()).resolve()
+    return by_cruft and in_temporary and parent.name.startswith("tmp")
+
+
+def path_to_type():
+    """Return the project's folder as seen from where the user stands, quoted for the shell."""
+    project = Path.cwd()
+    stand = os.environ.get("PWD", "")
+    path = os.path.relpath(project, os.path.realpath(stand)) if os.path.isdir(stand) else project
+    return shlex.quote(str(project if str(path).startswith("..") else path))
+
+
+def main():
+    """Make the repository and say the three commands to type next."""
+    remark = make_repository() if ANSWERS["git_init"] else ""
+    if is_thrown_away():
+        return
+    words = f"{remark}\n\n" if remark else ""
+    words += f"{ANSWERS['project']} is ready. Type next:\n\n"
+    words += f"    cd {path_to_type()}\n    make train\n    make test\n"
+    # Straight to the descriptor: a reader that went away (`cookiecutter ... | head`) or a terminal
+    # without this alphabet is an error here and not, unseen, when Python flushes at its end.
+    os.write(1, f"\n{words}\n".encode(errors="backslashreplace"))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            os.write(2, f"The project is complete, but its last step failed: {error!r}\n".encode())
