@@ -1,0 +1,62 @@
+"""Named configs. `root` names every key with its default and its reason: it is the schema.
+
+A named config says only what differs from root. Variants may also be YAML or JSON files in this folder:
+`digits_wide.yaml` is the config `digits_wide`.
+"""
+
+from pathlib import Path
+
+from vegab import ConfigRegistry, Key
+
+registry = ConfigRegistry()
+
+registry.set_root_config(
+    {
+        "dataset": Key("digits", "a name in src/data.py (digits, cifar10, cifar100) or a path"),
+        "augmented": Key(True, "move (and, for photographs, mirror) training images at random"),
+        "model": Key("simple_cnn", "a name in src/models.py, or an import path such as pkg.mod:f"),
+        "n_filters": Key(32, "filters of the first block; each further block has twice as many"),
+        "n_layers": Key(2, "blocks of convolution, normalisation and pooling"),
+        "dropout": Key(0.2, "share of the classifier's inputs that is dropped in training"),
+        "num_epochs": Key(20, "epochs in all; a larger number continues a finished run"),
+        "batch_size": Key(32, "examples in a step"),
+        "optimizer": Key("adam", "a Keras optimizer: adam, adamw, sgd, … or an import path"),
+        "optimizer_arguments": Key({}, "its further arguments, such as {momentum: 0.9}"),
+        "learning_rate": Key(0.001, "used while lr_schedule is null"),
+        "lr_schedule": Key(
+            None, "[[until_epoch, rate], …], or {class: path of a Keras schedule, …}"
+        ),
+        "precision": Key("float32", "or mixed_bfloat16, mixed_float16, float64"),
+        "jit_compile": Key(False, "compile steps with XLA: slower to start, then often faster"),
+        "seed": Key(0, "of initial weights, order of examples, augmentation and dropout"),
+        "monitor": Key("val_loss", "column of history.csv that decides which epoch is the best"),
+        "patience": Key(0, "stop after so many epochs without a better one; 0: never"),
+        "on_nan": Key("stop", "or continue, when the loss is not a number"),
+        "callbacks": Key([], "Keras callbacks: [{class: import path, argument: value}, …]"),
+        "tensorboard": Key(True, "write event files to tb/"),
+    }
+)
+
+# Takes about 15 s on two cores and reaches 99 % on the test set.
+registry["digits"] = {
+    "lr_schedule": [[14, 0.003], [18, 0.0005], [20, 0.0001]],
+}
+
+registry["cifar10"] = {
+    "dataset": "cifar10",
+    "n_layers": 3,
+    "batch_size": 128,
+    "num_epochs": 60,
+    "lr_schedule": [[30, 0.001], [50, 0.0003], [60, 0.0001]],
+}
+
+registry["cifar100"] = {
+    "dataset": "cifar100",
+    "n_filters": 64,
+    "n_layers": 3,
+    "batch_size": 128,
+    "num_epochs": 80,
+    "lr_schedule": [[40, 0.001], [65, 0.0003], [80, 0.0001]],
+}
+
+registry.add_folder(Path(__file__).parent)

@@ -1,0 +1,291 @@
+"""One atomic commit of everything that a run needs to go on.
+
+`model.h5` is the commit. It is an ordinary Keras HDF5 file, so that `keras.models.load_model` opens it,
+with two additions: the group `training_state` (optimizer, seeds, position, history, hooks), and in the
+first 512 bytes, which HDF5 leaves to its user, the SHA-256 of all bytes that follow. It is written
+under another name, synced, and renamed: at every instant there is a whole `model.h5`, the old or the new.
+
+`model_previous.h5` is the commit before, `model_best.h5` the best one. `history.csv` and
+`loop_state.pkl` are views for people and for other programs: they are written from the commit and never
+read back to resume.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+LATEST = "model.h5"
+PREVIOUS = "model_previous.h5"
+BEST = "model_best.h5"
+STATE = "training_state"
+USER_BLOCK = 512
+SIGNATURE = b"training checkpoint, sha256 of what follows byte 512: "
+
+
+class DamagedCheckpointError(OSError):
+    """A file that is no commit, or whose bytes are not those that were written."""
+
+
+def commit(
+    folder: Path, model: keras.Model, state: Mapping[str, Any], is_best: bool = False
+) -> None:
+    """Make model and state the folder's latest commit.
+
+    Args:
+        folder: the run folder.
+        model: compiled and built.
+        state: JSON values; "history" is a list with a row per finished epoch.
+        is_best: whether `model_best.h5` is to be this commit.
+
+    Raises:
+        OSError: if it cannot be written; the commits that were there stay as they were.
+    """
+    temporary = folder / f".{LATEST}.partial"
+    try:
+        _write_file(temporary, model, state)
+        # The links come first: a kill between them and the rename leaves the latest commit in its
+        # place, and the step that is then repeated makes the same links again.
+        if is_best:
+            _link(temporary, folder / BEST)
+        if (folder / LATEST).exists():
+            _link(folder / LATEST, folder / PREVIOUS)
+        os.replace(temporary, folder / LATEST)
+        _sync_folder(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_views(folder, state)
+
+
+def restore(folder: Path, model: keras.Model) -> dict[str, Any] | None:
+    """Bring the model to the latest good commit, and return its state; None if there is none.
+
+    A damaged file is set aside under the name `*.damaged` and the commit before it is used.
+
+    Raises:
+        DamagedCheckpointError: if there are commits, and none of them is good.
+        ValueError: if the commit belongs to another model or optimizer.
+    """
+    damaged = []
+    for name in (LATEST, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            verify(path)
+        except DamagedCheckpointError as error:
+            log.warning("%s", error)
+            damaged.append(path)
+            continue
+        for bad in damaged:
+            os.replace(bad, bad.with_name(f"{bad.name}.damaged"))
+            log.warning("%s is set aside as %s.damaged; %s is used", bad.name, bad.name, name)
+        state = load(path, model)
+        write_views(folder, state)
+        return state
+    if damaged:
+        raise DamagedCheckpointError(
+            f"no commit in {folder} is whole ({', '.join(path.name for path in damaged)}); "
+            "put a good copy back, or start anew in another folder"
+        )
+    return None
+
+
+def verify(path: Path) -> None:
+    """Compare a commit's bytes with the digest in its first 512.
+
+    Raises:
+        DamagedCheckpointError: if they differ, or if the file is not one of ours.
+    """
+    with open(path, "rb") as file:
+        head = file.read(USER_BLOCK)
+        if not head.startswith(SIGNATURE):
+            raise DamagedCheckpointError(f"{path} is not a checkpoint of this project, or is torn")
+        digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
+    if head.rstrip(b"\0") != SIGNATURE + digest:
+        raise DamagedCheckpointError(f"{path} is damaged: its bytes are not those that were written")
+
+
+def load(path: Path, model: keras.Model) -> dict[str, Any]:
+    """Assign a commit's weights, seed states and optimizer variables; return its state.
+
+    Raises:
+        ValueError: if model or optimizer are not those of the commit.
+    """
+    load_weights(path, model)
+    with h5py.File(path, "r") as file:
+        group = file[STATE]
+        _assign(group["variables"], _variables_beside_weights(model), path)
+        model.optimizer.build(model.trainable_variables)
+        _assign(group["optimizer"], model.optimizer.variables, path)
+    return read_state(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what a commit says of its run: epoch, steps, best epoch, history."""
+    with h5py.File(path, "r") as file:
+        return json.loads(file[STATE]["state"][()])
+
+
+def load_weights(path: Path, model: keras.Model) -> None:
+    """Assign a commit's weights alone, as evaluation needs them.
+
+    Raises:
+        ValueError: if they are those of another model.
+    """
+    with h5py.File(path, "r") as file:
+        by_keras = "model_weights" in file
+        if not by_keras:
+            _assign(file[STATE]["weights"], model.weights, path)
+    if by_keras:
+        model.load_weights(path)
+
+
+def write_views(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write `history.csv` and `loop_state.pkl` from a commit's state."""
+    write_atomically(folder / "history.csv", history_csv(state["history"]).encode())
+    position = {key: value for key, value in state.items() if key != "history"}
+    write_atomically(folder / "loop_state.pkl", pickle.dumps(position, protocol=4))
+
+
+def history_csv(history: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV text; a column that a row lacks is left empty in it.
+
+    A float32 is written with the fewest digits that read back as the same float32.
+    """
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in history:
+        writer.writerow({key: _shortest(value) for key, value in row.items()})
+    return text.getvalue()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by `content`: a reader, and a kill, find the old bytes or the new."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_file(path: Path, model: keras.Model, state: Mapping[str, Any]) -> None:
+    with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
+        by_keras = _write_keras_model(path.with_name(".keras.partial.h5"), model, file)
+        group = file.create_group(STATE)
+        if not by_keras:
+            _write(group.create_group("weights"), model.weights)
+        _write(group.create_group("variables"), _variables_beside_weights(model))
+        _write(group.create_group("optimizer"), model.optimizer.variables)
+        group["state"] = json.dumps(state)
+    with open(path, "r+b") as file:
+        file.seek(USER_BLOCK)
+        digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
+        file.seek(0)
+        file.write((SIGNATURE + digest).ljust(USER_BLOCK, b"\0"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_keras_model(temporary: Path, model: keras.Model, file: h5py.File) -> bool:
+    """Copy into `file` what `model.save` writes; False for a model that Keras cannot write."""
+    # Keras' writer takes the optimizer out of the live model's compile config; it is put back, so
+    # that saving changes nothing.
+    compile_config = model._compile_config
+    kept = dict(compile_config.config) if compile_config is not None else None
+    # The optimizer's variables are in our own group: load_model does not read Keras' copy of them.
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), _without_legacy_warning():
+            model.save(temporary)
+        with h5py.File(temporary, "r") as saved:
+            for key, value in saved.attrs.items():
+                file.attrs[key] = value
+            saved.copy("model_weights", file)
+    except NotImplementedError:  # a subclassed model
+        return False
+    finally:
+        if compile_config is not None:
+            compile_config.config = kept
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+@contextlib.contextmanager
+def _without_legacy_warning():
+    """Keep Keras from advising, at every commit, against the format that was chosen on purpose."""
+    from absl import logging as absl_logging
+
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before)
+
+
+def _variables_beside_weights(model: keras.Model) -> list[Any]:
+    """Return what a model keeps beside its weights: the states of its random generators."""
+    weights = {id(weight) for weight in model.weights}
+    return [variable for variable in model.variables if id(variable) not in weights]
+
+
+def _write(group: h5py.Group, variables: Sequence[Any]) -> None:
+    for index, variable in enumerate(variables):
+        dataset = group.create_dataset(f"{index:05}", data=keras.ops.convert_to_numpy(variable))
+        dataset.attrs["path"] = variable.path
+
+
+def _assign(group: h5py.Group, variables: Sequence[Any], path: Path) -> None:
+    saved = [(dataset.attrs["path"], dataset.shape) for dataset in group.values()]
+    wanted = [(variable.path, tuple(variable.shape)) for variable in variables]
+    if saved != wanted:
+        differing = sorted(set(saved) ^ set(wanted))
+        raise ValueError(f"{path} was written by another model or optimizer: {differing[:4]} differ")
+    for dataset, variable in zip(group.values(), variables, strict=True):
+        variable.assign(dataset[()])
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make `target` another name of `source`, atomically; a copy where there are no hard links."""
+    temporary = target.with_name(f".{target.name}.partial")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _shortest(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    single = np.float32(value)
+    return str(single) if float(single) == value else repr(value)

@@ -1,0 +1,204 @@
+"""From a config to data, model, optimizer, hooks and callbacks: what every command in `bin` needs."""
+
+import logging
+import math
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from vegab import UsageError, resolve
+
+if TYPE_CHECKING:
+    import keras
+
+    from src.data import Dataset
+    from src.hooks import Hook
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a config stands for.
+
+    Attributes:
+        config: the resolved config.
+        dataset: training batches, validation arrays, and how to read the test set.
+        model: compiled.
+        learning_rates: pairs of `until_epoch` and rate, or None where the optimizer has its own.
+        monitor: column of the history that decides which epoch is the best.
+        callbacks: Keras callbacks.
+    """
+
+    config: Mapping[str, Any]
+    dataset: "Dataset"
+    model: "keras.Model"
+    learning_rates: list[tuple[int, float]] | None
+    monitor: str
+    callbacks: list["keras.callbacks.Callback"]
+
+    def hooks(self, terminal: TextIO | None) -> list["Hook"]:
+        """Return what happens around the steps; `terminal` is where a progress bar may be drawn."""
+        from src import hooks
+
+        chosen: list[Hook] = [hooks.Progress(terminal), hooks.EpochLog(), hooks.LearningCurve()]
+        if self.config["tensorboard"]:
+            chosen.append(hooks.TensorBoard())
+        if self.config["patience"]:
+            chosen.append(hooks.EarlyStopping(self.config["patience"]))
+        return chosen
+
+
+def build(config: Mapping[str, Any]) -> Experiment:
+    """Import, read and build what the config names. Nothing is written.
+
+    Raises:
+        UsageError: if a value is out of range or a name leads nowhere.
+        OSError: if the data cannot be read.
+    """
+    check_ranges(config)
+    quiet_tensorflow()
+    import keras
+
+    from src.data import DATASETS
+    from src.models import MODELS
+
+    keras.config.set_dtype_policy(config["precision"])
+    # Initial weights, and the seeds of dropout layers, come from here.
+    keras.utils.set_random_seed(config["seed"])
+    dataset = call(config, "dataset", resolve(config["dataset"], "dataset", DATASETS), config)
+    model = call(
+        config,
+        "model",
+        resolve(config["model"], "model", MODELS),
+        config,
+        input_shape=dataset.input_shape,
+        num_classes=dataset.num_classes,
+    )
+    learning_rates, first_rate = learning_rate(config)
+    if not model.compiled:  # a model that compiles itself has chosen its own loss and optimizer
+        optimizers = {
+            name.lower(): value
+            for name, value in vars(keras.optimizers).items()
+            if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
+        }
+        optimizer = resolve(config["optimizer"], "optimizer", optimizers)
+        model.compile(
+            optimizer=call(
+                config,
+                "optimizer",
+                optimizer,
+                learning_rate=first_rate,
+                **config["optimizer_arguments"],
+            ),
+            loss="sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+            jit_compile=config["jit_compile"],
+        )
+    monitor = config["monitor"]
+    if dataset.valid is None:
+        monitor = monitor.removeprefix("val_")
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        model=model,
+        learning_rates=learning_rates,
+        monitor=monitor,
+        callbacks=[from_mapping(config, "callbacks", entry) for entry in config["callbacks"]],
+    )
+
+
+def check_ranges(config: Mapping[str, Any]) -> None:
+    """Refuse numbers that have the right type and make no sense.
+
+    Raises:
+        UsageError: naming the key, the value and what it may be.
+    """
+    for key in ("batch_size", "num_epochs", "n_filters", "n_layers"):
+        if config[key] < 1:
+            raise UsageError(f"{key} is {config[key]}; it must be at least 1")
+    if config["patience"] < 0:
+        raise UsageError(f"patience is {config['patience']}; it must be at least 0 (0: never stop)")
+    if not 0 <= config["seed"] <= MAX_SEED:
+        raise UsageError(f"seed is {config['seed']}; it must be from 0 to {MAX_SEED}")
+    if not 0 <= config["dropout"] < 1:
+        raise UsageError(f"dropout is {config['dropout']}; it must be at least 0 and below 1")
+    if not config["learning_rate"] > 0:
+        raise UsageError(f"learning_rate is {config['learning_rate']}; it must be above 0")
+    for key, choices in (("precision", PRECISIONS), ("on_nan", ("stop", "continue"))):
+        if config[key] not in choices:
+            raise UsageError(f"{key} is {config[key]!r}; choose one of {', '.join(choices)}")
+
+
+def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]] | None, Any]:
+    """Return the rates by epoch, if any, and what the optimizer starts with.
+
+    Raises:
+        UsageError: if `lr_schedule` is neither a list of [until_epoch, rate] nor a Keras schedule.
+    """
+    schedule = config["lr_schedule"]
+    if schedule is None:
+        return None, config["learning_rate"]
+    if isinstance(schedule, Mapping | str):
+        return None, from_mapping(config, "lr_schedule", schedule)
+    pairs = [
+        (pair[0], float(pair[1]))
+        for pair in schedule
+        if isinstance(pair, list)
+        and len(pair) == 2
+        and isinstance(pair[0], int)
+        and isinstance(pair[1], int | float)
+        and math.isfinite(pair[1])
+        and pair[1] >= 0
+    ] if isinstance(schedule, list) else []
+    epochs = [until for until, _ in pairs]
+    if not pairs or len(pairs) != len(schedule) or epochs != sorted(set(epochs)) or epochs[0] < 1:
+        raise UsageError(
+            f"lr_schedule is {schedule}; expected a list of [until_epoch, rate] with rising epochs, "
+            "such as [[3, 0.1], [6, 0.01]], or a Keras schedule, such as "
+            "{class: keras.optimizers.schedules.CosineDecay, initial_learning_rate: 0.1, "
+            "decay_steps: 1000}"
+        )
+    return pairs, pairs[0][1]
+
+
+def from_mapping(config: Mapping[str, Any], key: str, value: Any) -> Any:
+    """Call the class or function that `value` names: "path", or {class: path, argument: …}."""
+    arguments = dict(value) if isinstance(value, Mapping) else {"class": value}
+    name = arguments.pop("class", None)
+    if not isinstance(name, str):
+        raise UsageError(f"{key} is {value}; expected an import path, or a mapping with `class`")
+    return call(config, key, resolve(name, key), **arguments)
+
+
+def call(
+    config: Mapping[str, Any], key: str, function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Call what a key of the config names; a refusal names the key and the line that refused.
+
+    Raises:
+        UsageError: in place of a ValueError or TypeError.
+    """
+    try:
+        return function(*args, **kwargs)
+    except (ValueError, TypeError) as error:
+        logging.getLogger(__name__).debug("%s", traceback.format_exc())
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        for frame in traceback.extract_tb(error.__traceback__):
+            if Path(frame.filename).is_relative_to(Path(__file__).parent):
+                place = frame
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{key} {config.get(key)!r} does not take this config: {reason[:300]} "
+            f"({Path(place.filename).name}, line {place.lineno}; -l DEBUG shows all)"
+        ) from error
+
+
+def quiet_tensorflow() -> None:
+    """Keep TensorFlow's notices about its build out of the output, unless debugging."""
+    if not logging.getLogger().isEnabledFor(logging.DEBUG):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")

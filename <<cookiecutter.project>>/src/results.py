@@ -1,0 +1,194 @@
+"""Reads run folders back: history, config and meta as pandas, tables and plots. Needs no Keras.
+
+pandas and matplotlib are imported where they are used, so that the command line answers at once.
+"""
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+def load_history(run: str | Path) -> "pd.DataFrame":
+    """Return a run's `history.csv`, a row per epoch, indexed by epoch (from 0)."""
+    import pandas as pd
+
+    return pd.read_csv(Path(run) / "history.csv", index_col="epoch")
+
+
+def load_config(run: str | Path) -> dict[str, Any]:
+    """Return the config that a run was made with."""
+    return json.loads((Path(run) / "config.json").read_text())
+
+
+def load_meta(run: str | Path) -> dict[str, Any]:
+    """Return what `meta.json` says of a run: command, versions, commit, attempts, status."""
+    return json.loads((Path(run) / "meta.json").read_text())
+
+
+def load_position(run: str | Path) -> dict[str, Any]:
+    """Return epochs and steps done, as plain values, or an empty dictionary before the first commit.
+
+    Raises:
+        pickle.UnpicklingError: if `loop_state.pkl` holds anything but plain values; nothing in it is
+            executed.
+    """
+    path = Path(run) / "loop_state.pkl"
+    if not path.exists():
+        return {}
+    with open(path, "rb") as file:
+        state = _PlainUnpickler(file).load()
+    return {key: state[key] for key in ("epoch", "global_step", "best_epoch")}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds numbers, strings, lists and dictionaries; a pickle that asks for more is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(
+            f"loop_state.pkl names {module}.{name}; it should hold plain values alone"
+        )
+
+
+def draw_learning_curve(
+    run: Path, history: Sequence[Mapping[str, Any]], best_epoch: int | None
+) -> None:
+    """Draw `learning_curve.png`: loss and first metric, training and validation, best epoch marked.
+
+    Args:
+        run: the run folder, also the title.
+        history: a row per epoch.
+        best_epoch: from 0; None: no mark.
+    """
+    columns = [key for key in history[0] if key not in ("epoch", "step", "learning_rate")]
+    metrics = [key for key in columns if not key.startswith("val_")][:2]
+    if not metrics:
+        return
+    figure = new_figure(width=4.2 * len(metrics), height=3.2)
+    epochs = [row["epoch"] + 1 for row in history]
+    for index, metric in enumerate(metrics, start=1):
+        axes = figure.add_subplot(1, len(metrics), index)
+        # Told apart by line style as well as by colour, for print and for the colour-blind.
+        for key, style, label in (
+            (metric, {"color": "#0072B2", "linestyle": "-"}, "train"),
+            (f"val_{metric}", {"color": "#D55E00", "linestyle": "--"}, "validation"),
+        ):
+            if key not in columns:
+                continue
+            values = [row.get(key) for row in history]
+            axes.plot(epochs, values, label=label, linewidth=1.8, marker=".", **style)
+            if best_epoch is not None:
+                best = history[best_epoch].get(key)
+                axes.plot(best_epoch + 1, best, "o", markersize=8, fillstyle="none", **style)
+        if best_epoch is not None:
+            axes.axvline(
+                best_epoch + 1,
+                color="0.6",
+                linewidth=1,
+                zorder=0,
+                label=f"best epoch ({best_epoch + 1})",
+            )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(metric)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.suptitle(run.name, fontsize=11)
+    save_figure(figure, run / "learning_curve.png")
+
+
+def confusion_matrix(
+    labels: "np.ndarray", predictions: "np.ndarray", num_classes: int
+) -> "np.ndarray":
+    """Count how often each label (row) was predicted as each class (column).
+
+    Args:
+        labels: int array of shape (num_examples,), values in [0, num_classes).
+        predictions: the same for what the model says.
+        num_classes: rows and columns.
+
+    Returns:
+        int64 array of shape (num_classes, num_classes).
+    """
+    import numpy as np
+
+    matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(matrix, (labels.astype(np.int64), predictions.astype(np.int64)), 1)
+    return matrix
+
+
+def per_class_figures(matrix: "np.ndarray") -> "pd.DataFrame":
+    """Return precision, recall, F1 (each in [0, 1], 0 where undefined) and support of each label.
+
+    Args:
+        matrix: counts of labels (rows) against predictions (columns).
+    """
+    import pandas as pd
+
+    hits = matrix.diagonal()
+    support, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
+    return pd.DataFrame(
+        {
+            "precision": hits / predicted.clip(min=1),
+            "recall": hits / support.clip(min=1),
+            "f1": 2 * hits / (support + predicted).clip(min=1),
+            "support": support,
+        }
+    ).rename_axis("label")
+
+
+def draw_confusion_matrix(matrix: "np.ndarray", path: Path, title: str) -> None:
+    """Draw counts of labels (rows) against predictions (columns).
+
+    Args:
+        matrix: int array of shape (num_classes, num_classes).
+        path: a PNG file.
+        title: above the picture.
+    """
+    num_classes = len(matrix)
+    figure = new_figure(width=5.2, height=4.8)
+    axes = figure.add_subplot()
+    shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if num_classes <= 20:  # more would not be legible
+        for label in range(num_classes):
+            for prediction in range(num_classes):
+                count = matrix[label, prediction]
+                if count:
+                    dark = shares[label, prediction] > 0.5
+                    axes.text(
+                        prediction,
+                        label,
+                        str(count),
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="white" if dark else "black",
+                    )
+        axes.set_xticks(range(num_classes))
+        axes.set_yticks(range(num_classes))
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("label")
+    axes.set_title(title, fontsize=11)
+    figure.colorbar(image, ax=axes, label="share of the label", shrink=0.8)
+    save_figure(figure, path)
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure, in inches, that needs no display."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG of 150 dots per inch; whoever has the old one open never sees half of the new."""
+    temporary = path.with_name(f".{path.name}.partial")
+    figure.savefig(temporary, format="png", dpi=150)
+    temporary.replace(path)
