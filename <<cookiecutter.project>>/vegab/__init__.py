@@ -1,0 +1,34 @@
+"""A runner for research scripts: named configs, one command line, one folder that tells it all."""
+
+from vegab.capture import terminal
+from vegab.command_line import main, wrap, wrap_no_config_registry
+from vegab.config import ConfigRegistry, Key, UsageError, config_from_folder
+from vegab.names import resolve
+from vegab.plugins import (
+    AutomaticNamer,
+    MetaSaver,
+    TensorBoardLinker,
+    VegabPlugin,
+    kwargs_namer,
+    timestamp_namer,
+)
+from vegab.run_folder import read_run
+
+__all__ = [
+    "AutomaticNamer",
+    "ConfigRegistry",
+    "Key",
+    "MetaSaver",
+    "TensorBoardLinker",
+    "UsageError",
+    "VegabPlugin",
+    "config_from_folder",
+    "kwargs_namer",
+    "main",
+    "read_run",
+    "resolve",
+    "terminal",
+    "timestamp_namer",
+    "wrap",
+    "wrap_no_config_registry",
+]

@@ -1,0 +1,528 @@
+"""Turns a function into a program: `script CONFIG SAVE_PATH [--key=value ...]`.
+
+The order of this file is the order of events: the command line is read, the run folder is looked
+at, output is captured, the folder is opened, the function runs, and the end is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+import argh
+
+from vegab.capture import Capture
+from vegab.config import (
+    Config,
+    ConfigRegistry,
+    Override,
+    UsageError,
+    did_you_mean,
+    differences,
+    find_key,
+    flatten,
+    lookup,
+    read_override,
+    show_differences,
+)
+from vegab.plugins import VegabPlugin
+from vegab.run_folder import AlreadyFinished, RunFolder, outcome
+
+FINISHED, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 75
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+OPTIONS_WITH_VALUE = ("-b", "--base", "-l", "--log_level")
+OPTIONS = ("-h", "--help", "--dry_run", *OPTIONS_WITH_VALUE)
+FLAG = re.compile(r"--([^=]+)(?:=(.*))?", re.DOTALL)
+
+
+def wrap(
+    config_registry: ConfigRegistry,
+    func: Callable[..., Any],
+    plugins: Sequence[VegabPlugin] = (),
+    *,
+    prepare: Callable[[Config], Any] | None = None,
+    extendable: Iterable[str] = ("num_epochs", "num_steps"),
+    explained: tuple[type[BaseException], ...] = (OSError, FloatingPointError),
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Runs `func(config, save_path)` as a program and ends with `sys.exit`.
+
+    Args:
+        config_registry: the named configs; its root is the schema.
+        func: called as `func(config, save_path[, prepared][, **flags])`. Its further parameters
+            become flags; the first line of its docstring describes the program.
+        plugins: told of what happens, in this order.
+        prepare: `prepare(config)` runs before the run folder is touched, and its result is
+            given to `func` as a third argument. What it finds wrong (UsageError) is a refusal.
+        extendable: names of keys that may grow in a run that exists.
+        explained: exceptions whose message says it all: their traceback goes to stderr.txt only.
+        argv: the command line without the script, by default that of the process.
+    """
+
+    def program(arguments: list[str]) -> int:
+        flags = _flags_of(func, skip=2 if prepare is None else 3)
+        schema = _with_flags(config_registry.schema(), flags)
+        parser = _parser(
+            func,
+            "CONFIG SAVE_PATH [--key=value ...] [options]",
+            lambda: _help_on_configs(config_registry, flags),
+        )
+        add = parser.add_argument
+        add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
+        add("save_path", metavar="SAVE_PATH", help="folder of the run: a new one, or its own")
+        add("-b", "--base", metavar="FILE", action="append", default=[], help=_HELP_ON_BASE)
+        add("--dry_run", action="store_true", help=_HELP_ON_DRY_RUN)
+        args, overrides = _parse(parser, arguments, schema)
+        of_flags = [o for o in overrides if find_key(schema, o.key) in flags]
+        of_config = [o for o in overrides if o not in of_flags]
+        config = config_registry.resolve(args.config, args.base, of_config)
+        keywords = _read_flags(flags, of_flags)
+        args.overrides = {
+            key: lookup(config, key)
+            for key in (find_key(schema, override.key) for override in of_config)
+        }
+        if args.dry_run:
+            print(_as_yaml(config, differences(config_registry.resolve(args.config), config)))
+            return FINISHED
+        for plugin in plugins:
+            plugin.on_parsed_args(args)
+        folder = RunFolder(args.save_path, config, extendable)
+        return _run(func, config, folder, keywords, plugins, prepare, explained)
+
+    _exit(program, argv)
+
+
+main = wrap
+
+
+def wrap_no_config_registry(
+    func: Callable[..., Any],
+    plugins: Sequence[VegabPlugin] = (),
+    argv: Sequence[str] | None = None,
+    *,
+    explained: tuple[type[BaseException], ...] = (OSError, FloatingPointError),
+) -> NoReturn:
+    """Runs `func` as a program and ends with `sys.exit`.
+
+    Parameters without a default are positional, those with one are flags `--name=value` of its
+    type. If one of them is called `save_path`, it is a run folder as it is for `wrap`, and the
+    other arguments are its config.
+    """
+
+    def program(arguments: list[str]) -> int:
+        parameters = inspect.signature(func).parameters.values()
+        positionals = [p.name for p in parameters if p.default is p.empty and p.kind in _POSITIONAL]
+        flags = {k: v for k, v in _flags_of(func, 0).items() if k not in positionals}
+        usage = " ".join([*(name.upper() for name in positionals), "[options]"])
+        parser = _parser(func, usage, lambda: _help_on_flags(flags))
+        for name in positionals:
+            parser.add_argument(name, metavar=name.upper())
+        args, overrides = _parse(parser, arguments, _with_flags({}, flags))
+        args.overrides = keywords = _read_flags(flags, overrides)
+        for plugin in plugins:
+            plugin.on_parsed_args(args)
+        keywords = {**{name: getattr(args, name) for name in positionals}, **keywords}
+        if "save_path" not in keywords:
+            return _call_without_folder(func, keywords, explained)
+        if hasattr(args, "save_path"):
+            keywords["save_path"] = args.save_path
+        folder = RunFolder(str(keywords.pop("save_path")), keywords, ())
+
+        def with_save_path(config: Config, save_path: str) -> Any:
+            return func(**config, save_path=save_path)
+
+        return _run(with_save_path, keywords, folder, {}, plugins, None, explained)
+
+    _exit(program, argv)
+
+
+def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> NoReturn:
+    """Ends the process with what the program returns; a UsageError becomes its sentence."""
+    try:
+        code = program(list(sys.argv[1:] if argv is None else argv))
+    except UsageError as error:
+        _say(f"error: {_one_line(error)}")
+        code = WRONG_USAGE
+    except AlreadyFinished as finished:
+        print(finished)
+        code = FINISHED
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `script --help | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
+
+
+# ------------------------------------------------------------------------ reading the command line
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_HELP_ON_BASE = "a config file to lay under CONFIG; may be repeated"
+_HELP_ON_DRY_RUN = "print the resolved config, and what differs from CONFIG's own"
+_HELP_ON_LEVEL = f"what is logged: {', '.join(LEVELS)} (default: INFO)"
+
+
+class _Parser(argh.ArghParser):
+    """A parser whose mistakes are UsageErrors, and whose help ends with text made when needed."""
+
+    more_help: Callable[[], str] = str
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+    def format_help(self) -> str:
+        return super().format_help() + self.more_help()
+
+
+def _parser(func: Callable[..., Any], usage: str, more_help: Callable[[], str]) -> _Parser:
+    parser = _Parser(
+        prog=_script(),
+        usage=f"%(prog)s {usage}",
+        description=(inspect.getdoc(func) or "").split("\n", 1)[0],
+        formatter_class=argparse.HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-l", "--log_level", metavar="LEVEL", default="INFO", help=_HELP_ON_LEVEL)
+    parser.more_help = more_help
+    return parser
+
+
+def _parse(
+    parser: _Parser, arguments: list[str], schema: Config
+) -> tuple[argparse.Namespace, list[Override]]:
+    """The fixed arguments and, apart from them, the overrides in the order they were given."""
+    overrides: list[Override] = []
+    asks_for_help = {"-h", "--help"} & set(arguments)
+    fixed = ["--help"] if asks_for_help else _split(arguments, schema, overrides)
+    args = parser.parse_args(fixed)
+    args.argv = arguments
+    _set_up_logging(args.log_level)
+    return args, overrides
+
+
+def _split(arguments: list[str], schema: Config, overrides: list[Override]) -> list[str]:
+    """Moves overrides out of the arguments. argparse cannot: it takes no value such as `-1e-4`."""
+    fixed: list[str] = []
+    waiting = list(reversed(arguments))
+
+    def value_of(option: str) -> str:
+        if not waiting:
+            raise UsageError(f"{option} needs a value")
+        return waiting.pop()
+
+    while waiting:
+        argument = waiting.pop()
+        flag = FLAG.fullmatch(argument)
+        if argument == "--":
+            return [*fixed, argument, *reversed(waiting)]
+        if argument in ("-p", "-P"):
+            key = value_of(argument)
+            overrides.append(Override(key, value_of(f"{argument} {key}"), raw=argument == "-P"))
+        elif argument in OPTIONS_WITH_VALUE:
+            fixed += [argument, value_of(argument)]
+        elif not flag or argument.split("=")[0] in OPTIONS:
+            fixed.append(argument)
+        else:
+            name, value = flag[1], flag[2]
+            if value is None and _is_bool(schema, name):
+                value = waiting.pop() if waiting[-1:] in (["true"], ["false"]) else "true"
+            elif value is None and name.startswith("no_") and _is_bool(schema, name[3:]):
+                name, value = name[3:], "false"
+            elif value is None:
+                _known(schema, name)
+                value = value_of(argument)
+            overrides.append(Override(_known(schema, name), value))
+    return fixed
+
+
+def _known(schema: Config, name: str) -> str:
+    """The name itself. Raises UsageError if it stands for no key."""
+    try:
+        find_key(schema, name)
+    except UsageError:
+        options = [option[2:] for option in OPTIONS if option.startswith("--")]
+        if did_you_mean(name, options) and not did_you_mean(name, flatten(schema)):
+            raise UsageError(f"unknown key '{name}'{did_you_mean(name, options)}") from None
+        raise
+    return name
+
+
+def _is_bool(schema: Config, name: str) -> bool:
+    try:
+        return isinstance(lookup(schema, find_key(schema, name)), bool)
+    except (UsageError, KeyError):
+        return False
+
+
+def _set_up_logging(level: str) -> None:
+    """Messages go to stdout as they are; warnings and errors to stderr with their level."""
+    if level.upper() not in LEVELS:
+        raise UsageError(f"-l {level}: the level is one of {', '.join(LEVELS)}")
+    ordinary, serious = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    ordinary.addFilter(lambda record: record.levelno < logging.WARNING)
+    serious.setLevel(logging.WARNING)
+    serious.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(
+        level=level.upper(), format="%(message)s", handlers=[ordinary, serious], force=True
+    )
+
+
+# --------------------------------------------------------------- flags from a function's parameters
+
+_REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "(required)"})()
+
+
+def _flags_of(func: Callable[..., Any], skip: int) -> dict[str, Any]:
+    """Name -> default of the parameters after the first `skip`."""
+    parameters = list(inspect.signature(func).parameters.values())[skip:]
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {
+        p.name: _REQUIRED if p.default is p.empty else p.default
+        for p in parameters
+        if p.kind not in variable
+    }
+
+
+def _with_flags(schema: Config, flags: dict[str, Any]) -> Config:
+    """One schema for the config's keys and the function's flags. Raises ValueError on a clash."""
+    names = [option[2:] for option in OPTIONS if option.startswith("--")]
+    twice = (set(flags) & set(schema)) | ({*flags, *schema} & set(names))
+    if twice:
+        raise ValueError(f"the name '{sorted(twice)[0]}' is taken by another flag; rename the key")
+    return {**schema, **{k: None if v is _REQUIRED else v for k, v in flags.items()}}
+
+
+def _read_flags(flags: dict[str, Any], overrides: list[Override]) -> dict[str, Any]:
+    values = dict(flags)
+    for override in overrides:
+        values.update(read_override(_with_flags({}, flags), override))
+    missing = [name for name, value in values.items() if value is _REQUIRED]
+    if missing:
+        raise UsageError(f"--{missing[0]} is required (see --help)")
+    return values
+
+
+# -------------------------------------------------------------------------------- --help, --dry_run
+
+
+def _help_on_configs(registry: ConfigRegistry, flags: dict[str, Any]) -> str:
+    """The named configs, and every key of root with its default and its explanation."""
+    text = _table("configs", [(name, registry.summary(name)) for name in registry.names()])
+    root = registry.get_root_config()
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for key, default in flatten(root).items():
+        row = (f"--{key}={_short(default)}", registry.help_for(key))
+        sections.setdefault(key.rpartition(".")[0], []).append(row)
+    for section in sorted(sections, key=bool):  # keys of the first level first
+        explanation = registry.help_for(section)
+        title = section + (f": {explanation}" if explanation else "")
+        text += _table(title or "keys and their defaults", sections[section])
+    return text + _help_on_flags(flags) + _HELP_ON_VALUES
+
+
+def _help_on_flags(flags: dict[str, Any]) -> str:
+    rows = [(f"--{name}={_short(default)}", "") for name, default in flags.items()]
+    return _table("flags and their defaults", rows) if rows else ""
+
+
+_HELP_ON_VALUES = """
+A value is YAML: 1e-4, true, null, text, [1, 2], {a: 1}; @FILE reads it from a file. A key that is
+true or false may be written --key and --no_key, a nested one by its last name while no other key
+has that. -p KEY VALUE is the same for values of any look, -P KEY TEXT takes TEXT as it is.
+Of a key given twice, the last one counts.
+"""
+
+
+def _short(default: Any) -> str:
+    if default is _REQUIRED:
+        return "…"
+    return default if isinstance(default, str) else json.dumps(default, default=str)
+
+
+def _table(title: str, rows: list[tuple[str, str]]) -> str:
+    """Rows of two columns; a long left side has its explanation on the next line."""
+    width = min(shutil.get_terminal_size().columns, 100) - 2
+    left = min(max((len(name) for name, _ in rows), default=0), 28) + 4
+    lines = ["", f"{title}:"]
+    for name, explanation in rows:
+        wrapped = textwrap.wrap(explanation, max(width - left, 20)) or [""]
+        if len(name) + 4 > left and explanation:
+            lines.append(f"  {name}")
+        else:
+            lines.append(f"  {name:{left - 2}}{wrapped.pop(0)}".rstrip())
+        lines += [" " * left + line for line in wrapped]
+    return "\n".join(lines) + "\n"
+
+
+def _as_yaml(config: Config, changes: dict[str, tuple[Any, Any]], indent: str = "") -> str:
+    """A config as YAML with JSON for leaves, and a comment with what was changed."""
+    lines = []
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{name}:", _as_yaml(value, {}, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}")
+    if changes:
+        lines += ["# differs from the named config:"]
+        lines += [f"#   {show_differences({key: pair})}" for key, pair in changes.items()]
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------- the run itself
+
+
+def _run(
+    func: Callable[..., Any],
+    config: Config,
+    folder: RunFolder,
+    keywords: dict[str, Any],
+    plugins: Sequence[VegabPlugin],
+    prepare: Callable[[Config], Any] | None,
+    explained: tuple[type[BaseException], ...],
+) -> int:
+    """Calls the function in its run folder, from the first look at it to the last word."""
+    folder.check()
+    _signals(_interrupt)
+    capture = Capture()
+    arguments: list[Any] = [config, folder.path]
+    error: BaseException | None = None
+    try:
+        if prepare is not None:
+            try:
+                arguments.append(prepare(config))
+            except UsageError:
+                raise
+            except Exception as failure:  # what the user did not cause belongs to the run's story
+                error = failure
+        folder.open()
+        capture.move_to(folder.absolute)
+    except BaseException as refusal:
+        capture.stop()
+        folder.close()
+        if outcome(refusal) != "interrupted":
+            raise
+        _say("interrupted before the run folder was opened")
+        return INTERRUPTED
+    try:
+        for plugin in plugins:
+            plugin.on_before_call(config, folder.path)
+        if error is not None:
+            raise error
+        try:
+            func(*arguments, **keywords)
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise
+        for plugin in plugins:
+            plugin.on_after_call(config, folder.path)
+        error = None
+    except BaseException as failure:
+        error = failure
+    # From here on a second Ctrl-C would only spoil the record of the first.
+    _signals(signal.SIG_IGN)
+    unwritten = ""
+    if error is not None:
+        if outcome(error) == "failed":
+            unwritten = _write_traceback(error, capture, quiet=isinstance(error, explained))
+        for plugin in plugins:
+            try:
+                plugin.on_failure(config, folder.path, error)
+            except Exception as another:
+                unwritten += _write_traceback(another, capture, quiet=False)
+    _signals(signal.SIG_DFL)
+    capture.stop()
+    folder.close()
+    if unwritten:
+        sys.stderr.write(unwritten)
+    return _last_word(error, folder.path, explained, bool(unwritten))
+
+
+def _call_without_folder(
+    func: Callable[..., Any], keywords: dict[str, Any], explained: tuple[type[BaseException], ...]
+) -> int:
+    try:
+        func(**keywords)
+    except explained as error:
+        _say(f"failed: {_one_line(error)}")
+        return FAILED
+    return FINISHED
+
+
+def _signals(handler: Any) -> None:
+    """Sets what the signals that ask for an end do. nohup's choice to ignore one is respected."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if name in _ignored_at_start:
+            continue
+        if handler is _interrupt and name in (signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(name) == signal.SIG_IGN:
+                _ignored_at_start.add(name)
+                continue
+        signal.signal(name, handler)
+
+
+_ignored_at_start: set[int] = set()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _write_traceback(error: BaseException, capture: Capture, quiet: bool) -> str:
+    """Writes it to stderr.txt, and to the terminal unless quiet. Returns it if that failed."""
+    trace = error.__traceback__.tb_next if error.__traceback__ else None  # without our own frame
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    try:
+        with capture.only_in_files() if quiet else contextlib.nullcontext():
+            sys.stderr.flush()
+            os.write(2, text.encode(errors="replace"))
+    except OSError:
+        return text
+    return ""
+
+
+def _last_word(
+    error: BaseException | None,
+    path: str,
+    explained: tuple[type[BaseException], ...],
+    traceback_is_above: bool,
+) -> int:
+    """The one line that the terminal ends with, and the exit code."""
+    status = outcome(error)
+    if status == "finished":
+        return FINISHED
+    if status == "interrupted":
+        reason = f" by {error}" if isinstance(error, KeyboardInterrupt) and error.args else ""
+        _say(f"interrupted{reason}; the same command continues {path}")
+        return INTERRUPTED
+    what = _one_line(error)
+    if not isinstance(error, (*explained, UsageError)):
+        what = f"{type(error).__name__}: {what}"
+    where = "above" if traceback_is_above else f"in {os.path.join(path, 'stderr.txt')}"
+    _say(f"failed: {what} (traceback {where})")
+    return FAILED
+
+
+def _one_line(error: BaseException | None) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _script() -> str:
+    return os.path.basename(sys.argv[0]) or "script"
+
+
+def _say(sentence: str) -> None:
+    try:
+        print(f"{_script()}: {sentence}", file=sys.stderr, flush=True)
+    except (OSError, AttributeError, ValueError):  # the terminal is gone, or stderr was closed
+        pass

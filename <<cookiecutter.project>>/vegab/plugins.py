@@ -1,0 +1,188 @@
+"""What happens around a run: its record in the folder, names made for it, links to it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vegab import provenance
+from vegab.config import Config, show
+from vegab.run_folder import CONFIG, META, outcome, read_json, write_json
+
+
+class VegabPlugin:
+    """Is told of what happens. Each method does nothing until a subclass says what."""
+
+    def on_parsed_args(self, args: argparse.Namespace) -> None:
+        """The command line was read. `args.save_path` may be changed; `args.config` is the name
+        or path, `args.overrides` maps dotted keys to the values given."""
+
+    def on_before_call(self, config: Config, save_path: str) -> None:
+        """The folder is open and locked, the function comes next."""
+
+    def on_after_call(self, config: Config, save_path: str) -> None:
+        """The function returned."""
+
+    def on_failure(self, config: Config, save_path: str, error: BaseException) -> None:
+        """The function, or a plugin, raised. KeyboardInterrupt and SystemExit(75) are
+        interruptions. May come without `on_before_call`."""
+
+
+class MetaSaver(VegabPlugin):
+    """Keeps config.json, meta.json, the script and the source in the run folder.
+
+    `position(save_path)` says where the run stands, as {"epoch": 3, "global_step": 120}; every
+    attempt notes it at its start (`from`) and end (`to`).
+    """
+
+    def __init__(self, position: Callable[[str], dict[str, Any]] | None = None) -> None:
+        self.position = position
+        self._folder: Path | None = None
+
+    def on_before_call(self, config: Config, save_path: str) -> None:
+        self._folder = folder = Path(save_path).absolute()
+        meta = read_json(folder / META) or {}
+        attempts = meta.get("attempts", [])
+        position = self._position()
+        if attempts and "end" not in attempts[-1]:  # it died without a word
+            attempts[-1].update(end=None, exit_status="killed", to=position)
+        tracked, untracked = provenance.source_files()
+        git, patch = provenance.describe_git(untracked)
+        command, machine = provenance.describe_command(), provenance.describe_machine()
+        attempts.append(
+            {
+                "start": _now(),
+                "pid": os.getpid(),
+                "host": machine["host"],
+                "command": command["line"],
+                "git_commit": git and git["commit"],
+                "from": position,
+            }
+        )
+        self._meta = {
+            "status": "running",
+            "command": command,
+            **provenance.describe_software(),
+            **machine,
+            "git": git,
+            "seeds": provenance.seeds_of(config),
+            "files_too_large_to_copy": meta.get("files_too_large_to_copy", []),
+            "attempts": attempts,
+        }
+        write_json(folder / CONFIG, config)
+        write_json(folder / META, self._meta)
+        self._copy_script(folder)
+        self._copy_source(sorted({*tracked, *untracked}), patch, folder)
+        write_json(folder / META, self._meta)
+
+    def on_after_call(self, config: Config, save_path: str) -> None:
+        self._close(None)
+
+    def on_failure(self, config: Config, save_path: str, error: BaseException) -> None:
+        self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
+        if self._folder is None:
+            return
+        status = outcome(error)
+        attempt = self._meta["attempts"][-1]
+        attempt.update(end=_now(), exit_status=status, to=self._position())
+        if status == "failed":
+            attempt["error"] = f"{type(error).__name__}: {error}"
+        self._meta["status"] = status
+        write_json(self._folder / META, self._meta)
+
+    def _position(self) -> dict[str, Any] | None:
+        try:
+            return self.position(str(self._folder)) if self.position else None
+        except Exception:  # the record of a run must not stop it
+            return None
+
+    def _copy_script(self, folder: Path) -> None:
+        script = Path(sys.argv[0])
+        if script.suffix == ".py" and script.is_file():
+            shutil.copyfile(script, folder / script.name)
+
+    def _copy_source(self, files: list[str], patch: bytes, folder: Path) -> None:
+        """Into code/; what a later attempt ran, if it is something else, into code_attempt_N/."""
+        attempts = self._meta["attempts"]
+        copies = {a["code"]["sha256"]: a["code"]["folder"] for a in attempts if "code" in a}
+        sha256 = provenance.digest_of(files)
+        if sha256 not in copies:
+            copies[sha256] = f"code_attempt_{len(attempts)}" if copies else "code"
+            too_large = provenance.copy_source(files, patch, folder / copies[sha256])
+            self._meta["files_too_large_to_copy"] = too_large
+        attempts[-1]["code"] = {"folder": copies[sha256], "sha256": sha256}
+
+
+class AutomaticNamer(VegabPlugin):
+    """Names runs by a function of the command line: SAVE_PATH/NAME, or with `as_prefix`
+    NAME_ in front of SAVE_PATH's last part."""
+
+    def __init__(self, namer: Callable[[argparse.Namespace], str], as_prefix: bool = False) -> None:
+        self.namer = namer
+        self.as_prefix = as_prefix
+
+    def on_parsed_args(self, args: argparse.Namespace) -> None:
+        name = self.namer(args)
+        if self.as_prefix:
+            parent, last = os.path.split(os.path.normpath(args.save_path))
+            args.save_path = os.path.join(parent, f"{name}_{last}")
+        else:
+            args.save_path = os.path.join(args.save_path, name)
+
+
+def timestamp_namer(args: argparse.Namespace) -> str:
+    """The local time, as 2026-05-01_12-00-00."""
+    return time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def kwargs_namer(args: argparse.Namespace) -> str:
+    """The overrides, sorted, as n_filters=10_seed=1; without any, the name of the config."""
+    given = getattr(args, "overrides", {})
+    name = "_".join(f"{key}={show(given[key])}" for key in sorted(given))
+    name = name or Path(getattr(args, "config", "root")).stem
+    # Safe in file names and shells; cut below the limit of 255 bytes.
+    return re.sub(r"[^\w.,=+-]+", "-", name)[:120].strip("-") or "root"
+
+
+class TensorBoardLinker(VegabPlugin):
+    """Makes `folder/<run name>` a link to the run's tb/, so that TensorBoard shows chosen runs."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def on_before_call(self, config: Config, save_path: str) -> None:
+        target = Path(save_path).absolute() / "tb"
+        target.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        parts = Path(save_path).absolute().parts[1:]
+        for n in range(1, len(parts) + 1):  # a name that another run has is made longer
+            link = self.folder / "_".join(parts[-n:])
+            if link.is_symlink() and link.resolve() == target.resolve():
+                return
+            if not os.path.lexists(link):
+                link.symlink_to(os.path.relpath(target, self.folder.resolve()))
+                return
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+__all__ = [
+    "AutomaticNamer",
+    "MetaSaver",
+    "TensorBoardLinker",
+    "VegabPlugin",
+    "kwargs_namer",
+    "timestamp_namer",
+]

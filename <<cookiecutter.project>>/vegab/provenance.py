@@ -1,0 +1,269 @@
+"""What a run has to remember of where it came from: the source, git, the packages, the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vegab.config import Config, flatten
+from vegab.run_folder import LOCK
+
+LARGEST_COPIED_FILE = 1_000_000  # bytes; larger ones are named in meta.json, not copied
+LARGEST_DIFF_IN_META = 1_000_000  # characters; code/uncommitted.diff has all of it
+NOT_SOURCE = {"__pycache__", "node_modules", "results", "data"}
+# The only environment variables recorded: others may hold secrets.
+ENVIRONMENT = re.compile(r"CUDA_VISIBLE_DEVICES|TF_\w+|XLA_FLAGS|OMP_NUM_THREADS|SLURM_JOB_ID")
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def run_quietly(*command: str, folder: Path = PROJECT) -> bytes | None:
+    """What a command prints, or None if it failed. It gets no input, and 20 seconds."""
+    environment = {
+        **os.environ,
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_LITERAL_PATHSPECS": "1",
+        "LC_ALL": "C",
+    }
+    try:
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=20,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# ------------------------------------------------------------------------------------------ source
+
+
+def git(*arguments: str) -> bytes | None:
+    """What a git command prints in the project's folder, or None."""
+    return run_quietly("git", "-c", "core.fsmonitor=false", *arguments)
+
+
+def git_words(*arguments: str) -> str | None:
+    """The same as one line of text."""
+    answer = git(*arguments)
+    return None if answer is None else answer.decode(errors="replace").strip()
+
+
+def source_files() -> tuple[list[str], list[str]]:
+    """The project's source as (tracked, untracked) sorted relative paths, what git ignores left out.
+
+    Without git all that looks like source counts as untracked. Run folders are never source.
+    """
+    tracked = _listed("--cached")
+    if not tracked:  # no git, no commit, or the whole project is ignored by a repository around it
+        untracked = _listed("--others", "--exclude-standard") or list(_walk(PROJECT))
+    else:
+        untracked = _listed("--others", "--exclude-standard")
+    runs: dict[Path, bool] = {}
+
+    def is_in_a_run(folder: Path) -> bool:
+        if folder not in runs:
+            runs[folder] = folder != PROJECT and (
+                (folder / LOCK).exists() or is_in_a_run(folder.parent)
+            )
+        return runs[folder]
+
+    def kept(names: list[str]) -> list[str]:
+        paths = [(name, PROJECT / name) for name in sorted(set(names))]
+        return [
+            n for n, p in paths if (p.is_file() or p.is_symlink()) and not is_in_a_run(p.parent)
+        ]
+
+    return kept(tracked), kept(untracked)
+
+
+def _listed(*which: str) -> list[str]:
+    listing = git("ls-files", "-z", *which)
+    return [os.fsdecode(name) for name in (listing or b"").split(b"\0") if name]
+
+
+def _walk(root: Path) -> Iterator[str]:
+    for folder, names, files in os.walk(root):
+        here = Path(folder)
+        names[:] = [
+            name
+            for name in names
+            if not name.startswith(".")
+            and (name not in NOT_SOURCE or (name == "data" and here == root))
+            and not (here / name / "pyvenv.cfg").exists()
+        ]
+        if here == root / "data":  # the bundled sample is part of the source, other data is not
+            names[:], files = [name for name in names if name == "digits"], []
+        yield from (str((here / name).relative_to(root)) for name in files)
+
+
+def describe_git(untracked: list[str]) -> tuple[dict[str, Any] | None, bytes]:
+    """What meta.json says of git (None without a repository), and the uncommitted part as a patch.
+
+    `git apply` takes the patch; new source files are in it.
+    """
+    if git("rev-parse", "--git-dir") is None:
+        return None, b""
+    commit = git_words("rev-parse", "--verify", "--quiet", "HEAD")
+    patch = b""
+    if commit:
+        patch = git(
+            "diff", "HEAD", "--relative", "--binary", "--no-color", "--no-ext-diff",
+            "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/",
+        ) or b""  # fmt: skip
+    patch += b"".join(_as_added(name) for name in untracked)
+    text = patch.decode(errors="replace")
+    if len(text) > LARGEST_DIFF_IN_META:
+        text = f"({len(text)} characters: see uncommitted.diff in the copied code)"
+    description = {
+        "commit": commit or None,
+        "branch": git_words("symbolic-ref", "--quiet", "--short", "HEAD") or None,
+        "dirty": bool(patch),
+        "diff": text,
+    }
+    return description, patch
+
+
+def _as_added(name: str) -> bytes:
+    """A new text file as git would show it; of a binary or large one, its name."""
+    path, shown = PROJECT / name, os.fsencode(name)
+    content = b"\0"
+    with contextlib.suppress(OSError):
+        if not path.is_symlink() and path.stat().st_size <= LARGEST_COPIED_FILE:
+            content = path.read_bytes()
+    mode = b"100755" if os.access(path, os.X_OK) else b"100644"
+    head = b"diff --git a/%b b/%b\nnew file mode %b\n" % (shown, shown, mode)
+    if b"\0" in content:
+        return b"# not shown, binary or large: %b\n" % shown
+    if not content:
+        return head
+    lines = content.splitlines(keepends=True) if b"\r" not in content else content.split(b"\n")
+    if b"\r" in content:
+        lines = [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+    end = b"" if content.endswith(b"\n") else b"\n\\ No newline at end of file\n"
+    tab = b"\t" if b" " in shown else b""
+    where = b"--- /dev/null\n+++ b/%b%b\n@@ -0,0 +1,%d @@\n" % (shown, tab, len(lines))
+    return head + where + b"".join(b"+" + line for line in lines) + end
+
+
+def copy_source(files: list[str], patch: bytes, destination: Path) -> list[str]:
+    """Copies the source into a new folder; returns what was too large to copy."""
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    too_large = []
+    for name in files:
+        source, target = PROJECT / name, partial / name
+        if not source.is_symlink() and source.stat().st_size > LARGEST_COPIED_FILE:
+            too_large.append(name)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target, follow_symlinks=False)
+    partial.mkdir(parents=True, exist_ok=True)
+    if patch:
+        (partial / "uncommitted.diff").write_bytes(patch)
+    if destination.exists():
+        shutil.rmtree(destination)
+    partial.rename(destination)
+    return too_large
+
+
+def digest_of(files: list[str]) -> str:
+    """One SHA-256 over names and content, to see whether the source changed between attempts."""
+    total = hashlib.sha256()
+    for name in files:
+        path = PROJECT / name
+        total.update(os.fsencode(name) + b"\0")
+        if path.is_symlink():
+            total.update(os.fsencode(os.readlink(path)))
+        elif path.stat().st_size <= LARGEST_COPIED_FILE:
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+        else:
+            total.update(str(path.stat().st_size).encode())
+    return total.hexdigest()
+
+
+# ----------------------------------------------------------------------------- command and machine
+
+
+def describe_command(arguments: list[str] | None = None) -> dict[str, Any]:
+    """The command as a list and as a line to paste, and where in the project it was typed."""
+    words = ["python", *sys.orig_argv[1:]]
+    return {
+        "argv": words,
+        "line": shlex.join(words),
+        "folder": os.path.relpath(os.getcwd(), PROJECT),
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """Host, processor, memory and graphics cards."""
+    memory = None
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable_cores": _usable_cores()},
+        "memory_bytes": memory,
+        "gpus": _gpus(),
+    }
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    brand = run_quietly("sysctl", "-n", "machdep.cpu.brand_string") if _on_mac() else None
+    return brand.decode().strip() if brand else platform.processor() or platform.machine()
+
+
+def _on_mac() -> bool:
+    return sys.platform == "darwin"
+
+
+def _usable_cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _gpus() -> list[str]:
+    if not shutil.which("nvidia-smi"):
+        return []
+    fields = "--query-gpu=name,memory.total,driver_version"
+    answer = run_quietly("nvidia-smi", fields, "--format=csv,noheader")
+    return [line.strip() for line in (answer or b"").decode().splitlines() if line.strip()]
+
+
+def describe_software() -> dict[str, Any]:
+    """Python, every installed package with its version, and the variables that change results."""
+    packages = {}
+    for distribution in metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name:
+            packages.setdefault(name, distribution.version)
+    return {
+        "python": platform.python_version(),
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if ENVIRONMENT.fullmatch(k)},
+    }
+
+
+def seeds_of(config: Config) -> dict[str, Any]:
+    """Every value whose key is `seed` or ends with it."""
+    return {key: value for key, value in flatten(config).items() if key.endswith("seed")}

@@ -1,0 +1,235 @@
+"""The run folder: who may open it, the lock that dies with its process, and how it is read back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from vegab.config import Config, UsageError, differences, show_differences
+
+LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"
+SIGNS_OF_A_RUN = (LOCK, CONFIG, META)
+
+# Folders that this process has locked. A record lock is lost as soon as its process closes *any*
+# descriptor of the file, so nothing in this process may open the lock file of a folder in here.
+_locked_here: set[str] = set()
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Replaces a file in one step: after a crash it has the old content or the new one."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes a JSON file atomically."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """A JSON file's content, or None if it is not there. Raises UsageError if it is broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+
+
+def outcome(error: BaseException | None) -> str:
+    """How a call ended: finished, interrupted or failed. 75 is the exit code of an interruption."""
+    if error is None:
+        return "finished"
+    interrupted = isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and error.code == 75
+    )
+    return "interrupted" if interrupted else "failed"
+
+
+class AlreadyFinished(Exception):
+    """The same command ran to its end in this folder before."""
+
+
+class RunFolder:
+    """The folder of one run, for the one process that may write to it.
+
+    `check` looks and touches nothing; `open` makes the folder and takes the lock; `close` gives it
+    back. `path` is as it was typed, `absolute` stays right when the function changes directory.
+    """
+
+    def __init__(self, save_path: str, config: Config | None, extendable: Iterable[str]) -> None:
+        if not save_path.strip():
+            raise UsageError("SAVE_PATH is empty; give the folder of the run, as results/run")
+        self.path = os.path.normpath(save_path)
+        self.absolute = os.path.abspath(save_path)
+        self.config = config
+        self.extendable = tuple(extendable)
+        self._lock: int | None = None
+
+    def check(self) -> None:
+        """Raises UsageError if the folder cannot be this run's, AlreadyFinished if it is done."""
+        try:
+            exists = os.path.lexists(self.absolute)
+            if exists and not os.path.isdir(self.absolute):
+                raise UsageError(f"{self.path} is not a folder; choose another SAVE_PATH")
+            if exists and not any(os.path.lexists(self._file(name)) for name in SIGNS_OF_A_RUN):
+                if os.listdir(self.absolute):
+                    raise UsageError(
+                        f"{self.path} holds files but no run; choose a new or an empty folder"
+                    )
+            self._check_writable()
+        except OSError as error:
+            raise UsageError(f"{self.path}: {error.strerror}; choose another SAVE_PATH") from None
+        owner = living_owner(self.absolute)
+        if owner:
+            raise UsageError(
+                f"{self.path} is in use by process {owner['pid']} on {owner['host']}; "
+                "wait for it, stop it, or choose another SAVE_PATH"
+            )
+        self._check_config()
+
+    def open(self) -> None:
+        """Makes the folder and takes the lock. Raises UsageError if another process was faster."""
+        try:
+            os.makedirs(self.absolute, exist_ok=True)
+            lock = os.open(self._file(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UsageError(f"{self.path}: {error.strerror}; choose another SAVE_PATH") from None
+        try:
+            self._take(lock)
+            self._check_config()
+        except BaseException:
+            os.close(lock)
+            raise
+        self._lock = lock
+        _locked_here.add(os.path.realpath(self.absolute))
+        content = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n"
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, content.encode(), 0)
+
+    def close(self) -> None:
+        """Gives the lock back. The file stays: who removes a lock file takes it from another."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+            _locked_here.discard(os.path.realpath(self.absolute))
+
+    def _take(self, lock: int) -> None:
+        # A process that only looks whether the folder is in use holds the lock for a moment.
+        for wait in (0.05, 0.1, 0.2, None):
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise UsageError(
+                        f"{self.path}: this file system has no file locks ({error.strerror}); "
+                        "choose a SAVE_PATH on another one"
+                    ) from None
+                if wait is None:
+                    raise UsageError(
+                        f"{self.path} is in use by another process that was faster"
+                    ) from None
+                time.sleep(wait)
+
+    def _file(self, name: str) -> str:
+        return os.path.join(self.absolute, name)
+
+    def _check_writable(self) -> None:
+        place = self.absolute
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        if not os.path.isdir(place):
+            raise UsageError(f"{self.path}: {place} is not a folder; choose another SAVE_PATH")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UsageError(f"{self.path}: {place} cannot be written; choose another SAVE_PATH")
+
+    def _check_config(self) -> None:
+        if self.config is None:
+            return
+        before = read_json(self._file(CONFIG))
+        if not isinstance(before, dict):
+            return
+        changes = differences(before, self.config)
+        refused = {k: pair for k, pair in changes.items() if not self._extends(k, *pair)}
+        if refused:
+            raise UsageError(
+                f"{self.path} holds a run with another config ({show_differences(refused)}); "
+                "choose another SAVE_PATH"
+            )
+        meta = read_json(self._file(META)) or {}
+        if meta.get("status") == "finished" and not changes:
+            raise AlreadyFinished(self._finished_sentence(meta))
+
+    def _extends(self, key: str, old: Any, new: Any) -> bool:
+        numbers = all(type(value) in (int, float) for value in (old, new))
+        return key.rpartition(".")[2] in self.extendable and numbers and new > old
+
+    def _finished_sentence(self, meta: dict[str, Any]) -> str:
+        position = (meta.get("attempts") or [{}])[-1].get("to") or {}
+        reached = ", ".join(f"{name} {value}" for name, value in position.items())
+        growing = [k for k in self.config or {} if k in self.extendable]
+        sentence = f"{self.path} is already finished" + (f" ({reached})." if reached else ".")
+        return sentence + (f" A larger --{growing[0]} continues it." if growing else "")
+
+
+def living_owner(path: str | Path) -> dict[str, Any] | None:
+    """Who holds the lock of a run folder, as {"host", "pid"}; None if nobody does. Touches nothing."""
+    path = Path(path)
+    if os.path.realpath(path) in _locked_here:
+        return {"host": socket.gethostname(), "pid": os.getpid()}
+    try:
+        lock = os.open(path / LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return None
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            owner = json.loads(os.read(lock, 4096))
+            return {"host": owner["host"], "pid": owner["pid"]}
+        return {"host": "an unknown host", "pid": "(unknown)"}
+    finally:
+        os.close(lock)
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """A run folder as `{"config": …, "meta": …, "state": …}`.
+
+    The state is one of running, finished, interrupted, failed, died (it was running, and its
+    process is no more) and new (nothing ran here). Raises UsageError if a file is broken.
+    """
+    path = Path(path)
+    config, meta = read_json(path / CONFIG), read_json(path / META)
+    state = (meta or {}).get("status", "new")
+    if living_owner(path):
+        state = "running"
+    elif state == "running":
+        state = "died"
+    return {"config": config or {}, "meta": meta or {}, "state": state}
