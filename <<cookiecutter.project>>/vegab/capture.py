@@ -1,24 +1,345 @@
-"""Everything that a process writes, in two files. (Step one: no echo while it runs.)"""
+"""Everything that a process writes, at the level of file descriptors, in two files.
+
+The descriptors 1 and 2 point straight at the files: what was written before a SIGKILL is there, and
+so is what C++ and child processes wrote. A small follower process, forked before anything heavy is
+imported, reads the files as they grow and repeats them on the real terminal. A terminal that is
+gone or blocked therefore never harms the run.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import json
+import os
+import re
+import select
+import signal
+import socket
 import sys
-from typing import TextIO
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from vegab.run_folder import write_atomically
+
+FILES = ("stdout.txt", "stderr.txt")
+ATTEMPT = re.compile(rb"^--- attempt \d+, ", re.MULTILINE)
+CONTROLS = re.compile("(\r|\n|\b|\x1b\\[A)")
+POLL = 0.05  # seconds between two looks at the files
+LONGEST_MESSAGE = 2000  # bytes; what one datagram holds on every system
+
+_active: Capture | None = None
 
 
 def terminal() -> TextIO | None:
-    """A stream for a progress bar on the real terminal, or None where there is none."""
-    return None
+    """A stream for a progress bar on the real terminal, or None where there is none.
+
+    For `tqdm(file=vegab.terminal(), dynamic_ncols=True)`: the bar stays below what is printed, and
+    leaves nothing in stderr.txt.
+    """
+    if _active is None or not _active.has_terminal:
+        return None
+    return cast(TextIO, _Terminal(_active))
 
 
 class Capture:
-    def move_to(self, folder: str) -> None: ...
+    """Captures from the moment it is made: into temporary files until `move_to` names a folder."""
+
+    def __init__(self) -> None:
+        global _active
+        _open_closed_descriptors()
+        self.real = [os.dup(1), os.dup(2)]
+        self.has_terminal = os.isatty(self.real[1]) and os.environ.get("TERM") != "dumb"
+        self._temporary = [tempfile.TemporaryFile(buffering=0) for _ in FILES]  # noqa: SIM115
+        self._folder: Path | None = None
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        _flush()
+        parent = os.getpid()
+        with warnings.catch_warnings():  # threads are no harm: the follower needs none of theirs
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._follower = os.fork()
+        if self._follower == 0:
+            self._control.close()
+            try:
+                _Follower(theirs, self.real, [f.fileno() for f in self._temporary], parent).run()
+            finally:
+                os._exit(0)
+        theirs.close()
+        self._point_at([f.fileno() for f in self._temporary])
+        if sys.stdout is None:
+            sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+        if sys.stderr is None:
+            sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(line_buffering=True)
+        _active = self
+
+    def move_to(self, folder: str) -> None:
+        """From now on into the folder's stdout.txt and stderr.txt, after a line for this attempt;
+        what waited in the temporary files comes first."""
+        self._folder = Path(folder)
+        for name in FILES:
+            collapse_file(self._folder / name)
+        attempt = _attempts_in(self._folder / FILES[0]) + 1
+        head = f"--- attempt {attempt}, {datetime.now(UTC).isoformat(timespec='seconds')} ---\n"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        files = [os.open(self._folder / name, flags, 0o666) for name in FILES]
+        _flush()
+        waited = [os.fstat(f.fileno()).st_size for f in self._temporary]
+        for file, temporary, size in zip(files, self._temporary, waited, strict=True):
+            _write(file, head.encode() + os.pread(temporary.fileno(), size, 0))
+        echoed = [os.fstat(file).st_size for file in files]
+        self._point_at(files)
+        for file, temporary, size in zip(files, self._temporary, waited, strict=True):
+            _write(file, os.pread(temporary.fileno(), 1 << 30, size))  # came in between
+            os.close(file)
+        names = [str(self._folder / name) for name in FILES]
+        self.tell({"switch": [list(item) for item in zip(names, echoed, waited, strict=True)]})
 
     @contextlib.contextmanager
-    def only_in_files(self):
-        yield
+    def only_in_files(self) -> Iterator[None]:
+        """What is written to stderr in this block is not repeated on the terminal."""
+        _flush()
+        self.tell({"hold": True})
+        self._control.settimeout(2)  # a blocked terminal must not block the run
+        with contextlib.suppress(OSError):
+            self._control.recv(16)
+        try:
+            yield
+        finally:
+            self.tell({"skip": True})
 
     def stop(self) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        """Points 1 and 2 at the terminal again, waits until it has everything, tidies the files."""
+        global _active
+        _active = None
+        self._point_at(self.real)
+        if self._folder:
+            for name in FILES:
+                with contextlib.suppress(OSError):  # a full disk: the file stays as it is
+                    collapse_file(self._folder / name)
+        self.tell({"end": True})
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._follower, 0)
+        self._control.close()
+        for number in self.real:
+            os.close(number)
+
+    def tell(self, message: dict[str, Any], patient: bool = True) -> None:
+        """Sends a message to the follower; one that cannot wait is dropped while it is busy."""
+        flags = 0 if patient else socket.MSG_DONTWAIT
+        self._control.settimeout(None)
+        for _ in range(100):
+            try:
+                self._control.send(json.dumps(message).encode(), flags)
+                return
+            except OSError as error:
+                if not patient or isinstance(error, ConnectionError):
+                    return  # without a follower nothing is repeated; the files have it all
+                time.sleep(POLL)
+
+    @staticmethod
+    def _point_at(targets: list[int]) -> None:
+        with contextlib.suppress(OSError):  # a full disk, a broken pipe
+            _flush()
+        for number, target in enumerate(targets, start=1):
+            os.dup2(target, number)
+
+
+def _open_closed_descriptors() -> None:
+    """A process may be started with 0, 1 or 2 closed; the next file opened would then be stdout."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _write(file: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def _attempts_in(path: Path) -> int:
+    return len(ATTEMPT.findall(path.read_bytes())) if path.exists() else 0
+
+
+# --------------------------------------------------------------------------------- overwritten text
+
+
+def collapse(text: str) -> str:
+    """What a terminal would show: text overwritten after a carriage return, a backspace or a move
+    up is replaced. A progress bar leaves its last state."""
+    lines, row, column = [""], 0, 0
+    for part in CONTROLS.split(text):
+        if part == "\n":
+            row, column = row + 1, 0
+            if row == len(lines):
+                lines.append("")
+        elif part == "\r":
+            column = 0
+        elif part == "\b":
+            column = max(column - 1, 0)
+        elif part == "\x1b[A":
+            row = max(row - 1, 0)
+        elif part:
+            line = lines[row].ljust(column)
+            lines[row] = line[:column] + part + line[column + len(part) :]
+            column += len(part)
+    return "\n".join(lines)
+
+
+def collapse_file(path: Path) -> None:
+    """The same for a file, atomically, from the first line that has something overwritten."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    first = re.search(rb"\r(?!\n)|\x08|\x1b\[A", data)
+    if first:
+        start = data.rfind(b"\n", 0, first.start()) + 1
+        tail = collapse(data[start:].decode("utf-8", "surrogateescape"))
+        tidy = re.sub(r"[ \t]+$", "", tail, flags=re.MULTILINE)
+        write_atomically(path, data[:start] + tidy.encode("utf-8", "surrogateescape"))
+
+
+# ------------------------------------------------------------------------------------ the follower
+
+
+class _Terminal(io.TextIOBase):
+    """The stream that `terminal` returns: its text goes to the follower, which draws it."""
+
+    encoding = "utf-8"
+
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+
+    def write(self, text: str) -> int:
+        if _active is self._capture:
+            for start in range(0, len(text), LONGEST_MESSAGE // 6):  # JSON writes é as six bytes
+                piece = text[start : start + LONGEST_MESSAGE // 6]
+                self._capture.tell({"bar": piece}, patient=False)
+        return len(text)
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        """The terminal's own descriptor: to ask for its width, not to write."""
+        return self._capture.real[1]
+
+
+class _Follower:
+    """Runs in a process of its own until it is told to end, or until the other one is gone."""
+
+    def __init__(
+        self, control: socket.socket, real: list[int], files: list[int], parent: int
+    ) -> None:
+        self.control = control
+        self.real = real
+        self.files = files
+        self.parent = parent
+        self.offsets = [0, 0]
+        self.held = False
+        self.bar = ""
+        self.at_line_start = True
+
+    def run(self) -> None:
+        os.setsid()  # Ctrl-C and a closed terminal are meant for the run
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(name, signal.SIG_IGN)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        self.control.setblocking(False)
+        ends = False
+        while not ends:
+            select.select([self.control], [], [], POLL)
+            ends = os.getppid() != self.parent
+            message: dict[str, Any] | None
+            while message := self.receive():
+                ends = self.obey(message) or ends
+            self.echo()
+        if self.bar.strip():
+            self.show("\n")
+
+    def receive(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.control.recv(1 << 16) or b"null")
+        except OSError:
+            return None
+
+    def obey(self, message: dict[str, Any]) -> bool:
+        """Does what the run asks for; True if that is to end."""
+        if "switch" in message:
+            self.echo([limit for _, _, limit in message["switch"]])
+            self.files = [os.open(path, os.O_RDONLY) for path, _, _ in message["switch"]]
+            self.offsets = [offset for _, offset, _ in message["switch"]]
+        elif "hold" in message:
+            self.echo()
+            self.held = True
+            with contextlib.suppress(OSError):
+                self.control.send(b"held")
+        elif "skip" in message:
+            self.offsets[1] = os.fstat(self.files[1]).st_size
+            self.held = False
+        elif "bar" in message:
+            self.draw(message["bar"])
+        return "end" in message
+
+    def echo(self, limits: list[int] | None = None) -> None:
+        """Repeats what is new in both files, up to the limits if there are any."""
+        for i, file in enumerate(self.files):
+            if i == 1 and self.held:
+                continue
+            while True:
+                most = 1 << 16 if limits is None else min(1 << 16, limits[i] - self.offsets[i])
+                data = os.pread(file, most, self.offsets[i]) if most > 0 else b""
+                if not data:
+                    break
+                self.offsets[i] += len(data)
+                self.print(i, data)
+
+    def print(self, i: int, data: bytes) -> None:
+        """Writes to the real stdout or stderr; a bar is taken away before and put back after."""
+        if self.bar and self.at_line_start:
+            self.show("\r\x1b[K")
+        self.send(i, data)
+        if self.real[i] != -1 and os.isatty(self.real[i]):
+            self.at_line_start = data.endswith(b"\n")
+        if self.bar and self.at_line_start:
+            self.show(self.bar)
+
+    def draw(self, text: str) -> None:
+        """Adds text to the bar's line; lines that it completes stay above it."""
+        *complete, bar = collapse(self.bar + text if self.bar else text).split("\n")
+        if self.at_line_start:
+            above = "".join(f"{line.rstrip()}\n" for line in complete)
+            self.show(f"\r\x1b[K{above}{bar.rstrip()}")
+        self.bar = bar.rstrip()
+
+    def show(self, text: str) -> None:
+        self.send(1, text.encode())
+
+    def send(self, i: int, data: bytes) -> None:
+        try:
+            if self.real[i] != -1:
+                _write(self.real[i], data)
+        except OSError:  # the terminal was closed, or `| head` has enough
+            self.real[i] = -1

@@ -379,7 +379,7 @@ def _as_yaml(config: Config, changes: dict[str, tuple[Any, Any]], indent: str = 
     return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------- the run itself
+# --------------------------------------------------------------------------------- the run itself
 
 
 def _run(
@@ -462,16 +462,13 @@ def _call_without_folder(
 def _signals(handler: Any) -> None:
     """Sets what the signals that ask for an end do. nohup's choice to ignore one is respected."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        if name in _ignored_at_start:
-            continue
-        if handler is _interrupt and name in (signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(name) == signal.SIG_IGN:
-                _ignored_at_start.add(name)
-                continue
-        signal.signal(name, handler)
+        if name not in _IGNORED_AT_START:
+            signal.signal(name, handler)
 
 
-_ignored_at_start: set[int] = set()
+_IGNORED_AT_START = [
+    name for name in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(name) == signal.SIG_IGN
+]
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -522,7 +519,6 @@ def _script() -> str:
 
 
 def _say(sentence: str) -> None:
-    try:
+    # The terminal may be gone by now, or stderr closed from the start.
+    with contextlib.suppress(OSError, AttributeError, ValueError):
         print(f"{_script()}: {sentence}", file=sys.stderr, flush=True)
-    except (OSError, AttributeError, ValueError):  # the terminal is gone, or stderr was closed
-        pass

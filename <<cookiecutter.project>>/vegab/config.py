@@ -7,6 +7,7 @@ command line) may change values, never add a key or change a type.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import json
@@ -193,7 +194,7 @@ def find_key(schema: Config, name: str) -> str:
 
 
 def resolve_references(config: Config) -> Config:
-    """Replaces `${a.b}`: alone it keeps the type of what it names, inside text it is written out."""
+    """Replaces `${a.b}`: alone it keeps the type of what it names, in text it is written out."""
 
     def resolved(value: Any, trail: tuple[str, ...]) -> Any:
         if isinstance(value, dict):
@@ -302,10 +303,8 @@ def comments_as_help(text: str) -> dict[str, str]:
 
     def walk(node: Any, prefix: str) -> None:
         for name, value in node.value:
-            on_one_line = value.end_mark.line == name.end_mark.line or getattr(
-                value, "flow_style", None
-            )
-            mark = value.end_mark if on_one_line and value.value else name.end_mark
+            flows = getattr(value, "flow_style", False) or value.end_mark.line == name.end_mark.line
+            mark = value.end_mark if flows and value.value else name.end_mark
             comment = re.match(r"[\s:|>+-]*#\s*(.*)", lines[mark.line][mark.column :])
             if comment:
                 helps[prefix + name.value] = comment[1].strip()
@@ -442,7 +441,8 @@ class ConfigRegistry:
         hint = did_you_mean(name, self.names())
         known = ", ".join(self.names())
         raise UsageError(
-            f"unknown config '{name}'{hint or '.'} Known: {known}, or a path to a .yaml or .json file"
+            f"unknown config '{name}'{hint or '.'} "
+            f"Known are {known}; a path to a .yaml or .json file is fine, too"
         )
 
     def _read_file(self, path: Path) -> Config:
@@ -461,18 +461,13 @@ class ConfigRegistry:
         self._summaries[name] = summary
 
 
-class _as_value_error:
+@contextlib.contextmanager
+def _as_value_error(name: str) -> Iterator[None]:
     """Turns a UsageError into a ValueError: here the mistake is in the code, not in a command."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, UsageError):
-            raise ValueError(f"config '{self.name}': {error}") from None
+    try:
+        yield
+    except UsageError as error:
+        raise ValueError(f"config '{name}': {error}") from None
 
 
 def config_from_folder(path: str | Path) -> ConfigRegistry:

@@ -23,13 +23,13 @@ SIGNS_OF_A_RUN = (LOCK, CONFIG, META)
 _locked_here: set[str] = set()
 
 
-def write_atomically(path: str | Path, text: str) -> None:
+def write_atomically(path: str | Path, content: str | bytes) -> None:
     """Replaces a file in one step: after a crash it has the old content or the new one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode(errors="replace"))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
