@@ -66,7 +66,7 @@ def git_words(*arguments: str) -> str | None:
 
 
 def source_files() -> tuple[list[str], list[str]]:
-    """The project's source as (tracked, untracked) sorted relative paths, what git ignores left out.
+    """The project's source as (tracked, untracked) sorted relative paths, without ignored files.
 
     Without git all that looks like source counts as untracked. Run folders are never source.
     """
@@ -201,7 +201,7 @@ def digest_of(files: list[str]) -> str:
 # ----------------------------------------------------------------------------- command and machine
 
 
-def describe_command(arguments: list[str] | None = None) -> dict[str, Any]:
+def describe_command() -> dict[str, Any]:
     """The command as a list and as a line to paste, and where in the project it was typed."""
     words = ["python", *sys.orig_argv[1:]]
     return {
@@ -252,7 +252,7 @@ def _gpus() -> list[str]:
 
 def describe_software() -> dict[str, Any]:
     """Python, every installed package with its version, and the variables that change results."""
-    packages = {}
+    packages: dict[str, str] = {}
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"]
         if name:

@@ -69,7 +69,7 @@ def outcome(error: BaseException | None) -> str:
     return "interrupted" if interrupted else "failed"
 
 
-class AlreadyFinished(Exception):
+class AlreadyFinished(Exception):  # noqa: N818 (it is news, not an error)
     """The same command ran to its end in this folder before."""
 
 
@@ -92,15 +92,12 @@ class RunFolder:
     def check(self) -> None:
         """Raises UsageError if the folder cannot be this run's, AlreadyFinished if it is done."""
         try:
-            exists = os.path.lexists(self.absolute)
-            if exists and not os.path.isdir(self.absolute):
-                raise UsageError(f"{self.path} is not a folder; choose another SAVE_PATH")
-            if exists and not any(os.path.lexists(self._file(name)) for name in SIGNS_OF_A_RUN):
-                if os.listdir(self.absolute):
-                    raise UsageError(
-                        f"{self.path} holds files but no run; choose a new or an empty folder"
-                    )
             self._check_writable()
+            content = os.listdir(self.absolute) if os.path.exists(self.absolute) else []
+            if content and not set(content) & set(SIGNS_OF_A_RUN):
+                raise UsageError(
+                    f"{self.path} holds files but no run; choose a new or an empty folder"
+                )
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror}; choose another SAVE_PATH") from None
         owner = living_owner(self.absolute)
@@ -162,10 +159,11 @@ class RunFolder:
         place = self.absolute
         while not os.path.lexists(place):
             place = os.path.dirname(place)
+        shown = self.path if place == self.absolute else f"{self.path}: {os.path.relpath(place)}"
         if not os.path.isdir(place):
-            raise UsageError(f"{self.path}: {place} is not a folder; choose another SAVE_PATH")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise UsageError(f"{self.path}: {place} cannot be written; choose another SAVE_PATH")
+            raise UsageError(f"{shown} is not a folder; choose another SAVE_PATH")
+        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            raise UsageError(f"{shown} is not writable; choose another SAVE_PATH")
 
     def _check_config(self) -> None:
         if self.config is None:
@@ -197,7 +195,7 @@ class RunFolder:
 
 
 def living_owner(path: str | Path) -> dict[str, Any] | None:
-    """Who holds the lock of a run folder, as {"host", "pid"}; None if nobody does. Touches nothing."""
+    """Who holds the lock of a run folder, as {"host", "pid"}, or None. Touches nothing."""
     path = Path(path)
     if os.path.realpath(path) in _locked_here:
         return {"host": socket.gethostname(), "pid": os.getpid()}
