@@ -1,8 +1,8 @@
-"""Write the exact requirements anew: those of the generated project and those of the template itself.
+"""Write the exact requirements anew, of the generated project and of the template itself.
 
 Run by `make lock`. The project's file is a template, for the two accelerators need different
-TensorFlow wheels: each is resolved in a project generated for it, by that project's own `make lock`,
-and a line that only one of them has is put under a condition.
+wheels of TensorFlow: each is resolved in a project generated for it, by that project's own
+`make lock`, and lines that only one of them has are put under a condition.
 """
 
 import re

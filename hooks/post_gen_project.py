@@ -4,6 +4,8 @@ Nothing here may fail the generation: cookiecutter would delete the project. Not
 anything or touches a network.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -15,7 +17,9 @@ from pathlib import Path
 
 ANSWERS = json.loads(r"""<< cookiecutter | tojson >>""")
 
-# Only this repository, whatever the caller's environment says; and nothing may wait for a key press.
+BY_CRUFT = "_output_dir" not in ANSWERS
+
+# Only this repository, whatever the caller's environment says; and no waiting for a key press.
 ENVIRONMENT = {
     key: value
     for key, value in os.environ.items()
@@ -24,7 +28,7 @@ ENVIRONMENT = {
 ENVIRONMENT["GIT_TERMINAL_PROMPT"] = "0"
 
 
-def git(*arguments):
+def git(*arguments: str) -> bool:
     """Run git in the project; return whether it succeeded. Its output is not shown."""
     options = []
     for setting in ("commit.gpgSign=false", "core.hooksPath=/dev/null", "maintenance.auto=false"):
@@ -43,13 +47,15 @@ def git(*arguments):
     return done.returncode == 0
 
 
-def has_identity():
+def has_identity() -> bool:
     """Whether git knows the user's name and address without guessing them from the machine."""
     settings = ("-c", "user.useConfigOnly=true")
-    return git(*settings, "var", "GIT_AUTHOR_IDENT") and git(*settings, "var", "GIT_COMMITTER_IDENT")
+    return git(*settings, "var", "GIT_AUTHOR_IDENT") and git(
+        *settings, "var", "GIT_COMMITTER_IDENT"
+    )
 
 
-def make_repository():
+def make_repository() -> str:
     """Make a repository with a first commit on `main`; return what remains to be said about it."""
     by_hand = "git init && git add --all && git commit -m 'First commit'"
     if os.path.lexists(".git"):
@@ -59,7 +65,7 @@ def make_repository():
     # `git init -b` is not known to git older than 2.28.
     if not (git("init") and git("symbolic-ref", "HEAD", "refs/heads/main") and git("add", "--all")):
         return f"git could not make the repository. To see why: {by_hand}"
-    identity = ()
+    identity: tuple[str, ...] = ()
     if not has_identity():
         name, email = ANSWERS["__author"], ANSWERS["__email"]
         identity = ("-c", f"user.name={name}", "-c", f"user.email={email}")
@@ -74,15 +80,14 @@ def make_repository():
     return ""
 
 
-def is_thrown_away():
+def is_thrown_away() -> bool:
     """Whether this is one of the copies which `cruft update` and `cruft diff` make to compare."""
     parent = Path.cwd().parent
-    by_cruft = "_output_dir" not in ANSWERS
     in_temporary = parent.parent == Path(tempfile.gettempdir()).resolve()
-    return by_cruft and in_temporary and parent.name.startswith("tmp")
+    return BY_CRUFT and in_temporary and parent.name.startswith("tmp")
 
 
-def path_to_type():
+def path_to_type() -> str:
     """Return the project's folder as seen from where the user stands, quoted for the shell."""
     project = Path.cwd()
     stand = os.environ.get("PWD", "")
@@ -90,12 +95,15 @@ def path_to_type():
     return shlex.quote(str(project if str(path).startswith("..") else path))
 
 
-def main():
+def main() -> None:
     """Make the repository and say the three commands to type next."""
     remark = make_repository() if ANSWERS["git_init"] else ""
     if is_thrown_away():
         return
     words = f"{remark}\n\n" if remark else ""
+    if BY_CRUFT and ANSWERS["git_init"]:
+        words += "cruft writes .cruft.json only now. To have it in the first commit:\n"
+        words += "    git add .cruft.json && git commit --amend --no-edit\n\n"
     words += f"{ANSWERS['project']} is ready. Type next:\n\n"
     words += f"    cd {path_to_type()}\n    make train\n    make test\n"
     # Straight to the descriptor: a reader that went away (`cookiecutter ... | head`) or a terminal

@@ -1,11 +1,13 @@
 """Refuse answers of which no working project could be made, before anything is written."""
 
+from __future__ import annotations
+
 import json
 import re
 import sys
 
-# The answers arrive as JSON inside a raw string. The filter escapes quotes, backslashes and all that
-# is not ASCII, so that no answer can end the string: whatever was typed is data here.
+# The answers arrive as JSON in a raw string. The filter escapes every quote and backslash in them
+# and all that is not ASCII, so that no answer can end the string: whatever was typed is data.
 ANSWERS = r"""<< cookiecutter | tojson >>"""
 
 LICENSES = ("MIT", "BSD-3-Clause", "Apache-2.0", "proprietary")
@@ -13,19 +15,20 @@ PYTHON_VERSIONS = ("3.11", "3.12", "3.13")
 ACCELERATORS = ("cpu", "cuda")
 LONGEST_NAME = 64
 
-# What the project needs, or has a folder for: a package of the same name would stand in its way.
+# What the project needs, or has a folder for: a package of the same name would be in its way.
 PACKAGES = (
-    "argh h5py ipykernel keras matplotlib mypy nbclient numpy pandas pre-commit pytest ruamel-yaml "
-    "ruff tensorboard tensorflow tensorflow-cpu tqdm"
-).split()
-FOLDERS = "bin configs data etc notebooks results src tests vegab".split()
+    *("argh", "h5py", "ipykernel", "keras", "matplotlib", "mypy", "nbclient", "numpy", "pandas"),
+    *("pre-commit", "pytest", "ruamel-yaml", "ruff", "tensorboard", "tensorflow"),
+    *("tensorflow-cpu", "tqdm"),
+)
+FOLDERS = ("bin", "configs", "data", "etc", "notebooks", "results", "src", "tests", "vegab")
 
 # All that TOML and YAML can hold in a quoted string (white space was made into blanks before).
 UNPRINTABLE = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 EMAIL = re.compile(r"""[^\s@<>()\[\],;:\\"']+@[^\s@<>()\[\],;:\\"']+""")
 
 
-def refusal_of_name(name, folder, distribution):
+def refusal_of_name(name: str, folder: str, distribution: str) -> str | None:
     """Return why no project can have this name, or None. `folder` is what was made of it."""
     such_as = "choose one such as my-research."
     if not name:
@@ -49,7 +52,7 @@ def refusal_of_name(name, folder, distribution):
     return None
 
 
-def refusal(answers):
+def refusal(answers: dict) -> str | None:
     """Return the first reason to refuse the answers as one sentence, or None if there is none."""
     texts = {
         "project's name": answers["__name"],
@@ -83,14 +86,13 @@ def refusal(answers):
     return None
 
 
-def main():
+def main() -> None:
     """Exit with one sentence if the project cannot be generated."""
     if ANSWERS[:1] != "{":  # not rendered
         sys.exit("This template needs cookiecutter 2.6 or newer: pip install -U cookiecutter")
     reason = refusal(json.loads(ANSWERS))
     if reason:
-        sys.stderr.reconfigure(errors="backslashreplace")
-        print(reason, file=sys.stderr)
+        print(reason, file=sys.stderr)  # which writes what it cannot encode as \u...
         sys.exit(2)
 
 

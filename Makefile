@@ -1,0 +1,86 @@
+# Type `make` to see what there is to do.
+
+ARGS ?=
+TEMPLATE := <<cookiecutter.project>>
+DEMO := build/demo/my-research
+
+# The environment: the active one where there is one (conda's base is not one to install into),
+# else .venv in this folder.
+ENVIRONMENT := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)),$(CURDIR)/.venv)
+PYTHON := $(ENVIRONMENT)/bin/python
+INSTALLED := $(ENVIRONMENT)/.installed-requirements.txt
+# What the tools leave behind stays out of the template, for all in there would be copied.
+CACHES := $(CURDIR)/build/caches
+
+IS_SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+# $(call make_environment,FOLDER): a new virtual environment.
+define make_environment
+	found=; for python in python3 python3.13 python3.12 python3.11 python; do \
+	  if "$$python" -c '$(IS_SUPPORTED)' > /dev/null 2>&1; then found=$$python; break; fi; \
+	done; \
+	if command -v uv > /dev/null; then \
+	  uv venv --quiet --clear --python "$${found:-3.12}" "$(1)"; \
+	elif [ -n "$$found" ]; then \
+	  "$$found" -m venv --clear "$(1)" || { rm -rf "$(1)"; exit 1; }; \
+	else \
+	  echo "No Python 3.11 to 3.13 was found (python3 is $$(python3 --version 2>&1)):" \
+	    "install one, or uv, which brings its own." >&2; exit 1; \
+	fi
+endef
+
+# $(call install,FOLDER,REQUIREMENTS): install into an environment, with uv where it is.
+define install
+	echo "Installing $(2) into $(1) ..."; \
+	if command -v uv > /dev/null; then \
+	  uv pip install --quiet --python "$(1)/bin/python" $(2); \
+	else \
+	  { "$(1)/bin/python" -m pip --version > /dev/null 2>&1 \
+	    || "$(1)/bin/python" -m ensurepip > /dev/null; } && \
+	  "$(1)/bin/python" -m pip install --quiet --disable-pip-version-check $(2); \
+	fi
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help demo setup test lint lock benchmark clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: ## generate a project with the defaults in build/demo and train it on the digits
+	@[ -x build/cookiecutter/bin/cookiecutter ] || { \
+	  $(call make_environment,build/cookiecutter) && \
+	  $(call install,build/cookiecutter,-c requirements.txt cookiecutter); }
+	@rm -rf build/demo && mkdir -p build/demo
+	@build/cookiecutter/bin/cookiecutter . --no-input --default-config -o build/demo
+	@env -u VIRTUAL_ENV -u CONDA_DEFAULT_ENV $(MAKE) --no-print-directory -C $(DEMO) train
+	@echo
+	@echo "The run:            $(DEMO)/results/run"
+	@echo "The learning curve: $(DEMO)/results/run/learning_curve.png"
+
+setup: ## make the tests' environment ready (.venv, or the active one)
+	@[ -x "$(PYTHON)" ] || { $(call make_environment,$(ENVIRONMENT)); }
+	@"$(PYTHON)" -c '$(IS_SUPPORTED)' || { \
+	  echo "$(PYTHON) is $$("$(PYTHON)" --version), but Python 3.11 to 3.13 is needed:" \
+	    "leave this environment, or remove it." >&2; exit 1; }
+	@cmp -s requirements.txt "$(INSTALLED)" || { \
+	  $(call install,$(ENVIRONMENT),-r requirements.txt) && cp requirements.txt "$(INSTALLED)"; }
+
+test: setup ## run the tests (ARGS='-k cruft' for some of them)
+	@PYTHONPYCACHEPREFIX="$(CACHES)" "$(PYTHON)" -m pytest -o cache_dir="$(CACHES)/pytest" $(ARGS)
+
+lint: setup ## check style and types, here and in the template
+	@"$(PYTHON)" -m ruff check --cache-dir "$(CACHES)/ruff" .
+	@"$(PYTHON)" -m ruff format --cache-dir "$(CACHES)/ruff" --check .
+	@"$(PYTHON)" -m mypy --cache-dir "$(CACHES)/mypy"
+	@cd "$(TEMPLATE)" && "$(PYTHON)" -m mypy --cache-dir "$(CACHES)/mypy-template"
+
+lock: setup ## write both requirements.txt anew: the newest versions that go together
+	@command -v uv > /dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
+	@PATH="$(ENVIRONMENT)/bin:$$PATH" "$(PYTHON)" .ci/lock.py
+
+benchmark: setup ## measure how long things take
+	@"$(PYTHON)" benchmarks/startup.py $(ARGS)
+
+clean: ## remove what has been built
+	@rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,284 @@
+"""The ways to generate a project, and what every generated project is like."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import FAIL_ON_SKIP, ROOT, Baker, files_below, run
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from ruamel.yaml import YAML
+
+# ---------------------------------------------------------------------------------------------
+# Ways to call it
+
+
+def test_a_folder_a_git_url_and_a_zip_give_the_same_project(
+    bake: Baker, template: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "template.zip"
+    run("git", "archive", "--prefix=research/", f"--output={archive}", "HEAD", cwd=template)
+    expected = files_below(bake().project)
+    assert files_below(bake(source=f"git+file://{template}").project) == expected
+    assert files_below(bake(source=archive).project) == expected
+
+
+def test_replay_gives_the_same_project(bake: Baker) -> None:
+    first = bake(project="My Great Project!", description='"a" \\ b', license="Apache-2.0")
+    again = bake(options=("--replay",))
+    assert again.project.name == first.project.name == "My-Great-Project"
+    assert files_below(again.project) == files_below(first.project)
+
+
+def test_answers_can_be_typed(bake: Baker) -> None:
+    lines = ["My Great Project!", "It is  great.", "A. Uthor", "a@example.org", "2", "3", "2", "n"]
+    baked = bake(typed="\n".join(lines) + "\n")
+    assert baked.project.name == "My-Great-Project"
+    settings = tomllib.loads((baked.project / "pyproject.toml").read_text())["project"]
+    assert settings["name"] == "my-great-project"
+    assert settings["description"] == "It is great."
+    assert settings["authors"] == [{"name": "A. Uthor"}]
+    assert settings["license"] == "BSD-3-Clause"
+    assert not (baked.project / ".git").exists()
+
+
+def test_pressing_enter_accepts_the_defaults(bake: Baker) -> None:
+    typed = bake(typed="\n" * 8)
+    assert typed.said.count("/8]") == 8, "each question is asked once, with its explanation"
+    assert "What it is about" in typed.said
+    assert files_below(typed.project) == files_below(bake().project)
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.7.0"])
+def test_older_cookiecutters_give_the_same_project(
+    bake: Baker, python_with_cookiecutter: Callable[[str], Path], version: str
+) -> None:
+    answers = {"project": "My Great Project!", "description": 'a "b" \\ <c> é 🎉'}
+    old = bake(python=python_with_cookiecutter(version), **answers)
+    assert files_below(old.project) == files_below(bake(**answers).project)
+
+
+def test_a_too_old_cookiecutter_is_told_so(
+    bake: Baker, python_with_cookiecutter: Callable[[str], Path]
+) -> None:
+    baked = bake(python=python_with_cookiecutter("2.5.0"), fails=True)
+    assert (
+        "This template needs cookiecutter 2.6 or newer: pip install -U cookiecutter" in baked.said
+    )
+    assert list(baked.output.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------
+# What is in it
+
+
+def test_nothing_of_the_template_is_left_over(project: Path) -> None:
+    for name, content in files_below(project).items():
+        assert "cookiecutter" not in name
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            continue
+        assert not re.search(r"<<[^\n]*cookiecutter|<%|<#|\bcookiecutter\._", text), name
+
+
+def test_no_file_is_empty(project: Path) -> None:
+    empty = {name for name, content in files_below(project).items() if not content.strip()}
+    assert {name for name in empty if Path(name).name not in ("__init__.py", ".gitkeep")} == set()
+
+
+def test_nothing_points_to_the_machine_it_was_made_on(project: Path) -> None:
+    for name, content in files_below(project).items():
+        for trace in (str(ROOT), str(Path.home()), str(project.parent)):
+            # A home such as / stands in every file.
+            assert len(trace) < 4 or trace.encode() not in content, (name, trace)
+
+
+def test_everything_but_results_and_data_is_for_git(project: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy)
+    for name in ("results/run/history.csv", "data/cifar.tar.gz", "env.sh", ".venv/bin/python"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("x")
+    status = run("git", "status", "--porcelain", "--untracked-files=all", cwd=copy).stdout
+    assert status == ""
+    tracked = run("git", "ls-files", cwd=copy).stdout.splitlines()
+    assert set(tracked) == set(files_below(project))
+    assert {"data/digits/digits.npz", "results/.gitkeep"} <= set(tracked)
+
+
+@pytest.mark.parametrize(
+    ("license", "first_line", "identifier"),
+    [
+        ("MIT", "MIT License", "MIT"),
+        ("BSD-3-Clause", "BSD 3-Clause License", "BSD-3-Clause"),
+        ("Apache-2.0", "Apache License", "Apache-2.0"),
+        ("proprietary", "Copyright (c) A. Uthor", "LicenseRef-Proprietary"),
+    ],
+)
+def test_licences(bake: Baker, license: str, first_line: str, identifier: str) -> None:
+    project = bake(license=license, author="A. Uthor").project
+    text = (project / "LICENSE").read_text()
+    assert text.splitlines()[0].strip() == first_line
+    assert text.count("A. Uthor") == 1
+    settings = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    assert settings["license"] == identifier
+    citation = YAML(typ="safe").load((project / "CITATION.cff").read_text())
+    assert citation.get("license") == (None if license == "proprietary" else license)
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_python_versions(bake: Baker, version: str) -> None:
+    project = bake(python_version=version).project
+    assert f"PREFERRED := {version}\n" in (project / "Makefile").read_text()
+    settings = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    assert settings["requires-python"] == ">=3.11,<3.14"
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
+def test_every_requirement_is_locked(bake: Baker, accelerator: str) -> None:
+    project = bake(accelerator=accelerator).project
+    settings = tomllib.loads((project / "pyproject.toml").read_text())
+    wanted = settings["project"]["dependencies"] + settings["dependency-groups"]["dev"]
+
+    locked: dict[str, list[Requirement]] = {}
+    for line in (project / "requirements.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            assert re.fullmatch(r"[a-z0-9-]+==[0-9a-z.]+( ; [^#@]+)?", line), line
+            locked.setdefault(line.split("==")[0], []).append(Requirement(line))
+
+    platforms = [
+        {"sys_platform": system, "platform_machine": machine, "python_full_version": f"{python}.1"}
+        for system, machine in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
+        for python in ("3.11", "3.12", "3.13")
+    ]
+    for platform in platforms:
+        for requirement in map(Requirement, wanted):
+            if requirement.marker and not requirement.marker.evaluate(platform):
+                continue
+            versions = [
+                next(iter(found.specifier)).version
+                for found in locked[canonicalize_name(requirement.name)]
+                if found.marker is None or found.marker.evaluate(platform)
+            ]
+            assert len(versions) == 1, (requirement, platform)
+            assert requirement.specifier.contains(versions[0]), requirement
+
+    assert ("tensorflow-cpu" in locked) == (accelerator == "cpu")
+    assert ("nvidia-cudnn-cu12" in locked) == (accelerator == "cuda")
+    assert not {"scikit-learn", "torch", "vegab"} & set(locked)
+
+
+def test_the_tests_run_with_the_versions_that_projects_get(project: Path) -> None:
+    own = (ROOT / "requirements.txt").read_text().splitlines()
+    assert set((project / "requirements.txt").read_text().splitlines()) <= set(own)
+
+
+# ---------------------------------------------------------------------------------------------
+# What it does
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("ruff", "check", "--no-cache"), ("ruff", "format", "--no-cache", "--check"), ("mypy",)],
+)
+def test_code_is_clean(project: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    cache = {**os.environ, "MYPY_CACHE_DIR": str(tmp_path)}
+    run(sys.executable, "-m", *command, cwd=project, env=cache)
+
+
+def test_project_passes_its_own_tests(bake: Baker) -> None:
+    project = bake().project
+    environment = {name: value for name, value in os.environ.items() if name != FAIL_ON_SKIP}
+    tests = run(sys.executable, "-m", "pytest", "-q", cwd=project, env=environment, timeout=1200)
+    closing = tests.stdout.strip().splitlines()[-1]
+    if os.environ.get(FAIL_ON_SKIP):
+        assert "skipped" not in closing, tests.stdout
+
+
+# ---------------------------------------------------------------------------------------------
+# Its environment
+
+
+@pytest.fixture
+def make_project(bake: Baker, environment: dict[str, str]) -> Callable[..., tuple[int, str]]:
+    """Run make in a project; nothing can be installed, since neither uv nor pip work."""
+    project = bake().project
+    tools = project.parent / "tools"
+    tools.mkdir()
+    for tool in ("awk", "cmp", "cp", "echo", "make", "mv", "rm", "sh"):
+        where = shutil.which(tool)
+        assert where, tool
+        (tools / tool).symlink_to(where)
+
+    def make(goal: str, **variables: str) -> tuple[int, str]:
+        done = run(
+            *("make", "--no-print-directory", goal),
+            cwd=project,
+            env={**environment, "PATH": str(tools), **variables},
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return make
+
+
+def write_python(folder: Path, version: tuple[int, int]) -> None:
+    """Write a stand-in for Python of this version, as far as `make setup` asks it anything."""
+    (folder / "bin").mkdir(parents=True)
+    supported = (3, 11) <= version <= (3, 13)
+    said = f"Python {version[0]}.{version[1]}.0"
+    (folder / "bin" / "python").write_text(
+        f'#!/bin/sh\ncase "$*" in\n--version) echo {said};;\n-c*) exit {int(not supported)};;\n'
+        '"-m pip --version") ;;\n'
+        '*) echo "installs: $*"; exit 7;;\nesac\n'
+    )
+    (folder / "bin" / "python").chmod(0o755)
+
+
+def test_make_explains_itself(make_project: Callable[..., tuple[int, str]]) -> None:
+    code, said = make_project("help")
+    assert code == 0, said
+    for goal in ("setup", "train", "test", "lint", "lock", "clean"):
+        assert f"make {goal}" in said
+
+
+def test_an_active_environment_is_used(
+    make_project: Callable[..., tuple[int, str]], project: Path, tmp_path: Path
+) -> None:
+    write_python(tmp_path / "active", (3, 12))
+    code, said = make_project("setup", VIRTUAL_ENV=str(tmp_path / "active"))
+    assert code != 0, "the stand-in cannot install"
+    assert "installs: -m pip install" in said
+    # What has been installed is not installed again.
+    shutil.copy(project / "requirements.txt", tmp_path / "active" / ".installed-requirements.txt")
+    assert make_project("setup", VIRTUAL_ENV=str(tmp_path / "active")) == (0, "")
+    conda = {"CONDA_PREFIX": str(tmp_path / "active")}
+    assert make_project("setup", CONDA_DEFAULT_ENV="research", **conda) == (0, "")
+    # conda's base is active in every shell of its users: nothing is installed there.
+    code, said = make_project("setup", CONDA_DEFAULT_ENV="base", **conda)
+    assert code != 0
+    assert "No Python 3.11 to 3.13 was found" in said
+
+
+def test_an_unsuitable_python_is_refused(
+    make_project: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    write_python(tmp_path / "old", (3, 9))
+    code, said = make_project("setup", VIRTUAL_ENV=str(tmp_path / "old"))
+    assert code != 0
+    assert "is Python 3.9.0, but the project needs Python 3.11 to 3.13" in said
+    code, said = make_project("setup", VIRTUAL_ENV=str(tmp_path / "gone"))
+    assert code != 0
+    assert "has no bin/python" in said
+    code, said = make_project("setup")
+    assert code != 0
+    assert "No Python 3.11 to 3.13 was found" in said
+    assert "install one" in said
