@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -149,10 +150,13 @@ def load_weights(path: Path, model: keras.Model) -> None:
     """
     with h5py.File(path, "r") as file:
         by_keras = "model_weights" in file
-        if not by_keras:
+        if STATE in file and not by_keras:
             _assign(file[STATE]["weights"], model.weights, path)
     if by_keras:
-        model.load_weights(path)
+        try:
+            model.load_weights(path)
+        except ValueError as error:
+            raise ValueError(f"{path} was written by another model: {error}") from error
 
 
 def write_views(folder: Path, state: Mapping[str, Any]) -> None:
@@ -256,13 +260,21 @@ def _write(group: h5py.Group, variables: Sequence[Any]) -> None:
 
 
 def _assign(group: h5py.Group, variables: Sequence[Any], path: Path) -> None:
-    saved = [(dataset.attrs["path"], dataset.shape) for dataset in group.values()]
-    wanted = [(variable.path, tuple(variable.shape)) for variable in variables]
+    saved = [(_plain(dataset.attrs["path"]), dataset.shape) for dataset in group.values()]
+    wanted = [(_plain(variable.path), tuple(variable.shape)) for variable in variables]
     if saved != wanted:
-        differing = sorted(set(saved) ^ set(wanted))
-        raise ValueError(f"{path} was written by another model or optimizer: {differing[:4]} differ")
+        differing = sorted(f"{name} {shape}" for name, shape in set(saved) ^ set(wanted))
+        raise ValueError(
+            f"{path} was written by another model or optimizer; these are in one of them only: "
+            f"{', '.join(differing[:6])}"
+        )
     for dataset, variable in zip(group.values(), variables, strict=True):
         variable.assign(dataset[()])
+
+
+def _plain(path: str) -> str:
+    """Drop the numbers that Keras adds to a name when a process makes a second layer of a kind."""
+    return re.sub(r"_\d+(?=_|/|$)", "", path)
 
 
 def _link(source: Path, target: Path) -> None:

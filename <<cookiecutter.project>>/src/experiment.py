@@ -67,6 +67,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
     from src.data import DATASETS
     from src.models import MODELS
 
+    # Names start over, so that a second model in one process has those of the first.
+    keras.utils.clear_session()
     keras.config.set_dtype_policy(config["precision"])
     # Initial weights, and the seeds of dropout layers, come from here.
     keras.utils.set_random_seed(config["seed"])

@@ -1,7 +1,8 @@
 """What happens around the steps of training: progress, curves, early stopping.
 
 A hook overrides what it needs of `Hook`. Hooks run in the order of the list. A hook with state of its
-own returns it from `get_state`; it is committed with the model and given back on resume.
+own returns it from `get_state`; it is committed with the model under the name of the hook's class, and
+given back on resume.
 """
 
 import csv

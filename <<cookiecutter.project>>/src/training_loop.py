@@ -66,6 +66,7 @@ def training_loop(
     # Metrics, and the weights of a subclassed model, come into being with the first batch. A test
     # step makes them without changing anything.
     model.test_on_batch(*train.batch(0, 0))
+    model.optimizer.build(model.trainable_variables)
     train_step = compiled_train_step(model)
     state = checkpoint.restore(save_path, model) or {
         "epoch": 0,
@@ -73,7 +74,7 @@ def training_loop(
         "best_epoch": None,
         "stop_reason": None,
         "history": [],
-        "hooks": [],
+        "hooks": {},
     }
     if state["epoch"]:
         log.info("continuing after epoch %d, step %d", state["epoch"], state["global_step"])
@@ -90,8 +91,9 @@ def training_loop(
         best_epoch=state["best_epoch"],
         monitor=monitor,
     )
-    for hook, hook_state in zip(hooks, state["hooks"], strict=False):
-        hook.set_state(hook_state)
+    for hook in hooks:
+        if type(hook).__name__ in state["hooks"]:
+            hook.set_state(state["hooks"][type(hook).__name__])
     keras_callbacks = keras.callbacks.CallbackList(callbacks, model=model)
     model.stop_training = False
 
@@ -160,7 +162,11 @@ def training_loop(
                     "best_epoch": run.best_epoch,
                     "stop_reason": run.stop_reason,
                     "history": run.history,
-                    "hooks": [hook.get_state() for hook in hooks],
+                    "hooks": {
+                        type(hook).__name__: hook_state
+                        for hook in hooks
+                        if (hook_state := hook.get_state())
+                    },
                 }
                 checkpoint.commit(save_path, model, state, is_best)
                 for hook in hooks:

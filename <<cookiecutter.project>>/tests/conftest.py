@@ -1,0 +1,40 @@
+"""What the tests share: a small config, and a way to run the project's commands as a user does."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs import registry
+
+ROOT = Path(__file__).resolve().parents[1]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    """The digits with a model that trains in a second."""
+    return registry["digits"] | {"n_filters": 4, "n_layers": 1, "num_epochs": 2, "lr_schedule": None}
+
+
+@pytest.fixture
+def command() -> Command:
+    """Run `python SCRIPT ARGUMENTS` from the project's root."""
+
+    def run(
+        *arguments: object, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run

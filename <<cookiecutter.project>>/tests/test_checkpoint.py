@@ -1,0 +1,170 @@
+"""What is committed comes back bit for bit; what is damaged is named and the commit before is used."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from src import checkpoint, results
+from src.experiment import build
+
+
+class TwoLayers(keras.Model):
+    """A subclassed model, which Keras cannot write as HDF5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = keras.layers.Dense(5, activation="relu")
+        self.dropout = keras.layers.Dropout(0.5)
+        self.classifier = keras.layers.Dense(10, activation="softmax")
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        flat = keras.ops.reshape(inputs, (-1, 64))
+        return self.classifier(self.dropout(self.hidden(flat), training=training))
+
+
+def subclassed() -> keras.Model:
+    model = TwoLayers()
+    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    model.test_on_batch(np.zeros((1, 8, 8, 1)), np.zeros(1))  # makes the weights
+    return model
+
+
+def state(epoch: int) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "global_step": 3 * epoch,
+        "best_epoch": 0,
+        "history": [{"epoch": number, "loss": 0.1} for number in range(epoch)],
+    }
+
+
+def everything(model: keras.Model) -> list[bytes]:
+    variables = [*model.variables, *model.optimizer.variables]
+    return [keras.ops.convert_to_numpy(variable).tobytes() for variable in variables]
+
+
+def step(model: keras.Model) -> None:
+    generator = np.random.default_rng(0)
+    model.train_on_batch(generator.random((4, 8, 8, 1)), np.arange(4))
+
+
+@pytest.mark.parametrize("kind", ["functional", "subclassed"])
+def test_everything_comes_back(kind: str, config: dict[str, Any], tmp_path: Path) -> None:
+    def make() -> keras.Model:
+        return subclassed() if kind == "subclassed" else build(config).model
+
+    trained = make()
+    step(trained)
+    step(trained)
+    checkpoint.commit(tmp_path, trained, state(1))
+    expected = everything(trained)
+    fresh = make()
+    assert everything(fresh) != expected
+    assert checkpoint.restore(tmp_path, fresh) == state(1)
+    assert everything(fresh) == expected
+    # The next step is the same too: random generators and the optimizer's moments are back.
+    step(trained)
+    step(fresh)
+    assert everything(fresh) == everything(trained)
+
+
+def test_keras_opens_the_commit(config: dict[str, Any], tmp_path: Path) -> None:
+    model = build(config).model
+    step(model)
+    checkpoint.commit(tmp_path, model, state(1))
+    loaded = keras.models.load_model(tmp_path / "model.h5")
+    for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_two_commits_of_one_state_are_equal_and_the_model_is_untouched(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    model = build(config).model
+    step(model)
+    before = everything(model)
+    checkpoint.commit(tmp_path, model, state(1))
+    checkpoint.commit(tmp_path, model, state(1))
+    files = [tmp_path / name for name in ("model.h5", "model_previous.h5")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert everything(model) == before
+    model.save(tmp_path / "after.keras")
+    again = keras.models.load_model(tmp_path / "after.keras")
+    assert type(again.optimizer) is type(model.optimizer)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "emptied"])
+def test_a_damaged_commit_is_set_aside(
+    damage: str, config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build(config).model
+    step(model)
+    checkpoint.commit(tmp_path, model, state(1))
+    good = everything(model)
+    step(model)
+    checkpoint.commit(tmp_path, model, state(2))
+    path = tmp_path / "model.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"flipped": content, "cut": content[:5000], "emptied": b""}[damage])
+    restored = checkpoint.restore(tmp_path, model)
+    assert restored is not None
+    assert restored["epoch"] == 1
+    assert everything(model) == good
+    assert "model.h5" in caplog.text
+    assert (tmp_path / "model.h5.damaged").exists()
+    assert results.load_position(tmp_path)["epoch"] == 1
+
+
+def test_nothing_good_left_is_an_error_not_a_new_start(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    model = build(config).model
+    checkpoint.commit(tmp_path, model, state(1))
+    (tmp_path / "model.h5").write_bytes(b"not a checkpoint")
+    with pytest.raises(checkpoint.DamagedCheckpointError, match="no commit in"):
+        checkpoint.restore(tmp_path, model)
+
+
+def test_the_commit_of_another_model_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint.commit(tmp_path, build(config).model, state(1))
+    with pytest.raises(ValueError, match="another model"):
+        checkpoint.restore(tmp_path, build(config | {"n_layers": 2}).model)
+    with pytest.raises(ValueError, match=r"another model"):
+        checkpoint.restore(tmp_path, build(config | {"n_filters": 5}).model)
+
+
+def test_a_failed_commit_leaves_the_one_before(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(config).model
+    checkpoint.commit(tmp_path, model, state(1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_file", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.commit(tmp_path, model, state(2))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_loop_state_holds_plain_values_and_is_never_executed(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    checkpoint.commit(tmp_path, build(config).model, state(1))
+    assert pickle.loads((tmp_path / "loop_state.pkl").read_bytes())["global_step"] == 3
+
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    (tmp_path / "loop_state.pkl").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(pickle.UnpicklingError, match="plain values"):
+        results.load_position(tmp_path)
+    assert not (tmp_path / "executed").exists()

@@ -1,0 +1,216 @@
+"""The loop: what stands in the history, how it resumes, how it stops."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from src import checkpoint
+from src.experiment import build
+from src.hooks import EarlyStopping, Hook
+from src.training_loop import rate_in_epoch, training_loop
+
+History = list[dict[str, Any]]
+
+
+def train(config: dict[str, Any], folder: Path, hooks: tuple[Hook, ...] = (), **changes: Any) -> History:
+    folder.mkdir(exist_ok=True)
+    experiment = build(config)
+    arguments: dict[str, Any] = {
+        "valid": experiment.dataset.valid,
+        "num_epochs": config["num_epochs"],
+        "learning_rates": experiment.learning_rates,
+        "monitor": experiment.monitor,
+        "callbacks": experiment.callbacks,
+    }
+    return training_loop(
+        experiment.model,
+        experiment.dataset.train,
+        save_path=folder,
+        hooks=hooks,
+        **(arguments | changes),
+    )
+
+
+class StopAt(Hook):
+    """Sends the process a signal after a step."""
+
+    def __init__(self, global_step: int, number: signal.Signals = signal.SIGTERM) -> None:
+        self.global_step = global_step
+        self.number = number
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        if global_step == self.global_step:
+            os.kill(os.getpid(), self.number)
+
+
+def test_the_history_has_a_row_per_epoch(config: dict[str, Any], tmp_path: Path) -> None:
+    history = train(config, tmp_path)
+    assert [row["epoch"] for row in history] == [0, 1]
+    assert [row["step"] for row in history] == [40, 80]
+    assert history[1]["loss"] < history[0]["loss"]
+    header, *rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert header == "epoch,step,learning_rate,loss,accuracy,val_accuracy,val_loss"
+    assert [float(rows[1].split(",")[3])] == pytest.approx([history[1]["loss"]])
+
+
+def test_the_rate_in_force_stands_in_the_history(config: dict[str, Any], tmp_path: Path) -> None:
+    schedule = [[1, 0.01], [3, 0.002]]
+    history = train(config | {"lr_schedule": schedule, "num_epochs": 4}, tmp_path)
+    expected = [0.01, 0.002, 0.002, 0.002]
+    assert [row["learning_rate"] for row in history] == pytest.approx(expected)
+
+
+def test_the_schedule_holds_while_epoch_is_below_until() -> None:
+    rates = [rate_in_epoch([(3, 0.1), (6, 0.01)], epoch) for epoch in range(8)]
+    assert rates == [0.1] * 3 + [0.01] * 5
+
+
+def test_a_schedule_of_keras_is_named_by_its_path(config: dict[str, Any], tmp_path: Path) -> None:
+    schedule = {
+        "class": "keras.optimizers.schedules.PiecewiseConstantDecay",
+        "boundaries": [39],
+        "values": [0.01, 0.001],
+    }
+    history = train(config | {"lr_schedule": schedule}, tmp_path)
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.01, 0.001])
+
+
+def test_a_run_without_validation_is_judged_by_its_loss(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    history = train(config, tmp_path, valid=None, monitor="loss")
+    assert "val_loss" not in history[0]
+    assert checkpoint.read_state(tmp_path / "model_best.h5")["epoch"] == 2
+
+
+def test_interrupted_and_continued_equals_uninterrupted(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    config |= {"num_epochs": 3, "lr_schedule": [[1, 0.01], [3, 0.001]]}
+    train(config, tmp_path / "straight")
+    with pytest.raises(SystemExit) as stopped:
+        train(config, tmp_path / "resumed", hooks=(StopAt(global_step=100),))
+    assert stopped.value.code == 75
+    assert len((tmp_path / "resumed" / "history.csv").read_text().splitlines()) == 1 + 2
+    train(config, tmp_path / "resumed")
+    for name in ("model.h5", "model_best.h5", "model_previous.h5", "history.csv", "loop_state.pkl"):
+        straight, resumed = (tmp_path / run / name for run in ("straight", "resumed"))
+        assert straight.read_bytes() == resumed.read_bytes(), name
+
+
+def test_a_larger_number_of_epochs_goes_on_from_where_it_was(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    train(config | {"num_epochs": 3}, tmp_path / "straight")
+    train(config | {"num_epochs": 2}, tmp_path / "extended")
+    train(config | {"num_epochs": 3}, tmp_path / "extended")
+    straight, extended = (tmp_path / run / "model.h5" for run in ("straight", "extended"))
+    assert straight.read_bytes() == extended.read_bytes()
+
+
+def test_a_finished_run_makes_no_further_step(config: dict[str, Any], tmp_path: Path) -> None:
+    train(config, tmp_path)
+    before = (tmp_path / "model.h5").read_bytes()
+    assert len(train(config, tmp_path)) == 2
+    assert (tmp_path / "model.h5").read_bytes() == before
+
+
+def test_keras_callbacks_take_part(config: dict[str, Any], tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    class Recorder(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            calls.append("train_begin")
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            calls.append("batch")
+
+        def on_test_begin(self, logs: Any = None) -> None:
+            calls.append("test")
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            calls.append(f"epoch {epoch} {'val_loss' in logs}")
+            self.model.stop_training = epoch == 1
+
+        def on_train_end(self, logs: Any = None) -> None:
+            calls.append("train_end")
+
+    history = train(config | {"num_epochs": 9}, tmp_path, callbacks=[Recorder()])
+    assert len(history) == 2
+    epoch = ["batch"] * 40 + ["test"]
+    assert calls == ["train_begin", *epoch, "epoch 0 True", *epoch, "epoch 1 True", "train_end"]
+
+
+def test_early_stopping_stops_and_stays_stopped(config: dict[str, Any], tmp_path: Path) -> None:
+    # A rate of zero: nothing ever improves on the first epoch.
+    config |= {"num_epochs": 9, "learning_rate": 1e-30, "augmented": False, "dropout": 0.0}
+    arguments: dict[str, Any] = {"hooks": (EarlyStopping(patience=2),), "monitor": "val_accuracy"}
+    assert len(train(config, tmp_path, **arguments)) <= 6
+    stopped_after = len(train(config, tmp_path, **arguments))
+    assert checkpoint.read_state(tmp_path / "model.h5")["epoch"] == stopped_after
+    assert checkpoint.read_state(tmp_path / "model_best.h5")["epoch"] == stopped_after - 2
+
+
+class Diverging(keras.layers.Layer):
+    """Is the identity, until its weight is told to be not a number."""
+
+    def build(self, input_shape: Any) -> None:
+        self.factor = self.add_weight(shape=(), initializer="ones", trainable=False, name="factor")
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * self.factor
+
+
+def diverging_model() -> keras.Model:
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Flatten(), Diverging(), keras.layers.Dense(10)]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    return model
+
+
+class DivergeAt(Hook):
+    def __init__(self, global_step: int) -> None:
+        self.global_step = global_step
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        if global_step == self.global_step:
+            self.run.model.layers[1].factor.assign(np.nan)
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "continue"])
+def test_a_loss_that_is_not_a_number(
+    on_nan: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    dataset = build(config).dataset
+    arguments: dict[str, Any] = {"num_epochs": 2, "on_nan": on_nan, "hooks": [DivergeAt(50)]}
+    if on_nan == "continue":
+        training_loop(diverging_model(), dataset.train, dataset.valid, tmp_path, **arguments)
+        assert (tmp_path / "history.csv").read_text().count("nan") == 2
+        assert checkpoint.read_state(tmp_path / "model_best.h5")["epoch"] == 1
+        return
+    with pytest.raises(FloatingPointError, match=r"step 11 of epoch 2 \(global step 51\)"):
+        training_loop(diverging_model(), dataset.train, dataset.valid, tmp_path, **arguments)
+    assert checkpoint.read_state(tmp_path / "model.h5")["epoch"] == 1
+    arguments["hooks"] = []
+    model = diverging_model()
+    history = training_loop(model, dataset.train, dataset.valid, tmp_path, **arguments)
+    assert len(history) == 2
+    assert np.isfinite(history[1]["loss"])
+
+
+def test_a_monitor_that_nothing_has_is_named(config: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="monitor is 'val_lost'; the history has .*val_loss"):
+        train(config, tmp_path, monitor="val_lost")
+
+
+def test_signal_handlers_are_put_back(config: dict[str, Any], tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    train(config, tmp_path)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
