@@ -56,7 +56,7 @@ class Capture:
         self.real = [os.dup(1), os.dup(2)]
         self.has_terminal = os.isatty(self.real[1]) and os.environ.get("TERM") != "dumb"
         self._temporary = [tempfile.TemporaryFile(buffering=0) for _ in FILES]  # noqa: SIM115
-        self._folder: Path | None = None
+        self.folder: Path | None = None
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         _flush()
         parent = os.getpid()
@@ -83,13 +83,13 @@ class Capture:
     def move_to(self, folder: str) -> None:
         """From now on into the folder's stdout.txt and stderr.txt, after a line for this attempt;
         what waited in the temporary files comes first."""
-        self._folder = Path(folder)
-        for name in FILES:
-            collapse_file(self._folder / name)
-        attempt = _attempts_in(self._folder / FILES[0]) + 1
+        paths = [Path(folder) / name for name in FILES]
+        for path in paths:
+            collapse_file(path)
+        attempt = _attempts_in(paths[0]) + 1
         head = f"--- attempt {attempt}, {datetime.now(UTC).isoformat(timespec='seconds')} ---\n"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        files = [os.open(self._folder / name, flags, 0o666) for name in FILES]
+        files = [os.open(path, flags, 0o666) for path in paths]
         _flush()
         waited = [os.fstat(f.fileno()).st_size for f in self._temporary]
         for file, temporary, size in zip(files, self._temporary, waited, strict=True):
@@ -99,8 +99,9 @@ class Capture:
         for file, temporary, size in zip(files, self._temporary, waited, strict=True):
             _write(file, os.pread(temporary.fileno(), 1 << 30, size))  # came in between
             os.close(file)
-        names = [str(self._folder / name) for name in FILES]
+        names = [str(path) for path in paths]
         self.tell({"switch": [list(item) for item in zip(names, echoed, waited, strict=True)]})
+        self.folder = Path(folder)
 
     @contextlib.contextmanager
     def only_in_files(self) -> Iterator[None]:
@@ -120,10 +121,10 @@ class Capture:
         global _active
         _active = None
         self._point_at(self.real)
-        if self._folder:
+        if self.folder:
             for name in FILES:
                 with contextlib.suppress(OSError):  # a full disk: the file stays as it is
-                    collapse_file(self._folder / name)
+                    collapse_file(self.folder / name)
         self.tell({"end": True})
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._follower, 0)
@@ -179,7 +180,7 @@ def _attempts_in(path: Path) -> int:
     return len(ATTEMPT.findall(path.read_bytes())) if path.exists() else 0
 
 
-# --------------------------------------------------------------------------------- overwritten text
+# -------------------------------------------------------------------------------- overwritten text
 
 
 def collapse(text: str) -> str:
@@ -233,7 +234,9 @@ class _Terminal(io.TextIOBase):
         if _active is self._capture:
             for start in range(0, len(text), LONGEST_MESSAGE // 6):  # JSON writes é as six bytes
                 piece = text[start : start + LONGEST_MESSAGE // 6]
-                self._capture.tell({"bar": piece}, patient=False)
+                # A line that a bar leaves comes after what was printed before it, not later.
+                printed = [os.fstat(number).st_size for number in (1, 2)]
+                self._capture.tell({"bar": piece, "after": printed}, patient=False)
         return len(text)
 
     def writable(self) -> bool:
@@ -300,6 +303,8 @@ class _Follower:
             self.offsets[1] = os.fstat(self.files[1]).st_size
             self.held = False
         elif "bar" in message:
+            if "\n" in message["bar"]:
+                self.echo(message["after"])
             self.draw(message["bar"])
         return "end" in message
 

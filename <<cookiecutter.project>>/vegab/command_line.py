@@ -19,7 +19,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import argh
 
@@ -34,6 +34,7 @@ from vegab.config import (
     find_key,
     flatten,
     lookup,
+    merge,
     read_override,
     show_differences,
 )
@@ -127,17 +128,21 @@ def wrap_no_config_registry(
         flags = {k: v for k, v in _flags_of(func, 0).items() if k not in positionals}
         usage = " ".join([*(name.upper() for name in positionals), "[options]"])
         parser = _parser(func, usage, lambda: _help_on_flags(flags))
-        for name in positionals:
-            parser.add_argument(name, metavar=name.upper())
+        for p in parameters:
+            if p.name in positionals:
+                parser.add_argument(p.name, metavar=p.name.upper(), type=_type_of(p) or str)
         args, overrides = _parse(parser, arguments, _with_flags({}, flags))
-        args.overrides = keywords = _read_flags(flags, overrides)
+        keywords = _read_flags(flags, overrides)
+        args.overrides = {o.key: keywords[o.key] for o in overrides}
+        if "save_path" in keywords:
+            args.save_path = keywords["save_path"]
         for plugin in plugins:
             plugin.on_parsed_args(args)
         keywords = {**{name: getattr(args, name) for name in positionals}, **keywords}
-        if "save_path" not in keywords:
+        if "save_path" in keywords:
+            keywords["save_path"] = getattr(args, "save_path", keywords["save_path"])
+        if not keywords.get("save_path"):
             return _call_without_folder(func, keywords, explained)
-        if hasattr(args, "save_path"):
-            keywords["save_path"] = args.save_path
         folder = RunFolder(str(keywords.pop("save_path")), keywords, ())
 
         def with_save_path(config: Config, save_path: str) -> Any:
@@ -278,45 +283,60 @@ def _set_up_logging(level: str) -> None:
     )
 
 
-# --------------------------------------------------------------- flags from a function's parameters
-
-_REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "(required)"})()
+# -------------------------------------------------------------- flags from a function's parameters
 
 
-def _flags_of(func: Callable[..., Any], skip: int) -> dict[str, Any]:
-    """Name -> default of the parameters after the first `skip`."""
-    parameters = list(inspect.signature(func).parameters.values())[skip:]
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {
-        p.name: _REQUIRED if p.default is p.empty else p.default
-        for p in parameters
-        if p.kind not in variable
-    }
+class _Flag(NamedTuple):
+    default: Any
+    sample: Any  # a value of the expected type; None if any will do
+    required: bool
 
 
-def _with_flags(schema: Config, flags: dict[str, Any]) -> Config:
+def _flags_of(func: Callable[..., Any], skip: int) -> dict[str, _Flag]:
+    """The parameters after the first `skip`, by name."""
+    flags = {}
+    for p in list(inspect.signature(func).parameters.values())[skip:]:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            continue
+        required = p.default is p.empty
+        default, kind = None if required else p.default, _type_of(p)
+        sample = kind() if kind and default is None else default
+        flags[p.name] = _Flag(default, sample, required)
+    return flags
+
+
+def _type_of(parameter: inspect.Parameter) -> type | None:
+    """The type that a parameter's annotation names, if it is one of a command line's."""
+    annotation = parameter.annotation
+    name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    name = name.replace(" | None", "").replace("typing.Optional[", "").rstrip("]")
+    return {"str": str, "int": int, "float": float, "bool": bool}.get(name)
+
+
+def _with_flags(schema: Config, flags: dict[str, _Flag]) -> Config:
     """One schema for the config's keys and the function's flags. Raises ValueError on a clash."""
     names = [option[2:] for option in OPTIONS if option.startswith("--")]
     twice = (set(flags) & set(schema)) | ({*flags, *schema} & set(names))
     if twice:
         raise ValueError(f"the name '{sorted(twice)[0]}' is taken by another flag; rename the key")
-    return {**schema, **{k: None if v is _REQUIRED else v for k, v in flags.items()}}
+    return {**schema, **{name: flag.sample for name, flag in flags.items()}}
 
 
-def _read_flags(flags: dict[str, Any], overrides: list[Override]) -> dict[str, Any]:
-    values = dict(flags)
+def _read_flags(flags: dict[str, _Flag], overrides: list[Override]) -> dict[str, Any]:
+    """The value of every flag. Raises UsageError if one that has no default is missing."""
+    given: dict[str, Any] = {}
     for override in overrides:
-        values.update(read_override(_with_flags({}, flags), override))
-    missing = [name for name, value in values.items() if value is _REQUIRED]
-    if missing:
-        raise UsageError(f"--{missing[0]} is required (see --help)")
-    return values
+        given = merge(given, read_override(_with_flags({}, flags), override))
+    for name, flag in flags.items():
+        if flag.required and name not in given:
+            raise UsageError(f"--{name} is required (see --help)")
+    return {name: given.get(name, flag.default) for name, flag in flags.items()}
 
 
-# -------------------------------------------------------------------------------- --help, --dry_run
+# ------------------------------------------------------------------------------- --help, --dry_run
 
 
-def _help_on_configs(registry: ConfigRegistry, flags: dict[str, Any]) -> str:
+def _help_on_configs(registry: ConfigRegistry, flags: dict[str, _Flag]) -> str:
     """The named configs, and every key of root with its default and its explanation."""
     text = _table("configs", [(name, registry.summary(name)) for name in registry.names()])
     root = registry.get_root_config()
@@ -331,8 +351,11 @@ def _help_on_configs(registry: ConfigRegistry, flags: dict[str, Any]) -> str:
     return text + _help_on_flags(flags) + _HELP_ON_VALUES
 
 
-def _help_on_flags(flags: dict[str, Any]) -> str:
-    rows = [(f"--{name}={_short(default)}", "") for name, default in flags.items()]
+def _help_on_flags(flags: dict[str, _Flag]) -> str:
+    rows = [
+        (f"--{name}={'…' if flag.required else _short(flag.default)}", "")
+        for name, flag in flags.items()
+    ]
     return _table("flags and their defaults", rows) if rows else ""
 
 
@@ -345,8 +368,6 @@ Of a key given twice, the last one counts.
 
 
 def _short(default: Any) -> str:
-    if default is _REQUIRED:
-        return "…"
     return default if isinstance(default, str) else json.dumps(default, default=str)
 
 
@@ -379,7 +400,7 @@ def _as_yaml(config: Config, changes: dict[str, tuple[Any, Any]], indent: str = 
     return "\n".join(lines)
 
 
-# --------------------------------------------------------------------------------- the run itself
+# ---------------------------------------------------------------------------------- the run itself
 
 
 def _run(
@@ -406,7 +427,6 @@ def _run(
             except Exception as failure:  # what the user did not cause belongs to the run's story
                 error = failure
         folder.open()
-        capture.move_to(folder.absolute)
     except BaseException as refusal:
         capture.stop()
         folder.close()
@@ -415,6 +435,7 @@ def _run(
         _say("interrupted before the run folder was opened")
         return INTERRUPTED
     try:
+        capture.move_to(folder.absolute)
         for plugin in plugins:
             plugin.on_before_call(config, folder.path)
         if error is not None:
@@ -479,6 +500,8 @@ def _write_traceback(error: BaseException, capture: Capture, quiet: bool) -> str
     """Writes it to stderr.txt, and to the terminal unless quiet. Returns it if that failed."""
     trace = error.__traceback__.tb_next if error.__traceback__ else None  # without our own frame
     text = "".join(traceback.format_exception(type(error), error, trace))
+    if capture.folder is None:
+        return text
     try:
         with capture.only_in_files() if quiet else contextlib.nullcontext():
             sys.stderr.flush()

@@ -41,7 +41,7 @@ class Override(NamedTuple):
     raw: bool = False
 
 
-# ---------------------------------------------------------------------- plain nested dictionaries
+# ----------------------------------------------------------------------- plain nested dictionaries
 
 
 def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
@@ -119,7 +119,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{by_last_name[close[0]]}'?" if close else ""
 
 
-# --------------------------------------------------------------------------------------- checking
+# ---------------------------------------------------------------------------------------- checking
 
 
 def plain(value: Any, key: str) -> Any:
@@ -168,9 +168,9 @@ def checked(schema: Config, changes: Config, prefix: str = "") -> Config:
         elif type(default) is float and type(value) is int:
             value = float(value)
         elif default is not None and type(value) is not type(default):
+            example = "" if isinstance(default, dict) else f" (the default is {show(default)})"
             raise UsageError(
-                f"{key}: {show(value)} was given, {type_name(default)} is expected "
-                f"(the default is {show(default)})"
+                f"{key}: {show(value)} was given, {type_name(default)} is expected{example}"
             )
         result[name] = value
     return result
@@ -190,7 +190,7 @@ def find_key(schema: Config, name: str) -> str:
     inside = [key for key, value in leaves.items() if value == {} and name.startswith(key + ".")]
     if inside:  # a key of a mapping whose keys are free
         return name
-    raise UsageError(f"unknown key '{name}'" + did_you_mean(name, [*leaves, *sections]))
+    raise UsageError(f"unknown key '{name}'" + did_you_mean(name, leaves))
 
 
 def resolve_references(config: Config) -> Config:
@@ -224,7 +224,7 @@ def resolve_references(config: Config) -> Config:
     return resolved(config, ())
 
 
-# ------------------------------------------------------------------------------------------ files
+# ------------------------------------------------------------------------------------------- files
 
 
 def read_yaml(text: str, source: str) -> Any:
@@ -323,7 +323,7 @@ def first_comment(text: str) -> str:
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
-# --------------------------------------------------------------------------------------- registry
+# ---------------------------------------------------------------------------------------- registry
 
 
 class ConfigRegistry:
@@ -486,7 +486,7 @@ def config_from_folder(path: str | Path) -> ConfigRegistry:
     return registry
 
 
-# -------------------------------------------------------------------------------------- overrides
+# --------------------------------------------------------------------------------------- overrides
 
 
 def read_override(schema: Config, override: Override) -> Config:

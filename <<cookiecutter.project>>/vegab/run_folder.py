@@ -157,8 +157,12 @@ class RunFolder:
 
     def _check_writable(self) -> None:
         place = self.absolute
-        while not os.path.lexists(place):
-            place = os.path.dirname(place)
+        while True:
+            try:
+                os.lstat(place)
+                break
+            except (FileNotFoundError, NotADirectoryError):
+                place = os.path.dirname(place)
         shown = self.path if place == self.absolute else f"{self.path}: {os.path.relpath(place)}"
         if not os.path.isdir(place):
             raise UsageError(f"{shown} is not a folder; choose another SAVE_PATH")

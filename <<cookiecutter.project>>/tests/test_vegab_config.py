@@ -1,0 +1,349 @@
+"""Configs of vegab: root as the schema, files, overrides, references, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vegab import ConfigRegistry, Key, UsageError, config_from_folder, resolve
+from vegab.config import Override, differences
+
+
+@pytest.fixture
+def registry() -> ConfigRegistry:
+    registry = ConfigRegistry()
+    registry.set_root_config(
+        {
+            "n_filters": Key(16, "filters of the first layer"),
+            "learning_rate": 0.1,
+            "augmented": False,
+            "optimizer": "adam",
+            "lr_schedule": [[10, 0.1]],
+            "weights": None,
+            "optimizer_arguments": Key({}, "anything that the optimizer takes"),
+            "model": Key({"depth": Key(2, "layers"), "width": 8}, "the network"),
+            "teacher": {"depth": 3},
+        }
+    )
+    registry["wide"] = {"n_filters": 64, "model": {"width": 32}}
+    return registry
+
+
+def with_overrides(registry: ConfigRegistry, *pairs: tuple[str, str], raw: bool = False) -> Any:
+    return registry.resolve("root", overrides=[Override(key, value, raw) for key, value in pairs])
+
+
+# ---------------------------------------------------------------------------------------- registry
+
+
+def test_a_named_config_is_root_with_its_differences(registry: ConfigRegistry) -> None:
+    config = registry["wide"]
+    assert config["n_filters"] == 64
+    assert config["model"] == {"depth": 2, "width": 32}
+    assert config["learning_rate"] == 0.1
+    assert registry.names() == ["root", "wide"]
+    assert "wide" in registry and "root" in registry and "narrow" not in registry
+
+
+def test_every_read_is_a_deep_copy(registry: ConfigRegistry) -> None:
+    registry["wide"]["model"]["width"] = 0
+    registry["wide"]["lr_schedule"][0][0] = 0
+    registry.get_root_config()["model"]["depth"] = 0
+    assert registry["wide"]["model"] == {"depth": 2, "width": 32}
+    assert registry["wide"]["lr_schedule"] == [[10, 0.1]]
+    assert registry.get_root_config()["model"]["depth"] == 2
+
+
+def test_keys_explain_themselves(registry: ConfigRegistry) -> None:
+    assert registry.help_for("n_filters") == "filters of the first layer"
+    assert registry.help_for("model.depth") == "layers"
+    assert registry.help_for("model") == "the network"
+    assert registry.help_for("learning_rate") == ""
+    assert registry.get_root_config()["n_filters"] == 16
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"n_filter": 1}, "unknown key 'n_filter'; did you mean 'n_filters'?"),
+        ({"model": {"dept": 1}}, "unknown key 'model.dept'; did you mean 'depth'?"),
+        ({"n_filters": "many"}, "n_filters: many was given, an integer is expected"),
+        ({"augmented": 1}, "augmented: 1 was given, true or false is expected"),
+        ({"n_filters": True}, "n_filters: true was given, an integer is expected"),
+        ({"model": 3}, "model: 3 was given, a mapping is expected"),
+        ({"learning_rate": float("nan")}, "learning_rate: nan is not a finite number"),
+        ({"weights": {1, 2}}, "weights: a value of type set is not plain data"),
+        ({"optimizer": None}, "optimizer: null was given, text is expected"),
+    ],
+)
+def test_a_wrong_registration_is_an_error(
+    registry: ConfigRegistry, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match="config 'new': ") as refused:
+        registry["new"] = changes
+    assert sentence in str(refused.value)
+
+
+def test_a_second_registration_is_an_error(registry: ConfigRegistry) -> None:
+    for name in ("wide", "root"):
+        with pytest.raises(ValueError, match=f"'{name}' is registered already"):
+            registry[name] = {}
+
+
+def test_tuples_become_lists_and_integers_floats(registry: ConfigRegistry) -> None:
+    registry["tuple"] = {"lr_schedule": ((1, 2),), "learning_rate": 1}
+    config = registry["tuple"]
+    assert config["lr_schedule"] == [[1, 2]]
+    assert isinstance(config["learning_rate"], float)
+
+
+# --------------------------------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize(
+    "key, text, path, expected",
+    [
+        ("n_filters", "10", "n_filters", 10),
+        ("learning_rate", "-1e-4", "learning_rate", -1e-4),
+        ("learning_rate", "1", "learning_rate", 1.0),
+        ("augmented", "true", "augmented", True),
+        ("optimizer", "no", "optimizer", "no"),
+        ("optimizer", "10", "optimizer", "10"),
+        ("optimizer", "", "optimizer", ""),
+        ("optimizer", "100% [sure", "optimizer", "100% [sure"),
+        ("weights", "12:30", "weights", "12:30"),
+        ("weights", "2026-05-01", "weights", "2026-05-01"),
+        ("weights", "[1, {a: null}]", "weights", [1, {"a": None}]),
+        ("lr_schedule", "[[10, 0.1], [20, 0.01]]", "lr_schedule", [[10, 0.1], [20, 0.01]]),
+        ("model.depth", "5", "model.depth", 5),
+        ("width", "5", "model.width", 5),
+        ("model", "{width: 5}", "model", {"depth": 2, "width": 5}),
+        ("optimizer_arguments", "{momentum: 0.9}", "optimizer_arguments", {"momentum": 0.9}),
+        ("optimizer_arguments.momentum", "0.9", "optimizer_arguments", {"momentum": 0.9}),
+    ],
+)
+def test_overrides_are_read_as_yaml_of_the_default_s_type(
+    registry: ConfigRegistry, key: str, text: str, path: str, expected: Any
+) -> None:
+    value: Any = with_overrides(registry, (key, text))
+    for name in path.split("."):
+        value = value[name]
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "key, text, sentence",
+    [
+        ("n_filter", "1", "unknown key 'n_filter'; did you mean 'n_filters'?"),
+        ("n-filters", "1", "unknown key 'n-filters'; did you mean 'n_filters'?"),
+        ("wdth", "1", "unknown key 'wdth'; did you mean 'model.width'?"),
+        ("depth", "1", "the key 'depth' is ambiguous: give model.depth or teacher.depth"),
+        ("n_filters", "[1, 2]", "n_filters: [1, 2] was given, an integer is expected"),
+        ("n_filters", "1.5", "n_filters: 1.5 was given, an integer is expected"),
+        ("n_filters", "null", "n_filters: null was given, an integer is expected"),
+        ("n_filters", "ten", "n_filters: ten was given, an integer is expected"),
+        ("lr_schedule", "3", "lr_schedule: 3 was given, a list is expected"),
+        ("learning_rate", ".inf", "learning_rate: inf is not a finite number"),
+        ("learning_rate", "[1", "learning_rate: this is not valid YAML"),
+        ("weights", "!!python/name:os.system", "weights: this is not valid YAML"),
+        ("weights", "{a: 1, a: 2}", "weights: this is not valid YAML: found duplicate key"),
+        ("weights", "{1: 2}", "weights: the key 1 is not a word"),
+        ("model.zz", "1", "unknown key 'model.zz'"),
+        ("weights", "@/nowhere/file.yaml", "cannot read /nowhere/file.yaml"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(
+    registry: ConfigRegistry, key: str, text: str, sentence: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        with_overrides(registry, (key, text))
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_of_a_key_given_twice_the_last_counts(registry: ConfigRegistry) -> None:
+    assert with_overrides(registry, ("n_filters", "1"), ("n_filters", "2"))["n_filters"] == 2
+
+
+def test_raw_text_is_taken_as_it_is(registry: ConfigRegistry) -> None:
+    assert with_overrides(registry, ("weights", "[1]"), raw=True)["weights"] == "[1]"
+    with pytest.raises(UsageError, match='n_filters: "10" was given, an integer is expected'):
+        with_overrides(registry, ("n_filters", "10"), raw=True)
+
+
+def test_a_value_can_come_from_a_file(registry: ConfigRegistry, tmp_path: Path) -> None:
+    (tmp_path / "schedule.yaml").write_text("- [5, 0.5]\n- [6, 0.1]\n")
+    config = with_overrides(registry, ("lr_schedule", f"@{tmp_path}/schedule.yaml"))
+    assert config["lr_schedule"] == [[5, 0.5], [6, 0.1]]
+
+
+# -------------------------------------------------------------------------------------- references
+
+
+def test_references_follow_overrides_and_keep_types() -> None:
+    registry = ConfigRegistry()
+    registry.set_root_config(
+        {
+            "batch_size": 8,
+            "valid": {"batch_size": "${batch_size}"},
+            "name": "b${batch_size}-${rate}",
+            "rate": 0.5,
+            "list": ["${rate}"],
+        }
+    )
+    config = registry.resolve("root", overrides=[Override("batch_size", "4")])
+    assert config["valid"]["batch_size"] == 4
+    assert config["name"] == "b4-0.5"
+    assert config["list"] == [0.5]
+    assert (
+        registry.resolve("root", overrides=[Override("valid.batch_size", "2")])["name"] == "b8-0.5"
+    )
+
+
+@pytest.mark.parametrize(
+    "value, sentence",
+    [
+        ("${n_filter}", "${n_filter} refers to a key that is not there; did you mean 'n_filters'?"),
+        ("${optimizer}", "the references optimizer -> optimizer go round in a circle"),
+    ],
+)
+def test_a_wrong_reference_is_named(registry: ConfigRegistry, value: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        with_overrides(registry, ("optimizer", value))
+    assert sentence in str(refused.value)
+
+
+def test_what_a_reference_stands_for_is_checked(registry: ConfigRegistry) -> None:
+    with pytest.raises(UsageError, match="n_filters: adam was given, an integer is expected"):
+        with_overrides(registry, ("n_filters", "${optimizer}"))
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def test_a_file_is_laid_over_its_bases_and_root(registry: ConfigRegistry, tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "1.yaml").write_text("n_filters: 1\nmodel: {depth: 1, width: 1}\n")
+    (tmp_path / "parts" / "2.json").write_text('{"model": {"depth": 2}, "lr_schedule": [[1, 1.0]]}')
+    (tmp_path / "base.yaml").write_text("n_filters: 7\noptimizer: sgd\n")
+    (tmp_path / "mine.yaml").write_text("extend: [parts/*]\nmodel:\n  width: 5\n")
+    config = registry.resolve(str(tmp_path / "mine.yaml"), bases=[tmp_path / "base.yaml"])
+    assert config["n_filters"] == 1
+    assert config["optimizer"] == "sgd"
+    assert config["model"] == {"depth": 2, "width": 5}
+    assert config["lr_schedule"] == [[1, 1.0]]
+    assert "extend" not in config
+
+
+def test_a_resolved_config_can_be_fed_back(registry: ConfigRegistry, tmp_path: Path) -> None:
+    config = registry["wide"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert registry.resolve(str(tmp_path / "config.json")) == config
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("", "is empty; a config file holds a mapping"),
+        ("# only a comment\n", "is empty; a config file holds a mapping"),
+        ("- 1\n", "holds a list; a config file holds a mapping"),
+        ("text", "holds text; a config file holds a mapping"),
+        ("a: [\n", "this is not valid YAML"),
+        ("n_filters: 1\nn_filters: 2\n", "line 2: this is not valid YAML: found duplicate key"),
+        ("n_filters: x\n", "n_filters: x was given, an integer is expected"),
+        ("n_filter: 1\n", "unknown key 'n_filter'; did you mean 'n_filters'?"),
+        ("extend: [nothing*.yaml]\n", "there is no file nothing*.yaml to extend"),
+        ("extend: 3\n", "extend is a list of file names"),
+        ("extend: other.yaml\n", "mine.yaml extend each other in a circle"),
+    ],
+)
+def test_a_wrong_file_is_named(
+    registry: ConfigRegistry, tmp_path: Path, content: str, sentence: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    (tmp_path / "other.yaml").write_text("extend: [mine.yaml]\n")
+    with pytest.raises(UsageError) as refused:
+        registry.resolve(str(tmp_path / "mine.yaml"))
+    assert sentence in str(refused.value)
+    assert "mine.yaml" in str(refused.value)
+
+
+def test_a_missing_or_unknown_config_is_named(registry: ConfigRegistry, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown config 'wid'; did you mean 'wide'\?"):
+        registry.resolve("wid")
+    with pytest.raises(UsageError, match=r"cannot read .*nothing\.yaml: No such file"):
+        registry.resolve(str(tmp_path / "nothing.yaml"))
+
+
+def test_a_folder_is_a_registry(tmp_path: Path) -> None:
+    (tmp_path / "root.yaml").write_text(
+        "n_filters: 16  # filters of the first layer\n"
+        "note: 'a # b'  # not a comment: the first one\n"
+        "model:  # the network\n"
+        "  depth: 2  # layers\n"
+        "  sizes: [1,\n    2]  # of each\n"
+    )
+    (tmp_path / "wide.yml").write_text("# Wider than the rest.\nn_filters: 64\n")
+    (tmp_path / "deep.json").write_text('{"model": {"depth": 9}}')
+    (tmp_path / "broken.yaml").write_text("n_filters: [")
+    registry = config_from_folder(tmp_path)
+    assert registry.names() == ["root", "broken", "deep", "wide"]
+    assert registry["wide"]["n_filters"] == 64
+    assert registry["deep"]["model"] == {"depth": 9, "sizes": [1, 2]}
+    assert registry.summary("wide") == "Wider than the rest."
+    helps = {key: registry.help_for(key) for key in ("n_filters", "note", "model", "model.depth")}
+    assert list(helps.values()) == [
+        "filters of the first layer", "not a comment: the first one", "the network", "layers",
+    ]  # fmt: skip
+    assert registry.help_for("model.sizes") == "of each"
+    with pytest.raises(UsageError, match=r"broken.yaml.*not valid YAML"):
+        registry["broken"]
+
+
+def test_a_folder_without_root_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no root\.yaml"):
+        config_from_folder(tmp_path)
+
+
+def test_differences_tell_types_apart() -> None:
+    assert differences({"a": 1, "b": {"c": 1}}, {"a": 1.0, "b": {"c": 1, "d": 2}}) == {
+        "a": (1, 1.0),
+        "b.d": (..., 2),
+    }
+
+
+# ------------------------------------------------------------------------------------------- names
+
+
+def test_a_name_is_registered_or_imported() -> None:
+    from vegab import config
+
+    assert resolve("tiny", "model", {"tiny": 3}) == 3
+    assert resolve("vegab.config.Key", "model") is Key
+    assert resolve("vegab.config:Key", "model") is Key
+    assert resolve("config:Key", "model", search="vegab") is Key
+    assert resolve("vegab.config.Key.count", "model") is config.Key.count
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("tiyn", "model: there is no 'tiyn'; did you mean 'tiny'?"),
+        ("vegab.config.Kye", "model: 'vegab.config.Kye': vegab.config has no 'Kye'; did you mean"),
+        ("nowhere.at.All", "model: 'nowhere.at.All' cannot be imported: there is no such module"),
+        ("broken:Name", "model: 'broken:Name': importing broken failed: NameError"),
+        (3, "model: 3 names nothing that could be imported"),
+        ("", "model: '' names nothing that could be imported"),
+        ("a b", "model: 'a b' names nothing that could be imported"),
+    ],
+)
+def test_a_wrong_name_says_key_path_and_reason(
+    name: Any, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text("undefined_name\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError) as refused:
+        resolve(name, "model", {"tiny": 3}, search="")
+    assert sentence in str(refused.value)
