@@ -27,8 +27,8 @@ def evaluate(run: str, checkpoint: str = "best") -> None:
     )
     if not path.is_file():
         raise vegab.UsageError(
-            f"there is no checkpoint {path}; --checkpoint takes best, latest or the path of a file, "
-            "and a run has its first one after its first epoch"
+            f"there is no checkpoint {path}; --checkpoint takes best, latest or the path of one, "
+            "and a run has its first after its first epoch"
         )
     config = results.load_config(folder)
     # The training batches are built but never drawn here.
@@ -41,9 +41,7 @@ def evaluate(run: str, checkpoint: str = "best") -> None:
     verify(path)
     load_weights(path, prepared.model)
     features, labels = prepared.dataset.load_test()
-    metrics = prepared.model.evaluate(
-        features, labels, batch_size=256, verbose=0, return_dict=True
-    )
+    metrics = prepared.model.evaluate(features, labels, batch_size=256, verbose=0, return_dict=True)
     probabilities = prepared.model.predict(features, batch_size=256, verbose=0)
     predictions = probabilities.argmax(axis=1)
     matrix = results.confusion_matrix(labels, predictions, prepared.dataset.num_classes)

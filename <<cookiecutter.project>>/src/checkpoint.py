@@ -1,13 +1,14 @@
 """One atomic commit of everything that a run needs to go on.
 
-`model.h5` is the commit. It is an ordinary Keras HDF5 file, so that `keras.models.load_model` opens it,
-with two additions: the group `training_state` (optimizer, seeds, position, history, hooks), and in the
-first 512 bytes, which HDF5 leaves to its user, the SHA-256 of all bytes that follow. It is written
-under another name, synced, and renamed: at every instant there is a whole `model.h5`, the old or the new.
+`model.h5` is the commit. It is an ordinary Keras HDF5 file, so that `keras.models.load_model` opens
+it, with two additions: the group `training_state` (optimizer, seeds, position, history, hooks), and
+in the first 512 bytes, which HDF5 leaves to its user, the SHA-256 of all bytes that follow. It is
+written under another name, synced, and renamed: from the first commit on there is at every instant
+a whole `model.h5`, the old or the new.
 
 `model_previous.h5` is the commit before, `model_best.h5` the best one. `history.csv` and
-`loop_state.pkl` are views for people and for other programs: they are written from the commit and never
-read back to resume.
+`loop_state.pkl` are views for people and for other programs: they are written from the commit and
+never read back to resume.
 """
 
 import contextlib
@@ -118,7 +119,9 @@ def verify(path: Path) -> None:
             raise DamagedCheckpointError(f"{path} is not a checkpoint of this project, or is torn")
         digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
     if head.rstrip(b"\0") != SIGNATURE + digest:
-        raise DamagedCheckpointError(f"{path} is damaged: its bytes are not those that were written")
+        raise DamagedCheckpointError(
+            f"{path} is damaged: its bytes are not those that were written"
+        )
 
 
 def load(path: Path, model: keras.Model) -> dict[str, Any]:

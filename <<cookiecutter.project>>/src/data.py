@@ -41,7 +41,8 @@ class Dataset:
 def get_digits(config: Mapping[str, Any]) -> Dataset:
     """Return the bundled handwritten digits: 1,260 for training, 180 to validate, 357 to test.
 
-    Features are float32 of shape (batch, 8, 8, 1) in [0, 1], labels uint8 of shape (batch,) in [0, 10).
+    Features are float32 of shape (batch, 8, 8, 1) in [0, 1], labels uint8 of shape (batch,)
+    in [0, 10).
     """
     with np.load(DIGITS, allow_pickle=False) as file:
         images, labels = file["images"][..., np.newaxis], file["labels"]
@@ -196,7 +197,7 @@ CIFAR = {
 
 
 def _cifar_archive(source: CifarSource) -> Path:
-    """Return the archive in DATA_DIR, or else in Keras' cache, downloading it where it is missing."""
+    """Return the archive in DATA_DIR, or in Keras' cache, downloading it if it is missing."""
     import keras
 
     folder = Path(os.environ.get("DATA_DIR") or Path(keras.config.keras_home()) / "datasets")

@@ -1,4 +1,4 @@
-"""From a config to data, model, optimizer, hooks and callbacks: what every command in `bin` needs."""
+"""From a config to data, model, hooks and callbacks: what every command in `bin` needs."""
 
 import logging
 import math
@@ -147,21 +147,25 @@ def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]] | 
         return None, config["learning_rate"]
     if isinstance(schedule, Mapping | str):
         return None, from_mapping(config, "lr_schedule", schedule)
-    pairs = [
-        (pair[0], float(pair[1]))
-        for pair in schedule
-        if isinstance(pair, list)
-        and len(pair) == 2
-        and isinstance(pair[0], int)
-        and isinstance(pair[1], int | float)
-        and math.isfinite(pair[1])
-        and pair[1] >= 0
-    ] if isinstance(schedule, list) else []
+    pairs = (
+        [
+            (pair[0], float(pair[1]))
+            for pair in schedule
+            if isinstance(pair, list)
+            and len(pair) == 2
+            and isinstance(pair[0], int)
+            and isinstance(pair[1], int | float)
+            and math.isfinite(pair[1])
+            and pair[1] >= 0
+        ]
+        if isinstance(schedule, list)
+        else []
+    )
     epochs = [until for until, _ in pairs]
     if not pairs or len(pairs) != len(schedule) or epochs != sorted(set(epochs)) or epochs[0] < 1:
         raise UsageError(
-            f"lr_schedule is {schedule}; expected a list of [until_epoch, rate] with rising epochs, "
-            "such as [[3, 0.1], [6, 0.01]], or a Keras schedule, such as "
+            f"lr_schedule is {schedule}; expected a list of [until_epoch, rate] with rising "
+            "epochs, such as [[3, 0.1], [6, 0.01]], or a Keras schedule, such as "
             "{class: keras.optimizers.schedules.CosineDecay, initial_learning_rate: 0.1, "
             "decay_steps: 1000}"
         )

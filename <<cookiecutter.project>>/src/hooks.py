@@ -1,8 +1,8 @@
 """What happens around the steps of training: progress, curves, early stopping.
 
-A hook overrides what it needs of `Hook`. Hooks run in the order of the list. A hook with state of its
-own returns it from `get_state`; it is committed with the model under the name of the hook's class, and
-given back on resume.
+A hook overrides what it needs of `Hook`. Hooks run in the order of the list. A hook with
+state of its own returns it from `get_state`; it is committed with the model under the name of the
+hook's class, and given back on resume.
 """
 
 import csv
@@ -177,7 +177,7 @@ class LearningCurve(Hook):
 
 
 class TensorBoard(Hook):
-    """Writes the history to `tb/train` and `tb/validation`, which TensorBoard lays over each other."""
+    """Writes the history to `tb/train` and `tb/validation`, which TensorBoard overlays."""
 
     def before_training(self, run: Run) -> None:
         import tensorflow as tf
@@ -219,6 +219,4 @@ class EarlyStopping(Hook):
     def after_epoch(self, epoch: int) -> None:
         best = self.run.best_epoch
         if best is not None and epoch - best >= self.patience:
-            self.run.stop_reason = (
-                f"{self.run.monitor} has not improved for {self.patience} epochs"
-            )
+            self.run.stop_reason = f"{self.run.monitor} has not improved for {self.patience} epochs"

@@ -33,11 +33,11 @@ def load_meta(run: str | Path) -> dict[str, Any]:
 
 
 def load_position(run: str | Path) -> dict[str, Any]:
-    """Return epochs and steps done, as plain values, or an empty dictionary before the first commit.
+    """Return epochs and steps done, as plain values, or {} before the first commit.
 
     Raises:
-        pickle.UnpicklingError: if `loop_state.pkl` holds anything but plain values; nothing in it is
-            executed.
+        pickle.UnpicklingError: if `loop_state.pkl` holds anything but plain values; nothing
+            in it is executed.
     """
     path = Path(run) / "loop_state.pkl"
     if not path.exists():
@@ -66,6 +66,8 @@ def draw_learning_curve(
         history: a row per epoch.
         best_epoch: from 0; None: no mark.
     """
+    from matplotlib.ticker import MaxNLocator
+
     columns = [key for key in history[0] if key not in ("epoch", "step", "learning_rate")]
     metrics = [key for key in columns if not key.startswith("val_")][:2]
     if not metrics:
@@ -75,17 +77,17 @@ def draw_learning_curve(
     for index, metric in enumerate(metrics, start=1):
         axes = figure.add_subplot(1, len(metrics), index)
         # Told apart by line style as well as by colour, for print and for the colour-blind.
-        for key, style, label in (
-            (metric, {"color": "#0072B2", "linestyle": "-"}, "train"),
-            (f"val_{metric}", {"color": "#D55E00", "linestyle": "--"}, "validation"),
+        for key, color, line, label in (
+            (metric, "#0072B2", "-", "train"),
+            (f"val_{metric}", "#D55E00", "--", "validation"),
         ):
             if key not in columns:
                 continue
-            values = [row.get(key) for row in history]
-            axes.plot(epochs, values, label=label, linewidth=1.8, marker=".", **style)
+            values = [row.get(key, float("nan")) for row in history]
+            axes.plot(epochs, values, color=color, linestyle=line, marker=".", label=label)
             if best_epoch is not None:
-                best = history[best_epoch].get(key)
-                axes.plot(best_epoch + 1, best, "o", markersize=8, fillstyle="none", **style)
+                best = values[best_epoch]
+                axes.plot(best_epoch + 1, best, "o", color=color, markersize=8, fillstyle="none")
         if best_epoch is not None:
             axes.axvline(
                 best_epoch + 1,
@@ -96,7 +98,7 @@ def draw_learning_curve(
             )
         axes.set_xlabel("epoch")
         axes.set_ylabel(metric)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     figure.suptitle(run.name, fontsize=11)

@@ -144,7 +144,12 @@ def training_loop(
                     )
                     logs |= {f"val_{key}": float(value) for key, value in figures.items()}
                 run.history.append(
-                    {"epoch": epoch, "step": run.global_step, "learning_rate": learning_rate, **logs}
+                    {
+                        "epoch": epoch,
+                        "step": run.global_step,
+                        "learning_rate": learning_rate,
+                        **logs,
+                    }
                 )
                 is_best = improves(run, epoch)
                 if is_best:

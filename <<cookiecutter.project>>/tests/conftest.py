@@ -18,7 +18,12 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def config() -> dict[str, Any]:
     """The digits with a model that trains in a second."""
-    return registry["digits"] | {"n_filters": 4, "n_layers": 1, "num_epochs": 2, "lr_schedule": None}
+    return registry["digits"] | {
+        "n_filters": 4,
+        "n_layers": 1,
+        "num_epochs": 2,
+        "lr_schedule": None,
+    }
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What is committed comes back bit for bit; what is damaged is named and the commit before is used."""
+"""What is committed comes back bit for bit; what is damaged is named and set aside."""
 
 import pickle
 from pathlib import Path
@@ -28,7 +28,7 @@ class TwoLayers(keras.Model):
 
 def subclassed() -> keras.Model:
     model = TwoLayers()
-    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.test_on_batch(np.zeros((1, 8, 8, 1)), np.zeros(1))  # makes the weights
     return model
 
@@ -110,7 +110,9 @@ def test_a_damaged_commit_is_set_aside(
     path = tmp_path / "model.h5"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes({"flipped": content, "cut": content[:5000], "emptied": b""}[damage])
+    path.write_bytes(
+        {"flipped": bytes(content), "cut": bytes(content[:5000]), "emptied": b""}[damage]
+    )
     restored = checkpoint.restore(tmp_path, model)
     assert restored is not None
     assert restored["epoch"] == 1

@@ -36,7 +36,9 @@ def test_train_continue_finish_extend(command: Command, run: Path) -> None:
     assert history.startswith(first)
     assert len(history.splitlines()) == 1 + 3
 
-    other = command("bin/train.py", "digits", run, "--num_epochs=3", "--n_filters=5", "--n_layers=1")
+    other = command(
+        "bin/train.py", "digits", run, "--num_epochs=3", "--n_filters=5", "--n_layers=1"
+    )
     assert other.returncode == 2
     assert "n_filters" in other.stderr
     assert "4" in other.stderr

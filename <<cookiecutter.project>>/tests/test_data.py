@@ -95,7 +95,12 @@ def test_shift_and_flip_do_what_they_say() -> None:
 
 @pytest.mark.parametrize("values", [{"batch_size": 0}, {"seed": -1}, {"features": np.arange(3)}])
 def test_batches_refuse_what_makes_no_sense(values: dict[str, Any]) -> None:
-    arguments = {"features": np.arange(4), "labels": np.arange(4), "batch_size": 2, "seed": 0}
+    arguments: dict[str, Any] = {
+        "features": np.arange(4),
+        "labels": np.arange(4),
+        "batch_size": 2,
+        "seed": 0,
+    }
     with pytest.raises(ValueError, match=r"at least"):
         ArrayBatches(**(arguments | values))
 
@@ -104,8 +109,10 @@ def write_cifar(folder: Path, which: str, num_examples: int = 20) -> Path:
     """Write a small archive in the authors' format: pickled dictionaries of bytes keys in a tar."""
     generator = np.random.default_rng(0)
     members = {
-        "cifar10": [f"cifar-10-batches-py/{n}" for n in
-                    [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]],
+        "cifar10": [
+            f"cifar-10-batches-py/{n}"
+            for n in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+        ],
         "cifar100": ["cifar-100-python/train", "cifar-100-python/test"],
     }[which]
     path = folder / f"cifar-{which.removeprefix('cifar')}-python.tar.gz"

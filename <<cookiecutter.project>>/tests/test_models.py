@@ -44,7 +44,9 @@ def test_settings_reach_the_model(config: dict[str, Any]) -> None:
 
 def test_the_seed_decides_the_initial_weights(config: dict[str, Any]) -> None:
     def weights(seed: int) -> bytes:
-        return b"".join(array.tobytes() for array in build(config | {"seed": seed}).model.get_weights())
+        return b"".join(
+            array.tobytes() for array in build(config | {"seed": seed}).model.get_weights()
+        )
 
     assert weights(1) == weights(1)
     assert weights(1) != weights(2)

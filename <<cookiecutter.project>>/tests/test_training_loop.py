@@ -17,7 +17,9 @@ from src.training_loop import rate_in_epoch, training_loop
 History = list[dict[str, Any]]
 
 
-def train(config: dict[str, Any], folder: Path, hooks: tuple[Hook, ...] = (), **changes: Any) -> History:
+def train(
+    config: dict[str, Any], folder: Path, hooks: tuple[Hook, ...] = (), **changes: Any
+) -> History:
     folder.mkdir(exist_ok=True)
     experiment = build(config)
     arguments: dict[str, Any] = {
@@ -185,9 +187,7 @@ class DivergeAt(Hook):
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "continue"])
-def test_a_loss_that_is_not_a_number(
-    on_nan: str, config: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_loss_that_is_not_a_number(on_nan: str, config: dict[str, Any], tmp_path: Path) -> None:
     dataset = build(config).dataset
     arguments: dict[str, Any] = {"num_epochs": 2, "on_nan": on_nan, "hooks": [DivergeAt(50)]}
     if on_nan == "continue":
@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_a_number(
 
 
 def test_a_monitor_that_nothing_has_is_named(config: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match="monitor is 'val_lost'; the history has .*val_loss"):
+    with pytest.raises(KeyError, match=r"monitor is 'val_lost'; the history has .*val_loss"):
         train(config, tmp_path, monitor="val_lost")
 
 

@@ -25,7 +25,7 @@ def train(config: dict[str, Any], save_path: str) -> None:
     keras.utils.set_random_seed(config["seed"])
     digits = get_digits(config)
     model = build_simple_cnn(config, digits.input_shape, digits.num_classes)
-    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     training_loop(
         model,
         digits.train,
