@@ -3,9 +3,9 @@
     make benchmark                  # writes benchmarks/startup.txt
     make benchmark ARGS='--runs=5'
 
-What is committed is measured. Each command is run `--runs` times, in turn with the others, after one
-run that does not count. The table has the median, the fastest and the slowest in seconds, and the
-median as a multiple of that of `python -c pass`, to compare between machines.
+What is committed is measured. Each command is run `--runs` times, in turn with the others, after
+one run that does not count. The table has the median, the fastest and the slowest in seconds, and
+the median as a multiple of that of `python -c pass`, to compare between machines.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMMANDS = {
     "python bin/train.py digits results/new --n_filter=10": 2,
     "python bin/train.py digits results/new --n_filters=many": 2,
     "python bin/train.py digit results/new": 2,
-    "python bin/train.py digits README.md": 2,
+    "python bin/train.py digits pyproject.toml": 2,
     "python bin/train.py digits results/new --dry_run": 0,
     "python bin/evaluate.py --help": 0,
 }

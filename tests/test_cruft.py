@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TEMPLATE_FOLDER, commit_all, run
@@ -22,7 +23,7 @@ class Cruft:
         self.folder = folder
         self.project = folder / "My-Great-Project"
 
-    def __call__(self, command: str, *options: str, **settings) -> str:
+    def __call__(self, command: str, *options: str, **settings: Any) -> str:
         """Run a command of cruft; return what it said."""
         where = self.project if self.project.exists() else self.folder
         words = (sys.executable, "-m", "cruft", command, *options)
