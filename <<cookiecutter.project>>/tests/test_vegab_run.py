@@ -50,6 +50,9 @@ def prepare(config):
         raise vegab.UsageError("mode: nothing is called refuse")
     if config["mode"] == "cannot prepare":
         raise RuntimeError("no such data")
+    if config["mode"] == "prepare slowly":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
     return "prepared"
 
 def work(config, save_path, prepared, *, note="none", twice=False):
@@ -67,6 +70,8 @@ def work(config, save_path, prepared, *, note="none", twice=False):
         subprocess.run([sys.executable, "-c", "print('from a child')"])
     elif mode == "fail":
         raise ValueError("it broke\\nhere")
+    elif mode == "exit":
+        raise SystemExit(75)
     elif mode == "full disk":
         raise OSError(28, "No space left on device")
     elif mode == "bars":
@@ -249,6 +254,27 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(tmp_path / "show.py")], check=True, timeout=60)
 
 
+def test_the_commands_of_the_readme(tmp_path: Path) -> None:
+    text = (ROOT / "vegab" / "README.md").read_text()
+    program, commands = re.findall(r"```(?:python)?\n(.*?)```", text, re.DOTALL)[:2]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "work.py").write_text(program)
+    (tmp_path / "vegab").symlink_to(ROOT / "vegab")
+    said = ""
+    for line in commands.splitlines():
+        words = line.partition(" # ")[0].split()[1:]
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        said += done.stdout if "--help" not in words else ""
+    assert said == (
+        "64 filters, into results/run\n"
+        "results/run is already finished. A larger --num_epochs continues it.\n"
+        "64 filters, into results/run\n"
+        "64 filters, into results/again\n"
+    )
+
+
 def test_the_level_of_logging(script: Path, run: Run, tmp_path: Path) -> None:
     script.write_text(
         script.read_text().replace(
@@ -391,6 +417,20 @@ def test_a_signal_interrupts_and_the_same_command_continues(
     assert meta["status"] == meta["attempts"][0]["exit_status"] == "interrupted"
     with started(script, "root", "run", "--mode=wait"):
         assert len(meta_of(tmp_path / "run")["attempts"]) == 2
+
+
+def test_the_function_can_end_interrupted_itself(run: Run, tmp_path: Path) -> None:
+    assert run("root", "run", "--mode=exit").returncode == 75
+    assert meta_of(tmp_path / "run")["status"] == "interrupted"
+
+
+def test_a_signal_during_the_preparation_touches_nothing(run: Run, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    interrupted = run("root", "run", "--mode=prepare slowly")
+    assert interrupted.returncode == 75
+    assert interrupted.stdout == "preparing\n"
+    assert interrupted.stderr == "work.py: interrupted before the run folder was opened\n"
+    assert tree(tmp_path) == before
 
 
 def test_what_was_written_before_a_kill_is_there(script: Path, run: Run, tmp_path: Path) -> None:
@@ -667,7 +707,13 @@ def work(config, save_path):
         raise KeyError("thirteen")
 
 def resize(source, size: int, *, save_path="", smooth=True, scale=1.0, name="x"):
-    '''Resizes a picture.'''
+    '''Resizes a picture.
+
+    Args:
+        source: the picture, about 100% of the time.
+        scale: by how much it is
+            enlarged
+    '''
     print("resizing", source, size + 1, smooth, scale, name)
     if source == "nothing":
         raise FileNotFoundError("there is no nothing")
@@ -726,7 +772,9 @@ def test_a_function_without_configs_is_a_program(tmp_path: Path) -> None:
         0,
     )
     helped = run_small(tmp_path, call, "--help").stdout
-    assert "usage: small.py SOURCE SIZE [options]" in helped and "--scale=1.0" in helped
+    assert "usage: small.py SOURCE SIZE [options]" in helped
+    assert "the picture, about 100% of the time." in helped
+    assert re.search(r"--scale=1\.0 +by how much it is enlarged\n", helped)
     for arguments, sentence in [
         (["picture"], "the following arguments are required: SIZE"),
         (["picture", "three"], "argument SIZE: invalid int value: 'three'"),

@@ -93,11 +93,11 @@ class Capture:
         _flush()
         waited = [os.fstat(f.fileno()).st_size for f in self._temporary]
         for file, temporary, size in zip(files, self._temporary, waited, strict=True):
-            _write(file, head.encode() + os.pread(temporary.fileno(), size, 0))
+            write_all(file, head.encode() + os.pread(temporary.fileno(), size, 0))
         echoed = [os.fstat(file).st_size for file in files]
         self._point_at(files)
         for file, temporary, size in zip(files, self._temporary, waited, strict=True):
-            _write(file, os.pread(temporary.fileno(), 1 << 30, size))  # came in between
+            write_all(file, os.pread(temporary.fileno(), 1 << 30, size))  # came in between
             os.close(file)
         names = [str(path) for path in paths]
         self.tell({"switch": [list(item) for item in zip(names, echoed, waited, strict=True)]})
@@ -171,7 +171,8 @@ def _flush() -> None:
             stream.flush()
 
 
-def _write(file: int, data: bytes) -> None:
+def write_all(file: int, data: bytes) -> None:
+    """Writes to a descriptor until everything is written. Raises OSError."""
     while data:
         data = data[os.write(file, data) :]
 
@@ -345,6 +346,6 @@ class _Follower:
     def send(self, i: int, data: bytes) -> None:
         try:
             if self.real[i] != -1:
-                _write(self.real[i], data)
+                write_all(self.real[i], data)
         except OSError:  # the terminal was closed, or `| head` has enough
             self.real[i] = -1

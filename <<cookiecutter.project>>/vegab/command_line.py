@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import argh
 
-from vegab.capture import Capture
+from vegab.capture import Capture, write_all
 from vegab.config import (
     Config,
     ConfigRegistry,
@@ -130,7 +130,12 @@ def wrap_no_config_registry(
         parser = _parser(func, usage, lambda: _help_on_flags(flags))
         for p in parameters:
             if p.name in positionals:
-                parser.add_argument(p.name, metavar=p.name.upper(), type=_type_of(p) or str)
+                parser.add_argument(
+                    p.name,
+                    metavar=p.name.upper(),
+                    type=_type_of(p) or str,
+                    help=_explanations(func).get(p.name, "").replace("%", "%%"),
+                )
         args, overrides = _parse(parser, arguments, _with_flags({}, flags))
         keywords = _read_flags(flags, overrides)
         args.overrides = {o.key: keywords[o.key] for o in overrides}
@@ -290,19 +295,27 @@ class _Flag(NamedTuple):
     default: Any
     sample: Any  # a value of the expected type; None if any will do
     required: bool
+    help: str
 
 
 def _flags_of(func: Callable[..., Any], skip: int) -> dict[str, _Flag]:
     """The parameters after the first `skip`, by name."""
-    flags = {}
+    flags, explanations = {}, _explanations(func)
     for p in list(inspect.signature(func).parameters.values())[skip:]:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             continue
         required = p.default is p.empty
         default, kind = None if required else p.default, _type_of(p)
         sample = kind() if kind and default is None else default
-        flags[p.name] = _Flag(default, sample, required)
+        flags[p.name] = _Flag(default, sample, required, explanations.get(p.name, ""))
     return flags
+
+
+def _explanations(func: Callable[..., Any]) -> dict[str, str]:
+    """What the section `Args:` of a docstring says of each parameter."""
+    _, _, section = (inspect.getdoc(func) or "").partition("Args:\n")
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section.split("\n\n")[0], re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
 
 
 def _type_of(parameter: inspect.Parameter) -> type | None:
@@ -338,7 +351,8 @@ def _read_flags(flags: dict[str, _Flag], overrides: list[Override]) -> dict[str,
 
 def _help_on_configs(registry: ConfigRegistry, flags: dict[str, _Flag]) -> str:
     """The named configs, and every key of root with its default and its explanation."""
-    text = _table("configs", [(name, registry.summary(name)) for name in registry.names()])
+    rows = [(name, registry.summary(name)) for name in registry.names()]
+    text = _table("configs", rows)
     root = registry.get_root_config()
     sections: dict[str, list[tuple[str, str]]] = {}
     for key, default in flatten(root).items():
@@ -348,22 +362,22 @@ def _help_on_configs(registry: ConfigRegistry, flags: dict[str, _Flag]) -> str:
         explanation = registry.help_for(section)
         title = section + (f": {explanation}" if explanation else "")
         text += _table(title or "keys and their defaults", sections[section])
-    return text + _help_on_flags(flags) + _HELP_ON_VALUES
+    return text + _help_on_flags(flags) + "\n" + textwrap.fill(_HELP_ON_VALUES, _width()) + "\n"
 
 
 def _help_on_flags(flags: dict[str, _Flag]) -> str:
     rows = [
-        (f"--{name}={'…' if flag.required else _short(flag.default)}", "")
+        (f"--{name}={'…' if flag.required else _short(flag.default)}", flag.help)
         for name, flag in flags.items()
     ]
     return _table("flags and their defaults", rows) if rows else ""
 
 
-_HELP_ON_VALUES = """
+_HELP_ON_VALUES = """\
 A value is YAML: 1e-4, true, null, text, [1, 2], {a: 1}; @FILE reads it from a file. A key that is
 true or false may be written --key and --no_key, a nested one by its last name while no other key
-has that. -p KEY VALUE is the same for values of any look, -P KEY TEXT takes TEXT as it is.
-Of a key given twice, the last one counts.
+has that. -p KEY VALUE is the same as --KEY=VALUE, -P KEY TEXT takes TEXT as it is. Of a key given
+twice, the last one counts.
 """
 
 
@@ -371,9 +385,13 @@ def _short(default: Any) -> str:
     return default if isinstance(default, str) else json.dumps(default, default=str)
 
 
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, 100) - 2
+
+
 def _table(title: str, rows: list[tuple[str, str]]) -> str:
     """Rows of two columns; a long left side has its explanation on the next line."""
-    width = min(shutil.get_terminal_size().columns, 100) - 2
+    width = _width()
     left = min(max((len(name) for name, _ in rows), default=0), 28) + 4
     lines = ["", f"{title}:"]
     for name, explanation in rows:
@@ -460,7 +478,8 @@ def _run(
             try:
                 plugin.on_failure(config, folder.path, error)
             except Exception as another:
-                unwritten += _write_traceback(another, capture, quiet=False)
+                follows = isinstance(another, explained)  # on a full disk, say
+                unwritten += _write_traceback(another, capture, quiet=follows) * (not follows)
     _signals(signal.SIG_DFL)
     capture.stop()
     folder.close()
@@ -504,8 +523,7 @@ def _write_traceback(error: BaseException, capture: Capture, quiet: bool) -> str
         return text
     try:
         with capture.only_in_files() if quiet else contextlib.nullcontext():
-            sys.stderr.flush()
-            os.write(2, text.encode(errors="replace"))
+            write_all(2, text.encode(errors="replace"))
     except OSError:
         return text
     return ""

@@ -403,7 +403,9 @@ class ConfigRegistry:
 
     def summary(self, name: str) -> str:
         """The one line that says what a named config is, or nothing."""
-        return self._summaries[name]() if name in self._summaries else ""
+        if name not in self._summaries:
+            return "every key with its default" if name == "root" else ""
+        return self._summaries[name]()
 
     def resolve(
         self,

@@ -166,20 +166,24 @@ def copy_source(files: list[str], patch: bytes, destination: Path) -> list[str]:
     """Copies the source into a new folder; returns what was too large to copy."""
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
     too_large = []
-    for name in files:
-        source, target = PROJECT / name, partial / name
-        if not source.is_symlink() and source.stat().st_size > LARGEST_COPIED_FILE:
-            too_large.append(name)
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target, follow_symlinks=False)
-    partial.mkdir(parents=True, exist_ok=True)
-    if patch:
-        (partial / "uncommitted.diff").write_bytes(patch)
-    if destination.exists():
-        shutil.rmtree(destination)
-    partial.rename(destination)
+    try:
+        for name in files:
+            source, target = PROJECT / name, partial / name
+            if not source.is_symlink() and source.stat().st_size > LARGEST_COPIED_FILE:
+                too_large.append(name)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+        if patch:
+            (partial / "uncommitted.diff").write_bytes(patch)
+        if destination.exists():
+            shutil.rmtree(destination)
+        partial.rename(destination)
+    except BaseException:  # a full disk needs the room for the record of the failure
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return too_large
 
 
