@@ -1,29 +1,25 @@
 """Turns a function into a program: `script CONFIG SAVE_PATH [--key=value ...]`.
 
-The order of this file is the order of events: the command line is read, the run folder is looked
-at, output is captured, the folder is opened, the function runs, and the end is told.
+argh builds the parser of the fixed arguments and their help. Overrides of config keys are split off
+before, because a value may begin with `-`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import inspect
 import json
 import logging
 import os
 import re
 import shutil
-import signal
 import sys
 import textwrap
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import argh
 
-from vegab.capture import Capture, write_all
 from vegab.config import (
     Config,
     ConfigRegistry,
@@ -38,10 +34,10 @@ from vegab.config import (
     read_override,
     show_differences,
 )
+from vegab.execution import FAILED, FINISHED, WRONG_USAGE, execute, one_line, say, script
 from vegab.plugins import VegabPlugin
-from vegab.run_folder import AlreadyFinished, RunFolder, outcome
+from vegab.run_folder import AlreadyFinished, RunFolder
 
-FINISHED, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 75
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 OPTIONS_WITH_VALUE = ("-b", "--base", "-l", "--log_level")
 OPTIONS = ("-h", "--help", "--dry_run", *OPTIONS_WITH_VALUE)
@@ -100,7 +96,7 @@ def wrap(
         for plugin in plugins:
             plugin.on_parsed_args(args)
         folder = RunFolder(args.save_path, config, extendable)
-        return _run(func, config, folder, keywords, plugins, prepare, explained)
+        return execute(func, config, folder, keywords, plugins, prepare, explained)
 
     _exit(program, argv)
 
@@ -153,7 +149,7 @@ def wrap_no_config_registry(
         def with_save_path(config: Config, save_path: str) -> Any:
             return func(**config, save_path=save_path)
 
-        return _run(with_save_path, keywords, folder, {}, plugins, None, explained)
+        return execute(with_save_path, keywords, folder, {}, plugins, None, explained)
 
     _exit(program, argv)
 
@@ -163,7 +159,7 @@ def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> No
     try:
         code = program(list(sys.argv[1:] if argv is None else argv))
     except UsageError as error:
-        _say(f"error: {_one_line(error)}")
+        say(f"error: {one_line(error)}")
         code = WRONG_USAGE
     except AlreadyFinished as finished:
         print(finished)
@@ -173,6 +169,17 @@ def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> No
     except BrokenPipeError:  # `script --help | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
+
+
+def _call_without_folder(
+    func: Callable[..., Any], keywords: dict[str, Any], explained: tuple[type[BaseException], ...]
+) -> int:
+    try:
+        func(**keywords)
+    except explained as error:
+        say(f"failed: {one_line(error)}")
+        return FAILED
+    return FINISHED
 
 
 # ------------------------------------------------------------------------ reading the command line
@@ -197,7 +204,7 @@ class _Parser(argh.ArghParser):
 
 def _parser(func: Callable[..., Any], usage: str, more_help: Callable[[], str]) -> _Parser:
     parser = _Parser(
-        prog=_script(),
+        prog=script(),
         usage=f"%(prog)s {usage}",
         description=(inspect.getdoc(func) or "").split("\n", 1)[0],
         formatter_class=argparse.HelpFormatter,
@@ -307,6 +314,10 @@ def _flags_of(func: Callable[..., Any], skip: int) -> dict[str, _Flag]:
         required = p.default is p.empty
         default, kind = None if required else p.default, _type_of(p)
         sample = kind() if kind and default is None else default
+        if isinstance(sample, tuple):
+            sample = list(sample)
+        elif not isinstance(sample, bool | int | float | str | list | dict):
+            sample = None
         flags[p.name] = _Flag(default, sample, required, explanations.get(p.name, ""))
     return flags
 
@@ -416,150 +427,3 @@ def _as_yaml(config: Config, changes: dict[str, tuple[Any, Any]], indent: str = 
         lines += ["# differs from the named config:"]
         lines += [f"#   {show_differences({key: pair})}" for key, pair in changes.items()]
     return "\n".join(lines)
-
-
-# ---------------------------------------------------------------------------------- the run itself
-
-
-def _run(
-    func: Callable[..., Any],
-    config: Config,
-    folder: RunFolder,
-    keywords: dict[str, Any],
-    plugins: Sequence[VegabPlugin],
-    prepare: Callable[[Config], Any] | None,
-    explained: tuple[type[BaseException], ...],
-) -> int:
-    """Calls the function in its run folder, from the first look at it to the last word."""
-    folder.check()
-    _signals(_interrupt)
-    capture = Capture()
-    arguments: list[Any] = [config, folder.path]
-    error: BaseException | None = None
-    try:
-        if prepare is not None:
-            try:
-                arguments.append(prepare(config))
-            except UsageError:
-                raise
-            except Exception as failure:  # what the user did not cause belongs to the run's story
-                error = failure
-        folder.open()
-    except BaseException as refusal:
-        capture.stop()
-        folder.close()
-        if outcome(refusal) != "interrupted":
-            raise
-        _say("interrupted before the run folder was opened")
-        return INTERRUPTED
-    try:
-        capture.move_to(folder.absolute)
-        for plugin in plugins:
-            plugin.on_before_call(config, folder.path)
-        if error is not None:
-            raise error
-        try:
-            func(*arguments, **keywords)
-        except SystemExit as end:
-            if end.code not in (None, 0):
-                raise
-        for plugin in plugins:
-            plugin.on_after_call(config, folder.path)
-        error = None
-    except BaseException as failure:
-        error = failure
-    # From here on a second Ctrl-C would only spoil the record of the first.
-    _signals(signal.SIG_IGN)
-    unwritten = ""
-    if error is not None:
-        if outcome(error) == "failed":
-            unwritten = _write_traceback(error, capture, quiet=isinstance(error, explained))
-        for plugin in plugins:
-            try:
-                plugin.on_failure(config, folder.path, error)
-            except Exception as another:
-                follows = isinstance(another, explained)  # on a full disk, say
-                unwritten += _write_traceback(another, capture, quiet=follows) * (not follows)
-    _signals(signal.SIG_DFL)
-    capture.stop()
-    folder.close()
-    if unwritten:
-        sys.stderr.write(unwritten)
-    return _last_word(error, folder.path, explained, bool(unwritten))
-
-
-def _call_without_folder(
-    func: Callable[..., Any], keywords: dict[str, Any], explained: tuple[type[BaseException], ...]
-) -> int:
-    try:
-        func(**keywords)
-    except explained as error:
-        _say(f"failed: {_one_line(error)}")
-        return FAILED
-    return FINISHED
-
-
-def _signals(handler: Any) -> None:
-    """Sets what the signals that ask for an end do. nohup's choice to ignore one is respected."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        if name not in _IGNORED_AT_START:
-            signal.signal(name, handler)
-
-
-_IGNORED_AT_START = [
-    name for name in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(name) == signal.SIG_IGN
-]
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
-
-
-def _write_traceback(error: BaseException, capture: Capture, quiet: bool) -> str:
-    """Writes it to stderr.txt, and to the terminal unless quiet. Returns it if that failed."""
-    trace = error.__traceback__.tb_next if error.__traceback__ else None  # without our own frame
-    text = "".join(traceback.format_exception(type(error), error, trace))
-    if capture.folder is None:
-        return text
-    try:
-        with capture.only_in_files() if quiet else contextlib.nullcontext():
-            write_all(2, text.encode(errors="replace"))
-    except OSError:
-        return text
-    return ""
-
-
-def _last_word(
-    error: BaseException | None,
-    path: str,
-    explained: tuple[type[BaseException], ...],
-    traceback_is_above: bool,
-) -> int:
-    """The one line that the terminal ends with, and the exit code."""
-    status = outcome(error)
-    if status == "finished":
-        return FINISHED
-    if status == "interrupted":
-        reason = f" by {error}" if isinstance(error, KeyboardInterrupt) and error.args else ""
-        _say(f"interrupted{reason}; the same command continues {path}")
-        return INTERRUPTED
-    what = _one_line(error)
-    if not isinstance(error, (*explained, UsageError)):
-        what = f"{type(error).__name__}: {what}"
-    where = "above" if traceback_is_above else f"in {os.path.join(path, 'stderr.txt')}"
-    _say(f"failed: {what} (traceback {where})")
-    return FAILED
-
-
-def _one_line(error: BaseException | None) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _script() -> str:
-    return os.path.basename(sys.argv[0]) or "script"
-
-
-def _say(sentence: str) -> None:
-    # The terminal may be gone by now, or stderr closed from the start.
-    with contextlib.suppress(OSError, AttributeError, ValueError):
-        print(f"{_script()}: {sentence}", file=sys.stderr, flush=True)

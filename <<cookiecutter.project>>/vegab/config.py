@@ -85,7 +85,7 @@ def lookup(config: Config, key: str) -> Any:
 
 def same(a: Any, b: Any) -> bool:
     """Equality that tells 1, 1.0 and True apart."""
-    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+    return json.dumps(a, sort_keys=True, default=str) == json.dumps(b, sort_keys=True, default=str)
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

@@ -46,7 +46,7 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes a JSON file atomically."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def read_json(path: str | Path) -> Any:

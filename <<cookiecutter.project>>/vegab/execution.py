@@ -1,0 +1,160 @@
+"""Calls a function in its run folder: the order of this file is the order of events.
+
+The folder is looked at, output is captured, what can only be checked after imports is checked, the
+folder is opened and locked, the function runs, and its end is recorded and told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vegab.capture import Capture, write_all
+from vegab.config import Config, UsageError
+from vegab.plugins import VegabPlugin
+from vegab.run_folder import RunFolder, outcome
+
+FINISHED, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 75
+_IGNORED_AT_START = [
+    name for name in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(name) == signal.SIG_IGN
+]
+
+
+def execute(
+    func: Callable[..., Any],
+    config: Config,
+    folder: RunFolder,
+    keywords: dict[str, Any],
+    plugins: Sequence[VegabPlugin],
+    prepare: Callable[[Config], Any] | None,
+    explained: tuple[type[BaseException], ...],
+) -> int:
+    """From the first look at the run folder to the last word. Returns the exit code.
+
+    `func(config, save_path[, prepare(config)], **keywords)`. Raises UsageError, or
+    AlreadyFinished, while the folder is untouched.
+    """
+    folder.check()
+    _signals(_interrupt)
+    capture = Capture()
+    arguments: list[Any] = [config, folder.path]
+    error: BaseException | None = None
+    try:
+        if prepare is not None:
+            try:
+                arguments.append(prepare(config))
+            except UsageError:
+                raise
+            except Exception as failure:  # what the user did not cause belongs to the run's story
+                error = failure
+        folder.open()
+    except BaseException as refusal:
+        capture.stop()
+        folder.close()
+        if outcome(refusal) != "interrupted":
+            raise
+        say("interrupted before the run folder was opened")
+        return INTERRUPTED
+    try:
+        capture.move_to(folder.absolute)
+        for plugin in plugins:
+            plugin.on_before_call(config, folder.path)
+        if error is not None:
+            raise error
+        try:
+            func(*arguments, **keywords)
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise
+        for plugin in plugins:
+            plugin.on_after_call(config, folder.path)
+        error = None
+    except BaseException as failure:
+        error = failure
+    # From here on a second Ctrl-C would only spoil the record of the first.
+    _signals(signal.SIG_IGN)
+    unwritten = ""
+    if error is not None:
+        if outcome(error) == "failed":
+            unwritten = _write_traceback(error, capture, quiet=isinstance(error, explained))
+        for plugin in plugins:
+            try:
+                plugin.on_failure(config, folder.path, error)
+            except Exception as another:
+                follows = isinstance(another, explained)  # on a full disk, say
+                unwritten += _write_traceback(another, capture, quiet=follows) * (not follows)
+    _signals(signal.SIG_DFL)
+    capture.stop()
+    folder.close()
+    if unwritten:
+        sys.stderr.write(unwritten)
+    return _last_word(error, folder.path, explained, bool(unwritten))
+
+
+def _signals(handler: Any) -> None:
+    """Sets what the signals that ask for an end do. nohup's choice to ignore one is respected."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if name not in _IGNORED_AT_START:
+            signal.signal(name, handler)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _write_traceback(error: BaseException, capture: Capture, quiet: bool) -> str:
+    """Writes it to stderr.txt, and to the terminal unless quiet. Returns it if that failed."""
+    trace = error.__traceback__.tb_next if error.__traceback__ else None  # without our own frame
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    if capture.folder is None:
+        return text
+    try:
+        with capture.only_in_files() if quiet else contextlib.nullcontext():
+            write_all(2, text.encode(errors="replace"))
+    except OSError:
+        return text
+    return ""
+
+
+def _last_word(
+    error: BaseException | None,
+    path: str,
+    explained: tuple[type[BaseException], ...],
+    traceback_is_above: bool,
+) -> int:
+    """The one line that the terminal ends with, and the exit code."""
+    status = outcome(error)
+    if status == "finished":
+        return FINISHED
+    if status == "interrupted":
+        reason = f" by {error}" if isinstance(error, KeyboardInterrupt) and error.args else ""
+        say(f"interrupted{reason}; the same command continues {path}")
+        return INTERRUPTED
+    what = one_line(error)
+    if not isinstance(error, (*explained, UsageError)):
+        what = f"{type(error).__name__}: {what}"
+    where = "above" if traceback_is_above else f"in {os.path.join(path, 'stderr.txt')}"
+    say(f"failed: {what} (traceback {where})")
+    return FAILED
+
+
+def one_line(error: BaseException | None) -> str:
+    """An exception's message without line breaks, or its type."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def script() -> str:
+    """The name that the program goes by in its messages."""
+    return os.path.basename(sys.argv[0]) or "script"
+
+
+def say(sentence: str) -> None:
+    """One line on stderr, with the script's name in front."""
+    # The terminal may be gone by now, or stderr closed from the start.
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        print(f"{script()}: {sentence}", file=sys.stderr, flush=True)
