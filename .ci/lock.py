@@ -39,7 +39,7 @@ def merge(cpu: list[str], cuda: list[str]) -> str:
             text += same
         else:
             accelerator = "cpu" if in_cpu else "cuda"
-            text += f"<% if cookiecutter.accelerator == '{accelerator}' %>\n{same}<% endif %>\n"
+            text += f"#% if cookiecutter.accelerator == '{accelerator}'\n{same}#% endif\n"
     return text
 
 
