@@ -82,5 +82,5 @@ lock: setup ## write both requirements.txt anew: the newest versions that go tog
 benchmark: setup ## measure how long things take
 	@"$(PYTHON)" benchmarks/startup.py $(ARGS)
 
-clean: ## remove what has been built
+clean: ## remove .venv, build and the tools' caches
 	@rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache
