@@ -95,6 +95,7 @@ def work(config, save_path, prepared, *, note="none", twice=False):
         print("child", child.pid)
     if mode in ("wait", "child lives"):
         print("ready")
+        os.write(1, b"half a line")
         time.sleep(60)
 
 if __name__ == "__main__":
@@ -438,7 +439,7 @@ def test_what_was_written_before_a_kill_is_there(script: Path, run: Run, tmp_pat
         process.kill()
         process.wait()
     folder = tmp_path / "run"
-    assert read(folder / "stdout.txt").endswith("working prepared none False\nready\n")
+    assert read(folder / "stdout.txt").endswith("working prepared none False\nready\nhalf a line")
     assert meta_of(folder)["status"] == "running"
     state = "import sys, vegab; print(vegab.read_run(sys.argv[1])['state'])"
     answer = [sys.executable, "-c", state, str(folder)]
@@ -450,6 +451,7 @@ def test_what_was_written_before_a_kill_is_there(script: Path, run: Run, tmp_pat
         first, second = meta_of(folder)["attempts"]
     assert first["exit_status"] == "killed" and first["to"] == {"epoch": 3}
     assert second["from"] == {"epoch": 3}
+    assert "\nhalf a line\n--- attempt 2, " in read(folder / "stdout.txt")
 
 
 def test_a_crash_leaves_its_traceback(run: Run, tmp_path: Path) -> None:

@@ -86,18 +86,22 @@ class Capture:
         paths = [Path(folder) / name for name in FILES]
         for path in paths:
             collapse_file(path)
-        attempt = _attempts_in(paths[0]) + 1
+        before = [path.read_bytes() if path.exists() else b"" for path in paths]
+        attempt = len(ATTEMPT.findall(before[0])) + 1
         head = f"--- attempt {attempt}, {datetime.now(UTC).isoformat(timespec='seconds')} ---\n"
+        # A kill may have come in the middle of a line.
+        heads = [b"\n" * bool(re.search(rb"[^\n]\Z", text)) + head.encode() for text in before]
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         files = [os.open(path, flags, 0o666) for path in paths]
         _flush()
-        waited = [os.fstat(f.fileno()).st_size for f in self._temporary]
-        for file, temporary, size in zip(files, self._temporary, waited, strict=True):
-            write_all(file, head.encode() + os.pread(temporary.fileno(), size, 0))
+        waiting = [file.fileno() for file in self._temporary]
+        waited = [os.fstat(number).st_size for number in waiting]
+        for file, line, number, size in zip(files, heads, waiting, waited, strict=True):
+            write_all(file, line + os.pread(number, size, 0))
         echoed = [os.fstat(file).st_size for file in files]
         self._point_at(files)
-        for file, temporary, size in zip(files, self._temporary, waited, strict=True):
-            write_all(file, os.pread(temporary.fileno(), 1 << 30, size))  # came in between
+        for file, number, size in zip(files, waiting, waited, strict=True):
+            write_all(file, os.pread(number, 1 << 30, size))  # came in between
             os.close(file)
         names = [str(path) for path in paths]
         self.tell({"switch": [list(item) for item in zip(names, echoed, waited, strict=True)]})
@@ -175,10 +179,6 @@ def write_all(file: int, data: bytes) -> None:
     """Writes to a descriptor until everything is written. Raises OSError."""
     while data:
         data = data[os.write(file, data) :]
-
-
-def _attempts_in(path: Path) -> int:
-    return len(ATTEMPT.findall(path.read_bytes())) if path.exists() else 0
 
 
 # -------------------------------------------------------------------------------- overwritten text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import io
 import json
 import logging
 import os
@@ -156,6 +157,9 @@ def wrap_no_config_registry(
 
 def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> NoReturn:
     """Ends the process with what the program returns; a UsageError becomes its sentence."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no text is worth a crash
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = program(list(sys.argv[1:] if argv is None else argv))
     except UsageError as error:
@@ -397,7 +401,7 @@ def _short(default: Any) -> str:
 
 
 def _width() -> int:
-    return min(shutil.get_terminal_size().columns, 100) - 2
+    return min(max(shutil.get_terminal_size().columns, 40), 100) - 2
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> str:

@@ -153,13 +153,13 @@ def _as_added(name: str) -> bytes:
         return b"# not shown, binary or large: %b\n" % shown
     if not content:
         return head
-    lines = content.splitlines(keepends=True) if b"\r" not in content else content.split(b"\n")
-    if b"\r" in content:
-        lines = [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
-    end = b"" if content.endswith(b"\n") else b"\n\\ No newline at end of file\n"
-    tab = b"\t" if b" " in shown else b""
-    where = b"--- /dev/null\n+++ b/%b%b\n@@ -0,0 +1,%d @@\n" % (shown, tab, len(lines))
-    return head + where + b"".join(b"+" + line for line in lines) + end
+    *lines, rest = content.split(b"\n")
+    added = b"".join(b"+%b\n" % line for line in lines)
+    if rest:
+        added += b"+%b\n\\ No newline at end of file\n" % rest
+    tab = b"\t" if b" " in shown else b""  # as git does, so that the name's end is clear
+    count = len(lines) + bool(rest)
+    return head + b"--- /dev/null\n+++ b/%b%b\n@@ -0,0 +1,%d @@\n" % (shown, tab, count) + added
 
 
 def copy_source(files: list[str], patch: bytes, destination: Path) -> list[str]:
