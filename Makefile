@@ -20,7 +20,7 @@ define make_environment
 	  if "$$python" -c '$(IS_SUPPORTED)' > /dev/null 2>&1; then found=$$python; break; fi; \
 	done; \
 	if command -v uv > /dev/null; then \
-	  uv venv --quiet --clear --python "$${found:-3.12}" "$(1)"; \
+	  rm -rf "$(1)" && uv venv --quiet --python "$${found:-3.12}" "$(1)"; \
 	elif [ -n "$$found" ]; then \
 	  "$$found" -m venv --clear "$(1)" || { rm -rf "$(1)"; exit 1; }; \
 	else \
@@ -59,7 +59,9 @@ demo: ## generate a project with the defaults in build/demo and train it on the 
 	@echo "The learning curve: $(DEMO)/results/run/learning_curve.png"
 
 setup: ## make the tests' environment ready (.venv, or the active one)
-	@[ -x "$(PYTHON)" ] || { $(call make_environment,$(ENVIRONMENT)); }
+	@[ -x "$(PYTHON)" ] || [ "$(ENVIRONMENT)" = "$(CURDIR)/.venv" ] || { \
+	  echo "The active environment $(ENVIRONMENT) has no bin/python: leave it (deactivate)." >&2; exit 1; }
+	@[ -x "$(PYTHON)" ] || { $(call make_environment,$(CURDIR)/.venv); }
 	@"$(PYTHON)" -c '$(IS_SUPPORTED)' || { \
 	  echo "$(PYTHON) is $$("$(PYTHON)" --version), but Python 3.11 to 3.13 is needed:" \
 	    "leave this environment, or remove it." >&2; exit 1; }
