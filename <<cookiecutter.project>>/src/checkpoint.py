@@ -11,7 +11,6 @@ a whole `model.h5`, the old or the new.
 never read back to resume.
 """
 
-import contextlib
 import csv
 import hashlib
 import io
@@ -28,6 +27,9 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
+
+# Not part of Keras' public face, which takes a path alone; the public function calls it.
+from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +61,20 @@ def commit(
     """
     temporary = folder / f".{LATEST}.partial"
     try:
-        _write_file(temporary, model, state)
+        _write_and_sync(temporary, _file_content(model, state))
         # The links come first: a kill between them and the rename leaves the latest commit in its
-        # place, and the step that is then repeated makes the same links again.
+        # place, and the epoch that is then repeated makes the same links again.
         if is_best:
             _link(temporary, folder / BEST)
         if (folder / LATEST).exists():
             _link(folder / LATEST, folder / PREVIOUS)
         os.replace(temporary, folder / LATEST)
         _sync_folder(folder)
+    except OSError as error:
+        raise OSError(
+            f"{folder / LATEST} could not be written ({error.strerror}); the commit before it is "
+            "kept, and the same command continues once the cause is gone"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     write_views(folder, state)
@@ -187,67 +194,44 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file by `content`: a reader, and a kill, find the old bytes or the new."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_and_sync(temporary, content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write_file(path: Path, model: keras.Model, state: Mapping[str, Any]) -> None:
-    with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
-        by_keras = _write_keras_model(path.with_name(".keras.partial.h5"), model, file)
-        group = file.create_group(STATE)
-        if not by_keras:
-            _write(group.create_group("weights"), model.weights)
+def _file_content(model: keras.Model, state: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a commit. They depend on model and state alone, not on time or place."""
+    # Made in memory: HDF5 never writes to a disk that may be full, and so never fails half-way.
+    content = io.BytesIO()
+    with h5py.File(content, "w", userblock_size=USER_BLOCK) as file:
+        try:
+            _write_keras_model(model, file)
+        except NotImplementedError:  # a subclassed model has no config for Keras to write
+            file.clear()
+            _write(file.create_group(f"{STATE}/weights"), model.weights)
+        group = file.require_group(STATE)
         _write(group.create_group("variables"), _variables_beside_weights(model))
         _write(group.create_group("optimizer"), model.optimizer.variables)
         group["state"] = json.dumps(state)
-    with open(path, "r+b") as file:
-        file.seek(USER_BLOCK)
-        digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
-        file.seek(0)
-        file.write((SIGNATURE + digest).ljust(USER_BLOCK, b"\0"))
-        file.flush()
-        os.fsync(file.fileno())
+    view = content.getbuffer()
+    digest = hashlib.sha256(view[USER_BLOCK:]).hexdigest().encode()
+    view[:USER_BLOCK] = (SIGNATURE + digest).ljust(USER_BLOCK, b"\0")
+    return bytes(view)
 
 
-def _write_keras_model(temporary: Path, model: keras.Model, file: h5py.File) -> bool:
-    """Copy into `file` what `model.save` writes; False for a model that Keras cannot write."""
-    # Keras' writer takes the optimizer out of the live model's compile config; it is put back, so
-    # that saving changes nothing.
+def _write_keras_model(model: keras.Model, file: h5py.File) -> None:
+    """Write what `model.save("model.h5")` does, and leave the live model as it is."""
+    # Keras' writer takes the optimizer out of the model's compile config. Its copy of the optimizer
+    # is left out: load_model does not read it, and ours is complete.
     compile_config = model._compile_config
     kept = dict(compile_config.config) if compile_config is not None else None
-    # The optimizer's variables are in our own group: load_model does not read Keras' copy of them.
     try:
-        with contextlib.redirect_stdout(io.StringIO()), _without_legacy_warning():
-            model.save(temporary)
-        with h5py.File(temporary, "r") as saved:
-            for key, value in saved.attrs.items():
-                file.attrs[key] = value
-            saved.copy("model_weights", file)
-    except NotImplementedError:  # a subclassed model
-        return False
+        save_model_to_hdf5(model, file, include_optimizer=True)
+        file.pop("optimizer_weights", None)
     finally:
         if compile_config is not None:
             compile_config.config = kept
-        temporary.unlink(missing_ok=True)
-    return True
-
-
-@contextlib.contextmanager
-def _without_legacy_warning():
-    """Keep Keras from advising, at every commit, against the format that was chosen on purpose."""
-    from absl import logging as absl_logging
-
-    before = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    try:
-        yield
-    finally:
-        absl_logging.set_verbosity(before)
 
 
 def _variables_beside_weights(model: keras.Model) -> list[Any]:
@@ -289,6 +273,13 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     os.replace(temporary, target)
+
+
+def _write_and_sync(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

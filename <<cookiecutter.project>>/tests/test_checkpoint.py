@@ -150,7 +150,7 @@ def test_a_failed_commit_leaves_the_one_before(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write_file", full)
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         checkpoint.commit(tmp_path, model, state(2))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -15,7 +15,7 @@ from typing import Any
 
 from vegab import provenance
 from vegab.config import Config, show
-from vegab.run_folder import CONFIG, META, outcome, read_json, write_json
+from vegab.run_folder import CONFIG, EXIT_CODES, META, outcome, read_json, write_json
 
 
 class VegabPlugin:
@@ -94,7 +94,7 @@ class MetaSaver(VegabPlugin):
             return
         status = outcome(error)
         attempt = self._meta["attempts"][-1]
-        attempt.update(end=_now(), exit_status=status, to=self._position())
+        attempt.update(end=_now(), exit_status=EXIT_CODES[status], to=self._position())
         if status == "failed":
             attempt["error"] = f"{type(error).__name__}: {error}"
         self._meta["status"] = status

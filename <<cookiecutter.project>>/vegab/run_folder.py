@@ -59,6 +59,9 @@ def read_json(path: str | Path) -> Any:
         raise UsageError(f"cannot read {path}: {error}") from None
 
 
+EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 75}
+
+
 def outcome(error: BaseException | None) -> str:
     """How a call ended: finished, interrupted or failed. 75 is the exit code of an interruption."""
     if error is None:

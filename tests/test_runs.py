@@ -1,0 +1,610 @@
+"""Train, break and continue runs of a generated project; compare what is on disk."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import pickle
+import pty
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from conftest import commit_all, files_below, run
+
+EXACT = ("model.h5", "model_best.h5", "model_previous.h5", "history.csv", "loop_state.pkl")
+
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the default project with callbacks that do harm, uncommitted as in real life."""
+    copy = tmp_path_factory.mktemp("lab") / "my-research"
+    shutil.copytree(project, copy, symlinks=True)
+    (copy / "src" / "harm.py").write_text(HARM)
+    models = copy / "src" / "models.py"
+    models.write_text(models.read_text() + "\n# An edit that is not committed.\n")
+    return copy
+
+
+HARM = '''
+import ctypes
+import os
+import signal
+import subprocess
+import time
+
+import keras
+
+
+class Harm(keras.callbacks.Callback):
+    """Does what HARM=BATCH:WHAT says at the end of a batch, counted over the attempt from 1."""
+
+    def __init__(self):
+        super().__init__()
+        batch, _, self.what = os.environ.get("HARM", "0:").partition(":")
+        self.left = int(batch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            getattr(self, self.what)()
+
+    def kill(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def raise_error(self):
+        raise RuntimeError("the callback broke")
+
+    def write_and_kill(self):
+        libc = ctypes.CDLL(None)
+        libc.puts(b"written by C")
+        libc.fflush(None)
+        os.write(2, b"written to the descriptor\\n")
+        subprocess.run(["echo", "written by a child"])
+        print("written by Python", flush=True)
+        self.kill()
+
+    def leave_child_and_kill(self):
+        if os.fork() == 0:
+            time.sleep(30)
+            os._exit(0)
+        self.kill()
+
+    def wait(self):
+        time.sleep(60)
+
+    def diverge(self):
+        for weight in self.model.trainable_weights:
+            weight.assign(weight * float("nan"))
+'''
+
+# The small run that the tests below break: one command, harmful where the environment says so.
+COMMAND = ("digits", "--n_filters=4", "--n_layers=1", "--callbacks=[{class: harm:Harm}]")
+
+
+Train = Callable[..., Done]
+
+
+@pytest.fixture
+def train(lab: Path) -> Train:
+    """Run `python bin/train.py ARGUMENTS`; `harm="50:kill"` does harm at the 50th step."""
+
+    def command(*arguments: object, harm: str = "0:", **options: Any) -> Done:
+        environment = os.environ | {"HARM": harm} | options.pop("env", {})
+        words = (sys.executable, "bin/train.py", *arguments)
+        return run(*words, cwd=lab, env=environment, check=False, **options)
+
+    return command
+
+
+def rows_of(run_folder: Path) -> list[dict[str, str]]:
+    with open(run_folder / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def meta_of(run_folder: Path) -> dict[str, Any]:
+    return json.loads((run_folder / "meta.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def digits(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The main job: the digits with the default config, and their evaluation."""
+    folder = tmp_path_factory.mktemp("results") / "digits"
+    run(sys.executable, "bin/train.py", "digits", folder, cwd=lab)
+    run(sys.executable, "bin/evaluate.py", folder, cwd=lab)
+    return folder
+
+
+def test_the_digits_are_learnt(digits: Path) -> None:
+    summary = json.loads((digits / "eval" / "test.json").read_text())
+    assert summary["num_examples"] == 357
+    assert summary["accuracy"] >= 0.97
+    with open(digits / "eval" / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert right / len(rows) == pytest.approx(summary["accuracy"], abs=1e-6)
+
+
+def test_history_and_timing_have_a_row_per_epoch(digits: Path) -> None:
+    rows = rows_of(digits)
+    assert [int(row["epoch"]) for row in rows] == list(range(30))
+    assert [int(row["step"]) for row in rows] == [40 * n for n in range(1, 31)]
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates == [0.003] * 20 + [0.0005] * 6 + [0.0001] * 4
+    assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"])
+    with open(digits / "timing.csv", newline="") as file:
+        timing = list(csv.DictReader(file))
+    assert [row["epoch"] for row in timing] == [row["epoch"] for row in rows]
+    assert all(float(row["seconds"]) > 0 for row in timing)
+    assert not {"seconds", "finished_at"} & set(rows[0])
+
+
+def test_keras_and_h5py_open_the_model(digits: Path) -> None:
+    import keras
+
+    model = keras.models.load_model(digits / "model_best.h5")
+    assert model.predict(np.zeros((1, 8, 8, 1)), verbose=0).shape == (1, 10)
+    content = (digits / "model.h5").read_bytes()
+    assert hashlib.sha256(content[512:]).hexdigest().encode() in content[:512]
+    with h5py.File(digits / "model.h5") as file:
+        state = json.loads(file["training_state/state"][()])
+    assert [row["epoch"] for row in state["history"]] == list(range(30))
+    best = min(rows_of(digits), key=lambda row: float(row["val_loss"]))
+    assert state["best_epoch"] == int(best["epoch"])
+
+
+def test_loop_state_is_plain(digits: Path) -> None:
+    state = pickle.loads((digits / "loop_state.pkl").read_bytes())
+    assert state["epoch"] == 30
+    assert state["global_step"] == 1200
+
+
+def test_config_json_is_what_ran(digits: Path, train: Train, tmp_path: Path) -> None:
+    config = json.loads((digits / "config.json").read_text())
+    assert (config["dataset"], config["n_filters"], config["num_epochs"]) == ("digits", 32, 30)
+    again = tmp_path / "again"
+    small = ("--num_epochs=1", "--n_filters=4", "--n_layers=1")
+    assert train(digits / "config.json", again, *small).returncode == 0
+    expected = config | {"num_epochs": 1, "n_filters": 4, "n_layers": 1}
+    assert json.loads((again / "config.json").read_text()) == expected
+
+
+def test_meta_json_tells_how_it_was_made(digits: Path, lab: Path) -> None:
+    meta = meta_of(digits)
+    head = run("git", "rev-parse", "HEAD", cwd=lab).stdout.strip()
+    assert meta["git"]["commit"] == head
+    assert meta["git"]["dirty"] is True
+    assert "+# An edit that is not committed." in meta["git"]["diff"]
+    assert "+class Harm(keras.callbacks.Callback):" in meta["git"]["diff"]
+    import keras
+
+    assert meta["packages"]["keras"] == keras.__version__
+    assert meta["host"]
+    assert meta["cpu"]["model"]
+    assert meta["cpu"]["cores"] >= 1
+    assert isinstance(meta["gpus"], list)
+    assert meta["seeds"] == {"seed": 0}
+    assert meta["command"]["line"].endswith(f"bin/train.py digits {digits}")
+    assert meta["status"] == "finished"
+    (attempt,) = meta["attempts"]
+    assert attempt["exit_status"] == 0
+    assert attempt["start"] < attempt["end"]
+    assert attempt["to"]["global_step"] == 1200
+
+
+def test_code_is_the_source_as_it_ran(digits: Path, lab: Path) -> None:
+    for name in ("bin/train.py", "src/models.py", "src/harm.py", "configs/__init__.py"):
+        assert (digits / "code" / name).read_bytes() == (lab / name).read_bytes()
+    assert (digits / "code" / "data" / "digits" / "digits.npz").is_file()
+    assert (digits / "train.py").read_bytes() == (lab / "bin" / "train.py").read_bytes()
+
+
+def test_stdout_has_a_line_per_epoch_and_no_progress_bar(digits: Path) -> None:
+    lines = (digits / "stdout.txt").read_text().splitlines()
+    assert len([line for line in lines if line.startswith("epoch ")]) == 30
+    for name in ("stdout.txt", "stderr.txt"):
+        assert "\r" not in (digits / name).read_text()
+        assert "step/s" not in (digits / name).read_text()
+
+
+def test_the_pictures_show_something(digits: Path) -> None:
+    from matplotlib.image import imread
+
+    for name in ("learning_curve.png", "eval/confusion_matrix.png"):
+        picture = imread(digits / name)[..., :3]
+        assert picture.shape[0] > 300
+        colours = np.unique((picture.reshape(-1, 3) * 255).astype(int), axis=0)
+        assert len(colours) > 50
+
+
+def test_tensorboard_reads_the_history(digits: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(digits / "tb" / "validation")).Reload()
+    tags = events.Tags()["tensors"]
+    assert {"loss", "accuracy"} <= set(tags)
+    assert [event.step for event in events.Tensors("loss")] == list(range(30))
+
+
+def test_flags_do_what_they_say(train: Train, tmp_path: Path) -> None:
+    done = train(
+        "digits",
+        tmp_path / "run",
+        "--num_epochs=3",
+        "--n_filters=10",
+        "--n_layers=2",
+        "--batch_size=64",
+        "--no_augmented",
+        "--lr_schedule=[[1, 0.1], [2, 0.01]]",
+        "--optimizer=sgd",
+        "--precision=mixed_bfloat16",
+        "--seed=1",
+    )
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "run")
+    assert [float(row["learning_rate"]) for row in rows] == [0.1, 0.01, 0.01]
+    assert int(rows[0]["step"]) == -(-1260 // 64)
+    with h5py.File(tmp_path / "run" / "model.h5") as file:
+        model_config, training_config = file.attrs["model_config"], file.attrs["training_config"]
+    assert '"filters": 10' in str(model_config)
+    assert '"filters": 20' in str(model_config)
+    assert "mixed_bfloat16" in str(model_config)
+    assert '"class_name": "SGD"' in str(training_config)
+
+
+def test_killed_and_continued_equals_uninterrupted(train: Train, tmp_path: Path) -> None:
+    command = (*COMMAND, "--num_epochs=4", "--lr_schedule=[[2, 0.01], [4, 0.001]]")
+    assert train(*command, tmp_path / "straight").returncode == 0
+    killed = tmp_path / "killed"
+    for batch in (100, 90):
+        assert train(*command, killed, harm=f"{batch}:kill").returncode == -signal.SIGKILL
+    done = train(*command, killed)
+    assert done.returncode == 0, done.stderr
+    for name in EXACT:
+        assert (killed / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
+    attempts = meta_of(killed)["attempts"]
+    assert [attempt["exit_status"] for attempt in attempts] == ["killed", "killed", 0]
+    assert [attempt["from"].get("epoch", 0) for attempt in attempts] == [0, 2, 4]
+    assert (killed / "stdout.txt").read_text().count("--- attempt") == 3
+
+
+def test_what_was_written_before_a_kill_is_kept(train: Train, tmp_path: Path) -> None:
+    done = train(*COMMAND, tmp_path / "run", harm="50:write_and_kill")
+    assert done.returncode == -signal.SIGKILL
+    stdout = (tmp_path / "run" / "stdout.txt").read_text()
+    for text in ("epoch 1/30", "written by C", "written by a child", "written by Python"):
+        assert text in stdout
+    assert "written to the descriptor" in (tmp_path / "run" / "stderr.txt").read_text()
+
+
+def test_a_crash_leaves_its_traceback(train: Train, tmp_path: Path) -> None:
+    done = train(*COMMAND, tmp_path / "run", harm="50:raise_error")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("train.py: failed: RuntimeError: the")
+    stderr = (tmp_path / "run" / "stderr.txt").read_text()
+    assert "Traceback" in stderr
+    assert "in raise_error" in stderr
+    meta = meta_of(tmp_path / "run")
+    assert meta["status"] == "failed"
+    assert meta["attempts"][0]["exit_status"] == 1
+    assert train(*COMMAND, tmp_path / "run", "--num_epochs=31").returncode == 0
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def started(lab: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `python bin/train.py ARGUMENTS` and do not wait for its end."""
+    processes = []
+
+    def start(*arguments: object, harm: str = "0:") -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "bin/train.py", *map(str, arguments)],
+            cwd=lab,
+            env=os.environ | {"HARM": harm},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_ends_the_step_and_the_same_command_continues(
+    number: signal.Signals,
+    started: Callable[..., subprocess.Popen[str]],
+    train: Train,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    process = started(*COMMAND, folder, "--num_epochs=500")
+    wait_for(lambda: (folder / "history.csv").exists() and len(rows_of(folder)) > 1)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 75, said
+    assert "the same command continues" in said
+    meta = meta_of(folder)
+    assert (meta["status"], meta["attempts"][0]["exit_status"]) == ("interrupted", 75)
+    epochs = len(rows_of(folder))
+    # The same command continues, until it is stopped by the harm done to it.
+    again = train(*COMMAND, folder, "--num_epochs=500", harm="60:raise_error")
+    assert again.returncode == 1
+    assert f"continuing after epoch {epochs}" in again.stdout
+    assert [int(row["epoch"]) for row in rows_of(folder)] == list(range(epochs + 1))
+
+
+def test_a_folder_is_for_one_process_at_a_time(
+    started: Callable[..., subprocess.Popen[str]], train: Train, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    first = started(*COMMAND, folder, "--num_epochs=3", harm="50:wait")
+    wait_for(lambda: (folder / "history.csv").exists())
+    before = files_below(folder)
+    second = train(*COMMAND, folder, "--num_epochs=3")
+    assert second.returncode == 2
+    assert str(first.pid) in second.stderr
+    assert files_below(folder) == before
+    first.kill()
+    first.communicate()
+    assert train(*COMMAND, folder, "--num_epochs=3").returncode == 0
+
+
+def test_the_lock_dies_with_its_process_not_with_its_children(
+    started: Callable[..., subprocess.Popen[str]], train: Train, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    first = started(*COMMAND, folder, "--num_epochs=2", harm="50:leave_child_and_kill")
+    first.wait(timeout=60)  # not communicate: the child holds the pipe
+    assert train(*COMMAND, folder, "--num_epochs=2").returncode == 0
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(train: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = train(*COMMAND, folder, "--num_epochs=2", harm="50:diverge")
+    assert done.returncode == 1
+    (sentence,) = [line for line in done.stderr.splitlines() if "train.py" in line]
+    assert "after step 11 of epoch 2 (global step 51)" in sentence
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in (folder / "stderr.txt").read_text()
+    assert len(rows_of(folder)) == 1
+    assert train(*COMMAND, folder, "--num_epochs=2").returncode == 0
+    assert [np.isfinite(float(row["loss"])) for row in rows_of(folder)] == [True, True]
+    going_on = tmp_path / "going_on"
+    done = train(*COMMAND, going_on, "--num_epochs=2", "--on_nan=continue", harm="50:diverge")
+    assert done.returncode == 0
+    assert rows_of(going_on)[1]["loss"] == "nan"
+
+
+def test_a_disk_without_space_keeps_the_state_before(train: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train(*COMMAND, folder, "--num_epochs=1").returncode == 0
+    before = {name: (folder / name).read_bytes() for name in ("model.h5", "history.csv")}
+    limit = len(before["model.h5"]) - 1  # the kernel refuses to let a file grow beyond
+
+    def no_space() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = train(*COMMAND, folder, "--num_epochs=2", preexec_fn=no_space)
+    assert done.returncode == 1
+    (sentence,) = [line for line in done.stderr.splitlines() if "train.py: failed" in line]
+    assert "model.h5 could not be written" in sentence
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert not list(folder.glob(".*partial*"))
+    assert train(*COMMAND, folder, "--num_epochs=2").returncode == 0
+    assert len(rows_of(folder)) == 2
+
+
+def write_cifar(folder: Path, which: str) -> Path:
+    """Write a small archive in the authors' own format: Python 2 pickles of bytes keys in a tar."""
+    files, key = {
+        "cifar10": (
+            [
+                f"cifar-10-batches-py/{name}"
+                for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
+            ],
+            b"labels",
+        ),
+        "cifar100": (["cifar-100-python/train", "cifar-100-python/test"], b"fine_labels"),
+    }[which]
+    folder.mkdir()
+    archive = folder / f"cifar-{which[5:]}-python.tar.gz"
+    generator = np.random.default_rng(0)
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in files:
+            data = generator.integers(0, 256, (40, 3072), dtype=np.uint8)
+            batch = {b"data": data, key: [n % 10 for n in range(40)], b"batch_label": b"batch"}
+            content = pickle.dumps(batch, protocol=2)
+            # The module has moved in NumPy since the archives were made.
+            content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return archive
+
+
+@pytest.mark.parametrize("which", ["cifar10", "cifar100"])
+def test_cifar_is_trained_on_and_a_bad_archive_is_named(
+    which: str, train: Train, lab: Path, tmp_path: Path
+) -> None:
+    archive = write_cifar(tmp_path / "data", which)
+    environment = {"DATA_DIR": str(archive.parent)}
+    command = (which, tmp_path / "run", "--n_filters=2", "--num_epochs=1", "--batch_size=16")
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+    done = train(*command, env=environment)
+    assert done.returncode == 1
+    (sentence,) = [line for line in done.stderr.splitlines() if "train.py" in line]
+    assert f"{archive} cannot be read" in sentence
+    assert "Traceback" in (tmp_path / "run" / "stderr.txt").read_text()
+    archive.write_bytes(whole)
+    done = train(*command, env=environment)
+    assert done.returncode == 0, done.stderr
+    num_train = {"cifar10": 200, "cifar100": 40}[which] * 9 // 10
+    assert int(rows_of(tmp_path / "run")[0]["step"]) == -(-num_train // 16)
+    words = (sys.executable, "bin/evaluate.py", tmp_path / "run")
+    run(*words, cwd=lab, env=os.environ | environment)
+    summary = json.loads((tmp_path / "run" / "eval" / "test.json").read_text())
+    assert summary["num_examples"] == 40
+
+
+def test_without_network_and_copy_it_says_what_to_put_where(train: Train, tmp_path: Path) -> None:
+    # A proxy where nobody listens: no network, on any machine.
+    environment = {"DATA_DIR": str(tmp_path / "data"), "https_proxy": "http://127.0.0.1:9"}
+    done = train("cifar10", tmp_path / "run", env=environment)
+    assert done.returncode == 1
+    (sentence,) = [line for line in done.stderr.splitlines() if "train.py" in line]
+    assert f"not in {tmp_path / 'data'}" in sentence
+    assert "cifar-10-python.tar.gz there" in sentence
+
+
+def test_evaluate_alone_reads_the_test_set(train: Train, lab: Path, tmp_path: Path) -> None:
+    archive = write_cifar(tmp_path / "data", "cifar100")
+    without_test = tmp_path / "without_test" / archive.name
+    without_test.parent.mkdir()
+    with tarfile.open(archive) as old, tarfile.open(without_test, "w:gz") as new:
+        member = old.getmember("cifar-100-python/train")
+        new.addfile(member, old.extractfile(member))
+    environment = {"DATA_DIR": str(without_test.parent)}
+    command = ("cifar100", tmp_path / "run", "--n_filters=2", "--num_epochs=1")
+    assert train(*command, env=environment).returncode == 0
+    words = (sys.executable, "bin/evaluate.py", tmp_path / "run")
+    done = run(*words, cwd=lab, env=os.environ | environment, check=False)
+    assert done.returncode == 1
+    assert "cannot be read" in done.stderr
+
+
+REFUSALS = {
+    "unknown config": (("digts", "{run}"), "digits"),
+    "unknown key": (("digits", "{run}", "--n_filter=3"), "did you mean"),
+    "wrong type": (("digits", "{run}", "--n_filters=many"), "n_filters"),
+    "a list where a number stands": (("digits", "{run}", "--n_filters=[1]"), "n_filters"),
+    "a float where an int stands": (("digits", "{run}", "--batch_size=1.5"), "batch_size"),
+    "null where a number stands": (("digits", "{run}", "--seed=null"), "seed"),
+    "missing CONFIG file": (("{folder}/none.yaml", "{run}"), "none.yaml"),
+    "empty CONFIG file": (("{folder}/empty.yaml", "{run}"), "empty.yaml"),
+    "CONFIG is no mapping": (("{folder}/list.yaml", "{run}"), "mapping"),
+    "circular extend": (("{folder}/a.yaml", "{run}"), "b.yaml"),
+    "CONFIG of another type": (("{folder}/config.txt", "{run}"), "config.txt"),
+    "save path is a file": (("digits", "{folder}/list.yaml"), "list.yaml"),
+    "save path is not writable": (("digits", "/proc/none/run"), "/proc/none"),
+    "save path is no run": (("digits", "{folder}"), "{folder}"),
+    "no save path": (("digits",), "SAVE_PATH"),
+    "unknown level": (("digits", "{run}", "-l", "LOUD"), "LOUD"),
+    "unknown model": (("digits", "{run}", "--model=simple_cn"), "simple_cnn"),
+    "import path that leads nowhere": (("digits", "{run}", "--dataset=no.such:thing"), "dataset"),
+    "bad schedule": (("digits", "{run}", "--lr_schedule=[[3]]"), "lr_schedule"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "part"), REFUSALS.values(), ids=REFUSALS)
+def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
+    arguments: tuple[str, ...], part: str, train: Train, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "empty.yaml").write_text("")
+    (folder / "list.yaml").write_text("- 1\n")
+    (folder / "a.yaml").write_text("extend: [b.yaml]\n")
+    (folder / "b.yaml").write_text("extend: [a.yaml]\n")
+    (folder / "config.txt").write_text("seed: 1\n")
+    before = files_below(tmp_path)
+    places = {"folder": folder, "run": tmp_path / "run"}
+    done = train(*(argument.format(**places) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("train.py")]
+    assert part.format(**places) in sentence
+    assert "Traceback" not in done.stderr
+    assert files_below(tmp_path) == before
+
+
+def test_another_config_in_the_same_folder_is_refused(digits: Path, train: Train) -> None:
+    before = files_below(digits)
+    done = train("digits", digits, "--n_filters=8", "--seed=3")
+    assert done.returncode == 2
+    for part in ("n_filters", "32", "8", "seed", "0", "3"):
+        assert part in done.stderr
+    done = train("digits", digits)
+    assert done.returncode == 0
+    assert "already finished" in done.stdout
+    assert files_below(digits) == before
+
+
+def test_a_progress_bar_on_a_terminal_and_nowhere_else(lab: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "bin/train.py", *COMMAND, "--num_epochs=30"]
+
+    def on_terminal(*arguments: object) -> str:
+        leader, follower = pty.openpty()
+        words = [*command, *map(str, arguments)]
+        process = subprocess.Popen(words, cwd=lab, stdin=follower, stdout=follower, stderr=follower)
+        os.close(follower)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(leader, 65536)
+            except OSError:  # the last one closed the terminal
+                break
+            if not piece:
+                break
+            shown += piece
+        assert process.wait(timeout=60) == 0
+        os.close(leader)
+        return shown.decode()
+
+    shown = on_terminal(tmp_path / "run")
+    assert "step/s" in shown
+    assert "loss" in shown
+    # No line of the log shares its line with what is left of the bar.
+    ends = [line.rsplit("\r", 1)[-1].split("\x1b[K")[-1] for line in shown.splitlines()]
+    assert len([line for line in ends if line.startswith("epoch ") and "val_loss" in line]) == 30
+    for name in ("stdout.txt", "stderr.txt"):
+        text = (tmp_path / "run" / name).read_text()
+        assert "step/s" not in text
+        assert "\r" not in text
+    quiet = on_terminal(tmp_path / "quiet", "-l", "WARNING")
+    assert "step/s" not in quiet
+    assert "epoch" not in quiet
+
+
+def test_the_example_runner_is_a_program_of_its_own(lab: Path, tmp_path: Path) -> None:
+    script = "src/scripts/train_simple_cnn.py"
+    folder = tmp_path / "simple_cnn" / "first"
+    arguments = ("root", folder, "--n_layers=2", "--n_filters=4", "--num_epochs=1")
+    run(sys.executable, script, *arguments, cwd=lab)
+    assert (folder / "train_simple_cnn.py").read_bytes() == (lab / script).read_bytes()
+    assert len(rows_of(folder)) == 1
+    assert len((lab / script).read_text().splitlines()) <= 50
+
+
+def test_a_commit_of_the_project_is_named_clean(lab: Path, train: Train, tmp_path: Path) -> None:
+    clean = tmp_path / "clean"
+    shutil.copytree(lab, clean, symlinks=True)
+    commit_all(clean, "All of it")
+    words = (sys.executable, "bin/train.py", *COMMAND, tmp_path / "run", "--num_epochs=1")
+    run(*words, cwd=clean)
+    assert meta_of(tmp_path / "run")["git"]["dirty"] is False
