@@ -35,9 +35,9 @@ from vegab.config import (
     read_override,
     show_differences,
 )
-from vegab.execution import FAILED, FINISHED, WRONG_USAGE, execute, one_line, say, script
+from vegab.execution import execute, one_line, say, script
 from vegab.plugins import VegabPlugin
-from vegab.run_folder import AlreadyFinished, RunFolder
+from vegab.run_folder import EXIT_CODES, AlreadyFinished, RunFolder
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 OPTIONS_WITH_VALUE = ("-b", "--base", "-l", "--log_level")
@@ -93,7 +93,7 @@ def wrap(
         }
         if args.dry_run:
             print(_as_yaml(config, differences(config_registry.resolve(args.config), config)))
-            return FINISHED
+            return EXIT_CODES["finished"]
         for plugin in plugins:
             plugin.on_parsed_args(args)
         folder = RunFolder(args.save_path, config, extendable)
@@ -164,10 +164,10 @@ def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> No
         code = program(list(sys.argv[1:] if argv is None else argv))
     except UsageError as error:
         say(f"error: {one_line(error)}")
-        code = WRONG_USAGE
+        code = EXIT_CODES["wrong usage"]
     except AlreadyFinished as finished:
         print(finished)
-        code = FINISHED
+        code = EXIT_CODES["finished"]
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # `script --help | head -1`
@@ -182,8 +182,8 @@ def _call_without_folder(
         func(**keywords)
     except explained as error:
         say(f"failed: {one_line(error)}")
-        return FAILED
-    return FINISHED
+        return EXIT_CODES["failed"]
+    return EXIT_CODES["finished"]
 
 
 # ------------------------------------------------------------------------ reading the command line

@@ -88,11 +88,16 @@ def same(a: Any, b: Any) -> bool:
     return json.dumps(a, sort_keys=True, default=str) == json.dumps(b, sort_keys=True, default=str)
 
 
-def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old, new) for every leaf that differs; `...` stands for an absent one."""
-    before, after = flatten(old), flatten(new)
-    pairs = {key: (before.get(key, ...), after.get(key, ...)) for key in before | after}
-    return {key: (a, b) for key, (a, b) in pairs.items() if a is ... or b is ... or not same(a, b)}
+def differences(old: Config, new: Config, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old, new) for every value that differs; `...` stands for an absent one."""
+    changes: dict[str, tuple[Any, Any]] = {}
+    for name in old | new:
+        before, after = old.get(name, ...), new.get(name, ...)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes.update(differences(before, after, f"{prefix}{name}."))
+        elif before is ... or after is ... or not same(before, after):
+            changes[prefix + name] = (before, after)
+    return changes
 
 
 def show(value: Any) -> str:

@@ -17,9 +17,8 @@ from typing import Any
 from vegab.capture import Capture, write_all
 from vegab.config import Config, UsageError
 from vegab.plugins import VegabPlugin
-from vegab.run_folder import RunFolder, outcome
+from vegab.run_folder import EXIT_CODES, RunFolder, outcome
 
-FINISHED, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 75
 _IGNORED_AT_START = [
     name for name in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(name) == signal.SIG_IGN
 ]
@@ -59,7 +58,7 @@ def execute(
         if outcome(refusal) != "interrupted":
             raise
         say("interrupted before the run folder was opened")
-        return INTERRUPTED
+        return EXIT_CODES["interrupted"]
     try:
         capture.move_to(folder.absolute)
         for plugin in plugins:
@@ -129,18 +128,16 @@ def _last_word(
 ) -> int:
     """The one line that the terminal ends with, and the exit code."""
     status = outcome(error)
-    if status == "finished":
-        return FINISHED
     if status == "interrupted":
         reason = f" by {error}" if isinstance(error, KeyboardInterrupt) and error.args else ""
         say(f"interrupted{reason}; the same command continues {path}")
-        return INTERRUPTED
-    what = one_line(error)
-    if not isinstance(error, (*explained, UsageError)):
-        what = f"{type(error).__name__}: {what}"
-    where = "above" if traceback_is_above else f"in {os.path.join(path, 'stderr.txt')}"
-    say(f"failed: {what} (traceback {where})")
-    return FAILED
+    elif status == "failed":
+        what = one_line(error)
+        if not isinstance(error, (*explained, UsageError)):
+            what = f"{type(error).__name__}: {what}"
+        where = "above" if traceback_is_above else f"in {os.path.join(path, 'stderr.txt')}"
+        say(f"failed: {what} (traceback {where})")
+    return EXIT_CODES[status]
 
 
 def one_line(error: BaseException | None) -> str:

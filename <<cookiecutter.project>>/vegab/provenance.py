@@ -22,8 +22,8 @@ from vegab.run_folder import LOCK
 LARGEST_COPIED_FILE = 1_000_000  # bytes; larger ones are named in meta.json, not copied
 LARGEST_DIFF_IN_META = 1_000_000  # characters; code/uncommitted.diff has all of it
 NOT_SOURCE = {"__pycache__", "node_modules", "results", "data"}
-# The only environment variables recorded: others may hold secrets. Not all of TF_*, because Terraform
-# keeps its tokens there.
+# The only environment variables recorded: others may hold secrets. Not all of TF_*:
+# Terraform keeps its tokens there.
 ENVIRONMENT = re.compile(
     r"CUDA_VISIBLE_DEVICES|KERAS_BACKEND|NVIDIA_TF32_OVERRIDE|OMP_NUM_THREADS|SLURM_JOB_ID|XLA_FLAGS"
     r"|TF_(CPP|CUDNN|DETERMINISTIC|DISABLE|ENABLE|FORCE|GPU|NUM|USE|XLA)_\w+"

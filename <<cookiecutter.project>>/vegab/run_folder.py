@@ -59,7 +59,7 @@ def read_json(path: str | Path) -> Any:
         raise UsageError(f"cannot read {path}: {error}") from None
 
 
-EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 75}
+EXIT_CODES = {"finished": 0, "failed": 1, "wrong usage": 2, "interrupted": 75}
 
 
 def outcome(error: BaseException | None) -> str:
