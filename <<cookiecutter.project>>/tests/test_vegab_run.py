@@ -674,13 +674,14 @@ def test_other_source_in_a_later_attempt_is_kept_beside_the_first(project: Path)
 
 
 def test_without_git_the_source_is_found_by_its_looks(project: Path) -> None:
-    for name in (".venv/a.py", "env/pyvenv.cfg", "env/b.py", "data/big.bin", "data/digits/x.npz"):
+    source = {"src/data/a.py", "src/results/b.py", "data/digits/x.npz"}
+    for name in {".venv/a.py", "env/pyvenv.cfg", "env/b.py", "data/big.bin"} | source:
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("x")
     meta = run_in(project, "root", "results/run")
     code = project / "results" / "run" / "code"
     names = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
-    assert {"work.py", "model.py", "vegab/config.py", "data/digits/x.npz"} <= names
+    assert {"work.py", "model.py", "vegab/config.py"} | source <= names
     assert not names & {".venv/a.py", "env/b.py", "data/big.bin"}
     assert meta["git"] is None
 

@@ -129,25 +129,24 @@ class Capture:
             for name in FILES:
                 with contextlib.suppress(OSError):  # a full disk: the file stays as it is
                     collapse_file(self.folder / name)
-        self.tell({"end": True})
+        self.tell({"end": True}, wait=None)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._follower, 0)
         self._control.close()
         for number in self.real:
             os.close(number)
 
-    def tell(self, message: dict[str, Any], patient: bool = True) -> None:
-        """Sends a message to the follower; one that cannot wait is dropped while it is busy."""
-        flags = 0 if patient else socket.MSG_DONTWAIT
-        self._control.settimeout(None)
-        for _ in range(100):
+    def tell(self, message: dict[str, Any], wait: float | None = 2) -> None:
+        """Sends a message to the follower; drops it if a blocked terminal keeps it busy for long."""
+        self._control.settimeout(wait)
+        while True:
             try:
-                self._control.send(json.dumps(message).encode(), flags)
+                self._control.send(json.dumps(message).encode())
                 return
             except OSError as error:
-                if not patient or isinstance(error, ConnectionError):
-                    return  # without a follower nothing is repeated; the files have it all
-                time.sleep(POLL)
+                if wait is not None or isinstance(error, ConnectionError):
+                    return
+                time.sleep(POLL)  # macOS says that the queue is full instead of waiting
 
     @staticmethod
     def _point_at(targets: list[int]) -> None:
@@ -237,7 +236,7 @@ class _Terminal(io.TextIOBase):
                 piece = text[start : start + LONGEST_MESSAGE // 6]
                 # A line that a bar leaves comes after what was printed before it, not later.
                 printed = [os.fstat(number).st_size for number in (1, 2)]
-                self._capture.tell({"bar": piece, "after": printed}, patient=False)
+                self._capture.tell({"bar": piece, "after": printed}, wait=0)
         return len(text)
 
     def writable(self) -> bool:

@@ -176,13 +176,3 @@ class TensorBoardLinker(VegabPlugin):
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-__all__ = [
-    "AutomaticNamer",
-    "MetaSaver",
-    "TensorBoardLinker",
-    "VegabPlugin",
-    "kwargs_namer",
-    "timestamp_namer",
-]

@@ -21,7 +21,6 @@ from vegab.run_folder import LOCK
 
 LARGEST_COPIED_FILE = 1_000_000  # bytes; larger ones are named in meta.json, not copied
 LARGEST_DIFF_IN_META = 1_000_000  # characters; code/uncommitted.diff has all of it
-NOT_SOURCE = {"__pycache__", "node_modules", "results", "data"}
 # The only environment variables recorded: others may hold secrets. Not all of TF_*:
 # Terraform keeps its tokens there.
 ENVIRONMENT = re.compile(
@@ -103,17 +102,20 @@ def _listed(*which: str) -> list[str]:
 
 
 def _walk(root: Path) -> Iterator[str]:
+    """What looks like source: no hidden folders, caches, environments, results, and of the data
+    only the bundled sample."""
     for folder, names, files in os.walk(root):
         here = Path(folder)
+        if here == root / "data":
+            names[:], files = [name for name in names if name == "digits"], []
         names[:] = [
             name
             for name in names
             if not name.startswith(".")
-            and (name not in NOT_SOURCE or (name == "data" and here == root))
+            and name not in ("__pycache__", "node_modules")
+            and here / name != root / "results"
             and not (here / name / "pyvenv.cfg").exists()
         ]
-        if here == root / "data":  # the bundled sample is part of the source, other data is not
-            names[:], files = [name for name in names if name == "digits"], []
         yield from (str((here / name).relative_to(root)) for name in files)
 
 
@@ -238,12 +240,8 @@ def _cpu_model() -> str:
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    brand = run_quietly("sysctl", "-n", "machdep.cpu.brand_string") if _on_mac() else None
+    brand = run_quietly("sysctl", "-n", "machdep.cpu.brand_string")  # macOS
     return brand.decode().strip() if brand else platform.processor() or platform.machine()
-
-
-def _on_mac() -> bool:
-    return sys.platform == "darwin"
 
 
 def _usable_cores() -> int | None:
