@@ -137,7 +137,7 @@ class Capture:
             os.close(number)
 
     def tell(self, message: dict[str, Any], wait: float | None = 2) -> None:
-        """Sends a message to the follower; drops it if a blocked terminal keeps it busy for long."""
+        """Sends a message to the follower; drops it if that is blocked for long."""
         self._control.settimeout(wait)
         while True:
             try:
