@@ -31,6 +31,7 @@ FILES = ("stdout.txt", "stderr.txt")
 ATTEMPT = re.compile(rb"^--- attempt \d+, ", re.MULTILINE)
 CONTROLS = re.compile("(\r|\n|\b|\x1b\\[A)")
 POLL = 0.05  # seconds between two looks at the files
+CHUNK = 65536  # bytes read at once
 LONGEST_MESSAGE = 2000  # bytes; what one datagram holds on every system
 
 _active: Capture | None = None
@@ -101,7 +102,9 @@ class Capture:
         echoed = [os.fstat(file).st_size for file in files]
         self._point_at(files)
         for file, number, size in zip(files, waiting, waited, strict=True):
-            write_all(file, os.pread(number, 1 << 30, size))  # came in between
+            write_all(
+                file, os.pread(number, os.fstat(number).st_size - size, size)
+            )  # came in between
             os.close(file)
         names = [str(path) for path in paths]
         self.tell({"switch": [list(item) for item in zip(names, echoed, waited, strict=True)]})
@@ -284,7 +287,7 @@ class _Follower:
 
     def receive(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self.control.recv(1 << 16) or b"null")
+            return json.loads(self.control.recv(CHUNK) or b"null")
         except OSError:
             return None
 
@@ -314,7 +317,7 @@ class _Follower:
             if i == 1 and self.held:
                 continue
             while True:
-                most = 1 << 16 if limits is None else min(1 << 16, limits[i] - self.offsets[i])
+                most = CHUNK if limits is None else min(CHUNK, limits[i] - self.offsets[i])
                 data = os.pread(file, most, self.offsets[i]) if most > 0 else b""
                 if not data:
                     break
