@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,6 +87,7 @@ class Harm(keras.callbacks.Callback):
         self.kill()
 
     def wait(self):
+        print("waiting", flush=True)
         time.sleep(60)
 
     def diverge(self):
@@ -235,7 +237,7 @@ def test_the_pictures_show_something(digits: Path) -> None:
 def test_tensorboard_reads_the_history(digits: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(digits / "tb" / "validation")).Reload()
+    events = EventAccumulator(str(digits / "tb" / "validation"), {"tensors": 0}).Reload()
     tags = events.Tags()["tensors"]
     assert {"loss", "accuracy"} <= set(tags)
     assert [event.step for event in events.Tensors("loss")] == list(range(30))
@@ -271,7 +273,7 @@ def test_killed_and_continued_equals_uninterrupted(train: Train, tmp_path: Path)
     command = (*COMMAND, "--num_epochs=4", "--lr_schedule=[[2, 0.01], [4, 0.001]]")
     assert train(*command, tmp_path / "straight").returncode == 0
     killed = tmp_path / "killed"
-    for batch in (100, 90):
+    for batch in (100, 60):
         assert train(*command, killed, harm=f"{batch}:kill").returncode == -signal.SIGKILL
     done = train(*command, killed)
     assert done.returncode == 0, done.stderr
@@ -279,7 +281,7 @@ def test_killed_and_continued_equals_uninterrupted(train: Train, tmp_path: Path)
         assert (killed / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
     attempts = meta_of(killed)["attempts"]
     assert [attempt["exit_status"] for attempt in attempts] == ["killed", "killed", 0]
-    assert [attempt["from"].get("epoch", 0) for attempt in attempts] == [0, 2, 4]
+    assert [attempt["from"].get("epoch", 0) for attempt in attempts] == [0, 2, 3]
     assert (killed / "stdout.txt").read_text().count("--- attempt") == 3
 
 
@@ -331,8 +333,9 @@ def started(lab: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     yield start
     for process in processes:
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
@@ -364,7 +367,7 @@ def test_a_folder_is_for_one_process_at_a_time(
 ) -> None:
     folder = tmp_path / "run"
     first = started(*COMMAND, folder, "--num_epochs=3", harm="50:wait")
-    wait_for(lambda: (folder / "history.csv").exists())
+    wait_for(lambda: folder.exists() and "waiting" in (folder / "stdout.txt").read_text())
     before = files_below(folder)
     second = train(*COMMAND, folder, "--num_epochs=3")
     assert second.returncode == 2
@@ -560,6 +563,7 @@ def test_a_progress_bar_on_a_terminal_and_nowhere_else(lab: Path, tmp_path: Path
 
     def on_terminal(*arguments: object) -> str:
         leader, follower = pty.openpty()
+        termios.tcsetwinsize(follower, (24, 100))
         words = [*command, *map(str, arguments)]
         process = subprocess.Popen(words, cwd=lab, stdin=follower, stdout=follower, stderr=follower)
         os.close(follower)
