@@ -18,6 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE_FOLDER = "<<cookiecutter.project>>"
 FAIL_ON_SKIP = "TEMPLATE_TESTS_FAIL_ON_SKIP"
 
+# `make test ARGS=...` hands these down, and a make that a test runs would take them for its own.
+for variable in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"):
+    os.environ.pop(variable, None)
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
