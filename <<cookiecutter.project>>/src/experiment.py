@@ -61,7 +61,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         OSError: if the data cannot be read.
     """
     check_ranges(config)
-    quiet_tensorflow()
+    quiet_libraries()
     import keras
 
     from src.data import DATASETS
@@ -104,6 +104,15 @@ def build(config: Mapping[str, Any]) -> Experiment:
     monitor = config["monitor"]
     if dataset.valid is None:
         monitor = monitor.removeprefix("val_")
+    # A first batch shows whether model and data fit, before anything is written.
+    metrics = call(
+        config, "model", model.test_on_batch, *dataset.train.batch(0, 0), return_dict=True
+    )
+    if monitor.removeprefix("val_") not in metrics:
+        raise UsageError(
+            f"monitor is {config['monitor']!r}; choose one of {', '.join(metrics)}, "
+            "or one with val_ before it"
+        )
     return Experiment(
         config=config,
         dataset=dataset,
@@ -204,7 +213,8 @@ def call(
         ) from error
 
 
-def quiet_tensorflow() -> None:
-    """Keep TensorFlow's notices about its build out of the output, unless debugging."""
+def quiet_libraries() -> None:
+    """Keep notices of TensorFlow's build and of matplotlib's fonts out of the output."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")

@@ -142,7 +142,9 @@ def training_loop(
                     figures = model.evaluate(
                         *valid, batch_size=256, verbose=0, return_dict=True, callbacks=callbacks
                     )
-                    logs |= {f"val_{key}": float(value) for key, value in figures.items()}
+                    # In the order of the training metrics, whatever the order of Keras.
+                    for key in [*(key for key in logs if key in figures), *figures]:
+                        logs[f"val_{key}"] = float(figures[key])
                 run.history.append(
                     {
                         "epoch": epoch,
@@ -179,6 +181,9 @@ def training_loop(
                 if run.stop_reason:
                     log.info("stopped after epoch %d: %s", epoch + 1, run.stop_reason)
                     break
+            if run.best_epoch is not None:
+                best = run.history[run.best_epoch][monitor]
+                log.info("best epoch %d: %s %.4g", run.best_epoch + 1, monitor, best)
 
             keras_callbacks.on_train_end()
             for hook in hooks:

@@ -56,7 +56,7 @@ def test_the_history_has_a_row_per_epoch(config: dict[str, Any], tmp_path: Path)
     assert [row["step"] for row in history] == [40, 80]
     assert history[1]["loss"] < history[0]["loss"]
     header, *rows = (tmp_path / "history.csv").read_text().splitlines()
-    assert header == "epoch,step,learning_rate,loss,accuracy,val_accuracy,val_loss"
+    assert header == "epoch,step,learning_rate,loss,accuracy,val_loss,val_accuracy"
     assert [float(rows[1].split(",")[3])] == pytest.approx([history[1]["loss"]])
 
 
