@@ -80,7 +80,7 @@ def test_optimizer_and_its_arguments_reach_keras(config: dict[str, Any]) -> None
         ({"optimizer": "adm"}, "adam"),
         ({"optimizer_arguments": {"momentun": 0.9}}, "momentun"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"monitor": "val_lost"}, "choose one of loss, accuracy"),
+        ({"monitor": "val_lost"}, "choose one of accuracy, loss"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"seed": -1}, "seed is -1"),
         ({"precision": "float8"}, "mixed_bfloat16"),

@@ -19,8 +19,6 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-import argh
-
 from vegab.config import (
     Config,
     ConfigRegistry,
@@ -38,6 +36,15 @@ from vegab.config import (
 from vegab.execution import execute, one_line, say, script
 from vegab.plugins import VegabPlugin
 from vegab.run_folder import EXIT_CODES, AlreadyFinished, RunFolder
+
+try:
+    import argh
+except ModuleNotFoundError:
+    # The commonest mistake of all, a shell without the environment, deserves a sentence.
+    say(
+        f"{sys.executable} lacks argh, which the project needs: make setup, then source .venv/bin/activate"
+    )
+    sys.exit(EXIT_CODES["wrong usage"])
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 OPTIONS_WITH_VALUE = ("-b", "--base", "-l", "--log_level")

@@ -1,4 +1,4 @@
-"""A runner of its own for one family of experiments, built on vegab alone: copy it and change it.
+"""A runner of its own for one family of experiments, on vegab alone: copy it and change it.
 
 python src/scripts/train_simple_cnn.py root results/simple_cnn/first --n_layers=2
 """
@@ -10,7 +10,21 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import vegab
-from configs import registry
+from vegab import Key
+
+registry = vegab.ConfigRegistry()
+registry.set_root_config(
+    {
+        "n_filters": Key(32, "filters of the first block; each further block has twice as many"),
+        "n_layers": Key(2, "blocks of convolution, normalisation and pooling"),
+        "dropout": Key(0.2, "share of the classifier's inputs that is dropped in training"),
+        "augmented": Key(True, "move training images at random"),
+        "batch_size": Key(32, "examples in a step"),
+        "learning_rate": Key(0.001, "of Adam"),
+        "num_epochs": Key(20, "epochs in all; a larger number continues a finished run"),
+        "seed": Key(0, "of initial weights, order of examples, augmentation and dropout"),
+    }
+)
 
 
 def train(config: dict[str, Any], save_path: str) -> None:
@@ -25,12 +39,13 @@ def train(config: dict[str, Any], save_path: str) -> None:
     keras.utils.set_random_seed(config["seed"])
     digits = get_digits(config)
     model = build_simple_cnn(config, digits.input_shape, digits.num_classes)
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    adam = keras.optimizers.Adam(config["learning_rate"])
+    model.compile(adam, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     training_loop(
         model,
         digits.train,
         digits.valid,
-        Path(save_path),
+        save_path=Path(save_path),
         num_epochs=config["num_epochs"],
         hooks=[EpochLog(), LearningCurve()],
     )
