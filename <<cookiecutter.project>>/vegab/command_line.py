@@ -42,7 +42,8 @@ try:
 except ModuleNotFoundError:
     # The commonest mistake of all, a shell without the environment, deserves a sentence.
     say(
-        f"{sys.executable} lacks argh, which the project needs: make setup, then source .venv/bin/activate"
+        f"{sys.executable} lacks argh, which the project needs; "
+        "type make setup, then source .venv/bin/activate"
     )
     sys.exit(EXIT_CODES["wrong usage"])
 
