@@ -44,7 +44,7 @@ def load_position(run: str | Path) -> dict[str, Any]:
         return {}
     with open(path, "rb") as file:
         state = _PlainUnpickler(file).load()
-    return {key: state[key] for key in ("epoch", "global_step", "best_epoch")}
+    return {key: state[key] for key in ("epoch", "global_step")}
 
 
 class _PlainUnpickler(pickle.Unpickler):
