@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -17,6 +18,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE_FOLDER = "<<cookiecutter.project>>"
 FAIL_ON_SKIP = "TEMPLATE_TESTS_FAIL_ON_SKIP"
+
+# nohup, which the tests may be run by, makes children ignore it; what they start here must not.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # `make test ARGS=...` hands these down, and a make that a test runs would take them for its own.
 for variable in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"):

@@ -24,6 +24,9 @@ def train(config: dict[str, Any], save_path: str, prepared: experiment.Experimen
         learning_rates=prepared.learning_rates,
         monitor=prepared.monitor,
         on_nan=config["on_nan"],
+        checkpoint_steps=config["checkpoint_steps"],
+        checkpoint_seconds=config["checkpoint_seconds"],
+        seed=config["seed"],
         hooks=prepared.hooks(vegab.terminal()),
         callbacks=prepared.callbacks,
     )

@@ -29,6 +29,8 @@ registry.set_root_config(
         "precision": Key("float32", "or mixed_bfloat16, mixed_float16, float64"),
         "jit_compile": Key(False, "compile steps with XLA: slower to start, then often faster"),
         "seed": Key(0, "of initial weights, order of examples, augmentation and dropout"),
+        "checkpoint_steps": Key(0, "commit every so many steps, beside each epoch's end; 0: never"),
+        "checkpoint_seconds": Key(300.0, "commit after so many seconds of an epoch; 0: never"),
         "monitor": Key("val_loss", "column of history.csv that decides which epoch is the best"),
         "patience": Key(0, "stop after so many epochs without a better one; 0: never"),
         "on_nan": Key("stop", "or continue, when the loss is not a number"),

@@ -4,8 +4,11 @@ Nothing is advanced from one batch to the next, so a source has no state to save
 at step 1,000 of epoch 7 asks for that batch and gets the same bits.
 """
 
-from collections.abc import Callable
-from typing import Protocol
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,7 +28,7 @@ class BatchSource(Protocol):
     def steps_per_epoch(self) -> int:
         """Number of batches in an epoch, at least 1."""
 
-    def batch(self, epoch: int, step: int) -> Arrays:
+    def batch(self, epoch: int, step: int) -> Any:
         """Return features and labels of `step` (from 0) in `epoch` (from 0)."""
 
 
@@ -118,3 +121,145 @@ class ArrayBatches:
             generator = random_generator(self.seed, epoch, AUGMENT_STREAM)
             self._draws = generator.random((len(self), DRAWS_PER_EXAMPLE))
         self._epoch = epoch
+
+
+class FunctionBatches:
+    """Batches of a function of the epoch, resumed by skipping what was seen already.
+
+    Args:
+        open_epoch: called with the epoch (from 0); returns an iterable of batches, such as a
+            `tf.data.Dataset`: the same ones for the same epoch in every process.
+        steps_per_epoch: batches in every epoch; None: the first epoch is counted once.
+
+    Raises:
+        ValueError: if an epoch holds no batches, or fewer than `steps_per_epoch`.
+    """
+
+    def __init__(
+        self, open_epoch: Callable[[int], Iterable[Any]], steps_per_epoch: int | None = None
+    ) -> None:
+        self.open_epoch = open_epoch
+        if steps_per_epoch is None:
+            # Reading past an end that was not foreseen makes Keras count a step without data.
+            steps_per_epoch = sum(1 for _ in open_epoch(0))
+        if steps_per_epoch < 1:
+            raise ValueError("the data has no batches; expected at least one an epoch")
+        self._steps_per_epoch = steps_per_epoch
+        self._next: tuple[int, int] | None = None
+        self._iterator: Iterator[Any] = iter(())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+        return self._steps_per_epoch
+
+    def batch(self, epoch: int, step: int) -> Any:
+        """Return the batch at `step` of `epoch`; the one that follows the last is found at once."""
+        if self._next != (epoch, step):
+            opened = self.open_epoch(epoch)
+            # tf.data skips without handing the batches to Python.
+            skipped = opened.skip(step) if hasattr(opened, "skip") else islice(opened, step, None)
+            self._iterator = iter(skipped)
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            raise ValueError(
+                f"epoch {epoch + 1} of the data ends after {step} batches; "
+                f"expected {self.steps_per_epoch}, as in the epochs before"
+            ) from None
+        self._next = (epoch, step + 1)
+        return tuple(np.asarray(part) for part in batch) if isinstance(batch, tuple) else batch
+
+
+class PyDatasetBatches:
+    """Batches of a `keras.utils.PyDataset`, in an order of their own in every epoch.
+
+    Its `on_epoch_end` is called once for each epoch before the one asked for, as Keras would.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        if not len(dataset):
+            raise ValueError("the PyDataset has no batches; expected at least one")
+        self.dataset = dataset
+        self.seed = seed
+        self._epoch = 0
+        self._order: Array | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+        return len(self.dataset)
+
+    def batch(self, epoch: int, step: int) -> Any:
+        """Return the batch at `step` of `epoch`."""
+        if epoch < self._epoch:
+            raise ValueError("a PyDataset cannot go back to an earlier epoch")
+        if epoch > self._epoch or self._order is None:
+            while self._epoch < epoch:
+                self.dataset.on_epoch_end()
+                self._epoch += 1
+            generator = random_generator(self.seed, epoch, SHUFFLE_STREAM)
+            self._order = generator.permutation(len(self.dataset))
+        return self.dataset[int(self._order[step])]
+
+
+def batch_source(data: Any, seed: int) -> BatchSource:
+    """Return `data` as a batch source.
+
+    Args:
+        data: an object with `batch(epoch, step)` and `steps_per_epoch` or a length; a
+            `keras.utils.PyDataset`; a function `(epoch, seed) -> tf.data.Dataset` or a generator
+            function of the epoch; a `tf.data.Dataset` that gives the same batches at every pass.
+        seed: of the order, where the order is ours to choose.
+
+    Raises:
+        TypeError: if it is none of these.
+        ValueError: if two passes over a `tf.data.Dataset` differ.
+    """
+    if hasattr(data, "batch") and hasattr(data, "steps_per_epoch"):
+        return data
+    import tensorflow as tf
+
+    if isinstance(data, tf.data.Dataset):
+        first, second = (_digests(data) for _ in range(2))
+        if first != second:
+            raise ValueError(
+                "two passes over the tf.data.Dataset differ, so that a resumed run could not go "
+                "on where it was; give a function (epoch, seed) -> tf.data.Dataset instead, which "
+                "passes the seed to shuffle() and to every random operation"
+            )
+        return FunctionBatches(lambda epoch: data, len(first))
+    if hasattr(data, "batch") and hasattr(data, "__len__"):
+        return _WithLength(data)
+    if hasattr(data, "__getitem__") and hasattr(data, "on_epoch_end"):
+        return PyDatasetBatches(data, seed)
+    if callable(data):
+        parameters = inspect.signature(data).parameters
+        if len(parameters) == 2:
+            return FunctionBatches(lambda epoch: data(epoch, seed))
+        if len(parameters) == 1:
+            return FunctionBatches(data)
+    raise TypeError(
+        f"training data is a {type(data).__name__}; expected arrays in ArrayBatches, an object "
+        "with batch(epoch, step) and a length, a PyDataset, a function (epoch, seed) -> "
+        "tf.data.Dataset, or a generator function of the epoch"
+    )
+
+
+class _WithLength:
+    """An object with `batch(epoch, step)` whose length is the number of batches in an epoch."""
+
+    def __init__(self, data: Any) -> None:
+        self.batch = data.batch
+        self.steps_per_epoch = len(data)
+
+
+def _digests(dataset: Iterable[Any]) -> list[bytes]:
+    import tensorflow as tf
+
+    return [
+        hashlib.sha256(
+            b"".join(np.asarray(part).tobytes() for part in tf.nest.flatten(batch))
+        ).digest()
+        for batch in dataset
+    ]

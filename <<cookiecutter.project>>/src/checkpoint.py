@@ -21,6 +21,8 @@ import pickle
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,53 +47,159 @@ class DamagedCheckpointError(OSError):
     """A file that is no commit, or whose bytes are not those that were written."""
 
 
-def commit(
-    folder: Path, model: keras.Model, state: Mapping[str, Any], is_best: bool = False
-) -> None:
-    """Make model and state the folder's latest commit.
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of all that a commit holds, which training can no longer change.
+
+    Attributes:
+        weights, variables, optimizer, metrics: arrays in the order of the model's lists.
+        state: JSON values; "history" is a list with a row per finished epoch.
+    """
+
+    weights: list[np.ndarray]
+    variables: list[np.ndarray]
+    optimizer: list[np.ndarray]
+    metrics: list[np.ndarray]
+    state: dict[str, Any]
+
+
+class Checkpoint:
+    """Writes a model's commits, off the training thread and one at a time, and reads them back.
 
     Args:
         folder: the run folder.
-        model: compiled and built.
-        state: JSON values; "history" is a list with a row per finished epoch.
-        is_best: whether `model_best.h5` is to be this commit.
-
-    Raises:
-        OSError: if it cannot be written; the commits that were there stay as they were.
+        model: compiled, with weights, metrics and optimizer variables made.
     """
-    temporary = folder / f".{LATEST}.partial"
-    try:
-        _write_and_sync(temporary, _file_content(model, state))
-        # The links come first: a kill between them and the rename leaves the latest commit in its
-        # place, and the epoch that is then repeated makes the same links again.
-        if is_best:
-            _link(temporary, folder / BEST)
-        if (folder / LATEST).exists():
-            _link(folder / LATEST, folder / PREVIOUS)
-        os.replace(temporary, folder / LATEST)
-        _sync_folder(folder)
-    except OSError as error:
-        raise OSError(
-            f"{folder / LATEST} could not be written ({error.strerror}); the commit before it is "
-            "kept, and the same command continues once the cause is gone"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_views(folder, state)
+
+    def __init__(self, folder: Path, model: keras.Model) -> None:
+        self.folder = folder
+        self.model = model
+        # What never changes, Keras' description of the model above all, is written once, and before
+        # anything is restored: it is the same in every attempt.
+        self._template, self._weight_names = _template(model)
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._pending: Future[None] | None = None
+        self._found: Path | None = None
+
+    def snapshot(self, state: Mapping[str, Any]) -> Snapshot:
+        """Copy the model's variables as they are now. `state` must be JSON values."""
+        model = self.model
+        return Snapshot(
+            weights=_copies(model.weights),
+            variables=_copies(_variables_beside_weights(model)),
+            optimizer=_copies(model.optimizer.variables),
+            metrics=_copies(_metrics_variables(model)),
+            state=json.loads(json.dumps(state)),
+        )
+
+    def commit(self, snapshot: Snapshot, is_best: bool = False) -> None:
+        """Start to make a snapshot the latest commit; an earlier one is finished first.
+
+        Raises:
+            OSError: if the earlier one could not be written.
+        """
+        self.wait()
+        self._pending = self._executor.submit(self._write, snapshot, is_best)
+
+    def wait(self) -> None:
+        """Return when the commit that was started last is on disk.
+
+        Raises:
+            OSError: if it could not be written; the commits that were there stay as they were.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Finish what was started, and let the writing thread go. Raises nothing."""
+        self._executor.shutdown()
+
+    def read(self) -> dict[str, Any] | None:
+        """Find the latest good commit and return its state; None if there is none.
+
+        A damaged file is set aside under the name `*.damaged` and the commit before it is used. The
+        views are written anew, so that one that was lost or edited is right again.
+
+        Raises:
+            DamagedCheckpointError: if there are commits, and none of them is good.
+        """
+        self._found = latest_good(self.folder)
+        if self._found is None:
+            return None
+        state = read_state(self._found)
+        write_views(self.folder, state)
+        return state
+
+    def restore(self) -> None:
+        """Assign all variables of the commit that `read` has found.
+
+        Raises:
+            ValueError: if the commit belongs to another model or optimizer.
+        """
+        path = self._found
+        assert path is not None
+        load_weights(path, self.model)
+        with h5py.File(path, "r") as file:
+            group = file[STATE]
+            _assign(group["variables"], _variables_beside_weights(self.model), path)
+            _assign(group["optimizer"], self.model.optimizer.variables, path)
+            _assign(group["metrics"], _metrics_variables(self.model), path)
+
+    def _write(self, snapshot: Snapshot, is_best: bool) -> None:
+        folder, temporary = self.folder, self.folder / f".{LATEST}.partial"
+        try:
+            write_and_sync(temporary, self._content(snapshot))
+            # The links come first: a kill between them and the rename leaves the latest commit in
+            # its place, and what is then repeated makes the same links again.
+            if is_best:
+                _link(temporary, folder / BEST)
+            if (folder / LATEST).exists():
+                _link(folder / LATEST, folder / PREVIOUS)
+            os.replace(temporary, folder / LATEST)
+            _sync_folder(folder)
+        except OSError as error:
+            raise OSError(
+                f"{folder / LATEST} could not be written ({error.strerror}); the commit before it "
+                "is kept, and the same command continues once the cause is gone"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        write_views(folder, snapshot.state)
+
+    def _content(self, snapshot: Snapshot) -> bytes:
+        """Return the bytes of a commit; they depend on model and state alone."""
+        # Made in memory: HDF5 never writes to a disk that may be full, and never fails half-way.
+        content = io.BytesIO(self._template)
+        model = self.model
+        with h5py.File(content, "r+") as file:
+            group = file[STATE]
+            if self._weight_names:
+                for name, array in zip(self._weight_names, snapshot.weights, strict=True):
+                    file[name][...] = array
+            else:
+                _write(group.create_group("weights"), model.weights, snapshot.weights)
+            variables = _variables_beside_weights(model)
+            _write(group.create_group("variables"), variables, snapshot.variables)
+            _write(group.create_group("optimizer"), model.optimizer.variables, snapshot.optimizer)
+            _write(group.create_group("metrics"), _metrics_variables(model), snapshot.metrics)
+            group["state"] = json.dumps(snapshot.state)
+        view = content.getbuffer()
+        digest = hashlib.sha256(view[USER_BLOCK:]).hexdigest().encode()
+        view[:USER_BLOCK] = (SIGNATURE + digest).ljust(USER_BLOCK, b"\0")
+        return bytes(view)
 
 
-def restore(folder: Path, model: keras.Model) -> dict[str, Any] | None:
-    """Bring the model to the latest good commit, and return its state; None if there is none.
+def latest_good(folder: Path) -> Path | None:
+    """Return the newest whole commit of a run, or None if it has none yet.
 
-    A damaged file is set aside under the name `*.damaged` and the commit before it is used.
+    A damaged one before it is renamed to `*.damaged`, and named in a warning.
 
     Raises:
         DamagedCheckpointError: if there are commits, and none of them is good.
-        ValueError: if the commit belongs to another model or optimizer.
     """
     damaged = []
-    for name in (LATEST, PREVIOUS):
-        path = folder / name
+    for path in (folder / LATEST, folder / PREVIOUS):
         if not path.exists():
             continue
         try:
@@ -102,10 +210,8 @@ def restore(folder: Path, model: keras.Model) -> dict[str, Any] | None:
             continue
         for bad in damaged:
             os.replace(bad, bad.with_name(f"{bad.name}.damaged"))
-            log.warning("%s is set aside as %s.damaged; %s is used", bad.name, bad.name, name)
-        state = load(path, model)
-        write_views(folder, state)
-        return state
+            log.warning("%s is set aside as %s.damaged; %s is used", bad, bad.name, path.name)
+        return path
     if damaged:
         raise DamagedCheckpointError(
             f"no commit in {folder} is whole ({', '.join(path.name for path in damaged)}); "
@@ -129,21 +235,6 @@ def verify(path: Path) -> None:
         raise DamagedCheckpointError(
             f"{path} is damaged: its bytes are not those that were written"
         )
-
-
-def load(path: Path, model: keras.Model) -> dict[str, Any]:
-    """Assign a commit's weights, seed states and optimizer variables; return its state.
-
-    Raises:
-        ValueError: if model or optimizer are not those of the commit.
-    """
-    load_weights(path, model)
-    with h5py.File(path, "r") as file:
-        group = file[STATE]
-        _assign(group["variables"], _variables_beside_weights(model), path)
-        model.optimizer.build(model.trainable_variables)
-        _assign(group["optimizer"], model.optimizer.variables, path)
-    return read_state(path)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -194,30 +285,28 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file by `content`: a reader, and a kill, find the old bytes or the new."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        _write_and_sync(temporary, content)
+        write_and_sync(temporary, content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _file_content(model: keras.Model, state: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a commit. They depend on model and state alone, not on time or place."""
-    # Made in memory: HDF5 never writes to a disk that may be full, and so never fails half-way.
-    content = io.BytesIO()
+def _template(model: keras.Model) -> tuple[bytes, list[str]]:
+    """Return what all commits of a model have in common, and where its weights are in there.
+
+    It is what `model.save("model.h5")` writes. A subclassed model has no config that Keras could
+    write: then there is only our own group, and the list is empty.
+    """
+    content, names = io.BytesIO(), []
     with h5py.File(content, "w", userblock_size=USER_BLOCK) as file:
         try:
             _write_keras_model(model, file)
-        except NotImplementedError:  # a subclassed model has no config for Keras to write
+        except NotImplementedError:
             file.clear()
-            _write(file.create_group(f"{STATE}/weights"), model.weights)
-        group = file.require_group(STATE)
-        _write(group.create_group("variables"), _variables_beside_weights(model))
-        _write(group.create_group("optimizer"), model.optimizer.variables)
-        group["state"] = json.dumps(state)
-    view = content.getbuffer()
-    digest = hashlib.sha256(view[USER_BLOCK:]).hexdigest().encode()
-    view[:USER_BLOCK] = (SIGNATURE + digest).ljust(USER_BLOCK, b"\0")
-    return bytes(view)
+        else:
+            names = _names_of_weights(model, file)
+        file.create_group(STATE)
+    return content.getvalue(), names
 
 
 def _write_keras_model(model: keras.Model, file: h5py.File) -> None:
@@ -234,16 +323,37 @@ def _write_keras_model(model: keras.Model, file: h5py.File) -> None:
             compile_config.config = kept
 
 
+def _names_of_weights(model: keras.Model, file: h5py.File) -> list[str]:
+    """Return the dataset of each of `model.weights`, in that order."""
+    found: dict[int, str] = {}
+    group = file["model_weights"]
+    for layer in model.layers:
+        layer_group = group[layer.name]
+        # Keras' own order: first what is trained, then what is not, without random states.
+        weights = [*layer.trainable_weights, *layer.non_trainable_weights]
+        for name, weight in zip(layer_group.attrs["weight_names"], weights, strict=True):
+            found[id(weight)] = f"model_weights/{layer.name}/{name}"
+    return [found[id(weight)] for weight in model.weights]
+
+
 def _variables_beside_weights(model: keras.Model) -> list[Any]:
     """Return what a model keeps beside its weights: the states of its random generators."""
     weights = {id(weight) for weight in model.weights}
     return [variable for variable in model.variables if id(variable) not in weights]
 
 
-def _write(group: h5py.Group, variables: Sequence[Any]) -> None:
-    for index, variable in enumerate(variables):
-        dataset = group.create_dataset(f"{index:05}", data=keras.ops.convert_to_numpy(variable))
-        dataset.attrs["path"] = variable.path
+def _metrics_variables(model: keras.Model) -> list[Any]:
+    """Return the accumulators of all metrics, the loss' included."""
+    return [variable for metric in model.metrics for variable in metric.variables]
+
+
+def _copies(variables: Sequence[Any]) -> list[np.ndarray]:
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def _write(group: h5py.Group, variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
+    for index, (variable, array) in enumerate(zip(variables, arrays, strict=True)):
+        group.create_dataset(f"{index:05}", data=array).attrs["path"] = variable.path
 
 
 def _assign(group: h5py.Group, variables: Sequence[Any], path: Path) -> None:
@@ -275,7 +385,8 @@ def _link(source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
-def _write_and_sync(path: Path, content: bytes) -> None:
+def write_and_sync(path: Path, content: bytes) -> None:
+    """Write a file and have it on the disk, not in the system's memory, on return."""
     with open(path, "wb") as file:
         file.write(content)
         file.flush()

@@ -132,8 +132,9 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     for key in ("batch_size", "num_epochs", "n_filters", "n_layers"):
         if config[key] < 1:
             raise UsageError(f"{key} is {config[key]}; it must be at least 1")
-    if config["patience"] < 0:
-        raise UsageError(f"patience is {config['patience']}; it must be at least 0 (0: never stop)")
+    for key in ("patience", "checkpoint_steps", "checkpoint_seconds"):
+        if config[key] < 0:
+            raise UsageError(f"{key} is {config[key]}; it must be at least 0 (0: never)")
     if not 0 <= config["seed"] <= MAX_SEED:
         raise UsageError(f"seed is {config['seed']}; it must be from 0 to {MAX_SEED}")
     if not 0 <= config["dropout"] < 1:

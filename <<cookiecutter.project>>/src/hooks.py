@@ -62,14 +62,18 @@ class Hook:
     def before_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch, counted from 0."""
 
+    def next_step(self, global_step: int) -> int | None:
+        """Return the next step, above `global_step`, at which to call the hook; None: whenever."""
+        return None
+
     def after_step(self, global_step: int, last_results: Mapping[str, float]) -> None:
-        """Called after each step with the metrics of the epoch so far."""
+        """Called after one or many steps with the metrics of the epoch so far.
+
+        Between the steps that hooks ask for by `next_step`, the loop runs many in one call.
+        """
 
     def after_epoch(self, epoch: int) -> None:
         """Called after validation, before the commit; the epoch's row is `run.history[-1]`."""
-
-    def after_commit(self, epoch: int) -> None:
-        """Called when the epoch's commit is on disk."""
 
     def after_training(self) -> None:
         """Called when the last epoch is committed."""
@@ -164,7 +168,7 @@ class LearningCurve(Hook):
     def __init__(self) -> None:
         self.drawn_at = float("-inf")
 
-    def after_commit(self, epoch: int) -> None:
+    def after_epoch(self, epoch: int) -> None:
         if time.monotonic() - self.drawn_at > self.SECONDS_BETWEEN:
             self._draw()
 
@@ -172,7 +176,10 @@ class LearningCurve(Hook):
         self._draw()
 
     def _draw(self) -> None:
-        results.draw_learning_curve(self.run.root, self.run.history, self.run.best_epoch)
+        try:
+            results.draw_learning_curve(self.run.root, self.run.history, self.run.best_epoch)
+        except OSError as error:  # a picture is no reason to stop; a commit that fails is
+            log.warning("learning_curve.png could not be written (%s)", error.strerror)
         self.drawn_at = time.monotonic()
 
 

@@ -6,17 +6,20 @@ It is never given the test set.
 import logging
 import math
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from src import checkpoint
-from src.batches import Arrays, BatchSource
+from src import callback_state
+from src.batches import Arrays, batch_source
+from src.checkpoint import Checkpoint, Snapshot
 from src.hooks import Hook, Run
+from src.steps import Steps
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +29,16 @@ LearningRates = Sequence[tuple[int, float]]
 
 def training_loop(
     model: keras.Model,
-    train: BatchSource,
+    train: Any,
     valid: Arrays | None,
     save_path: Path,
     num_epochs: int,
     learning_rates: LearningRates | None = None,
     monitor: str = "val_loss",
     on_nan: str = "stop",
+    checkpoint_steps: int = 0,
+    checkpoint_seconds: float = 0,
+    seed: int = 0,
     hooks: Sequence[Hook] = (),
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict[str, Any]]:
@@ -40,7 +46,7 @@ def training_loop(
 
     Args:
         model: compiled; its own `train_step` is used if it has one.
-        train: batches by epoch and step.
+        train: batches by epoch and step, or what `batch_source` makes such a source of.
         valid: features and labels to validate on after each epoch; None: there is no validation.
         save_path: the run folder, which exists.
         num_epochs: epochs in all, those of earlier attempts included.
@@ -49,6 +55,9 @@ def training_loop(
         monitor: column of the history that decides which epoch is the best: the lowest value of a
             loss or an error, the highest of anything else.
         on_nan: "stop" or "continue" when the loss is not a finite number.
+        checkpoint_steps: commit every so many steps, beside the end of each epoch; 0: never.
+        checkpoint_seconds: commit when so many seconds have passed; 0: never.
+        seed: of the order of batches, where the data does not decide it.
         hooks: see `src.hooks`.
         callbacks: any Keras callbacks.
 
@@ -57,27 +66,29 @@ def training_loop(
 
     Raises:
         FloatingPointError: if the loss is not finite and `on_nan` is "stop".
-        SystemExit: with code 75, at the end of the step in which SIGTERM, SIGINT, SIGUSR1 or
-            SIGHUP came.
+        SystemExit: with code 75, when SIGTERM, SIGINT, SIGUSR1 or SIGHUP came: the step has ended
+            and its state is committed.
         KeyError: if the history has no column `monitor`.
         OSError: if a commit cannot be written.
     """
-    # ---- restore -------------------------------------------------------------------------------
+    # ---- get ready -----------------------------------------------------------------------------
+    source = batch_source(train, seed)
     # Metrics, and the weights of a subclassed model, come into being with the first batch. A test
     # step makes them without changing anything.
-    model.test_on_batch(*train.batch(0, 0))
+    model.test_on_batch(*source.batch(0, 0))
     model.optimizer.build(model.trainable_variables)
-    train_step = compiled_train_step(model)
-    state = checkpoint.restore(save_path, model) or {
+    checkpoint = Checkpoint(save_path, model)
+    state = checkpoint.read() or {
         "epoch": 0,
+        "step": 0,
         "global_step": 0,
+        "learning_rate": 0.0,
         "best_epoch": None,
         "stop_reason": None,
         "history": [],
         "hooks": {},
+        "callbacks": {},
     }
-    if state["epoch"]:
-        log.info("continuing after epoch %d, step %d", state["epoch"], state["global_step"])
     if state["stop_reason"] or state["epoch"] >= num_epochs:
         log.info("nothing to do: %s", state["stop_reason"] or f"{num_epochs} epochs are done")
         return state["history"]
@@ -85,74 +96,114 @@ def training_loop(
         root=save_path,
         model=model,
         num_epochs=num_epochs,
-        steps_per_epoch=train.steps_per_epoch,
+        steps_per_epoch=source.steps_per_epoch,
         history=state["history"],
         global_step=state["global_step"],
         best_epoch=state["best_epoch"],
         monitor=monitor,
     )
-    for hook in hooks:
-        if type(hook).__name__ in state["hooks"]:
-            hook.set_state(state["hooks"][type(hook).__name__])
     keras_callbacks = keras.callbacks.CallbackList(callbacks, model=model)
     model.stop_training = False
+    one_by_one = looks_at_batches(callbacks)
+    steps = Steps(model, source, one_by_one)
+    first_epoch, step, learning_rate = state["epoch"], state["step"], state["learning_rate"]
+    committed_at = time.monotonic()
 
-    # ---- train ---------------------------------------------------------------------------------
+    def snapshot(epoch: int, step: int) -> Snapshot:
+        """Copy everything as it is before `step` of `epoch`."""
+        return checkpoint.snapshot(
+            {
+                "epoch": epoch,
+                "step": step,
+                "global_step": run.global_step,
+                "learning_rate": learning_rate if step else 0.0,
+                "best_epoch": run.best_epoch,
+                "stop_reason": run.stop_reason,
+                "history": run.history,
+                "hooks": states_of(hooks),
+                "callbacks": states_of(callbacks),
+            }
+        )
+
     try:
         with SignalsToFlag() as received:
             for hook in hooks:
                 hook.before_training(run)
             keras_callbacks.on_train_begin()
 
-            for epoch in range(state["epoch"], num_epochs):
-                if learning_rates is not None:
-                    model.optimizer.learning_rate = rate_in_epoch(learning_rates, epoch)
-                learning_rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
-                model.reset_metrics()
+            for epoch in range(first_epoch, num_epochs):
+                # ---- begin the epoch, or restore the middle of it -------------------------------
                 for hook in hooks:
                     hook.before_epoch(epoch)
-                keras_callbacks.on_epoch_begin(epoch)
+                if epoch == first_epoch and step:
+                    # What callbacks do as an epoch begins was done already; restoring undoes it.
+                    keras_callbacks.on_epoch_begin(epoch)
+                    checkpoint.restore()
+                    give_back(state, hooks, callbacks)
+                    log.info("continuing after step %d of epoch %d", step, epoch + 1)
+                else:
+                    if epoch == first_epoch and state["global_step"]:
+                        checkpoint.restore()
+                        give_back(state, hooks, callbacks)
+                        log.info("continuing after epoch %d", epoch)
+                    model.reset_metrics()
+                    if learning_rates is not None:
+                        model.optimizer.learning_rate = rate_in_epoch(learning_rates, epoch)
+                    keras_callbacks.on_epoch_begin(epoch)
+                    learning_rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
 
-                for step in range(train.steps_per_epoch):
-                    keras_callbacks.on_train_batch_begin(step)
-                    results = train_step(train.batch(epoch, step))
-                    logs = {key: float(value) for key, value in results.items()}
-                    run.global_step += 1
-                    if not math.isfinite(logs.get("loss", 0.0)) and on_nan == "stop":
+                # ---- train -----------------------------------------------------------------------
+                while step < source.steps_per_epoch:
+                    until = next_stop(run.global_step, checkpoint_steps, hooks) - run.global_step
+                    if one_by_one:
+                        keras_callbacks.on_train_batch_begin(step)
+                    call = steps.run(epoch, step, min(step + until, source.steps_per_epoch))
+                    run.global_step += call.step - step
+                    step = call.step
+                    if call.not_finite is not None and on_nan == "stop":
                         raise FloatingPointError(
-                            f"the loss is {logs['loss']} after step {step + 1} of epoch "
-                            f"{epoch + 1} (global step {run.global_step}); the state after epoch "
-                            f"{epoch} is kept, and --on_nan=continue goes on all the same"
+                            f"the loss is not a number at step {call.not_finite + 1} of epoch "
+                            f"{epoch + 1}; the last commit is kept, and --on_nan=continue goes on "
+                            "all the same"
                         )
-                    keras_callbacks.on_train_batch_end(step, logs)
+                    if one_by_one:
+                        keras_callbacks.on_train_batch_end(step - 1, call.results)
                     for hook in hooks:
-                        hook.after_step(run.global_step, logs)
+                        hook.after_step(run.global_step, call.results)
                     if received.name:
-                        log.warning(
-                            "%s after step %d of epoch %d; the same command continues after "
-                            "epoch %d",
-                            received.name,
-                            step + 1,
-                            epoch + 1,
-                            epoch,
-                        )
-                        raise SystemExit(INTERRUPTED)
+                        break
+                    due = checkpoint_steps and run.global_step % checkpoint_steps == 0
+                    late = time.monotonic() - committed_at > checkpoint_seconds > 0
+                    if (due or late) and step < source.steps_per_epoch:
+                        checkpoint.commit(snapshot(epoch, step))
+                        committed_at = time.monotonic()
 
-                if valid is not None:
-                    figures = model.evaluate(
-                        *valid, batch_size=256, verbose=0, return_dict=True, callbacks=callbacks
+                # ---- validate, unless a signal came ---------------------------------------------
+                before_validation = snapshot(epoch, step)
+                logs = {key: float(value) for key, value in model.get_metrics_result().items()}
+                if valid is not None and not received.name:
+                    with suppress(Interrupted):
+                        figures = model.evaluate(
+                            *valid,
+                            batch_size=256,
+                            verbose=0,
+                            return_dict=True,
+                            callbacks=[*callbacks, InterruptTesting(received)],
+                        )
+                        # In the order of the training metrics, whatever the order of Keras.
+                        for key in [*(key for key in logs if key in figures), *figures]:
+                            logs[f"val_{key}"] = float(figures[key])
+                if received.name:
+                    checkpoint.commit(before_validation)
+                    checkpoint.wait()
+                    log.warning(
+                        "%s: stopped at step %d of epoch %d", received.name, step, epoch + 1
                     )
-                    # In the order of the training metrics, whatever the order of Keras.
-                    for key in [*(key for key in logs if key in figures), *figures]:
-                        logs[f"val_{key}"] = float(figures[key])
-                run.history.append(
-                    {
-                        "epoch": epoch,
-                        "step": run.global_step,
-                        "learning_rate": learning_rate,
-                        **logs,
-                    }
-                )
+                    raise SystemExit(INTERRUPTED)
+
+                # ---- end the epoch and commit it ------------------------------------------------
+                row = {"epoch": epoch, "step": run.global_step, "learning_rate": learning_rate}
+                run.history.append(row | logs)
                 is_best = improves(run, epoch)
                 if is_best:
                     run.best_epoch = epoch
@@ -161,49 +212,65 @@ def training_loop(
                     hook.after_epoch(epoch)
                 if model.stop_training:
                     run.stop_reason = run.stop_reason or "a Keras callback stopped the training"
-
-                # ---- commit --------------------------------------------------------------------
-                state = {
-                    "epoch": epoch + 1,
-                    "global_step": run.global_step,
-                    "best_epoch": run.best_epoch,
-                    "stop_reason": run.stop_reason,
-                    "history": run.history,
-                    "hooks": {
-                        type(hook).__name__: hook_state
-                        for hook in hooks
-                        if (hook_state := hook.get_state())
-                    },
-                }
-                checkpoint.commit(save_path, model, state, is_best)
-                for hook in hooks:
-                    hook.after_commit(epoch)
+                step = 0
+                checkpoint.commit(snapshot(epoch + 1, step), is_best)
+                committed_at = time.monotonic()
                 if run.stop_reason:
                     log.info("stopped after epoch %d: %s", epoch + 1, run.stop_reason)
                     break
-            if run.best_epoch is not None:
-                best = run.history[run.best_epoch][monitor]
-                log.info("best epoch %d: %s %.4g", run.best_epoch + 1, monitor, best)
 
+            checkpoint.wait()
             keras_callbacks.on_train_end()
             for hook in hooks:
                 hook.after_training()
+            if run.best_epoch is not None:
+                best = run.history[run.best_epoch][monitor]
+                log.info("best epoch %d: %s %.4g", run.best_epoch + 1, monitor, best)
     except BaseException as error:
         for hook in hooks:
             if hasattr(hook, "run"):
                 hook.at_exception(error)
         raise
+    finally:
+        steps.close()
+        checkpoint.close()
     return run.history
 
 
-def compiled_train_step(model: keras.Model) -> Callable[[Arrays], Mapping[str, Any]]:
-    """Return the model's own `train_step`, compiled as `compile` was told to.
+def next_stop(global_step: int, checkpoint_steps: int, hooks: Sequence[Hook]) -> int:
+    """Return the first step after `global_step` at which somebody wants to act."""
+    stops = [hook.next_step(global_step) for hook in hooks]
+    if checkpoint_steps:
+        stops.append((global_step // checkpoint_steps + 1) * checkpoint_steps)
+    return min((stop for stop in stops if stop is not None), default=global_step + 1_000_000)
 
-    Unlike `train_on_batch` it lets the metrics add up over the epoch.
-    """
-    if model.run_eagerly:
-        return model.train_step
-    return tf.function(model.train_step, jit_compile=model.jit_compile, reduce_retracing=True)
+
+def looks_at_batches(callbacks: Sequence[keras.callbacks.Callback]) -> bool:
+    """Whether a callback has its own `on_train_batch_*`, so that steps cannot be grouped."""
+    names = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+    for callback in callbacks:
+        for name in names:
+            if getattr(type(callback), name) is not getattr(keras.callbacks.Callback, name):
+                log.info("%s looks at each batch: steps run singly", type(callback).__name__)
+                return True
+    return False
+
+
+def states_of(objects: Sequence[Any]) -> dict[str, Any]:
+    """Return the states of hooks or callbacks by class name; those without one are left out."""
+    states = {}
+    for index, item in enumerate(objects):
+        if item_state := callback_state.get(item):
+            states[f"{index} {type(item).__name__}"] = item_state
+    return states
+
+
+def give_back(state: dict[str, Any], *lists: Sequence[Any]) -> None:
+    """Give hooks and callbacks what `states_of` took from them."""
+    for key, objects in zip(("hooks", "callbacks"), lists, strict=True):
+        for index, item in enumerate(objects):
+            if item_state := state[key].get(f"{index} {type(item).__name__}"):
+                callback_state.put(item, item_state)
 
 
 def rate_in_epoch(learning_rates: LearningRates, epoch: int) -> float:
@@ -231,6 +298,23 @@ def improves(run: Run, epoch: int) -> bool:
     lower_is_better = "loss" in run.monitor or "error" in run.monitor
     best = run.history[run.best_epoch][run.monitor]
     return value < best if lower_is_better else value > best
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error)
+    """A signal came while the model was validated."""
+
+
+class InterruptTesting(keras.callbacks.Callback):
+    """Leaves `evaluate` at the end of the batch in which a signal came."""
+
+    def __init__(self, received: "SignalsToFlag") -> None:
+        super().__init__()
+        self.received = received
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Called by Keras."""
+        if self.received.name:
+            raise Interrupted
 
 
 class SignalsToFlag:

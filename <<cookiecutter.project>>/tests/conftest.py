@@ -1,6 +1,7 @@
 """What the tests share: a small config, and a way to run the project's commands as a user does."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,9 @@ import pytest
 from configs import registry
 
 ROOT = Path(__file__).resolve().parents[1]
+# nohup, which the tests may be run by, makes children ignore it; what they start here must not.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from src import checkpoint, results
+from src.checkpoint import Checkpoint
 from src.experiment import build
 
 
@@ -52,19 +53,37 @@ def step(model: keras.Model) -> None:
     model.train_on_batch(generator.random((4, 8, 8, 1)), np.arange(4))
 
 
+def commit(folder: Path, model: keras.Model, values: dict[str, Any], is_best: bool = False) -> None:
+    writer = Checkpoint(folder, model)
+    writer.commit(writer.snapshot(values), is_best)
+    try:
+        writer.wait()
+    finally:
+        writer.close()
+
+
+def restore(folder: Path, model: keras.Model) -> dict[str, Any] | None:
+    reader = Checkpoint(folder, model)
+    found = reader.read()
+    if found is not None:
+        reader.restore()
+    reader.close()
+    return found
+
+
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])
 def test_everything_comes_back(kind: str, config: dict[str, Any], tmp_path: Path) -> None:
     def make() -> keras.Model:
         return subclassed() if kind == "subclassed" else build(config).model
 
-    trained = make()
+    trained, fresh = make(), make()
     step(trained)
     step(trained)
-    checkpoint.commit(tmp_path, trained, state(1))
+    commit(tmp_path, trained, state(1))
     expected = everything(trained)
-    fresh = make()
+    fresh.optimizer.build(fresh.trainable_variables)
     assert everything(fresh) != expected
-    assert checkpoint.restore(tmp_path, fresh) == state(1)
+    assert restore(tmp_path, fresh) == state(1)
     assert everything(fresh) == expected
     # The next step is the same too: random generators and the optimizer's moments are back.
     step(trained)
@@ -75,10 +94,25 @@ def test_everything_comes_back(kind: str, config: dict[str, Any], tmp_path: Path
 def test_keras_opens_the_commit(config: dict[str, Any], tmp_path: Path) -> None:
     model = build(config).model
     step(model)
-    checkpoint.commit(tmp_path, model, state(1))
+    commit(tmp_path, model, state(1))
     loaded = keras.models.load_model(tmp_path / "model.h5")
     for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
         assert one.tobytes() == other.tobytes()
+
+
+def test_a_snapshot_is_not_changed_by_what_comes_after(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    model = build(config).model
+    step(model)
+    writer = Checkpoint(tmp_path, model)
+    taken, expected = writer.snapshot(state(1)), everything(model)
+    step(model)
+    assert everything(model) != expected
+    writer.commit(taken)
+    writer.close()
+    restore(tmp_path, model)
+    assert everything(model) == expected
 
 
 def test_two_commits_of_one_state_are_equal_and_the_model_is_untouched(
@@ -87,8 +121,8 @@ def test_two_commits_of_one_state_are_equal_and_the_model_is_untouched(
     model = build(config).model
     step(model)
     before = everything(model)
-    checkpoint.commit(tmp_path, model, state(1))
-    checkpoint.commit(tmp_path, model, state(1))
+    commit(tmp_path, model, state(1))
+    commit(tmp_path, model, state(1))
     files = [tmp_path / name for name in ("model.h5", "model_previous.h5")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert everything(model) == before
@@ -103,17 +137,16 @@ def test_a_damaged_commit_is_set_aside(
 ) -> None:
     model = build(config).model
     step(model)
-    checkpoint.commit(tmp_path, model, state(1))
+    commit(tmp_path, model, state(1))
     good = everything(model)
     step(model)
-    checkpoint.commit(tmp_path, model, state(2))
+    commit(tmp_path, model, state(2))
     path = tmp_path / "model.h5"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes(
-        {"flipped": bytes(content), "cut": bytes(content[:5000]), "emptied": b""}[damage]
-    )
-    restored = checkpoint.restore(tmp_path, model)
+    damaged = {"flipped": bytes(content), "cut": bytes(content[:5000]), "emptied": b""}
+    path.write_bytes(damaged[damage])
+    restored = restore(tmp_path, model)
     assert restored is not None
     assert restored["epoch"] == 1
     assert everything(model) == good
@@ -126,25 +159,35 @@ def test_nothing_good_left_is_an_error_not_a_new_start(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
     model = build(config).model
-    checkpoint.commit(tmp_path, model, state(1))
+    commit(tmp_path, model, state(1))
     (tmp_path / "model.h5").write_bytes(b"not a checkpoint")
     with pytest.raises(checkpoint.DamagedCheckpointError, match="no commit in"):
-        checkpoint.restore(tmp_path, model)
+        restore(tmp_path, model)
 
 
 def test_the_commit_of_another_model_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
-    checkpoint.commit(tmp_path, build(config).model, state(1))
+    commit(tmp_path, build(config).model, state(1))
     with pytest.raises(ValueError, match="another model"):
-        checkpoint.restore(tmp_path, build(config | {"n_layers": 2}).model)
-    with pytest.raises(ValueError, match=r"another model"):
-        checkpoint.restore(tmp_path, build(config | {"n_filters": 5}).model)
+        restore(tmp_path, build(config | {"n_layers": 2}).model)
+    with pytest.raises(ValueError, match="another model"):
+        restore(tmp_path, build(config | {"n_filters": 5}).model)
+
+
+def test_views_that_were_lost_or_edited_come_back(config: dict[str, Any], tmp_path: Path) -> None:
+    model = build(config).model
+    commit(tmp_path, model, state(2))
+    before = {name: (tmp_path / name).read_bytes() for name in ("history.csv", "loop_state.pkl")}
+    (tmp_path / "history.csv").write_text("epoch,loss\n0,99\n")
+    (tmp_path / "loop_state.pkl").unlink()
+    restore(tmp_path, model)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
 
 def test_a_failed_commit_leaves_the_one_before(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(config).model
-    checkpoint.commit(tmp_path, model, state(1))
+    commit(tmp_path, model, state(1))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(*args: object) -> None:
@@ -152,14 +195,14 @@ def test_a_failed_commit_leaves_the_one_before(
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.commit(tmp_path, model, state(2))
+        commit(tmp_path, model, state(2))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_loop_state_holds_plain_values_and_is_never_executed(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
-    checkpoint.commit(tmp_path, build(config).model, state(1))
+    commit(tmp_path, build(config).model, state(1))
     assert pickle.loads((tmp_path / "loop_state.pkl").read_bytes())["global_step"] == 3
 
     class Payload:

@@ -1,0 +1,74 @@
+"""What a callback or hook remembers between epochs, taken out and put back.
+
+Keras saves none of it. For Keras' own callbacks the fields are listed here: copying all of a
+callback's attributes would do harm, for some are settings that the constructor has already turned
+into something else (`min_delta` changes its sign there). A callback of one's own takes part by
+`get_state` and `set_state`.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+FIELDS: dict[type, tuple[str, ...]] = {
+    keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch", "stopped_epoch", "best_weights"),
+    keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
+    keras.callbacks.ModelCheckpoint: ("best", "epochs_since_last_save"),
+    keras.callbacks.LearningRateScheduler: (),
+    keras.callbacks.TerminateOnNaN: (),
+    keras.callbacks.LambdaCallback: (),
+    keras.callbacks.CSVLogger: (),
+    keras.callbacks.TensorBoard: (),
+}
+
+
+def get(callback: Any) -> dict[str, Any]:
+    """Return the state of a callback or hook as JSON values; {} if it has none that is known."""
+    if hasattr(callback, "get_state"):
+        return callback.get_state()
+    return {
+        name: _plain(getattr(callback, name))
+        for name in FIELDS.get(type(callback), ())
+        if hasattr(callback, name)
+    }
+
+
+def put(callback: Any, state: Mapping[str, Any]) -> None:
+    """Give a callback or hook the state that `get` returned."""
+    if hasattr(callback, "set_state"):
+        callback.set_state(state)
+        return
+    for name, value in state.items():
+        setattr(callback, name, _array(value))
+
+
+def is_known(callback: Any) -> bool:
+    """Whether the state of a callback is saved, so that a resumed run can be exact."""
+    has_state = hasattr(callback, "get_state") and hasattr(callback, "set_state")
+    keeps_nothing = not set(vars(callback)) - set(vars(keras.callbacks.Callback()))
+    return has_state or type(callback) in FIELDS or keeps_nothing
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON can say it: arrays and NumPy numbers with their type."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        array = np.asarray(value)
+        return {"dtype": str(array.dtype), "shape": array.shape, "hex": array.tobytes().hex()}
+    return value
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_array(item) for item in value]
+    if isinstance(value, dict) and "hex" in value:
+        flat = np.frombuffer(bytes.fromhex(value["hex"]), value["dtype"])
+        array = flat.reshape(value["shape"]).copy()
+        return array if array.shape else array[()]
+    return value

@@ -1,0 +1,165 @@
+"""Many steps in one compiled call, on batches that are made ready while the call before runs.
+
+How steps are grouped changes no bit of the result: every step is the same compiled function of its
+batch and of the model's variables.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from src.batches import BatchSource
+
+
+class Call(NamedTuple):
+    """What a call of one or many steps did.
+
+    Attributes:
+        step: the step after the last one done, in the epoch.
+        results: what the last step returned, as floats; metrics add up over the epoch.
+        not_finite: the first step whose loss is not a finite number, or None.
+    """
+
+    step: int
+    results: dict[str, float]
+    not_finite: int | None
+
+
+class _Group(NamedTuple):
+    """Batches of equal shapes, stacked: each array has a first dimension more."""
+
+    epoch: int
+    step: int
+    num_steps: int
+    batches: Any
+
+
+class Steps:
+    """Runs a model's training steps on a batch source.
+
+    Args:
+        model: compiled, with weights, metrics and optimizer variables made.
+        source: batches by epoch and step.
+        one_by_one: never group steps, as callbacks need that look at each of them.
+    """
+
+    # A signal may have to wait for the end of a call, and a progress bar too.
+    SECONDS_PER_CALL = 0.05
+    MOST_STEPS = 1000
+
+    def __init__(self, model: keras.Model, source: BatchSource, one_by_one: bool = False) -> None:
+        self.model = model
+        self.source = source
+        self.size = 1
+        self.one_by_one = one_by_one
+        self._calls: dict[Any, Callable[[Any], Any]] = {}
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._ahead: tuple[tuple[int, int, int], Future[_Group]] | None = None
+
+    def run(self, epoch: int, step: int, until: int) -> Call:
+        """Run steps of `epoch` from `step` on, at least one, and none from `until` on."""
+        group = self._take(epoch, step, min(self.size, until - step))
+        after = step + group.num_steps
+        if after < until:
+            self._make_ready(epoch, after, min(self.size, until - after))
+        elif after == self.source.steps_per_epoch:
+            self._make_ready(epoch + 1, 0, min(self.size, self.source.steps_per_epoch))
+        signature = keras.tree.map_structure(_signature, group.batches)
+        key = str(signature)
+        known = key in self._calls
+        if not known:
+            self._calls[key] = self._compile(signature)
+        start = time.perf_counter()
+        results, finite = self._calls[key](group.batches)
+        finite = np.asarray(finite)
+        if known and not self.one_by_one:  # the first call of a kind may have been compiled
+            seconds = (time.perf_counter() - start) / group.num_steps
+            self.size = int(min(max(self.SECONDS_PER_CALL / seconds, 1), self.MOST_STEPS))
+        return Call(
+            step=after,
+            results={name: float(value) for name, value in results.items()},
+            not_finite=None if finite.all() else step + int(finite.argmin()),
+        )
+
+    def close(self) -> None:
+        """Let the thread go that makes batches ready."""
+        self._executor.shutdown(cancel_futures=True)
+
+    def _take(self, epoch: int, step: int, size: int) -> _Group:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            place, group = ahead
+            if place[:2] == (epoch, step) and group.result().num_steps <= size:
+                return group.result()
+        return self._executor.submit(self._stack, epoch, step, size).result()
+
+    def _make_ready(self, epoch: int, step: int, size: int) -> None:
+        place = (epoch, step, size)
+        self._ahead = place, self._executor.submit(self._stack, *place)
+
+    def _stack(self, epoch: int, step: int, size: int) -> _Group:
+        batches: list[Any] = []
+        for number in range(step, step + size):
+            batch = keras.tree.map_structure(np.asarray, self.source.batch(epoch, number))
+            if batches and _shapes(batch) != _shapes(batches[0]):
+                break  # the last batch of an epoch may be smaller: it is a group of its own
+            batches.append(batch)
+        if len(batches) == 1:
+            stacked = keras.tree.map_structure(lambda array: array[np.newaxis], batches[0])
+        else:
+            stacked = keras.tree.map_structure(lambda *arrays: np.stack(arrays), *batches)
+        tensors = keras.tree.map_structure(tf.convert_to_tensor, stacked)
+        return _Group(epoch, step, len(batches), tensors)
+
+    def _compile(self, signature: Any) -> Callable[[Any], Any]:
+        """Return a function of stacked batches: the last step's results, and which are finite."""
+        if self.model.run_eagerly:
+            return self._run_eagerly
+        one_step = tf.function(self.model.train_step, jit_compile=self.model.jit_compile)
+        batch_signature = keras.tree.map_structure(
+            lambda spec: tf.TensorSpec(spec.shape[1:], spec.dtype), signature
+        )
+        one_step = one_step.get_concrete_function(batch_signature)
+        outputs = one_step.structured_outputs
+
+        def many_steps(batches: Any) -> Any:
+            num_steps = tf.shape(keras.tree.flatten(batches)[0])[0]
+
+            def body(number: tf.Tensor, _: Any, finite: tf.TensorArray) -> Any:
+                results = one_step(keras.tree.map_structure(lambda array: array[number], batches))
+                is_finite = tf.math.is_finite(results.get("loss", 0.0))
+                return number + 1, results, finite.write(number, is_finite)
+
+            start = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in outputs.items()}
+            finite = tf.TensorArray(tf.bool, size=num_steps)
+            _, results, finite = tf.while_loop(
+                lambda number, *_: number < num_steps,
+                body,
+                (tf.constant(0), start, finite),
+                parallel_iterations=1,
+            )
+            return results, finite.stack()
+
+        return tf.function(many_steps, input_signature=[signature])
+
+    def _run_eagerly(self, batches: Any) -> Any:
+        finite = []
+        results: Any = {}
+        for number in range(len(keras.tree.flatten(batches)[0])):
+            batch = keras.tree.map_structure(lambda array, number=number: array[number], batches)
+            results = self.model.train_step(batch)
+            finite.append(np.isfinite(float(results.get("loss", 0.0))))
+        return results, np.array(finite)
+
+
+def _signature(array: tf.Tensor) -> tf.TensorSpec:
+    return tf.TensorSpec([None, *array.shape[1:]], array.dtype)
+
+
+def _shapes(batch: Any) -> list[tuple[int, ...]]:
+    return [array.shape for array in keras.tree.flatten(batch)]
