@@ -11,8 +11,21 @@ from configs import registry
 from src import experiment, results
 
 
-def train(config: dict[str, Any], save_path: str, prepared: experiment.Experiment) -> None:
-    """Train CONFIG into the folder SAVE_PATH; the same command continues an interrupted run."""
+def train(
+    config: dict[str, Any],
+    save_path: str,
+    prepared: experiment.Experiment,
+    *,
+    resume_inexact: bool = False,
+) -> None:
+    """Train CONFIG into the folder SAVE_PATH; the same command continues an interrupted run.
+
+    Args:
+        config: the resolved config.
+        save_path: the run folder.
+        prepared: what the config stands for.
+        resume_inexact: continue although versions, processor, data or code have changed
+    """
     from src.training_loop import training_loop
 
     training_loop(
@@ -27,6 +40,8 @@ def train(config: dict[str, Any], save_path: str, prepared: experiment.Experimen
         checkpoint_steps=config["checkpoint_steps"],
         checkpoint_seconds=config["checkpoint_seconds"],
         seed=config["seed"],
+        fingerprint=prepared.fingerprint,
+        inexact=prepared.inexact,
         hooks=prepared.hooks(vegab.terminal()),
         callbacks=prepared.callbacks,
     )

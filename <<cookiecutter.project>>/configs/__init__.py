@@ -27,6 +27,9 @@ registry.set_root_config(
             None, "[[until_epoch, rate], …], or {class: path of a Keras schedule, …}"
         ),
         "precision": Key("float32", "or mixed_bfloat16, mixed_float16, float64"),
+        "deterministic": Key(
+            True, "only operations that give the same bits; may cost time on a GPU"
+        ),
         "jit_compile": Key(False, "compile steps with XLA: slower to start, then often faster"),
         "seed": Key(0, "of initial weights, order of examples, augmentation and dropout"),
         "checkpoint_steps": Key(0, "commit every so many steps, beside each epoch's end; 0: never"),

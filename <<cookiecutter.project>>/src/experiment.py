@@ -5,10 +5,11 @@ import math
 import os
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from src import fingerprint
 from vegab import UsageError, resolve
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Experiment:
         learning_rates: pairs of `until_epoch` and rate, or None where the optimizer has its own.
         monitor: column of the history that decides which epoch is the best.
         callbacks: Keras callbacks.
+        fingerprint: what has to be the same when the run is resumed.
+        inexact: what is not the same as in the commit that is resumed, by the user's leave.
     """
 
     config: Mapping[str, Any]
@@ -40,6 +43,8 @@ class Experiment:
     learning_rates: list[tuple[int, float]] | None
     monitor: str
     callbacks: list["keras.callbacks.Callback"]
+    fingerprint: dict[str, Any]
+    inexact: list[str]
 
     def hooks(self, terminal: TextIO | None) -> list["Hook"]:
         """Return what happens around the steps; `terminal` is where a progress bar may be drawn."""
@@ -53,17 +58,29 @@ class Experiment:
         return chosen
 
 
-def build(config: Mapping[str, Any]) -> Experiment:
+def build(
+    config: Mapping[str, Any], save_path: str | None = None, resume_inexact: bool = False
+) -> Experiment:
     """Import, read and build what the config names. Nothing is written.
 
+    Args:
+        config: the resolved config.
+        save_path: the run folder; what its commit says of threads and the like is taken over.
+        resume_inexact: go on where the bits of an uninterrupted run cannot be had any more.
+
     Raises:
-        UsageError: if a value is out of range or a name leads nowhere.
+        UsageError: if a value is out of range, a name leads nowhere, or the run in `save_path`
+            could not be resumed exactly.
         OSError: if the data cannot be read.
     """
     check_ranges(config)
     quiet_libraries()
+    stored = fingerprint.stored_in(Path(save_path)) if save_path else None
+    settings = fingerprint.settings_of(config, stored)
+    fingerprint.apply(settings)
     import keras
 
+    from src.batches import batch_source
     from src.data import DATASETS
     from src.models import MODELS
 
@@ -73,6 +90,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
     # Initial weights, and the seeds of dropout layers, come from here.
     keras.utils.set_random_seed(config["seed"])
     dataset = call(config, "dataset", resolve(config["dataset"], "dataset", DATASETS), config)
+    source = call(config, "dataset", batch_source, dataset.train, config["seed"])
+    dataset = replace(dataset, train=source)
     model = call(
         config,
         "model",
@@ -113,6 +132,13 @@ def build(config: Mapping[str, Any]) -> Experiment:
             f"monitor is {config['monitor']!r}; choose one of {', '.join(metrics)}, "
             "or one with val_ before it"
         )
+    now = fingerprint.take(config, settings, dataset)
+    inexact = fingerprint.differences(stored, now) if stored else []
+    if inexact and not resume_inexact:
+        raise UsageError(
+            f"{save_path} cannot be continued bit for bit: {'; '.join(inexact)}; restore what "
+            "differs (the source is in its code/), or add --resume_inexact to go on all the same"
+        )
     return Experiment(
         config=config,
         dataset=dataset,
@@ -120,6 +146,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
         learning_rates=learning_rates,
         monitor=monitor,
         callbacks=[from_mapping(config, "callbacks", entry) for entry in config["callbacks"]],
+        fingerprint=now,
+        inexact=inexact,
     )
 
 

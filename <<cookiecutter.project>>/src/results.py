@@ -44,7 +44,8 @@ def load_position(run: str | Path) -> dict[str, Any]:
         return {}
     with open(path, "rb") as file:
         state = _PlainUnpickler(file).load()
-    return {key: state[key] for key in ("epoch", "global_step")}
+    keys = ("epoch", "global_step", *(["inexact"] if state.get("inexact") else []))
+    return {key: state[key] for key in keys}
 
 
 class _PlainUnpickler(pickle.Unpickler):

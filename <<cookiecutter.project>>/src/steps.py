@@ -163,3 +163,43 @@ def _signature(array: tf.Tensor) -> tf.TensorSpec:
 
 def _shapes(batch: Any) -> list[tuple[int, ...]]:
     return [array.shape for array in keras.tree.flatten(batch)]
+
+
+class Validation:
+    """Evaluates a model on arrays, compiled once for all epochs, and stops when asked to.
+
+    Args:
+        model: compiled.
+        examples: arrays (features, labels), perhaps nested, with the same first dimension.
+        batch_size: examples at a time.
+    """
+
+    def __init__(self, model: keras.Model, examples: Any, batch_size: int = 256) -> None:
+        self.model = model
+        self.examples = keras.tree.map_structure(np.asarray, examples)
+        self.batch_size = batch_size
+        self.num_examples = len(keras.tree.flatten(self.examples)[0])
+        self._test_step = model.test_step
+        if not model.run_eagerly:
+            self._test_step = tf.function(model.test_step, jit_compile=model.jit_compile)
+
+    def run(
+        self, callbacks: keras.callbacks.CallbackList, stop: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Return the metrics over all examples, or None if `stop` said so after a batch."""
+        self.model.reset_metrics()
+        callbacks.on_test_begin()
+        results: dict[str, Any] = {}
+        for step, start in enumerate(range(0, self.num_examples, self.batch_size)):
+            rows = slice(start, start + self.batch_size)
+            batch = keras.tree.map_structure(
+                lambda array, rows=rows: tf.convert_to_tensor(array[rows]), self.examples
+            )
+            callbacks.on_test_batch_begin(step)
+            results = self._test_step(batch)
+            callbacks.on_test_batch_end(step, results)
+            if stop():
+                return None
+        logs = {name: float(value) for name, value in results.items()}
+        callbacks.on_test_end(logs)
+        return logs

@@ -8,7 +8,6 @@ import math
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +18,7 @@ from src import callback_state
 from src.batches import Arrays, batch_source
 from src.checkpoint import Checkpoint, Snapshot
 from src.hooks import Hook, Run
-from src.steps import Steps
+from src.steps import Steps, Validation
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +38,8 @@ def training_loop(
     checkpoint_steps: int = 0,
     checkpoint_seconds: float = 0,
     seed: int = 0,
+    fingerprint: dict[str, Any] | None = None,
+    inexact: Sequence[str] = (),
     hooks: Sequence[Hook] = (),
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict[str, Any]]:
@@ -58,6 +59,8 @@ def training_loop(
         checkpoint_steps: commit every so many steps, beside the end of each epoch; 0: never.
         checkpoint_seconds: commit when so many seconds have passed; 0: never.
         seed: of the order of batches, where the data does not decide it.
+        fingerprint: what has to be the same when the run is resumed; see `src.fingerprint`.
+        inexact: what is not, in this attempt; from here on the commits say so.
         hooks: see `src.hooks`.
         callbacks: any Keras callbacks.
 
@@ -88,10 +91,14 @@ def training_loop(
         "history": [],
         "hooks": {},
         "callbacks": {},
+        "inexact": [],
     }
     if state["stop_reason"] or state["epoch"] >= num_epochs:
         log.info("nothing to do: %s", state["stop_reason"] or f"{num_epochs} epochs are done")
         return state["history"]
+    if inexact:
+        state["inexact"].append({"global_step": state["global_step"], "differs": list(inexact)})
+        log.warning("from here on the run is not bit for bit the same: %s", "; ".join(inexact))
     run = Run(
         root=save_path,
         model=model,
@@ -106,6 +113,7 @@ def training_loop(
     model.stop_training = False
     one_by_one = looks_at_batches(callbacks)
     steps = Steps(model, source, one_by_one)
+    validation = Validation(model, valid) if valid is not None else None
     first_epoch, step, learning_rate = state["epoch"], state["step"], state["learning_rate"]
     committed_at = time.monotonic()
 
@@ -122,6 +130,8 @@ def training_loop(
                 "history": run.history,
                 "hooks": states_of(hooks),
                 "callbacks": states_of(callbacks),
+                "inexact": state["inexact"],
+                "fingerprint": fingerprint or {},
             }
         )
 
@@ -181,18 +191,11 @@ def training_loop(
                 # ---- validate, unless a signal came ---------------------------------------------
                 before_validation = snapshot(epoch, step)
                 logs = {key: float(value) for key, value in model.get_metrics_result().items()}
-                if valid is not None and not received.name:
-                    with suppress(Interrupted):
-                        figures = model.evaluate(
-                            *valid,
-                            batch_size=256,
-                            verbose=0,
-                            return_dict=True,
-                            callbacks=[*callbacks, InterruptTesting(received)],
-                        )
-                        # In the order of the training metrics, whatever the order of Keras.
-                        for key in [*(key for key in logs if key in figures), *figures]:
-                            logs[f"val_{key}"] = float(figures[key])
+                if validation is not None and not received.name:
+                    figures = validation.run(
+                        keras_callbacks, stop=lambda: received.name is not None
+                    )
+                    logs |= {f"val_{key}": value for key, value in (figures or {}).items()}
                 if received.name:
                     checkpoint.commit(before_validation)
                     checkpoint.wait()
@@ -298,23 +301,6 @@ def improves(run: Run, epoch: int) -> bool:
     lower_is_better = "loss" in run.monitor or "error" in run.monitor
     best = run.history[run.best_epoch][run.monitor]
     return value < best if lower_is_better else value > best
-
-
-class Interrupted(Exception):  # noqa: N818 (not an error)
-    """A signal came while the model was validated."""
-
-
-class InterruptTesting(keras.callbacks.Callback):
-    """Leaves `evaluate` at the end of the batch in which a signal came."""
-
-    def __init__(self, received: "SignalsToFlag") -> None:
-        super().__init__()
-        self.received = received
-
-    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Called by Keras."""
-        if self.received.name:
-            raise Interrupted
 
 
 class SignalsToFlag:

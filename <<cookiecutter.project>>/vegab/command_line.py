@@ -58,7 +58,7 @@ def wrap(
     func: Callable[..., Any],
     plugins: Sequence[VegabPlugin] = (),
     *,
-    prepare: Callable[[Config], Any] | None = None,
+    prepare: Callable[..., Any] | None = None,
     extendable: Iterable[str] = ("num_epochs", "num_steps"),
     explained: tuple[type[BaseException], ...] = (OSError, FloatingPointError),
     argv: Sequence[str] | None = None,
@@ -70,7 +70,8 @@ def wrap(
         func: called as `func(config, save_path[, prepared][, **flags])`. Its further parameters
             become flags; the first line of its docstring describes the program.
         plugins: told of what happens, in this order.
-        prepare: `prepare(config)` runs before the run folder is touched, and its result is
+        prepare: `prepare(config)` runs before the run folder is touched; it is also given
+            `save_path` and the flags of `func` that it has parameters for. Its result is
             given to `func` as a third argument. What it finds wrong (UsageError) is a refusal.
         extendable: names of keys that may grow in a run that exists.
         explained: exceptions whose message says it all: their traceback goes to stderr.txt only.

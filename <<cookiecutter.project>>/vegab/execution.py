@@ -7,6 +7,7 @@ folder is opened and locked, the function runs, and its end is recorded and told
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
@@ -30,7 +31,7 @@ def execute(
     folder: RunFolder,
     keywords: dict[str, Any],
     plugins: Sequence[VegabPlugin],
-    prepare: Callable[[Config], Any] | None,
+    prepare: Callable[..., Any] | None,
     explained: tuple[type[BaseException], ...],
 ) -> int:
     """From the first look at the run folder to the last word. Returns the exit code.
@@ -46,7 +47,9 @@ def execute(
     try:
         if prepare is not None:
             try:
-                arguments.append(prepare(config))
+                known = {"save_path": folder.path, **keywords}
+                wanted = list(inspect.signature(prepare).parameters)[1:]
+                arguments.append(prepare(config, **{k: known[k] for k in wanted if k in known}))
             except UsageError:
                 raise
             except Exception as failure:  # what the user did not cause belongs to the run's story

@@ -1,0 +1,149 @@
+"""What has to be the same for a resumed run to end bit for bit as if it had never stopped.
+
+Some of it can be set, and is: a resumed process takes over the number of threads, oneDNN and
+determinism from the commit, before TensorFlow starts. The rest is compared, and a difference is
+named: bits change with another version, another processor, other data or other code.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from src.data import Dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+Fingerprint = dict[str, Any]
+
+# Changing these alone continues a run instead of making another of it.
+MAY_GROW = ("num_epochs",)
+# What the numbers of TensorFlow, oneDNN and NumPy depend on, of all that a processor can do.
+FEATURES = ("sse4_2", "avx", "avx2", "fma", "avx512", "avx_vnni", "amx", "asimd", "sve", "bf16")
+
+
+def stored_in(run: Path) -> Fingerprint | None:
+    """Return the fingerprint in a run's latest commit, or None; it needs no Keras."""
+    import h5py
+
+    for name in ("model.h5", "model_previous.h5"):
+        try:
+            with h5py.File(run / name, "r") as file:
+                return json.loads(file["training_state/state"][()])["fingerprint"]
+        except (OSError, KeyError, ValueError):
+            continue  # missing or damaged; what is to be said of that is said on restoring
+    return None
+
+
+def settings_of(config: Mapping[str, Any], stored: Fingerprint | None) -> dict[str, Any]:
+    """Return what can be set: as the commit has it, or for a new run as this machine offers it."""
+    if stored is not None:
+        return stored["settings"]
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "threads": threads,
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1"),
+        "xla_flags": os.environ.get("TF_XLA_FLAGS", ""),
+        "deterministic": config["deterministic"],
+    }
+
+
+def apply(settings: Mapping[str, Any]) -> None:
+    """Set what `settings_of` returned, and import TensorFlow; call it before anything else does."""
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = settings["onednn"]
+    os.environ["TF_XLA_FLAGS"] = settings["xla_flags"]
+    import tensorflow as tf
+
+    threading = tf.config.threading
+    if threading.get_intra_op_parallelism_threads() != settings["threads"]:
+        threading.set_intra_op_parallelism_threads(settings["threads"])
+        threading.set_inter_op_parallelism_threads(settings["threads"])
+    if settings["deterministic"]:
+        tf.config.experimental.enable_op_determinism()
+
+
+def take(config: Mapping[str, Any], settings: Mapping[str, Any], dataset: "Dataset") -> Fingerprint:
+    """Return the fingerprint of a run that is about to start or to go on."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from src.batches import digest
+
+    # The loop and its hooks count among the code, also where they are not imported yet.
+    import src.training_loop  # noqa: F401  # isort: skip
+
+    lasting = {key: value for key, value in config.items() if key not in MAY_GROW}
+    devices = [device.device_type for device in tf.config.list_physical_devices()]
+    for device in tf.config.list_physical_devices("GPU"):
+        devices.append(tf.config.experimental.get_device_details(device).get("device_name", "GPU"))
+    return {
+        "settings": dict(settings),
+        "versions": {
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+        "processor": processor_features(),
+        "devices": devices,
+        "config": _sha256(json.dumps(lasting, sort_keys=True).encode()),
+        "data": digest(dataset.train, dataset.valid),
+        "code": code_digests(),
+    }
+
+
+def differences(stored: Fingerprint, now: Fingerprint, where: str = "") -> list[str]:
+    """Return a phrase for each thing that differs, such as "versions numpy: 2.3.1, now 2.4.6"."""
+    found = []
+    for key in sorted({*stored, *now}):
+        old, new = stored.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{where}{key} ")
+        elif old != new and key in ("data", "config"):
+            found.append(f"the {key} is another")
+        elif old != new and where == "code ":
+            verb = "is new" if old is None else "is gone" if new is None else "has changed"
+            found.append(f"{key} {verb}")
+        elif old != new:
+            found.append(f"{where}{key}: {_show(old)}, now {_show(new)}")
+    return found
+
+
+def processor_features() -> list[str]:
+    """Return the kind of processor, and those of its instructions that numbers depend on."""
+    flags: set[str] = set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                flags = set(line.partition(":")[2].split())
+                break
+    except OSError:
+        pass  # not Linux: the kind has to do
+    return [platform.machine(), *sorted(flag for flag in flags if flag.startswith(FEATURES))]
+
+
+def code_digests() -> dict[str, str]:
+    """Return the SHA-256 of each module of `src` that is imported, by its path in the project."""
+    files = {
+        Path(file).resolve()
+        for module in list(sys.modules.values())
+        if (file := getattr(module, "__file__", None))
+    }
+    source = ROOT / "src"
+    return {
+        str(file.relative_to(ROOT)): _sha256(file.read_bytes())
+        for file in sorted(files)
+        if file.is_relative_to(source) and file.suffix == ".py"
+    }
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _show(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
