@@ -22,6 +22,7 @@ registry.set_root_config(
         "batch_size": Key(32, "examples in a step"),
         "optimizer": Key("adam", "a Keras optimizer: adam, adamw, sgd, … or an import path"),
         "optimizer_arguments": Key({}, "its further arguments, such as {momentum: 0.9}"),
+        "accumulate_steps": Key(1, "steps whose gradients are averaged before an update"),
         "learning_rate": Key(0.001, "used while lr_schedule is null"),
         "lr_schedule": Key(
             None, "[[until_epoch, rate], …], or {class: path of a Keras schedule, …}"

@@ -76,8 +76,7 @@ def build(
     check_ranges(config)
     quiet_libraries()
     stored = fingerprint.stored_in(Path(save_path)) if save_path else None
-    settings = fingerprint.settings_of(config, stored)
-    fingerprint.apply(settings)
+    settings = fingerprint.apply(fingerprint.settings_of(config, stored))
     import keras
 
     from src.batches import batch_source
@@ -108,12 +107,17 @@ def build(
             if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
         }
         optimizer = resolve(config["optimizer"], "optimizer", optimizers)
+        accumulate_steps = config["accumulate_steps"]
+        accumulation = (
+            {"gradient_accumulation_steps": accumulate_steps} if accumulate_steps > 1 else {}
+        )
         model.compile(
             optimizer=call(
                 config,
                 "optimizer",
                 optimizer,
                 learning_rate=first_rate,
+                **accumulation,
                 **config["optimizer_arguments"],
             ),
             loss="sparse_categorical_crossentropy",
@@ -157,7 +161,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     Raises:
         UsageError: naming the key, the value and what it may be.
     """
-    for key in ("batch_size", "num_epochs", "n_filters", "n_layers"):
+    for key in ("batch_size", "num_epochs", "n_filters", "n_layers", "accumulate_steps"):
         if config[key] < 1:
             raise UsageError(f"{key} is {config[key]}; it must be at least 1")
     for key in ("patience", "checkpoint_steps", "checkpoint_seconds"):

@@ -5,6 +5,7 @@ determinism from the commit, before TensorFlow starts. The rest is compared, and
 named: bits change with another version, another processor, other data or other code.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -52,18 +53,25 @@ def settings_of(config: Mapping[str, Any], stored: Fingerprint | None) -> dict[s
     }
 
 
-def apply(settings: Mapping[str, Any]) -> None:
-    """Set what `settings_of` returned, and import TensorFlow; call it before anything else does."""
+def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Set what `settings_of` returned and import TensorFlow, before anything else does.
+
+    Returns:
+        The settings as they are now. In a process where TensorFlow has started already, as in a
+        notebook, the number of threads stays as it was; 0 means TensorFlow's own choice.
+    """
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = settings["onednn"]
     os.environ["TF_XLA_FLAGS"] = settings["xla_flags"]
     import tensorflow as tf
 
     threading = tf.config.threading
     if threading.get_intra_op_parallelism_threads() != settings["threads"]:
-        threading.set_intra_op_parallelism_threads(settings["threads"])
-        threading.set_inter_op_parallelism_threads(settings["threads"])
+        with contextlib.suppress(RuntimeError):
+            threading.set_intra_op_parallelism_threads(settings["threads"])
+            threading.set_inter_op_parallelism_threads(settings["threads"])
     if settings["deterministic"]:
         tf.config.experimental.enable_op_determinism()
+    return {**settings, "threads": threading.get_intra_op_parallelism_threads()}
 
 
 def take(config: Mapping[str, Any], settings: Mapping[str, Any], dataset: "Dataset") -> Fingerprint:

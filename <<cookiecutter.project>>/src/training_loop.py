@@ -109,6 +109,13 @@ def training_loop(
         best_epoch=state["best_epoch"],
         monitor=monitor,
     )
+    for callback in callbacks:
+        if not callback_state.is_known(callback):
+            log.warning(
+                "%s keeps a state that is not saved: a resumed run may differ; give it get_state() "
+                "and set_state(state), with JSON values",
+                type(callback).__name__,
+            )
     keras_callbacks = keras.callbacks.CallbackList(callbacks, model=model)
     model.stop_training = False
     one_by_one = looks_at_batches(callbacks)

@@ -12,6 +12,7 @@ import pytest
 from src import checkpoint
 from src.experiment import build
 from src.hooks import EarlyStopping, Hook
+from src.steps import Steps
 from src.training_loop import rate_in_epoch, training_loop
 
 History = list[dict[str, Any]]
@@ -220,3 +221,103 @@ def test_signal_handlers_are_put_back(config: dict[str, Any], tmp_path: Path) ->
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     train(config, tmp_path)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulate_steps": 3},
+        {"optimizer_arguments": {"clipnorm": 0.5}},
+        {"precision": "mixed_bfloat16"},
+        {"jit_compile": True},
+        {
+            "callbacks": [
+                {"class": "keras.callbacks.ReduceLROnPlateau", "patience": 0, "min_delta": 10.0},
+                {
+                    "class": "keras.callbacks.EarlyStopping",
+                    "patience": 9,
+                    "restore_best_weights": True,
+                },
+            ]
+        },
+        {
+            "lr_schedule": {
+                "class": "keras.optimizers.schedules.ExponentialDecay",
+                "initial_learning_rate": 0.01,
+                "decay_steps": 10,
+                "decay_rate": 0.9,
+            }
+        },
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_stopped_in_the_middle_of_an_epoch_it_ends_the_same(
+    changes: dict[str, Any], config: dict[str, Any], tmp_path: Path
+) -> None:
+    config |= changes
+    try:
+        train(config, tmp_path / "straight")
+        for stop in (17, 41):
+            with pytest.raises(SystemExit):
+                train(config, tmp_path / "resumed", hooks=(StopAt(stop),))
+        train(config, tmp_path / "resumed")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for name in ("model.h5", "model_best.h5", "history.csv"):
+        straight, resumed = (tmp_path / run / name for run in ("straight", "resumed"))
+        assert straight.read_bytes() == resumed.read_bytes(), name
+
+
+def test_how_steps_are_grouped_changes_no_bit(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Looks(keras.callbacks.Callback):
+        """Makes steps run singly."""
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            pass
+
+    train(config, tmp_path / "single", callbacks=[Looks()])
+    train(config, tmp_path / "grouped")
+    monkeypatch.setattr(Steps, "SECONDS_PER_CALL", 100.0)
+    train(config, tmp_path / "whole_epochs")
+    single, *others = (
+        (tmp_path / run / "model.h5").read_bytes() for run in ("single", "grouped", "whole_epochs")
+    )
+    assert all(other == single for other in others)
+
+
+def test_commits_come_as_often_as_asked(config: dict[str, Any], tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Watch(Hook):
+        def next_step(self, global_step: int) -> int:
+            return global_step + 1
+
+        def after_step(self, global_step: int, last_results: Any) -> None:
+            if (tmp_path / "model.h5").exists():
+                seen.append(checkpoint.read_state(tmp_path / "model.h5")["global_step"])
+
+    train(config | {"num_epochs": 1}, tmp_path, hooks=(Watch(),), checkpoint_steps=15)
+    assert {15, 30} & set(seen)
+    assert not set(seen) - {15, 30}
+
+
+def test_a_callback_whose_state_is_not_saved_is_named(
+    config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Counts(keras.callbacks.Callback):
+        def __init__(self) -> None:
+            super().__init__()
+            self.count = 0
+
+    class Saves(Counts):
+        def get_state(self) -> dict[str, Any]:
+            return {"count": self.count}
+
+        def set_state(self, state: dict[str, Any]) -> None:
+            self.count = state["count"]
+
+    train(config | {"num_epochs": 1}, tmp_path, callbacks=[Counts(), Saves()])
+    assert caplog.text.count("keeps a state that is not saved") == 1
+    assert "Counts" in caplog.text

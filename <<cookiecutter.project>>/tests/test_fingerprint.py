@@ -1,0 +1,77 @@
+"""A resume that could not be exact is refused, with what differs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+
+from src import checkpoint, fingerprint
+from src.experiment import build
+from tests.test_training_loop import train
+from vegab import UsageError
+
+
+@pytest.fixture
+def run(config: dict[str, Any], tmp_path: Path) -> Path:
+    """A run with a commit that knows its fingerprint."""
+    prepared = build(config)
+    train(config, tmp_path / "run", fingerprint=prepared.fingerprint)
+    return tmp_path / "run"
+
+
+def edit(run: Path, **changes: Any) -> None:
+    """Change the fingerprint in a commit, as if it had been made elsewhere."""
+    with h5py.File(run / "model.h5", "r+") as file:
+        state = json.loads(file["training_state/state"][()])
+        for key, value in changes.items():
+            state["fingerprint"][key] = value
+        del file["training_state/state"]
+        file["training_state/state"] = json.dumps(state)
+
+
+def test_nothing_differs_in_the_same_place(config: dict[str, Any], run: Path) -> None:
+    assert build(config, str(run)).inexact == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "phrase"),
+    [
+        ({"versions": {"tensorflow": "1.0"}}, "versions tensorflow: 1.0, now "),
+        ({"data": "0"}, "the data is another"),
+        ({"code": {"src/models.py": "0"}}, "src/models.py has changed"),
+        ({"processor": ["abacus"]}, "processor: abacus, now "),
+        ({"devices": ["TPU"]}, "devices: TPU, now CPU"),
+    ],
+)
+def test_what_differs_is_named_and_may_be_accepted(
+    changes: dict[str, Any], phrase: str, config: dict[str, Any], run: Path
+) -> None:
+    edit(run, **changes)
+    with pytest.raises(UsageError, match="--resume_inexact") as refusal:
+        build(config, str(run))
+    assert phrase in str(refusal.value)
+    assert phrase in "; ".join(build(config, str(run), resume_inexact=True).inexact)
+
+
+def test_an_inexact_resume_is_on_record(config: dict[str, Any], run: Path) -> None:
+    train(config | {"num_epochs": 3}, run, inexact=["the data is another"])
+    state = checkpoint.read_state(run / "model.h5")
+    assert state["inexact"] == [{"global_step": 80, "differs": ["the data is another"]}]
+
+
+def test_settings_are_those_of_the_commit(config: dict[str, Any], run: Path) -> None:
+    stored = fingerprint.stored_in(run)
+    assert stored is not None
+    stored["settings"]["threads"] = 7
+    assert fingerprint.settings_of(config, stored)["threads"] == 7
+    assert fingerprint.settings_of(config, None)["threads"] >= 1
+
+
+def test_other_data_has_another_digest(config: dict[str, Any]) -> None:
+    digests = [
+        build(config | {"dataset": "digits"}).fingerprint["data"],
+        build(config | {"batch_size": 16}).fingerprint["data"],
+    ]
+    assert digests[0] != digests[1]
