@@ -36,6 +36,7 @@ def train(
         num_epochs=config["num_epochs"],
         learning_rates=prepared.learning_rates,
         monitor=prepared.monitor,
+        monitor_mode=config["monitor_mode"],
         on_nan=config["on_nan"],
         checkpoint_steps=config["checkpoint_steps"],
         checkpoint_seconds=config["checkpoint_seconds"],

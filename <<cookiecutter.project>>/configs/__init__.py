@@ -23,7 +23,7 @@ registry.set_root_config(
         "optimizer": Key("adam", "a Keras optimizer: adam, adamw, sgd, … or an import path"),
         "optimizer_arguments": Key({}, "its further arguments, such as {momentum: 0.9}"),
         "accumulate_steps": Key(1, "steps whose gradients are averaged before an update"),
-        "learning_rate": Key(0.001, "used while lr_schedule is null"),
+        "learning_rate": Key(None, "one rate for all epochs; null: 0.001, or lr_schedule's"),
         "lr_schedule": Key(
             None, "[[until_epoch, rate], …], or {class: path of a Keras schedule, …}"
         ),
@@ -36,6 +36,7 @@ registry.set_root_config(
         "checkpoint_steps": Key(0, "commit every so many steps, beside each epoch's end; 0: never"),
         "checkpoint_seconds": Key(300.0, "commit after so many seconds of an epoch; 0: never"),
         "monitor": Key("val_loss", "column of history.csv that decides which epoch is the best"),
+        "monitor_mode": Key("auto", "or min or max, whichever is better; auto goes by the name"),
         "patience": Key(0, "stop after so many epochs without a better one; 0: never"),
         "on_nan": Key("stop", "or continue, when the loss is not a number"),
         "callbacks": Key([], "Keras callbacks: [{class: import path, argument: value}, …]"),

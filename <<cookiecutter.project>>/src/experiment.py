@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from src.data import Dataset
     from src.hooks import Hook
 
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
+CHOICES = {
+    "precision": ("float32", "mixed_bfloat16", "mixed_float16", "float64"),
+    "on_nan": ("stop", "continue"),
+    "monitor_mode": ("auto", "min", "max"),
+}
+DEFAULT_RATE = 0.001
 MAX_SEED = 2**32 - 1
 
 
@@ -100,7 +105,10 @@ def build(
         num_classes=dataset.num_classes,
     )
     learning_rates, first_rate = learning_rate(config)
-    if not model.compiled:  # a model that compiles itself has chosen its own loss and optimizer
+    if model.compiled:
+        refuse_what_is_compiled(config)
+        learning_rates = None
+    else:
         optimizers = {
             name.lower(): value
             for name, value in vars(keras.optimizers).items()
@@ -124,18 +132,20 @@ def build(
             metrics=["accuracy"],
             jit_compile=config["jit_compile"],
         )
+    from src.steps import floats
+    from src.training_loop import is_lower_better, make_variables
+
     monitor = config["monitor"]
     if dataset.valid is None:
         monitor = monitor.removeprefix("val_")
     # A first batch shows whether model and data fit, before anything is written.
-    metrics = call(
-        config, "model", model.test_on_batch, *dataset.train.batch(0, 0), return_dict=True
-    )
-    if monitor.removeprefix("val_") not in metrics:
+    metrics = floats(call(config, "model", make_variables, model, dataset.train.batch(0, 0)))
+    if monitor.startswith("val_") and monitor.removeprefix("val_") not in metrics:
         raise UsageError(
-            f"monitor is {config['monitor']!r}; choose one of {', '.join(metrics)}, "
+            f"monitor is {config['monitor']!r}; choose one of {', '.join(sorted(metrics))}, "
             "or one with val_ before it"
         )
+    call(config, "monitor", is_lower_better, monitor, config["monitor_mode"])
     now = fingerprint.take(config, settings, dataset)
     inexact = fingerprint.differences(stored, now) if stored else []
     if inexact and not resume_inexact:
@@ -171,9 +181,10 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         raise UsageError(f"seed is {config['seed']}; it must be from 0 to {MAX_SEED}")
     if not 0 <= config["dropout"] < 1:
         raise UsageError(f"dropout is {config['dropout']}; it must be at least 0 and below 1")
-    if not config["learning_rate"] > 0:
-        raise UsageError(f"learning_rate is {config['learning_rate']}; it must be above 0")
-    for key, choices in (("precision", PRECISIONS), ("on_nan", ("stop", "continue"))):
+    rate = config["learning_rate"]
+    if rate is not None and (not isinstance(rate, int | float) or not rate > 0):
+        raise UsageError(f"learning_rate is {rate!r}; it must be a number above 0")
+    for key, choices in CHOICES.items():
         if config[key] not in choices:
             raise UsageError(f"{key} is {config[key]!r}; choose one of {', '.join(choices)}")
 
@@ -184,9 +195,14 @@ def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]] | 
     Raises:
         UsageError: if `lr_schedule` is neither a list of [until_epoch, rate] nor a Keras schedule.
     """
-    schedule = config["lr_schedule"]
+    schedule, rate = config["lr_schedule"], config["learning_rate"]
     if schedule is None:
-        return None, config["learning_rate"]
+        return None, DEFAULT_RATE if rate is None else float(rate)
+    if rate is not None:
+        raise UsageError(
+            f"learning_rate is {rate} and there is an lr_schedule, {schedule}; "
+            "add --lr_schedule=null to train at one rate"
+        )
     if isinstance(schedule, Mapping | str):
         return None, from_mapping(config, "lr_schedule", schedule)
     pairs = (
@@ -212,6 +228,20 @@ def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]] | 
             "decay_steps: 1000}"
         )
     return pairs, pairs[0][1]
+
+
+def refuse_what_is_compiled(config: Mapping[str, Any]) -> None:
+    """Refuse learning rates for a model that has compiled itself, with an optimizer of its own.
+
+    Raises:
+        UsageError: naming the settings.
+    """
+    given = [key for key in ("lr_schedule", "learning_rate") if config[key] is not None]
+    if given:
+        raise UsageError(
+            f"model {config['model']!r} compiles itself and would not see {', '.join(given)}; "
+            f"add {' '.join(f'--{key}=null' for key in given)}"
+        )
 
 
 def from_mapping(config: Mapping[str, Any], key: str, value: Any) -> Any:
@@ -247,7 +277,7 @@ def call(
 
 
 def quiet_libraries() -> None:
-    """Keep notices of TensorFlow's build and of matplotlib's fonts out of the output."""
+    """Keep notices of matplotlib's fonts, and what can be of TensorFlow's, out of the output."""
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")

@@ -175,7 +175,12 @@ class LearningCurve(Hook):
     def after_training(self) -> None:
         self._draw()
 
+    def at_exception(self, error: BaseException) -> None:
+        self._draw()
+
     def _draw(self) -> None:
+        if not self.run.history:
+            return
         try:
             results.draw_learning_curve(self.run.root, self.run.history, self.run.best_epoch)
         except OSError as error:  # a picture is no reason to stop; a commit that fails is

@@ -22,8 +22,8 @@ def build_simple_cnn(
         num_classes: number of outputs.
 
     Returns:
-        Maps float images of shape (batch, height, width, channels) to float32 probabilities of
-        shape (batch, num_classes).
+        Maps float images of shape (batch, height, width, channels) to probabilities of shape
+        (batch, num_classes), in float32 (float64 where that is the precision).
     """
     inputs = keras.Input(input_shape, name="image")
     x = inputs
@@ -34,8 +34,9 @@ def build_simple_cnn(
         x = layers.MaxPooling2D()(x)
     x = layers.Flatten()(x)
     x = layers.Dropout(config["dropout"])(x)
-    # Probabilities stay in float32, also where the layers above compute in a shorter format.
-    outputs = layers.Dense(num_classes, activation="softmax", dtype="float32")(x)
+    # Probabilities are not in a shorter format, also where the layers above compute in one.
+    precision = keras.config.dtype_policy().variable_dtype
+    outputs = layers.Dense(num_classes, activation="softmax", dtype=precision)(x)
     return keras.Model(inputs, outputs, name="simple_cnn")
 
 

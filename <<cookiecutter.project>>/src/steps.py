@@ -5,7 +5,7 @@ batch and of the model's variables.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ class Steps:
             self.size = int(min(max(self.SECONDS_PER_CALL / seconds, 1), self.MOST_STEPS))
         return Call(
             step=after,
-            results={name: float(value) for name, value in results.items()},
+            results=floats(results),
             not_finite=None if finite.all() else step + int(finite.argmin()),
         )
 
@@ -135,7 +135,7 @@ class Steps:
                 is_finite = tf.math.is_finite(results.get("loss", 0.0))
                 return number + 1, results, finite.write(number, is_finite)
 
-            start = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in outputs.items()}
+            start = keras.tree.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), outputs)
             finite = tf.TensorArray(tf.bool, size=num_steps)
             _, results, finite = tf.while_loop(
                 lambda number, *_: number < num_steps,
@@ -155,6 +155,14 @@ class Steps:
             results = self.model.train_step(batch)
             finite.append(np.isfinite(float(results.get("loss", 0.0))))
         return results, np.array(finite)
+
+
+def floats(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics as floats; those that a model returns nested, as one dictionary."""
+    flat: dict[str, float] = {}
+    for name, value in results.items():
+        flat |= floats(value) if isinstance(value, Mapping) else {name: float(value)}
+    return flat
 
 
 def _signature(array: tf.Tensor) -> tf.TensorSpec:
@@ -200,6 +208,6 @@ class Validation:
             callbacks.on_test_batch_end(step, results)
             if stop():
                 return None
-        logs = {name: float(value) for name, value in results.items()}
+        logs = floats(results)
         callbacks.on_test_end(logs)
         return logs

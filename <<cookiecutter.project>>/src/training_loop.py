@@ -18,7 +18,7 @@ from src import callback_state
 from src.batches import Arrays, batch_source
 from src.checkpoint import Checkpoint, Snapshot
 from src.hooks import Hook, Run
-from src.steps import Steps, Validation
+from src.steps import Steps, Validation, floats
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ def training_loop(
     num_epochs: int,
     learning_rates: LearningRates | None = None,
     monitor: str = "val_loss",
+    monitor_mode: str = "auto",
     on_nan: str = "stop",
     checkpoint_steps: int = 0,
     checkpoint_seconds: float = 0,
@@ -53,8 +54,8 @@ def training_loop(
         num_epochs: epochs in all, those of earlier attempts included.
         learning_rates: pairs of `until_epoch` and the rate that holds while `epoch < until_epoch`,
             the last one to the end; None: the optimizer's own rate or schedule.
-        monitor: column of the history that decides which epoch is the best: the lowest value of a
-            loss or an error, the highest of anything else.
+        monitor: column of the history that decides which epoch is the best.
+        monitor_mode: "min" or "max", whichever is better; "auto" goes by the name.
         on_nan: "stop" or "continue" when the loss is not a finite number.
         checkpoint_steps: commit every so many steps, beside the end of each epoch; 0: never.
         checkpoint_seconds: commit when so many seconds have passed; 0: never.
@@ -72,14 +73,13 @@ def training_loop(
         SystemExit: with code 75, when SIGTERM, SIGINT, SIGUSR1 or SIGHUP came: the step has ended
             and its state is committed.
         KeyError: if the history has no column `monitor`.
+        ValueError: if "auto" does not know whether less of `monitor` is better.
         OSError: if a commit cannot be written.
     """
     # ---- get ready -----------------------------------------------------------------------------
     source = batch_source(train, seed)
-    # Metrics, and the weights of a subclassed model, come into being with the first batch. A test
-    # step makes them without changing anything.
-    model.test_on_batch(*source.batch(0, 0))
-    model.optimizer.build(model.trainable_variables)
+    lower_is_better = is_lower_better(monitor, monitor_mode)
+    make_variables(model, source.batch(0, 0))
     checkpoint = Checkpoint(save_path, model)
     state = checkpoint.read() or {
         "epoch": 0,
@@ -93,12 +93,6 @@ def training_loop(
         "callbacks": {},
         "inexact": [],
     }
-    if state["stop_reason"] or state["epoch"] >= num_epochs:
-        log.info("nothing to do: %s", state["stop_reason"] or f"{num_epochs} epochs are done")
-        return state["history"]
-    if inexact:
-        state["inexact"].append({"global_step": state["global_step"], "differs": list(inexact)})
-        log.warning("from here on the run is not bit for bit the same: %s", "; ".join(inexact))
     run = Run(
         root=save_path,
         model=model,
@@ -109,6 +103,16 @@ def training_loop(
         best_epoch=state["best_epoch"],
         monitor=monitor,
     )
+    if state["stop_reason"] or state["epoch"] >= num_epochs:
+        log.info("nothing to do: %s", state["stop_reason"] or f"{num_epochs} epochs are done")
+        for hook in hooks:  # a kill may have come before their last word
+            hook.before_training(run)
+            hook.after_training()
+        checkpoint.close()
+        return state["history"]
+    if inexact:
+        state["inexact"].append({"global_step": state["global_step"], "differs": list(inexact)})
+        log.warning("from here on the run is not bit for bit the same: %s", "; ".join(inexact))
     for callback in callbacks:
         if not callback_state.is_known(callback):
             log.warning(
@@ -165,7 +169,10 @@ def training_loop(
                         log.info("continuing after epoch %d", epoch)
                     model.reset_metrics()
                     if learning_rates is not None:
-                        model.optimizer.learning_rate = rate_in_epoch(learning_rates, epoch)
+                        rate = rate_in_epoch(learning_rates, epoch)
+                        # Between two of its rates the schedule leaves a callback's changes alone.
+                        if epoch == 0 or rate != rate_in_epoch(learning_rates, epoch - 1):
+                            model.optimizer.learning_rate = rate
                     keras_callbacks.on_epoch_begin(epoch)
                     learning_rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
 
@@ -197,7 +204,7 @@ def training_loop(
 
                 # ---- validate, unless a signal came ---------------------------------------------
                 before_validation = snapshot(epoch, step)
-                logs = {key: float(value) for key, value in model.get_metrics_result().items()}
+                logs = floats(model.get_metrics_result())
                 if validation is not None and not received.name:
                     figures = validation.run(
                         keras_callbacks, stop=lambda: received.name is not None
@@ -214,7 +221,7 @@ def training_loop(
                 # ---- end the epoch and commit it ------------------------------------------------
                 row = {"epoch": epoch, "step": run.global_step, "learning_rate": learning_rate}
                 run.history.append(row | logs)
-                is_best = improves(run, epoch)
+                is_best = improves(run, lower_is_better)
                 if is_best:
                     run.best_epoch = epoch
                 keras_callbacks.on_epoch_end(epoch, logs)
@@ -291,7 +298,46 @@ def rate_in_epoch(learning_rates: LearningRates, epoch: int) -> float:
     return learning_rates[-1][1]
 
 
-def improves(run: Run, epoch: int) -> bool:
+LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "mape", "msle", "rmse", "perplexity", "kl")
+HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "dice", "r2", "score", "psnr")
+
+
+def is_lower_better(monitor: str, mode: str = "auto") -> bool:
+    """Whether less of a metric is better, by `mode` ("min", "max"), or in "auto" by its name.
+
+    Raises:
+        ValueError: if the name does not tell.
+    """
+    if mode != "auto":
+        return mode == "min"
+    lower = any(part in monitor.lower() for part in LOWER_IS_BETTER)
+    higher = any(part in monitor.lower() for part in HIGHER_IS_BETTER)
+    if lower == higher:
+        raise ValueError(f"is less of {monitor!r} better, or more? Set monitor_mode to min or max")
+    return lower
+
+
+def make_variables(model: keras.Model, batch: Any) -> dict[str, Any]:
+    """Make the variables that come into being with the first batch, and change none.
+
+    These are the weights of a subclassed model, the metrics' and the optimizer's. Returns what a
+    test step returns, or {} for a model that cannot be tested.
+    """
+    batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
+    results: dict[str, Any] = {}
+    try:
+        results = model.test_step(batch)
+    except (NotImplementedError, ValueError):
+        if model.loss is not None:
+            raise
+        model(batch[0] if isinstance(batch, tuple) else batch, training=False)
+    model.reset_metrics()
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return results
+
+
+def improves(run: Run, lower_is_better: bool) -> bool:
     """Whether the last row of the history is better than that of the best epoch so far.
 
     Raises:
@@ -305,7 +351,6 @@ def improves(run: Run, epoch: int) -> bool:
         return False
     if run.best_epoch is None:
         return True
-    lower_is_better = "loss" in run.monitor or "error" in run.monitor
     best = run.history[run.best_epoch][run.monitor]
     return value < best if lower_is_better else value > best
 

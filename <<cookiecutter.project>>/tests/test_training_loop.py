@@ -8,12 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from src import checkpoint
 from src.experiment import build
 from src.hooks import EarlyStopping, Hook
 from src.steps import Steps
-from src.training_loop import rate_in_epoch, training_loop
+from src.training_loop import is_lower_better, rate_in_epoch, training_loop
 
 History = list[dict[str, Any]]
 
@@ -214,7 +215,7 @@ def test_a_loss_that_is_not_a_number(on_nan: str, config: dict[str, Any], tmp_pa
 
 def test_a_monitor_that_nothing_has_is_named(config: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(KeyError, match=r"monitor is 'val_lost'; the history has .*val_loss"):
-        train(config, tmp_path, monitor="val_lost")
+        train(config, tmp_path, monitor="val_lost", monitor_mode="min")
 
 
 def test_signal_handlers_are_put_back(config: dict[str, Any], tmp_path: Path) -> None:
@@ -321,3 +322,85 @@ def test_a_callback_whose_state_is_not_saved_is_named(
     train(config | {"num_epochs": 1}, tmp_path, callbacks=[Counts(), Saves()])
     assert caplog.text.count("keeps a state that is not saved") == 1
     assert "Counts" in caplog.text
+
+
+class OwnSteps(keras.Model):
+    """A model with steps of its own, as Keras' guide writes them."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        features, labels = data
+        with tf.GradientTape() as tape:
+            predictions = self(features, training=True)
+            loss = self.compute_loss(y=labels, y_pred=predictions)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss)
+            else:
+                metric.update_state(labels, predictions)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        features, labels = data
+        predictions = self(features, training=False)
+        loss = self.compute_loss(y=labels, y_pred=predictions)
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss)
+            else:
+                metric.update_state(labels, predictions)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+
+def test_a_model_with_steps_of_its_own_trains(config: dict[str, Any], tmp_path: Path) -> None:
+    dataset = build(config).dataset
+    inputs = keras.Input((8, 8, 1))
+    outputs = keras.layers.Dense(10)(keras.layers.Flatten()(inputs))
+    model = OwnSteps(inputs, outputs)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"])
+    history = training_loop(model, dataset.train, dataset.valid, tmp_path, num_epochs=2)
+    assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(history[0])
+    assert history[1]["loss"] < history[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "lower"),
+    [
+        ("val_loss", True),
+        ("val_mae", True),
+        ("rmse", True),
+        ("val_accuracy", False),
+        ("auc", False),
+    ],
+)
+def test_which_metrics_are_better_when_lower(monitor: str, lower: bool) -> None:
+    assert is_lower_better(monitor) is lower
+    assert is_lower_better("beauty", "max") is False
+    with pytest.raises(ValueError, match="monitor_mode"):
+        is_lower_better("beauty")
+
+
+def test_a_loss_scale_is_resumed(config: dict[str, Any], tmp_path: Path) -> None:
+    config |= {"precision": "mixed_float16"}
+    try:
+        train(config | {"num_epochs": 2}, tmp_path / "straight")
+        train(config | {"num_epochs": 1}, tmp_path / "resumed")
+        train(config | {"num_epochs": 2}, tmp_path / "resumed")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    straight, resumed = (tmp_path / run / "model.h5" for run in ("straight", "resumed"))
+    assert straight.read_bytes() == resumed.read_bytes()
+
+
+def test_a_rate_that_a_callback_set_holds_until_the_schedule_changes(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    class Halve(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.model.optimizer.learning_rate = 0.5 * float(self.model.optimizer.learning_rate)
+
+    config |= {"num_epochs": 4, "lr_schedule": [[3, 0.04], [4, 0.01]]}
+    history = train(config, tmp_path, callbacks=[Halve()])
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.04, 0.02, 0.01, 0.01])

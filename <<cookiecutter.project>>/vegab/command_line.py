@@ -139,7 +139,7 @@ def wrap_no_config_registry(
                 parser.add_argument(
                     p.name,
                     metavar=p.name.upper(),
-                    type=_type_of(p) or str,
+                    type=_READERS.get(_type_of(p), _type_of(p) or str),
                     help=_explanations(func).get(p.name, "").replace("%", "%%"),
                 )
         args, overrides = _parse(parser, arguments, _with_flags({}, flags))
@@ -152,12 +152,17 @@ def wrap_no_config_registry(
         keywords = {**{name: getattr(args, name) for name in positionals}, **keywords}
         if "save_path" in keywords:
             keywords["save_path"] = getattr(args, "save_path", keywords["save_path"])
+
+        def by_name(**values: Any) -> Any:
+            first = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+            return func(*(values.pop(name) for name in first), **values)
+
         if not keywords.get("save_path"):
-            return _call_without_folder(func, keywords, explained)
+            return _call_without_folder(by_name, keywords, explained)
         folder = RunFolder(str(keywords.pop("save_path")), keywords, ())
 
         def with_save_path(config: Config, save_path: str) -> Any:
-            return func(**config, save_path=save_path)
+            return by_name(**config, save_path=save_path)
 
         return execute(with_save_path, keywords, folder, {}, plugins, None, explained)
 
@@ -174,6 +179,9 @@ def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> No
     except UsageError as error:
         say(f"error: {one_line(error)}")
         code = EXIT_CODES["wrong usage"]
+    except RecursionError:
+        say("error: a config refers to itself without end (look for YAML anchors: &a, *a)")
+        code = EXIT_CODES["wrong usage"]
     except AlreadyFinished as finished:
         print(finished)
         code = EXIT_CODES["finished"]
@@ -189,6 +197,9 @@ def _call_without_folder(
 ) -> int:
     try:
         func(**keywords)
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130  # as a shell says of a program that SIGINT ended
     except explained as error:
         say(f"failed: {one_line(error)}")
         return EXIT_CODES["failed"]
@@ -311,6 +322,15 @@ def _set_up_logging(level: str) -> None:
 # -------------------------------------------------------------- flags from a function's parameters
 
 
+def _read_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} was given, true or false is expected")
+    return text.lower() == "true"
+
+
+_READERS: dict[type | None, Callable[[str], Any]] = {bool: _read_bool}
+
+
 class _Flag(NamedTuple):
     default: Any
     sample: Any  # a value of the expected type; None if any will do
@@ -326,7 +346,8 @@ def _flags_of(func: Callable[..., Any], skip: int) -> dict[str, _Flag]:
             continue
         required = p.default is p.empty
         default, kind = None if required else p.default, _type_of(p)
-        sample = kind() if kind and default is None else default
+        may_be_none = "None" in str(p.annotation) or "Optional" in str(p.annotation)
+        sample = kind() if kind and default is None and not may_be_none else default
         if isinstance(sample, tuple):
             sample = list(sample)
         elif not isinstance(sample, bool | int | float | str | list | dict):

@@ -12,6 +12,7 @@ import copy
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -293,7 +294,7 @@ def extended(path: Path, pattern: str) -> list[Path]:
     """The files that one entry of `extend` names, sorted."""
     import glob
 
-    found = sorted(glob.glob(str(path.parent / pattern), recursive=True))
+    found = sorted(glob.glob(os.path.join(glob.escape(str(path.parent)), pattern), recursive=True))
     if not found:
         raise UsageError(f"{path}: there is no file {pattern} to extend")
     return [Path(name) for name in found]
@@ -385,7 +386,8 @@ class ConfigRegistry:
         A file is read when it is asked for, so that a broken one does not stop the others.
         """
         for file in sorted(Path(path).iterdir()):
-            if file.suffix in CONFIG_SUFFIXES and file.stem != "root":
+            hidden = file.name.startswith(".")
+            if file.suffix in CONFIG_SUFFIXES and file.stem != "root" and not hidden:
                 self._add(
                     file.stem,
                     lambda file=file: self._read_file(file),  # type: ignore[misc]
@@ -430,7 +432,7 @@ class ConfigRegistry:
         # A registered config's schema is root; without one the files themselves are.
         schema = self.schema() or config
         for override in overrides:
-            config = merge(config, read_override(schema, override))
+            config = overridden(config, schema, override)
         config = resolve_references(config)
         return config if self._root is None else checked(schema, config)
 
@@ -507,6 +509,16 @@ def read_override(schema: Config, override: Override) -> Config:
     if isinstance(value, str) and not override.raw:
         value = read_value(value, default, key)
     return checked(schema, nested(key, plain(value, key)))
+
+
+def overridden(config: Config, schema: Config, override: Override) -> Config:
+    """The config with one override. A mapping is merged where root names its keys; where it takes
+    any (its default is {} or null), the one on the command line is the whole of it."""
+    change, key = read_override(schema, override), find_key(schema, override.key)
+    with contextlib.suppress(KeyError):
+        if not lookup(schema, key) and isinstance(lookup(change, key), dict):
+            config = merge(config, nested(key, None))
+    return merge(config, change)
 
 
 def read_value(text: str, default: Any, key: str) -> Any:

@@ -77,8 +77,9 @@ class MetaSaver(VegabPlugin):
             "files_too_large_to_copy": meta.get("files_too_large_to_copy", []),
             "attempts": attempts,
         }
-        write_json(folder / CONFIG, config)
+        # In this order: a kill between the two must not leave a longer run that counts as finished.
         write_json(folder / META, self._meta)
+        write_json(folder / CONFIG, config)
         self._copy_script(folder)
         self._copy_source(sorted({*tracked, *untracked}), patch, folder)
         write_json(folder / META, self._meta)

@@ -116,7 +116,12 @@ def _walk(root: Path) -> Iterator[str]:
             and here / name != root / "results"
             and not (here / name / "pyvenv.cfg").exists()
         ]
-        yield from (str((here / name).relative_to(root)) for name in files)
+        # Without git nobody says what is private; these are by their purpose.
+        yield from (
+            str((here / name).relative_to(root))
+            for name in files
+            if name != "env.sh" and not name.startswith(".env")
+        )
 
 
 def describe_git(untracked: list[str]) -> tuple[dict[str, Any] | None, bytes]:

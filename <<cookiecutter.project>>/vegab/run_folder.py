@@ -16,7 +16,6 @@ from typing import Any
 from vegab.config import Config, UsageError, differences, show_differences
 
 LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"
-SIGNS_OF_A_RUN = (LOCK, CONFIG, META)
 
 # Folders that this process has locked. A record lock is lost as soon as its process closes *any*
 # descriptor of the file, so nothing in this process may open the lock file of a folder in here.
@@ -97,7 +96,7 @@ class RunFolder:
         try:
             self._check_writable()
             content = os.listdir(self.absolute) if os.path.exists(self.absolute) else []
-            if content and not set(content) & set(SIGNS_OF_A_RUN):
+            if content and not self._is_run(content):
                 raise UsageError(
                     f"{self.path} holds files but no run; choose a new or an empty folder"
                 )
@@ -136,6 +135,12 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
             _locked_here.discard(os.path.realpath(self.absolute))
+
+    def _is_run(self, content: list[str]) -> bool:
+        if LOCK in content:
+            return True
+        config, meta = read_json(self._file(CONFIG)), read_json(self._file(META))
+        return isinstance(config, dict) and isinstance(meta, dict) and "attempts" in meta
 
     def _take(self, lock: int) -> None:
         # A process that only looks whether the folder is in use holds the lock for a moment.
