@@ -42,7 +42,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test lint lock benchmark clean
+.PHONY: help demo setup test fault-test lint lock benchmark clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -70,6 +70,10 @@ setup: ## make the tests' environment ready (.venv, or the active one)
 
 test: setup ## run the tests (ARGS='-k cruft' for some of them)
 	@PYTHONPYCACHEPREFIX="$(CACHES)" "$(PYTHON)" -m pytest -o cache_dir="$(CACHES)/pytest" $(ARGS)
+
+fault-test: setup ## break runs in all ways, which takes hours; `make test` has a sample
+	@TEMPLATE_FAULT_TESTS_WHOLE=1 PYTHONPYCACHEPREFIX="$(CACHES)" "$(PYTHON)" -m pytest \
+	  -o cache_dir="$(CACHES)/pytest" tests/test_faults.py $(ARGS)
 
 lint: setup ## check style and types, here and in the template
 	@"$(PYTHON)" -m ruff check --cache-dir "$(CACHES)/ruff" .

@@ -1,0 +1,259 @@
+"""Runs of a generated project in which something goes wrong at a chosen place, and their oracle."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+# `make fault-test` sets it: the whole, not the sample.
+WHOLE = bool(os.environ.get("TEMPLATE_FAULT_TESTS_WHOLE"))
+EXACT = ("model.h5", "model_best.h5", "history.csv")
+KILLED, INTERRUPTED = -9, 75
+LIMIT = 180  # seconds for one attempt, after which it counts as hung
+
+SMALL = ("digits", "--n_filters=2", "--n_layers=1", "--batch_size=128", "--no_tensorboard")
+STEPS = 10  # of an epoch of 1,260 examples
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to break: its command line without the folder."""
+
+    name: str
+    words: tuple[str, ...]
+    num_epochs: int = 3
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (*self.words, f"--num_epochs={self.num_epochs}")
+
+
+CNN = Job("cnn", (*SMALL, "--checkpoint_steps=4"))
+RECURRENT = Job(
+    "recurrent",
+    (
+        *SMALL,
+        "--checkpoint_steps=3",
+        "--model=fault_models:build_recurrent",
+        "--optimizer=adamw",
+        "--callbacks=[{class: keras.callbacks.ReduceLROnPlateau, patience: 1, min_delta: 1.0}]",
+    ),
+)
+SUBCLASSED = Job(
+    "subclassed",
+    (*SMALL, "--checkpoint_steps=3", "--model=fault_models:build_subclassed"),
+)
+JOBS = (CNN, RECURRENT, SUBCLASSED)
+
+
+@dataclass
+class Attempt:
+    """How an attempt ended, what it said, and when a planted signal came."""
+
+    code: int
+    said: str
+    signalled: float | None
+
+
+@dataclass
+class Server:
+    """One process that forks attempts."""
+
+    project: Path
+    shim: Path | None
+    hash_seed: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        environment = os.environ | {
+            "PYTHONHASHSEED": str(self.hash_seed),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TF_CPP_MIN_LOG_LEVEL": "1",
+        }
+        if self.shim:
+            environment["LD_PRELOAD"] = str(self.shim)
+        self.process = subprocess.Popen(
+            [sys.executable, HERE / "fault_server.py"],
+            cwd=self.project,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        with self.lock:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        assert line, "the fork server is gone"
+        return json.loads(line)
+
+
+@dataclass
+class Started:
+    """An attempt that goes on."""
+
+    server: Server
+    pid: int
+    terminal: Path
+
+    def wait(self) -> Attempt:
+        """Return how it ended."""
+        for _ in range(50 * LIMIT):
+            code = self.server.ask(wait=self.pid)["code"]
+            if code is not None:
+                break
+            time.sleep(0.02)
+        else:
+            os.kill(self.pid, signal.SIGKILL)
+            pytest.fail(f"an attempt took more than {LIMIT} s\n{self.terminal.read_text()}")
+        said = self.terminal.read_text(errors="replace")
+        planted = Path(f"{self.terminal}.signal")
+        return Attempt(code, said, float(planted.read_text()) if planted.exists() else None)
+
+
+class Lab:
+    """A project, two servers with different hash seeds, and the runs that were never stopped."""
+
+    def __init__(self, project: Path, folder: Path) -> None:
+        self.folder = folder
+        self.project = folder / "my-research"
+        shutil.copytree(project, self.project, symlinks=True)
+        shutil.copy(HERE / "fault_models.py", self.project / "src")
+        shim = folder / "shim.so"
+        if shutil.which("gcc"):
+            source = HERE / "fault_shim.c"
+            command = ("gcc", "-shared", "-fPIC", "-O1", "-o", shim, source, "-ldl", "-lpthread")
+            subprocess.run([str(word) for word in command], check=True)
+        self.shim = shim if shim.exists() else None
+        self.servers = [Server(self.project, self.shim, hash_seed) for hash_seed in (1, 2)]
+        self._numbers = itertools.count(1)
+        self._references: dict[Job, Path] = {}
+        self._one_reference = threading.Lock()
+
+    def close(self) -> None:
+        for server in self.servers:
+            assert server.process.stdin
+            server.process.stdin.close()
+            server.process.wait(60)
+
+    def new_folder(self, name: str) -> Path:
+        return self.folder / "runs" / f"{next(self._numbers)}-{name}" / "run"
+
+    def start(
+        self, run: Path, words: Sequence[str], program: str = "bin/train.py", **faults: Any
+    ) -> Started:
+        """Begin an attempt; for the faults see `fault_server.attempt`. The servers take turns."""
+        run.parent.mkdir(parents=True, exist_ok=True)
+        number = next(self._numbers)
+        server = self.servers[number % len(self.servers)]
+        terminal = run.parent / f"terminal-{number}.txt"
+        request: dict[str, Any] = {"faults": [], "shim": None, "most_steps": None, "exhaust": None}
+        answer = server.ask(
+            words=[program, *words[:1], str(run), *words[1:]],
+            output=str(terminal),
+            process_seed=number,
+            **(request | faults),
+        )
+        return Started(server, answer["pid"], terminal)
+
+    def attempt(self, run: Path, words: Sequence[str], **faults: Any) -> Attempt:
+        """Run a command to its end, whatever that is."""
+        return self.start(run, words, **faults).wait()
+
+    def check(self, name: str, *arguments: object) -> Any:
+        """Run a function of `fault_checks.py` in a process of its own; return what it found."""
+        folder = self.new_folder(name)
+        words = [name, *map(str, arguments)]
+        done = self.attempt(folder, words, program=str(HERE / "fault_checks.py"))
+        assert done.code == 0, done.said
+        return json.loads(folder.read_text())
+
+    def reference(self, job: Job) -> Path:
+        """The run that nothing stopped."""
+        with self._one_reference:
+            if job not in self._references:
+                run = self.new_folder(f"{job.name}-reference")
+                done = self.attempt(run, job.arguments)
+                assert done.code == 0, done.said
+                self._references[job] = run
+            return self._references[job]
+
+    def finish(self, job: Job, run: Path, context: str) -> None:
+        """Resume to the end; the run must then be the one that nothing stopped, bit for bit."""
+        done = self.attempt(run, job.arguments)
+        assert done.code == 0, f"{context}: the resumed run ended with {done.code}\n{done.said}"
+        differing = differences(run, self.reference(job))
+        assert not differing, f"{context}: {', '.join(differing)} differ\n{done.said}"
+        shutil.rmtree(run.parent)
+
+    def chain(self, job: Job, kills: Sequence[dict[str, Any]], name: str) -> int:
+        """Kill a run again and again, then resume it to its end. Returns how many kills struck."""
+        run, struck = self.new_folder(name), 0
+        for kill in kills:
+            done = self.attempt(run, job.arguments, **kill)
+            assert done.code in (KILLED, 0), f"{kill}: ended with {done.code}\n{done.said}"
+            struck += done.code == KILLED
+        self.finish(job, run, f"{job.name}, {name}, killed at {kills}")
+        return struck
+
+
+@contextlib.contextmanager
+def opened(project: Path, folder: Path) -> Iterator[Lab]:
+    """A lab that is closed in the end."""
+    lab = Lab(project, folder)
+    try:
+        yield lab
+    finally:
+        lab.close()
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """The files of two runs that are not the same, byte for byte."""
+    return [
+        name
+        for name in EXACT
+        if not (run / name).exists() or not filecmp.cmp(run / name, other / name, shallow=False)
+    ]
+
+
+def two_at_once(tasks: Sequence[Any]) -> list[Any]:
+    """Call functions, two at a time; the first error is raised."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda task: task(), tasks))
+
+
+def sample(items: Sequence[Any], size: int) -> list[Any]:
+    """All of them in the whole; else so many, always the same."""
+    if WHOLE or len(items) <= size:
+        return list(items)
+    return random.Random(0).sample(items, size)
+
+
+def needs_shim(lab: Lab) -> None:
+    if lab.shim is None:
+        pytest.skip("gcc is needed for the faults of system calls")

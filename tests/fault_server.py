@@ -1,0 +1,232 @@
+"""A process with the libraries imported, which forks one process for each attempt at a run.
+
+Started by `fault_lab.Server` in a generated project; it reads a JSON request a line and answers
+with one. Nothing of TensorFlow runs before the fork, so that an attempt is as good as a fresh
+process. What is to go wrong in it is done here, to the real program, by a real signal.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import random
+import runpy
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path.cwd()))
+
+import keras
+import matplotlib.pyplot
+import numpy as np
+import vegab
+from keras.src.random.seed_generator import global_seed_generator
+from src import checkpoint, data, experiment, hooks, models, steps, training_loop
+
+SHIM_MODES = {"count": 0, "kill": 1, "tear": 2, "fail": 3, "record": 4}
+
+assert keras and data and experiment and hooks and matplotlib and models and vegab
+
+
+def serve() -> None:
+    """Answer requests until there are no more."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            pid, status = os.waitpid(request["wait"], os.WNOHANG)
+            answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}
+        else:
+            answer = {"pid": os.fork()}
+            if answer["pid"] == 0:
+                attempt(**request)
+        print(json.dumps(answer), flush=True)
+
+
+def attempt(
+    words: list[str],
+    output: str,
+    process_seed: int,
+    faults: list[dict[str, Any]],
+    shim: dict[str, Any] | None,
+    most_steps: int | None,
+    exhaust: dict[str, Any] | None,
+) -> None:
+    """Be a process that runs `words`, and never return."""
+    code = 1
+    try:
+        for number, path in enumerate([os.devnull, output, output]):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), number)
+        os.setsid()
+        for number in training_loop.SignalsToFlag.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.stdin = os.fdopen(0, closefd=False)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        sys.argv = words
+        sow(process_seed)
+        if most_steps:
+            steps.Steps.MOST_STEPS = most_steps
+        for fault in faults:
+            plant(output=output, **fault)
+        if shim:
+            plant_shim(**shim)
+        if exhaust:
+            plant_every_error(**exhaust)
+        runpy.run_path(words[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def sow(process_seed: int) -> None:
+    """Give every generator of the process a state of its own just before a resume restores.
+
+    Whatever is not in the commit then differs from the run that was never stopped.
+    """
+    restore = checkpoint.Checkpoint.restore
+
+    @functools.wraps(restore)
+    def seeded(self: Any) -> None:
+        random.seed(process_seed)
+        np.random.seed(process_seed)
+        global_seed_generator().state.assign([process_seed, process_seed])
+        for variable in self.model.variables:
+            if "seed" in variable.path:
+                variable.assign(np.full(variable.shape, process_seed))
+        restore(self)
+
+    checkpoint.Checkpoint.restore = seeded
+
+
+PLACES: dict[str, tuple[Any, str]] = {
+    "step": (steps.Steps, "run"),
+    "snapshot": (checkpoint.Checkpoint, "snapshot"),
+    "commit": (checkpoint.Checkpoint, "_write"),
+    "views": (checkpoint, "write_views"),
+    "validation": (steps.Validation, "run"),
+    "read": (checkpoint.Checkpoint, "read"),
+    "restore": (checkpoint.Checkpoint, "restore"),
+    "training": (training_loop, "training_loop"),
+}
+
+
+def plant(
+    output: str, at: str, call: int = 1, when: str = "before", delay: float = 0, number: int = 9
+) -> None:
+    """Have a signal sent before, `delay` seconds into, or after the `call`-th call of a function.
+
+    The time of the signal goes into the file `output`.signal.
+    """
+    owner, name = PLACES[at]
+    function = getattr(owner, name)
+    left = call
+
+    def strike() -> None:
+        Path(f"{output}.signal").write_text(repr(time.time()))
+        os.kill(os.getpid(), number)
+
+    @functools.wraps(function)
+    def faulty(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        left -= 1
+        now = left == 0
+        if now and when == "before":
+            strike()
+        if now and when == "in":
+            threading.Timer(delay, strike).start()
+        result = function(*args, **kwargs)
+        if now and when == "after":
+            strike()
+        return result
+
+    setattr(owner, name, faulty)
+
+
+def plant_shim(
+    folder: str, mode: str, call: int = 0, commit: int = 0, error: int = 0, trace: str = ""
+) -> None:
+    """Have the `call`-th system call on the run folder go wrong, counted within one commit.
+
+    `commit` 0: counted from the start of the process.
+    """
+    library = ctypes.CDLL(None)
+    library.fault_arm.argtypes = (
+        [ctypes.c_char_p, ctypes.c_int, ctypes.c_long, ctypes.c_int, ctypes.c_char_p]
+    )  # fmt: skip
+    arm = functools.partial(
+        library.fault_arm, folder.encode(), SHIM_MODES[mode], call, error, trace.encode()
+    )
+    if commit == 0:
+        arm()
+        return
+    write: Callable[..., None] = checkpoint.Checkpoint._write
+    left = commit
+
+    def counted(*args: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            arm()
+        try:
+            write(*args)
+        finally:
+            library.fault_disarm()
+
+    checkpoint.Checkpoint._write = counted
+
+
+def plant_every_error(folder: str, commit: int, errors: list[int], report: str) -> None:
+    """Before the `commit`-th commit succeeds, have it fail in every way at every system call.
+
+    What came of each goes into the JSON file `report`: [errno, call, what was raised, whether there
+    is a whole commit, the old or the new one].
+    """
+    library = ctypes.CDLL(None)
+    library.fault_calls.restype = ctypes.c_long
+    write: Callable[..., None] = checkpoint.Checkpoint._write
+    left = commit
+
+    def wreck(self: Any, *args: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            found = []
+            before = Path(folder, "model.h5").read_bytes()
+            after = self._content(args[0])
+            for error in errors:
+                for call in range(1, 1000):
+                    raised = None
+                    library.fault_arm(folder.encode(), SHIM_MODES["fail"], call, error, b"")
+                    try:
+                        write(self, *args)
+                    except BaseException as problem:
+                        raised = f"{type(problem).__name__}: {problem}"
+                    calls = library.fault_calls()
+                    library.fault_disarm()
+                    good = checkpoint.latest_good(Path(folder))
+                    whole = good and good.read_bytes() in (before, after)
+                    found.append([error, call, raised, bool(whole)])
+                    if calls < call:
+                        break  # there was no such call: all were tried
+            Path(report).write_text(json.dumps(found))
+        write(self, *args)
+
+    checkpoint.Checkpoint._write = wreck
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,180 @@
+"""Runs that are killed, stopped and raced for end as the run that nothing stopped, bit for bit.
+
+A fixed sample by default; `make fault-test` runs the whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_lab import (
+    CNN,
+    INTERRUPTED,
+    JOBS,
+    KILLED,
+    RECURRENT,
+    STEPS,
+    SUBCLASSED,
+    WHOLE,
+    Job,
+    Lab,
+    opened,
+    two_at_once,
+)
+
+MOMENTS = ("before", "in", "after")
+
+
+@pytest.fixture(scope="module")
+def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with opened(project, tmp_path_factory.mktemp("faults")) as a_lab:
+        yield a_lab
+
+
+def kill(at: str, call: int = 1, when: str = "before", delay: float = 0.0) -> dict[str, Any]:
+    """A SIGKILL at a place in an attempt, which makes one step a call."""
+    return {"faults": [{"at": at, "call": call, "when": when, "delay": delay}], "most_steps": 1}
+
+
+def some_kills(chance: random.Random) -> list[dict[str, Any]]:
+    """Five kills of one run: on the way, in a resume, at the end of an epoch, and after the end."""
+    when = chance.choice(["before", "in", "after"])
+    delay = chance.uniform(0, 0.03)
+    return [
+        kill("step", chance.randint(9, 14), when, delay),
+        kill(chance.choice(["read", "restore"]), 1, chance.choice(["before", "after"])),
+        kill(chance.choice(["snapshot", "commit", "views"]), chance.randint(1, 3), when, delay),
+        kill("validation", 1, when, delay),
+        chance.choice([kill("training", 1, "after"), kill("commit", 2, "after"), kill("step", 9)]),
+    ]
+
+
+@pytest.mark.parametrize(("job", "runs"), [(CNN, 6), (RECURRENT, 4), (SUBCLASSED, 4)], ids=str)
+def test_killed_anywhere(lab: Lab, job: Job, runs: int) -> None:
+    lab.reference(job)
+    chains = [some_kills(random.Random(seed)) for seed in range(runs)]
+    struck = two_at_once(
+        [lambda i=i, c=c: lab.chain(job, c, f"kills-{i}") for i, c in enumerate(chains)]
+    )
+    assert sum(struck) >= 4 * runs, "kills came too late to count"
+
+
+@pytest.mark.skipif(not WHOLE, reason="make fault-test kills at every step")
+@pytest.mark.parametrize("job", JOBS, ids=str)
+def test_killed_at_every_place(lab: Lab, job: Job) -> None:
+    lab.reference(job)
+    steps = job.num_epochs * STEPS
+    kills = [
+        *(kill("step", n, when, 0.002) for n in range(1, steps + 1) for when in MOMENTS),
+        *(kill(at, n, when, 0.002) for at in ("commit", "views") for n in range(1, 9)
+          for when in MOMENTS),
+        *(kill("validation", n, when, 0.002) for n in range(1, 4) for when in MOMENTS),
+        kill("training", 1, "after"),
+    ]  # fmt: skip
+    resumes = [
+        [kill("step", n), kill(at, 1, when)]
+        for n in (6, 12, 21)
+        for at in ("read", "restore")
+        for when in MOMENTS
+    ]
+    chains = [*([one] for one in kills), *resumes]
+    struck = two_at_once(
+        [lambda i=i, c=c: lab.chain(job, c, f"place-{i}") for i, c in enumerate(chains)]
+    )
+    assert sum(struck) >= 0.95 * sum(map(len, chains))
+
+
+STORM = Job("storm", (*CNN.words[:-1], "--checkpoint_steps=2"), num_epochs=6)
+
+
+def test_storms(lab: Lab) -> None:
+    lab.reference(STORM)
+    two_at_once([lambda seed=seed: storm(lab, seed) for seed in range(100 if WHOLE else 2)])
+
+
+def storm(lab: Lab, seed: int) -> None:
+    """25 kills in one run, which has hardly time to go on between two of them."""
+    chance = random.Random(seed)
+    run = lab.new_folder("storm")
+    for number in range(25):
+        place = chance.choice(["step", "step", "step", "commit", "read", "views"])
+        call = chance.randint(2, 4) if place == "step" else 1
+        harm = kill(place, call, chance.choice(MOMENTS), chance.uniform(0, 0.02))
+        done = lab.attempt(run, STORM.arguments, **harm)
+        assert done.code == KILLED, f"{number}, {harm}: {done}"
+    lab.finish(STORM, run, f"storm {seed}")
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+def test_stopped_by_signals(lab: Lab) -> None:
+    """Exit code 75, within a step, 100 ms and a commit; here with some room for a busy machine."""
+    lab.reference(CNN)
+    late = two_at_once(
+        [lambda seed=seed: stop_often(lab, seed, 4) for seed in range(100 if WHOLE else 5)]
+    )
+    every = sorted(seconds for run in late for seconds in run)
+    assert every[len(every) // 2] < 0.25, every
+    assert every[-1] < 1.5, every
+
+
+def stop_often(lab: Lab, seed: int, times: int) -> list[float]:
+    """Stop a run by signals, then finish it. Returns the seconds from each signal to its commit."""
+    chance = random.Random(seed)
+    run, seconds = lab.new_folder("signals"), []
+    for _ in range(times):
+        place = chance.choice(["step", "step", "validation", "commit"])
+        fault = {
+            "at": place,
+            "call": chance.randint(1, 2) + (place == "step"),  # the first step is compiled
+            "when": "in",
+            "delay": chance.uniform(0, 0.01),
+            "number": chance.choice(SIGNALS),
+        }
+        done = lab.attempt(run, CNN.arguments, faults=[fault])
+        if done.code == 0:
+            break  # it was in the last step
+        assert done.code == INTERRUPTED, f"{fault}: {done.code}\n{done.said}"
+        assert "Traceback" not in done.said, done.said
+        assert done.signalled
+        seconds.append((run / "model.h5").stat().st_mtime - done.signalled)
+    lab.finish(CNN, run, f"stopped by signals, seed {seed}")
+    return seconds
+
+
+def test_two_processes_race_for_one_folder(lab: Lab) -> None:
+    """One goes on, the other is refused."""
+    lab.reference(CNN)
+    for _ in range(250 if WHOLE else 5):
+        race_four_times(lab)
+
+
+def race_four_times(lab: Lab) -> None:
+    run = lab.new_folder("race")
+    refused = 0
+    for _ in range(4):
+        harm = kill("commit", 2, "after")
+        both = [lab.start(run, CNN.arguments, **harm) for _ in range(2)]
+        ends = [started.wait() for started in both]
+        losers = [end for end in ends if end.code == 2]
+        assert len(losers) <= 1, ends
+        assert {end.code for end in ends} <= {2, KILLED}, ends
+        assert all("in use" in end.said for end in losers), ends
+        refused += len(losers)
+    assert refused >= 3, "they did not meet"
+    lab.finish(CNN, run, "after races")
+
+
+def test_a_lock_that_another_host_left(lab: Lab) -> None:
+    run = lab.new_folder("stale")
+    assert lab.attempt(run, CNN.arguments, **kill("step", 13)).code == KILLED
+    (run / "run.lock").write_text(json.dumps({"host": "node17", "pid": os.getpid()}))
+    lab.finish(CNN, run, "a stale lock")
