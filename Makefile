@@ -73,7 +73,7 @@ test: setup ## run the tests (ARGS='-k cruft' for some of them)
 
 fault-test: setup ## break runs in all ways, which takes hours; `make test` has a sample
 	@TEMPLATE_FAULT_TESTS_WHOLE=1 PYTHONPYCACHEPREFIX="$(CACHES)" "$(PYTHON)" -m pytest \
-	  -o cache_dir="$(CACHES)/pytest" tests/test_faults.py $(ARGS)
+	  -o cache_dir="$(CACHES)/pytest" tests/test_faults.py tests/test_faults_disk.py $(ARGS)
 
 lint: setup ## check style and types, here and in the template
 	@"$(PYTHON)" -m ruff check --cache-dir "$(CACHES)/ruff" .

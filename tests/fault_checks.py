@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fault_lab import read_trace
 from src.checkpoint import DamagedCheckpointError, latest_good
 
 COMMITS = ("model.h5", "model_previous.h5", "model_best.h5")
@@ -80,21 +81,6 @@ class Inode:
 
     def sync(self) -> None:
         self.durable, self.pending = self.written(self.pending), []
-
-
-def read_trace(path: Path) -> list[tuple[str, str, str, int, bytes]]:
-    """Calls as (name, path, other path, offset, data)."""
-    content, calls, place = path.read_bytes(), [], 0
-    while place < len(content):
-        end = content.index(b"\n", place)
-        name, first, second, offset, size = content[place:end].decode().split("\t")
-        place = end + 1
-        data = b""
-        if name == "write":
-            data = content[place : place + int(size)]
-            place += int(size)
-        calls.append((name, Path(first).name, Path(second).name, int(offset), data))
-    return calls
 
 
 def power(before: str, after: str, trace: str, rounds: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import filecmp
 import itertools
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -247,13 +246,21 @@ def two_at_once(tasks: Sequence[Any]) -> list[Any]:
         return list(pool.map(lambda task: task(), tasks))
 
 
-def sample(items: Sequence[Any], size: int) -> list[Any]:
-    """All of them in the whole; else so many, always the same."""
-    if WHOLE or len(items) <= size:
-        return list(items)
-    return random.Random(0).sample(items, size)
-
-
 def needs_shim(lab: Lab) -> None:
     if lab.shim is None:
         pytest.skip("gcc is needed for the faults of system calls")
+
+
+def read_trace(path: Path) -> list[tuple[str, str, str, int, bytes]]:
+    """Calls as (name, path, other path, offset, data)."""
+    content, calls, place = path.read_bytes(), [], 0
+    while place < len(content):
+        end = content.index(b"\n", place)
+        name, first, second, offset, size = content[place:end].decode().split("\t")
+        place = end + 1
+        data = b""
+        if name == "write":
+            data = content[place : place + int(size)]
+            place += int(size)
+        calls.append((name, Path(first).name, Path(second).name, int(offset), data))
+    return calls

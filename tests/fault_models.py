@@ -53,7 +53,7 @@ class TwoOptimizers(keras.Model):
         return self.head(keras.ops.relu(x))
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        features, labels = data[:2]
+        features, labels = data
         with tf.GradientTape(persistent=True) as tape:
             loss = self.compute_loss(features, labels, self(features, training=True))
         head = self.head.trainable_variables
@@ -64,7 +64,7 @@ class TwoOptimizers(keras.Model):
         return {"loss": self.mean_loss.result()}
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        features, labels = data[:2]
+        features, labels = data
         self.mean_loss.update_state(self.compute_loss(features, labels, self(features)))
         return {"loss": self.mean_loss.result()}
 
