@@ -41,7 +41,7 @@ def test_every_command_line_of_a_readme_is_understood(readme: str, own: Path) ->
     assert len(commands) >= 6
     for _, script, *arguments in commands:
         # What it would do is what it was told to do; that it does it is tested elsewhere.
-        option = "--help" if script == "bin/evaluate.py" else "--dry_run"
+        option = "--dry_run" if script == "bin/train.py" else "--help"
         run(sys.executable, script, *arguments, option, cwd=own)
 
 

@@ -7,6 +7,7 @@ before, because a value may begin with `-`.
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import io
 import json
@@ -68,7 +69,8 @@ def wrap(
     Args:
         config_registry: the named configs; its root is the schema.
         func: called as `func(config, save_path[, prepared][, **flags])`. Its further parameters
-            become flags; the first line of its docstring describes the program.
+            become flags; the first line of its docstring describes the program. One that takes the
+            config alone, `func(config, *, …)`, has no run folder.
         plugins: told of what happens, in this order.
         prepare: `prepare(config)` runs before the run folder is touched; it is also given
             `save_path` and the flags of `func` that it has parameters for. Its result is
@@ -79,16 +81,19 @@ def wrap(
     """
 
     def program(arguments: list[str]) -> int:
-        flags = _flags_of(func, skip=2 if prepare is None else 3)
+        parameters = inspect.signature(func).parameters.values()
+        has_folder = sum(p.kind in _POSITIONAL for p in parameters) > 1
+        flags = _flags_of(func, skip=1 + has_folder + (prepare is not None))
         schema = _with_flags(config_registry.schema(), flags)
         parser = _parser(
             func,
-            "CONFIG SAVE_PATH [--key=value ...] [options]",
+            f"CONFIG {'SAVE_PATH ' * has_folder}[--key=value ...] [options]",
             lambda: _help_on_configs(config_registry, flags),
         )
         add = parser.add_argument
         add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
-        add("save_path", metavar="SAVE_PATH", help="folder of the run: a new one, or its own")
+        if has_folder:
+            add("save_path", metavar="SAVE_PATH", help="folder of the run: a new one, or its own")
         add("-b", "--base", metavar="FILE", action="append", default=[], help=_HELP_ON_BASE)
         add("--dry_run", action="store_true", help=_HELP_ON_DRY_RUN)
         args, overrides = _parse(parser, arguments, schema)
@@ -105,6 +110,8 @@ def wrap(
             return EXIT_CODES["finished"]
         for plugin in plugins:
             plugin.on_parsed_args(args)
+        if not has_folder:
+            return _call_without_folder(functools.partial(func, config), keywords, explained)
         folder = RunFolder(args.save_path, config, extendable)
         return execute(func, config, folder, keywords, plugins, prepare, explained)
 

@@ -1,0 +1,141 @@
+"""What `bin/check_resume.py` looks at: suspects in model, data and callbacks, and what differs."""
+
+import csv
+import inspect
+import os
+import random
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import tensorflow as tf
+
+from src import callback_state, experiment
+from src.hooks import Hook
+from src.training_loop import training_loop
+
+GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, tf.random.Generator)
+
+
+class KillAt(Hook):
+    """Kills the process after a step, so that nothing has a chance to tidy up."""
+
+    def __init__(self, global_step: int) -> None:
+        self.global_step = global_step
+
+    def next_step(self, global_step: int) -> int | None:
+        """The step to die at, if it is still to come."""
+        return self.global_step if global_step < self.global_step else None
+
+    def after_step(self, global_step: int, last_results: Mapping[str, float]) -> None:
+        """Die, if this is the step."""
+        if global_step == self.global_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(config: Mapping[str, Any], save_path: Path, kill_at: int) -> None:
+    """Train as `bin/train.py` does, with a commit every few steps, and die after `kill_at` steps.
+
+    Args:
+        config: the resolved config.
+        save_path: a folder, made where it is missing.
+        kill_at: steps since the run began; 0: live.
+    """
+    save_path.mkdir(exist_ok=True)
+    prepared = experiment.build(config, str(save_path))
+    training_loop(
+        prepared.model,
+        prepared.dataset.train,
+        prepared.dataset.valid,
+        save_path,
+        num_epochs=config["num_epochs"],
+        learning_rates=prepared.learning_rates,
+        monitor=prepared.monitor,
+        monitor_mode=config["monitor_mode"],
+        on_nan=config["on_nan"],
+        checkpoint_steps=max(prepared.dataset.train.steps_per_epoch // 7, 1),
+        seed=config["seed"],
+        fingerprint=prepared.fingerprint,
+        hooks=[KillAt(kill_at)],
+        callbacks=prepared.callbacks,
+    )
+
+
+def suspects(config: Mapping[str, Any]) -> list[str]:
+    """Return a phrase for each thing that is known to break the promise, with its place."""
+    first, second = experiment.build(config), experiment.build(config)
+    found = [
+        f"the state of the callback {type(callback).__name__} is not saved "
+        f"({place(type(callback))}); give it get_state() and set_state(state)"
+        for callback in first.callbacks
+        if not callback_state.is_known(callback)
+    ]
+    for layer in [first.model, *first.model._flatten_layers(include_self=False)]:
+        for name, value in vars(layer).items():
+            if isinstance(value, GENERATORS):
+                found.append(
+                    f"the layer {layer.name} has a generator of its own, {name} "
+                    f"({place(type(layer))}); use keras.random with a SeedGenerator"
+                )
+    step = first.dataset.train.steps_per_epoch - 1
+    for number in range(step):
+        first.dataset.train.batch(0, number)
+    straight, direct = first.dataset.train.batch(0, step), second.dataset.train.batch(0, step)
+    if _bytes(straight) != _bytes(direct):
+        found.append(
+            f"the data is not a function of position: the last batch of an epoch is another when "
+            f"it is asked for directly ({place(dataset_function(config))})"
+        )
+    return found
+
+
+def first_difference(one: Path, other: Path) -> str:
+    """Return where two runs differ first, in the history or else in the commit; "" if nowhere."""
+    with open(one / "history.csv") as a, open(other / "history.csv") as b:
+        for row, another in zip(csv.DictReader(a), csv.DictReader(b), strict=False):
+            for key in row:
+                if row[key] != another.get(key):
+                    return f"epoch {row['epoch']}, {key}: {row[key]} and {another.get(key)}"
+    for name in ("model.h5", "model_best.h5"):
+        if (one / name).read_bytes() == (other / name).read_bytes():
+            continue
+        with h5py.File(one / name) as a, h5py.File(other / name) as b:
+            return f"{name}, {_first_dataset(a, b)}"
+    return ""
+
+
+def place(thing: Any) -> str:
+    """Return the file and line where a class or function begins."""
+    try:
+        return f"{Path(inspect.getfile(thing)).name}, line {inspect.getsourcelines(thing)[1]}"
+    except (OSError, TypeError):
+        return "its source is not to be found"
+
+
+def dataset_function(config: Mapping[str, Any]) -> Any:
+    """Return the function that a config's `dataset` names."""
+    from src.data import DATASETS
+    from vegab import resolve
+
+    return resolve(config["dataset"], "dataset", DATASETS)
+
+
+def _first_dataset(a: h5py.File, b: h5py.File) -> str:
+    found: list[str] = []
+
+    def look(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and not found:
+            same = name in b and np.array_equal(item[()], b[name][()])
+            if not same:
+                found.append(str(item.attrs.get("path", name)))
+
+    a.visititems(look)
+    return found[0] if found else "its description"
+
+
+def _bytes(batch: Any) -> bytes:
+    return b"".join(np.asarray(part).tobytes() for part in keras.tree.flatten(batch))

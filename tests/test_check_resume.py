@@ -1,0 +1,126 @@
+"""`bin/check_resume.py` finds what breaks the promise in one's own code, and says where."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import run
+
+FAULTS = """
+import itertools
+from dataclasses import replace
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from src.data import get_digits
+from src.models import build_simple_cnn
+
+
+class Forgetful(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.steps += 1
+        self.model.optimizer.learning_rate = 0.001 * self.steps
+
+
+class Advancing:
+    steps_per_epoch = 10
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.count = itertools.count()
+
+    def batch(self, epoch, step):
+        return self.batches.batch(0, next(self.count) % self.batches.steps_per_epoch)
+
+
+def get_advancing(config):
+    dataset = get_digits(config)
+    return replace(dataset, train=Advancing(dataset.train))
+
+
+class OwnGenerator(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.generator = np.random.default_rng()
+
+    def call(self, inputs):
+        return inputs * self.generator.uniform(0.5, 1.5)
+
+
+class GlobalRandomness(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs + tf.random.uniform(tf.shape(inputs))
+
+
+def with_layer(layer):
+    def build(config, input_shape, num_classes):
+        inner = build_simple_cnn(config, input_shape, num_classes)
+        inputs = keras.Input(input_shape)
+        return keras.Model(inputs, inner(layer()(inputs)))
+
+    return build
+
+
+def build_with_generator(config, input_shape, num_classes):
+    return with_layer(OwnGenerator)(config, input_shape, num_classes)
+
+
+def build_with_global_randomness(config, input_shape, num_classes):
+    return with_layer(GlobalRandomness)(config, input_shape, num_classes)
+"""
+
+SMALL = ("digits", "--kills=3", "--n_filters=2", "--n_layers=1", "--batch_size=126")
+
+
+@pytest.fixture(scope="module")
+def faulty(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose owner has made every mistake there is."""
+    copy = tmp_path_factory.mktemp("faulty") / "my-research"
+    shutil.copytree(project, copy, symlinks=True)
+    (copy / "src" / "faults.py").write_text(FAULTS)
+    return copy
+
+
+def test_what_is_in_order_is_identical(faulty: Path) -> None:
+    done = run(sys.executable, "bin/check_resume.py", *SMALL, cwd=faulty)
+    assert done.stdout.startswith("identical: model.h5, model_best.h5, history.csv, killed after")
+    assert "likely cause" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "causes"),
+    [
+        ("--callbacks=[{class: faults:Forgetful}]", ("Forgetful is not saved", "faults.py, line")),
+        ("--dataset=faults:get_advancing", ("not a function of position", "faults.py, line")),
+        ("--model=faults:build_with_generator", ("generator of its own", "faults.py, line")),
+        ("--model=faults:build_with_global_randomness", ("keeps a state that is not in the",)),
+    ],
+    ids=["callback", "data", "generator", "operation"],
+)
+def test_a_planted_fault_is_found_and_named(
+    fault: str, causes: tuple[str, ...], faulty: Path
+) -> None:
+    words = (sys.executable, "bin/check_resume.py", *SMALL, "--lr_schedule=null", fault)
+    done = run(*words, cwd=faulty, env=os.environ, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "differ" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("likely cause: ")]
+    for cause in causes:
+        assert cause in line
+
+
+def test_a_config_that_does_not_train_at_all_says_so(faulty: Path) -> None:
+    words = (sys.executable, "bin/check_resume.py", *SMALL, "--n_layers=9")
+    done = run(*words, cwd=faulty, check=False)
+    assert done.returncode == 2
+    assert "simple_cnn" in done.stderr
