@@ -63,7 +63,6 @@ SUBCLASSED = Job(
     "subclassed",
     (*SMALL, "--checkpoint_steps=3", "--model=fault_models:build_subclassed"),
 )
-JOBS = (CNN, RECURRENT, SUBCLASSED)
 
 
 @dataclass
