@@ -31,8 +31,9 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2) -> None:
         kills: how often to kill the second run, at random steps
         epochs: how long both runs are
     """
-    config |= {"num_epochs": epochs, "tensorboard": False}
+    config |= {"num_epochs": epochs}
     steps_per_epoch = experiment.build(config).dataset.train.steps_per_epoch
+    config |= {"checkpoint_steps": max(steps_per_epoch // 7, 1)}
 
     from src.resume_check import first_difference, suspects
 

@@ -26,26 +26,7 @@ def train(
         prepared: what the config stands for.
         resume_inexact: continue although versions, processor, data or code have changed
     """
-    from src.training_loop import training_loop
-
-    training_loop(
-        model=prepared.model,
-        train=prepared.dataset.train,
-        valid=prepared.dataset.valid,
-        save_path=Path(save_path),
-        num_epochs=config["num_epochs"],
-        learning_rates=prepared.learning_rates,
-        monitor=prepared.monitor,
-        monitor_mode=config["monitor_mode"],
-        on_nan=config["on_nan"],
-        checkpoint_steps=config["checkpoint_steps"],
-        checkpoint_seconds=config["checkpoint_seconds"],
-        seed=config["seed"],
-        fingerprint=prepared.fingerprint,
-        inexact=prepared.inexact,
-        hooks=prepared.hooks(vegab.terminal()),
-        callbacks=prepared.callbacks,
-    )
+    prepared.train(Path(save_path), prepared.hooks(vegab.terminal()))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -50,6 +50,29 @@ class Experiment:
     callbacks: list["keras.callbacks.Callback"]
     fingerprint: dict[str, Any]
     inexact: list[str]
+
+    def train(self, save_path: Path, hooks: Sequence["Hook"]) -> None:
+        """Train into a run folder, or go on where its last commit stands; see `training_loop`."""
+        from src.training_loop import training_loop
+
+        training_loop(
+            model=self.model,
+            train=self.dataset.train,
+            valid=self.dataset.valid,
+            save_path=save_path,
+            num_epochs=self.config["num_epochs"],
+            learning_rates=self.learning_rates,
+            monitor=self.monitor,
+            monitor_mode=self.config["monitor_mode"],
+            on_nan=self.config["on_nan"],
+            checkpoint_steps=self.config["checkpoint_steps"],
+            checkpoint_seconds=self.config["checkpoint_seconds"],
+            seed=self.config["seed"],
+            fingerprint=self.fingerprint,
+            inexact=self.inexact,
+            hooks=hooks,
+            callbacks=self.callbacks,
+        )
 
     def hooks(self, terminal: TextIO | None) -> list["Hook"]:
         """Return what happens around the steps; `terminal` is where a progress bar may be drawn."""

@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from src import callback_state, experiment
 from src.hooks import Hook
-from src.training_loop import training_loop
 
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, tf.random.Generator)
 
@@ -38,7 +37,7 @@ class KillAt(Hook):
 
 
 def train(config: Mapping[str, Any], save_path: Path, kill_at: int) -> None:
-    """Train as `bin/train.py` does, with a commit every few steps, and die after `kill_at` steps.
+    """Train as `bin/train.py` does, and die after `kill_at` steps.
 
     Args:
         config: the resolved config.
@@ -46,23 +45,7 @@ def train(config: Mapping[str, Any], save_path: Path, kill_at: int) -> None:
         kill_at: steps since the run began; 0: live.
     """
     save_path.mkdir(exist_ok=True)
-    prepared = experiment.build(config, str(save_path))
-    training_loop(
-        prepared.model,
-        prepared.dataset.train,
-        prepared.dataset.valid,
-        save_path,
-        num_epochs=config["num_epochs"],
-        learning_rates=prepared.learning_rates,
-        monitor=prepared.monitor,
-        monitor_mode=config["monitor_mode"],
-        on_nan=config["on_nan"],
-        checkpoint_steps=max(prepared.dataset.train.steps_per_epoch // 7, 1),
-        seed=config["seed"],
-        fingerprint=prepared.fingerprint,
-        hooks=[KillAt(kill_at)],
-        callbacks=prepared.callbacks,
-    )
+    experiment.build(config, str(save_path)).train(save_path, [KillAt(kill_at)])
 
 
 def suspects(config: Mapping[str, Any]) -> list[str]:
