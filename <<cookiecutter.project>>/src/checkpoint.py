@@ -19,7 +19,6 @@ import logging
 import os
 import pickle
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +31,9 @@ import numpy as np
 
 # Not part of Keras' public face, which takes a path alone; the public function calls it.
 from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
+from keras.src.random.seed_generator import global_seed_generator
+
+from src.commit_file import SIGNATURE, USER_BLOCK, DamagedCheckpointError, verify
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +41,6 @@ LATEST = "model.h5"
 PREVIOUS = "model_previous.h5"
 BEST = "model_best.h5"
 STATE = "training_state"
-USER_BLOCK = 512
-SIGNATURE = b"training checkpoint, sha256 of what follows byte 512: "
-
-
-class DamagedCheckpointError(OSError):
-    """A file that is no commit, or whose bytes are not those that were written."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ class Checkpoint:
         return Snapshot(
             weights=_copies(model.weights),
             variables=_copies(_variables_beside_weights(model)),
-            optimizer=_copies(model.optimizer.variables),
+            optimizer=_copies(_optimizer_variables(model)),
             metrics=_copies(_metrics_variables(model)),
             state=json.loads(json.dumps(state)),
         )
@@ -143,7 +139,7 @@ class Checkpoint:
         with h5py.File(path, "r") as file:
             group = file[STATE]
             _assign(group["variables"], _variables_beside_weights(self.model), path)
-            _assign(group["optimizer"], self.model.optimizer.variables, path)
+            _assign(group["optimizer"], _optimizer_variables(self.model), path)
             _assign(group["metrics"], _metrics_variables(self.model), path)
 
     def _write(self, snapshot: Snapshot, is_best: bool) -> None:
@@ -158,14 +154,15 @@ class Checkpoint:
                 _link(folder / LATEST, folder / PREVIOUS)
             os.replace(temporary, folder / LATEST)
             _sync_folder(folder)
+            write_views(folder, snapshot.state)
         except OSError as error:
             raise OSError(
-                f"{folder / LATEST} could not be written ({error.strerror}); the commit before it "
-                "is kept, and the same command continues once the cause is gone"
+                f"{folder / LATEST} or a file that belongs to it could not be written "
+                f"({error.strerror}); the last commit is whole, and the same command continues "
+                "once the cause is gone"
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
-        write_views(folder, snapshot.state)
 
     def _content(self, snapshot: Snapshot) -> bytes:
         """Return the bytes of a commit; they depend on model and state alone."""
@@ -181,7 +178,7 @@ class Checkpoint:
                 _write(group.create_group("weights"), model.weights, snapshot.weights)
             variables = _variables_beside_weights(model)
             _write(group.create_group("variables"), variables, snapshot.variables)
-            _write(group.create_group("optimizer"), model.optimizer.variables, snapshot.optimizer)
+            _write(group.create_group("optimizer"), _optimizer_variables(model), snapshot.optimizer)
             _write(group.create_group("metrics"), _metrics_variables(model), snapshot.metrics)
             group["state"] = json.dumps(snapshot.state)
         view = content.getbuffer()
@@ -218,23 +215,6 @@ def latest_good(folder: Path) -> Path | None:
             "put a good copy back, or start anew in another folder"
         )
     return None
-
-
-def verify(path: Path) -> None:
-    """Compare a commit's bytes with the digest in its first 512.
-
-    Raises:
-        DamagedCheckpointError: if they differ, or if the file is not one of ours.
-    """
-    with open(path, "rb") as file:
-        head = file.read(USER_BLOCK)
-        if not head.startswith(SIGNATURE):
-            raise DamagedCheckpointError(f"{path} is not a checkpoint of this project, or is torn")
-        digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
-    if head.rstrip(b"\0") != SIGNATURE + digest:
-        raise DamagedCheckpointError(
-            f"{path} is damaged: its bytes are not those that were written"
-        )
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -339,7 +319,16 @@ def _names_of_weights(model: keras.Model, file: h5py.File) -> list[str]:
 def _variables_beside_weights(model: keras.Model) -> list[Any]:
     """Return what a model keeps beside its weights: the states of its random generators."""
     weights = {id(weight) for weight in model.weights}
-    return [variable for variable in model.variables if id(variable) not in weights]
+    beside = [variable for variable in model.variables if id(variable) not in weights]
+    # What draws without a seed of its own draws from here.
+    return [*beside, global_seed_generator().state]
+
+
+def _optimizer_variables(model: keras.Model) -> list[Any]:
+    """Return the variables of the model's optimizer, and of others that it has."""
+    others = [value for value in vars(model).values() if isinstance(value, keras.Optimizer)]
+    optimizers = {id(optimizer): optimizer for optimizer in (model.optimizer, *others)}
+    return [variable for optimizer in optimizers.values() for variable in optimizer.variables]
 
 
 def _metrics_variables(model: keras.Model) -> list[Any]:
@@ -381,8 +370,9 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError:
-        shutil.copyfile(source, temporary)
+        write_and_sync(temporary, source.read_bytes())
     os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # it stays where both were one file already
 
 
 def write_and_sync(path: Path, content: bytes) -> None:

@@ -31,8 +31,11 @@ def stored_in(run: Path) -> Fingerprint | None:
     """Return the fingerprint in a run's latest commit, or None; it needs no Keras."""
     import h5py
 
+    from src.commit_file import verify
+
     for name in ("model.h5", "model_previous.h5"):
         try:
+            verify(run / name)
             with h5py.File(run / name, "r") as file:
                 return json.loads(file["training_state/state"][()])["fingerprint"]
         except (OSError, KeyError, ValueError):

@@ -18,7 +18,7 @@ from src import callback_state
 from src.batches import Arrays, batch_source
 from src.checkpoint import Checkpoint, Snapshot
 from src.hooks import Hook, Run
-from src.steps import Steps, Validation, floats
+from src.steps import Steps, Validation
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ def training_loop(
         "step": 0,
         "global_step": 0,
         "learning_rate": 0.0,
+        "results": {},
         "best_epoch": None,
         "stop_reason": None,
         "history": [],
@@ -126,6 +127,7 @@ def training_loop(
     steps = Steps(model, source, one_by_one)
     validation = Validation(model, valid) if valid is not None else None
     first_epoch, step, learning_rate = state["epoch"], state["step"], state["learning_rate"]
+    results = state["results"]  # what the last step of the epoch has returned
     committed_at = time.monotonic()
 
     def snapshot(epoch: int, step: int) -> Snapshot:
@@ -136,6 +138,7 @@ def training_loop(
                 "step": step,
                 "global_step": run.global_step,
                 "learning_rate": learning_rate if step else 0.0,
+                "results": results if step else {},
                 "best_epoch": run.best_epoch,
                 "stop_reason": run.stop_reason,
                 "history": run.history,
@@ -183,7 +186,7 @@ def training_loop(
                         keras_callbacks.on_train_batch_begin(step)
                     call = steps.run(epoch, step, min(step + until, source.steps_per_epoch))
                     run.global_step += call.step - step
-                    step = call.step
+                    step, results = call.step, call.results
                     if call.not_finite is not None and on_nan == "stop":
                         raise FloatingPointError(
                             f"the loss is not a number at step {call.not_finite + 1} of epoch "
@@ -204,7 +207,7 @@ def training_loop(
 
                 # ---- validate, unless a signal came ---------------------------------------------
                 before_validation = snapshot(epoch, step)
-                logs = floats(model.get_metrics_result())
+                logs = dict(results)
                 if validation is not None and not received.name:
                     figures = validation.run(
                         keras_callbacks, stop=lambda: received.name is not None

@@ -1,5 +1,6 @@
 """A resume that could not be exact is refused, with what differs."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import h5py
 import pytest
 
 from src import checkpoint, fingerprint
+from src.commit_file import SIGNATURE, USER_BLOCK
 from src.experiment import build
 from tests.test_training_loop import train
 from vegab import UsageError
@@ -29,6 +31,10 @@ def edit(run: Path, **changes: Any) -> None:
             state["fingerprint"][key] = value
         del file["training_state/state"]
         file["training_state/state"] = json.dumps(state)
+    content = (run / "model.h5").read_bytes()
+    digest = hashlib.sha256(content[USER_BLOCK:]).hexdigest().encode()
+    head = (SIGNATURE + digest).ljust(USER_BLOCK, b"\0")
+    (run / "model.h5").write_bytes(head + content[USER_BLOCK:])
 
 
 def test_nothing_differs_in_the_same_place(config: dict[str, Any], run: Path) -> None:
