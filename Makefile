@@ -45,7 +45,7 @@ endef
 .PHONY: help demo setup test fault-sample fault-test lint lock benchmark clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: ## generate a project with the defaults in build/demo and train it on the digits
 	@[ -x build/cookiecutter/bin/cookiecutter ] || { \
