@@ -817,8 +817,8 @@ def heading() -> str:
             continue
     return (
         f"Python {platform.python_version()}, {', '.join(versions)}\n"
-        f"on {platform.machine()}, {os.cpu_count()} cores, {platform.system()}; the machine was shared with "
-        "other work.\n"
+        f"on {platform.machine()}, {os.cpu_count()} cores, {platform.system()}; the "
+        "machine was shared with other work.\n"
         "Ratio: median (least to most) of pairs measured in turn; in brackets, the medians of both "
         "sides."
     )
