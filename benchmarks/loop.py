@@ -215,9 +215,9 @@ def side_fit(job: dict[str, Any], meter: Meter) -> None:
     from configs import registry
     from src import experiment
 
-    config = registry["digits"] | job["config"] | {"num_epochs": FOREVER}
-    if "deterministic" in config:
-        config["deterministic"] = False  # as `fit` is unless one asks
+    config = registry["digits"] | {"num_epochs": FOREVER} | job["config"]
+    # What Keras and TensorFlow do unless one asks for something else.
+    config |= {"deterministic": False} | job.get("settings", {"threads": None, "jit_compile": "auto"})
     built = experiment.build(config)
     import keras
     import tensorflow as tf

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +27,11 @@ FIELDS: dict[type, tuple[str, ...]] = {
 
 
 def get(callback: Any) -> dict[str, Any]:
-    """Return the state of a callback or hook as JSON values; {} if it has none that is known."""
+    """Return the state of a callback or hook, JSON values and arrays; {} if none is known."""
     if hasattr(callback, "get_state"):
         return callback.get_state()
     return {
-        name: _plain(getattr(callback, name))
+        name: getattr(callback, name)
         for name in FIELDS.get(type(callback), ())
         if hasattr(callback, name)
     }
@@ -44,7 +43,7 @@ def put(callback: Any, state: Mapping[str, Any]) -> None:
         callback.set_state(state)
         return
     for name, value in state.items():
-        setattr(callback, name, _array(value))
+        setattr(callback, name, value)
 
 
 def is_known(callback: Any) -> bool:
@@ -52,23 +51,3 @@ def is_known(callback: Any) -> bool:
     has_state = hasattr(callback, "get_state") and hasattr(callback, "set_state")
     keeps_nothing = not set(vars(callback)) - set(vars(keras.callbacks.Callback()))
     return has_state or type(callback) in FIELDS or keeps_nothing
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON can say it: arrays and NumPy numbers with their type."""
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic | np.ndarray):
-        array = np.asarray(value)
-        return {"dtype": str(array.dtype), "shape": array.shape, "hex": array.tobytes().hex()}
-    return value
-
-
-def _array(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_array(item) for item in value]
-    if isinstance(value, dict) and "hex" in value:
-        flat = np.frombuffer(bytes.fromhex(value["hex"]), value["dtype"])
-        array = flat.reshape(value["shape"]).copy()
-        return array if array.shape else array[()]
-    return value

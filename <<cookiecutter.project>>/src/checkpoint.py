@@ -11,10 +11,6 @@ a whole `model.h5`, the old or the new.
 never read back to resume.
 """
 
-import csv
-import hashlib
-import io
-import json
 import logging
 import os
 import pickle
@@ -28,35 +24,38 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
-
-# Not part of Keras' public face, which takes a path alone; the public function calls it.
-from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
+import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator
 
-from src.commit_file import SIGNATURE, USER_BLOCK, DamagedCheckpointError, verify
+from src.commit_file import STATE, DamagedCheckpointError, read_state, verify
+from src.commit_layout import CommitLayout
+from src.history import HistoryArray, csv_lines
 
 log = logging.getLogger(__name__)
 
 LATEST = "model.h5"
 PREVIOUS = "model_previous.h5"
 BEST = "model_best.h5"
-STATE = "training_state"
+HISTORY_CSV = "history.csv"
+LOOP_STATE = "loop_state.pkl"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of all that a commit holds, which training can no longer change.
+    """All that a commit holds, which training can no longer change.
 
     Attributes:
-        weights, variables, optimizer, metrics: arrays in the order of the model's lists.
-        state: JSON values; "history" is a list with a row per finished epoch.
+        values: of each variable, in the order of the groups; TensorFlow copies what it is about to
+            change while it is still held here.
+        state: JSON values, and arrays; without the history.
+        rows: the history, a row per finished epoch.
+        history: the same as an array.
     """
 
-    weights: list[np.ndarray]
-    variables: list[np.ndarray]
-    optimizer: list[np.ndarray]
-    metrics: list[np.ndarray]
+    values: list[tf.Tensor]
     state: dict[str, Any]
+    rows: list[Mapping[str, Any]]
+    history: np.ndarray
 
 
 class Checkpoint:
@@ -70,22 +69,41 @@ class Checkpoint:
     def __init__(self, folder: Path, model: keras.Model) -> None:
         self.folder = folder
         self.model = model
-        # What never changes, Keras' description of the model above all, is written once, and before
-        # anything is restored: it is the same in every attempt.
-        self._template, self._weight_names = _template(model)
+        self._groups = {
+            "weights": model.weights,
+            "variables": _variables_beside_weights(model),
+            "optimizer": _optimizer_variables(model),
+            "metrics": [variable for metric in model.metrics for variable in metric.variables],
+        }
+        variables = [variable for group in self._groups.values() for variable in group]
+        # One call reads them all; one by one takes ten times as long.
+        self._read_variables = tf.function(
+            lambda: [tf.convert_to_tensor(variable.value) for variable in variables]
+        )
+        self._layout = CommitLayout(model, self._groups)
+        self._history = HistoryArray()
+        self._rows_in_csv: int | None = None  # None: whatever is in the file is written anew
+        self._columns_in_csv: list[str] = []
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._pending: Future[None] | None = None
         self._found: Path | None = None
 
     def snapshot(self, state: Mapping[str, Any]) -> Snapshot:
-        """Copy the model's variables as they are now. `state` must be JSON values."""
-        model = self.model
+        """Take the model's variables as they are now.
+
+        Args:
+            state: JSON values, arrays among them; "history" is a list with a row per finished
+                epoch, of numbers, to which rows are only ever appended.
+        """
+        rows = list(state["history"])
+        self._history.follow(rows)
+        rest = {key: value for key, value in state.items() if key != "history"}
+        rest |= {"columns": self._history.columns, "num_rows": len(rows)}
         return Snapshot(
-            weights=_copies(model.weights),
-            variables=_copies(_variables_beside_weights(model)),
-            optimizer=_copies(_optimizer_variables(model)),
-            metrics=_copies(_metrics_variables(model)),
-            state=json.loads(json.dumps(state)),
+            values=self._read_variables(),
+            state=_copy(rest),
+            rows=rows,
+            history=self._history.values,
         )
 
     def commit(self, snapshot: Snapshot, is_best: bool = False) -> None:
@@ -107,6 +125,17 @@ class Checkpoint:
         if pending is not None:
             pending.result()
 
+    def finish(self) -> None:
+        """Have the last commit on the disk, and the views too, which until now only the system has.
+
+        Raises:
+            OSError: if something could not be written.
+        """
+        self.wait()
+        for name in (HISTORY_CSV, LOOP_STATE):
+            _sync(self.folder / name)
+        _sync(self.folder)
+
     def close(self) -> None:
         """Finish what was started, and let the writing thread go. Raises nothing."""
         self._executor.shutdown()
@@ -124,7 +153,9 @@ class Checkpoint:
         if self._found is None:
             return None
         state = read_state(self._found)
-        write_views(self.folder, state)
+        self._history.follow(state["history"])
+        position = {key: value for key, value in state.items() if key != "history"}
+        self._write_views(position, state["history"], list(self._history.columns))
         return state
 
     def restore(self) -> None:
@@ -137,15 +168,15 @@ class Checkpoint:
         assert path is not None
         load_weights(path, self.model)
         with h5py.File(path, "r") as file:
-            group = file[STATE]
-            _assign(group["variables"], _variables_beside_weights(self.model), path)
-            _assign(group["optimizer"], _optimizer_variables(self.model), path)
-            _assign(group["metrics"], _metrics_variables(self.model), path)
+            for group in ("variables", "optimizer", "metrics"):
+                _assign(file[STATE][group], self._groups[group], path)
 
     def _write(self, snapshot: Snapshot, is_best: bool) -> None:
         folder, temporary = self.folder, self.folder / f".{LATEST}.partial"
+        values = [tensor.numpy() for tensor in snapshot.values]
+        content = self._layout.put_together(values, snapshot.state, snapshot.history)
         try:
-            write_and_sync(temporary, self._content(snapshot))
+            write_and_sync(temporary, content.data)
             # The links come first: a kill between them and the rename leaves the latest commit in
             # its place, and what is then repeated makes the same links again.
             if is_best:
@@ -153,8 +184,13 @@ class Checkpoint:
             if (folder / LATEST).exists():
                 _link(folder / LATEST, folder / PREVIOUS)
             os.replace(temporary, folder / LATEST)
-            _sync_folder(folder)
-            write_views(folder, snapshot.state)
+            _sync(folder)
+            position = {
+                key: value
+                for key, value in snapshot.state.items()
+                if key not in ("columns", "num_rows")
+            }
+            self._write_views(position, snapshot.rows, list(snapshot.state["columns"]))
         except OSError as error:
             raise OSError(
                 f"{folder / LATEST} or a file that belongs to it could not be written "
@@ -164,27 +200,24 @@ class Checkpoint:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _content(self, snapshot: Snapshot) -> bytes:
-        """Return the bytes of a commit; they depend on model and state alone."""
-        # Made in memory: HDF5 never writes to a disk that may be full, and never fails half-way.
-        content = io.BytesIO(self._template)
-        model = self.model
-        with h5py.File(content, "r+") as file:
-            group = file[STATE]
-            if self._weight_names:
-                for name, array in zip(self._weight_names, snapshot.weights, strict=True):
-                    file[name][...] = array
-            else:
-                _write(group.create_group("weights"), model.weights, snapshot.weights)
-            variables = _variables_beside_weights(model)
-            _write(group.create_group("variables"), variables, snapshot.variables)
-            _write(group.create_group("optimizer"), _optimizer_variables(model), snapshot.optimizer)
-            _write(group.create_group("metrics"), _metrics_variables(model), snapshot.metrics)
-            group["state"] = json.dumps(snapshot.state)
-        view = content.getbuffer()
-        digest = hashlib.sha256(view[USER_BLOCK:]).hexdigest().encode()
-        view[:USER_BLOCK] = (SIGNATURE + digest).ljust(USER_BLOCK, b"\0")
-        return bytes(view)
+    def _write_views(
+        self, position: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], columns: list[str]
+    ) -> None:
+        """Write `loop_state.pkl`, and append to `history.csv`, or make it anew.
+
+        They are not synced: what a power cut takes, the next attempt writes anew.
+        """
+        path = self.folder / HISTORY_CSV
+        known, self._rows_in_csv = self._rows_in_csv, None
+        if known is None or columns != self._columns_in_csv:
+            write_atomically(path, csv_lines(columns, rows).encode())
+        elif known < len(rows):
+            with open(path, "a") as file:
+                file.write(csv_lines(columns, rows[known:], header=False))
+        write_atomically(
+            self.folder / LOOP_STATE, pickle.dumps(_plain_values(position), protocol=4)
+        )
+        self._rows_in_csv, self._columns_in_csv = len(rows), columns
 
 
 def latest_good(folder: Path) -> Path | None:
@@ -217,12 +250,6 @@ def latest_good(folder: Path) -> Path | None:
     return None
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Return what a commit says of its run: epoch, steps, best epoch, history."""
-    with h5py.File(path, "r") as file:
-        return json.loads(file[STATE]["state"][()])
-
-
 def load_weights(path: Path, model: keras.Model) -> None:
     """Assign a commit's weights alone, as evaluation needs them.
 
@@ -240,80 +267,14 @@ def load_weights(path: Path, model: keras.Model) -> None:
             raise ValueError(f"{path} was written by another model: {error}") from error
 
 
-def write_views(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write `history.csv` and `loop_state.pkl` from a commit's state."""
-    write_atomically(folder / "history.csv", history_csv(state["history"]).encode())
-    position = {key: value for key, value in state.items() if key != "history"}
-    write_atomically(folder / "loop_state.pkl", pickle.dumps(position, protocol=4))
-
-
-def history_csv(history: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV text; a column that a row lacks is left empty in it.
-
-    A float32 is written with the fewest digits that read back as the same float32.
-    """
-    columns = list(dict.fromkeys(key for row in history for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in history:
-        writer.writerow({key: _shortest(value) for key, value in row.items()})
-    return text.getvalue()
-
-
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file by `content`: a reader, and a kill, find the old bytes or the new."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        write_and_sync(temporary, content)
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _template(model: keras.Model) -> tuple[bytes, list[str]]:
-    """Return what all commits of a model have in common, and where its weights are in there.
-
-    It is what `model.save("model.h5")` writes. A subclassed model has no config that Keras could
-    write: then there is only our own group, and the list is empty.
-    """
-    content, names = io.BytesIO(), []
-    with h5py.File(content, "w", userblock_size=USER_BLOCK) as file:
-        try:
-            _write_keras_model(model, file)
-        except NotImplementedError:
-            file.clear()
-        else:
-            names = _names_of_weights(model, file)
-        file.create_group(STATE)
-    return content.getvalue(), names
-
-
-def _write_keras_model(model: keras.Model, file: h5py.File) -> None:
-    """Write what `model.save("model.h5")` does, and leave the live model as it is."""
-    # Keras' writer takes the optimizer out of the model's compile config. Its copy of the optimizer
-    # is left out: load_model does not read it, and ours is complete.
-    compile_config = model._compile_config
-    kept = dict(compile_config.config) if compile_config is not None else None
-    try:
-        save_model_to_hdf5(model, file, include_optimizer=True)
-        file.pop("optimizer_weights", None)
-    finally:
-        if compile_config is not None:
-            compile_config.config = kept
-
-
-def _names_of_weights(model: keras.Model, file: h5py.File) -> list[str]:
-    """Return the dataset of each of `model.weights`, in that order."""
-    found: dict[int, str] = {}
-    group = file["model_weights"]
-    for layer in model.layers:
-        layer_group = group[layer.name]
-        # Keras' own order: first what is trained, then what is not, without random states.
-        weights = [*layer.trainable_weights, *layer.non_trainable_weights]
-        for name, weight in zip(layer_group.attrs["weight_names"], weights, strict=True):
-            found[id(weight)] = f"model_weights/{layer.name}/{name}"
-    return [found[id(weight)] for weight in model.weights]
 
 
 def _variables_beside_weights(model: keras.Model) -> list[Any]:
@@ -329,20 +290,6 @@ def _optimizer_variables(model: keras.Model) -> list[Any]:
     others = [value for value in vars(model).values() if isinstance(value, keras.Optimizer)]
     optimizers = {id(optimizer): optimizer for optimizer in (model.optimizer, *others)}
     return [variable for optimizer in optimizers.values() for variable in optimizer.variables]
-
-
-def _metrics_variables(model: keras.Model) -> list[Any]:
-    """Return the accumulators of all metrics, the loss' included."""
-    return [variable for metric in model.metrics for variable in metric.variables]
-
-
-def _copies(variables: Sequence[Any]) -> list[np.ndarray]:
-    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
-
-
-def _write(group: h5py.Group, variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
-    for index, (variable, array) in enumerate(zip(variables, arrays, strict=True)):
-        group.create_dataset(f"{index:05}", data=array).attrs["path"] = variable.path
 
 
 def _assign(group: h5py.Group, variables: Sequence[Any], path: Path) -> None:
@@ -375,7 +322,7 @@ def _link(source: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)  # it stays where both were one file already
 
 
-def write_and_sync(path: Path, content: bytes) -> None:
+def write_and_sync(path: Path, content: bytes | memoryview) -> None:
     """Write a file and have it on the disk, not in the system's memory, on return."""
     with open(path, "wb") as file:
         file.write(content)
@@ -383,16 +330,30 @@ def write_and_sync(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Have a file or folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _shortest(value: Any) -> Any:
-    if not isinstance(value, float):
-        return value
-    single = np.float32(value)
-    return str(single) if float(single) == value else repr(value)
+def _plain_values(value: Any) -> Any:
+    """Return JSON values with the shape of each array in its place."""
+    if isinstance(value, Mapping):
+        return {key: _plain_values(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_values(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return value
+
+
+def _copy(value: Any) -> Any:
+    """Return a copy of JSON values and arrays; tuples become lists, as JSON has them."""
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(item) for item in value]
+    return np.array(value) if isinstance(value, np.ndarray | np.generic) else value

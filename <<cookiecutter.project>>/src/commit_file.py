@@ -1,12 +1,20 @@
-"""Whether a file is a whole commit, and one of ours; it needs no Keras."""
+"""Reads a commit: whether it is whole, and what it says of its run. It needs no Keras."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 
+from src.history import rows_of
+
 USER_BLOCK = 512
 SIGNATURE = b"training checkpoint, sha256 of what follows byte 512: "
+STATE = "training_state"
+TEXT = f"{STATE}/state"  # JSON
+HISTORY = f"{STATE}/history"
+ARRAY = "__array__"  # stands in the JSON for an array, with its number
 
 
 class DamagedCheckpointError(OSError):
@@ -29,6 +37,25 @@ def verify(path: Path) -> None:
             f"{path} is damaged: its bytes are not those that were written"
         )
     _refuse_foreign(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what a commit says of its run: epoch, steps, best epoch, history and more."""
+    with h5py.File(path, "r") as file:
+        state = _with_arrays(json.loads(file[TEXT][()]), file)
+        num_rows = state.pop("num_rows")
+        state["history"] = rows_of(state.pop("columns"), file[HISTORY][:num_rows])
+        return state
+
+
+def _with_arrays(value: Any, file: h5py.File) -> Any:
+    if isinstance(value, list):
+        return [_with_arrays(item, file) for item in value]
+    if isinstance(value, dict) and value.keys() == {ARRAY}:
+        return file[f"{STATE}/arrays/{value[ARRAY]:05}"][()]
+    if isinstance(value, dict):
+        return {key: _with_arrays(item, file) for key, item in value.items()}
+    return value
 
 
 def _refuse_foreign(path: Path) -> None:

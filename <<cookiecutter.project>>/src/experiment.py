@@ -197,6 +197,9 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     for key in ("batch_size", "num_epochs", "n_filters", "n_layers", "accumulate_steps"):
         if config[key] < 1:
             raise UsageError(f"{key} is {config[key]}; it must be at least 1")
+    threads = config["threads"]
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise UsageError(f"threads is {threads!r}; it must be at least 1, or null: one a core")
     for key in ("patience", "checkpoint_steps", "checkpoint_seconds"):
         if config[key] < 0:
             raise UsageError(f"{key} is {config[key]}; it must be at least 0 (0: never)")

@@ -29,27 +29,24 @@ FEATURES = ("sse4_2", "avx", "avx2", "fma", "avx512", "avx_vnni", "amx", "asimd"
 
 def stored_in(run: Path) -> Fingerprint | None:
     """Return the fingerprint in a run's latest commit, or None; it needs no Keras."""
-    import h5py
-
-    from src.commit_file import verify
+    from src.commit_file import read_state, verify
 
     for name in ("model.h5", "model_previous.h5"):
         try:
             verify(run / name)
-            with h5py.File(run / name, "r") as file:
-                return json.loads(file["training_state/state"][()])["fingerprint"]
+            return read_state(run / name)["fingerprint"]
         except (OSError, KeyError, ValueError):
             continue  # missing or damaged; what is to be said of that is said on restoring
     return None
 
 
 def settings_of(config: Mapping[str, Any], stored: Fingerprint | None) -> dict[str, Any]:
-    """Return what can be set: as the commit has it, or for a new run as this machine offers it."""
+    """Return what can be set: as the commit has it, or for a new run as config and machine say."""
     if stored is not None:
         return stored["settings"]
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "threads": threads,
+        "threads": config["threads"] or cores,
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1"),
         "xla_flags": os.environ.get("TF_XLA_FLAGS", ""),
         "deterministic": config["deterministic"],
@@ -71,7 +68,8 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
     if threading.get_intra_op_parallelism_threads() != settings["threads"]:
         with contextlib.suppress(RuntimeError):
             threading.set_intra_op_parallelism_threads(settings["threads"])
-            threading.set_inter_op_parallelism_threads(settings["threads"])
+            # Never one alone: data is made ready beside the operation that waits for it.
+            threading.set_inter_op_parallelism_threads(max(settings["threads"], 2))
     if settings["deterministic"]:
         tf.config.experimental.enable_op_determinism()
     return {**settings, "threads": threading.get_intra_op_parallelism_threads()}

@@ -18,7 +18,8 @@ import keras
 from tqdm import tqdm
 
 from src import results
-from src.checkpoint import history_csv, write_atomically
+from src.checkpoint import write_atomically
+from src.history import csv_lines
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +93,22 @@ class Hook:
 class EpochLog(Hook):
     """Logs a line per epoch and appends its wall-clock figures to `timing.csv`."""
 
+    COLUMNS = ("epoch", "seconds", "steps_per_second", "finished_at")
+
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        path = run.root / "timing.csv"
+        rows: list[dict[str, Any]] = []
+        if path.exists():
+            with open(path, newline="") as file:
+                rows = [row for row in csv.DictReader(file) if row["epoch"].isdecimal()]
+        # An epoch that was done but not committed is done again.
+        kept = [row for row in rows if int(row["epoch"]) < len(run.history)]
+        write_atomically(path, csv_lines(self.COLUMNS, kept).encode())
+
     def before_epoch(self, epoch: int) -> None:
         self.start = time.perf_counter()
+        self.steps_before = self.run.global_step
 
     def after_epoch(self, epoch: int) -> None:
         seconds = time.perf_counter() - self.start
@@ -103,24 +118,14 @@ class EpochLog(Hook):
             for key, value in row.items()
         )
         log.info("epoch %d/%d  %s  %.1f s", epoch + 1, self.run.num_epochs, figures, seconds)
-        self._append(epoch, seconds)
-
-    def _append(self, epoch: int, seconds: float) -> None:
-        path = self.run.root / "timing.csv"
-        rows: list[dict[str, Any]] = []
-        if path.exists():
-            with open(path, newline="") as file:
-                # A row of an epoch that was done but not committed is replaced.
-                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
-        rows.append(
-            {
-                "epoch": epoch,
-                "seconds": round(seconds, 3),
-                "steps_per_second": round(self.run.steps_per_epoch / seconds, 1),
-                "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            }
-        )
-        write_atomically(path, history_csv(rows).encode())
+        timing = {
+            "epoch": epoch,
+            "seconds": round(seconds, 3),
+            "steps_per_second": round((self.run.global_step - self.steps_before) / seconds, 1),
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        with open(self.run.root / "timing.csv", "a") as file:
+            file.write(csv_lines(self.COLUMNS, [timing], header=False))
 
 
 class Progress(Hook):
@@ -161,15 +166,16 @@ class Progress(Hook):
 
 
 class LearningCurve(Hook):
-    """Draws `learning_curve.png` after an epoch, at most every 30 seconds, and at the end."""
+    """Draws `learning_curve.png` after an epoch, not too often, and at the end."""
 
     SECONDS_BETWEEN = 30.0
+    SHARE_OF_TIME = 0.01  # a long history takes long to draw
 
     def __init__(self) -> None:
-        self.drawn_at = float("-inf")
+        self.next_at = float("-inf")
 
     def after_epoch(self, epoch: int) -> None:
-        if time.monotonic() - self.drawn_at > self.SECONDS_BETWEEN:
+        if time.monotonic() > self.next_at:
             self._draw()
 
     def after_training(self) -> None:
@@ -181,11 +187,13 @@ class LearningCurve(Hook):
     def _draw(self) -> None:
         if not self.run.history:
             return
+        start = time.monotonic()
         try:
             results.draw_learning_curve(self.run.root, self.run.history, self.run.best_epoch)
         except OSError as error:  # a picture is no reason to stop; a commit that fails is
             log.warning("learning_curve.png could not be written (%s)", error.strerror)
-        self.drawn_at = time.monotonic()
+        end = time.monotonic()
+        self.next_at = end + max(self.SECONDS_BETWEEN, (end - start) / self.SHARE_OF_TIME)
 
 
 class TensorBoard(Hook):

@@ -206,7 +206,8 @@ def training_loop(
                         committed_at = time.monotonic()
 
                 # ---- validate, unless a signal came ---------------------------------------------
-                before_validation = snapshot(epoch, step)
+                # Validation uses the metrics of the epoch for its own.
+                before_validation = snapshot(epoch, step) if validation or received.name else None
                 logs = dict(results)
                 if validation is not None and not received.name:
                     figures = validation.run(
@@ -214,7 +215,7 @@ def training_loop(
                     )
                     logs |= {f"val_{key}": value for key, value in (figures or {}).items()}
                 if received.name:
-                    checkpoint.commit(before_validation)
+                    checkpoint.commit(before_validation or snapshot(epoch, step))
                     checkpoint.wait()
                     log.warning(
                         "%s: stopped at step %d of epoch %d", received.name, step, epoch + 1
@@ -239,7 +240,7 @@ def training_loop(
                     log.info("stopped after epoch %d: %s", epoch + 1, run.stop_reason)
                     break
 
-            checkpoint.wait()
+            checkpoint.finish()
             keras_callbacks.on_train_end()
             for hook in hooks:
                 hook.after_training()

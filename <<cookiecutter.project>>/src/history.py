@@ -1,0 +1,75 @@
+"""The history: rows in memory, an array in the commit, lines of text in `history.csv`."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Row = Mapping[str, Any]
+# A cell that a row does not have. It is a NaN, and no computation returns this one.
+MISSING = np.array(0x7FF8_0000_0000_0A11, np.int64).view(np.float64)[()]
+
+
+class HistoryArray:
+    """A history as one array, which grows with it at the cost of the new rows alone.
+
+    Attributes:
+        columns: names, and whether a column holds whole numbers.
+        values: float64 of shape (num_rows, num_columns); never written to once it is here.
+    """
+
+    def __init__(self) -> None:
+        self.columns: dict[str, bool] = {}
+        self.values = np.empty((0, 0))
+
+    def follow(self, history: Sequence[Row]) -> None:
+        """Take the rows that are new since the last call.
+
+        Raises:
+            TypeError: if a cell is no number.
+        """
+        for row in history[len(self.values) :]:
+            for key, value in row.items():
+                if not isinstance(value, int | float):
+                    raise TypeError(f"{key} is {value!r}; the history holds numbers alone")
+                self.columns.setdefault(key, isinstance(value, int))
+            more = len(self.columns) - self.values.shape[1]
+            wide = np.pad(self.values, ((0, 0), (0, more)), constant_values=MISSING)
+            new = [row.get(key, MISSING) for key in self.columns]
+            self.values = np.concatenate([wide, [new]])
+
+
+def rows_of(columns: Mapping[str, bool], values: np.ndarray) -> list[dict[str, Any]]:
+    """Return the rows that `HistoryArray` made `columns` and `values` of."""
+    bits, missing = values.view(np.int64), MISSING.view(np.int64)
+    return [
+        {
+            key: int(value) if is_whole else float(value)
+            for (key, is_whole), value, bit in zip(columns.items(), row, row_bits, strict=True)
+            if bit != missing
+        }
+        for row, row_bits in zip(values, bits, strict=True)
+    ]
+
+
+def csv_lines(columns: Sequence[str], rows: Sequence[Row], header: bool = True) -> str:
+    """Return rows as CSV text; a column that a row lacks is left empty in it.
+
+    A float32 is written with the fewest digits that read back as the same float32.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _shortest(value) for key, value in row.items()})
+    return text.getvalue()
+
+
+def _shortest(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    single = np.float32(value)
+    return str(single) if float(single) == value else repr(value)
