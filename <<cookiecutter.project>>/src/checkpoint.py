@@ -79,7 +79,7 @@ class Checkpoint:
         # One call reads them all; one by one takes ten times as long.
         self._read_variables = tf.function(
             lambda: [tf.convert_to_tensor(variable.value) for variable in variables]
-        )
+        ).get_concrete_function()
         self._layout = CommitLayout(model, self._groups)
         self._history = HistoryArray()
         self._rows_in_csv: int | None = None  # None: whatever is in the file is written anew

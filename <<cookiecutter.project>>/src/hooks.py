@@ -200,13 +200,11 @@ class TensorBoard(Hook):
     """Writes the history to `tb/train` and `tb/validation`, which TensorBoard overlays."""
 
     def before_training(self, run: Run) -> None:
-        import tensorflow as tf
+        from tensorboard.summary import Writer
 
         super().before_training(run)
-        self.scalar = tf.summary.scalar
         self.writers = {
-            name: tf.summary.create_file_writer(str(run.root / "tb" / name))
-            for name in ("train", "validation")
+            name: Writer(str(run.root / "tb" / name)) for name in ("train", "validation")
         }
 
     def after_epoch(self, epoch: int) -> None:
@@ -214,8 +212,7 @@ class TensorBoard(Hook):
             if key in ("epoch", "step"):
                 continue
             split = "validation" if key.startswith("val_") else "train"
-            with self.writers[split].as_default():
-                self.scalar(key.removeprefix("val_"), value, step=epoch)
+            self.writers[split].add_scalar(key.removeprefix("val_"), value, step=epoch)
         for writer in self.writers.values():
             writer.flush()
 

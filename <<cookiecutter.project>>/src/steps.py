@@ -33,10 +33,10 @@ class Call(NamedTuple):
 class _Group(NamedTuple):
     """Batches of equal shapes, stacked: each array has a first dimension more."""
 
-    epoch: int
-    step: int
     num_steps: int
     batches: Any
+    signature: Any
+    kind: str  # the signature as text
 
 
 class Steps:
@@ -49,7 +49,7 @@ class Steps:
     """
 
     # A signal may have to wait for the end of a call, and a progress bar too.
-    SECONDS_PER_CALL = 0.05
+    SECONDS_PER_CALL = 0.08
     MOST_STEPS = 1000
 
     def __init__(self, model: keras.Model, source: BatchSource, one_by_one: bool = False) -> None:
@@ -59,23 +59,25 @@ class Steps:
         self.one_by_one = one_by_one
         self._calls: dict[Any, Callable[[Any], Any]] = {}
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-        self._ahead: tuple[tuple[int, int, int], Future[_Group]] | None = None
+        self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
 
-    def run(self, epoch: int, step: int, until: int) -> Call:
-        """Run steps of `epoch` from `step` on, at least one, and none from `until` on."""
-        group = self._take(epoch, step, min(self.size, until - step))
-        after = step + group.num_steps
-        if after < until:
-            self._make_ready(epoch, after, min(self.size, until - after))
-        elif after == self.source.steps_per_epoch:
-            self._make_ready(epoch + 1, 0, min(self.size, self.source.steps_per_epoch))
-        signature = keras.tree.map_structure(_signature, group.batches)
-        key = str(signature)
-        known = key in self._calls
+    def run(self, epoch: int, step: int, until: int, then: int = 0) -> Call:
+        """Run steps of `epoch` from `step` on, at least one, and none from `until` on.
+
+        `then` is where the next call is to stop, if it begins at `until`: its batches are made
+        ready. 0: at the end of the epoch.
+        """
+        group = self._take(epoch, step, until)
+        after, steps_per_epoch = step + group.num_steps, self.source.steps_per_epoch
+        if after == steps_per_epoch:
+            self._make_ready(epoch + 1, 0, steps_per_epoch)
+        else:
+            self._make_ready(epoch, after, until if after < until else then or steps_per_epoch)
+        known = group.kind in self._calls
         if not known:
-            self._calls[key] = self._compile(signature)
+            self._calls[group.kind] = self._compile(group.signature)
         start = time.perf_counter()
-        results, finite = self._calls[key](group.batches)
+        results, finite = self._calls[group.kind](group.batches)
         finite = np.asarray(finite)
         if known and not self.one_by_one:  # the first call of a kind may have been compiled
             seconds = (time.perf_counter() - start) / group.num_steps
@@ -90,17 +92,18 @@ class Steps:
         """Let the thread go that makes batches ready."""
         self._executor.shutdown(cancel_futures=True)
 
-    def _take(self, epoch: int, step: int, size: int) -> _Group:
+    def _take(self, epoch: int, step: int, until: int) -> _Group:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             place, group = ahead
-            if place[:2] == (epoch, step) and group.result().num_steps <= size:
+            if place == (epoch, step) and step + group.result().num_steps <= until:
                 return group.result()
+        size = min(self.size, until - step)
         return self._executor.submit(self._stack, epoch, step, size).result()
 
-    def _make_ready(self, epoch: int, step: int, size: int) -> None:
-        place = (epoch, step, size)
-        self._ahead = place, self._executor.submit(self._stack, *place)
+    def _make_ready(self, epoch: int, step: int, until: int) -> None:
+        size = min(self.size, until - step)
+        self._ahead = (epoch, step), self._executor.submit(self._stack, epoch, step, size)
 
     def _stack(self, epoch: int, step: int, size: int) -> _Group:
         batches: list[Any] = []
@@ -114,7 +117,8 @@ class Steps:
         else:
             stacked = keras.tree.map_structure(lambda *arrays: np.stack(arrays), *batches)
         tensors = keras.tree.map_structure(tf.convert_to_tensor, stacked)
-        return _Group(epoch, step, len(batches), tensors)
+        signature = keras.tree.map_structure(_signature, tensors)
+        return _Group(len(batches), tensors, signature, str(signature))
 
     def _compile(self, signature: Any) -> Callable[[Any], Any]:
         """Return a function of stacked batches: the last step's results, and which are finite."""
@@ -145,7 +149,7 @@ class Steps:
             )
             return results, finite.stack()
 
-        return tf.function(many_steps, input_signature=[signature])
+        return tf.function(many_steps, input_signature=[signature]).get_concrete_function()
 
     def _run_eagerly(self, batches: Any) -> Any:
         finite = []

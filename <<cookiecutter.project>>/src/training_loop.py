@@ -181,10 +181,13 @@ def training_loop(
 
                 # ---- train -----------------------------------------------------------------------
                 while step < source.steps_per_epoch:
-                    until = next_stop(run.global_step, checkpoint_steps, hooks) - run.global_step
+                    begin = run.global_step - step
+                    end = begin + source.steps_per_epoch
+                    until = min(next_stop(run.global_step, checkpoint_steps, hooks), end)
+                    then = min(next_stop(until, checkpoint_steps, hooks), end)
                     if one_by_one:
                         keras_callbacks.on_train_batch_begin(step)
-                    call = steps.run(epoch, step, min(step + until, source.steps_per_epoch))
+                    call = steps.run(epoch, step, until - begin, then - begin)
                     run.global_step += call.step - step
                     step, results = call.step, call.results
                     if call.not_finite is not None and on_nan == "stop":
