@@ -47,13 +47,13 @@ WARM_UP = 5  # epochs
 
 DIGITS: dict[str, Any] = {"dataset": "loop.digits", "monitor": "loss", "augmented": False}
 PHOTOGRAPHS: dict[str, Any] = {"dataset": "loop.photographs", "monitor": "loss", "augmented": False}
-PHOTOGRAPHS |= {"n_layers": 3, "batch_size": 128}
+PHOTOGRAPHS |= {"n_layers": 3, "batch_size": 128, "threads": None}
 LARGE: dict[str, Any] = {
     "dataset": "loop.many_digits",
     "model": "loop.large_model",
     "monitor": "loss",
 }
-LARGE |= {"augmented": False}
+LARGE |= {"augmented": False, "threads": None}
 MANY: dict[str, Any] = {
     "dataset": "loop.many_digits",
     "monitor": "loss",
@@ -187,7 +187,7 @@ def train_py(job: dict[str, Any], make_hook: Callable[[], Any], built: Any = Non
     experiment.Experiment.hooks = with_ours
     experiment.build = and_tell
     flags = [
-        f"--{key}={value}" if value is not False else f"--no_{key}"
+        f"--{key}={json.dumps(value)}" if value is not False else f"--no_{key}"
         for key, value in job["config"].items()
     ]
     num_epochs = f"--num_epochs={job.get('num_epochs', FOREVER)}"
@@ -409,19 +409,17 @@ def side_stop(job: dict[str, Any], meter: Meter) -> None:
 def side_move(job: dict[str, Any], meter: Meter) -> None:
     """Move a stopped run to another step of its epoch, as if it had trained until there."""
     import h5py
-    from src import checkpoint
+    from src.commit_file import SIGNATURE, TEXT, USER_BLOCK
 
-    path = Path(job["folder"], checkpoint.LATEST)
+    path = Path(job["folder"], "model.h5")
     with h5py.File(path, "r+") as file:
-        group = file[checkpoint.STATE]
-        state = json.loads(group["state"][()])
+        state = json.loads(file[TEXT][()])
         state["step"] = state["global_step"] = job["step"]
-        del group["state"]
-        group["state"] = json.dumps(state)
-    content = path.read_bytes()[checkpoint.USER_BLOCK :]
-    digest = hashlib.sha256(content).hexdigest().encode()
-    head = (checkpoint.SIGNATURE + digest).ljust(checkpoint.USER_BLOCK, b"\0")
-    path.write_bytes(head + content)
+        del file[TEXT]
+        file[TEXT] = json.dumps(state)
+    content = path.read_bytes()[USER_BLOCK:]
+    head = SIGNATURE + hashlib.sha256(content).hexdigest().encode()
+    path.write_bytes(head.ljust(USER_BLOCK, b"\0") + content)
 
 
 def side_resume(job: dict[str, Any], meter: Meter) -> None:
@@ -657,7 +655,8 @@ def resume(pairs: int) -> Figures:
                 folder = Path(name, "run")
                 shutil.copytree(stopped, folder)
                 with side("move", {"step": step}, folder) as process:
-                    process.process.wait()
+                    if process.process.wait() != 0:
+                        process.fail()
                 with side("resume", {"config": MANY}, folder) as process:
                     answer = process.answer()
                 if answer["step"] != step + 1:

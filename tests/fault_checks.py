@@ -122,11 +122,13 @@ def power(before: str, after: str, trace: str, rounds: str) -> dict[str, Any]:
             if now != names[-1]:
                 names.append(now)
             for state in names[sure:]:
-                unsure = [name for name, inode in state.items() if inode.pending]
+                # The views are made anew from the commits, whatever is left of them.
+                models = {name: inode for name, inode in state.items() if "model" in name}
+                unsure = [name for name, inode in models.items() if inode.pending]
                 for _ in range(int(rounds)):
                     choices = [state[name].contents(chance) for name in unsure]
                     for contents in itertools.islice(itertools.product(*choices), 200):
-                        files = {name: inode.durable for name, inode in state.items()}
+                        files = {name: inode.durable for name, inode in models.items()}
                         files |= dict(zip(unsure, contents, strict=True))
                         key = hash((acknowledged, *sorted(files.items())))
                         if key in seen:
@@ -147,8 +149,7 @@ def judge(
 ) -> str | None:
     """Say what is wrong with a state of the folder, or None."""
     for name, content in files.items():
-        if "model" in name:
-            (folder / name).write_bytes(content)
+        (folder / name).write_bytes(content)
     try:
         good = latest_good(folder)
         used = good.read_bytes() if good else b""

@@ -63,6 +63,9 @@ SUBCLASSED = Job(
     "subclassed",
     (*SMALL, "--checkpoint_steps=3", "--model=fault_models:build_subclassed"),
 )
+# Attempts make one step a call, the run that nothing stopped makes many: with XLA too that changes
+# no bit.
+COMPILED = Job("compiled", (*SMALL, "--checkpoint_steps=4", "--no_deterministic", "--jit_compile"))
 
 
 @dataclass

@@ -116,7 +116,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "step": (steps.Steps, "run"),
     "snapshot": (checkpoint.Checkpoint, "snapshot"),
     "commit": (checkpoint.Checkpoint, "_write"),
-    "views": (checkpoint, "write_views"),
+    "views": (checkpoint.Checkpoint, "_write_views"),
     "validation": (steps.Validation, "run"),
     "read": (checkpoint.Checkpoint, "read"),
     "restore": (checkpoint.Checkpoint, "restore"),
@@ -206,7 +206,7 @@ def plant_every_error(folder: str, commit: int, errors: list[int], report: str) 
         if left == 0:
             found = []
             before = Path(folder, "model.h5").read_bytes()
-            after = self._content(args[0])
+            after = bytes(self._content(args[0]))
             for error in errors:
                 for call in range(1, 1000):
                     raised = None

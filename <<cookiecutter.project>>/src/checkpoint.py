@@ -63,12 +63,23 @@ class Checkpoint:
 
     Args:
         folder: the run folder.
-        model: compiled, with weights, metrics and optimizer variables made.
+        model: compiled; before `prepare`, its weights, metrics and optimizer variables are made.
     """
 
     def __init__(self, folder: Path, model: keras.Model) -> None:
         self.folder = folder
         self.model = model
+        self._groups: dict[str, list[Any]] = {}
+        self._history = HistoryArray()
+        self._rows_in_csv: int | None = None  # None: whatever is in the file is written anew
+        self._columns_in_csv: list[str] = []
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._pending: Future[None] | None = None
+        self._found: Path | None = None
+
+    def prepare(self) -> None:
+        """Find all variables of the model, and describe it as it is before anything is restored."""
+        model = self.model
         self._groups = {
             "weights": model.weights,
             "variables": _variables_beside_weights(model),
@@ -81,12 +92,6 @@ class Checkpoint:
             lambda: [tf.convert_to_tensor(variable.value) for variable in variables]
         ).get_concrete_function()
         self._layout = CommitLayout(model, self._groups)
-        self._history = HistoryArray()
-        self._rows_in_csv: int | None = None  # None: whatever is in the file is written anew
-        self._columns_in_csv: list[str] = []
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
-        self._pending: Future[None] | None = None
-        self._found: Path | None = None
 
     def snapshot(self, state: Mapping[str, Any]) -> Snapshot:
         """Take the model's variables as they are now.
@@ -144,7 +149,8 @@ class Checkpoint:
         """Find the latest good commit and return its state; None if there is none.
 
         A damaged file is set aside under the name `*.damaged` and the commit before it is used. The
-        views are written anew, so that one that was lost or edited is right again.
+        views are written anew, so that one that was lost or edited is right again; so is the best
+        commit where it can be.
 
         Raises:
             DamagedCheckpointError: if there are commits, and none of them is good.
@@ -153,6 +159,8 @@ class Checkpoint:
         if self._found is None:
             return None
         state = read_state(self._found)
+        if state["best_epoch"] is not None:
+            look_after_best(self.folder, state["best_epoch"])
         self._history.follow(state["history"])
         position = {key: value for key, value in state.items() if key != "history"}
         self._write_views(position, state["history"], list(self._history.columns))
@@ -173,10 +181,8 @@ class Checkpoint:
 
     def _write(self, snapshot: Snapshot, is_best: bool) -> None:
         folder, temporary = self.folder, self.folder / f".{LATEST}.partial"
-        values = [tensor.numpy() for tensor in snapshot.values]
-        content = self._layout.put_together(values, snapshot.state, snapshot.history)
         try:
-            write_and_sync(temporary, content.data)
+            write_and_sync(temporary, self._content(snapshot))
             # The links come first: a kill between them and the rename leaves the latest commit in
             # its place, and what is then repeated makes the same links again.
             if is_best:
@@ -199,6 +205,11 @@ class Checkpoint:
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _content(self, snapshot: Snapshot) -> memoryview:
+        """Return the bytes of a commit; they depend on model and state alone."""
+        values = [tensor.numpy() for tensor in snapshot.values]
+        return self._layout.put_together(values, snapshot.state, snapshot.history).data
 
     def _write_views(
         self, position: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], columns: list[str]
@@ -248,6 +259,39 @@ def latest_good(folder: Path) -> Path | None:
             "put a good copy back, or start anew in another folder"
         )
     return None
+
+
+def look_after_best(folder: Path, best_epoch: int) -> None:
+    """Link `model_best.h5` anew if it was lost or damaged; if that cannot be, say so once."""
+    path = folder / BEST
+    try:
+        verify(path)
+        # It may be newer: a kill came between the link to it and the commit, which comes again.
+        if read_state(path)["epoch"] > best_epoch:
+            return
+        harm = "is of another epoch"
+    except FileNotFoundError:
+        harm = "is gone"
+    except DamagedCheckpointError:
+        harm = "is damaged"
+        os.replace(path, path.with_name(f"{path.name}.damaged"))
+    for candidate in (folder / LATEST, folder / PREVIOUS):
+        try:
+            verify(candidate)
+            state = read_state(candidate)
+        except OSError:
+            continue
+        if (state["epoch"], state["step"]) == (best_epoch + 1, 0):
+            _link(candidate, path)
+            log.warning("%s %s; it is made anew from %s", path, harm, candidate.name)
+            return
+    log.warning(
+        "%s %s and cannot be made anew: the weights of epoch %d, the best so far, are lost; "
+        "training goes on, and the next better epoch makes it again",
+        path,
+        harm,
+        best_epoch + 1,
+    )
 
 
 def load_weights(path: Path, model: keras.Model) -> None:
@@ -345,8 +389,8 @@ def _plain_values(value: Any) -> Any:
         return {key: _plain_values(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain_values(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} of shape {value.shape}"
+    if isinstance(value, np.ndarray | np.generic):
+        return f"{value.dtype} of shape {value.shape}" if value.shape else value.item()
     return value
 
 

@@ -40,12 +40,19 @@ def verify(path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return what a commit says of its run: epoch, steps, best epoch, history and more."""
-    with h5py.File(path, "r") as file:
-        state = _with_arrays(json.loads(file[TEXT][()]), file)
-        num_rows = state.pop("num_rows")
-        state["history"] = rows_of(state.pop("columns"), file[HISTORY][:num_rows])
-        return state
+    """Return what a commit says of its run: epoch, steps, best epoch, history and more.
+
+    Raises:
+        DamagedCheckpointError: if that is not to be found in it.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            state = _with_arrays(json.loads(file[TEXT][()]), file)
+            num_rows = state.pop("num_rows")
+            state["history"] = rows_of(state.pop("columns"), file[HISTORY][:num_rows])
+            return state
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedCheckpointError(f"{path} is no checkpoint of ours: {error}") from error
 
 
 def _with_arrays(value: Any, file: h5py.File) -> Any:

@@ -26,6 +26,16 @@ from src.commit_file import ARRAY, HISTORY, SIGNATURE, STATE, TEXT, USER_BLOCK
 TEXT_BLOCK = 4096  # bytes of JSON
 HISTORY_BLOCK = 256  # rows
 
+# Keras writes these into the file as they were given, and then cannot read them.
+FULL_NAMES = {
+    "mse": "mean_squared_error",
+    "mae": "mean_absolute_error",
+    "mape": "mean_absolute_percentage_error",
+    "msle": "mean_squared_logarithmic_error",
+    "kld": "kl_divergence",
+    "bce": "binary_crossentropy",
+}
+
 
 @dataclass(frozen=True)
 class _Sparse:
@@ -156,7 +166,20 @@ def _write_model(model: keras.Model, file: h5py.File) -> list[str]:
         if compile_config is not None:
             compile_config.config = kept
     file.pop("optimizer_weights", None)
+    if "training_config" in file.attrs:
+        training_config = json.loads(file.attrs["training_config"])
+        training_config["loss"] = _full_names(training_config.get("loss"))
+        file.attrs["training_config"] = json.dumps(training_config)
     return _names_of_weights(model, file)
+
+
+def _full_names(loss: Any) -> Any:
+    """Return the losses of a compile config with each short name written out."""
+    if isinstance(loss, dict):
+        return {key: _full_names(value) for key, value in loss.items()}
+    if isinstance(loss, list):
+        return [_full_names(value) for value in loss]
+    return FULL_NAMES.get(loss.lower(), loss) if isinstance(loss, str) else loss
 
 
 def _names_of_weights(model: keras.Model, file: h5py.File) -> list[str]:

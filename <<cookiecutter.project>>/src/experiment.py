@@ -197,6 +197,11 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     for key in ("batch_size", "num_epochs", "n_filters", "n_layers", "accumulate_steps"):
         if config[key] < 1:
             raise UsageError(f"{key} is {config[key]}; it must be at least 1")
+    if config["jit_compile"] and config["deterministic"]:
+        raise UsageError(
+            "jit_compile and deterministic exclude each other, for TensorFlow has no deterministic "
+            "XLA; add --no_deterministic (bits may then change on a GPU), or --no_jit_compile"
+        )
     threads = config["threads"]
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise UsageError(f"threads is {threads!r}; it must be at least 1, or null: one a core")

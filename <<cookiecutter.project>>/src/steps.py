@@ -61,6 +61,14 @@ class Steps:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
 
+    def compile(self) -> None:
+        """Compile for the first batch; what a train step makes for itself is made thereby.
+
+        That may be the variables of a second optimizer, which have to be there to be restored.
+        """
+        first = self._executor.submit(self._stack, 0, 0, 1).result()
+        self._calls[first.kind] = self._compile(first.signature)
+
     def run(self, epoch: int, step: int, until: int, then: int = 0) -> Call:
         """Run steps of `epoch` from `step` on, at least one, and none from `until` on.
 

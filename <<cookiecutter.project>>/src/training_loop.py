@@ -154,6 +154,8 @@ def training_loop(
             for hook in hooks:
                 hook.before_training(run)
             keras_callbacks.on_train_begin()
+            steps.compile()
+            checkpoint.prepare()
 
             for epoch in range(first_epoch, num_epochs):
                 # ---- begin the epoch, or restore the middle of it -------------------------------

@@ -37,6 +37,7 @@ def subclassed() -> keras.Model:
 def state(epoch: int) -> dict[str, Any]:
     return {
         "epoch": epoch,
+        "step": 0,
         "global_step": 3 * epoch,
         "best_epoch": 0,
         "history": [{"epoch": number, "loss": 0.1} for number in range(epoch)],
@@ -55,6 +56,7 @@ def step(model: keras.Model) -> None:
 
 def commit(folder: Path, model: keras.Model, values: dict[str, Any], is_best: bool = False) -> None:
     writer = Checkpoint(folder, model)
+    writer.prepare()
     writer.commit(writer.snapshot(values), is_best)
     try:
         writer.wait()
@@ -64,6 +66,7 @@ def commit(folder: Path, model: keras.Model, values: dict[str, Any], is_best: bo
 
 def restore(folder: Path, model: keras.Model) -> dict[str, Any] | None:
     reader = Checkpoint(folder, model)
+    reader.prepare()
     found = reader.read()
     if found is not None:
         reader.restore()
@@ -106,6 +109,7 @@ def test_a_snapshot_is_not_changed_by_what_comes_after(
     model = build(config).model
     step(model)
     writer = Checkpoint(tmp_path, model)
+    writer.prepare()
     taken, expected = writer.snapshot(state(1)), everything(model)
     step(model)
     assert everything(model) != expected
@@ -213,3 +217,64 @@ def test_loop_state_holds_plain_values_and_is_never_executed(
     with pytest.raises(pickle.UnpicklingError, match="plain values"):
         results.load_position(tmp_path)
     assert not (tmp_path / "executed").exists()
+
+
+def test_what_a_harmed_best_commit_was_is_made_anew_or_named(
+    config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build(config).model
+    commit(tmp_path, model, state(1), is_best=True)
+    best = (tmp_path / "model_best.h5").read_bytes()
+    step(model)
+    commit(tmp_path, model, state(2))
+    (tmp_path / "model_best.h5").unlink()
+    restore(tmp_path, model)
+    assert (tmp_path / "model_best.h5").read_bytes() == best
+    assert "made anew from model_previous.h5" in caplog.text
+    step(model)
+    commit(tmp_path, model, state(3))
+    (tmp_path / "model_best.h5").write_bytes(best[:-9])
+    restore(tmp_path, model)
+    assert not (tmp_path / "model_best.h5").exists()
+    assert "is damaged and cannot be made anew: the weights of epoch 1" in caplog.text
+
+
+@pytest.mark.parametrize("loss", ["mse", "MAE", "kld"])
+def test_a_loss_by_its_short_name_is_read_back_by_keras(loss: str, tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="softmax")])
+    model.compile("adam", loss, metrics=["mae"])
+    model.train_on_batch(np.ones((4, 3)), np.full((4, 2), 0.5))
+    commit(tmp_path, model, state(1))
+    loaded = keras.models.load_model(tmp_path / "model.h5")
+    ones = np.ones((4, 3), np.float32)
+    assert loaded.evaluate(ones, np.full((4, 2), 0.5), verbose=0) == pytest.approx(
+        model.evaluate(ones, np.full((4, 2), 0.5), verbose=0)
+    )
+
+
+def test_arrays_in_a_state_come_back_as_arrays(config: dict[str, Any], tmp_path: Path) -> None:
+    model = build(config).model
+    values = state(1) | {"callbacks": {"0 X": {"best": np.float32(0.1), "kept": [np.arange(3)]}}}
+    commit(tmp_path, model, values)
+    restored = restore(tmp_path, model)
+    assert restored is not None
+    found = restored["callbacks"]["0 X"]
+    assert type(found["best"]) is np.float32 and found["best"] == np.float32(0.1)
+    assert found["kept"][0].tolist() == [0, 1, 2]
+    assert found["kept"][0].dtype == np.arange(3).dtype
+    assert results.load_position(tmp_path)["epoch"] == 1
+
+
+def test_a_long_history_with_gaps_comes_back(config: dict[str, Any], tmp_path: Path) -> None:
+    model = build(config).model
+    rows: list[dict[str, Any]] = [
+        {"epoch": epoch, "loss": 1 / (epoch + 1)} | ({"val": float("nan")} if epoch % 2 else {})
+        for epoch in range(600)
+    ]
+    commit(tmp_path, model, state(1) | {"history": rows})
+    restored = restore(tmp_path, model)
+    assert restored is not None
+    assert repr(restored["history"]) == repr(rows)
+    lines = (tmp_path / "history.csv").read_text().splitlines()
+    assert lines[0] == "epoch,loss,val" and lines[1] == "0,1.0," and lines[2] == "1,0.5,nan"
+    assert len(lines) == 601

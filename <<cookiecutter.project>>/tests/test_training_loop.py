@@ -230,7 +230,6 @@ def test_signal_handlers_are_put_back(config: dict[str, Any], tmp_path: Path) ->
         {"accumulate_steps": 3},
         {"optimizer_arguments": {"clipnorm": 0.5}},
         {"precision": "mixed_bfloat16"},
-        {"jit_compile": True},
         {
             "callbacks": [
                 {"class": "keras.callbacks.ReduceLROnPlateau", "patience": 0, "min_delta": 10.0},
@@ -322,6 +321,49 @@ def test_a_callback_whose_state_is_not_saved_is_named(
     train(config | {"num_epochs": 1}, tmp_path, callbacks=[Counts(), Saves()])
     assert caplog.text.count("keeps a state that is not saved") == 1
     assert "Counts" in caplog.text
+
+
+class LazyOptimizer(keras.Model):
+    """Has a second optimizer, whose variables come into being with the first training step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = keras.layers.Dense(6, activation="relu")
+        self.classifier = keras.layers.Dense(10)
+        self.second = keras.optimizers.Adam(0.01)
+
+    def call(self, inputs: Any) -> Any:
+        return self.classifier(self.hidden(keras.ops.reshape(inputs, (-1, 64))))
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        features, labels = data
+        with tf.GradientTape(persistent=True) as tape:
+            loss = self.compute_loss(y=labels, y_pred=self(features, training=True))
+        for layer, optimizer in ((self.hidden, self.optimizer), (self.classifier, self.second)):
+            variables = layer.trainable_variables
+            optimizer.apply(tape.gradient(loss, variables), variables)
+        return {"loss": loss}
+
+
+def test_a_second_optimizer_that_is_built_late_is_resumed(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    def run(folder: Path, stop: int = 0) -> None:
+        dataset = build(config).dataset
+        model = LazyOptimizer()
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss)
+        folder.mkdir(exist_ok=True)
+        hooks = (StopAt(stop),) if stop else ()
+        training_loop(model, dataset.train, None, folder, num_epochs=2, monitor="loss", hooks=hooks)
+
+    run(tmp_path / "straight")
+    with pytest.raises(SystemExit):
+        run(tmp_path / "resumed", stop=23)
+    run(tmp_path / "resumed")
+    for name in ("model.h5", "history.csv"):
+        straight, resumed = (tmp_path / folder / name for folder in ("straight", "resumed"))
+        assert straight.read_bytes() == resumed.read_bytes(), name
 
 
 class OwnSteps(keras.Model):
