@@ -161,7 +161,7 @@ def test_power_lost_at_any_moment_of_a_commit(lab: Lab, killed: Path) -> None:
         assert lab.attempt(before, LONGER, faults=[harm]).code == KILLED
         shutil.copytree(before, after)
         assert lab.attempt(after, LONGER, **record_one(after, trace)).code == KILLED
-        found = lab.check("power", before, after, trace, 100 if WHOLE else 60)
+        found = lab.check("power", before, after, trace, 160 if WHOLE else 90)
         assert found["acknowledged"] and not found["wrong"], found
         states[str(commit)] = found["states"]
     assert sum(states.values()) >= (10_000 if WHOLE else 1_000), states

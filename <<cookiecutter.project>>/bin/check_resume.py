@@ -10,6 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import vegab
 from configs import registry
 from src import experiment
 
+ROOT = Path(__file__).resolve().parents[1]
 EXACT = ("model.h5", "model_best.h5", "history.csv")
 KILLED = -signal.SIGKILL
 
@@ -31,28 +35,38 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2) -> None:
         kills: how often to kill the second run, at random steps
         epochs: how long both runs are
     """
+    for name, number in (("kills", kills), ("epochs", epochs)):
+        if number < 1:
+            raise vegab.UsageError(f"{name} is {number}; it must be at least 1")
     config |= {"num_epochs": epochs}
-    steps_per_epoch = experiment.build(config).dataset.train.steps_per_epoch
-    config |= {"checkpoint_steps": max(steps_per_epoch // 7, 1)}
-
-    from src.resume_check import first_difference, suspects
-
-    # Chosen anew each time: a check that always kills at the same steps proves less.
-    every_step = range(1, epochs * steps_per_epoch + 1)
-    stops = sorted(random.SystemRandom().sample(every_step, min(kills, len(every_step))))
-    reasons = suspects(config)
-    with tempfile.TemporaryDirectory(prefix="check_resume-") as name:
+    processes = server()
+    with (
+        tempfile.TemporaryDirectory(prefix="check_resume-") as name,
+        ProcessPoolExecutor(1, processes) as one,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        steps_per_epoch, reasons = one.submit(there, "survey", config).result()
+        config |= {"checkpoint_steps": max(steps_per_epoch // 7, 1)}
+        # Chosen anew each time: a check that always kills at the same steps proves less.
+        every_step = range(1, epochs * steps_per_epoch + 1)
+        stops = sorted(random.SystemRandom().sample(every_step, min(kills, len(every_step))))
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(config))
-        for run in ("straight", "again"):
-            attempt(folder, run, [])
-        difference = first_difference(folder / "straight", folder / "again")
-        if difference:
-            tell(f"two runs without a kill differ: {difference}", reasons, NOT_REPEATABLE)
-        attempt(folder, "killed", stops)
-        difference = first_difference(folder / "straight", folder / "killed")
-        if difference:
-            tell(f"killed after the steps {stops}, it differs: {difference}", reasons, STATE_LOST)
+        runs = [
+            threads.submit(straight, folder),
+            threads.submit(attempts, processes, config, folder / "again", [0]),
+            threads.submit(attempts, processes, config, folder / "killed", [*stops, 0]),
+        ]
+        for run in runs:
+            run.result()
+        for other, what, otherwise in (
+            ("again", "two runs without a kill differ", NOT_REPEATABLE),
+            ("killed", f"killed after the steps {stops}, it differs", STATE_LOST),
+        ):
+            pair = folder / "straight", folder / other
+            difference = one.submit(there, "first_difference", *pair).result()
+            if difference:
+                tell(f"{what}: {difference}", reasons, otherwise)
     print(f"identical: {', '.join(EXACT)}, killed after the steps {stops}")
     for reason in reasons:
         print(f"yet it may not always be: {reason}")
@@ -68,16 +82,50 @@ STATE_LOST = (
 )
 
 
-def attempt(folder: Path, run: str, stops: list[int]) -> None:
-    """Train in processes of their own, killed at each of the steps, until the run is finished."""
-    command = [sys.executable, __file__, "--worker", str(folder / "config.json"), str(folder / run)]
-    for stop in [*stops, 0]:
-        environment = os.environ | {"PYTHONHASHSEED": str(random.SystemRandom().randrange(2**32))}
-        done = subprocess.run(
-            [*command, str(stop)], env=environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode not in (0, KILLED):
-            raise ChildProcessError(f"the run itself fails: {done.stderr.strip().splitlines()[-1]}")
+def server() -> ForkServerContext:
+    """Return what starts processes in which TensorFlow is imported already, but has not begun."""
+    experiment.quiet_libraries()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONHASHSEED"] = another_hash_seed()
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload(["src.resume_check"])
+    return processes
+
+
+def there(name: str, *arguments: Any) -> Any:
+    """Call a function of `src.resume_check` in a process that has it already; this one has not."""
+    from src import resume_check
+
+    return getattr(resume_check, name)(*arguments)
+
+
+def another_hash_seed() -> str:
+    """Return a seed of Python's hashes, on which no bit may depend."""
+    return str(random.SystemRandom().randrange(1, 2**32))
+
+
+def straight(folder: Path) -> None:
+    """Train without a kill, in a process that has nothing in common with the others."""
+    paths = [str(folder / "config.json"), str(folder / "straight")]
+    command = [sys.executable, __file__, "--worker", *paths]
+    environment = os.environ | {"PYTHONHASHSEED": another_hash_seed()}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ChildProcessError(f"the run itself fails: {done.stderr.strip().splitlines()[-1]}")
+
+
+def attempts(
+    processes: ForkServerContext, config: dict[str, Any], save_path: Path, stops: list[int]
+) -> None:
+    """Train in one process after another, each of which dies at its step (0: lives)."""
+    output = save_path.with_suffix(".txt")
+    for stop in stops:
+        process = processes.Process(target=there, args=("train", config, save_path, stop, output))
+        process.start()
+        process.join()
+        if process.exitcode not in (0, KILLED):
+            last = output.read_text(errors="replace").strip().splitlines()[-1]
+            raise ChildProcessError(f"the run itself fails: {last}")
 
 
 def tell(what: str, reasons: list[str], otherwise: str) -> None:
@@ -88,15 +136,10 @@ def tell(what: str, reasons: list[str], otherwise: str) -> None:
     raise SystemExit(1)
 
 
-def worker(config_file: str, save_path: str, stop: str) -> None:
-    """Train as `bin/train.py` does, and die at the step `stop` (0: do not)."""
-    from src.resume_check import train
-
-    train(json.loads(Path(config_file).read_text()), Path(save_path), int(stop))
-
-
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        worker(*sys.argv[2:])
+        from src.resume_check import train
+
+        train(json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3]), 0)
     else:
         vegab.wrap(registry, check)

@@ -36,20 +36,30 @@ class KillAt(Hook):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(config: Mapping[str, Any], save_path: Path, kill_at: int) -> None:
+def train(
+    config: Mapping[str, Any], save_path: Path, kill_at: int, output: Path | None = None
+) -> None:
     """Train as `bin/train.py` does, and die after `kill_at` steps.
 
     Args:
         config: the resolved config.
         save_path: a folder, made where it is missing.
         kill_at: steps since the run began; 0: live.
+        output: where all that is written goes; None: where it went before.
     """
+    if output is not None:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for number in (1, 2):
+            os.dup2(file, number)
     save_path.mkdir(exist_ok=True)
     experiment.build(config, str(save_path)).train(save_path, [KillAt(kill_at)])
 
 
-def suspects(config: Mapping[str, Any]) -> list[str]:
-    """Return a phrase for each thing that is known to break the promise, with its place."""
+def survey(config: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """Return the steps of an epoch, and a phrase for each thing that is known to break the promise.
+
+    Each says where that is.
+    """
     first, second = experiment.build(config), experiment.build(config)
     found = [
         f"the state of the callback {type(callback).__name__} is not saved "
@@ -64,7 +74,8 @@ def suspects(config: Mapping[str, Any]) -> list[str]:
                     f"the layer {layer.name} has a generator of its own, {name} "
                     f"({place(type(layer))}); use keras.random with a SeedGenerator"
                 )
-    step = first.dataset.train.steps_per_epoch - 1
+    steps_per_epoch = first.dataset.train.steps_per_epoch
+    step = steps_per_epoch - 1
     for number in range(step):
         first.dataset.train.batch(0, number)
     straight, direct = first.dataset.train.batch(0, step), second.dataset.train.batch(0, step)
@@ -73,7 +84,7 @@ def suspects(config: Mapping[str, Any]) -> list[str]:
             f"the data is not a function of position: the last batch of an epoch is another when "
             f"it is asked for directly ({place(dataset_function(config))})"
         )
-    return found
+    return steps_per_epoch, found
 
 
 def first_difference(one: Path, other: Path) -> str:
