@@ -90,8 +90,9 @@ lock: setup ## write both requirements.txt anew: the newest versions that go tog
 	@command -v uv > /dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
 	@PATH="$(ENVIRONMENT)/bin:$$PATH" "$(PYTHON)" .ci/lock.py
 
-benchmark: setup ## measure how long things take
-	@"$(PYTHON)" benchmarks/startup.py $(ARGS)
+benchmark: setup ## measure how long things take, beside model.fit and, where it is installed, PyTorch
+	@"$(PYTHON)" benchmarks/startup.py
+	@"$(PYTHON)" benchmarks/loop.py $(ARGS)
 
 clean: ## remove .venv, build and the tools' caches
 	@rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache

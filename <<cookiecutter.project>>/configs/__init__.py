@@ -32,7 +32,7 @@ registry.set_root_config(
             True, "only operations that give the same bits; may cost time on a GPU"
         ),
         "threads": Key(None, "of an operation; null: one a core; a small model is faster with 1"),
-        "jit_compile": Key(False, "compile steps with XLA: slower to start, then often faster"),
+        "jit_compile": Key(False, "compile steps with XLA, for a GPU; needs --no_deterministic"),
         "seed": Key(0, "of initial weights, order of examples, augmentation and dropout"),
         "checkpoint_steps": Key(0, "commit every so many steps, beside each epoch's end; 0: never"),
         "checkpoint_seconds": Key(300.0, "commit after so many seconds of an epoch; 0: never"),
