@@ -217,7 +217,7 @@ def side_fit(job: dict[str, Any], meter: Meter) -> None:
 
     config = registry["digits"] | {"num_epochs": FOREVER} | job["config"]
     # What Keras and TensorFlow do unless one asks for something else.
-    config |= {"deterministic": False} | job.get("settings", {"threads": None, "jit_compile": "auto"})
+    config |= {"deterministic": False, "threads": None, "jit_compile": "auto"}
     built = experiment.build(config)
     import keras
     import tensorflow as tf
