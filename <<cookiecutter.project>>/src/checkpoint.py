@@ -220,7 +220,7 @@ class Checkpoint:
         """
         path = self.folder / HISTORY_CSV
         known, self._rows_in_csv = self._rows_in_csv, None
-        if known is None or columns != self._columns_in_csv:
+        if known is None or columns != self._columns_in_csv or not path.exists():
             write_atomically(path, csv_lines(columns, rows).encode())
         elif known < len(rows):
             with open(path, "a") as file:

@@ -119,6 +119,27 @@ def test_a_snapshot_is_not_changed_by_what_comes_after(
     assert everything(model) == expected
 
 
+def test_a_snapshot_of_an_embedding_is_not_changed_either(tmp_path: Path) -> None:
+    """Its rows are updated in place, one by one."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Embedding(50, 3)])
+    model.compile("adam", "mse")
+    words, targets = np.array([[1, 2], [3, 1]]), np.ones((2, 2, 3))
+    model.train_on_batch(words, targets)
+    writer = Checkpoint(tmp_path, model)
+    writer.prepare()
+    for _ in range(3):
+        expected = everything(model)
+        taken = writer.snapshot(state(1))
+        model.train_on_batch(words, targets)
+        assert everything(model) != expected
+        writer.commit(taken)
+        writer.wait()
+        restore(tmp_path, model)
+        assert everything(model) == expected
+        model.train_on_batch(words, targets)
+    writer.close()
+
+
 def test_two_commits_of_one_state_are_equal_and_the_model_is_untouched(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
