@@ -138,8 +138,6 @@ def tell(what: str, reasons: list[str], otherwise: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        from src.resume_check import train
-
-        train(json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3]), 0)
+        there("train", json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3]), 0)
     else:
         vegab.wrap(registry, check)

@@ -50,12 +50,14 @@ class Snapshot:
         state: JSON values, and arrays; without the history.
         rows: the history, a row per finished epoch.
         history: the same as an array.
+        columns: of the array; see `HistoryArray`.
     """
 
     values: list[tf.Tensor]
     state: dict[str, Any]
     rows: list[Mapping[str, Any]]
     history: np.ndarray
+    columns: dict[str, bool]
 
 
 class Checkpoint:
@@ -102,13 +104,12 @@ class Checkpoint:
         """
         rows = list(state["history"])
         self._history.follow(rows)
-        rest = {key: value for key, value in state.items() if key != "history"}
-        rest |= {"columns": self._history.columns, "num_rows": len(rows)}
         return Snapshot(
             values=self._read_variables(),
-            state=_copy(rest),
+            state=_copy(_without_history(state)),
             rows=rows,
             history=self._history.values,
+            columns=dict(self._history.columns),
         )
 
     def commit(self, snapshot: Snapshot, is_best: bool = False) -> None:
@@ -162,8 +163,7 @@ class Checkpoint:
         if state["best_epoch"] is not None:
             look_after_best(self.folder, state["best_epoch"])
         self._history.follow(state["history"])
-        position = {key: value for key, value in state.items() if key != "history"}
-        self._write_views(position, state["history"], list(self._history.columns))
+        self._write_views(_without_history(state), state["history"], list(self._history.columns))
         return state
 
     def restore(self) -> None:
@@ -191,12 +191,7 @@ class Checkpoint:
                 _link(folder / LATEST, folder / PREVIOUS)
             os.replace(temporary, folder / LATEST)
             _sync(folder)
-            position = {
-                key: value
-                for key, value in snapshot.state.items()
-                if key not in ("columns", "num_rows")
-            }
-            self._write_views(position, snapshot.rows, list(snapshot.state["columns"]))
+            self._write_views(snapshot.state, snapshot.rows, list(snapshot.columns))
         except OSError as error:
             raise OSError(
                 f"{folder / LATEST} or a file that belongs to it could not be written "
@@ -209,7 +204,8 @@ class Checkpoint:
     def _content(self, snapshot: Snapshot) -> memoryview:
         """Return the bytes of a commit; they depend on model and state alone."""
         values = [tensor.numpy() for tensor in snapshot.values]
-        return self._layout.put_together(values, snapshot.state, snapshot.history).data
+        state = snapshot.state | {"columns": snapshot.columns, "num_rows": len(snapshot.rows)}
+        return self._layout.put_together(values, state, snapshot.history).data
 
     def _write_views(
         self, position: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], columns: list[str]
@@ -381,6 +377,10 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _without_history(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key != "history"}
 
 
 def _plain_values(value: Any) -> Any:

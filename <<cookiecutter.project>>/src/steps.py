@@ -69,18 +69,18 @@ class Steps:
         first = self._executor.submit(self._stack, 0, 0, 1).result()
         self._calls[first.kind] = self._compile(first.signature)
 
-    def run(self, epoch: int, step: int, until: int, then: int = 0) -> Call:
+    def run(self, epoch: int, step: int, until: int, then: int) -> Call:
         """Run steps of `epoch` from `step` on, at least one, and none from `until` on.
 
         `then` is where the next call is to stop, if it begins at `until`: its batches are made
-        ready. 0: at the end of the epoch.
+        ready.
         """
         group = self._take(epoch, step, until)
         after, steps_per_epoch = step + group.num_steps, self.source.steps_per_epoch
         if after == steps_per_epoch:
             self._make_ready(epoch + 1, 0, steps_per_epoch)
         else:
-            self._make_ready(epoch, after, until if after < until else then or steps_per_epoch)
+            self._make_ready(epoch, after, until if after < until else then)
         known = group.kind in self._calls
         if not known:
             self._calls[group.kind] = self._compile(group.signature)

@@ -212,7 +212,7 @@ def training_loop(
 
                 # ---- validate, unless a signal came ---------------------------------------------
                 # Validation uses the metrics of the epoch for its own.
-                before_validation = snapshot(epoch, step) if validation or received.name else None
+                before_validation = snapshot(epoch, step) if validation else None
                 logs = dict(results)
                 if validation is not None and not received.name:
                     figures = validation.run(
