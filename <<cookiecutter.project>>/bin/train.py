@@ -1,6 +1,9 @@
 """Train CONFIG into the folder SAVE_PATH; the same command continues an interrupted run."""
 
+import argparse
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,18 @@ import vegab
 from configs import registry
 from src import experiment, results
 
+EVALUATE = Path(__file__).with_name("evaluate.py")
+
 
 def train(
     config: dict[str, Any],
     save_path: str,
     prepared: experiment.Experiment,
     *,
+    checkpoint: str = "",
+    retrain: bool = False,
+    evaluation: Sequence[str] = (),
+    name: str = "",
     resume_inexact: bool = False,
 ) -> None:
     """Train CONFIG into the folder SAVE_PATH; the same command continues an interrupted run.
@@ -24,15 +33,78 @@ def train(
         config: the resolved config.
         save_path: the run folder.
         prepared: what the config stands for.
+        checkpoint: begin with this commit, or with that of this run, while there is none
+        retrain: take only the weights of --checkpoint, and begin at step 0
+        evaluation: evaluate with this config over CONFIG after training; may be repeated
+        name: train into SAVE_PATH_NAME
         resume_inexact: continue although versions, processor, data or code have changed
     """
-    prepared.train(Path(save_path), prepared.hooks(vegab.terminal()))
+    prepared.train(
+        Path(save_path),
+        prepared.hooks(vegab.terminal()),
+        start_from=commit_of(checkpoint) if checkpoint else None,
+        retrain=retrain,
+    )
+    for file in evaluation:
+        command = [sys.executable, str(EVALUATE), save_path, "-e", file]
+        if subprocess.run(command, check=False).returncode != 0:
+            raise ChildProcessError(f"the evaluation with {file} failed; what it said is above")
+
+
+def prepare(
+    config: dict[str, Any],
+    save_path: str,
+    resume_inexact: bool,
+    checkpoint: str,
+    retrain: bool,
+    evaluation: Sequence[str],
+) -> experiment.Experiment:
+    """Build what the config stands for, and look at what the flags name.
+
+    Raises:
+        vegab.UsageError: if a flag or the config cannot be followed.
+    """
+    if retrain and not checkpoint:
+        raise vegab.UsageError("--retrain needs the weights to begin with: add --checkpoint=PATH")
+    if checkpoint:
+        commit_of(checkpoint)
+    for file in evaluation:
+        if not Path(file).is_file():
+            raise vegab.UsageError(f"-e {file}: there is no such file")
+    prepared = experiment.build(config, save_path, resume_inexact)
+    if checkpoint and not (Path(save_path) / "model.h5").exists():
+        prepared.check_start(commit_of(checkpoint), retrain)
+    return prepared
+
+
+def commit_of(checkpoint: str) -> Path:
+    """Return the file that --checkpoint names: a commit, or the latest one of a run folder.
+
+    Raises:
+        vegab.UsageError: if there is none.
+    """
+    path = Path(checkpoint, "model.h5") if Path(checkpoint).is_dir() else Path(checkpoint)
+    if not path.is_file():
+        raise vegab.UsageError(
+            f"there is no checkpoint {path}; give a run folder, its model.h5 or one in its "
+            "checkpoints/"
+        )
+    return path
+
+
+def suffix(args: argparse.Namespace) -> str:
+    """Return what is added to SAVE_PATH: --name, or EDflow's key `experiment_name`."""
+    return args.flags["name"] or args.resolved_config.get("experiment_name") or ""
 
 
 if __name__ == "__main__":
     vegab.wrap(
         registry,
         train,
-        plugins=[vegab.MetaSaver(position=results.load_position)],
-        prepare=experiment.build,
+        plugins=[
+            vegab.AutomaticNamer(suffix, as_suffix=True),
+            vegab.MetaSaver(position=results.load_position),
+        ],
+        prepare=prepare,
+        short_flags={"c": "checkpoint", "r": "retrain", "e": "evaluation", "n": "name"},
     )

@@ -41,8 +41,54 @@ registry.set_root_config(
         "patience": Key(0, "stop after so many epochs without a better one; 0: never"),
         "on_nan": Key("stop", "or continue, when the loss is not a number"),
         "callbacks": Key([], "Keras callbacks: [{class: import path, argument: value}, …]"),
+        "hooks": Key([], "hooks of src/hooks.py or your own, in the same form"),
         "tensorboard": Key(True, "write event files to tb/"),
     }
+)
+
+# A config with an `iterator` is its own schema: these keys, and whatever else it says.
+registry.add_schema(
+    {
+        "iterator": Key("", "import path of the class that says what a step does"),
+        "model": Key(None, "import path of a class that takes the config; null: there is none"),
+        "datasets": Key({}, "{train: import path, validation: import path}"),
+        "dataset": Key(None, "the same for training alone"),
+        "validation_dataset": Key(None, "beside dataset"),
+        "batch_size": Key(None, "examples in a step"),
+        "test_batch_size": Key(None, "examples at a time in validation; null: batch_size"),
+        "num_steps": Key(None, "steps in all; counts more than num_epochs"),
+        "num_epochs": Key(None, "epochs in all"),
+        "max_batches_per_epoch": Key(None, "end an epoch after so many steps"),
+        "n_data_processes": Key(0, "processes that make examples; 0: none of its own"),
+        "fixed_example_indices": Key({}, "{train: [0, 1], validation: [0, 1]}; else drawn"),
+        "hook_freq": Key(1, "the iterator's hooks act at every so many steps"),
+        "log_freq": Key(1000, "log at steps 0, 2, 4, 8, … until the distance is this"),
+        "start_log_freq": Key(1, "the distance to begin with"),
+        "ckpt_freq": Key(None, "keep a checkpoint every so many steps"),
+        "ckpt_keep": Key(5, "and of these the best by monitor, or the newest"),
+        "test_mode": Key(False, "true in evaluation: no dropout"),
+        "eval_callbacks": Key({}, "{name: import path}, called with what evaluation has stored"),
+        "callback_kwargs": Key({}, "{name: {argument: value}} for them"),
+        "precision": Key("float32", "or mixed_bfloat16, mixed_float16, float64"),
+        "deterministic": Key(True, "only operations that give the same bits"),
+        "threads": Key(None, "of an operation; null: one a core"),
+        "seed": Key(0, "of initial weights, order of examples and all that is drawn"),
+        "checkpoint_seconds": Key(300.0, "commit after so many seconds of an epoch; 0: never"),
+        "monitor": Key(None, "column of history.csv that decides which epoch is the best"),
+        "monitor_mode": Key("auto", "or min or max, whichever is better"),
+        "patience": Key(0, "stop after so many epochs without a better one; 0: never"),
+        "on_nan": Key("stop", "or continue, when a figure of training is not a number"),
+        "callbacks": Key([], "Keras callbacks: [{class: import path, argument: value}, …]"),
+        "hooks": Key([], "hooks of src/hooks.py or your own, in the same form"),
+        "tensorboard": Key(True, "write event files to tb/"),
+    },
+    required=[
+        ("iterator",),
+        ("datasets", "dataset"),
+        ("batch_size",),
+        ("num_steps", "num_epochs"),
+    ],
+    title="keys of a config with an iterator",
 )
 
 registry.register(

@@ -246,22 +246,26 @@ def batch_source(data: Any, seed: int) -> BatchSource:
     )
 
 
-def digest(source: BatchSource, valid: Arrays | None) -> str:
+def digest(source: BatchSource, valid: Any) -> str:
     """Return a SHA-256 by which other data is noticed.
 
     Arrays are read to the last byte; of other sources, the first batch has to stand for all.
     """
-    if isinstance(source, ArrayBatches):
-        parts = [source.features, source.labels]
-    else:
-        import tensorflow as tf
-
-        parts = [np.asarray(part) for part in tf.nest.flatten(source.batch(0, 0))]
+    parts = _parts(source)
+    parts += _parts(valid) if hasattr(valid, "batch") else list(valid or ())
     sha256 = hashlib.sha256(str(source.steps_per_epoch).encode())
-    for part in (*parts, *(valid or ())):
+    for part in parts:
         sha256.update(f"{part.dtype} {part.shape}".encode())
         sha256.update(np.ascontiguousarray(part).data)
     return sha256.hexdigest()
+
+
+def _parts(source: BatchSource) -> list[Array]:
+    if isinstance(source, ArrayBatches):
+        return [source.features, source.labels]
+    import tensorflow as tf
+
+    return [np.asarray(part) for part in tf.nest.flatten(source.batch(0, 0))]
 
 
 class _WithLength:

@@ -11,11 +11,12 @@ a whole `model.h5`, the old or the new.
 never read back to resume.
 """
 
+import functools
 import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator
 
 from src.commit_file import STATE, DamagedCheckpointError, read_state, verify
-from src.commit_layout import CommitLayout
+from src.commit_layout import CommitLayout, path_of
 from src.history import HistoryArray, csv_lines
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 LATEST = "model.h5"
 PREVIOUS = "model_previous.h5"
 BEST = "model_best.h5"
+KEPT = "checkpoints"
 HISTORY_CSV = "history.csv"
 LOOP_STATE = "loop_state.pkl"
 
@@ -66,12 +68,22 @@ class Checkpoint:
     Args:
         folder: the run folder.
         model: compiled; before `prepare`, its weights, metrics and optimizer variables are made.
+            None, or not a Keras model: there are the variables alone.
+        variables: returns those of an iterator by group ("variables", "optimizer", "metrics"),
+            beside the model's weights; None: the model has them all.
     """
 
-    def __init__(self, folder: Path, model: keras.Model) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: Any,
+        variables: Callable[[], dict[str, list[Any]]] | None = None,
+    ) -> None:
         self.folder = folder
-        self.model = model
+        self.model = model if isinstance(model, keras.Model) else None
+        self._variables = variables
         self._groups: dict[str, list[Any]] = {}
+        self._layout: CommitLayout | None = None
         self._history = HistoryArray()
         self._rows_in_csv: int | None = None  # None: whatever is in the file is written anew
         self._columns_in_csv: list[str] = []
@@ -80,20 +92,15 @@ class Checkpoint:
         self._found: Path | None = None
 
     def prepare(self) -> None:
-        """Find all variables of the model, and describe it as it is before anything is restored."""
-        model = self.model
-        self._groups = {
-            "weights": model.weights,
-            "variables": _variables_beside_weights(model),
-            "optimizer": _optimizer_variables(model),
-            "metrics": [variable for metric in model.metrics for variable in metric.variables],
-        }
+        """Find all variables, and describe the model as it is before anything is restored."""
+        beside = (self._variables or functools.partial(variables_of, self.model))()
+        self._groups = {"weights": self.model.weights if self.model else [], **beside}
         variables = [variable for group in self._groups.values() for variable in group]
         # One call reads them all; one by one takes ten times as long.
         self._read_variables = tf.function(
-            lambda: [tf.convert_to_tensor(variable.value) for variable in variables]
+            lambda: [_tensor(variable) for variable in variables]
         ).get_concrete_function()
-        self._layout = CommitLayout(model, self._groups)
+        self._layout = CommitLayout(self.model, self._groups)
 
     def snapshot(self, state: Mapping[str, Any]) -> Snapshot:
         """Take the model's variables as they are now.
@@ -102,6 +109,8 @@ class Checkpoint:
             state: JSON values, arrays among them; "history" is a list with a row per finished
                 epoch, of numbers, to which rows are only ever appended.
         """
+        if self._layout is None:
+            self.prepare()
         rows = list(state["history"])
         self._history.follow(rows)
         return Snapshot(
@@ -112,14 +121,26 @@ class Checkpoint:
             columns=dict(self._history.columns),
         )
 
-    def commit(self, snapshot: Snapshot, is_best: bool = False) -> None:
+    def commit(
+        self,
+        snapshot: Snapshot,
+        is_best: bool = False,
+        keep_as: str | None = None,
+        discard: Sequence[str] = (),
+    ) -> None:
         """Start to make a snapshot the latest commit; an earlier one is finished first.
+
+        Args:
+            snapshot: what to commit.
+            is_best: whether it is the best one, too.
+            keep_as: a name that it is to be kept under in `checkpoints/`.
+            discard: names in `checkpoints/` that are superfluous once it is there.
 
         Raises:
             OSError: if the earlier one could not be written.
         """
         self.wait()
-        self._pending = self._executor.submit(self._write, snapshot, is_best)
+        self._pending = self._executor.submit(self._write, snapshot, is_best, keep_as, discard)
 
     def wait(self) -> None:
         """Return when the commit that was started last is on disk.
@@ -166,20 +187,66 @@ class Checkpoint:
         self._write_views(_without_history(state), state["history"], list(self._history.columns))
         return state
 
-    def restore(self) -> None:
-        """Assign all variables of the commit that `read` has found.
+    def read_other(self, path: Path) -> dict[str, Any]:
+        """Return the state of a commit that another run has made, for `restore` to go on from.
+
+        Raises:
+            DamagedCheckpointError: if it is not whole.
+        """
+        verify(path)
+        self._found = path
+        return read_state(path)
+
+    def restore(self, groups: Sequence[str] = ("variables", "optimizer", "metrics")) -> None:
+        """Assign the weights of the commit that was read, and other groups of its variables.
 
         Raises:
             ValueError: if the commit belongs to another model or optimizer.
         """
         path = self._found
         assert path is not None
-        load_weights(path, self.model)
+        if self.model is not None:
+            load_weights(path, self.model)
         with h5py.File(path, "r") as file:
-            for group in ("variables", "optimizer", "metrics"):
+            for group in groups:
                 _assign(file[STATE][group], self._groups[group], path)
+        if "optimizer" not in groups:
+            self._layout = None  # the first steps may make variables that are not there yet
 
-    def _write(self, snapshot: Snapshot, is_best: bool) -> None:
+    def fits(self, groups: Sequence[str]) -> bool:
+        """Whether there is nothing to restore, or every variable that `restore` asks for."""
+        if self._found is None or "optimizer" not in groups:
+            return True
+        with h5py.File(self._found, "r") as file:
+            return all(
+                _saved(file[STATE][group]) == _wanted(self._groups[group]) for group in groups
+            )
+
+    def require_fit(self, groups: Sequence[str]) -> None:
+        """Look whether `restore` will succeed, and change nothing.
+
+        Of what is there already: a first step may make more variables.
+
+        Raises:
+            ValueError: naming what the commit and this model have not in common.
+        """
+        path = self._found
+        assert path is not None
+        with h5py.File(path, "r") as file:
+            if self.model is not None:
+                _compare(_saved_weights(file), _wanted(self.model.weights), path)
+            for group in groups:
+                saved, wanted = _saved(file[STATE][group]), _wanted(self._groups[group])
+                if set(wanted) - set(saved) or group == "variables":
+                    _compare(saved, wanted, path)
+
+    def _write(
+        self,
+        snapshot: Snapshot,
+        is_best: bool,
+        keep_as: str | None = None,
+        discard: Sequence[str] = (),
+    ) -> None:
         folder, temporary = self.folder, self.folder / f".{LATEST}.partial"
         try:
             write_and_sync(temporary, self._content(snapshot))
@@ -187,10 +254,16 @@ class Checkpoint:
             # its place, and what is then repeated makes the same links again.
             if is_best:
                 _link(temporary, folder / BEST)
+            if keep_as:
+                (folder / KEPT).mkdir(exist_ok=True)
+                _link(temporary, folder / KEPT / keep_as)
+                _sync(folder / KEPT)
             if (folder / LATEST).exists():
                 _link(folder / LATEST, folder / PREVIOUS)
             os.replace(temporary, folder / LATEST)
             _sync(folder)
+            for name in discard:
+                (folder / KEPT / name).unlink(missing_ok=True)
             self._write_views(snapshot.state, snapshot.rows, list(snapshot.columns))
         except OSError as error:
             raise OSError(
@@ -205,6 +278,7 @@ class Checkpoint:
         """Return the bytes of a commit; they depend on model and state alone."""
         values = [tensor.numpy() for tensor in snapshot.values]
         state = snapshot.state | {"columns": snapshot.columns, "num_rows": len(snapshot.rows)}
+        assert self._layout is not None
         return self._layout.put_together(values, state, snapshot.history).data
 
     def _write_views(
@@ -216,7 +290,8 @@ class Checkpoint:
         """
         path = self.folder / HISTORY_CSV
         known, self._rows_in_csv = self._rows_in_csv, None
-        if known is None or columns != self._columns_in_csv or not path.exists():
+        is_other = known is None or known > len(rows) or columns != self._columns_in_csv
+        if known is None or is_other or not path.exists():
             write_atomically(path, csv_lines(columns, rows).encode())
         elif known < len(rows):
             with open(path, "a") as file:
@@ -263,7 +338,7 @@ def look_after_best(folder: Path, best_epoch: int) -> None:
     try:
         verify(path)
         # It may be newer: a kill came between the link to it and the commit, which comes again.
-        if read_state(path)["epoch"] > best_epoch:
+        if len(read_state(path)["history"]) > best_epoch:
             return
         harm = "is of another epoch"
     except FileNotFoundError:
@@ -277,7 +352,8 @@ def look_after_best(folder: Path, best_epoch: int) -> None:
             state = read_state(candidate)
         except OSError:
             continue
-        if (state["epoch"], state["step"]) == (best_epoch + 1, 0):
+        ends_epoch = state["step"] == 0 or state["is_cut"]
+        if ends_epoch and len(state["history"]) == best_epoch + 1:
             _link(candidate, path)
             log.warning("%s %s; it is made anew from %s", path, harm, candidate.name)
             return
@@ -317,32 +393,62 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _variables_beside_weights(model: keras.Model) -> list[Any]:
-    """Return what a model keeps beside its weights: the states of its random generators."""
+def variables_of(model: keras.Model) -> dict[str, list[Any]]:
+    """Return the variables that a compiled model has beside its weights, by group."""
     weights = {id(weight) for weight in model.weights}
     beside = [variable for variable in model.variables if id(variable) not in weights]
-    # What draws without a seed of its own draws from here.
-    return [*beside, global_seed_generator().state]
-
-
-def _optimizer_variables(model: keras.Model) -> list[Any]:
-    """Return the variables of the model's optimizer, and of others that it has."""
     others = [value for value in vars(model).values() if isinstance(value, keras.Optimizer)]
     optimizers = {id(optimizer): optimizer for optimizer in (model.optimizer, *others)}
-    return [variable for optimizer in optimizers.values() for variable in optimizer.variables]
+    return {
+        # What draws without a seed of its own draws from the global generator.
+        "variables": [*beside, global_seed_generator().state],
+        "optimizer": [v for optimizer in optimizers.values() for v in optimizer.variables],
+        "metrics": [variable for metric in model.metrics for variable in metric.variables],
+    }
+
+
+def _tensor(variable: Any) -> tf.Tensor:
+    is_of_keras = isinstance(variable, keras.Variable)
+    return tf.convert_to_tensor(variable.value if is_of_keras else variable)
 
 
 def _assign(group: h5py.Group, variables: Sequence[Any], path: Path) -> None:
-    saved = [(_plain(dataset.attrs["path"]), dataset.shape) for dataset in group.values()]
-    wanted = [(_plain(variable.path), tuple(variable.shape)) for variable in variables]
-    if saved != wanted:
+    _compare(_saved(group), _wanted(variables), path)
+    for dataset, variable in zip(group.values(), variables, strict=True):
+        variable.assign(dataset[()])
+
+
+def _saved(group: h5py.Group) -> list[tuple[str, tuple[int, ...]]]:
+    return [(_plain(dataset.attrs["path"]), dataset.shape) for dataset in group.values()]
+
+
+def _wanted(variables: Sequence[Any]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(_plain(path_of(variable)), tuple(variable.shape)) for variable in variables]
+
+
+def _saved_weights(file: h5py.File) -> list[tuple[str, tuple[int, ...]]]:
+    """Return path and shape of the weights in a commit, which Keras may have written."""
+    if "model_weights" not in file:
+        return _saved(file[STATE]["weights"])
+    group = file["model_weights"]
+    return [
+        (_plain(str(name)), group[layer][name].shape)
+        for layer in group.attrs["layer_names"]
+        for name in group[layer].attrs["weight_names"]
+    ]
+
+
+def _compare(
+    saved: Sequence[tuple[str, tuple[int, ...]]],
+    wanted: Sequence[tuple[str, tuple[int, ...]]],
+    path: Path,
+) -> None:
+    if sorted(saved) != sorted(wanted):
         differing = sorted(f"{name} {shape}" for name, shape in set(saved) ^ set(wanted))
         raise ValueError(
             f"{path} was written by another model or optimizer; these are in one of them only: "
             f"{', '.join(differing[:6])}"
         )
-    for dataset, variable in zip(group.values(), variables, strict=True):
-        variable.assign(dataset[()])
 
 
 def _plain(path: str) -> str:

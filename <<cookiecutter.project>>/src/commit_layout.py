@@ -61,23 +61,23 @@ class CommitLayout:
     """Puts commits of one model together.
 
     Args:
-        model: compiled, with weights, metrics and optimizer variables made. It is described as it
-            is now, so this comes before anything is restored.
+        model: with weights, metrics and optimizer variables made, or None: there are variables
+            alone. It is described as it is now, so this comes before anything is restored.
         variables: by group, the variables of which a commit holds the values; those of "weights"
             are Keras' own where it can write the model.
     """
 
-    def __init__(self, model: keras.Model, variables: Mapping[str, Sequence[Any]]) -> None:
+    def __init__(self, model: keras.Model | None, variables: Mapping[str, Sequence[Any]]) -> None:
         content = io.BytesIO()
         with h5py.File(content, "w", userblock_size=USER_BLOCK) as file:
-            names = _write_model(model, file)
+            names = _write_model(model, file) if model is not None else []
             for group, members in variables.items():
                 if group == "weights" and names:
                     continue
                 for index, variable in enumerate(members):
                     name = f"{STATE}/{group}/{index:05}"
                     zeros = np.zeros(variable.shape, _dtype(variable))
-                    file.create_dataset(name, data=zeros).attrs["path"] = variable.path
+                    file.create_dataset(name, data=zeros).attrs["path"] = path_of(variable)
                     names.append(name)
                 file.require_group(f"{STATE}/{group}")
         self._names = names
@@ -155,7 +155,7 @@ def _write_model(model: keras.Model, file: h5py.File) -> list[str]:
     """
     # Keras' writer takes the optimizer out of the model's compile config. Its copy of the optimizer
     # is left out: load_model does not read it, and ours is complete.
-    compile_config = model._compile_config
+    compile_config = getattr(model, "_compile_config", None)  # none before compile()
     kept = dict(compile_config.config) if compile_config is not None else None
     try:
         save_model_to_hdf5(model, file, include_optimizer=True)
@@ -205,6 +205,11 @@ def _take_arrays(value: Any, arrays: list[np.ndarray]) -> Any:
         arrays.append(np.asarray(value))
         return {ARRAY: len(arrays) - 1}
     return value
+
+
+def path_of(variable: Any) -> str:
+    """Return the path of a Keras variable, or the name of TensorFlow's."""
+    return getattr(variable, "path", None) or variable.name
 
 
 def _dtype(variable: Any) -> np.dtype:

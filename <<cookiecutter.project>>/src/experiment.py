@@ -15,8 +15,8 @@ from vegab import UsageError, resolve
 if TYPE_CHECKING:
     import keras
 
-    from src.data import Dataset
     from src.hooks import Hook
+    from src.iterators import PyHookedModelIterator
 
 CHOICES = {
     "precision": ("float32", "mixed_bfloat16", "mixed_float16", "float64"),
@@ -33,25 +33,34 @@ class Experiment:
 
     Attributes:
         config: the resolved config.
-        dataset: training batches, validation arrays, and how to read the test set.
-        model: compiled.
+        dataset: training batches, validation arrays, and how to read the test set; with an
+            iterator: `Splits`.
+        model: compiled; with an iterator: any object.
         learning_rates: pairs of `until_epoch` and rate, or None where the optimizer has its own.
-        monitor: column of the history that decides which epoch is the best.
+        monitor: column of the history that decides which epoch is the best, or None.
         callbacks: Keras callbacks.
         fingerprint: what has to be the same when the run is resumed.
         inexact: what is not the same as in the commit that is resumed, by the user's leave.
+        iterator: what does the steps, or None: the model's training step does.
     """
 
     config: Mapping[str, Any]
-    dataset: "Dataset"
-    model: "keras.Model"
+    dataset: Any
+    model: Any
     learning_rates: list[tuple[int, float]] | None
-    monitor: str
+    monitor: str | None
     callbacks: list["keras.callbacks.Callback"]
     fingerprint: dict[str, Any]
     inexact: list[str]
+    iterator: "PyHookedModelIterator | None" = None
 
-    def train(self, save_path: Path, hooks: Sequence["Hook"]) -> None:
+    def train(
+        self,
+        save_path: Path,
+        hooks: Sequence["Hook"],
+        start_from: Path | None = None,
+        retrain: bool = False,
+    ) -> None:
         """Train into a run folder, or go on where its last commit stands; see `training_loop`."""
         from src.training_loop import training_loop
 
@@ -60,19 +69,43 @@ class Experiment:
             train=self.dataset.train,
             valid=self.dataset.valid,
             save_path=save_path,
-            num_epochs=self.config["num_epochs"],
+            num_epochs=self.config["num_epochs"] or 0,
+            num_steps=self.config.get("num_steps"),
+            iterator=self.iterator,
             learning_rates=self.learning_rates,
             monitor=self.monitor,
             monitor_mode=self.config["monitor_mode"],
             on_nan=self.config["on_nan"],
-            checkpoint_steps=self.config["checkpoint_steps"],
+            checkpoint_steps=self.config.get("checkpoint_steps", 0),
             checkpoint_seconds=self.config["checkpoint_seconds"],
             seed=self.config["seed"],
             fingerprint=self.fingerprint,
             inexact=self.inexact,
             hooks=hooks,
             callbacks=self.callbacks,
+            start_from=start_from,
+            retrain=retrain,
         )
+
+    def check_start(self, path: Path, retrain: bool) -> None:
+        """Look whether a training could begin with a commit.
+
+        Raises:
+            UsageError: if it is damaged, or one of another model.
+        """
+        from src.checkpoint import Checkpoint
+        from src.training_loop import RESTORE_ALL, RESTORE_WEIGHTS
+
+        variables = self.iterator.variables if self.iterator is not None else None
+        checkpoint = Checkpoint(path.parent, self.model, variables)
+        try:
+            checkpoint.read_other(path)
+            checkpoint.prepare()
+            checkpoint.require_fit(RESTORE_WEIGHTS if retrain else RESTORE_ALL)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--checkpoint: {error}") from error
+        finally:
+            checkpoint.close()
 
     def hooks(self, terminal: TextIO | None) -> list["Hook"]:
         """Return what happens around the steps; `terminal` is where a progress bar may be drawn."""
@@ -83,6 +116,9 @@ class Experiment:
             chosen.append(hooks.TensorBoard())
         if self.config["patience"]:
             chosen.append(hooks.EarlyStopping(self.config["patience"]))
+        chosen += [from_mapping(self.config, "hooks", entry) for entry in self.config["hooks"]]
+        if self.iterator is not None:
+            chosen += hooks.of_iterators(self.config)
         return chosen
 
 
@@ -101,14 +137,18 @@ def build(
             could not be resumed exactly.
         OSError: if the data cannot be read.
     """
+    if "iterator" in config:
+        from src.iterator_experiment import build_iterator
+
+        return build_iterator(config, save_path, resume_inexact)
     check_ranges(config)
     quiet_libraries()
-    stored = fingerprint.stored_in(Path(save_path)) if save_path else None
+    stored = fingerprint.stored_in(save_path)
     settings = fingerprint.apply(fingerprint.settings_of(config, stored))
     import keras
 
     from src.batches import batch_source
-    from src.data import DATASETS
+    from src.data import DATASETS, Dataset
     from src.models import MODELS
 
     # Names start over, so that a second model in one process has those of the first.
@@ -117,6 +157,11 @@ def build(
     # Initial weights, and the seeds of dropout layers, come from here.
     keras.utils.set_random_seed(config["seed"])
     dataset = call(config, "dataset", resolve(config["dataset"], "dataset", DATASETS), config)
+    if not isinstance(dataset, Dataset):
+        raise UsageError(
+            f"dataset {config['dataset']!r} gives a {type(dataset).__name__}; expected a "
+            "src.data.Dataset, or, for a dataset of examples, a config with the key 'iterator'"
+        )
     source = call(config, "dataset", batch_source, dataset.train, config["seed"])
     dataset = replace(dataset, train=source)
     model = call(
@@ -170,12 +215,7 @@ def build(
         )
     call(config, "monitor", is_lower_better, monitor, config["monitor_mode"])
     now = fingerprint.take(config, settings, dataset)
-    inexact = fingerprint.differences(stored, now) if stored else []
-    if inexact and not resume_inexact:
-        raise UsageError(
-            f"{save_path} cannot be continued bit for bit: {'; '.join(inexact)}; restore what "
-            "differs (the source is in its code/), or add --resume_inexact to go on all the same"
-        )
+    inexact = inexactness(stored, now, save_path, resume_inexact)
     return Experiment(
         config=config,
         dataset=dataset,
@@ -188,33 +228,74 @@ def build(
     )
 
 
+def inexactness(
+    stored: dict[str, Any] | None, now: dict[str, Any], save_path: str | None, allowed: bool
+) -> list[str]:
+    """Return what is not as the commit has it.
+
+    Raises:
+        UsageError: if there is anything, and it is not allowed.
+    """
+    found = fingerprint.differences(stored, now) if stored else []
+    if found and not allowed:
+        raise UsageError(
+            f"{save_path} cannot be continued bit for bit: {'; '.join(found)}; restore what "
+            "differs (the source is in its code/), or add --resume_inexact to go on all the same"
+        )
+    return found
+
+
 def check_ranges(config: Mapping[str, Any]) -> None:
     """Refuse numbers that have the right type and make no sense.
 
     Raises:
         UsageError: naming the key, the value and what it may be.
     """
-    for key in ("batch_size", "num_epochs", "n_filters", "n_layers", "accumulate_steps"):
-        if config[key] < 1:
-            raise UsageError(f"{key} is {config[key]}; it must be at least 1")
+    require_at_least_one(
+        config, "batch_size", "num_epochs", "n_filters", "n_layers", "accumulate_steps"
+    )
+    check_common_ranges(config)
     if config["jit_compile"] and config["deterministic"]:
         raise UsageError(
             "jit_compile and deterministic exclude each other, for TensorFlow has no deterministic "
             "XLA; add --no_deterministic (bits may then change on a GPU), or --no_jit_compile"
         )
-    threads = config["threads"]
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise UsageError(f"threads is {threads!r}; it must be at least 1, or null: one a core")
-    for key in ("patience", "checkpoint_steps", "checkpoint_seconds"):
-        if config[key] < 0:
-            raise UsageError(f"{key} is {config[key]}; it must be at least 0 (0: never)")
-    if not 0 <= config["seed"] <= MAX_SEED:
-        raise UsageError(f"seed is {config['seed']}; it must be from 0 to {MAX_SEED}")
+    if config["checkpoint_steps"] < 0:
+        raise UsageError(
+            f"checkpoint_steps is {config['checkpoint_steps']}; it must be at least 0 (0: never)"
+        )
     if not 0 <= config["dropout"] < 1:
         raise UsageError(f"dropout is {config['dropout']}; it must be at least 0 and below 1")
     rate = config["learning_rate"]
     if rate is not None and (not isinstance(rate, int | float) or not rate > 0):
         raise UsageError(f"learning_rate is {rate!r}; it must be a number above 0")
+
+
+def require_at_least_one(config: Mapping[str, Any], *keys: str) -> None:
+    """Refuse a number below 1, or what is none.
+
+    Raises:
+        UsageError: naming the key and the value.
+    """
+    for key in keys:
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise UsageError(f"{key} is {config[key]!r}; it must be at least 1")
+
+
+def check_common_ranges(config: Mapping[str, Any]) -> None:
+    """Refuse what makes no sense for any config.
+
+    Raises:
+        UsageError: naming the key, the value and what it may be.
+    """
+    threads = config["threads"]
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise UsageError(f"threads is {threads!r}; it must be at least 1, or null: one a core")
+    for key in ("patience", "checkpoint_seconds"):
+        if config[key] < 0:
+            raise UsageError(f"{key} is {config[key]}; it must be at least 0 (0: never)")
+    if not 0 <= config["seed"] <= MAX_SEED:
+        raise UsageError(f"seed is {config['seed']}; it must be from 0 to {MAX_SEED}")
     for key, choices in CHOICES.items():
         if config[key] not in choices:
             raise UsageError(f"{key} is {config[key]!r}; choose one of {', '.join(choices)}")
@@ -285,7 +366,7 @@ def from_mapping(config: Mapping[str, Any], key: str, value: Any) -> Any:
 
 
 def call(
-    config: Mapping[str, Any], key: str, function: Callable[..., Any], *args: Any, **kwargs: Any
+    config: Mapping[str, Any], key: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
 ) -> Any:
     """Call what a key of the config names; a refusal names the key and the line that refused.
 

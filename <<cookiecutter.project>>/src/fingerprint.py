@@ -13,28 +13,27 @@ import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from src.data import Dataset
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 Fingerprint = dict[str, Any]
 
 # Changing these alone continues a run instead of making another of it.
-MAY_GROW = ("num_epochs",)
+MAY_GROW = ("num_epochs", "num_steps")
 # What the numbers of TensorFlow, oneDNN and NumPy depend on, of all that a processor can do.
 FEATURES = ("sse4_2", "avx", "avx2", "fma", "avx512", "avx_vnni", "amx", "asimd", "sve", "bf16")
 
 
-def stored_in(run: Path) -> Fingerprint | None:
+def stored_in(run: str | None) -> Fingerprint | None:
     """Return the fingerprint in a run's latest commit, or None; it needs no Keras."""
+    if run is None:
+        return None
     from src.commit_file import read_state, verify
 
     for name in ("model.h5", "model_previous.h5"):
         try:
-            verify(run / name)
-            return read_state(run / name)["fingerprint"]
+            verify(Path(run, name))
+            return read_state(Path(run, name))["fingerprint"]
         except (OSError, KeyError, ValueError):
             continue  # missing or damaged; what is to be said of that is said on restoring
     return None
@@ -75,8 +74,11 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "threads": threading.get_intra_op_parallelism_threads()}
 
 
-def take(config: Mapping[str, Any], settings: Mapping[str, Any], dataset: "Dataset") -> Fingerprint:
-    """Return the fingerprint of a run that is about to start or to go on."""
+def take(config: Mapping[str, Any], settings: Mapping[str, Any], dataset: Any) -> Fingerprint:
+    """Return the fingerprint of a run that is about to start or to go on.
+
+    `dataset` has training batches as `train`, and arrays or batches as `valid`, or None.
+    """
     import keras
     import numpy as np
     import tensorflow as tf

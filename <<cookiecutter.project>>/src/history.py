@@ -25,11 +25,12 @@ class HistoryArray:
         self.values = np.empty((0, 0))
 
     def follow(self, history: Sequence[Row]) -> None:
-        """Take the rows that are new since the last call.
+        """Take the rows that are new since the last call, and forget those that are gone.
 
         Raises:
             TypeError: if a cell is no number.
         """
+        self.values = self.values[: len(history)]
         for row in history[len(self.values) :]:
             for key, value in row.items():
                 if not isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""What happens around the steps of training: progress, curves, early stopping.
+"""What happens around the steps of training: progress, curves, logs, checkpoints, early stopping.
 
 A hook overrides what it needs of `Hook`. Hooks run in the order of the list. A hook with
 state of its own returns it from `get_state`; it is committed with the model under the name of the
@@ -6,19 +6,26 @@ hook's class, and given back on resume.
 """
 
 import csv
+import inspect
 import io
 import logging
+import math
+import re
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-import keras
+import numpy as np
+import tensorflow as tf
 from tqdm import tqdm
 
-from src import results
+from src import callback_state, results
+from src.batches import Array
 from src.checkpoint import write_atomically
+from src.datasets import make_examples, stack
 from src.history import csv_lines
 
 log = logging.getLogger(__name__)
@@ -36,41 +43,88 @@ class Run:
         history: a row per finished epoch.
         global_step: steps done since the run began, over all attempts.
         best_epoch: the best epoch by `monitor` so far, or None.
-        monitor: column of the history that says how good the model is.
+        monitor: column of the history that says how good the model is, or None.
+        num_steps: steps when the run is finished, or None: those of `num_epochs` epochs.
+        iterator: what does the steps, or None: the model's own training step does.
+        results: the figures of the epoch so far.
+        keep_as: set it in `after_step` to have a commit made now and kept under this name in
+            `checkpoints/` too.
+        discard: names in `checkpoints/` that this commit makes superfluous.
         stop_reason: set it to end the run after this epoch.
     """
 
     root: Path
-    model: keras.Model
+    model: Any
     num_epochs: int
     steps_per_epoch: int
     history: list[dict[str, Any]]
     global_step: int
     best_epoch: int | None
-    monitor: str
+    monitor: str | None
+    num_steps: int | None = None
+    iterator: Any = None
+    results: Mapping[str, float] = field(default_factory=dict)
+    keep_as: str | None = None
+    discard: Sequence[str] = ()
     stop_reason: str | None = None
 
 
 class Hook:
-    """Does nothing; override what you need."""
+    """Does nothing; override what you need.
+
+    Attributes:
+        run: what there is to know of the run, from `before_training` on.
+        root: the run folder; `code`, `checkpoints`, `train` and `eval` are folders in it.
+    """
 
     run: Run
+    root: str
+    code: str
+    checkpoints: str
+    train: str
+    eval: str
 
     def before_training(self, run: Run) -> None:
-        """Called once, after the state is restored."""
+        """Called once, before the state is restored."""
         self.run = run
 
     def before_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch, counted from 0."""
 
     def next_step(self, global_step: int) -> int | None:
-        """Return the next step, above `global_step`, at which to call the hook; None: whenever."""
+        """Return the next number of steps done, above `global_step`, at which to act.
+
+        `after_step` is then called with that number, and `before_step` with the one below it. None:
+        a hook that has a `before_step` acts at every step, another one whenever a call of many
+        steps ends.
+        """
         return None
 
-    def after_step(self, global_step: int, last_results: Mapping[str, float]) -> None:
-        """Called after one or many steps with the metrics of the epoch so far.
+    def acts_before(self) -> bool:
+        """Whether `before_step` is to be called; if nobody's is, steps may be grouped."""
+        return type(self).before_step is not Hook.before_step
 
-        Between the steps that hooks ask for by `next_step`, the loop runs many in one call.
+    def before_step(
+        self, global_step: int, fetches: dict[str, Any], feeds: Any, batch: Any
+    ) -> None:
+        """Called before a step, when `global_step` steps are done.
+
+        Args:
+            global_step: steps done.
+            fetches: nested functions that the step will call; what is changed here is what it does.
+            feeds: a copy of the batch, which the step is given; change it as you like.
+            batch: as the data has it; leave it alone.
+        """
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        """Called after a step, when `global_step` steps are done.
+
+        `after_step(self, global_step, fetches, feeds, batch)` is called too, if it is written so.
+
+        Args:
+            global_step: steps done, one more than `before_step` was told.
+            last_results: of a Keras model, its metrics over the epoch so far; of an iterator, what
+                its `run` has returned.
         """
 
     def after_epoch(self, epoch: int) -> None:
@@ -88,6 +142,143 @@ class Hook:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `get_state` returned at the last commit."""
+
+
+ADDRESSES = ("code", "checkpoints", "train", "eval")
+
+
+def give_addresses(thing: Any, root: Path) -> None:
+    """Set the attributes by which hooks and iterators find the run folder and what is in it."""
+    thing.root = str(root)
+    for name in ADDRESSES:
+        setattr(thing, name, str(root / name))
+
+
+class Hooks:
+    """Calls hooks in their order, each when it wants to act; one that fails is named.
+
+    Args:
+        hooks: in the order in which they are called.
+        seldom: those of them that act at every `hook_freq`-th step alone, beginning with the first.
+        hook_freq: at least 1.
+    """
+
+    def __init__(
+        self, hooks: Sequence[Hook], seldom: Sequence[Hook] = (), hook_freq: int = 1
+    ) -> None:
+        self.hooks = list(hooks)
+        self._seldom = {id(hook) for hook in seldom} if hook_freq > 1 else set()
+        self._hook_freq = hook_freq
+        self._sees_feeds = {id(hook): _takes_feeds(hook) for hook in hooks}
+        self._acts_before = {
+            id(hook): self._sees_feeds[id(hook)] or _acts_before(hook) for hook in hooks
+        }
+        self._started = False
+
+    def start(self, run: Run) -> None:
+        """Tell all of them of the run."""
+        for hook in self.hooks:
+            give_addresses(hook, run.root)
+        self._started = True
+        self.call("before_training", run)
+
+    def call(self, method: str, *arguments: Any) -> None:
+        """Call a method of all hooks that have it.
+
+        Raises:
+            OSError, FloatingPointError, RuntimeError: naming the hook, if it fails.
+        """
+        for hook in self.hooks:
+            self._call(hook, method, *arguments)
+
+    def has_one_before(self) -> bool:
+        """Whether there is a hook that acts before a step."""
+        return any(self._acts_before.values())
+
+    def next_stop(self, global_step: int) -> int | None:
+        """Return the next step above `global_step` before or after which somebody acts."""
+        stops = []
+        for hook in self.hooks:
+            step = self._acts_at(hook, global_step)
+            if step is not None:
+                before = self._acts_before[id(hook)] and step - 1 > global_step
+                stops.append(step - 1 if before else step)
+        return min(stops, default=None)
+
+    def act_before(self, global_step: int) -> list[Hook]:
+        """Return the hooks whose `before_step` is to be called before the next step."""
+        return [
+            hook
+            for hook in self.hooks
+            if self._acts_before[id(hook)] and self._acts_at(hook, global_step) == global_step + 1
+        ]
+
+    def before_step(
+        self, hooks: Sequence[Hook], global_step: int, fetches: Any, feeds: Any, batch: Any
+    ) -> None:
+        """Call `before_step` of some hooks."""
+        for hook in hooks:
+            self._call(hook, "before_step", global_step, fetches, feeds, batch)
+
+    def after_step(self, begun_at: int, global_step: int, results: Any, *seen: Any) -> None:
+        """Call `after_step` of those that want to act at `global_step`.
+
+        Args:
+            begun_at: global step at which the call of one or many steps began.
+            global_step: steps done.
+            results: of the step.
+            seen: fetches, feeds and batch, where there was but one step.
+        """
+        for hook in self.hooks:
+            step = self._acts_at(hook, begun_at)
+            if step is None or step == global_step:
+                with_feeds = self._sees_feeds[id(hook)]
+                self._call(hook, "after_step", global_step, *(seen if with_feeds else (results,)))
+
+    def at_exception(self, error: BaseException) -> None:
+        """Tell all of them; one that fails at that is named in the log."""
+        for hook in self.hooks if self._started else ():
+            try:
+                self._call(hook, "at_exception", error)
+            except Exception as another:
+                log.error("%s", another)
+
+    def _acts_at(self, hook: Hook, global_step: int) -> int | None:
+        step = hook.next_step(global_step) if hasattr(hook, "next_step") else None
+        if step is None and id(hook) in self._seldom:
+            return -(-global_step // self._hook_freq) * self._hook_freq + 1
+        if step is None and self._acts_before[id(hook)]:
+            return global_step + 1
+        return step
+
+    def _call(self, hook: Hook, method: str, *arguments: Any) -> None:
+        function = getattr(hook, method, None)
+        if function is None:
+            return
+        try:
+            function(*arguments)
+        except Exception as error:
+            if isinstance(hook, IntervalHook):
+                raise  # it has named the one of its hooks that failed
+            kinds = (OSError, FloatingPointError)
+            kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+            what = str(error) if kind is not RuntimeError else f"{type(error).__name__}: {error}"
+            raise kind(f"hook {type(hook).__name__} failed in {method}: {what}") from error
+
+
+def _acts_before(hook: Any) -> bool:
+    """Whether a hook, be it a `Hook` or not, has something to do before a step."""
+    return hook.acts_before() if hasattr(hook, "acts_before") else hasattr(hook, "before_step")
+
+
+def _takes_feeds(hook: Any) -> bool:
+    """Whether `after_step` is written as (global_step, fetches, feeds, batch)."""
+    parameters = (
+        inspect.signature(hook.after_step).parameters.values()
+        if hasattr(hook, "after_step")
+        else ()
+    )
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) == 4
 
 
 class EpochLog(Hook):
@@ -141,7 +332,7 @@ class Progress(Hook):
     def before_training(self, run: Run) -> None:
         super().before_training(run)
         self.bar = tqdm(
-            total=run.num_epochs * run.steps_per_epoch,
+            total=run.num_steps or run.num_epochs * run.steps_per_epoch,
             initial=run.global_step,
             file=self.terminal or io.StringIO(),
             disable=self.terminal is None or not log.isEnabledFor(logging.INFO),
@@ -153,9 +344,9 @@ class Progress(Hook):
     def before_epoch(self, epoch: int) -> None:
         self.bar.set_description(f"epoch {epoch + 1}/{self.run.num_epochs}", refresh=False)
 
-    def after_step(self, global_step: int, last_results: Mapping[str, float]) -> None:
-        if "loss" in last_results:
-            self.bar.set_postfix_str(f"loss {last_results['loss']:.4f}", refresh=False)
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        for name, value in list(self.run.results.items())[:1]:
+            self.bar.set_postfix_str(f"{name} {value:.4f}", refresh=False)
         self.bar.update(global_step - self.bar.n)
 
     def after_training(self) -> None:
@@ -197,7 +388,10 @@ class LearningCurve(Hook):
 
 
 class TensorBoard(Hook):
-    """Writes the history to `tb/train` and `tb/validation`, which TensorBoard overlays."""
+    """Writes the history to `tb/train` and `tb/validation`, which TensorBoard overlays.
+
+    With an iterator the tags begin with "epoch_": "loss" is a curve over steps there.
+    """
 
     def before_training(self, run: Run) -> None:
         from tensorboard.summary import Writer
@@ -212,7 +406,8 @@ class TensorBoard(Hook):
             if key in ("epoch", "step"):
                 continue
             split = "validation" if key.startswith("val_") else "train"
-            self.writers[split].add_scalar(key.removeprefix("val_"), value, step=epoch)
+            prefix = "" if self.run.iterator is None else "epoch_"
+            self.writers[split].add_scalar(prefix + key.removeprefix("val_"), value, step=epoch)
         for writer in self.writers.values():
             writer.flush()
 
@@ -228,12 +423,443 @@ class EarlyStopping(Hook):
     """Ends the run when `monitor` has not improved for `patience` epochs.
 
     The count needs no state: it is the distance to the best epoch, which the loop keeps.
+
+    Args:
+        patience: epochs.
+        monitor: column of the history; None: the run's own.
+        monitor_mode: "min" or "max", whichever is better; "auto" goes by the name. It counts for a
+            `monitor` that is given here.
+        stop_on_nan: end the run, too, when the column is not a finite number.
     """
 
-    def __init__(self, patience: int) -> None:
+    def __init__(
+        self,
+        patience: int,
+        monitor: str | None = None,
+        monitor_mode: str = "auto",
+        stop_on_nan: bool = False,
+    ) -> None:
         self.patience = patience
+        self.monitor = monitor
+        self.monitor_mode = monitor_mode
+        self.stop_on_nan = stop_on_nan
+
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        self.lower_is_better = _is_lower_better(self.monitor, self.monitor_mode)
 
     def after_epoch(self, epoch: int) -> None:
-        best = self.run.best_epoch
-        if best is not None and epoch - best >= self.patience:
-            self.run.stop_reason = f"{self.run.monitor} has not improved for {self.patience} epochs"
+        monitor, row = self.monitor or self.run.monitor, self.run.history[-1]
+        if monitor is None:
+            return
+        if monitor not in row:
+            raise ValueError(f"monitor is {monitor!r}; the history has {', '.join(row)}")
+        best = self._best_epoch()
+        if self.stop_on_nan and not math.isfinite(row[monitor]):
+            self.run.stop_reason = f"{monitor} is {row[monitor]}"
+        elif best is not None and epoch - best >= self.patience:
+            self.run.stop_reason = f"{monitor} has not improved for {self.patience} epochs"
+
+    def _best_epoch(self) -> int | None:
+        from src.training_loop import best_of
+
+        if self.monitor is None:
+            return self.run.best_epoch
+        return best_of(self.run.history, self.monitor, self.lower_is_better)
+
+
+class IntervalHook(Hook):
+    """Lets its hooks act at certain steps alone, as `before_step` numbers them: 0 is the first.
+
+    These are `start` and every `interval`-th step from there on. With `max_interval` the interval
+    doubles each time until it is that, and the next step is the next multiple of it: 1 and 1000
+    give 0, 2, 4, 8, …, 512, 1000, 2000, …. They depend on nothing else, so a resumed run finds them
+    again without a state.
+
+    Args:
+        hooks: called in this order; a `next_step` of their own makes them act more seldom.
+        interval: steps from one time to the next, at least 1.
+        start: the first step, at least 0.
+        stop: no step from this one on; None: there is no end.
+        max_interval: at least 1; None: the interval stays as it is.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    NEVER = sys.maxsize
+
+    def __init__(
+        self,
+        hooks: Sequence[Hook],
+        interval: int,
+        start: int = 0,
+        stop: int | None = None,
+        max_interval: int | None = None,
+    ) -> None:
+        most = interval if max_interval is None else max_interval
+        for name, value, least in (
+            ("interval", interval, 1),
+            ("start", start, 0),
+            ("max_interval", most, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        self.hooks = list(hooks)
+        self.interval = interval
+        self.start = start
+        self.stop = stop
+        self.max_interval = most
+        self._calls = Hooks(self.hooks)
+        self._seen: tuple[Any, ...] = ()
+
+    def next_step(self, global_step: int) -> int:
+        """Return the next number of steps done at which one of these steps is done."""
+        due = self.first_due(global_step)
+        return self.NEVER if due is None else due + 1
+
+    def first_due(self, step: int) -> int | None:
+        """Return the first step from `step` on at which to act, or None if there is none."""
+        due, interval = self.start, self.interval
+        while due < step:
+            if interval == self.max_interval:  # from here on, all multiples of it
+                missing = step - self.start
+            else:
+                interval = min(2 * interval, self.max_interval)
+                missing = due + 1 - self.start
+            due = self.start + -(-missing // interval) * interval
+        return due if self.stop is None or due < self.stop else None
+
+    def acts_before(self) -> bool:
+        return self._calls.has_one_before()
+
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        self._calls.start(run)
+
+    def before_epoch(self, epoch: int) -> None:
+        self._calls.call("before_epoch", epoch)
+
+    def before_step(
+        self, global_step: int, fetches: dict[str, Any], feeds: Any, batch: Any
+    ) -> None:
+        if self.first_due(global_step) == global_step:
+            self._seen = fetches, feeds, batch
+            acting = self._calls.act_before(global_step)
+            self._calls.before_step(acting, global_step, fetches, feeds, batch)
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        if self.first_due(global_step - 1) == global_step - 1:
+            seen, self._seen = self._seen, ()
+            self._calls.after_step(global_step - 1, global_step, last_results, *seen)
+
+    def after_epoch(self, epoch: int) -> None:
+        self._calls.call("after_epoch", epoch)
+
+    def after_training(self) -> None:
+        self._calls.call("after_training")
+
+    def at_exception(self, error: BaseException) -> None:
+        self._calls.at_exception(error)
+
+    def get_state(self) -> dict[str, Any]:
+        states = {name: callback_state.get(hook) for name, hook in self._by_name().items()}
+        return {name: state for name, state in states.items() if state}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        for name, hook in self._by_name().items():
+            if name in state:
+                callback_state.put(hook, state[name])
+
+    def _by_name(self) -> dict[str, Hook]:
+        return {f"{index} {type(hook).__name__}": hook for index, hook in enumerate(self.hooks)}
+
+
+class KeepCheckpoints(Hook):
+    """Keeps a commit every so many steps as `checkpoints/model-<steps done>.h5`, and not too many.
+
+    A value is that of the epoch so far, for a "val_…" column that of the epoch before. A checkpoint
+    without a finite one counts as the worst, and of two that are equally good the newer is kept.
+
+    Args:
+        every: steps from one to the next, at least 1.
+        keep: how many stay, at least 1.
+        monitor: column of the history that says which are the best; None: the newest stay.
+        monitor_mode: "min" or "max", whichever is better; "auto" goes by the name.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    NAME = re.compile(r"model-[0-9]+\.h5")
+
+    def __init__(
+        self, every: int, keep: int = 5, monitor: str | None = None, monitor_mode: str = "auto"
+    ) -> None:
+        for name, value in (("every", every), ("keep", keep)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.every = every
+        self.keep = keep
+        self.monitor = monitor
+        self.monitor_mode = monitor_mode
+        self.kept: list[tuple[int, float | None]] = []  # steps done and value, oldest first
+
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        self.lower_is_better = _is_lower_better(self.monitor, self.monitor_mode)
+
+    def next_step(self, global_step: int) -> int:
+        return (global_step // self.every + 1) * self.every
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        if global_step % self.every:
+            return
+        self.kept.append((global_step, self._value()))
+        best = sorted(self.kept, key=self._rank)[: self.keep]
+        # A new one that is superfluous is committed all the same: a resume goes on from there.
+        self.run.keep_as = self._name(global_step)
+        self.run.discard = [
+            self._name(step) for step, value in self.kept if (step, value) not in best
+        ]
+        self.kept = sorted(best)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"kept": [[step, value] for step, value in self.kept]}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take back the list, less what is not there, as in a run that began with another's commit.
+
+        A file that is not in the list is of an attempt that was killed before its commit, or before
+        it could remove the file.
+        """
+        folder = Path(self.checkpoints)
+        known = {self._name(step) for step, _ in state["kept"]}
+        for path in folder.glob("model-*.h5"):
+            if self.NAME.fullmatch(path.name) and path.name not in known:
+                path.unlink()
+        self.kept = [
+            (step, value) for step, value in state["kept"] if (folder / self._name(step)).exists()
+        ]
+
+    def _value(self) -> float | None:
+        """Return what `monitor` is now, or None where there is no finite value yet."""
+        if self.monitor is None:
+            return None
+        history = self.run.history
+        of_validation = self.monitor.startswith("val_")
+        row = (history[-1] if history else {}) if of_validation else self.run.results
+        if row and self.monitor not in row:
+            raise ValueError(f"monitor is {self.monitor!r}; there are {', '.join(row)}")
+        value = row.get(self.monitor, math.nan)
+        return value if math.isfinite(value) else None
+
+    def _rank(self, entry: tuple[int, float | None]) -> tuple[float, int]:
+        """Return a key that sorts the best first."""
+        step, value = entry
+        if value is None:
+            return math.inf, -step
+        return value if self.lower_is_better else -value, -step
+
+    @staticmethod
+    def _name(global_step: int) -> str:
+        return f"model-{global_step}.h5"
+
+
+class LoggingHook(Hook):
+    """Logs scalars, images and figures, under the step's number as `before_step` sees it.
+
+    What there is: an operation of the iterator returns {"scalars": …, "images": …, "figures": …},
+    each by name, names nested in dictionaries being joined by "/". If there is no such operation,
+    the scalars are the figures of the epoch so far.
+
+    Scalars become a line of the log, images a grid in `train/<name>_<step>.png`, figures of
+    matplotlib such a file too, after which they are closed. All go to TensorBoard in `tb/train`.
+
+    Images are arrays of shape (N, H, W, C) or (H, W, C) with C in 1, 3, 4, of uint8 or of floats.
+    Floats are taken as in [-1, 1] if one of the array is negative, and if not, as in [0, 1].
+
+    Args:
+        log_ops: names of operations; "train/log_op" is "log_op". "validation/log_op" is the same
+            operation of a `TemplateIterator` on a validation batch, which depends on the step; all
+            that it returns has "validation/" before its name.
+        tensorboard: whether to write for TensorBoard.
+    """
+
+    VALIDATION = "validation/"
+
+    def __init__(
+        self,
+        log_ops: Sequence[str] = ("log_op", "validation/log_op"),
+        tensorboard: bool = True,
+    ) -> None:
+        self.log_ops = [name.removeprefix("train/") for name in log_ops]
+        self.tensorboard = tensorboard
+        self._writer: Any = None
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        step = global_step - 1
+        logs = self._logs(step, last_results)
+        scalars = {name: float(value) for name, value in logs["scalars"].items()}
+        if scalars:
+            figures = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+            log.info("step %d: %s", step, figures)
+        pictures = {name: self._save_image(name, step, i) for name, i in logs["images"].items()}
+        pictures |= {name: self._save_figure(name, step, f) for name, f in logs["figures"].items()}
+        if self.tensorboard and (scalars or pictures):
+            self._write(step, scalars, pictures)
+
+    def after_epoch(self, epoch: int) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+    def after_training(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def at_exception(self, error: BaseException) -> None:
+        self.after_training()
+
+    def _logs(self, step: int, last_results: Any) -> dict[str, dict[str, Any]]:
+        """Return by kind what there is to log, by its name."""
+        ops = last_results.get("step_ops") if isinstance(last_results, Mapping) else None
+        ops = ops if isinstance(ops, Mapping) else {}
+        found = [("", ops[name]) for name in self.log_ops if name in ops]
+        if not found:
+            found.append(("", {"scalars": self.run.results}))
+        of_validation = [
+            name.removeprefix(self.VALIDATION)
+            for name in self.log_ops
+            if name.startswith(self.VALIDATION)
+        ]
+        if of_validation:
+            computed = self._validation_results(step, of_validation)
+            found += [(self.VALIDATION, result) for result in computed]
+        logs: dict[str, dict[str, Any]] = {"scalars": {}, "images": {}, "figures": {}}
+        for prefix, result in found:
+            for kind, named in logs.items():
+                named |= {prefix + name: value for name, value in _flat(result.get(kind, {}))}
+        return logs
+
+    def _validation_results(self, step: int, names: Sequence[str]) -> list[Any]:
+        """Return what operations of a `TemplateIterator` give for a validation batch."""
+        iterator = self.run.iterator
+        if not hasattr(iterator, "step_op") or "validation" not in iterator.datasets:
+            return []
+        dataset, config = iterator.datasets["validation"], iterator.config
+        batch_size = min(config.get("test_batch_size") or config["batch_size"], len(dataset))
+        indices = [(step * batch_size + number) % len(dataset) for number in range(batch_size)]
+        batch = stack(make_examples(dataset, indices, config.get("seed", 0), epoch=0))
+        place = iterator.get_global_step(), iterator.get_epoch_step(), iterator.get_batch_step()
+        iterator.set_position(*place, "validation")
+        try:
+            ops = iterator.step_op(iterator.model, **batch)
+            return [ops[name]() for name in names if name in ops]
+        finally:
+            iterator.set_position(*place)
+
+    def _save_image(self, name: str, step: int, images: Any) -> Array:
+        picture = tile(_pixels(name, images))
+        write_atomically(self._path(name, step), tf.io.encode_png(picture).numpy())
+        return picture
+
+    def _save_figure(self, name: str, step: int, figure: Any) -> Array:
+        from matplotlib import pyplot
+
+        path = self._path(name, step)
+        results.save_figure(figure, path)
+        pyplot.close(figure)  # it keeps those that it has made
+        return tf.io.decode_png(path.read_bytes(), channels=4).numpy()
+
+    def _path(self, name: str, step: int) -> Path:
+        Path(self.train).mkdir(exist_ok=True)
+        file_name = re.sub(r"[^\w.-]", "_", name)
+        return Path(self.train, f"{file_name}_{step:08d}.png")
+
+    def _write(
+        self, step: int, scalars: Mapping[str, float], pictures: Mapping[str, Array]
+    ) -> None:
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(str(Path(self.root, "tb", "train")))
+        with self._writer.as_default(step):
+            for name, value in scalars.items():
+                tf.summary.scalar(name, value)
+            for name, picture in pictures.items():
+                tf.summary.image(name, picture[np.newaxis])
+
+
+def of_iterators(config: Mapping[str, Any]) -> list[Hook]:
+    """Return the hooks that a config with an iterator asks for by its keys."""
+    hooks: list[Hook] = [
+        IntervalHook(
+            [LoggingHook(tensorboard=config["tensorboard"])],
+            config["start_log_freq"],
+            max_interval=config["log_freq"],
+        )
+    ]
+    if config["ckpt_freq"]:
+        hooks.append(
+            KeepCheckpoints(
+                config["ckpt_freq"], config["ckpt_keep"], config["monitor"], config["monitor_mode"]
+            )
+        )
+    return hooks
+
+
+def tile(images: Array) -> Array:
+    """Return images as one, in rows from left to right; what is left over is 0.
+
+    Args:
+        images: uint8 or float array of shape (N, H, W, C), N at least 1.
+
+    Returns:
+        array of the same dtype and shape (rows * H, columns * W, C): as many columns as rows, or
+        one more.
+    """
+    number, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(number))
+    rows = math.ceil(number / columns)
+    cells = np.zeros((rows * columns, height, width, channels), images.dtype)
+    cells[:number] = images
+    grid = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width, channels)
+
+
+def _pixels(name: str, images: Any) -> Array:
+    """Return images as uint8 of shape (N, H, W, C); see `LoggingHook`.
+
+    Raises:
+        ValueError: if they are no images.
+    """
+    array = np.asarray(images)
+    array = array[np.newaxis] if array.ndim == 3 else array
+    is_float = np.issubdtype(array.dtype, np.floating)
+    if array.ndim != 4 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
+        raise ValueError(
+            f"image {name!r} has the shape {np.shape(images)}; expected (N, H, W, C) or (H, W, C) "
+            "with 1, 3 or 4 channels"
+        )
+    if not is_float and array.dtype != np.uint8:
+        raise ValueError(f"image {name!r} is of {array.dtype}; expected uint8, or floats")
+    if not is_float:
+        return array
+    array = np.nan_to_num(array.astype(np.float64))
+    array = (array + 1) / 2 if array.min() < 0 else array
+    return np.rint(array.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the entries of nested dictionaries, their names joined by "/"."""
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_lower_better(monitor: str | None, mode: str) -> bool:
+    # The loop imports this module.
+    from src.training_loop import is_lower_better
+
+    return is_lower_better(monitor, mode) if monitor else True

@@ -21,13 +21,42 @@ class Call(NamedTuple):
 
     Attributes:
         step: the step after the last one done, in the epoch.
-        results: what the last step returned, as floats; metrics add up over the epoch.
+        results: figures of the epoch so far.
         not_finite: the first step whose loss is not a finite number, or None.
+        last_results: what hooks are told of the last step.
+        seen: its fetches, feeds and batch, if hooks were called before it.
     """
 
     step: int
     results: dict[str, float]
     not_finite: int | None
+    last_results: Any
+    seen: tuple[Any, ...] = ()
+
+
+# Called before a step with (fetches, feeds, batch), the first two of which it may change.
+Before = Callable[[dict[str, Any], Any, Any], None]
+
+
+def call_leaves(fetches: Any, *arguments: Any, **feeds: Any) -> Any:
+    """Call every function in nested dictionaries, lists and tuples; return results of that shape.
+
+    What is not a function stays as it is.
+    """
+    if isinstance(fetches, Mapping):
+        return {key: call_leaves(item, *arguments, **feeds) for key, item in fetches.items()}
+    if isinstance(fetches, list | tuple):
+        return [call_leaves(item, *arguments, **feeds) for item in fetches]
+    return fetches(*arguments, **feeds) if callable(fetches) else fetches
+
+
+def copied(nested: Any) -> Any:
+    """Return nested dictionaries, lists and tuples anew (tuples as lists), with the same leaves."""
+    if isinstance(nested, Mapping):
+        return {key: copied(item) for key, item in nested.items()}
+    if isinstance(nested, list | tuple):
+        return [copied(item) for item in nested]
+    return nested
 
 
 class _Group(NamedTuple):
@@ -69,36 +98,81 @@ class Steps:
         first = self._executor.submit(self._stack, 0, 0, 1).result()
         self._calls[first.kind] = self._compile(first.signature)
 
-    def run(self, epoch: int, step: int, until: int, then: int) -> Call:
+    def begin_epoch(self, epoch: int) -> None:
+        """Start the figures of an epoch."""
+        self.model.reset_metrics()
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The rate in force, if there is one."""
+        return float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what is to be committed beside the variables: nothing."""
+        return {}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `get_state` returned."""
+
+    def set_weights(self, state: Mapping[str, Any]) -> None:
+        """Take the weights out of what `get_state` returned in another run."""
+
+    def run(
+        self, epoch: int, step: int, until: int, then: int, before: Before | None = None
+    ) -> Call:
         """Run steps of `epoch` from `step` on, at least one, and none from `until` on.
 
         `then` is where the next call is to stop, if it begins at `until`: its batches are made
-        ready.
+        ready. With `before`, one step alone is run.
         """
-        group = self._take(epoch, step, until)
+        group = self._take(epoch, step, step + 1 if before else until)
         after, steps_per_epoch = step + group.num_steps, self.source.steps_per_epoch
         if after == steps_per_epoch:
             self._make_ready(epoch + 1, 0, steps_per_epoch)
         else:
             self._make_ready(epoch, after, until if after < until else then)
         known = group.kind in self._calls
-        if not known:
-            self._calls[group.kind] = self._compile(group.signature)
         start = time.perf_counter()
-        results, finite = self._calls[group.kind](group.batches)
+        if before:
+            return self._run_with(before, group, step)
+        results, finite = self._call(group)
         finite = np.asarray(finite)
         if known and not self.one_by_one:  # the first call of a kind may have been compiled
             seconds = (time.perf_counter() - start) / group.num_steps
             self.size = int(min(max(self.SECONDS_PER_CALL / seconds, 1), self.MOST_STEPS))
+        figures = floats(results)
         return Call(
             step=after,
-            results=floats(results),
+            results=figures,
             not_finite=None if finite.all() else step + int(finite.argmin()),
+            last_results=figures,
         )
 
     def close(self) -> None:
         """Let the thread go that makes batches ready."""
         self._executor.shutdown(cancel_futures=True)
+
+    def _call(self, group: _Group) -> Any:
+        if group.kind not in self._calls:
+            self._calls[group.kind] = self._compile(group.signature)
+        return self._calls[group.kind](group.batches)
+
+    def _run_with(self, before: Before, group: _Group, step: int) -> Call:
+        """Run one step with what hooks have made of its batch, and of what it does."""
+        batch = keras.tree.map_structure(lambda tensor: tensor.numpy()[0], group.batches)
+        fetches: dict[str, Any] = {"train_op": self._train_on}
+        feeds = copied(batch)
+        before(fetches, feeds, batch)
+        if isinstance(batch, tuple) and isinstance(feeds, list):
+            feeds = tuple(feeds)
+        results = call_leaves(fetches, feeds)
+        figures = results.get("train_op", {})
+        figures = figures if isinstance(figures, dict) else {}
+        not_finite = step if not np.isfinite(figures.get("loss", 0.0)) else None
+        return Call(step + 1, figures, not_finite, results | figures, (fetches, feeds, batch))
+
+    def _train_on(self, batch: Any) -> dict[str, float]:
+        return floats(self._call(_group([batch]))[0])
 
     def _take(self, epoch: int, step: int, until: int) -> _Group:
         ahead, self._ahead = self._ahead, None
@@ -120,13 +194,7 @@ class Steps:
             if batches and _shapes(batch) != _shapes(batches[0]):
                 break  # the last batch of an epoch may be smaller: it is a group of its own
             batches.append(batch)
-        if len(batches) == 1:
-            stacked = keras.tree.map_structure(lambda array: array[np.newaxis], batches[0])
-        else:
-            stacked = keras.tree.map_structure(lambda *arrays: np.stack(arrays), *batches)
-        tensors = keras.tree.map_structure(tf.convert_to_tensor, stacked)
-        signature = keras.tree.map_structure(_signature, tensors)
-        return _Group(len(batches), tensors, signature, str(signature))
+        return _group(batches)
 
     def _compile(self, signature: Any) -> Callable[[Any], Any]:
         """Return a function of stacked batches: the last step's results, and which are finite."""
@@ -175,6 +243,16 @@ def floats(results: Mapping[str, Any]) -> dict[str, float]:
     for name, value in results.items():
         flat |= floats(value) if isinstance(value, Mapping) else {name: float(value)}
     return flat
+
+
+def _group(batches: list[Any]) -> _Group:
+    if len(batches) == 1:
+        stacked = keras.tree.map_structure(lambda array: np.asarray(array)[np.newaxis], batches[0])
+    else:
+        stacked = keras.tree.map_structure(lambda *arrays: np.stack(arrays), *batches)
+    tensors = keras.tree.map_structure(tf.convert_to_tensor, stacked)
+    signature = keras.tree.map_structure(_signature, tensors)
+    return _Group(len(batches), tensors, signature, str(signature))
 
 
 def _signature(array: tf.Tensor) -> tf.TensorSpec:

@@ -3,11 +3,13 @@
 It is never given the test set.
 """
 
+import functools
 import logging
 import math
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,25 +17,46 @@ from typing import Any
 import keras
 
 from src import callback_state
-from src.batches import Arrays, batch_source
+from src.batches import batch_source
 from src.checkpoint import Checkpoint, Snapshot
-from src.hooks import Hook, Run
+from src.hooks import Hook, Hooks, Run
+from src.iterator_steps import IteratorSteps, IteratorValidation
+from src.iterators import PyHookedModelIterator
 from src.steps import Steps, Validation
 
 log = logging.getLogger(__name__)
 
 INTERRUPTED = 75  # exit code: stopped by a signal, the same command continues
 LearningRates = Sequence[tuple[int, float]]
+RESTORE_ALL: tuple[str, ...] = ("variables", "optimizer", "metrics")
+RESTORE_WEIGHTS: tuple[str, ...] = ("variables",)
+
+
+NEW_RUN: dict[str, Any] = {
+    "epoch": 0,
+    "step": 0,
+    "global_step": 0,
+    "learning_rate": 0.0,
+    "results": {},
+    "steps": {},
+    "best_epoch": None,
+    "is_cut": False,
+    "stop_reason": None,
+    "hooks": {},
+    "callbacks": {},
+}
 
 
 def training_loop(
-    model: keras.Model,
+    model: Any,
     train: Any,
-    valid: Arrays | None,
+    valid: Any,
     save_path: Path,
-    num_epochs: int,
+    num_epochs: int = 0,
+    num_steps: int | None = None,
+    iterator: PyHookedModelIterator | None = None,
     learning_rates: LearningRates | None = None,
-    monitor: str = "val_loss",
+    monitor: str | None = "val_loss",
     monitor_mode: str = "auto",
     on_nan: str = "stop",
     checkpoint_steps: int = 0,
@@ -43,18 +66,23 @@ def training_loop(
     inexact: Sequence[str] = (),
     hooks: Sequence[Hook] = (),
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    start_from: Path | None = None,
+    retrain: bool = False,
 ) -> list[dict[str, Any]]:
-    """Train until `num_epochs` epochs are done, going on where the folder's last commit stands.
+    """Train until all epochs or steps are done, going on where the folder's last commit stands.
 
     Args:
-        model: compiled; its own `train_step` is used if it has one.
+        model: compiled; its own `train_step` is used if it has one. With an iterator: any object.
         train: batches by epoch and step, or what `batch_source` makes such a source of.
-        valid: features and labels to validate on after each epoch; None: there is no validation.
+        valid: features and labels to validate on after each epoch (with an iterator: a batch
+            source); None: there is no validation.
         save_path: the run folder, which exists.
         num_epochs: epochs in all, those of earlier attempts included.
+        num_steps: steps in all, whatever `num_epochs` says; the last epoch may be cut short.
+        iterator: what does the steps; None: the model's training step does.
         learning_rates: pairs of `until_epoch` and the rate that holds while `epoch < until_epoch`,
             the last one to the end; None: the optimizer's own rate or schedule.
-        monitor: column of the history that decides which epoch is the best.
+        monitor: column of the history that decides which epoch is the best; None: nothing does.
         monitor_mode: "min" or "max", whichever is better; "auto" goes by the name.
         on_nan: "stop" or "continue" when the loss is not a finite number.
         checkpoint_steps: commit every so many steps, beside the end of each epoch; 0: never.
@@ -62,8 +90,10 @@ def training_loop(
         seed: of the order of batches, where the data does not decide it.
         fingerprint: what has to be the same when the run is resumed; see `src.fingerprint`.
         inexact: what is not, in this attempt; from here on the commits say so.
-        hooks: see `src.hooks`.
+        hooks: see `src.hooks`; those of the iterator come after them.
         callbacks: any Keras callbacks.
+        start_from: a commit of another run to begin with, while the folder has none of its own.
+        retrain: take only the weights from there, and begin at step 0.
 
     Returns:
         The history, a row per epoch.
@@ -73,42 +103,62 @@ def training_loop(
         SystemExit: with code 75, when SIGTERM, SIGINT, SIGUSR1 or SIGHUP came: the step has ended
             and its state is committed.
         KeyError: if the history has no column `monitor`.
-        ValueError: if "auto" does not know whether less of `monitor` is better.
+        ValueError: if "auto" does not know whether less of `monitor` is better, or a commit is one
+            of another model.
         OSError: if a commit cannot be written.
+        RuntimeError: if a hook fails; it is named.
     """
     # ---- get ready -----------------------------------------------------------------------------
     source = batch_source(train, seed)
-    lower_is_better = is_lower_better(monitor, monitor_mode)
-    make_variables(model, source.batch(0, 0))
-    checkpoint = Checkpoint(save_path, model)
-    state = checkpoint.read() or {
-        "epoch": 0,
-        "step": 0,
-        "global_step": 0,
-        "learning_rate": 0.0,
-        "results": {},
-        "best_epoch": None,
-        "stop_reason": None,
-        "history": [],
-        "hooks": {},
-        "callbacks": {},
-        "inexact": [],
-    }
+    if num_steps is not None:
+        num_epochs = -(-num_steps // source.steps_per_epoch)
+    lower_is_better = is_lower_better(monitor, monitor_mode) if monitor else True
+    steps: Steps | IteratorSteps
+    validation: Validation | IteratorValidation | None = None
+    if iterator is None:
+        make_variables(model, source.batch(0, 0))
+        steps = Steps(model, source, looks_at_batches(callbacks))
+        validation = Validation(model, valid) if valid is not None else None
+        checkpoint = Checkpoint(save_path, model)
+        calls = Hooks(hooks)
+    else:
+        steps = IteratorSteps(iterator, source, seed)
+        validation = IteratorValidation(iterator, valid, seed) if valid is not None else None
+        checkpoint = Checkpoint(save_path, iterator.model, iterator.variables)
+        calls = Hooks([*hooks, *iterator.hooks], iterator.hooks, iterator.hook_freq)
+    hooks = calls.hooks
+    new_run = NEW_RUN | {"history": [], "inexact": []}
+    state, restores = checkpoint.read(), RESTORE_ALL
+    if state is not None and start_from is not None:
+        log.info("%s has a commit of its own: --checkpoint has had its effect", save_path)
+    elif state is None and start_from is not None:
+        other = checkpoint.read_other(start_from)
+        state = new_run | {"steps": other["steps"]} if retrain else other | {"best_epoch": None}
+        restores = RESTORE_WEIGHTS if retrain else RESTORE_ALL
+        log.info("starting from %s%s", start_from, ", its weights alone" if retrain else "")
+    is_new = state is None
+    state = state or new_run
+    if state["is_cut"] and num_steps is not None and state["global_step"] < num_steps:
+        state["history"].pop()  # the epoch goes on from where `num_steps` had cut it
+        state["best_epoch"] = best_of(state["history"], monitor, lower_is_better)
     run = Run(
         root=save_path,
         model=model,
         num_epochs=num_epochs,
+        num_steps=num_steps,
+        iterator=iterator,
         steps_per_epoch=source.steps_per_epoch,
         history=state["history"],
         global_step=state["global_step"],
         best_epoch=state["best_epoch"],
         monitor=monitor,
     )
-    if state["stop_reason"] or state["epoch"] >= num_epochs:
-        log.info("nothing to do: %s", state["stop_reason"] or f"{num_epochs} epochs are done")
-        for hook in hooks:  # a kill may have come before their last word
-            hook.before_training(run)
-            hook.after_training()
+    all_steps_done = num_steps is not None and state["global_step"] >= num_steps
+    if state["stop_reason"] or state["epoch"] >= num_epochs or all_steps_done:
+        done = f"{num_steps} steps" if all_steps_done else f"{num_epochs} epochs"
+        log.info("nothing to do: %s", state["stop_reason"] or f"{done} are done")
+        calls.start(run)  # a kill may have come before the hooks' last word
+        calls.call("after_training")
         checkpoint.close()
         return state["history"]
     if inexact:
@@ -121,13 +171,12 @@ def training_loop(
                 "and set_state(state), with JSON values",
                 type(callback).__name__,
             )
-    keras_callbacks = keras.callbacks.CallbackList(callbacks, model=model)
-    model.stop_training = False
-    one_by_one = looks_at_batches(callbacks)
-    steps = Steps(model, source, one_by_one)
-    validation = Validation(model, valid) if valid is not None else None
+    # Callbacks ask for a Keras model, also where an iterator trains something else.
+    keras_model = model if isinstance(model, keras.Model) else keras.Sequential()
+    keras_callbacks = keras.callbacks.CallbackList(callbacks, model=keras_model)
+    keras_model.stop_training = False
     first_epoch, step, learning_rate = state["epoch"], state["step"], state["learning_rate"]
-    results = state["results"]  # what the last step of the epoch has returned
+    results = state["results"]  # the figures of the epoch so far
     committed_at = time.monotonic()
 
     def snapshot(epoch: int, step: int) -> Snapshot:
@@ -139,7 +188,9 @@ def training_loop(
                 "global_step": run.global_step,
                 "learning_rate": learning_rate if step else 0.0,
                 "results": results if step else {},
+                "steps": steps.get_state(),
                 "best_epoch": run.best_epoch,
+                "is_cut": False,
                 "stop_reason": run.stop_reason,
                 "history": run.history,
                 "hooks": states_of(hooks),
@@ -149,70 +200,90 @@ def training_loop(
             }
         )
 
+    def restore() -> None:
+        """Give everything the state that was read."""
+        checkpoint.restore(restores)
+        if restores is RESTORE_WEIGHTS:
+            steps.set_weights(state["steps"])
+        else:
+            steps.set_state(state["steps"])
+            give_back(state, hooks, callbacks)
+
     try:
         with SignalsToFlag() as received:
-            for hook in hooks:
-                hook.before_training(run)
+            calls.start(run)
             keras_callbacks.on_train_begin()
-            steps.compile()
-            checkpoint.prepare()
+            if iterator is None or not is_new:
+                steps.compile()
+                checkpoint.prepare()
+            if isinstance(steps, IteratorSteps) and not checkpoint.fits(restores):
+                steps.dry_run()  # what a first step makes has to be there to be restored
+                checkpoint.prepare()
 
             for epoch in range(first_epoch, num_epochs):
                 # ---- begin the epoch, or restore the middle of it -------------------------------
-                for hook in hooks:
-                    hook.before_epoch(epoch)
+                calls.call("before_epoch", epoch)
                 if epoch == first_epoch and step:
                     # What callbacks do as an epoch begins was done already; restoring undoes it.
                     keras_callbacks.on_epoch_begin(epoch)
-                    checkpoint.restore()
-                    give_back(state, hooks, callbacks)
+                    restore()
                     log.info("continuing after step %d of epoch %d", step, epoch + 1)
                 else:
-                    if epoch == first_epoch and state["global_step"]:
-                        checkpoint.restore()
-                        give_back(state, hooks, callbacks)
+                    if epoch == first_epoch and not is_new:
+                        restore()
                         log.info("continuing after epoch %d", epoch)
-                    model.reset_metrics()
+                    steps.begin_epoch(epoch)
                     if learning_rates is not None:
                         rate = rate_in_epoch(learning_rates, epoch)
                         # Between two of its rates the schedule leaves a callback's changes alone.
                         if epoch == 0 or rate != rate_in_epoch(learning_rates, epoch - 1):
                             model.optimizer.learning_rate = rate
                     keras_callbacks.on_epoch_begin(epoch)
-                    learning_rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+                    learning_rate = steps.learning_rate
 
                 # ---- train -----------------------------------------------------------------------
-                while step < source.steps_per_epoch:
-                    begin = run.global_step - step
-                    end = begin + source.steps_per_epoch
-                    until = min(next_stop(run.global_step, checkpoint_steps, hooks), end)
-                    then = min(next_stop(until, checkpoint_steps, hooks), end)
-                    if one_by_one:
+                begin = run.global_step - step
+                end = begin + source.steps_per_epoch
+                if num_steps is not None:
+                    end = min(end, num_steps)
+                while run.global_step < end:
+                    until = min(next_stop(run.global_step, checkpoint_steps, calls), end)
+                    then = min(next_stop(until, checkpoint_steps, calls), end)
+                    if steps.one_by_one:
                         keras_callbacks.on_train_batch_begin(step)
-                    call = steps.run(epoch, step, until - begin, then - begin)
+                    acting, begun_at = calls.act_before(run.global_step), run.global_step
+                    before = functools.partial(calls.before_step, acting, begun_at)
+                    call = steps.run(
+                        epoch, step, until - begin, then - begin, before if acting else None
+                    )
                     run.global_step += call.step - step
                     step, results = call.step, call.results
+                    run.results = results
                     if call.not_finite is not None and on_nan == "stop":
                         raise FloatingPointError(
                             f"the loss is not a number at step {call.not_finite + 1} of epoch "
                             f"{epoch + 1}; the last commit is kept, and --on_nan=continue goes on "
                             "all the same"
                         )
-                    if one_by_one:
+                    if steps.one_by_one:
                         keras_callbacks.on_train_batch_end(step - 1, call.results)
-                    for hook in hooks:
-                        hook.after_step(run.global_step, call.results)
-                    if received.name:
-                        break
+                    calls.after_step(begun_at, run.global_step, call.last_results, *call.seen)
                     due = checkpoint_steps and run.global_step % checkpoint_steps == 0
                     late = time.monotonic() - committed_at > checkpoint_seconds > 0
-                    if (due or late) and step < source.steps_per_epoch:
-                        checkpoint.commit(snapshot(epoch, step))
+                    wanted = (due or late) and run.global_step < end and not received.name
+                    if run.keep_as or wanted:
+                        checkpoint.commit(
+                            snapshot(epoch, step), keep_as=run.keep_as, discard=run.discard
+                        )
+                        run.keep_as, run.discard = None, ()
                         committed_at = time.monotonic()
+                    if received.name:
+                        break
 
                 # ---- validate, unless a signal came ---------------------------------------------
+                is_cut = step < source.steps_per_epoch
                 # Validation uses the metrics of the epoch for its own.
-                before_validation = snapshot(epoch, step) if validation else None
+                before_validation = snapshot(epoch, step) if validation or is_cut else None
                 logs = dict(results)
                 if validation is not None and not received.name:
                     figures = validation.run(
@@ -228,18 +299,26 @@ def training_loop(
                     raise SystemExit(INTERRUPTED)
 
                 # ---- end the epoch and commit it ------------------------------------------------
-                row = {"epoch": epoch, "step": run.global_step, "learning_rate": learning_rate}
+                row: dict[str, Any] = {"epoch": epoch, "step": run.global_step}
+                if learning_rate is not None:
+                    row["learning_rate"] = learning_rate
                 run.history.append(row | logs)
-                is_best = improves(run, lower_is_better)
+                is_best = monitor is not None and improves(run, lower_is_better)
                 if is_best:
                     run.best_epoch = epoch
                 keras_callbacks.on_epoch_end(epoch, logs)
-                for hook in hooks:
-                    hook.after_epoch(epoch)
-                if model.stop_training:
+                calls.call("after_epoch", epoch)
+                if keras_model.stop_training:
                     run.stop_reason = run.stop_reason or "a Keras callback stopped the training"
-                step = 0
-                checkpoint.commit(snapshot(epoch + 1, step), is_best)
+                if is_cut and before_validation:
+                    # More steps, if they come, belong to this epoch: it stays open.
+                    at_end, taken = snapshot(epoch, step), before_validation
+                    changes = {"best_epoch": run.best_epoch, "is_cut": True}
+                    ended = replace(at_end, values=taken.values, state=taken.state | changes)
+                else:
+                    step = 0
+                    ended = snapshot(epoch + 1, step)
+                checkpoint.commit(ended, is_best)
                 committed_at = time.monotonic()
                 if run.stop_reason:
                     log.info("stopped after epoch %d: %s", epoch + 1, run.stop_reason)
@@ -247,15 +326,12 @@ def training_loop(
 
             checkpoint.finish()
             keras_callbacks.on_train_end()
-            for hook in hooks:
-                hook.after_training()
-            if run.best_epoch is not None:
+            calls.call("after_training")
+            if run.best_epoch is not None and monitor is not None:
                 best = run.history[run.best_epoch][monitor]
                 log.info("best epoch %d: %s %.4g", run.best_epoch + 1, monitor, best)
     except BaseException as error:
-        for hook in hooks:
-            if hasattr(hook, "run"):
-                hook.at_exception(error)
+        calls.at_exception(error)
         raise
     finally:
         steps.close()
@@ -263,12 +339,25 @@ def training_loop(
     return run.history
 
 
-def next_stop(global_step: int, checkpoint_steps: int, hooks: Sequence[Hook]) -> int:
+def next_stop(global_step: int, checkpoint_steps: int, hooks: Hooks) -> int:
     """Return the first step after `global_step` at which somebody wants to act."""
-    stops = [hook.next_step(global_step) for hook in hooks]
+    stops = [hooks.next_stop(global_step)]
     if checkpoint_steps:
         stops.append((global_step // checkpoint_steps + 1) * checkpoint_steps)
     return min((stop for stop in stops if stop is not None), default=global_step + 1_000_000)
+
+
+def best_of(
+    history: Sequence[dict[str, Any]], monitor: str | None, lower_is_better: bool
+) -> int | None:
+    """Return the first epoch with the best finite `monitor`, or None if there is none."""
+    sign = 1 if lower_is_better else -1
+    figures = [
+        (sign * row[monitor], row["epoch"])
+        for row in history
+        if monitor in row and math.isfinite(row[monitor])
+    ]
+    return min(figures)[1] if figures else None
 
 
 def looks_at_batches(callbacks: Sequence[keras.callbacks.Callback]) -> bool:
@@ -352,15 +441,15 @@ def improves(run: Run, lower_is_better: bool) -> bool:
     Raises:
         KeyError: if there is no column `run.monitor`.
     """
-    row = run.history[-1]
-    if run.monitor not in row:
-        raise KeyError(f"monitor is {run.monitor!r}; the history has {', '.join(row)}")
-    value = row[run.monitor]
+    monitor, row = run.monitor, run.history[-1]
+    if monitor is None or monitor not in row:
+        raise KeyError(f"monitor is {monitor!r}; the history has {', '.join(row)}")
+    value = row[monitor]
     if not math.isfinite(value):
         return False
     if run.best_epoch is None:
         return True
-    best = run.history[run.best_epoch][run.monitor]
+    best = run.history[run.best_epoch][monitor]
     return value < best if lower_is_better else value > best
 
 

@@ -68,7 +68,7 @@ def test_an_inexact_resume_is_on_record(config: dict[str, Any], run: Path) -> No
 
 
 def test_settings_are_those_of_the_commit(config: dict[str, Any], run: Path) -> None:
-    stored = fingerprint.stored_in(run)
+    stored = fingerprint.stored_in(str(run))
     assert stored is not None
     stored["settings"]["threads"] = 7
     assert fingerprint.settings_of(config, stored)["threads"] == 7

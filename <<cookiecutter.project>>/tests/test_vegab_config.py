@@ -347,3 +347,273 @@ def test_a_wrong_name_says_key_path_and_reason(
     with pytest.raises(UsageError) as refused:
         resolve(name, "model", {"tiny": 3}, search="")
     assert sentence in str(refused.value)
+
+
+# -------------------------------------------------------------------------- kinds beside root's
+
+FLOW = """
+iterator: your_model.iterators.Trainer
+batch_size: 16
+num_steps: 100
+learning_rate: 0.5
+model_pars: {depth: 3, active: true, parts: [a, b]}
+note: text
+"""
+
+
+@pytest.fixture
+def flows(registry: ConfigRegistry, tmp_path: Path) -> ConfigRegistry:
+    """Root as above, a schema for the engine of one sort of files, and such a file."""
+    registry.add_schema(
+        {
+            "iterator": Key(None, "what does a step"),
+            "batch_size": Key(None, "examples in a step"),
+            "num_steps": None,
+            "num_epochs": None,
+            "log_freq": Key(1000, "steps between two lines"),
+            "learning_rate": Key(0.1, "how fast"),
+            "test_batch_size": "${batch_size}",
+            "indices": {},
+            "hook": {"op": "validation/op", "active": False},
+        },
+        required=[("iterator",), ("batch_size",), ("num_steps", "num_epochs")],
+        title="keys of a flow",
+    )
+    registry.add_schema({"variant": "a", "log_freq": 5, "params": {}}, title="keys of a variant")
+    (tmp_path / "flow.yaml").write_text(FLOW)
+    return registry
+
+
+def flow_with(
+    registry: ConfigRegistry, tmp_path: Path, content: str, *overrides: Override
+) -> dict[str, Any]:
+    (tmp_path / "other.yaml").write_text(content)
+    return registry.resolve(str(tmp_path / "other.yaml"), overrides=overrides)
+
+
+def test_a_file_with_a_key_of_a_schema_may_have_keys_of_its_own(
+    flows: ConfigRegistry, tmp_path: Path
+) -> None:
+    config = flows.resolve(str(tmp_path / "flow.yaml"))
+    assert config == {
+        "iterator": "your_model.iterators.Trainer", "batch_size": 16, "num_steps": 100,
+        "num_epochs": None, "log_freq": 1000, "learning_rate": 0.5, "test_batch_size": 16,
+        "indices": {}, "hook": {"op": "validation/op", "active": False},
+        "model_pars": {"depth": 3, "active": True, "parts": ["a", "b"]}, "note": "text",
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="unknown key 'note'"):
+        flow_with(flows, tmp_path, "learning_rate: 0.5\nnote: text\n")  # root has learning_rate
+    assert flows["wide"]["model"] == {"depth": 2, "width": 32}
+
+
+def test_the_first_schema_that_recognises_a_config_has_it(
+    flows: ConfigRegistry, tmp_path: Path
+) -> None:
+    assert "params" not in flow_with(flows, tmp_path, FLOW + "variant: b\n")
+    assert flow_with(flows, tmp_path, "variant: b\n")["log_freq"] == 5
+    assert "variant" not in flow_with(flows, tmp_path, FLOW + "log_freq: 7\n")
+
+
+def test_layers_lie_in_the_order_of_root_s(flows: ConfigRegistry, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "iterator: base.It\nlog_freq: 1\nmodel_pars: {width: 8, depth: 1}\nhook: {mine: 1}\n"
+    )
+    (tmp_path / "part.yaml").write_text("note: part\nlog_freq: 2\n")
+    (tmp_path / "mine.yaml").write_text("extend: part.yaml\nbatch_size: 4\nnum_epochs: 2\n")
+    config = flows.resolve(
+        str(tmp_path / "mine.yaml"),
+        bases=[tmp_path / "base.yaml"],
+        overrides=[Override("model_pars/depth", "5"), Override("hook.mine", "2")],
+    )
+    assert (config["iterator"], config["log_freq"], config["note"]) == ("base.It", 2, "part")
+    assert config["model_pars"] == {"width": 8, "depth": 5}
+    assert config["hook"] == {"op": "validation/op", "active": False, "mine": 2}
+
+
+def test_an_override_alone_can_mark_a_config(flows: ConfigRegistry, tmp_path: Path) -> None:
+    content = "batch_size: 4\nnote: x\n"
+    with pytest.raises(UsageError, match="is missing"):
+        flow_with(flows, tmp_path, content)
+    iterator, steps = Override("iterator", "a.B", adds=True), Override("num_steps", "3")
+    assert flow_with(flows, tmp_path, content, iterator, steps)["iterator"] == "a.B"
+    assert flow_with(flows, tmp_path, "note: x\n", Override("params/x", "1"))["params"] == {"x": 1}
+
+
+def test_a_key_of_root_s_depths_marks_no_other_kind(flows: ConfigRegistry) -> None:
+    flows.add_schema({"width": 3})
+    assert with_overrides(flows, ("width", "5"))["model"]["width"] == 5
+
+
+def test_registered_configs_and_folders_can_be_of_such_a_kind(
+    flows: ConfigRegistry, tmp_path: Path
+) -> None:
+    flows["flow"] = {"iterator": "a.B", "batch_size": 4, "num_steps": 3, "stages": {1: "x"}}
+    assert flows["flow"]["stages"] == {"1": "x"}
+    with pytest.raises(ValueError, match="config 'wrong': log_freq: often was given, an integer"):
+        flows["wrong"] = {"iterator": "a.B", "log_freq": "often"}
+    with pytest.raises(ValueError, match="unknown key 'stages'"):
+        flows["rootlike"] = {"stages": 3}
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "small.yaml").write_text("# A small flow.\n" + FLOW)
+    flows.add_folder(tmp_path / "folder")
+    assert flows["small"]["note"] == "text" and flows.summary("small") == "A small flow."
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("batch_size: 4\nnum_steps: 1\n", "other.yaml: the key 'iterator' is missing"),
+        (
+            "iterator: ''\nbatch_size: 4\nnum_steps: 1\n",
+            "other.yaml: the key 'iterator' is missing",
+        ),
+        (
+            "iterator: a.B\nbatch_size: 4\n",
+            "other.yaml: one of the keys 'num_steps' and 'num_epochs' is missing",
+        ),
+        (
+            "iterator: a.B\nbach_size: 4\nnum_steps: 1\n",
+            "the key 'batch_size' is missing; did you mean 'batch_size' by 'bach_size'?",
+        ),
+        (
+            "iterator: a.B\nbatch_size: 4\nnum_epoch: 1\n",
+            "is missing; did you mean 'num_epochs' by 'num_epoch'?",
+        ),
+        (FLOW + "log_freq: often\n", "other.yaml: log_freq: often was given, an integer is"),
+        (FLOW + "indices: 3\n", "other.yaml: indices: 3 was given, a mapping is expected"),
+        (FLOW + "hook: {active: 3}\n", "hook.active: 3 was given, true or false is expected"),
+        (FLOW + "log_freq: ${note}\n", "log_freq: text was given, an integer is expected"),
+        (FLOW + "log_freq: '{note}'\n", "log_freq: text was given, an integer is expected"),
+        (FLOW + "log_freq: '{nothing}'\n", 'log_freq: "{nothing}" was given, an integer is'),
+        (FLOW + "other: ${nothing}\n", "${nothing} refers to a key that is not there"),
+        (FLOW + "other: '{other}'\n", "the references other -> other go round in a circle"),
+        (FLOW + "stages: {1.5: x}\n", "stages: the key 1.5 is not a word"),
+    ],
+)
+def test_what_the_engine_needs_is_checked(
+    flows: ConfigRegistry, tmp_path: Path, content: str, sentence: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        flow_with(flows, tmp_path, content)
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "key, text, expected",
+    [
+        ("model_pars/depth", "5", 5),
+        ("model_pars.depth", "5", 5),
+        ("depth", "5", 5),
+        ("batch_size", "5", 5),
+        ("learning_rate", "1", 1.0),
+        ("note", "5", "5"),
+        ("indices/train", "[1]", [1]),
+        ("indices", "{train: [1]}", {"train": [1]}),
+        ("log_freq", "{batch_size}", 16),
+        ("note", "{model_pars/depth}", 3),
+        ("note", "${model_pars/depth}", 3),
+    ],
+)
+def test_overrides_of_such_a_config(
+    flows: ConfigRegistry, tmp_path: Path, key: str, text: str, expected: Any
+) -> None:
+    config: Any = flow_with(flows, tmp_path, FLOW, Override(key, text))
+    path = "model_pars.depth" if key == "depth" else key.replace("/", ".")
+    for name in path.split("."):
+        config = config[name]
+    assert config == expected
+    assert type(config) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "key, text, sentence",
+    [
+        ("model_pars/dept", "5", "unknown key 'model_pars/dept'; did you mean 'model_pars.depth'?"),
+        ("new", "5", "unknown key 'new'"),
+        ("model_pars/depth", "deep", "model_pars.depth: deep was given, an integer is expected"),
+        ("model_pars", "{new: 1}", "unknown key 'model_pars.new'"),
+        ("log_freq", "often", "log_freq: often was given, an integer is expected"),
+        ("parts", "3", "model_pars.parts: 3 was given, a list is expected"),
+    ],
+)
+def test_a_wrong_override_of_such_a_config(
+    flows: ConfigRegistry, tmp_path: Path, key: str, text: str, sentence: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        flow_with(flows, tmp_path, FLOW, Override(key, text))
+    assert sentence in str(refused.value)
+
+
+def test_an_override_may_add_a_key_where_the_kind_allows_it(
+    flows: ConfigRegistry, tmp_path: Path
+) -> None:
+    def added(key: str, text: str, raw: bool = False) -> Any:
+        return flow_with(flows, tmp_path, FLOW, Override(key, text, raw, adds=True))
+
+    assert added("new/deep.key", "1e-4")["new"] == {"deep": {"key": 1e-4}}
+    assert added("model_pars/width", "7")["model_pars"]["width"] == 7
+    assert added("model_pars", "{width: 7}")["model_pars"]["depth"] == 3
+    assert added("new", "[1]", raw=True)["new"] == "[1]"
+    assert added("stages", "{1: {end: 2}}")["stages"] == {"1": {"end": 2}}
+    for key, sentence in [
+        ("note/deep", "note: .* was given, text is expected"),
+        ("model_pars/parts/0", "model_pars.parts: .* was given, a list is expected"),
+        ("new//key", "the key '' is not a word"),
+    ]:
+        with pytest.raises(UsageError, match=sentence):
+            added(key, "1")
+    with pytest.raises(UsageError, match="unknown key 'new'"):
+        flows.resolve("root", overrides=[Override("new", "1", adds=True)])
+
+
+def test_references_in_braces_and_with_slashes(flows: ConfigRegistry, tmp_path: Path) -> None:
+    config = flow_with(
+        flows,
+        tmp_path,
+        FLOW + "a: '{model_pars/depth}'\nb: '{model_pars}'\nc: '{nothing/here}'\nd: 'x{note}'\n"
+        "e: ${model_pars/depth}\nf: ['{batch_size}']\ng: 'of ${model_pars/depth}'\nh: ${later}\n",
+        Override("model_pars/depth", "5"),
+        Override("later", "9", adds=True),
+    )
+    assert [config[key] for key in "acdefgh"] == [
+        5, "{nothing/here}", "x{note}", 5, [16], "of 5", 9,
+    ]  # fmt: skip
+    assert config["b"] == {"depth": 5, "active": True, "parts": ["a", "b"]}
+
+
+def test_slashes_serve_root_too_but_braces_do_not(registry: ConfigRegistry) -> None:
+    config = with_overrides(registry, ("model/depth", "5"), ("weights", "${model/depth}"))
+    assert config["model"]["depth"] == config["weights"] == 5
+    assert with_overrides(registry, ("optimizer", "'{n_filters}'"))["optimizer"] == "{n_filters}"
+
+
+def test_whole_numbers_are_keys_only_in_such_a_config(
+    flows: ConfigRegistry, tmp_path: Path
+) -> None:
+    stages = "stages: {1: {end: 10}, 2: {end: 20}}\n"
+    config = flow_with(flows, tmp_path, FLOW + stages, Override("stages/1/end", "15"))
+    assert config["stages"] == {"1": {"end": 15}, "2": {"end": 20}}
+    with pytest.raises(UsageError, match="stages: the key 1 is not a word"):
+        flow_with(flows, tmp_path, stages)
+
+
+def test_a_resolved_config_belongs_to_its_kind_again(flows: ConfigRegistry, tmp_path: Path) -> None:
+    for content in (FLOW + "stages: {1: '{note}'}\n", "variant: b\n"):
+        config = flow_with(flows, tmp_path, content)
+        assert flow_with(flows, tmp_path, json.dumps(config)) == config
+        log_freq = flows.defaults_for(config)["log_freq"]
+        assert log_freq == config["log_freq"]
+    defaults = flows.defaults_for({"iterator": "a.B"})
+    defaults["hook"]["op"] = "changed"
+    assert flows.defaults_for({"iterator": "a.B"})["hook"]["op"] == "validation/op"
+    assert flows.defaults_for(flows["wide"]) == flows.get_root_config()
+
+
+def test_schemas_without_root(tmp_path: Path) -> None:
+    registry = ConfigRegistry()
+    registry.add_schema({"iterator": None, "rate": 0.1})
+    assert flow_with(registry, tmp_path, "rate: 1\nown: 2\n") == {
+        "iterator": None, "rate": 1.0, "own": 2,
+    }  # fmt: skip
+    assert flow_with(registry, tmp_path, "own: 2\n") == {"own": 2}

@@ -1,5 +1,6 @@
 """vegab as a program: a plain function in real processes that are killed, refused, resumed."""
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from vegab import UsageError
+from vegab import AutomaticNamer, ConfigRegistry, UsageError, wrap, wrap_no_config_registry
 from vegab.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -800,3 +801,270 @@ def test_a_function_without_configs_can_have_a_run_folder(tmp_path: Path) -> Non
     assert config == {"source": "picture", "size": 3, "smooth": True, "scale": 1.0, "name": "x"}
     assert "resizing picture" in read(tmp_path / "run" / "stdout.txt")
     assert run_small(tmp_path, call, "other", "3", "--save_path=run").returncode == 2
+
+
+# ------------------------------------------------------------- kinds of config, flags with a letter
+
+FLOWS = """
+import json, sys
+from collections.abc import Sequence
+sys.path.insert(0, {root!r})
+import vegab
+from vegab import Key
+
+registry = vegab.ConfigRegistry()
+registry.set_root_config({{"n_filters": 16, "fast": False}})
+registry.add_schema(
+    {{
+        "iterator": Key(None, "what does a step"),
+        "batch_size": None,
+        "num_steps": None,
+        "num_epochs": None,
+        "log_freq": 1000,
+        "verbose": Key(False, "say more"),
+        "hook": {{"op": Key("validation/op", "what is measured")}},
+    }},
+    required=[("iterator",), ("num_steps", "num_epochs")],
+    title="keys of a flow",
+)
+
+class Teller(vegab.VegabPlugin):
+    def on_parsed_args(self, args):
+        print(json.dumps([args.flags, args.resolved_config, args.overrides]), file=sys.stderr)
+
+def work(config, save_path, *, checkpoint="", retrain=False, name="",
+         evaluation: Sequence[str] = ()):
+    '''Works.
+
+    Args:
+        checkpoint: where to start
+        evaluation: what to evaluate
+    '''
+    print(json.dumps([config, checkpoint, retrain, evaluation]))
+
+def loose(source, *, evaluation: list[str] = (), retrain=False, save_path=""):
+    print(source, evaluation, retrain)
+
+letters = {{"c": "checkpoint", "r": "retrain", "e": "evaluation", "n": "name"}}
+namer = vegab.AutomaticNamer(lambda args: args.flags["name"], as_suffix=True)
+if __name__ == "__main__":
+    {call}
+"""
+FLOW = """
+iterator: your_model.Iterator
+num_steps: 10
+own: {active: true, rate: 0.5}
+stages: {1: {end: 3}}
+copied: '{own/rate}'
+"""
+WRAP_FLOWS = """vegab.wrap(
+        registry, work, plugins=[vegab.MetaSaver(), namer, Teller()], short_flags=letters
+    )"""
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> Run:
+    """Runs a script that knows a schema beside root; flow.yaml is a file of that kind."""
+    (tmp_path / "flow.yaml").write_text(FLOW)
+    (tmp_path / "flow.py").write_text(FLOWS.format(root=str(ROOT), call=WRAP_FLOWS))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "flow.py", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def config_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done
+    config: dict[str, Any] = json.loads(done.stdout)[0]
+    return config
+
+
+def test_a_file_with_keys_of_its_own_runs_and_is_fed_back(flow: Run, tmp_path: Path) -> None:
+    config = config_of(flow("flow.yaml", "run"))
+    assert config == {
+        "iterator": "your_model.Iterator", "batch_size": None, "num_steps": 10,
+        "num_epochs": None, "log_freq": 1000, "verbose": False, "hook": {"op": "validation/op"},
+        "own": {"active": True, "rate": 0.5}, "stages": {"1": {"end": 3}}, "copied": 0.5,
+    }  # fmt: skip
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
+    assert config_of(flow("run/config.json", "again")) == config
+    finished = flow("run/config.json", "run")
+    assert finished.stdout == "run is already finished. A larger --num_steps continues it.\n"
+
+
+def test_overrides_of_a_file_with_keys_of_its_own(flow: Run, tmp_path: Path) -> None:
+    config = config_of(
+        flow(
+            "--no_active", "--own/rate", "0.25", "--verbose", "flow.yaml", "run",
+            "--stages.1.end=4", "-p", "new/key", "-1", "-P", "text", "[1]", "--hook/op=other",
+        )
+    )  # fmt: skip
+    assert config["own"] == {"active": False, "rate": 0.25} and config["verbose"] is True
+    assert config["copied"] == 0.25 and config["stages"] == {"1": {"end": 4}}
+    assert (config["new"], config["text"], config["hook"]) == ({"key": -1}, "[1]", {"op": "other"})
+    (tmp_path / "base.yaml").write_text("iterator: of.Base\nown: {active: true}\n")
+    (tmp_path / "top.yaml").write_text("num_epochs: 2\n")
+    config = config_of(flow("top.yaml", "based", "-bbase.yaml", "--no_active"))
+    assert (config["iterator"], config["own"]) == ("of.Base", {"active": False})
+    (tmp_path / "bare.yaml").write_text("speed: 2\n")
+    config = config_of(
+        flow("bare.yaml", "marked", "--speed=3", "--num_steps=1", "-p", "iterator", "I")
+    )
+    assert (config["iterator"], config["speed"]) == ("I", 3)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["flow.yaml", "run", "--own/rat=1"], "unknown key 'own/rat'; did you mean 'own.rate'?"),
+        (["flow.yaml", "run", "--nwe=1"], "unknown key 'nwe'"),
+        (["flow.yaml", "run", "--rate=high"], "own.rate: high was given, a number is expected"),
+        (["flow.yaml", "run", "--log_freq=x"], "log_freq: x was given, an integer is expected"),
+        (["flow.yaml", "run", "--iterator="], "flow.yaml: the key 'iterator' is missing"),
+        (["flow.yaml", "run", "-p", "own/rate/x", "1"], "own.rate: "),
+        (["root", "run", "-p", "new", "1"], "unknown key 'new'"),
+        (["root", "run", "--own/rate=1"], "unknown key 'own/rate'"),
+        (["bare.yaml", "run"], "bare.yaml: unknown key 'bach_size'"),
+        (
+            ["typo.yaml", "run"],
+            "typo.yaml: one of the keys 'num_steps' and 'num_epochs' is missing; "
+            "did you mean 'num_steps' by 'num_stesp'?",
+        ),
+        (["missing.yaml", "run", "--iterator=x"], "cannot read missing.yaml: No such file"),
+        (["rooot", "x.yaml"], "unknown config 'rooot'; did you mean 'root'?"),
+        (["--mine", "flow.yaml", "run"], "unknown key 'mine'"),
+        (["flow.yaml", "run", "-c"], "-c needs a value"),
+        (["flow.yaml", "run", "-r", "true"], "unrecognized arguments: true"),
+        (["flow.yaml", "run", "-x"], "unrecognized arguments: -x"),
+    ],
+)
+def test_a_wrong_command_on_such_a_file_is_one_sentence(
+    flow: Run, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    (tmp_path / "bare.yaml").write_text("bach_size: 2\n")
+    (tmp_path / "typo.yaml").write_text("iterator: a.B\nnum_stesp: 2\n")
+    refused = flow(*arguments)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("flow.py: error: ") and sentence in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_steps_or_epochs_extend_a_run_of_such_a_file(flow: Run, tmp_path: Path) -> None:
+    assert flow("flow.yaml", "run").returncode == 0
+    assert config_of(flow("flow.yaml", "run", "--num_steps=20"))["num_steps"] == 20
+    refused = flow("flow.yaml", "run", "--num_steps=5")
+    assert refused.returncode == 2 and "(num_steps: 20 -> 5)" in refused.stderr
+    assert flow("flow.yaml", "both", "--num_epochs=2").returncode == 0
+    finished = flow("flow.yaml", "both", "--num_epochs=2").stdout
+    assert finished.endswith("A larger --num_steps or --num_epochs continues it.\n")
+    assert config_of(flow("flow.yaml", "both", "--num_epochs=3"))["num_epochs"] == 3
+    assert flow("flow.yaml", "both", "--num_epochs=1").returncode == 2
+
+
+def test_dry_run_of_a_file_with_keys_of_its_own(flow: Run, tmp_path: Path) -> None:
+    (tmp_path / "top.yaml").write_text("note: x\n")
+    done = flow("top.yaml", "run", "-b", "flow.yaml", "--rate=0.1", "--dry_run")
+    assert done.returncode == 0
+    assert "copied: 0.1\n" in done.stdout and '  "1":\n    end: 3\n' in done.stdout
+    assert "#   iterator: null -> your_model.Iterator\n" in done.stdout
+    assert "#   note" not in done.stdout
+    (tmp_path / "printed.yaml").write_text(done.stdout)
+    assert flow("printed.yaml", "run", "--dry_run").stdout.startswith(done.stdout.split("#")[0])
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_the_keys_of_each_kind_and_letters(flow: Run) -> None:
+    for arguments in (["--help"], ["missing.yaml", "-h"]):
+        text = flow(*arguments).stdout
+        root, _, rest = text.partition("\nkeys of a flow:\n")
+        assert "--n_filters=16" in root and "--n_filters" not in rest
+        rest = re.sub(r" +", " ", rest)
+        assert (
+            " --iterator=null what does a step\n" in rest and "--verbose=false say more\n" in rest
+        )
+        assert " --hook.op=validation/op what is measured\n" in rest
+        assert " -c, --checkpoint= where to start\n" in rest and " -r, --retrain=false\n" in rest
+        assert " -e, --evaluation=… what to evaluate; may be repeated\n" in rest
+
+
+def test_flags_have_letters_and_may_be_repeated(flow: Run, tmp_path: Path) -> None:
+    done = flow(
+        "-e", "a.yaml", "-r", "flow.yaml", "run", "-c", "-1", "--evaluation=b.yaml",
+        "--evaluation", "7", "-n", "big", "--rate=1",
+    )  # fmt: skip
+    config, *flags = json.loads(done.stdout)
+    assert flags == ["-1", True, ["a.yaml", "b.yaml", "7"]]
+    seen, resolved, overrides = json.loads(done.stderr)
+    assert seen == {
+        "checkpoint": "-1", "retrain": True, "name": "big", "evaluation": ["a.yaml", "b.yaml", "7"],
+    }  # fmt: skip
+    assert resolved == config and config["own"]["rate"] == 1.0
+    assert overrides == {"own.rate": 1.0}
+    assert (tmp_path / "run_big" / "config.json").is_file() and not (tmp_path / "run").exists()
+    plain = flow("root", "plain")
+    assert json.loads(plain.stdout)[1:] == ["", False, []]
+
+
+def test_p_reaches_a_key_that_has_the_name_of_a_flag(flow: Run, tmp_path: Path) -> None:
+    (tmp_path / "named.yaml").write_text(FLOW + "name: mine\n")
+    done = flow("named.yaml", "run", "-p", "name", "yours", "--name=big")
+    assert config_of(done)["name"] == "yours"
+    assert (tmp_path / "run_big").is_dir()
+
+
+def test_a_function_without_configs_has_such_flags_too(tmp_path: Path) -> None:
+    letters = "{'e': 'evaluation', 'r': 'retrain'}"
+    call = f"vegab.wrap_no_config_registry(loose, [Teller()], short_flags={letters})"
+    (tmp_path / "flow.py").write_text(FLOWS.format(root=str(ROOT), call=call))
+    command = [sys.executable, "flow.py", "x", "-e", "a", "-r", "-e", "b"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "x ['a', 'b'] True\n"
+    seen, resolved, _ = json.loads(done.stderr)
+    assert seen["evaluation"] == ["a", "b"]
+    assert resolved == {"source": "x", "evaluation": ["a", "b"], "retrain": True}
+
+
+@pytest.mark.parametrize(
+    "letters, sentence",
+    [
+        ({"p": "note"}, "the letter 'p' is taken"),
+        ({"no": "note"}, "'no' was given for 'note'; give one letter"),
+        ({"x": "nothing"}, "the function has no flag 'nothing' for 'x'"),
+    ],
+)
+def test_a_wrong_letter_is_the_author_s_mistake(letters: dict[str, str], sentence: str) -> None:
+    def work(config: dict[str, Any], *, note: str = "") -> None: ...
+
+    for wrapped in (
+        lambda: wrap(ConfigRegistry(), work, short_flags=letters, argv=["x"]),
+        lambda: wrap_no_config_registry(work, argv=["x"], short_flags=letters),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            wrapped()
+
+
+def test_a_flag_that_is_a_key_of_a_schema_is_the_author_s_mistake() -> None:
+    def work(config: dict[str, Any], *, note: str = "") -> None: ...
+
+    registry = ConfigRegistry()
+    registry.add_schema({"note": ""})
+    with pytest.raises(ValueError, match="the name 'note' is taken"):
+        wrap(registry, work, argv=["x"])
+
+
+def test_an_automatic_name_can_be_a_suffix_or_nothing() -> None:
+    def named(save_path: str, name: str, **options: bool) -> str:
+        args = argparse.Namespace(save_path=save_path)
+        AutomaticNamer(lambda args: name, **options).on_parsed_args(args)
+        assert isinstance(args.save_path, str)
+        return args.save_path
+
+    assert named("results/run/", "big", as_suffix=True) == "results/run_big"
+    assert named("", "big", as_suffix=True) == ""
+    for options in ({}, {"as_prefix": True}, {"as_suffix": True}):
+        assert named("results/run", "", **options) == "results/run"
+    with pytest.raises(ValueError, match="a prefix or a suffix, not both"):
+        named("run", "big", as_prefix=True, as_suffix=True)

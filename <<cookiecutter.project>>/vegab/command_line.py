@@ -7,6 +7,7 @@ before, because a value may begin with `-`.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import inspect
 import io
@@ -17,13 +18,16 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from vegab.config import (
+    CONFIG_SUFFIXES,
     Config,
     ConfigRegistry,
+    Draft,
     Override,
+    Schema,
     UsageError,
     did_you_mean,
     differences,
@@ -51,6 +55,8 @@ except ModuleNotFoundError:
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 OPTIONS_WITH_VALUE = ("-b", "--base", "-l", "--log_level")
 OPTIONS = ("-h", "--help", "--dry_run", *OPTIONS_WITH_VALUE)
+TAKEN_LETTERS = "bhlpP"
+LIST_OF_TEXT = re.compile(r"(?:[\w.]+\.)?(?:list|List|Sequence|tuple|Tuple)\[str(?:, \.\.\.)?\]")
 FLAG = re.compile(r"--([^=]+)(?:=(.*))?", re.DOTALL)
 
 
@@ -62,21 +68,24 @@ def wrap(
     prepare: Callable[..., Any] | None = None,
     extendable: Iterable[str] = ("num_epochs", "num_steps"),
     explained: tuple[type[BaseException], ...] = (OSError, FloatingPointError),
+    short_flags: Mapping[str, str] | None = None,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
     """Runs `func(config, save_path)` as a program and ends with `sys.exit`.
 
     Args:
-        config_registry: the named configs; its root is the schema.
+        config_registry: the named configs; its root, or what `add_schema` added, is the schema.
         func: called as `func(config, save_path[, prepared][, **flags])`. Its further parameters
-            become flags; the first line of its docstring describes the program. One that takes the
-            config alone, `func(config, *, …)`, has no run folder.
+            become flags, one of `list[str]` a flag that may be repeated; the first line of its
+            docstring describes the program. One that takes the config alone,
+            `func(config, *, …)`, has no run folder.
         plugins: told of what happens, in this order.
         prepare: `prepare(config)` runs before the run folder is touched; it is also given
             `save_path` and the flags of `func` that it has parameters for. Its result is
             given to `func` as a third argument. What it finds wrong (UsageError) is a refusal.
         extendable: names of keys that may grow in a run that exists.
         explained: exceptions whose message says it all: their traceback goes to stderr.txt only.
+        short_flags: letters for flags, as {"n": "note"}: `-n TEXT` is `--note=TEXT`.
         argv: the command line without the script, by default that of the process.
     """
 
@@ -84,11 +93,12 @@ def wrap(
         parameters = inspect.signature(func).parameters.values()
         has_folder = sum(p.kind in _POSITIONAL for p in parameters) > 1
         flags = _flags_of(func, skip=1 + has_folder + (prepare is not None))
-        schema = _with_flags(config_registry.schema(), flags)
+        short = _short_forms(short_flags, flags)
+        _refuse_clashes(flags, config_registry.schemas)
         parser = _parser(
             func,
             f"CONFIG {'SAVE_PATH ' * has_folder}[--key=value ...] [options]",
-            lambda: _help_on_configs(config_registry, flags),
+            lambda: _help_on_configs(config_registry, flags, short),
         )
         add = parser.add_argument
         add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
@@ -96,17 +106,19 @@ def wrap(
             add("save_path", metavar="SAVE_PATH", help="folder of the run: a new one, or its own")
         add("-b", "--base", metavar="FILE", action="append", default=[], help=_HELP_ON_BASE)
         add("--dry_run", action="store_true", help=_HELP_ON_DRY_RUN)
-        args, overrides = _parse(parser, arguments, schema)
-        of_flags = [o for o in overrides if find_key(schema, o.key) in flags]
+        args, overrides, draft = _parse_with_config(
+            parser, arguments, config_registry, flags, short
+        )
+        of_flags = [o for o in overrides if _is_of_flag(o, flags, draft)]
         of_config = [o for o in overrides if o not in of_flags]
-        config = config_registry.resolve(args.config, args.base, of_config)
+        config = draft.resolve(of_config)
         keywords = _read_flags(flags, of_flags)
         args.overrides = {
-            key: lookup(config, key)
-            for key in (find_key(schema, override.key) for override in of_config)
+            key: lookup(config, key) for key in (draft.key_of(override) for override in of_config)
         }
+        args.flags, args.resolved_config = dict(keywords), copy.deepcopy(config)
         if args.dry_run:
-            print(_as_yaml(config, differences(config_registry.resolve(args.config), config)))
+            print(_as_yaml(config, differences(draft.named(), config)))
             return EXIT_CODES["finished"]
         for plugin in plugins:
             plugin.on_parsed_args(args)
@@ -127,12 +139,13 @@ def wrap_no_config_registry(
     argv: Sequence[str] | None = None,
     *,
     explained: tuple[type[BaseException], ...] = (OSError, FloatingPointError),
+    short_flags: Mapping[str, str] | None = None,
 ) -> NoReturn:
     """Runs `func` as a program and ends with `sys.exit`.
 
     Parameters without a default are positional, those with one are flags `--name=value` of its
-    type. If one of them is called `save_path`, it is a run folder as it is for `wrap`, and the
-    other arguments are its config.
+    type, those of `list[str]` may be repeated. If one of them is called `save_path`, it is a run
+    folder as it is for `wrap`, and the other arguments are its config. `short_flags` as for `wrap`.
     """
 
     def program(arguments: list[str]) -> int:
@@ -140,7 +153,9 @@ def wrap_no_config_registry(
         positionals = [p.name for p in parameters if p.default is p.empty and p.kind in _POSITIONAL]
         flags = {k: v for k, v in _flags_of(func, 0).items() if k not in positionals}
         usage = " ".join([*(name.upper() for name in positionals), "[options]"])
-        parser = _parser(func, usage, lambda: _help_on_flags(flags))
+        short = _short_forms(short_flags, flags)
+        _refuse_clashes(flags)
+        parser = _parser(func, usage, lambda: _help_on_flags(flags, short))
         for p in parameters:
             if p.name in positionals:
                 parser.add_argument(
@@ -149,14 +164,16 @@ def wrap_no_config_registry(
                     type=_READERS.get(_type_of(p), _type_of(p) or str),
                     help=_explanations(func).get(p.name, "").replace("%", "%%"),
                 )
-        args, overrides = _parse(parser, arguments, _with_flags({}, flags))
+        args, overrides = _parse(parser, arguments, _Keys({}, {}, flags, short))
         keywords = _read_flags(flags, overrides)
         args.overrides = {o.key: keywords[o.key] for o in overrides}
+        args.flags = dict(keywords)
+        keywords = {**{name: getattr(args, name) for name in positionals}, **keywords}
+        args.resolved_config = {k: v for k, v in keywords.items() if k != "save_path"}
         if "save_path" in keywords:
             args.save_path = keywords["save_path"]
         for plugin in plugins:
             plugin.on_parsed_args(args)
-        keywords = {**{name: getattr(args, name) for name in positionals}, **keywords}
         if "save_path" in keywords:
             keywords["save_path"] = getattr(args, "save_path", keywords["save_path"])
 
@@ -246,20 +263,122 @@ def _parser(func: Callable[..., Any], usage: str, more_help: Callable[[], str]) 
     return parser
 
 
+class _Keys:
+    """What can be set on a command line: the keys of a config and the flags of a function."""
+
+    def __init__(
+        self, names: Config, types: Config, flags: dict[str, _Flag], short: Mapping[str, str]
+    ) -> None:
+        samples = {name: flag.sample for name, flag in flags.items()}
+        self.names, self.types = {**names, **samples}, {**types, **samples}
+        self.short = short
+
+    def checked(self, name: str) -> str:
+        """The name itself. Raises UsageError if it stands for no key."""
+        try:
+            find_key(self.names, name, self.types)
+        except UsageError:
+            options = [option[2:] for option in OPTIONS if option.startswith("--")]
+            if did_you_mean(name, options) and not did_you_mean(name, flatten(self.names)):
+                raise UsageError(f"unknown key '{name}'{did_you_mean(name, options)}") from None
+            raise
+        return name
+
+    def short_form(self, argument: str) -> str | None:
+        """The name of the flag that an argument such as `-n` stands for."""
+        return self.short.get(argument[1:]) if argument.startswith("-") else None
+
+    def is_bool(self, name: str) -> bool:
+        """Is the value of the key, so far, true or false?"""
+        try:
+            return isinstance(lookup(self.names, find_key(self.names, name, self.types)), bool)
+        except (UsageError, KeyError):
+            return False
+
+
+def _parse_with_config(
+    parser: _Parser,
+    arguments: list[str],
+    registry: ConfigRegistry,
+    flags: dict[str, _Flag],
+    short: Mapping[str, str],
+) -> tuple[argparse.Namespace, list[Override], Draft]:
+    """As `_parse`, with the config before its overrides: which keys there are depends on it."""
+    known: Config = {}
+    for schema in reversed(registry.schemas):
+        known |= schema.defaults
+    asked = [] if _asks_for_help(arguments) else arguments
+    look = _Look(asked, registry, _Keys(known, known, flags, short))
+    keys = [key for key in look.keys if key not in flags]
+    draft = registry.draft(look.config, look.bases, keys)
+    for _ in range(2):
+        args, overrides = _parse(parser, arguments, _Keys(draft.names, draft.types, flags, short))
+        if (args.config, args.base) == (draft.name, draft.bases):
+            return args, overrides, draft
+        # The first look found another CONFIG, or none.
+        draft = registry.draft(args.config, args.base, keys)
+    raise UsageError(f"it is not clear whether {args.config} is CONFIG; give CONFIG first")
+
+
+class _Look:
+    """A first look at a command line, before it is known which keys are true or false.
+
+    `config` is None if the argument that stands where CONFIG does is no name and no config file.
+    """
+
+    def __init__(self, arguments: list[str], registry: ConfigRegistry, keys: _Keys) -> None:
+        self.config: str | None = None
+        self.bases: list[str] = []
+        self.keys: list[str] = []
+        waiting, found, may_be_value = list(reversed(arguments)), False, False
+        while waiting:
+            argument = waiting.pop()
+            flag = FLAG.fullmatch(argument)
+            short = keys.short_form(argument)
+            follows_flag, may_be_value = may_be_value, False
+            if argument in ("-p", "-P"):
+                self.keys += waiting[-1:]
+                del waiting[-2:]
+            elif argument in ("-b", "--base"):
+                self.bases += waiting[-1:]
+                del waiting[-1:]
+            elif attached := re.match("--base=|-b", argument):
+                self.bases.append(argument[attached.end() :])
+            elif argument in OPTIONS_WITH_VALUE or (short and not keys.is_bool(short)):
+                del waiting[-1:]
+            elif flag and argument.split("=")[0] not in OPTIONS:
+                self.keys.append(flag[1])
+                if flag[2] is None and flag[1].startswith("no_"):
+                    self.keys.append(flag[1][3:])
+                if flag[2] is None and not keys.is_bool(flag[1]):
+                    try:
+                        keys.checked(flag[1])
+                        del waiting[-1:]
+                    except UsageError:
+                        may_be_value = True
+            elif not argument.startswith("-") and not found:
+                is_config = argument in registry or argument.endswith(CONFIG_SUFFIXES)
+                self.config = argument if is_config else None
+                found = is_config or not follows_flag
+
+
+def _asks_for_help(arguments: list[str]) -> bool:
+    return bool({"-h", "--help"} & set(arguments))
+
+
 def _parse(
-    parser: _Parser, arguments: list[str], schema: Config
+    parser: _Parser, arguments: list[str], keys: _Keys
 ) -> tuple[argparse.Namespace, list[Override]]:
     """The fixed arguments and, apart from them, the overrides in the order they were given."""
     overrides: list[Override] = []
-    asks_for_help = {"-h", "--help"} & set(arguments)
-    fixed = ["--help"] if asks_for_help else _split(arguments, schema, overrides)
+    fixed = ["--help"] if _asks_for_help(arguments) else _split(arguments, keys, overrides)
     args = parser.parse_args(fixed)
     args.argv = arguments
     _set_up_logging(args.log_level)
     return args, overrides
 
 
-def _split(arguments: list[str], schema: Config, overrides: list[Override]) -> list[str]:
+def _split(arguments: list[str], keys: _Keys, overrides: list[Override]) -> list[str]:
     """Moves overrides out of the arguments. argparse cannot: it takes no value such as `-1e-4`."""
     fixed: list[str] = []
     waiting = list(reversed(arguments))
@@ -276,41 +395,31 @@ def _split(arguments: list[str], schema: Config, overrides: list[Override]) -> l
             return [*fixed, argument, *reversed(waiting)]
         if argument in ("-p", "-P"):
             key = value_of(argument)
-            overrides.append(Override(key, value_of(f"{argument} {key}"), raw=argument == "-P"))
+            value = value_of(f"{argument} {key}")
+            overrides.append(Override(key, value, raw=argument == "-P", adds=True))
+        elif short := keys.short_form(argument):
+            given = "true" if keys.is_bool(short) else value_of(argument)
+            overrides.append(Override(short, given))
         elif argument in OPTIONS_WITH_VALUE:
             fixed += [argument, value_of(argument)]
         elif not flag or argument.split("=")[0] in OPTIONS:
             fixed.append(argument)
         else:
-            name, value = flag[1], flag[2]
-            if value is None and _is_bool(schema, name):
-                value = waiting.pop() if waiting[-1:] in (["true"], ["false"]) else "true"
-            elif value is None and name.startswith("no_") and _is_bool(schema, name[3:]):
-                name, value = name[3:], "false"
-            elif value is None:
-                _known(schema, name)
-                value = value_of(argument)
-            overrides.append(Override(_known(schema, name), value))
+            name, text = flag[1], flag[2]
+            if text is None and keys.is_bool(name):
+                text = waiting.pop() if waiting[-1:] in (["true"], ["false"]) else "true"
+            elif text is None and name.startswith("no_") and keys.is_bool(name[3:]):
+                name, text = name[3:], "false"
+            elif text is None:
+                keys.checked(name)
+                text = value_of(argument)
+            overrides.append(Override(keys.checked(name), text))
     return fixed
 
 
-def _known(schema: Config, name: str) -> str:
-    """The name itself. Raises UsageError if it stands for no key."""
-    try:
-        find_key(schema, name)
-    except UsageError:
-        options = [option[2:] for option in OPTIONS if option.startswith("--")]
-        if did_you_mean(name, options) and not did_you_mean(name, flatten(schema)):
-            raise UsageError(f"unknown key '{name}'{did_you_mean(name, options)}") from None
-        raise
-    return name
-
-
-def _is_bool(schema: Config, name: str) -> bool:
-    try:
-        return isinstance(lookup(schema, find_key(schema, name)), bool)
-    except (UsageError, KeyError):
-        return False
+def _is_of_flag(override: Override, flags: dict[str, _Flag], draft: Draft) -> bool:
+    """-p reaches a config's own key that has the name of a flag."""
+    return override.key in flags and not (override.adds and override.key in draft.names)
 
 
 def _set_up_logging(level: str) -> None:
@@ -343,6 +452,7 @@ class _Flag(NamedTuple):
     sample: Any  # a value of the expected type; None if any will do
     required: bool
     help: str
+    repeats: bool = False  # each use adds a text to a list
 
 
 def _flags_of(func: Callable[..., Any], skip: int) -> dict[str, _Flag]:
@@ -359,7 +469,11 @@ def _flags_of(func: Callable[..., Any], skip: int) -> dict[str, _Flag]:
             sample = list(sample)
         elif not isinstance(sample, bool | int | float | str | list | dict):
             sample = None
-        flags[p.name] = _Flag(default, sample, required, explanations.get(p.name, ""))
+        repeats = LIST_OF_TEXT.fullmatch(str(p.annotation)) is not None
+        if repeats:
+            default, sample = list(default or ()), []
+        explanation = explanations.get(p.name, "")
+        flags[p.name] = _Flag(default, sample, required, explanation, repeats)
     return flags
 
 
@@ -378,20 +492,37 @@ def _type_of(parameter: inspect.Parameter) -> type | None:
     return {"str": str, "int": int, "float": float, "bool": bool}.get(name)
 
 
-def _with_flags(schema: Config, flags: dict[str, _Flag]) -> Config:
-    """One schema for the config's keys and the function's flags. Raises ValueError on a clash."""
-    names = [option[2:] for option in OPTIONS if option.startswith("--")]
-    twice = (set(flags) & set(schema)) | ({*flags, *schema} & set(names))
+def _short_forms(short_flags: Mapping[str, str] | None, flags: dict[str, _Flag]) -> dict[str, str]:
+    """Letter -> name of a flag. Raises ValueError for a letter or a name that cannot be."""
+    for letter, name in (short_flags or {}).items():
+        if len(letter) != 1 or not letter.isalpha():
+            raise ValueError(f"short_flags: '{letter}' was given for '{name}'; give one letter")
+        if letter in TAKEN_LETTERS:
+            raise ValueError(f"short_flags: the letter '{letter}' is taken; choose another one")
+        if name not in flags:
+            raise ValueError(f"short_flags: the function has no flag '{name}' for '{letter}'")
+    return dict(short_flags or {})
+
+
+def _refuse_clashes(flags: dict[str, _Flag], schemas: Iterable[Schema] = ()) -> None:
+    """Raises ValueError if a flag, a key and an option share a name."""
+    options = {option[2:] for option in OPTIONS if option.startswith("--")}
+    keys = {key for schema in schemas for key in schema.defaults}
+    twice = (flags.keys() & keys) | ((flags.keys() | keys) & options)
     if twice:
         raise ValueError(f"the name '{sorted(twice)[0]}' is taken by another flag; rename the key")
-    return {**schema, **{name: flag.sample for name, flag in flags.items()}}
 
 
 def _read_flags(flags: dict[str, _Flag], overrides: list[Override]) -> dict[str, Any]:
     """The value of every flag. Raises UsageError if one that has no default is missing."""
+    samples = {name: flag.sample for name, flag in flags.items()}
     given: dict[str, Any] = {}
     for override in overrides:
-        given = merge(given, read_override(_with_flags({}, flags), override))
+        if override.key in flags and flags[override.key].repeats:
+            given.setdefault(override.key, []).append(override.value)
+            continue
+        key = find_key(samples, override.key)
+        given = merge(given, read_override(override, key, samples, samples, Schema({}, {})))
     for name, flag in flags.items():
         if flag.required and name not in given:
             raise UsageError(f"--{name} is required (see --help)")
@@ -401,35 +532,47 @@ def _read_flags(flags: dict[str, _Flag], overrides: list[Override]) -> dict[str,
 # ------------------------------------------------------------------------------- --help, --dry_run
 
 
-def _help_on_configs(registry: ConfigRegistry, flags: dict[str, _Flag]) -> str:
-    """The named configs, and every key of root with its default and its explanation."""
-    rows = [(name, registry.summary(name)) for name in registry.names()]
-    text = _table("configs", rows)
-    root = registry.get_root_config()
+def _help_on_configs(
+    registry: ConfigRegistry, flags: dict[str, _Flag], short: Mapping[str, str]
+) -> str:
+    """The named configs, and every key of each kind with its default and its explanation."""
+    text = _table("configs", [(name, registry.summary(name)) for name in registry.names()])
+    for schema in registry.schemas:
+        text += _help_on_keys(schema)
+    return (
+        text + _help_on_flags(flags, short) + "\n" + textwrap.fill(_HELP_ON_VALUES, _width()) + "\n"
+    )
+
+
+def _help_on_keys(schema: Schema) -> str:
     sections: dict[str, list[tuple[str, str]]] = {}
-    for key, default in flatten(root).items():
-        row = (f"--{key}={_short(default)}", registry.help_for(key))
+    for key, default in flatten(schema.defaults).items():
+        row = (f"--{key}={_short(default)}", schema.helps.get(key, ""))
         sections.setdefault(key.rpartition(".")[0], []).append(row)
+    text = ""
     for section in sorted(sections, key=bool):  # keys of the first level first
-        explanation = registry.help_for(section)
+        explanation = schema.helps.get(section, "")
         title = section + (f": {explanation}" if explanation else "")
-        text += _table(title or "keys and their defaults", sections[section])
-    return text + _help_on_flags(flags) + "\n" + textwrap.fill(_HELP_ON_VALUES, _width()) + "\n"
+        text += _table(title or schema.title or "keys and their defaults", sections[section])
+    return text
 
 
-def _help_on_flags(flags: dict[str, _Flag]) -> str:
-    rows = [
-        (f"--{name}={'…' if flag.required else _short(flag.default)}", flag.help)
-        for name, flag in flags.items()
-    ]
+def _help_on_flags(flags: dict[str, _Flag], short: Mapping[str, str]) -> str:
+    letters = {name: f"-{letter}, " for letter, name in short.items()}
+    rows = []
+    for name, flag in flags.items():
+        unsaid = flag.required or (flag.repeats and not flag.default)
+        left = f"{letters.get(name, '')}--{name}={'…' if unsaid else _short(flag.default)}"
+        told = "may be repeated" if flag.repeats else ""
+        rows.append((left, "; ".join(filter(None, (flag.help, told)))))
     return _table("flags and their defaults", rows) if rows else ""
 
 
 _HELP_ON_VALUES = """\
 A value is YAML: 1e-4, true, null, text, [1, 2], {a: 1}; @FILE reads it from a file. A key that is
-true or false may be written --key and --no_key, a nested one by its last name while no other key
-has that. -p KEY VALUE is the same as --KEY=VALUE, -P KEY TEXT takes TEXT as it is. Of a key given
-twice, the last one counts.
+true or false may be written --key and --no_key, a nested one a.b, a/b, or by its last name while no
+other key has that. -p KEY VALUE is the same as --KEY=VALUE, -P KEY TEXT takes TEXT as it is. Of a
+key given twice, the last one counts.
 """
 
 
@@ -461,10 +604,14 @@ def _as_yaml(config: Config, changes: dict[str, tuple[Any, Any]], indent: str = 
     lines = []
     for name, value in config.items():
         if isinstance(value, dict) and value:
-            lines += [f"{indent}{name}:", _as_yaml(value, {}, indent + "  ")]
+            lines += [f"{indent}{_as_key(name)}:", _as_yaml(value, {}, indent + "  ")]
         else:
-            lines.append(f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}")
+            lines.append(f"{indent}{_as_key(name)}: {json.dumps(value, ensure_ascii=False)}")
     if changes:
         lines += ["# differs from the named config:"]
         lines += [f"#   {show_differences({key: pair})}" for key, pair in changes.items()]
     return "\n".join(lines)
+
+
+def _as_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name, ensure_ascii=False)

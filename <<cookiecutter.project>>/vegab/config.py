@@ -2,7 +2,8 @@
 
 A config is a nested dictionary of plain data (what JSON can say, without NaN and infinity).
 The root names every key and its default; whatever comes on top (a registered config, a file, the
-command line) may change values, never add a key or change a type.
+command line) may change values, never add a key or change a type. Beside root there may be schemas
+for files that bring keys of their own.
 """
 
 from __future__ import annotations
@@ -14,21 +15,31 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 Config = dict[str, Any]
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
+# {a/b} is a reference where it is a whole value, and the config's kind is open.
+BRACES = re.compile(r"\{([^${}\[\]:,'\"\s]+)\}")
 
 
 class UsageError(Exception):
     """A mistake of the person who typed the command: one sentence, exit code 2, nothing written."""
 
 
+class UnknownKeyError(UsageError):
+    """A name stands for no key."""
+
+
+class NumberKeyError(UsageError):
+    """A key of a mapping is a whole number."""
+
+
 class Key(NamedTuple):
-    """A default together with its explanation, for any value of a root config."""
+    """A default together with its explanation, for any value of a root config or a schema."""
 
     default: Any
     help: str = ""
@@ -40,6 +51,37 @@ class Override(NamedTuple):
     key: str
     value: Any
     raw: bool = False
+    adds: bool = False  # may it add a key, where the config's kind allows that?
+
+
+class Schema(NamedTuple):
+    """A kind of config: the keys that the program knows, with their defaults and explanations."""
+
+    defaults: Config
+    helps: dict[str, str]
+    title: str = ""
+    required: tuple[tuple[str, ...], ...] = ()
+    is_open: bool = False  # may a config of this kind have keys of its own?
+
+    def may_refer(self, text: str) -> bool:
+        """Can the text be a reference in a config of this kind?"""
+        return bool(REFERENCE.search(text) or (self.is_open and BRACES.fullmatch(text)))
+
+    def resolved(self, config: Config, strict: bool = True) -> Config:
+        """A config of this kind with its references resolved. See `resolve_references`."""
+        return resolve_references(config, braces=self.is_open, strict=strict)
+
+    def expected(self) -> Config:
+        """Every key with a value of its type: a default that refers to another has its value."""
+        return self.resolved(self.defaults, strict=not self.is_open)
+
+
+class Layer(NamedTuple):
+    """What one file or registration contributes to a config."""
+
+    config: Config
+    source: str = ""  # the file, for errors
+    refusal: NumberKeyError | None = None  # why it cannot be part of a config of root's kind
 
 
 # ----------------------------------------------------------------------- plain nested dictionaries
@@ -82,6 +124,14 @@ def lookup(config: Config, key: str) -> Any:
             raise KeyError(key)
         value = value[name]
     return value
+
+
+def look_up_path(config: Config, key: str) -> Any:
+    """The value at a key whose parts are separated by dots or slashes. Raises KeyError."""
+    try:
+        return lookup(config, key)
+    except KeyError:
+        return lookup(config, key.replace("/", "."))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -128,17 +178,25 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 # ---------------------------------------------------------------------------------------- checking
 
 
-def plain(value: Any, key: str) -> Any:
-    """A deep copy made of what JSON can say. Raises UsageError for anything else."""
+def plain(value: Any, key: str, number_keys: bool = False) -> Any:
+    """A deep copy made of what JSON can say. Raises UsageError for anything else.
+
+    With `number_keys`, a key that is a whole number becomes text; else it raises NumberKeyError.
+    """
     if isinstance(value, dict):
-        for name in value:
+        copied: Config = {}
+        for name, item in value.items():
+            if type(name) is int and number_keys:
+                name = str(name)
             if not isinstance(name, str) or not name or "." in name:
-                raise UsageError(
+                refusal = NumberKeyError if type(name) is int else UsageError
+                raise refusal(
                     f"{key or 'config'}: the key {name!r} is not a word; keys are text without dots"
                 )
-        return {name: plain(item, f"{key}.{name}" if key else name) for name, item in value.items()}
+            copied[name] = plain(item, f"{key}.{name}" if key else name, number_keys)
+        return copied
     if isinstance(value, list | tuple):
-        return [plain(item, f"{key}[{i}]") for i, item in enumerate(value)]
+        return [plain(item, f"{key}[{i}]", number_keys) for i, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{key}: {value} is not a finite number, and a config holds none else")
     if value is None or isinstance(value, bool | int | float | str):
@@ -155,21 +213,32 @@ def type_name(value: Any) -> str:
     return names.get(type(value)) or ("a list" if isinstance(value, list) else "a mapping")
 
 
-def checked(schema: Config, changes: Config, prefix: str = "") -> Config:
+def checked(
+    schema: Config,
+    changes: Config,
+    prefix: str = "",
+    *,
+    is_open: bool = False,
+    may_refer: Callable[[str], object] = REFERENCE.search,
+) -> Config:
     """`changes` with an int turned into a float where the default is one.
 
-    Raises UsageError for a key that the schema does not have or a value of another type.
-    A default of None takes anything, one of {} any mapping; a `${reference}` is checked later.
+    Raises UsageError for a value of another type and, unless `is_open`, for a key that the schema
+    does not have. A default of None takes anything, one of {} any mapping; a reference is checked
+    once it is resolved.
     """
     result: Config = {}
     for name, value in changes.items():
         key = prefix + name
         if name not in schema:
-            raise UsageError(f"unknown key '{key}'" + did_you_mean(name, flatten(schema)))
+            if not is_open:
+                raise UnknownKeyError(f"unknown key '{key}'" + did_you_mean(name, flatten(schema)))
+            result[name] = value
+            continue
         default = schema[name]
         if isinstance(default, dict) and default and isinstance(value, dict):
-            value = checked(default, value, key + ".")
-        elif isinstance(value, str) and REFERENCE.search(value):
+            value = checked(default, value, key + ".", is_open=is_open, may_refer=may_refer)
+        elif isinstance(value, str) and may_refer(value):
             pass
         elif type(default) is float and type(value) is int:
             value = float(value)
@@ -182,25 +251,34 @@ def checked(schema: Config, changes: Config, prefix: str = "") -> Config:
     return result
 
 
-def find_key(schema: Config, name: str) -> str:
-    """The dotted key that a full or short name on the command line stands for."""
-    leaves = flatten(schema)
+def find_key(names: Config, name: str, types: Config | None = None) -> str:
+    """The dotted key that a full or short name on the command line stands for.
+
+    Its parts may be separated by slashes, too. Inside a mapping that is {} in `types` (by default
+    `names`) any key is fine. Raises UnknownKeyError, or UsageError if several keys are meant.
+    """
+    leaves = flatten(names)
     sections = {key.rsplit(".", n)[0] for key in leaves for n in range(1, key.count(".") + 1)}
-    if name in leaves or name in sections:
-        return name
-    candidates = [key for key in leaves if key.endswith("." + name)]
+    dotted = name if name in leaves else name.replace("/", ".")
+    if dotted in leaves or dotted in sections:
+        return dotted
+    candidates = [key for key in leaves if key.endswith("." + dotted)]
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
         raise UsageError(f"the key '{name}' is ambiguous: give {' or '.join(candidates)}")
-    inside = [key for key, value in leaves.items() if value == {} and name.startswith(key + ".")]
-    if inside:  # a key of a mapping whose keys are free
-        return name
-    raise UsageError(f"unknown key '{name}'" + did_you_mean(name, leaves))
+    free = leaves if types is None else flatten(types)
+    if any(value == {} and dotted.startswith(key + ".") for key, value in free.items()):
+        return dotted
+    raise UnknownKeyError(f"unknown key '{name}'" + did_you_mean(dotted, leaves))
 
 
-def resolve_references(config: Config) -> Config:
-    """Replaces `${a.b}`: alone it keeps the type of what it names, in text it is written out."""
+def resolve_references(config: Config, *, braces: bool = False, strict: bool = True) -> Config:
+    """Replaces `${a.b}`: alone it keeps the type of what it names, in text it is written out.
+
+    With `braces`, a value `{a/b}` is replaced, too, where there is such a key. A reference to
+    nothing or to itself raises UsageError; if not `strict` it becomes None.
+    """
 
     def resolved(value: Any, trail: tuple[str, ...]) -> Any:
         if isinstance(value, dict):
@@ -210,17 +288,26 @@ def resolve_references(config: Config) -> Config:
         if not isinstance(value, str):
             return value
         alone = REFERENCE.fullmatch(value)
+        in_braces = BRACES.fullmatch(value) if braces else None
         if alone:
             return target(alone[1], trail)
+        if in_braces:
+            with contextlib.suppress(KeyError):
+                look_up_path(config, in_braces[1])
+                return target(in_braces[1], trail)
         return REFERENCE.sub(lambda match: written(target(match[1], trail)), value)
 
     def target(key: str, trail: tuple[str, ...]) -> Any:
         if key in trail:
+            if not strict:
+                return None
             raise UsageError(f"the references {' -> '.join([*trail, key])} go round in a circle")
         try:
-            value = lookup(config, key)
+            value = look_up_path(config, key)
         except KeyError:
-            hint = did_you_mean(key, flatten(config))
+            if not strict:
+                return None
+            hint = did_you_mean(key.replace("/", "."), flatten(config))
             raise UsageError(f"${{{key}}} refers to a key that is not there{hint}") from None
         return resolved(value, (*trail, key))
 
@@ -266,8 +353,11 @@ def read_text(path: Path) -> str:
         raise UsageError(f"cannot read {path}: it is not UTF-8 text") from None
 
 
-def load_file(path: Path, trail: tuple[Path, ...] = ()) -> Config:
-    """A config file with what it extends merged under it; references stay as they are."""
+def load_file(path: Path, number_keys: bool = False, trail: tuple[Path, ...] = ()) -> Config:
+    """A config file with what it extends merged under it; references stay as they are.
+
+    Raises UsageError. `number_keys`: see `plain`.
+    """
     if path.resolve() in [other.resolve() for other in trail]:
         circle = " -> ".join(str(other) for other in (*trail, path))
         raise UsageError(f"the files {circle} extend each other in a circle")
@@ -286,8 +376,8 @@ def load_file(path: Path, trail: tuple[Path, ...] = ()) -> Config:
     merged: Config = {}
     for pattern in patterns:
         for base in extended(path, pattern):
-            merged = merge(merged, load_file(base, (*trail, path)))
-    return merge(merged, plain(config, ""))
+            merged = merge(merged, load_file(base, number_keys, (*trail, path)))
+    return merge(merged, plain(config, "", number_keys))
 
 
 def extended(path: Path, pattern: str) -> list[Path]:
@@ -333,36 +423,58 @@ def first_comment(text: str) -> str:
 
 
 class ConfigRegistry:
-    """Named configs over one root, which is the schema of them all."""
+    """Named configs over one root, which is the schema of them all.
+
+    `add_schema` adds kinds of configs beside root, which may have keys of their own.
+    """
 
     def __init__(self) -> None:
-        self._root: Config | None = None
-        self._helps: dict[str, str] = {}
+        self._root: Schema | None = None
+        self._schemas: list[Schema] = []
         # name -> function that reads what differs from root, name -> function that reads its help
-        self._readers: dict[str, Callable[[], Config]] = {}
+        self._readers: dict[str, Callable[[], Layer]] = {}
         self._summaries: dict[str, Callable[[], str]] = {}
 
     def set_root_config(self, config: Config) -> None:
         """Sets every key and its default. Any value may be a `Key(default, help)`."""
         if self._root is not None:
             raise ValueError("the root config is set already")
-        self._helps = {}
-
-        def without_keys(value: Any, key: str) -> Any:
-            if isinstance(value, Key):
-                self._helps[key] = value.help
-                value = value.default
-            if not isinstance(value, dict):
-                return value
-            prefix = f"{key}." if key else ""
-            return {name: without_keys(item, f"{prefix}{name}") for name, item in value.items()}
-
         with _as_value_error("root"):
-            self._root = plain(without_keys(config, ""), "")
+            self._root = Schema(*_defaults_and_helps(config))
 
     def get_root_config(self) -> Config:
         """A deep copy of the root config, as plain data."""
-        return copy.deepcopy(self._root or {})
+        return copy.deepcopy(self._root.defaults if self._root else {})
+
+    def add_schema(
+        self,
+        config: Config,
+        required: Sequence[tuple[str, ...]] = (),
+        title: str = "keys of files that have keys of their own",
+    ) -> None:
+        """Adds a kind of config: one that has a top-level key of this schema that root has not.
+
+        Such a config may have keys of its own, nested ones too. Add schemas before configs are
+        registered. Of several, the first that recognises a config has it.
+
+        Args:
+            config: the keys that the program knows, with their defaults. Any value may be a `Key`.
+            required: tuples of top-level keys; of each tuple one must have a value that is neither
+                None, "" nor {}.
+            title: the heading of these keys in `--help`.
+        """
+        with _as_value_error(title):
+            defaults, helps = _defaults_and_helps(config)
+            self._schemas.append(Schema(defaults, helps, title, tuple(required), is_open=True))
+
+    @property
+    def schemas(self) -> list[Schema]:
+        """Every kind of config, root's first."""
+        return [*([self._root] if self._root else []), *self._schemas]
+
+    def defaults_for(self, config: Config) -> Config:
+        """A deep copy of the defaults of the kind that a resolved config belongs to."""
+        return copy.deepcopy(self._kind_of(config).defaults)
 
     def __getitem__(self, name: str) -> Config:
         """A deep copy of root with the named config on it, references resolved."""
@@ -375,10 +487,9 @@ class ConfigRegistry:
     def register(self, name: str, config: Config, help: str = "") -> None:
         """Registers what differs from root. Raises ValueError for a name or key that cannot be."""
         with _as_value_error(name):
-            changes = plain(config, "")
-            if self._root is not None:
-                changes = checked(self.schema(), changes)
-        self._add(name, lambda: changes, lambda: help)
+            kind = self._kind_of(config)
+            changes = _checked_layer(kind, Layer(plain(config, "", number_keys=kind.is_open)))
+        self._add(name, lambda: Layer(changes), lambda: help)
 
     def add_folder(self, path: str | Path) -> None:
         """Registers each YAML and JSON file of a folder by its stem, except `root`.
@@ -390,7 +501,7 @@ class ConfigRegistry:
             if file.suffix in CONFIG_SUFFIXES and file.stem != "root" and not hidden:
                 self._add(
                     file.stem,
-                    lambda file=file: self._read_file(file),  # type: ignore[misc]
+                    lambda file=file: _read_layer(file),  # type: ignore[misc]
                     lambda file=file: first_comment(read_text(file)),  # type: ignore[misc]
                 )
 
@@ -405,8 +516,8 @@ class ConfigRegistry:
         return [*(["root"] if self._root is not None else []), *self._readers]
 
     def help_for(self, key: str) -> str:
-        """The explanation of a dotted key, or nothing."""
-        return self._helps.get(key, "")
+        """The explanation of a dotted key of root, or nothing."""
+        return self._root.helps.get(key, "") if self._root else ""
 
     def summary(self, name: str) -> str:
         """The one line that says what a named config is, or nothing."""
@@ -420,33 +531,62 @@ class ConfigRegistry:
         bases: Iterable[str | Path] = (),
         overrides: Iterable[Override] = (),
     ) -> Config:
-        """root <- base files <- named config or config file <- overrides, then the references.
+        """defaults <- base files <- named config or config file <- overrides, then the references.
 
         Raises UsageError for whatever does not fit together.
         """
-        config = self.get_root_config()
-        layers = [self._read_file(Path(base)) for base in bases]
-        layers.append(self._changes(name))
+        overrides = list(overrides)
+        draft = self.draft(name, bases, [override.key for override in overrides])
+        return draft.resolve(overrides)
+
+    def draft(
+        self, name: str | None, bases: Iterable[str | Path] = (), keys: Iterable[str] = ()
+    ) -> Draft:
+        """The config before its overrides, of which the `keys` alone are known.
+
+        Without a name it is root. Raises UsageError for a file that cannot be read or that does
+        not fit the kind that its config is of.
+        """
+        bases = list(bases)
+        layers = [_read_layer(Path(base)) for base in bases]
+        if name is not None:
+            layers.append(self._read(name))
+        present: Config = {}
         for layer in layers:
-            config = merge(config, layer)
-        # A registered config's schema is root; without one the files themselves are.
-        schema = self.schema() or config
-        for override in overrides:
-            config = overridden(config, schema, override)
-        config = resolve_references(config)
-        return config if self._root is None else checked(schema, config)
+            present |= layer.config
+        root = flatten(self._root.defaults) if self._root else {}
+        for key in (key.replace("/", ".") for key in keys):
+            # The last name of a nested key of root is no mark of another kind.
+            if not any(leaf.endswith("." + key) for leaf in root):
+                present.setdefault(key.partition(".")[0], ...)
+        return Draft(self._kind_of(present), name, bases, layers)
 
     def schema(self) -> Config:
-        """Every key with a value of its type: root with its references resolved."""
-        return resolve_references(self._root or {})
+        """Every key of root with a value of its type: references are resolved."""
+        return resolve_references(self._root.defaults if self._root else {})
 
-    def _changes(self, name: str) -> Config:
+    def _kind_of(self, config: Config) -> Schema:
+        """Root's kind, or the first schema of which the config has a key that root has not."""
+        root = self._root or Schema({}, {})
+        complete = [other for other in self._schemas if other.defaults.keys() <= config.keys()]
+        for schema in self._schemas:
+            marks = (schema.defaults.keys() & config.keys()) - root.defaults.keys()
+            for other in complete:
+                # A resolved config has all defaults of its kind: these are no marks of another.
+                if other is not schema:
+                    shared = marks & other.defaults.keys()
+                    marks -= {key for key in shared if same(config[key], other.defaults[key])}
+            if marks:
+                return schema
+        return root
+
+    def _read(self, name: str) -> Layer:
         if name in self._readers:
             return self._readers[name]()
         if name in self:
-            return {}
+            return Layer({})
         if name.endswith(CONFIG_SUFFIXES):
-            return self._read_file(Path(name))
+            return _read_layer(Path(name))
         hint = did_you_mean(name, self.names())
         known = ", ".join(self.names())
         raise UsageError(
@@ -454,20 +594,49 @@ class ConfigRegistry:
             f"Known are {known}; a path to a .yaml or .json file is fine, too"
         )
 
-    def _read_file(self, path: Path) -> Config:
-        config = load_file(path)
-        if self._root is None:
-            return config
-        try:
-            return checked(self.schema(), config)
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}") from None
-
-    def _add(self, name: str, reader: Callable[[], Config], summary: Callable[[], str]) -> None:
+    def _add(self, name: str, reader: Callable[[], Layer], summary: Callable[[], str]) -> None:
         if name in self or name == "root":
             raise ValueError(f"a config named '{name}' is registered already")
         self._readers[name] = reader
         self._summaries[name] = summary
+
+
+def _defaults_and_helps(config: Config) -> tuple[Config, dict[str, str]]:
+    """The defaults as plain data, and the explanation of each dotted key that is a `Key`."""
+    helps: dict[str, str] = {}
+
+    def without_keys(value: Any, key: str) -> Any:
+        if isinstance(value, Key):
+            helps[key] = value.help
+            value = value.default
+        if not isinstance(value, dict):
+            return value
+        prefix = f"{key}." if key else ""
+        return {name: without_keys(item, f"{prefix}{name}") for name, item in value.items()}
+
+    return plain(without_keys(config, ""), ""), helps
+
+
+def _read_layer(path: Path) -> Layer:
+    """A file as a layer. Raises UsageError."""
+    try:
+        return Layer(load_file(path), str(path))
+    except NumberKeyError as refusal:  # whether it counts depends on what else is in the config
+        return Layer(load_file(path, number_keys=True), str(path), refusal)
+
+
+def _checked_layer(kind: Schema, layer: Layer) -> Config:
+    """The layer's config, if it fits its kind. Raises UsageError."""
+    if layer.refusal and not kind.is_open:
+        raise layer.refusal
+    if not kind.defaults:
+        return layer.config
+    try:
+        return checked(
+            kind.expected(), layer.config, is_open=kind.is_open, may_refer=kind.may_refer
+        )
+    except UsageError as error:
+        raise UsageError(f"{layer.source}: {error}" if layer.source else str(error)) from None
 
 
 @contextlib.contextmanager
@@ -490,7 +659,7 @@ def config_from_folder(path: str | Path) -> ConfigRegistry:
         raise ValueError(f"{folder} has no root.yaml, which names every key and its default")
     registry = ConfigRegistry()
     registry.set_root_config(load_file(root))
-    registry._helps = comments_as_help(read_text(root))
+    registry._root = Schema(registry.get_root_config(), comments_as_help(read_text(root)))
     registry.add_folder(folder)
     return registry
 
@@ -498,27 +667,118 @@ def config_from_folder(path: str | Path) -> ConfigRegistry:
 # --------------------------------------------------------------------------------------- overrides
 
 
-def read_override(schema: Config, override: Override) -> Config:
-    """The change that one override asks for, as a nested dictionary."""
-    key = find_key(schema, override.key)
+class Draft:
+    """A config whose files are read and whose kind is known; the overrides are to come.
+
+    `names` has every key that can be set, with its value so far. `types` has a value of the type
+    that is expected there: the default, or for a key of its own what its files say.
+    """
+
+    def __init__(
+        self, kind: Schema, name: str | None, bases: Sequence[str | Path], layers: list[Layer]
+    ) -> None:
+        self.kind, self.name, self.bases = kind, name, bases
+        layers_checked = [_checked_layer(kind, layer) for layer in layers]
+        self._last = layers_checked[-1] if name is not None else {}
+        self._merged = kind.defaults
+        for config in layers_checked:
+            self._merged = merge(self._merged, config)
+        self.types = kind.expected()
+        self.names = self.types
+        if kind.is_open or not kind.defaults:  # without root, a config's schema is the config
+            self.names = kind.resolved(self._merged, strict=False)
+            self.types = _types_of(self.types, self.names)
+
+    def key_of(self, override: Override) -> str:
+        """The dotted key that an override means. Raises UsageError if it may not be set."""
+        try:
+            return find_key(self.names, override.key, self.types)
+        except UnknownKeyError:
+            if not (self.kind.is_open and override.adds):
+                raise
+            return override.key.replace("/", ".")
+
+    def resolve(self, overrides: Iterable[Override] = ()) -> Config:
+        """The config with its overrides, references resolved. Raises UsageError."""
+        config = self._merged
+        for override in overrides:
+            key = self.key_of(override)
+            change = read_override(override, key, self.names, self.types, self.kind)
+            config = merge(self._emptied(config, key, change), change)
+        config = self.kind.resolved(config)
+        if self.kind.defaults:
+            config = checked(self.kind.expected(), config, is_open=self.kind.is_open)
+        self._check_required(config)
+        return config
+
+    def named(self) -> Config:
+        """CONFIG's own values over the defaults, without base files and overrides."""
+        return self.kind.resolved(merge(self.kind.defaults, self._last), strict=False)
+
+    def _emptied(self, config: Config, key: str, change: Config) -> Config:
+        """The config without the mapping that the change replaces.
+
+        A mapping is merged where its keys are named; where any are fine (the default is {} or
+        null), the one on the command line is the whole of it.
+        """
+        with contextlib.suppress(KeyError):
+            if not lookup(self.types, key) and isinstance(lookup(change, key), dict):
+                return merge(config, nested(key, None))
+        return config
+
+    def _check_required(self, config: Config) -> None:
+        own = config.keys() - self.kind.defaults.keys()
+        for keys in self.kind.required:
+            if any(config.get(key) not in (None, "", {}) for key in keys):
+                continue
+            shown = " and ".join(f"'{key}'" for key in keys)
+            what = f"one of the keys {shown}" if len(keys) > 1 else f"the key {shown}"
+            hint = ""
+            close = [(_likeness(key, name), key, name) for key in keys for name in own]
+            if close and max(close)[0] > 0.6:
+                _, key, name = max(close)
+                hint = f"; did you mean '{key}' by '{name}'?"
+            raise UsageError(f"{self.name}: {what} is missing{hint}")
+
+
+def _likeness(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
+
+
+def _types_of(defaults: Config, names: Config) -> Config:
+    """For each of the names the default or, where there is none, its own value."""
+    types: Config = {}
+    for name, value in names.items():
+        types[name] = defaults.get(name, value)
+        if isinstance(value, dict) and isinstance(types[name], dict) and types[name]:
+            types[name] = _types_of(types[name], value)
+    return types
+
+
+def read_override(
+    override: Override, key: str, names: Config, types: Config, kind: Schema
+) -> Config:
+    """The change that one override asks for, as a nested dictionary. Raises UsageError.
+
+    Args:
+        override: what was typed.
+        key: the dotted key that it means.
+        names: every key with its value so far: where that is text, a number is read as text.
+        types: every key with a value of the type that is expected.
+        kind: what sort of config it is for.
+    """
     try:
-        default = lookup(schema, key)
-    except KeyError:  # inside a mapping whose keys are free
-        default = None
+        present = lookup(names, key)
+    except KeyError:  # inside a mapping whose keys are free, or a new key
+        present = None
     value = override.value
-    if isinstance(value, str) and not override.raw:
-        value = read_value(value, default, key)
-    return checked(schema, nested(key, plain(value, key)))
-
-
-def overridden(config: Config, schema: Config, override: Override) -> Config:
-    """The config with one override. A mapping is merged where root names its keys; where it takes
-    any (its default is {} or null), the one on the command line is the whole of it."""
-    change, key = read_override(schema, override), find_key(schema, override.key)
-    with contextlib.suppress(KeyError):
-        if not lookup(schema, key) and isinstance(lookup(change, key), dict):
-            config = merge(config, nested(key, None))
-    return merge(config, change)
+    # YAML would read {a/b} as a mapping.
+    in_braces = kind.is_open and isinstance(value, str) and BRACES.fullmatch(value)
+    if isinstance(value, str) and not override.raw and not in_braces:
+        value = read_value(value, present, key)
+    change = plain(nested(key, value), "", number_keys=kind.is_open)
+    may_add = kind.is_open and override.adds
+    return checked(types, change, is_open=may_add, may_refer=kind.may_refer)
 
 
 def read_value(text: str, default: Any, key: str) -> Any:

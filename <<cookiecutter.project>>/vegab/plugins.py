@@ -23,7 +23,8 @@ class VegabPlugin:
 
     def on_parsed_args(self, args: argparse.Namespace) -> None:
         """The command line was read. `args.save_path` may be changed; `args.config` is the name
-        or path, `args.overrides` maps dotted keys to the values given."""
+        or path, `args.overrides` maps dotted keys to the values given, `args.flags` has the
+        function's flags by name, `args.resolved_config` the config with all overrides."""
 
     def on_before_call(self, config: Config, save_path: str) -> None:
         """The folder is open and locked, the function comes next."""
@@ -125,20 +126,32 @@ class MetaSaver(VegabPlugin):
 
 
 class AutomaticNamer(VegabPlugin):
-    """Names runs by a function of the command line: SAVE_PATH/NAME, or with `as_prefix`
-    NAME_ in front of SAVE_PATH's last part."""
+    """Names runs by a function of the command line: SAVE_PATH/NAME, with `as_prefix` NAME_ in
+    front of SAVE_PATH's last part, with `as_suffix` SAVE_PATH_NAME. An empty name, or an empty
+    SAVE_PATH, changes nothing."""
 
-    def __init__(self, namer: Callable[[argparse.Namespace], str], as_prefix: bool = False) -> None:
+    def __init__(
+        self,
+        namer: Callable[[argparse.Namespace], str],
+        as_prefix: bool = False,
+        as_suffix: bool = False,
+    ) -> None:
+        if as_prefix and as_suffix:
+            raise ValueError("a name is a prefix or a suffix, not both")
         self.namer = namer
         self.as_prefix = as_prefix
+        self.as_suffix = as_suffix
 
     def on_parsed_args(self, args: argparse.Namespace) -> None:
         name = self.namer(args)
-        if self.as_prefix:
-            parent, last = os.path.split(os.path.normpath(args.save_path))
-            args.save_path = os.path.join(parent, f"{name}_{last}")
-        else:
+        if not name or not args.save_path.strip():
+            return
+        if not (self.as_prefix or self.as_suffix):
             args.save_path = os.path.join(args.save_path, name)
+            return
+        parent, last = os.path.split(os.path.normpath(args.save_path))
+        named = f"{name}_{last}" if self.as_prefix else f"{last}_{name}"
+        args.save_path = os.path.join(parent, named)
 
 
 def timestamp_namer(args: argparse.Namespace) -> str:

@@ -201,9 +201,13 @@ class RunFolder:
     def _finished_sentence(self, meta: dict[str, Any]) -> str:
         position = (meta.get("attempts") or [{}])[-1].get("to") or {}
         reached = ", ".join(f"{name} {value}" for name, value in position.items())
-        growing = [k for k in self.config or {} if k in self.extendable]
+        growing = [
+            f"--{key}"
+            for key, value in (self.config or {}).items()
+            if key in self.extendable and type(value) in (int, float)
+        ]
         sentence = f"{self.path} is already finished" + (f" ({reached})." if reached else ".")
-        return sentence + (f" A larger --{growing[0]} continues it." if growing else "")
+        return sentence + (f" A larger {' or '.join(growing)} continues it." if growing else "")
 
 
 def living_owner(path: str | Path) -> dict[str, Any] | None:

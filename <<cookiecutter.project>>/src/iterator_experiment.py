@@ -1,0 +1,200 @@
+"""From a config with an `iterator` to datasets, model and iterator: EDflow's form of a config."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from src import fingerprint
+from src.datasets import ExampleBatches
+from src.experiment import (
+    Experiment,
+    call,
+    check_common_ranges,
+    from_mapping,
+    inexactness,
+    quiet_libraries,
+    require_at_least_one,
+)
+from src.iterators import PyHookedModelIterator, TemplateIterator, TFBaseTrainer
+from vegab import UsageError, resolve
+
+# What a subclass has to write, if it inherits from none that has it.
+TO_WRITE = {
+    TemplateIterator: "step_op",
+    TFBaseTrainer: "make_loss_ops",
+    PyHookedModelIterator: "step_ops",
+}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training batches, and validation batches in order, or None."""
+
+    train: ExampleBatches
+    valid: ExampleBatches | None
+
+
+class NoModel:
+    """The model of a config that names none: it does nothing."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+
+
+def build_iterator(
+    config: Mapping[str, Any], save_path: str | None = None, resume_inexact: bool = False
+) -> Experiment:
+    """Import, read and build what a config with an iterator names. Nothing is written.
+
+    Raises:
+        UsageError: as `experiment.build` does.
+    """
+    check_ranges(config)
+    quiet_libraries()
+    stored = fingerprint.stored_in(save_path)
+    settings = fingerprint.apply(fingerprint.settings_of(config, stored))
+    keras.utils.clear_session()
+    keras.config.set_dtype_policy(config["precision"])
+    keras.utils.set_random_seed(config["seed"])
+    datasets = build_datasets(config)
+    model_class = resolve(config["model"], "model") if config["model"] else NoModel
+    model = call(config, "model", model_class, config)
+    iterator = make_iterator(config, save_path or ".", model, datasets)
+    for split in config["fixed_example_indices"]:
+        call(config, "fixed_example_indices", iterator.fixed_example_indices, split)
+    splits = make_splits(config, datasets)
+    first = call(config, dataset_key(config), splits.train.batch, 0, 0)
+    call(config, "iterator", iterator.make_variables, first)
+    now = fingerprint.take(config, settings, splits)
+    return Experiment(
+        config=config,
+        dataset=splits,
+        model=model,
+        learning_rates=None,
+        monitor=config["monitor"],
+        callbacks=[from_mapping(config, "callbacks", entry) for entry in config["callbacks"]],
+        fingerprint=now,
+        inexact=inexactness(stored, now, save_path, resume_inexact),
+        iterator=iterator,
+    )
+
+
+def check_ranges(config: Mapping[str, Any]) -> None:
+    """Refuse numbers that have the right type and make no sense.
+
+    Raises:
+        UsageError: naming the key, the value and what it may be.
+    """
+    require_at_least_one(config, "batch_size", "hook_freq", "log_freq", "start_log_freq")
+    given = ("num_steps", "num_epochs", "test_batch_size", "ckpt_freq", "max_batches_per_epoch")
+    require_at_least_one(config, *(key for key in given if config[key] is not None))
+    require_at_least_one(config, "ckpt_keep")
+    if config["n_data_processes"] < 0:
+        raise UsageError(
+            f"n_data_processes is {config['n_data_processes']}; it must be at least 0 (0: none)"
+        )
+    check_common_ranges(config)
+
+
+def dataset_key(config: Mapping[str, Any]) -> str:
+    """Return the key by which a config names its data."""
+    return "datasets" if config["datasets"] else "dataset"
+
+
+def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the datasets by split: of `datasets`, or of `dataset` and `validation_dataset`.
+
+    Raises:
+        UsageError: if one cannot be made, has no length or no examples, or none is for training.
+    """
+    names = config["datasets"] or {
+        "train": config["dataset"],
+        "validation": config["validation_dataset"],
+    }
+    if not names.get("train"):
+        raise UsageError(f"datasets has {', '.join(names)}; expected at least train")
+    datasets = {}
+    for split, name in names.items():
+        if not name:
+            continue
+        key = f"datasets.{split}" if config["datasets"] else dataset_key_of(split)
+        dataset = call(config, key, resolve(name, key), config)
+        try:
+            length = len(dataset)
+        except TypeError:
+            raise UsageError(
+                f"{key}: {name} gives a {type(dataset).__name__} without __len__; write one, which "
+                "returns the number of examples"
+            ) from None
+        if not length:
+            raise UsageError(f"{key}: {name} is empty; expected at least one example")
+        datasets[split] = dataset
+    return datasets
+
+
+def dataset_key_of(split: str) -> str:
+    """Return the key of a split where there is no `datasets`."""
+    return "dataset" if split == "train" else "validation_dataset"
+
+
+def make_iterator(
+    config: Mapping[str, Any], root: str, model: Any, datasets: Mapping[str, Any]
+) -> PyHookedModelIterator:
+    """Return what `iterator` names, made with EDflow's arguments.
+
+    Raises:
+        UsageError: if it is no iterator, or lacks what it has to write itself.
+    """
+    name = config["iterator"]
+    kind = resolve(name, "iterator")
+    if not isinstance(kind, type) or not issubclass(kind, PyHookedModelIterator):
+        raise UsageError(f"iterator: {name} is no iterator; inherit from one in src/iterators.py")
+    for base, method in TO_WRITE.items():
+        if issubclass(kind, base):
+            if getattr(kind, method) is getattr(base, method):
+                raise UsageError(
+                    f"iterator: {name} has no {method}; write it, as {base.__name__} in "
+                    "src/iterators.py says"
+                )
+            break
+    return call(
+        config,
+        "iterator",
+        kind,
+        config=config,
+        root=root,
+        model=model,
+        datasets=datasets,
+        hook_freq=config["hook_freq"],
+        num_epochs=config["num_epochs"] or 0,
+        hooks=[],
+    )
+
+
+def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> Splits:
+    """Return training and validation data as batches."""
+
+    def batches(split: str, **arguments: Any) -> ExampleBatches:
+        return call(
+            config,
+            dataset_key(config),
+            ExampleBatches,
+            datasets[split],
+            seed=config["seed"],
+            num_workers=config["n_data_processes"],
+            **arguments,
+        )
+
+    most = config["max_batches_per_epoch"]
+    return Splits(
+        train=batches("train", batch_size=config["batch_size"], max_batches=most),
+        valid=batches(
+            "validation",
+            batch_size=config["test_batch_size"] or config["batch_size"],
+            shuffle=False,
+        )
+        if "validation" in datasets
+        else None,
+    )
