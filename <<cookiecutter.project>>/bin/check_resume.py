@@ -39,6 +39,8 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2) -> None:
         if number < 1:
             raise vegab.UsageError(f"{name} is {number}; it must be at least 1")
     config |= {"num_epochs": epochs}
+    if "num_steps" in config:
+        config["num_steps"] = None
     processes = server()
     with (
         tempfile.TemporaryDirectory(prefix="check_resume-") as name,

@@ -1,40 +1,80 @@
-"""Evaluate a run on the test set; this is the only place where the test set is read."""
+"""Evaluate a run on the test set; this is the only place where the test set is read.
+
+A run of a config with an iterator is evaluated on one of its splits instead: what the iterator
+makes of each example is stored, see src/evaluation.py, and handed to the config's callbacks.
+"""
 
 import json
+import logging
 import math
+import signal
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
 from src import experiment, results
+from vegab.config import load_file, merge, resolve_references
+
+log = logging.getLogger(__name__)
 
 
-def evaluate(run: str, checkpoint: str = "best") -> None:
-    """Evaluate the run in folder RUN on the test set and write what comes out to RUN/eval.
+def evaluate(
+    run: str,
+    checkpoint: str = "best",
+    *,
+    evaluation: Sequence[str] = (),
+    name: str = "",
+    split: str = "validation",
+    callbacks_only: bool = False,
+) -> None:
+    """Evaluate the run in folder RUN and write what comes out to RUN/eval.
 
     Args:
         run: a run folder.
         checkpoint: "best", "latest", or the path of a checkpoint.
+        evaluation: evaluate with this config over the run's; may be repeated
+        name: store outputs as NAME-STEP instead of by the config's or the split's name
+        split: whose outputs are stored, where the config has an iterator
+        callbacks_only: call the callbacks with the newest outputs that are stored, without a model
     """
     folder = Path(run)
     if not (folder / "config.json").is_file():
         raise vegab.UsageError(
             f"{run} is not a run folder: it holds no config.json; name one that bin/train.py made"
         )
-    named = {"best": folder / "model_best.h5", "latest": folder / "model.h5"}
-    path = named.get(checkpoint, Path(checkpoint))
-    if not path.is_file():
-        hint = "a run has its first after its first epoch"
-        if checkpoint == "best" and named["latest"].is_file():
-            hint = "no epoch was the best of this run, but --checkpoint=latest is there"
+    if "iterator" in vegab.read_run(run)["config"]:
+        # Ended by a signal, it leaves nothing half written behind.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        asked = [asked_for(folder, file, name, split) for file in evaluation or [""]]
+        names = [entry.name for entry in asked]
+        if twice := [entry for entry in names if names.count(entry) > 1]:
+            raise vegab.UsageError(
+                f"several evaluations would be stored as {twice[0]}; give their files other names, "
+                "and no --name"
+            )
+        for entry in asked:
+            if callbacks_only:
+                call_callbacks(folder, entry)
+            else:
+                evaluate_with_iterator(folder, checkpoint, entry)
+        return
+    if evaluation or name or callbacks_only or split != "validation":
         raise vegab.UsageError(
-            f"there is no checkpoint {path}; --checkpoint takes best, latest or the path of one; "
-            + hint
+            f"the config of {run} has no iterator; -e, --name, --split and --callbacks_only need "
+            "one, so leave them out"
         )
+    evaluate_on_test_set(run, checkpoint)
+
+
+def evaluate_on_test_set(run: str, checkpoint: str) -> None:
+    """Write figures, predictions and confusion matrix of a run's model on the test set."""
+    folder = Path(run)
+    path = checkpoint_path(folder, checkpoint)
     # Settings that are younger than the run have their defaults.
     config = {**registry.get_root_config(), **vegab.read_run(run)["config"]}
     # The training batches are built but never drawn here.
@@ -78,6 +118,25 @@ def evaluate(run: str, checkpoint: str = "best") -> None:
     print(f"in {output}: {', '.join(sorted(file.name for file in output.iterdir()))}")
 
 
+def checkpoint_path(folder: Path, checkpoint: str) -> Path:
+    """Return the commit that --checkpoint means.
+
+    Raises:
+        vegab.UsageError: if it is not there.
+    """
+    named = {"best": folder / "model_best.h5", "latest": folder / "model.h5"}
+    path = named.get(checkpoint, Path(checkpoint))
+    if not path.is_file():
+        hint = "a run has its first after its first epoch"
+        if checkpoint == "best" and named["latest"].is_file():
+            hint = "no epoch was the best of this run, but --checkpoint=latest is there"
+        raise vegab.UsageError(
+            f"there is no checkpoint {path}; --checkpoint takes best, latest or the path of one; "
+            + hint
+        )
+    return path
+
+
 def write_classification(output: Path, title: str, labels: Any, probabilities: Any) -> None:
     """Write predictions, per-class figures and the confusion matrix.
 
@@ -105,5 +164,139 @@ def write_classification(output: Path, title: str, labels: Any, probabilities: A
     results.draw_confusion_matrix(matrix, output / "confusion_matrix.png", title)
 
 
+class Asked(NamedTuple):
+    """An evaluation: the config, what its outputs are stored as, the split, and its own file."""
+
+    config: dict[str, Any]
+    name: str
+    split: str
+    file: str
+
+
+def asked_for(folder: Path, file: str, name: str, split: str) -> Asked:
+    """Return the evaluation that an -e, or none, asks for.
+
+    Raises:
+        vegab.UsageError: if the file does not fit the run's config, or there is no such split.
+    """
+    own = folder / "config.json"
+    config = registry.resolve(file or str(own), bases=[own])
+    if not file or "test_mode" not in load_file(Path(file), number_keys=True):
+        config["test_mode"] = True
+    name = name or (Path(file).stem if file else split)
+    if name.startswith(".") or Path(name).name != name:
+        raise vegab.UsageError(f"outputs cannot be stored as {name!r}; give --name a single word")
+    splits = splits_of(config)
+    if split not in splits:
+        raise vegab.UsageError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
+    return Asked(config, name, split, file)
+
+
+def evaluate_with_iterator(folder: Path, checkpoint: str, asked: Asked) -> None:
+    """Store what the iterator makes of a split by one or more commits; call the callbacks."""
+    config = asked.config
+    if checkpoint not in ("best", "latest"):
+        config |= {"eval_all": False, "eval_forever": False}
+    is_waiting, takes_all = config.get("eval_forever"), config.get("eval_all")
+    own_monitor = vegab.read_run(folder)["config"].get("monitor")
+    if checkpoint == "best" and own_monitor is None and not (folder / "model_best.h5").exists():
+        checkpoint = "latest"
+        if not (is_waiting or takes_all):
+            log.info("%s has no monitor to tell its best commit: the latest is evaluated", folder)
+    path = folder / "model.h5"
+    if not is_waiting:
+        path = checkpoint_path(folder, "latest" if takes_all else checkpoint)
+    callbacks, arguments = callbacks_of(config)
+    # What is not as in training is no hindrance here.
+    prepared = experiment.build(config, str(folder), resume_inexact=True)
+    from src import evaluation
+    from src.commit_file import read_state
+
+    (folder / "eval").mkdir(exist_ok=True)
+    for commit in evaluation.checkpoints_to_evaluate(folder, config, path):
+        step = read_state(commit)["global_step"]
+        output = folder / "eval" / f"{asked.name}-{step}"
+        try:
+            meta = evaluation.evaluate_split(prepared, commit, output, asked.split)
+        except evaluation.NoOutputsError as error:
+            raise vegab.UsageError(f"iterator: {error}") from error
+        except evaluation.OtherModelError as error:
+            raise vegab.UsageError(
+                f"{commit.name} does not belong to the model of {asked.file or folder}: {error}"
+            ) from error
+        assert prepared.iterator is not None
+        data_in = prepared.iterator.datasets[asked.split]
+        scalars = evaluation.run_callbacks(output, data_in, config, callbacks, arguments)
+        tell(meta, output, scalars)
+
+
+def call_callbacks(folder: Path, asked: Asked) -> None:
+    """Call the callbacks with stored outputs; neither model nor Keras is imported."""
+    from src import evaluation
+
+    output = evaluation.newest_outputs(folder / "eval", asked.name)
+    if output is None:
+        stored = sorted(path.parent.name for path in (folder / "eval").glob("[!.]*/meta.yaml"))
+        raise vegab.UsageError(
+            f"no outputs are stored as {asked.name} in {folder / 'eval'}; "
+            + (f"there are {', '.join(stored)}" if stored else "evaluate without --callbacks_only")
+        )
+    meta = evaluation.StoredOutputs(output).meta
+    # Their own config, and what the file says now.
+    config = meta["config"]
+    if asked.file:
+        config = resolve_references(merge(config, load_file(Path(asked.file), number_keys=True)))
+    callbacks, arguments = callbacks_of(config)
+    key, name = splits_of(config)[meta["split"]]
+    data_in = experiment.call(config, key, vegab.resolve(name, key), config)
+    tell(meta, output, evaluation.run_callbacks(output, data_in, config, callbacks, arguments))
+
+
+def tell(meta: Mapping[str, Any], output: Path, scalars: Mapping[str, Any]) -> None:
+    """Print the line that an evaluation ends with."""
+    figures = {f"{name}/{key}": v for name, items in scalars.items() for key, v in items.items()}
+    shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+    print(
+        f"{meta['split']}, {meta['num_examples']} examples, {meta['checkpoint']} of step "
+        f"{meta['global_step']}, in {output}" + (f":  {shown}" if shown else "")
+    )
+
+
+def splits_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return key and import path of each split's dataset."""
+    if config["datasets"]:
+        return {s: (f"datasets.{s}", path) for s, path in config["datasets"].items() if path}
+    keys = {"train": "dataset", "validation": "validation_dataset"}
+    return {split: (key, config[key]) for split, key in keys.items() if config[key]}
+
+
+def callbacks_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Import the callbacks of a config, and return them and their arguments by name.
+
+    EDflow's places for them, `eval_hook` and `eval_pipeline`, count as well.
+
+    Raises:
+        vegab.UsageError: if one cannot be imported, or arguments are for none of them.
+    """
+    hook, pipeline = config.get("eval_hook") or {}, config.get("eval_pipeline") or {}
+    callbacks: dict[str, Any] = {}
+    for key, paths in (
+        ("eval_hook.eval_callbacks", hook.get("eval_callbacks")),
+        ("eval_pipeline.callbacks", pipeline.get("callbacks")),
+        ("eval_callbacks", config["eval_callbacks"]),
+    ):
+        for name, path in (paths or {}).items():
+            callbacks[name] = vegab.resolve(path, f"{key}.{name}") if path else None
+    arguments = merge(pipeline.get("callback_kwargs") or {}, config["callback_kwargs"])
+    if unknown := arguments.keys() - callbacks.keys():
+        raise vegab.UsageError(
+            f"callback_kwargs.{min(unknown)} is for no callback; eval_callbacks has "
+            f"{', '.join(callbacks) or 'none'}"
+        )
+    return {name: callback for name, callback in callbacks.items() if callback}, arguments
+
+
 if __name__ == "__main__":
-    vegab.wrap_no_config_registry(evaluate)
+    vegab.wrap_no_config_registry(
+        evaluate, short_flags={"e": "evaluation", "n": "name", "c": "checkpoint"}
+    )

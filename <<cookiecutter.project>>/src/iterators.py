@@ -484,13 +484,14 @@ class TFBaseTrainer(TFHookedModelIterator):
             optimizer.learning_rate.assign(keras.ops.cast(rate * multiplier, "float32"))
             gradients = tape.gradient(losses[part], variables)
             optimizer.apply(gradients, variables)
-        return {**_named(losses), **self.make_log_ops(model, **batch)}
+        return {**_named(losses, entry is None), **self.make_log_ops(model, **batch)}
 
     def _look(self, model: Any, **batch: Any) -> dict[str, Any]:
         losses = self.make_loss_ops(model, **batch)
-        if isinstance(losses, list):
+        alone = not isinstance(losses, list)
+        if not alone:
             losses = {part: loss for entry in losses for part, loss in entry.items()}
-        return {**_named(losses), **self.make_log_ops(model, **batch)}
+        return {**_named(losses, alone), **self.make_log_ops(model, **batch)}
 
     def get_learning_rate_multiplier(self, index: int) -> float:
         """Return the factor on the learning rate of the losses at `index` of a list."""
@@ -615,9 +616,9 @@ def _leaves(nested: Any, path: tuple[Any, ...]) -> Iterator[Any]:
         yield path, nested
 
 
-def _named(losses: Mapping[str, Any]) -> dict[str, Any]:
-    """Name losses for the history: "loss" where there is one."""
-    if len(losses) == 1:
+def _named(losses: Mapping[str, Any], alone: bool) -> dict[str, Any]:
+    """Name losses for the history: "loss" where there is but one."""
+    if alone and len(losses) == 1:
         return {"loss": next(iter(losses.values()))}
     return {f"loss_{part}": loss for part, loss in losses.items()}
 

@@ -67,11 +67,11 @@ def survey(config: Mapping[str, Any]) -> tuple[int, list[str]]:
         for callback in first.callbacks
         if not callback_state.is_known(callback)
     ]
-    for layer in [first.model, *first.model._flatten_layers(include_self=False)]:
+    for layer in layers_of(first.model):
         for name, value in vars(layer).items():
             if isinstance(value, GENERATORS):
                 found.append(
-                    f"the layer {layer.name} has a generator of its own, {name} "
+                    f"{getattr(layer, 'name', 'the model')} has a generator of its own, {name} "
                     f"({place(type(layer))}); use keras.random with a SeedGenerator"
                 )
     steps_per_epoch = first.dataset.train.steps_per_epoch
@@ -87,6 +87,12 @@ def survey(config: Mapping[str, Any]) -> tuple[int, list[str]]:
     return steps_per_epoch, found
 
 
+def layers_of(model: Any) -> list[Any]:
+    """Return a Keras model and all its layers; any other model alone."""
+    layers = model._flatten_layers(include_self=False) if isinstance(model, keras.Model) else []
+    return [model, *layers]
+
+
 def first_difference(one: Path, other: Path) -> str:
     """Return where two runs differ first, in the history or else in the commit; "" if nowhere."""
     with open(one / "history.csv") as a, open(other / "history.csv") as b:
@@ -95,6 +101,8 @@ def first_difference(one: Path, other: Path) -> str:
                 if row[key] != another.get(key):
                     return f"epoch {row['epoch']}, {key}: {row[key]} and {another.get(key)}"
     for name in ("model.h5", "model_best.h5"):
+        if not (one / name).exists() and not (other / name).exists():
+            continue  # without a monitor no epoch is the best
         if (one / name).read_bytes() == (other / name).read_bytes():
             continue
         with h5py.File(one / name) as a, h5py.File(other / name) as b:
@@ -111,11 +119,12 @@ def place(thing: Any) -> str:
 
 
 def dataset_function(config: Mapping[str, Any]) -> Any:
-    """Return the function that a config's `dataset` names."""
+    """Return the function or class that a config's `dataset` names, or `datasets.train`."""
     from src.data import DATASETS
     from vegab import resolve
 
-    return resolve(config["dataset"], "dataset", DATASETS)
+    name = config["dataset"] or config["datasets"]["train"]
+    return resolve(name, "dataset", DATASETS)
 
 
 def _first_dataset(a: h5py.File, b: h5py.File) -> str:

@@ -243,7 +243,7 @@ def calls_of_epoch(epoch: int) -> list[str]:
     return [f"before_epoch {epoch}", *steps, f"after_epoch {epoch}"]
 
 
-# ---- when hooks are called, and what they see and change ------------------------------------------
+# ---- when hooks are called, and what they see and change -----------------------------------------
 
 
 @pytest.mark.parametrize("run", [run_keras, run_iterator])
@@ -371,7 +371,7 @@ def test_hook_freq_skips_hooks_and_no_step(tmp_path: Path) -> None:
     assert always.seen == list(range(10))
 
 
-# ---- IntervalHook ---------------------------------------------------------------------------------
+# ---- IntervalHook --------------------------------------------------------------------------------
 
 
 def due_steps(hook: IntervalHook, end: int) -> list[int]:
@@ -404,7 +404,6 @@ def test_the_steps_of_an_interval(arguments: dict[str, int], end: int, expected:
     # From wherever a resumed run begins, they are the same.
     for step in range(end):
         later = [due for due in expected if due >= step]
-        assert due_steps(hook, end)[-len(later) :][:1] == later[:1]
         if later:
             assert hook.first_due(step) == later[0]
 
@@ -482,7 +481,7 @@ def test_intervals_that_look_after_steps_leave_them_grouped(
     assert len(calls) <= 12
 
 
-# ---- LoggingHook ----------------------------------------------------------------------------------
+# ---- LoggingHook ---------------------------------------------------------------------------------
 
 
 def test_tiles_are_laid_in_rows() -> None:
@@ -611,13 +610,13 @@ def test_figures_of_pyplot_are_closed(tmp_path: Path) -> None:
     assert (tmp_path / "train" / "x_00000000.png").exists()
 
 
-# ---- KeepCheckpoints ------------------------------------------------------------------------------
+# ---- KeepCheckpoints -----------------------------------------------------------------------------
 
 
 class Lists(Adds):
     """Is best after steps 10 and 100."""
 
-    losses = [0.1 if step in (9, 99) else 1.0 + step for step in range(110)]
+    losses = tuple(0.1 if step in (9, 99) else 1.0 + step for step in range(110))
 
 
 def names_in(folder: Path) -> set[str]:
@@ -685,13 +684,13 @@ def test_a_monitor_that_checkpoints_cannot_have_is_named(tmp_path: Path) -> None
         run_iterator(tmp_path, [KeepCheckpoints(1, monitor="los", monitor_mode="min")])
 
 
-# ---- EarlyStopping and the others -----------------------------------------------------------------
+# ---- EarlyStopping and the others ----------------------------------------------------------------
 
 
 class TurnsNaN(Adds):
     """Has a loss that is no number in the second epoch."""
 
-    losses = [1.0] * 5 + [math.nan] * 50
+    losses = (1.0,) * 5 + (math.nan,) * 50
 
 
 @pytest.mark.parametrize("stop_on_nan", [False, True])
