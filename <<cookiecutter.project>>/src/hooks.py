@@ -173,14 +173,15 @@ class Hooks:
         self._acts_before = {
             id(hook): self._sees_feeds[id(hook)] or _acts_before(hook) for hook in hooks
         }
-        self._started = False
+        self._started: list[Hook] = []
 
     def start(self, run: Run) -> None:
         """Tell all of them of the run."""
         for hook in self.hooks:
             give_addresses(hook, run.root)
-        self._started = True
-        self.call("before_training", run)
+        for hook in self.hooks:
+            self._call(hook, "before_training", run)
+            self._started.append(hook)
 
     def call(self, method: str, *arguments: Any) -> None:
         """Call a method of all hooks that have it.
@@ -236,8 +237,8 @@ class Hooks:
                 self._call(hook, "after_step", global_step, *(seen if with_feeds else (results,)))
 
     def at_exception(self, error: BaseException) -> None:
-        """Tell all of them; one that fails at that is named in the log."""
-        for hook in self.hooks if self._started else ():
+        """Tell those that know of the run; one that fails at that is named in the log."""
+        for hook in self._started:
             try:
                 self._call(hook, "at_exception", error)
             except Exception as another:

@@ -328,6 +328,11 @@ class TFHookedModelIterator(PyHookedModelIterator):
 
     def outputs(self, model: keras.Model, **batch: Any) -> Any:
         """Call a Keras model with the entries of the batch that have its inputs' names."""
+        if not getattr(model, "inputs", None):
+            raise TypeError(
+                f"{type(self).__name__} does not know what to give {type(model).__name__}, which "
+                "is no functional model; write an iterator with an eval_op(model, **batch)"
+            )
         names = [tensor.name for tensor in model.inputs]
         missing = [name for name in names if name not in batch]
         if missing:

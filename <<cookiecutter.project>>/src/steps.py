@@ -51,12 +51,12 @@ def call_leaves(fetches: Any, *arguments: Any, **feeds: Any) -> Any:
 
 
 def copied(nested: Any) -> Any:
-    """Return nested dictionaries, lists and tuples anew (tuples as lists), with the same leaves."""
+    """Return nested dictionaries, lists (tuples too) and arrays anew; other leaves as they are."""
     if isinstance(nested, Mapping):
         return {key: copied(item) for key, item in nested.items()}
     if isinstance(nested, list | tuple):
         return [copied(item) for item in nested]
-    return nested
+    return nested.copy() if isinstance(nested, np.ndarray) else nested
 
 
 class _Group(NamedTuple):
