@@ -116,6 +116,7 @@ class IteratorSteps:
     def _make(self, batch: Feeds) -> None:
         if not self._made:
             self._made = True
+            self.iterator.initialize()
             self.iterator.make_variables(batch)
 
     def _take(self, epoch: int, step: int) -> Any:
