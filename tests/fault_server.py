@@ -100,14 +100,14 @@ def sow(process_seed: int) -> None:
     restore = checkpoint.Checkpoint.restore
 
     @functools.wraps(restore)
-    def seeded(self: Any) -> None:
+    def seeded(self: Any, *groups: Any) -> None:
         random.seed(process_seed)
         np.random.seed(process_seed)
         global_seed_generator().state.assign([process_seed, process_seed])
         for variable in self.model.variables:
             if "seed" in variable.path:
                 variable.assign(np.full(variable.shape, process_seed))
-        restore(self)
+        restore(self, *groups)
 
     checkpoint.Checkpoint.restore = seeded
 
