@@ -72,7 +72,7 @@ PYTEST = PYTHONPYCACHEPREFIX="$(CACHES)" "$(PYTHON)" -m pytest -o cache_dir="$(C
 FAULT_TESTS := tests/test_faults.py tests/test_faults_disk.py tests/test_check_resume.py
 
 test: setup ## run the tests (ARGS='-k cruft' for some of them)
-	@$(PYTEST) $(FAULT_TESTS:%=--ignore=%) $(ARGS)
+	@$(PYTEST) -n auto --maxprocesses=4 $(FAULT_TESTS:%=--ignore=%) $(ARGS)
 
 fault-sample: setup ## break runs in many ways, a sample of some ten minutes
 	@$(PYTEST) $(FAULT_TESTS) $(ARGS)

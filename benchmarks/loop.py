@@ -62,6 +62,9 @@ MANY: dict[str, Any] = {
 }
 TINY: dict[str, Any] = {"dataset": "loop.one_batch", "monitor": "loss", "augmented": False}
 TINY |= {"n_filters": 2, "n_layers": 1}
+EVERY_100: dict[str, Any] = {"class": "loop.acting_hook", "every": 100}
+TEN_HOOKS = {"hooks": [EVERY_100] * 10}
+TEN_IN_TURN = {"hooks": [EVERY_100 | {"first": 10 * n, "before": True} for n in range(10)]}
 
 
 # ------------------------------------------------------------------------------- data and models
@@ -124,6 +127,27 @@ def large_model(config: Any, input_shape: tuple[int, ...], num_classes: int) -> 
             keras.layers.Dense(num_classes, activation="softmax"),
         ]
     )
+
+
+def acting_hook(every: int, first: int = 0, before: bool = False) -> Any:
+    """Return a hook that looks at the figures of every so many steps, and perhaps at the feeds.
+
+    Args:
+        every: steps from one time to the next.
+        first: the first one.
+        before: whether it acts before the step as well.
+    """
+    from src.hooks import Hook, IntervalHook
+
+    class Looks(Hook):
+        def after_step(self, global_step: int, last_results: Any) -> None:
+            self.seen = float(last_results["loss"])
+
+    class LooksBefore(Looks):
+        def before_step(self, global_step: int, fetches: Any, feeds: Any, batch: Any) -> None:
+            self.seen = float(feeds[0].mean())
+
+    return IntervalHook([LooksBefore() if before else Looks()], every, first)
 
 
 # ------------------------------------------------------------------------ one side, in its process
@@ -766,6 +790,16 @@ ROWS = {
         f"{SMALL} a commit every 10 steps / a commit every epoch (40 steps)",
         ">= 0.9",
         lambda a: in_turn(DIGITS | {"checkpoint_steps": 10}, "ours", {"config": DIGITS}, a.pairs),
+    ),
+    "hooks": Row(
+        f"{SMALL} with ten hooks that each act every 100 steps / without them",
+        ">= 0.95",
+        lambda a: in_turn(DIGITS | TEN_HOOKS, "ours", {"config": DIGITS}, a.pairs),
+    ),
+    "hooks_before": Row(
+        f"{SMALL} the same, before and after a step, and no two of them at the same step",
+        "",
+        lambda a: in_turn(DIGITS | TEN_IN_TURN, "ours", {"config": DIGITS}, a.pairs),
     ),
     "memory": Row(
         "small model, peak of memory: everything on / bare model.fit",

@@ -186,7 +186,7 @@ def asked_for(folder: Path, file: str, name: str, split: str) -> Asked:
     name = name or (Path(file).stem if file else split)
     if name.startswith(".") or Path(name).name != name:
         raise vegab.UsageError(f"outputs cannot be stored as {name!r}; give --name a single word")
-    splits = splits_of(config)
+    splits = experiment.splits_of(config)
     if split not in splits:
         raise vegab.UsageError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
     return Asked(config, name, split, file)
@@ -247,7 +247,7 @@ def call_callbacks(folder: Path, asked: Asked) -> None:
     if asked.file:
         config = resolve_references(merge(config, load_file(Path(asked.file), number_keys=True)))
     callbacks, arguments = callbacks_of(config)
-    key, name = splits_of(config)[meta["split"]]
+    key, name = experiment.splits_of(config)[meta["split"]]
     data_in = experiment.call(config, key, vegab.resolve(name, key), config)
     tell(meta, output, evaluation.run_callbacks(output, data_in, config, callbacks, arguments))
 
@@ -260,14 +260,6 @@ def tell(meta: Mapping[str, Any], output: Path, scalars: Mapping[str, Any]) -> N
         f"{meta['split']}, {meta['num_examples']} examples, {meta['checkpoint']} of step "
         f"{meta['global_step']}, in {output}" + (f":  {shown}" if shown else "")
     )
-
-
-def splits_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return key and import path of each split's dataset."""
-    if config["datasets"]:
-        return {s: (f"datasets.{s}", path) for s, path in config["datasets"].items() if path}
-    keys = {"train": "dataset", "validation": "validation_dataset"}
-    return {split: (key, config[key]) for split, key in keys.items() if config[key]}
 
 
 def callbacks_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,6 +10,21 @@ from vegab import ConfigRegistry, Key
 
 registry = ConfigRegistry()
 
+# What every config has.
+COMMON = {
+    "precision": Key("float32", "or mixed_bfloat16, mixed_float16, float64"),
+    "deterministic": Key(True, "only operations that give the same bits; may cost time on a GPU"),
+    "threads": Key(None, "of an operation; null: one a core; a small model is faster with 1"),
+    "seed": Key(0, "of initial weights, order of examples and all that is drawn at random"),
+    "checkpoint_seconds": Key(300.0, "commit after so many seconds of an epoch; 0: never"),
+    "monitor_mode": Key("auto", "or min or max, whichever is better; auto goes by the name"),
+    "patience": Key(0, "stop after so many epochs without a better one; 0: never"),
+    "on_nan": Key("stop", "or continue, when the loss is not a number"),
+    "callbacks": Key([], "Keras callbacks: [{class: import path, argument: value}, …]"),
+    "hooks": Key([], "hooks of src/hooks.py or your own, in the same form"),
+    "tensorboard": Key(True, "write event files to tb/"),
+}
+
 registry.set_root_config(
     {
         "dataset": Key("digits", "a name in src/data.py (digits, cifar10, cifar100) or a path"),
@@ -27,22 +42,10 @@ registry.set_root_config(
         "lr_schedule": Key(
             None, "[[until_epoch, rate], …], or {class: path of a Keras schedule, …}"
         ),
-        "precision": Key("float32", "or mixed_bfloat16, mixed_float16, float64"),
-        "deterministic": Key(
-            True, "only operations that give the same bits; may cost time on a GPU"
-        ),
-        "threads": Key(None, "of an operation; null: one a core; a small model is faster with 1"),
         "jit_compile": Key(False, "compile steps with XLA, for a GPU; needs --no_deterministic"),
-        "seed": Key(0, "of initial weights, order of examples, augmentation and dropout"),
         "checkpoint_steps": Key(0, "commit every so many steps, beside each epoch's end; 0: never"),
-        "checkpoint_seconds": Key(300.0, "commit after so many seconds of an epoch; 0: never"),
         "monitor": Key("val_loss", "column of history.csv that decides which epoch is the best"),
-        "monitor_mode": Key("auto", "or min or max, whichever is better; auto goes by the name"),
-        "patience": Key(0, "stop after so many epochs without a better one; 0: never"),
-        "on_nan": Key("stop", "or continue, when the loss is not a number"),
-        "callbacks": Key([], "Keras callbacks: [{class: import path, argument: value}, …]"),
-        "hooks": Key([], "hooks of src/hooks.py or your own, in the same form"),
-        "tensorboard": Key(True, "write event files to tb/"),
+        **COMMON,
     }
 )
 
@@ -69,18 +72,8 @@ registry.add_schema(
         "test_mode": Key(False, "true in evaluation: no dropout"),
         "eval_callbacks": Key({}, "{name: import path}, called with what evaluation has stored"),
         "callback_kwargs": Key({}, "{name: {argument: value}} for them"),
-        "precision": Key("float32", "or mixed_bfloat16, mixed_float16, float64"),
-        "deterministic": Key(True, "only operations that give the same bits"),
-        "threads": Key(None, "of an operation; null: one a core"),
-        "seed": Key(0, "of initial weights, order of examples and all that is drawn"),
-        "checkpoint_seconds": Key(300.0, "commit after so many seconds of an epoch; 0: never"),
         "monitor": Key(None, "column of history.csv that decides which epoch is the best"),
-        "monitor_mode": Key("auto", "or min or max, whichever is better"),
-        "patience": Key(0, "stop after so many epochs without a better one; 0: never"),
-        "on_nan": Key("stop", "or continue, when a figure of training is not a number"),
-        "callbacks": Key([], "Keras callbacks: [{class: import path, argument: value}, …]"),
-        "hooks": Key([], "hooks of src/hooks.py or your own, in the same form"),
-        "tensorboard": Key(True, "write event files to tb/"),
+        **COMMON,
     },
     required=[
         ("iterator",),

@@ -41,6 +41,13 @@ def random_generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream]))
 
 
+def require_at_least(least: int, **values: int) -> None:
+    """Raise a ValueError that names the first of the values that is below `least`."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+
+
 class ArrayBatches:
     """Shuffled batches of arrays in memory; every example comes exactly once an epoch.
 
@@ -73,10 +80,8 @@ class ArrayBatches:
                 f"got {len(features)} features and {len(labels)} labels; "
                 "expected the same number of both, at least one"
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        if seed < 0:
-            raise ValueError(f"seed is {seed}; it must be at least 0")
+        require_at_least(1, batch_size=batch_size)
+        require_at_least(0, seed=seed)
         self.features = features
         self.labels = labels
         self.batch_size = batch_size

@@ -7,7 +7,7 @@ into something else (`min_delta` changes its sign there). A callback of one's ow
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -44,6 +44,19 @@ def put(callback: Any, state: Mapping[str, Any]) -> None:
         return
     for name, value in state.items():
         setattr(callback, name, value)
+
+
+def get_all(callbacks: Sequence[Any]) -> dict[str, Any]:
+    """Return the states of callbacks or hooks by place and class, of those that have one."""
+    states = {f"{index} {type(item).__name__}": get(item) for index, item in enumerate(callbacks)}
+    return {name: state for name, state in states.items() if state}
+
+
+def put_all(callbacks: Sequence[Any], states: Mapping[str, Any]) -> None:
+    """Give callbacks or hooks what `get_all` returned."""
+    for index, item in enumerate(callbacks):
+        if state := states.get(f"{index} {type(item).__name__}"):
+            put(item, state)
 
 
 def is_known(callback: Any) -> bool:

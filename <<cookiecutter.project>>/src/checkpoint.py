@@ -40,6 +40,8 @@ BEST = "model_best.h5"
 KEPT = "checkpoints"
 HISTORY_CSV = "history.csv"
 LOOP_STATE = "loop_state.pkl"
+RESTORE_ALL: tuple[str, ...] = ("variables", "optimizer", "metrics")  # groups, beside weights
+RESTORE_WEIGHTS: tuple[str, ...] = ("variables",)
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class Checkpoint:
         self._found = path
         return read_state(path)
 
-    def restore(self, groups: Sequence[str] = ("variables", "optimizer", "metrics")) -> None:
+    def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
         """Assign the weights of the commit that was read, and other groups of its variables.
 
         Raises:
@@ -219,7 +221,8 @@ class Checkpoint:
             return True
         with h5py.File(self._found, "r") as file:
             return all(
-                _saved(file[STATE][group]) == _wanted(self._groups[group]) for group in groups
+                saved_variables(file[STATE][group]) == wanted_variables(self._groups[group])
+                for group in groups
             )
 
     def require_fit(self, groups: Sequence[str]) -> None:
@@ -234,9 +237,12 @@ class Checkpoint:
         assert path is not None
         with h5py.File(path, "r") as file:
             if self.model is not None:
-                _compare(_saved_weights(file), _wanted(self.model.weights), path)
+                _compare(_saved_weights(file), wanted_variables(self.model.weights), path)
             for group in groups:
-                saved, wanted = _saved(file[STATE][group]), _wanted(self._groups[group])
+                saved, wanted = (
+                    saved_variables(file[STATE][group]),
+                    wanted_variables(self._groups[group]),
+                )
                 if set(wanted) - set(saved) or group == "variables":
                     _compare(saved, wanted, path)
 
@@ -413,23 +419,25 @@ def _tensor(variable: Any) -> tf.Tensor:
 
 
 def _assign(group: h5py.Group, variables: Sequence[Any], path: Path) -> None:
-    _compare(_saved(group), _wanted(variables), path)
+    _compare(saved_variables(group), wanted_variables(variables), path)
     for dataset, variable in zip(group.values(), variables, strict=True):
         variable.assign(dataset[()])
 
 
-def _saved(group: h5py.Group) -> list[tuple[str, tuple[int, ...]]]:
+def saved_variables(group: h5py.Group) -> list[tuple[str, tuple[int, ...]]]:
+    """Return path and shape of the variables in a group of a commit."""
     return [(_plain(dataset.attrs["path"]), dataset.shape) for dataset in group.values()]
 
 
-def _wanted(variables: Sequence[Any]) -> list[tuple[str, tuple[int, ...]]]:
+def wanted_variables(variables: Sequence[Any]) -> list[tuple[str, tuple[int, ...]]]:
+    """Return path and shape of variables, as `saved_variables` does."""
     return [(_plain(path_of(variable)), tuple(variable.shape)) for variable in variables]
 
 
 def _saved_weights(file: h5py.File) -> list[tuple[str, tuple[int, ...]]]:
     """Return path and shape of the weights in a commit, which Keras may have written."""
     if "model_weights" not in file:
-        return _saved(file[STATE]["weights"])
+        return saved_variables(file[STATE]["weights"])
     group = file["model_weights"]
     return [
         (_plain(str(name)), group[layer][name].shape)

@@ -22,7 +22,7 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from src.batches import SHUFFLE_STREAM, Array, random_generator
+from src.batches import SHUFFLE_STREAM, Array, random_generator, require_at_least
 
 Example = dict[str, Any]
 
@@ -365,14 +365,9 @@ class ExampleBatches:
         super().__init__()
         if len(dataset) == 0:
             raise ValueError(f"{type(dataset).__name__} has no examples; expected at least one")
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("seed", seed, 0),
-            ("num_workers", num_workers, 0),
-            ("max_batches", 1 if max_batches is None else max_batches, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        most = 1 if max_batches is None else max_batches
+        require_at_least(1, batch_size=batch_size, max_batches=most)
+        require_at_least(0, seed=seed, num_workers=num_workers)
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
@@ -465,6 +460,15 @@ class ExampleBatches:
             initializer=_start_worker,
             initargs=(type(self.dataset).__name__, pickled),
         )
+
+
+def leaves(nested: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values in nested dictionaries, each by its keys joined with "/"."""
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{path}{name}/")
+        else:
+            yield f"{path}{name}", value
 
 
 def _load(value: Any) -> Any:

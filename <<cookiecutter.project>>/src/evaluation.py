@@ -32,7 +32,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from src import results
-from src.datasets import Array, DatasetMixin, Example
+from src.datasets import Array, DatasetMixin, Example, leaves
 
 if TYPE_CHECKING:
     from src.experiment import Experiment
@@ -138,8 +138,7 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
         OtherModelError: if it has not what the model needs.
         OSError: if it is damaged.
     """
-    from src.checkpoint import Checkpoint
-    from src.training_loop import RESTORE_WEIGHTS
+    from src.checkpoint import RESTORE_WEIGHTS, Checkpoint
 
     checkpoint = Checkpoint(path.parent, iterator.model, iterator.variables)
     try:
@@ -157,8 +156,7 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
 
 
 def _restore(checkpoint: Any, iterator: Any, path: Path, steps: Mapping[str, Any]) -> None:
-    from src.checkpoint import load_weights
-    from src.training_loop import RESTORE_ALL
+    from src.checkpoint import RESTORE_ALL, load_weights
 
     if "iterator" not in steps:
         raise ValueError(f"{path} is of a run without an iterator")
@@ -188,14 +186,13 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
     """Assign variables that the commit has as often as they are here; it may have others too."""
     import h5py
 
-    from src.checkpoint import _plain
+    from src.checkpoint import saved_variables, wanted_variables
     from src.commit_file import STATE
-    from src.commit_layout import path_of
 
     with h5py.File(path, "r") as file:
         datasets = list(file[STATE]["variables"].values())
-        saved = [(_plain(dataset.attrs["path"]), dataset.shape) for dataset in datasets]
-        wanted = [(_plain(path_of(variable)), tuple(variable.shape)) for variable in variables]
+        saved = saved_variables(file[STATE]["variables"])
+        wanted = wanted_variables(variables)
         # Of two that are alike here and three there, nobody knows which is which.
         known = Counter(saved)
         lacking = sorted(key for key, number in Counter(wanted).items() if known[key] != number)
@@ -256,9 +253,9 @@ class OutputWriter:
         """
         labels = outputs.get(LABELS, {})
         labels = labels if isinstance(labels, Mapping) else {LABELS: labels}
-        for name, value in _flattened(labels):
+        for name, value in _named(labels):
             self._add_rows(name, np.asarray(_rows(value, size, name)), "label")
-        for key, value in _flattened({k: v for k, v in outputs.items() if k != LABELS}):
+        for key, value in _named({k: v for k, v in outputs.items() if k != LABELS}):
             rows = _rows(value, size, key)
             if isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype.kind != "U":
                 self._add_rows(key, rows, "number")
@@ -269,7 +266,7 @@ class OutputWriter:
 
     def add_labels(self, labels: Mapping[str, Any]) -> None:
         """Store the labels of the dataset, where the outputs have none of that name."""
-        for name, value in _flattened(labels):
+        for name, value in _named(labels):
             if name in self._rows:
                 continue
             try:
@@ -336,16 +333,12 @@ def as_image(array: Array) -> Array | None:
     return None
 
 
-def _flattened(nested: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield leaves by the path of their keys, which has to be one in a folder."""
-    for name, value in nested.items():
-        key = f"{path}{name}"
-        if any(part in ("", ".", "..") for part in str(name).split("/")):
+def _named(outputs: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield outputs by name, which has to be a path in a folder."""
+    for key, value in leaves(outputs):
+        if any(part in ("", ".", "..") for part in key.split("/")):
             raise ValueError(f"the output {key!r} cannot be stored under that name")
-        if isinstance(value, Mapping):
-            yield from _flattened(value, f"{key}/")
-        else:
-            yield key, value
+        yield key, value
 
 
 def _rows(value: Any, size: int, name: str) -> Array | list[Array]:

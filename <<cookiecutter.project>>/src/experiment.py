@@ -93,8 +93,7 @@ class Experiment:
         Raises:
             UsageError: if it is damaged, or one of another model.
         """
-        from src.checkpoint import Checkpoint
-        from src.training_loop import RESTORE_ALL, RESTORE_WEIGHTS
+        from src.checkpoint import RESTORE_ALL, RESTORE_WEIGHTS, Checkpoint
 
         variables = self.iterator.variables if self.iterator is not None else None
         checkpoint = Checkpoint(path.parent, self.model, variables)
@@ -142,20 +141,13 @@ def build(
 
         return build_iterator(config, save_path, resume_inexact)
     check_ranges(config)
-    quiet_libraries()
-    stored = fingerprint.stored_in(save_path)
-    settings = fingerprint.apply(fingerprint.settings_of(config, stored))
+    stored, settings = prepare_process(config, save_path)
     import keras
 
     from src.batches import batch_source
     from src.data import DATASETS, Dataset
     from src.models import MODELS
 
-    # Names start over, so that a second model in one process has those of the first.
-    keras.utils.clear_session()
-    keras.config.set_dtype_policy(config["precision"])
-    # Initial weights, and the seeds of dropout layers, come from here.
-    keras.utils.set_random_seed(config["seed"])
     dataset = call(config, "dataset", resolve(config["dataset"], "dataset", DATASETS), config)
     if not isinstance(dataset, Dataset):
         raise UsageError(
@@ -200,8 +192,8 @@ def build(
             metrics=["accuracy"],
             jit_compile=config["jit_compile"],
         )
-    from src.steps import floats
-    from src.training_loop import is_lower_better, make_variables
+    from src.history import is_lower_better
+    from src.steps import floats, make_variables
 
     monitor = config["monitor"]
     if dataset.valid is None:
@@ -226,6 +218,36 @@ def build(
         fingerprint=now,
         inexact=inexact,
     )
+
+
+def prepare_process(
+    config: Mapping[str, Any], save_path: str | None
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Give TensorFlow and Keras, which may not be imported before, what the bits depend on.
+
+    Returns:
+        The fingerprint in the commit of `save_path`, or None, and the settings that are in force.
+    """
+    quiet_libraries()
+    stored = fingerprint.stored_in(save_path)
+    settings = fingerprint.apply(fingerprint.settings_of(config, stored))
+    import keras
+
+    # Names start over, so that a second model in one process has those of the first.
+    keras.utils.clear_session()
+    keras.config.set_dtype_policy(config["precision"])
+    # Initial weights, and the seeds of dropout layers, come from here.
+    keras.utils.set_random_seed(config["seed"])
+    return stored, settings
+
+
+def splits_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return key and import path of the dataset of each split, for a config with an iterator."""
+    names = {f"datasets.{split}": (split, path) for split, path in config["datasets"].items()}
+    if not names:
+        names["dataset"] = "train", config["dataset"]
+        names["validation_dataset"] = "validation", config["validation_dataset"]
+    return {split: (key, path) for key, (split, path) in names.items() if path}
 
 
 def inexactness(
@@ -382,8 +404,11 @@ def call(
             if Path(frame.filename).is_relative_to(Path(__file__).parent):
                 place = frame
         reason = " ".join(str(error).split())
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
         raise UsageError(
-            f"{key} {config.get(key)!r} does not take this config: {reason[:300]} "
+            f"{key} {value!r} does not take this config: {reason[:300]} "
             f"({Path(place.filename).name}, line {place.lineno}; -l DEBUG shows all)"
         ) from error
 

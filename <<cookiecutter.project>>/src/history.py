@@ -1,7 +1,11 @@
-"""The history: rows in memory, an array in the commit, lines of text in `history.csv`."""
+"""The history: rows in memory, an array in the commit, lines of text in `history.csv`.
+
+And which of its epochs is the best.
+"""
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,3 +78,52 @@ def _shortest(value: Any) -> Any:
         return value
     single = np.float32(value)
     return str(single) if float(single) == value else repr(value)
+
+
+LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "mape", "msle", "rmse", "perplexity", "kl")
+HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "dice", "r2", "score", "psnr")
+
+
+def is_lower_better(monitor: str | None, mode: str = "auto") -> bool:
+    """Whether less of a metric is better, by `mode` ("min", "max"), or in "auto" by its name.
+
+    Raises:
+        ValueError: if the name does not tell; where there is none, there is nothing to tell.
+    """
+    if monitor is None or mode != "auto":
+        return mode != "max"
+    lower = any(part in monitor.lower() for part in LOWER_IS_BETTER)
+    higher = any(part in monitor.lower() for part in HIGHER_IS_BETTER)
+    if lower == higher:
+        raise ValueError(f"is less of {monitor!r} better, or more? Set monitor_mode to min or max")
+    return lower
+
+
+def best_of(history: Sequence[Row], monitor: str | None, lower_is_better: bool) -> int | None:
+    """Return the first epoch with the best finite `monitor`, or None if there is none."""
+    if monitor is None:
+        return None
+    sign = 1 if lower_is_better else -1
+    figures = [
+        (sign * row[monitor], row["epoch"])
+        for row in history
+        if math.isfinite(row.get(monitor, math.nan))
+    ]
+    return min(figures)[1] if figures else None
+
+
+def is_best(
+    history: Sequence[Row], best_epoch: int | None, monitor: str, lower_is_better: bool
+) -> bool:
+    """Whether the last row is better than that of the best epoch so far.
+
+    Raises:
+        KeyError: if there is no column `monitor`.
+    """
+    if monitor not in history[-1]:
+        raise KeyError(f"monitor is {monitor!r}; the history has {', '.join(history[-1])}")
+    value = history[-1][monitor]
+    if best_epoch is None or not math.isfinite(value):
+        return math.isfinite(value)
+    best = history[best_epoch][monitor]
+    return value < best if lower_is_better else value > best

@@ -13,7 +13,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,10 +23,10 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from src import callback_state, results
-from src.batches import Array
+from src.batches import Array, require_at_least
 from src.checkpoint import write_atomically
-from src.datasets import make_examples, stack
-from src.history import csv_lines
+from src.datasets import leaves, make_examples, stack
+from src.history import best_of, csv_lines, is_lower_better
 
 log = logging.getLogger(__name__)
 
@@ -415,6 +415,7 @@ class TensorBoard(Hook):
     def after_training(self) -> None:
         for writer in self.writers.values():
             writer.close()
+        self.writers = {}  # a later hook's failure comes here again
 
     def at_exception(self, error: BaseException) -> None:
         self.after_training()
@@ -447,7 +448,7 @@ class EarlyStopping(Hook):
 
     def before_training(self, run: Run) -> None:
         super().before_training(run)
-        self.lower_is_better = _is_lower_better(self.monitor, self.monitor_mode)
+        self.lower_is_better = is_lower_better(self.monitor, self.monitor_mode)
 
     def after_epoch(self, epoch: int) -> None:
         monitor, row = self.monitor or self.run.monitor, self.run.history[-1]
@@ -462,8 +463,6 @@ class EarlyStopping(Hook):
             self.run.stop_reason = f"{monitor} has not improved for {self.patience} epochs"
 
     def _best_epoch(self) -> int | None:
-        from src.training_loop import best_of
-
         if self.monitor is None:
             return self.run.best_epoch
         return best_of(self.run.history, self.monitor, self.lower_is_better)
@@ -499,13 +498,8 @@ class IntervalHook(Hook):
         max_interval: int | None = None,
     ) -> None:
         most = interval if max_interval is None else max_interval
-        for name, value, least in (
-            ("interval", interval, 1),
-            ("start", start, 0),
-            ("max_interval", most, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        require_at_least(1, interval=interval, max_interval=most)
+        require_at_least(0, start=start)
         self.hooks = list(hooks)
         self.interval = interval
         self.start = start
@@ -564,16 +558,10 @@ class IntervalHook(Hook):
         self._calls.at_exception(error)
 
     def get_state(self) -> dict[str, Any]:
-        states = {name: callback_state.get(hook) for name, hook in self._by_name().items()}
-        return {name: state for name, state in states.items() if state}
+        return callback_state.get_all(self.hooks)
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        for name, hook in self._by_name().items():
-            if name in state:
-                callback_state.put(hook, state[name])
-
-    def _by_name(self) -> dict[str, Hook]:
-        return {f"{index} {type(hook).__name__}": hook for index, hook in enumerate(self.hooks)}
+        callback_state.put_all(self.hooks, state)
 
 
 class KeepCheckpoints(Hook):
@@ -597,9 +585,7 @@ class KeepCheckpoints(Hook):
     def __init__(
         self, every: int, keep: int = 5, monitor: str | None = None, monitor_mode: str = "auto"
     ) -> None:
-        for name, value in (("every", every), ("keep", keep)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        require_at_least(1, every=every, keep=keep)
         self.every = every
         self.keep = keep
         self.monitor = monitor
@@ -608,7 +594,7 @@ class KeepCheckpoints(Hook):
 
     def before_training(self, run: Run) -> None:
         super().before_training(run)
-        self.lower_is_better = _is_lower_better(self.monitor, self.monitor_mode)
+        self.lower_is_better = is_lower_better(self.monitor, self.monitor_mode)
 
     def next_step(self, global_step: int) -> int:
         return (global_step // self.every + 1) * self.every
@@ -740,7 +726,7 @@ class LoggingHook(Hook):
         logs: dict[str, dict[str, Any]] = {"scalars": {}, "images": {}, "figures": {}}
         for prefix, result in found:
             for kind, named in logs.items():
-                named |= {prefix + name: value for name, value in _flat(result.get(kind, {}))}
+                named |= {prefix + name: value for name, value in leaves(result.get(kind, {}))}
         return logs
 
     def _validation_results(self, step: int, names: Sequence[str]) -> list[Any]:
@@ -848,19 +834,3 @@ def _pixels(name: str, images: Any) -> Array:
     array = np.nan_to_num(array.astype(np.float64))
     array = (array + 1) / 2 if array.min() < 0 else array
     return np.rint(array.clip(0, 1) * 255).astype(np.uint8)
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the entries of nested dictionaries, their names joined by "/"."""
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _is_lower_better(monitor: str | None, mode: str) -> bool:
-    # The loop imports this module.
-    from src.training_loop import is_lower_better
-
-    return is_lower_better(monitor, mode) if monitor else True

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import keras
-
 from src import fingerprint
 from src.datasets import ExampleBatches
 from src.experiment import (
@@ -14,8 +12,9 @@ from src.experiment import (
     check_common_ranges,
     from_mapping,
     inexactness,
-    quiet_libraries,
+    prepare_process,
     require_at_least_one,
+    splits_of,
 )
 from src.iterators import PyHookedModelIterator, TemplateIterator, TFBaseTrainer
 from vegab import UsageError, resolve
@@ -52,12 +51,7 @@ def build_iterator(
         UsageError: as `experiment.build` does.
     """
     check_ranges(config)
-    quiet_libraries()
-    stored = fingerprint.stored_in(save_path)
-    settings = fingerprint.apply(fingerprint.settings_of(config, stored))
-    keras.utils.clear_session()
-    keras.config.set_dtype_policy(config["precision"])
-    keras.utils.set_random_seed(config["seed"])
+    stored, settings = prepare_process(config, save_path)
     datasets = build_datasets(config)
     model_class = resolve(config["model"], "model") if config["model"] else NoModel
     model = call(config, "model", model_class, config)
@@ -65,7 +59,7 @@ def build_iterator(
     for split in config["fixed_example_indices"]:
         call(config, "fixed_example_indices", iterator.fixed_example_indices, split)
     splits = make_splits(config, datasets)
-    first = call(config, dataset_key(config), splits.train.batch, 0, 0)
+    first = call(config, splits_of(config)["train"][0], splits.train.batch, 0, 0)
     call(config, "iterator", iterator.make_variables, first)
     now = fingerprint.take(config, settings, splits)
     return Experiment(
@@ -98,28 +92,17 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     check_common_ranges(config)
 
 
-def dataset_key(config: Mapping[str, Any]) -> str:
-    """Return the key by which a config names its data."""
-    return "datasets" if config["datasets"] else "dataset"
-
-
 def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the datasets by split: of `datasets`, or of `dataset` and `validation_dataset`.
 
     Raises:
         UsageError: if one cannot be made, has no length or no examples, or none is for training.
     """
-    names = config["datasets"] or {
-        "train": config["dataset"],
-        "validation": config["validation_dataset"],
-    }
-    if not names.get("train"):
-        raise UsageError(f"datasets has {', '.join(names)}; expected at least train")
+    splits = splits_of(config)
+    if "train" not in splits:
+        raise UsageError(f"datasets has {', '.join(splits)}; expected at least train")
     datasets = {}
-    for split, name in names.items():
-        if not name:
-            continue
-        key = f"datasets.{split}" if config["datasets"] else dataset_key_of(split)
+    for split, (key, name) in splits.items():
         dataset = call(config, key, resolve(name, key), config)
         try:
             length = len(dataset)
@@ -132,11 +115,6 @@ def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"{key}: {name} is empty; expected at least one example")
         datasets[split] = dataset
     return datasets
-
-
-def dataset_key_of(split: str) -> str:
-    """Return the key of a split where there is no `datasets`."""
-    return "dataset" if split == "train" else "validation_dataset"
 
 
 def make_iterator(
@@ -179,7 +157,7 @@ def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> Split
     def batches(split: str, **arguments: Any) -> ExampleBatches:
         return call(
             config,
-            dataset_key(config),
+            splits_of(config)[split][0],
             ExampleBatches,
             datasets[split],
             seed=config["seed"],

@@ -21,7 +21,7 @@ import tensorflow as tf
 from src.batches import random_generator
 from src.datasets import stack
 from src.hooks import Hook, give_addresses
-from src.steps import call_leaves
+from src.steps import call_leaves, map_leaves
 
 FIXED_EXAMPLES_STREAM = 4
 Feeds = Mapping[str, Any]
@@ -626,15 +626,6 @@ def _named(losses: Mapping[str, Any], alone: bool) -> dict[str, Any]:
     if alone and len(losses) == 1:
         return {"loss": next(iter(losses.values()))}
     return {f"loss_{part}": loss for part, loss in losses.items()}
-
-
-def map_leaves(nested: Any, function: Callable[[Any], Any]) -> Any:
-    """Call a function with every leaf of nested dictionaries and lists."""
-    if isinstance(nested, Mapping):
-        return {key: map_leaves(item, function) for key, item in nested.items()}
-    if isinstance(nested, list | tuple):
-        return [map_leaves(item, function) for item in nested]
-    return function(nested)
 
 
 def _tensors(feeds: Feeds) -> dict[str, Any]:

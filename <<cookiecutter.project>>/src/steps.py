@@ -38,25 +38,30 @@ class Call(NamedTuple):
 Before = Callable[[dict[str, Any], Any, Any], None]
 
 
+def map_leaves(nested: Any, function: Callable[[Any], Any]) -> Any:
+    """Call a function with every leaf of nested dictionaries, lists and tuples.
+
+    The result has that shape, with lists for tuples. Unlike Keras' own, it takes a mapping of any
+    kind, and leaves the order of the keys as it is.
+    """
+    if isinstance(nested, Mapping):
+        return {key: map_leaves(item, function) for key, item in nested.items()}
+    if isinstance(nested, list | tuple):
+        return [map_leaves(item, function) for item in nested]
+    return function(nested)
+
+
 def call_leaves(fetches: Any, *arguments: Any, **feeds: Any) -> Any:
     """Call every function in nested dictionaries, lists and tuples; return results of that shape.
 
     What is not a function stays as it is.
     """
-    if isinstance(fetches, Mapping):
-        return {key: call_leaves(item, *arguments, **feeds) for key, item in fetches.items()}
-    if isinstance(fetches, list | tuple):
-        return [call_leaves(item, *arguments, **feeds) for item in fetches]
-    return fetches(*arguments, **feeds) if callable(fetches) else fetches
+    return map_leaves(fetches, lambda leaf: leaf(*arguments, **feeds) if callable(leaf) else leaf)
 
 
 def copied(nested: Any) -> Any:
     """Return nested dictionaries, lists (tuples too) and arrays anew; other leaves as they are."""
-    if isinstance(nested, Mapping):
-        return {key: copied(item) for key, item in nested.items()}
-    if isinstance(nested, list | tuple):
-        return [copied(item) for item in nested]
-    return nested.copy() if isinstance(nested, np.ndarray) else nested
+    return map_leaves(nested, lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
 
 
 class _Group(NamedTuple):
@@ -243,6 +248,26 @@ def floats(results: Mapping[str, Any]) -> dict[str, float]:
     for name, value in results.items():
         flat |= floats(value) if isinstance(value, Mapping) else {name: float(value)}
     return flat
+
+
+def make_variables(model: keras.Model, batch: Any) -> dict[str, Any]:
+    """Make the variables that come into being with the first batch, and change none.
+
+    These are the weights of a subclassed model, the metrics' and the optimizer's. Returns what a
+    test step returns, or {} for a model that cannot be tested.
+    """
+    batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
+    results: dict[str, Any] = {}
+    try:
+        results = model.test_step(batch)
+    except (NotImplementedError, ValueError):
+        if model.loss is not None:
+            raise
+        model(batch[0] if isinstance(batch, tuple) else batch, training=False)
+    model.reset_metrics()
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return results
 
 
 def _group(batches: list[Any]) -> _Group:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from src.iterators import Feeds, PyHookedModelIterator, map_leaves
+from src.iterators import Feeds, PyHookedModelIterator
+from src.steps import map_leaves
 
 KEEP_STATE = (torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
 

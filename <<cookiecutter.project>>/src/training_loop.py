@@ -5,7 +5,6 @@ It is never given the test set.
 
 import functools
 import logging
-import math
 import signal
 import time
 from collections.abc import Sequence
@@ -18,20 +17,17 @@ import keras
 
 from src import callback_state
 from src.batches import batch_source
-from src.checkpoint import Checkpoint, Snapshot
+from src.checkpoint import RESTORE_ALL, RESTORE_WEIGHTS, Checkpoint, Snapshot
+from src.history import best_of, is_best, is_lower_better
 from src.hooks import Hook, Hooks, Run
 from src.iterator_steps import IteratorSteps, IteratorValidation
 from src.iterators import PyHookedModelIterator
-from src.steps import Steps, Validation
+from src.steps import Steps, Validation, make_variables
 
 log = logging.getLogger(__name__)
 
 INTERRUPTED = 75  # exit code: stopped by a signal, the same command continues
 LearningRates = Sequence[tuple[int, float]]
-RESTORE_ALL: tuple[str, ...] = ("variables", "optimizer", "metrics")
-RESTORE_WEIGHTS: tuple[str, ...] = ("variables",)
-
-
 NEW_RUN: dict[str, Any] = {
     "epoch": 0,
     "step": 0,
@@ -112,7 +108,7 @@ def training_loop(
     source = batch_source(train, seed)
     if num_steps is not None:
         num_epochs = -(-num_steps // source.steps_per_epoch)
-    lower_is_better = is_lower_better(monitor, monitor_mode) if monitor else True
+    lower_is_better = is_lower_better(monitor, monitor_mode)
     steps: Steps | IteratorSteps
     validation: Validation | IteratorValidation | None = None
     if iterator is None:
@@ -193,8 +189,8 @@ def training_loop(
                 "is_cut": False,
                 "stop_reason": run.stop_reason,
                 "history": run.history,
-                "hooks": states_of(hooks),
-                "callbacks": states_of(callbacks),
+                "hooks": callback_state.get_all(hooks),
+                "callbacks": callback_state.get_all(callbacks),
                 "inexact": state["inexact"],
                 "fingerprint": fingerprint or {},
             }
@@ -207,7 +203,8 @@ def training_loop(
             steps.set_weights(state["steps"])
         else:
             steps.set_state(state["steps"])
-            give_back(state, hooks, callbacks)
+            callback_state.put_all(hooks, state["hooks"])
+            callback_state.put_all(callbacks, state["callbacks"])
 
     try:
         with SignalsToFlag() as received:
@@ -303,8 +300,10 @@ def training_loop(
                 if learning_rate is not None:
                     row["learning_rate"] = learning_rate
                 run.history.append(row | logs)
-                is_best = monitor is not None and improves(run, lower_is_better)
-                if is_best:
+                improves = monitor is not None and is_best(
+                    run.history, run.best_epoch, monitor, lower_is_better
+                )
+                if improves:
                     run.best_epoch = epoch
                 keras_callbacks.on_epoch_end(epoch, logs)
                 calls.call("after_epoch", epoch)
@@ -318,7 +317,7 @@ def training_loop(
                 else:
                     step = 0
                     ended = snapshot(epoch + 1, step)
-                checkpoint.commit(ended, is_best)
+                checkpoint.commit(ended, improves)
                 committed_at = time.monotonic()
                 if run.stop_reason:
                     log.info("stopped after epoch %d: %s", epoch + 1, run.stop_reason)
@@ -347,19 +346,6 @@ def next_stop(global_step: int, checkpoint_steps: int, hooks: Hooks) -> int:
     return min((stop for stop in stops if stop is not None), default=global_step + 1_000_000)
 
 
-def best_of(
-    history: Sequence[dict[str, Any]], monitor: str | None, lower_is_better: bool
-) -> int | None:
-    """Return the first epoch with the best finite `monitor`, or None if there is none."""
-    sign = 1 if lower_is_better else -1
-    figures = [
-        (sign * row[monitor], row["epoch"])
-        for row in history
-        if monitor in row and math.isfinite(row[monitor])
-    ]
-    return min(figures)[1] if figures else None
-
-
 def looks_at_batches(callbacks: Sequence[keras.callbacks.Callback]) -> bool:
     """Whether a callback has its own `on_train_batch_*`, so that steps cannot be grouped."""
     names = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
@@ -371,86 +357,12 @@ def looks_at_batches(callbacks: Sequence[keras.callbacks.Callback]) -> bool:
     return False
 
 
-def states_of(objects: Sequence[Any]) -> dict[str, Any]:
-    """Return the states of hooks or callbacks by class name; those without one are left out."""
-    states = {}
-    for index, item in enumerate(objects):
-        if item_state := callback_state.get(item):
-            states[f"{index} {type(item).__name__}"] = item_state
-    return states
-
-
-def give_back(state: dict[str, Any], *lists: Sequence[Any]) -> None:
-    """Give hooks and callbacks what `states_of` took from them."""
-    for key, objects in zip(("hooks", "callbacks"), lists, strict=True):
-        for index, item in enumerate(objects):
-            if item_state := state[key].get(f"{index} {type(item).__name__}"):
-                callback_state.put(item, item_state)
-
-
 def rate_in_epoch(learning_rates: LearningRates, epoch: int) -> float:
     """Return the rate of the first pair whose `until_epoch` is above `epoch`, else the last one."""
     for until_epoch, rate in learning_rates:
         if epoch < until_epoch:
             return rate
     return learning_rates[-1][1]
-
-
-LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "mape", "msle", "rmse", "perplexity", "kl")
-HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "dice", "r2", "score", "psnr")
-
-
-def is_lower_better(monitor: str, mode: str = "auto") -> bool:
-    """Whether less of a metric is better, by `mode` ("min", "max"), or in "auto" by its name.
-
-    Raises:
-        ValueError: if the name does not tell.
-    """
-    if mode != "auto":
-        return mode == "min"
-    lower = any(part in monitor.lower() for part in LOWER_IS_BETTER)
-    higher = any(part in monitor.lower() for part in HIGHER_IS_BETTER)
-    if lower == higher:
-        raise ValueError(f"is less of {monitor!r} better, or more? Set monitor_mode to min or max")
-    return lower
-
-
-def make_variables(model: keras.Model, batch: Any) -> dict[str, Any]:
-    """Make the variables that come into being with the first batch, and change none.
-
-    These are the weights of a subclassed model, the metrics' and the optimizer's. Returns what a
-    test step returns, or {} for a model that cannot be tested.
-    """
-    batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
-    results: dict[str, Any] = {}
-    try:
-        results = model.test_step(batch)
-    except (NotImplementedError, ValueError):
-        if model.loss is not None:
-            raise
-        model(batch[0] if isinstance(batch, tuple) else batch, training=False)
-    model.reset_metrics()
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
-    return results
-
-
-def improves(run: Run, lower_is_better: bool) -> bool:
-    """Whether the last row of the history is better than that of the best epoch so far.
-
-    Raises:
-        KeyError: if there is no column `run.monitor`.
-    """
-    monitor, row = run.monitor, run.history[-1]
-    if monitor is None or monitor not in row:
-        raise KeyError(f"monitor is {monitor!r}; the history has {', '.join(row)}")
-    value = row[monitor]
-    if not math.isfinite(value):
-        return False
-    if run.best_epoch is None:
-        return True
-    best = run.history[run.best_epoch][monitor]
-    return value < best if lower_is_better else value > best
 
 
 class SignalsToFlag:

@@ -12,9 +12,10 @@ import tensorflow as tf
 
 from src import checkpoint
 from src.experiment import build
+from src.history import is_lower_better
 from src.hooks import EarlyStopping, Hook
 from src.steps import Steps
-from src.training_loop import is_lower_better, rate_in_epoch, training_loop
+from src.training_loop import rate_in_epoch, training_loop
 
 History = list[dict[str, Any]]
 

@@ -30,6 +30,13 @@ def registry() -> ConfigRegistry:
     return registry
 
 
+def value_at(config: Any, path: str) -> Any:
+    """Return the value at a path of keys, joined by points."""
+    for name in path.split("."):
+        config = config[name]
+    return config
+
+
 def with_overrides(registry: ConfigRegistry, *pairs: tuple[str, str], raw: bool = False) -> Any:
     return registry.resolve("root", overrides=[Override(key, value, raw) for key, value in pairs])
 
@@ -126,9 +133,7 @@ def test_tuples_become_lists_and_integers_floats(registry: ConfigRegistry) -> No
 def test_overrides_are_read_as_yaml_of_the_default_s_type(
     registry: ConfigRegistry, key: str, text: str, path: str, expected: Any
 ) -> None:
-    value: Any = with_overrides(registry, (key, text))
-    for name in path.split("."):
-        value = value[name]
+    value = value_at(with_overrides(registry, (key, text)), path)
     assert value == expected
     assert type(value) is type(expected)
 
@@ -518,12 +523,10 @@ def test_what_the_engine_needs_is_checked(
 def test_overrides_of_such_a_config(
     flows: ConfigRegistry, tmp_path: Path, key: str, text: str, expected: Any
 ) -> None:
-    config: Any = flow_with(flows, tmp_path, FLOW, Override(key, text))
     path = "model_pars.depth" if key == "depth" else key.replace("/", ".")
-    for name in path.split("."):
-        config = config[name]
-    assert config == expected
-    assert type(config) is type(expected)
+    value = value_at(flow_with(flows, tmp_path, FLOW, Override(key, text)), path)
+    assert value == expected
+    assert type(value) is type(expected)
 
 
 @pytest.mark.parametrize(
