@@ -315,11 +315,9 @@ class OutputWriter:
             image = as_image(row)
             self._note(key, "array" if image is None else "image")
             if image is not None:
-                import keras
+                import tensorflow as tf
 
-                keras.utils.save_img(
-                    path.with_suffix(".png"), image, data_format="channels_last", scale=False
-                )
+                path.with_suffix(".png").write_bytes(tf.io.encode_png(image).numpy())
 
 
 def as_image(array: Array) -> Array | None:
