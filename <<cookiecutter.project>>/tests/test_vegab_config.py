@@ -570,6 +570,40 @@ def test_an_override_may_add_a_key_where_the_kind_allows_it(
         flows.resolve("root", overrides=[Override("new", "1", adds=True)])
 
 
+def test_one_text_may_stand_where_a_file_has_a_list(flows: ConfigRegistry, tmp_path: Path) -> None:
+    one = Override("model_pars.parts", "data/train-*", adds=True)
+    assert flow_with(flows, tmp_path, FLOW, one)["model_pars"]["parts"] == "data/train-*"
+    with pytest.raises(UsageError, match=r"model_pars\.parts: 3 was given, a list is expected"):
+        flow_with(flows, tmp_path, FLOW, Override("model_pars.parts", "3", adds=True))
+
+
+def test_a_key_can_be_deleted(flows: ConfigRegistry, tmp_path: Path) -> None:
+    def less(*keys: str) -> dict[str, Any]:
+        overrides = [Override(key, None, deletes=True) for key in keys]
+        return flow_with(flows, tmp_path, FLOW, *overrides)
+
+    assert less("model_pars/depth")["model_pars"] == {"active": True, "parts": ["a", "b"]}
+    assert "model_pars" not in less("model_pars", "model_pars.depth")
+    assert less("learning_rate")["learning_rate"] == 0.1, "one of the schema gets its default"
+    with pytest.raises(UsageError, match="unknown key 'nots'; did you mean 'note'"):
+        less("nots")
+    with pytest.raises(UsageError, match="the key 'iterator' is missing"):
+        less("iterator")
+
+
+def test_a_file_can_delete_what_it_extends(registry: ConfigRegistry, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("{n_filters: 8, model: {width: 5, depth: 3}}")
+    (tmp_path / "own.yaml").write_text("{extend: base.yaml, delete: [model/width, n_filters]}")
+    config = registry.resolve(str(tmp_path / "own.yaml"))
+    root = registry.get_root_config()
+    assert config["n_filters"] == root["n_filters"]
+    assert config["model"] == {**root["model"], "depth": 3}
+    (tmp_path / "own.yaml").write_text("{extend: base.yaml, delete: n_filter}")
+    sentence = "no extended file has 'n_filter' to delete; did you mean 'n_filters'?"
+    with pytest.raises(UsageError, match=sentence):
+        registry.resolve(str(tmp_path / "own.yaml"))
+
+
 def test_references_in_braces_and_with_slashes(flows: ConfigRegistry, tmp_path: Path) -> None:
     config = flow_with(
         flows,

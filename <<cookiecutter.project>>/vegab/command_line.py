@@ -7,6 +7,7 @@ before, because a value may begin with `-`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import functools
 import inspect
@@ -53,7 +54,7 @@ except ModuleNotFoundError:
     sys.exit(EXIT_CODES["wrong usage"])
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-OPTIONS_WITH_VALUE = ("-b", "--base", "-l", "--log_level")
+OPTIONS_WITH_VALUE = ("-b", "--base", "-l", "--log_level", "--delete")
 OPTIONS = ("-h", "--help", "--dry_run", *OPTIONS_WITH_VALUE)
 TAKEN_LETTERS = "bhlpP"
 LIST_OF_TEXT = re.compile(r"(?:[\w.]+\.)?(?:list|List|Sequence|tuple|Tuple)\[str(?:, \.\.\.)?\]")
@@ -105,17 +106,20 @@ def wrap(
         if has_folder:
             add("save_path", metavar="SAVE_PATH", help="folder of the run: a new one, or its own")
         add("-b", "--base", metavar="FILE", action="append", default=[], help=_HELP_ON_BASE)
+        add("--delete", metavar="KEY", action="append", default=[], help=_HELP_ON_DELETE)
         add("--dry_run", action="store_true", help=_HELP_ON_DRY_RUN)
         args, overrides, draft = _parse_with_config(
             parser, arguments, config_registry, flags, short
         )
         of_flags = [o for o in overrides if _is_of_flag(o, flags, draft)]
         of_config = [o for o in overrides if o not in of_flags]
-        config = draft.resolve(of_config)
+        deleted = [Override(key, None, deletes=True) for key in args.delete]
+        config = draft.resolve([*of_config, *deleted])
         keywords = _read_flags(flags, of_flags)
-        args.overrides = {
-            key: lookup(config, key) for key in (draft.key_of(override) for override in of_config)
-        }
+        args.overrides = {}
+        for key in map(draft.key_of, of_config):
+            with contextlib.suppress(KeyError):  # --delete has taken it away
+                args.overrides[key] = lookup(config, key)
         args.flags, args.resolved_config = dict(keywords), copy.deepcopy(config)
         if args.dry_run:
             print(_as_yaml(config, differences(draft.named(), config)))
@@ -234,6 +238,7 @@ def _call_without_folder(
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _HELP_ON_BASE = "a config file to lay under CONFIG; may be repeated"
+_HELP_ON_DELETE = "take a key away, or give it its default back; may be repeated"
 _HELP_ON_DRY_RUN = "print the resolved config, and what differs from CONFIG's own"
 _HELP_ON_LEVEL = f"what is logged: {', '.join(LEVELS)} (default: INFO)"
 

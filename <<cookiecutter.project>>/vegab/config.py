@@ -52,6 +52,7 @@ class Override(NamedTuple):
     value: Any
     raw: bool = False
     adds: bool = False  # may it add a key, where the config's kind allows that?
+    deletes: bool = False  # takes the key away, or gives one of the schema its default back
 
 
 class Schema(NamedTuple):
@@ -124,6 +125,16 @@ def lookup(config: Config, key: str) -> Any:
             raise KeyError(key)
         value = value[name]
     return value
+
+
+def without(config: Config, key: str) -> Config:
+    """A copy of the config that lacks a dotted key. Raises KeyError if it is not there."""
+    lookup(config, key)
+    first, _, rest = key.partition(".")
+    shorter = {name: value for name, value in config.items() if name != first}
+    if not rest:
+        return shorter
+    return {**config, first: without(config[first], rest)}
 
 
 def look_up_path(config: Config, key: str) -> Any:
@@ -368,16 +379,28 @@ def load_file(path: Path, number_keys: bool = False, trail: tuple[Path, ...] = (
         raise UsageError(
             f"{path} holds {type_name(config)}; a config file holds a mapping of keys to values"
         )
-    patterns = config.pop("extend", [])
-    if isinstance(patterns, str):
-        patterns = [patterns]
-    if not isinstance(patterns, list) or not all(isinstance(item, str) for item in patterns):
-        raise UsageError(f"{path}: extend is a list of file names")
+    patterns = _pop_texts(config, "extend", "a list of file names", path)
+    deleted = _pop_texts(config, "delete", "a list of keys that an extended file has", path)
     merged: Config = {}
     for pattern in patterns:
         for base in extended(path, pattern):
             merged = merge(merged, load_file(base, number_keys, (*trail, path)))
+    for key in deleted:
+        try:
+            merged = without(merged, key.replace("/", "."))
+        except KeyError:
+            hint = did_you_mean(key, flatten(merged))
+            raise UsageError(f"{path}: no extended file has '{key}' to delete{hint}") from None
     return merge(merged, plain(config, "", number_keys))
+
+
+def _pop_texts(config: Config, key: str, what: str, path: Path) -> list[str]:
+    """Takes a key out of a file's config whose value is a text or a list of them."""
+    texts = config.pop(key, [])
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
+        raise UsageError(f"{path}: {key} is {what}")
+    return texts
 
 
 def extended(path: Path, pattern: str) -> list[Path]:
@@ -703,6 +726,9 @@ class Draft:
         config = self._merged
         for override in overrides:
             key = self.key_of(override)
+            if override.deletes:
+                config = self._deleted(config, key)
+                continue
             change = read_override(override, key, self.names, self.types, self.kind)
             config = merge(self._emptied(config, key, change), change)
         config = self.kind.resolved(config)
@@ -725,6 +751,16 @@ class Draft:
             if not lookup(self.types, key) and isinstance(lookup(change, key), dict):
                 return merge(config, nested(key, None))
         return config
+
+    def _deleted(self, config: Config, key: str) -> Config:
+        """The config without a key of its own, or with one of the schema as the schema has it."""
+        try:
+            default = lookup(self.kind.defaults, key)
+        except KeyError:
+            with contextlib.suppress(KeyError):  # it was deleted twice
+                return without(config, key)
+            return config
+        return merge(merge(config, nested(key, None)), nested(key, default))
 
     def _check_required(self, config: Config) -> None:
         own = config.keys() - self.kind.defaults.keys()
@@ -778,7 +814,10 @@ def read_override(
         value = read_value(value, present, key)
     change = plain(nested(key, value), "", number_keys=kind.is_open)
     may_add = kind.is_open and override.adds
-    return checked(types, change, is_open=may_add, may_refer=kind.may_refer)
+    expected = types
+    if may_add and isinstance(value, str) and isinstance(present, list):
+        expected = kind.expected()  # one text may stand where a file has a list
+    return checked(expected, change, is_open=may_add, may_refer=kind.may_refer)
 
 
 def read_value(text: str, default: Any, key: str) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vegab.config import Config, UsageError, differences, show_differences
+from vegab.config import Config, UsageError, differences, flatten, show_differences
 
 LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"
 
@@ -203,8 +203,8 @@ class RunFolder:
         reached = ", ".join(f"{name} {value}" for name, value in position.items())
         growing = [
             f"--{key}"
-            for key, value in (self.config or {}).items()
-            if key in self.extendable and type(value) in (int, float)
+            for key, value in flatten(self.config or {}).items()
+            if key.rpartition(".")[2] in self.extendable and type(value) in (int, float)
         ]
         sentence = f"{self.path} is already finished" + (f" ({reached})." if reached else ".")
         return sentence + (f" A larger {' or '.join(growing)} continues it." if growing else "")
