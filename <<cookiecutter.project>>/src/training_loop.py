@@ -169,7 +169,9 @@ def training_loop(
             )
     # Callbacks ask for a Keras model, also where an iterator trains something else.
     keras_model = model if isinstance(model, keras.Model) else keras.Sequential()
-    keras_callbacks = keras.callbacks.CallbackList(callbacks, model=keras_model)
+    keras_callbacks = keras.callbacks.CallbackList(
+        callbacks, model=keras_model, verbose=0, epochs=num_epochs, steps=source.steps_per_epoch
+    )
     keras_model.stop_training = False
     first_epoch, step, learning_rate = state["epoch"], state["step"], state["learning_rate"]
     results = state["results"]  # the figures of the epoch so far

@@ -154,6 +154,14 @@ def test_keras_callbacks_take_part(config: dict[str, Any], tmp_path: Path) -> No
     assert calls == ["train_begin", *epoch, "epoch 0 True", *epoch, "epoch 1 True", "train_end"]
 
 
+def test_keras_callbacks_know_how_much_there_is_to_do(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    callback = keras.callbacks.Callback()
+    train(config | {"num_epochs": 1}, tmp_path, callbacks=[callback])
+    assert callback.params == {"verbose": 0, "epochs": 1, "steps": 40}
+
+
 def test_early_stopping_stops_and_stays_stopped(config: dict[str, Any], tmp_path: Path) -> None:
     # A rate of zero: nothing ever improves on the first epoch.
     config |= {"num_epochs": 9, "learning_rate": 1e-30, "augmented": False, "dropout": 0.0}
