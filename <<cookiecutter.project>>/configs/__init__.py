@@ -42,6 +42,7 @@ registry.set_root_config(
         "lr_schedule": Key(
             None, "[[until_epoch, rate], …], or {class: path of a Keras schedule, …}"
         ),
+        "fine_tune": Key(None, "regular expression: train only weights whose path matches"),
         "jit_compile": Key(False, "compile steps with XLA, for a GPU; needs --no_deterministic"),
         "checkpoint_steps": Key(0, "commit every so many steps, beside each epoch's end; 0: never"),
         "monitor": Key("val_loss", "column of history.csv that decides which epoch is the best"),
@@ -84,6 +85,31 @@ registry.add_schema(
     title="keys of a config with an iterator",
 )
 
+# A config with `train`, Deephub's kind, is its own schema too.
+TRAIN = {
+    "train_feeder": Key({}, "{type: TFRecordExamplesFeeder, file_patterns: …, …}"),
+    "eval_feeder": Key({}, "the same for validation; {}: there is none"),
+    "epochs": Key(10, "passes over the data in all; more continue a finished run"),
+    "save_checkpoint_steps": Key(None, "commit every so many steps, beside each epoch's end"),
+    "save_checkpoint_secs": Key(None, "or after so many seconds"),
+    "save_summary_steps": Key(100, "log and write for TensorBoard every so many steps"),
+    "validation_secs": Key(None, "validate at most every so many seconds; null: each epoch"),
+    "early_stopping_metric": Key(None, "loss or a metric; that of validation, if there is any"),
+    "early_stopping_steps_without_decrease": Key(None, "stop after so many steps"),
+    "early_stopping_steps_without_increase": Key(None, "the same where more is better"),
+    "early_stopping_min_steps": Key(1, "but not before so many"),
+    "early_stopping_hook_run_every_steps": Key(None, "look every so many; null: each epoch"),
+    "lr_schedule": Key(None, "{class: exponential, …}, or 0.1:1000:0.01; else the model's"),
+    "fine_tune": Key(None, "regular expression: train only weights whose path matches"),
+}
+VARIANT = {
+    "model": Key({}, "{type: import path, …}: its class, and what that is called with"),
+    "train": TRAIN,
+    "monitor": Key(None, "figure of history.csv that decides which epoch is the best; null: loss"),
+    **COMMON,
+}
+registry.add_schema(VARIANT, required=[("model",), ("train",)], title="keys of a variant")
+
 registry.register(
     "digits",
     {"num_epochs": 30, "lr_schedule": [[20, 0.003], [26, 0.0005], [30, 0.0001]], "threads": 1},
@@ -115,4 +141,5 @@ registry.register(
     help="the same number of 100 kinds, 169 MB to download",
 )
 
-registry.add_folder(Path(__file__).parent)
+for folder in (".", "variants"):
+    registry.add_folder(Path(__file__).parent / folder)

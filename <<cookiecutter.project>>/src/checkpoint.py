@@ -31,6 +31,7 @@ from keras.src.random.seed_generator import global_seed_generator
 from src.commit_file import STATE, DamagedCheckpointError, read_state, verify
 from src.commit_layout import CommitLayout, path_of
 from src.history import HistoryArray, csv_lines
+from src.transfer import as_if_none_were_frozen
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +188,7 @@ class Checkpoint:
             look_after_best(self.folder, state["best_epoch"])
         self._history.follow(state["history"])
         self._write_views(_without_history(state), state["history"], list(self._history.columns))
+        self._rows_in_csv = None  # the last row may be taken back, as that of an epoch cut short
         return state
 
     def read_other(self, path: Path) -> dict[str, Any]:
@@ -384,7 +386,8 @@ def load_weights(path: Path, model: keras.Model) -> None:
             _assign(file[STATE]["weights"], model.weights, path)
     if by_keras:
         try:
-            model.load_weights(path)
+            with as_if_none_were_frozen(model):
+                model.load_weights(path)
         except ValueError as error:
             raise ValueError(f"{path} was written by another model: {error}") from error
 

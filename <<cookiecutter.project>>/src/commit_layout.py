@@ -21,6 +21,7 @@ import numpy as np
 from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
 
 from src.commit_file import ARRAY, HISTORY, SIGNATURE, STATE, TEXT, USER_BLOCK
+from src.transfer import as_if_none_were_frozen
 
 # What grows, grows by so much at a time: the layout is made anew then.
 TEXT_BLOCK = 4096  # bytes of JSON
@@ -158,7 +159,8 @@ def _write_model(model: keras.Model, file: h5py.File) -> list[str]:
     compile_config = getattr(model, "_compile_config", None)  # none before compile()
     kept = dict(compile_config.config) if compile_config is not None else None
     try:
-        save_model_to_hdf5(model, file, include_optimizer=True)
+        with as_if_none_were_frozen(model):
+            save_model_to_hdf5(model, file, include_optimizer=True)
     except NotImplementedError:
         file.clear()
         return []
@@ -170,7 +172,8 @@ def _write_model(model: keras.Model, file: h5py.File) -> list[str]:
         training_config = json.loads(file.attrs["training_config"])
         training_config["loss"] = _full_names(training_config.get("loss"))
         file.attrs["training_config"] = json.dumps(training_config)
-    return _names_of_weights(model, file)
+    with as_if_none_were_frozen(model):
+        return _names_of_weights(model, file)
 
 
 def _full_names(loss: Any) -> Any:

@@ -5,7 +5,7 @@ import math
 import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -42,6 +42,8 @@ class Experiment:
         fingerprint: what has to be the same when the run is resumed.
         inexact: what is not the same as in the commit that is resumed, by the user's leave.
         iterator: what does the steps, or None: the model's training step does.
+        own_hooks: those that the config's kind brings, beside what every run has.
+        settings: of the loop, where they are not in the config under the names of `training_loop`.
     """
 
     config: Mapping[str, Any]
@@ -53,6 +55,8 @@ class Experiment:
     fingerprint: dict[str, Any]
     inexact: list[str]
     iterator: "PyHookedModelIterator | None" = None
+    own_hooks: Sequence["Hook"] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def train(
         self,
@@ -64,21 +68,23 @@ class Experiment:
         """Train into a run folder, or go on where its last commit stands; see `training_loop`."""
         from src.training_loop import training_loop
 
+        settings = {**self.config, **self.settings}
         training_loop(
             model=self.model,
             train=self.dataset.train,
             valid=self.dataset.valid,
             save_path=save_path,
-            num_epochs=self.config["num_epochs"] or 0,
-            num_steps=self.config.get("num_steps"),
+            num_epochs=settings["num_epochs"] or 0,
+            num_steps=settings.get("num_steps"),
             iterator=self.iterator,
             learning_rates=self.learning_rates,
             monitor=self.monitor,
-            monitor_mode=self.config["monitor_mode"],
-            on_nan=self.config["on_nan"],
-            checkpoint_steps=self.config.get("checkpoint_steps", 0),
-            checkpoint_seconds=self.config["checkpoint_seconds"],
-            seed=self.config["seed"],
+            monitor_mode=settings["monitor_mode"],
+            on_nan=settings["on_nan"],
+            checkpoint_steps=settings.get("checkpoint_steps", 0),
+            checkpoint_seconds=settings["checkpoint_seconds"],
+            validation_seconds=settings.get("validation_seconds", 0),
+            seed=settings["seed"],
             fingerprint=self.fingerprint,
             inexact=self.inexact,
             hooks=hooks,
@@ -112,13 +118,19 @@ class Experiment:
 
         chosen: list[Hook] = [hooks.Progress(terminal), hooks.EpochLog(), hooks.LearningCurve()]
         if self.config["tensorboard"]:
-            chosen.append(hooks.TensorBoard())
+            chosen.append(hooks.TensorBoard("epoch_" if self.own_hooks else ""))
         if self.config["patience"]:
             chosen.append(hooks.EarlyStopping(self.config["patience"]))
         chosen += [from_mapping(self.config, "hooks", entry) for entry in self.config["hooks"]]
-        if self.iterator is not None:
-            chosen += hooks.of_iterators(self.config)
-        return chosen
+        return [*chosen, *self.own_hooks]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training batches, and validation batches in order, or None."""
+
+    train: Any
+    valid: Any
 
 
 def build(
@@ -140,6 +152,10 @@ def build(
         from src.iterator_experiment import build_iterator
 
         return build_iterator(config, save_path, resume_inexact)
+    if "train" in config:
+        from src.variant_experiment import build_variant
+
+        return build_variant(config, save_path, resume_inexact)
     check_ranges(config)
     stored, settings = prepare_process(config, save_path)
     import keras
@@ -199,7 +215,8 @@ def build(
     if dataset.valid is None:
         monitor = monitor.removeprefix("val_")
     # A first batch shows whether model and data fit, before anything is written.
-    metrics = floats(call(config, "model", make_variables, model, dataset.train.batch(0, 0)))
+    first, fine_tune = dataset.train.batch(0, 0), config["fine_tune"]
+    metrics = floats(call(config, "model", make_variables, model, first, fine_tune))
     if monitor.startswith("val_") and monitor.removeprefix("val_") not in metrics:
         raise UsageError(
             f"monitor is {config['monitor']!r}; choose one of {', '.join(sorted(metrics))}, "
@@ -338,7 +355,7 @@ def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]] | 
             "add --lr_schedule=null to train at one rate"
         )
     if isinstance(schedule, Mapping | str):
-        return None, from_mapping(config, "lr_schedule", schedule)
+        return None, learning_rate_schedule(config, "lr_schedule", schedule)
     pairs = (
         [
             (pair[0], float(pair[1]))
@@ -364,6 +381,35 @@ def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]] | 
     return pairs, pairs[0][1]
 
 
+def learning_rate_schedule(config: Mapping[str, Any], key: str, value: Any) -> Any:
+    """Return a Keras schedule over steps: {class: exponential, …}, or "0.1:1000:0.01".
+
+    The text is rates with the steps between at which they change.
+
+    Raises:
+        UsageError: if it is neither.
+    """
+    import keras
+
+    schedules = keras.optimizers.schedules
+    if isinstance(value, str) and ":" in value:
+        try:
+            numbers = [float(part) for part in value.split(":")]
+            return schedules.PiecewiseConstantDecay(
+                [int(step) for step in numbers[1::2]], numbers[::2]
+            )
+        except ValueError as error:
+            if value.replace(":", "").replace(".", "").isdecimal():
+                raise UsageError(f"{key} is {value!r}: {error}") from None
+    known = {
+        "exponential": schedules.ExponentialDecay,
+        "piecewise": schedules.PiecewiseConstantDecay,
+        "cosine": schedules.CosineDecay,
+        "cosine_restarts": schedules.CosineDecayRestarts,
+    }
+    return from_mapping(config, key, value, known)
+
+
 def refuse_what_is_compiled(config: Mapping[str, Any]) -> None:
     """Refuse learning rates for a model that has compiled itself, with an optimizer of its own.
 
@@ -378,13 +424,15 @@ def refuse_what_is_compiled(config: Mapping[str, Any]) -> None:
         )
 
 
-def from_mapping(config: Mapping[str, Any], key: str, value: Any) -> Any:
+def from_mapping(
+    config: Mapping[str, Any], key: str, value: Any, registered: Mapping[str, Any] | None = None
+) -> Any:
     """Call the class or function that `value` names: "path", or {class: path, argument: …}."""
     arguments = dict(value) if isinstance(value, Mapping) else {"class": value}
     name = arguments.pop("class", None)
     if not isinstance(name, str):
         raise UsageError(f"{key} is {value}; expected an import path, or a mapping with `class`")
-    return call(config, key, resolve(name, key), **arguments)
+    return call(config, key, resolve(name, key, registered), **arguments)
 
 
 def call(
@@ -393,17 +441,18 @@ def call(
     """Call what a key of the config names; a refusal names the key and the line that refused.
 
     Raises:
-        UsageError: in place of a ValueError or TypeError.
+        UsageError: in place of a ValueError, a TypeError, or the KeyError of a key that is missing.
     """
     try:
         return function(*args, **kwargs)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         logging.getLogger(__name__).debug("%s", traceback.format_exc())
         place = traceback.extract_tb(error.__traceback__)[-1]
         for frame in traceback.extract_tb(error.__traceback__):
             if Path(frame.filename).is_relative_to(Path(__file__).parent):
                 place = frame
-        reason = " ".join(str(error).split())
+        reason = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)
+        reason = " ".join(reason.split())
         value: Any = config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 Fingerprint = dict[str, Any]
 
 # Changing these alone continues a run instead of making another of it.
-MAY_GROW = ("num_epochs", "num_steps")
+MAY_GROW = ("num_epochs", "num_steps", "epochs")
 # What the numbers of TensorFlow, oneDNN and NumPy depend on, of all that a processor can do.
 FEATURES = ("sse4_2", "avx", "avx2", "fma", "avx512", "avx_vnni", "amx", "asimd", "sve", "bf16")
 
@@ -88,7 +88,7 @@ def take(config: Mapping[str, Any], settings: Mapping[str, Any], dataset: Any) -
     # The loop and its hooks count among the code, also where they are not imported yet.
     import src.training_loop  # noqa: F401  # isort: skip
 
-    lasting = {key: value for key, value in config.items() if key not in MAY_GROW}
+    lasting = _without_what_may_grow(config)
     devices = [device.device_type for device in tf.config.list_physical_devices()]
     for device in tf.config.list_physical_devices("GPU"):
         devices.append(tf.config.experimental.get_device_details(device).get("device_name", "GPU"))
@@ -141,14 +141,24 @@ def code_digests() -> dict[str, str]:
     """Return the SHA-256 of each module of `src` that is imported, by its path in the project."""
     files = {
         Path(file).resolve()
-        for module in list(sys.modules.values())
-        if (file := getattr(module, "__file__", None))
+        for name, module in list(sys.modules.items())
+        # To resolve the paths of thousands of other modules takes half a second.
+        if name.partition(".")[0] in ("src", "__main__")
+        and (file := getattr(module, "__file__", None))
     }
     source = ROOT / "src"
     return {
         str(file.relative_to(ROOT)): _sha256(file.read_bytes())
         for file in sorted(files)
         if file.is_relative_to(source) and file.suffix == ".py"
+    }
+
+
+def _without_what_may_grow(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_what_may_grow(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in MAY_GROW
     }
 
 

@@ -45,6 +45,7 @@ class Run:
         best_epoch: the best epoch by `monitor` so far, or None.
         monitor: column of the history that says how good the model is, or None.
         num_steps: steps when the run is finished, or None: those of `num_epochs` epochs.
+        validates_seldom: whether there are epochs without validation.
         iterator: what does the steps, or None: the model's own training step does.
         results: the figures of the epoch so far.
         keep_as: set it in `after_step` to have a commit made now and kept under this name in
@@ -62,6 +63,7 @@ class Run:
     best_epoch: int | None
     monitor: str | None
     num_steps: int | None = None
+    validates_seldom: bool = False
     iterator: Any = None
     results: Mapping[str, float] = field(default_factory=dict)
     keep_as: str | None = None
@@ -391,8 +393,12 @@ class LearningCurve(Hook):
 class TensorBoard(Hook):
     """Writes the history to `tb/train` and `tb/validation`, which TensorBoard overlays.
 
-    With an iterator the tags begin with "epoch_": "loss" is a curve over steps there.
+    Args:
+        prefix: of the tags, such as "epoch_" where "loss" is a curve over steps.
     """
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
 
     def before_training(self, run: Run) -> None:
         from tensorboard.summary import Writer
@@ -407,8 +413,8 @@ class TensorBoard(Hook):
             if key in ("epoch", "step"):
                 continue
             split = "validation" if key.startswith("val_") else "train"
-            prefix = "" if self.run.iterator is None else "epoch_"
-            self.writers[split].add_scalar(prefix + key.removeprefix("val_"), value, step=epoch)
+            tag = self.prefix + key.removeprefix("val_")
+            self.writers[split].add_scalar(tag, value, step=epoch)
         for writer in self.writers.values():
             writer.flush()
 
@@ -421,17 +427,48 @@ class TensorBoard(Hook):
         self.after_training()
 
 
+class LastMetrics(Hook):
+    """Writes the last figures of training and of validation to `metrics.csv`, a row each."""
+
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        self._write()
+
+    def after_epoch(self, epoch: int) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        history = self.run.history
+        with_validation = [row for row in history if any(key.startswith("val_") for key in row)]
+        rows = []
+        for split, of_split in (("train", history), ("validation", with_validation)):
+            for row in of_split[-1:]:
+                figures = {
+                    key.removeprefix("val_"): value
+                    for key, value in row.items()
+                    if key.startswith("val_") is (split == "validation")
+                }
+                place = {"split": split, "epoch": row["epoch"], "step": row["step"]}
+                rows.append(place | figures)
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        if rows:
+            write_atomically(self.run.root / "metrics.csv", csv_lines(columns, rows).encode())
+
+
 class EarlyStopping(Hook):
     """Ends the run when `monitor` has not improved for `patience` epochs.
 
     The count needs no state: it is the distance to the best epoch, which the loop keeps.
 
     Args:
-        patience: epochs.
+        patience: epochs, or steps.
         monitor: column of the history; None: the run's own.
         monitor_mode: "min" or "max", whichever is better; "auto" goes by the name. It counts for a
             `monitor` that is given here.
         stop_on_nan: end the run, too, when the column is not a finite number.
+        in_steps: count steps; it is looked at the ends of epochs all the same.
+        min_steps: never stop before so many steps.
+        every_steps: look at the first end of an epoch after each multiple of so many steps.
     """
 
     def __init__(
@@ -440,8 +477,15 @@ class EarlyStopping(Hook):
         monitor: str | None = None,
         monitor_mode: str = "auto",
         stop_on_nan: bool = False,
+        in_steps: bool = False,
+        min_steps: int = 0,
+        every_steps: int = 1,
     ) -> None:
+        require_at_least(1, patience=patience, every_steps=every_steps)
         self.patience = patience
+        self.in_steps = in_steps
+        self.min_steps = min_steps
+        self.every_steps = every_steps
         self.monitor = monitor
         self.monitor_mode = monitor_mode
         self.stop_on_nan = stop_on_nan
@@ -455,12 +499,22 @@ class EarlyStopping(Hook):
         if monitor is None:
             return
         if monitor not in row:
+            if self.run.validates_seldom:
+                return
             raise ValueError(f"monitor is {monitor!r}; the history has {', '.join(row)}")
-        best = self._best_epoch()
         if self.stop_on_nan and not math.isfinite(row[monitor]):
             self.run.stop_reason = f"{monitor} is {row[monitor]}"
-        elif best is not None and epoch - best >= self.patience:
-            self.run.stop_reason = f"{monitor} has not improved for {self.patience} epochs"
+            return
+        best, history = self._best_epoch(), self.run.history
+        step, before = row["step"], history[-2]["step"] if len(history) > 1 else 0
+        is_time = step // self.every_steps > before // self.every_steps and step >= self.min_steps
+        if best is None or not is_time:
+            return
+        unit, since = "epochs", epoch - best
+        if self.in_steps:
+            unit, since = "steps", step - history[best]["step"]
+        if since >= self.patience:
+            self.run.stop_reason = f"{monitor} has not improved for {self.patience} {unit}"
 
     def _best_epoch(self) -> int | None:
         if self.monitor is None:
@@ -633,12 +687,12 @@ class KeepCheckpoints(Hook):
         """Return what `monitor` is now, or None where there is no finite value yet."""
         if self.monitor is None:
             return None
-        history = self.run.history
         of_validation = self.monitor.startswith("val_")
-        row = (history[-1] if history else {}) if of_validation else self.run.results
-        if row and self.monitor not in row:
-            raise ValueError(f"monitor is {self.monitor!r}; there are {', '.join(row)}")
-        value = row.get(self.monitor, math.nan)
+        rows = self.run.history if of_validation else [self.run.results]
+        found = next((row for row in reversed(rows) if self.monitor in row), None)
+        if found is None and any(rows) and not (of_validation and self.run.validates_seldom):
+            raise ValueError(f"monitor is {self.monitor!r}; there are {', '.join(rows[-1])}")
+        value = found[self.monitor] if found else math.nan
         return value if math.isfinite(value) else None
 
     def _rank(self, entry: tuple[int, float | None]) -> tuple[float, int]:

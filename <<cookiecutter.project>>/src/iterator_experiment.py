@@ -1,13 +1,13 @@
 """From a config with an `iterator` to datasets, model and iterator: EDflow's form of a config."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from src import fingerprint
 from src.datasets import ExampleBatches
 from src.experiment import (
     Experiment,
+    Splits,
     call,
     check_common_ranges,
     from_mapping,
@@ -16,6 +16,7 @@ from src.experiment import (
     require_at_least_one,
     splits_of,
 )
+from src.hooks import of_iterators
 from src.iterators import PyHookedModelIterator, TemplateIterator, TFBaseTrainer
 from vegab import UsageError, resolve
 
@@ -25,14 +26,6 @@ TO_WRITE = {
     TFBaseTrainer: "make_loss_ops",
     PyHookedModelIterator: "step_ops",
 }
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Training batches, and validation batches in order, or None."""
-
-    train: ExampleBatches
-    valid: ExampleBatches | None
 
 
 class NoModel:
@@ -72,6 +65,7 @@ def build_iterator(
         fingerprint=now,
         inexact=inexactness(stored, now, save_path, resume_inexact),
         iterator=iterator,
+        own_hooks=of_iterators(config),
     )
 
 

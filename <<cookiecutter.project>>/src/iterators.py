@@ -143,8 +143,11 @@ class PyHookedModelIterator:
         """Return the indices of the fixed examples of a split.
 
         Raises:
-            ValueError: if the config has one that is out of range.
+            ValueError: if the config has one that is out of range, or there is no such split.
         """
+        if split not in self.datasets:
+            splits = ", ".join(self.datasets)
+            raise ValueError(f"fixed_example_indices has {split!r}; the splits are {splits}")
         length = len(self.datasets[split])
         given = (self.config.get("fixed_example_indices") or {}).get(split)
         if given is None:
@@ -420,7 +423,7 @@ class TFBaseTrainer(TFHookedModelIterator):
         """Return the learning rate; `global_step` may be a tensor."""
         config = self.config
         begin, end = config.get("lr_decay_begin") or 0, config.get("lr_decay_end")
-        rate = config.get("lr") or 0.001
+        rate = config["lr"] if config.get("lr") is not None else 0.001
         last = config.get("lr_end")
         end = end if end is not None else config.get("num_steps")
         if last is None or end is None:
@@ -435,6 +438,11 @@ class TFBaseTrainer(TFHookedModelIterator):
 
     def make_variables(self, batch: Feeds) -> None:
         """Make the optimizers, then trace a step."""
+        self.make_optimizers(batch)
+        super().make_variables(batch)
+
+    def make_optimizers(self, batch: Feeds) -> None:
+        """Make an optimizer for each loss that there is for a batch."""
         losses = tf.function(
             lambda feeds: self.make_loss_ops(self.model, **feeds), autograph=False
         ).get_concrete_function(_tensors(batch))
@@ -447,14 +455,13 @@ class TFBaseTrainer(TFHookedModelIterator):
                     optimizer = self.make_optimizer(part)
                     optimizer.build(variables)
                     self.optimizers[key] = optimizer
-        super().make_variables(batch)
 
     def make_optimizer(self, part: str) -> keras.Optimizer:
         """Return a new optimizer for a part."""
         kind = type(keras.optimizers.get(self.config.get("optimizer") or "adam"))
         betas = {"beta_1": self.config.get("beta1"), "beta_2": self.config.get("beta2")}
         given = {name: value for name, value in betas.items() if value is not None}
-        return kind(learning_rate=self.config.get("lr") or 0.001, **given)
+        return kind(learning_rate=float(self.rate_at(0)), **given)
 
     def part_variables(self, part: str) -> list[Any]:
         """Return the trainable variables of a part.
@@ -537,6 +544,10 @@ class TFFrequencyTrainer(TFBaseTrainer):
                 "{generator: 2, critic: 1}"
             )
         super().make_variables(batch)
+
+    def make_optimizers(self, batch: Feeds) -> None:
+        """Make an optimizer for each loss, of which every part in the schedule has one."""
+        super().make_optimizers(batch)
         unknown = [part for turn in self.schedule for part in turn if part not in self.optimizers]
         if unknown:
             raise ValueError(

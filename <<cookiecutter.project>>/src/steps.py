@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from src.batches import BatchSource
+from src.transfer import freeze
 
 
 class Call(NamedTuple):
@@ -250,11 +251,15 @@ def floats(results: Mapping[str, Any]) -> dict[str, float]:
     return flat
 
 
-def make_variables(model: keras.Model, batch: Any) -> dict[str, Any]:
+def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None) -> dict[str, Any]:
     """Make the variables that come into being with the first batch, and change none.
 
-    These are the weights of a subclassed model, the metrics' and the optimizer's. Returns what a
-    test step returns, or {} for a model that cannot be tested.
+    These are the weights of a subclassed model, the metrics' and the optimizer's. With `fine_tune`,
+    only weights whose path it matches are trained. Returns what a test step returns, or {} for a
+    model that cannot be tested.
+
+    Raises:
+        ValueError: if model and batch do not fit, or `fine_tune` matches no weight.
     """
     batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
     results: dict[str, Any] = {}
@@ -265,6 +270,8 @@ def make_variables(model: keras.Model, batch: Any) -> dict[str, Any]:
             raise
         model(batch[0] if isinstance(batch, tuple) else batch, training=False)
     model.reset_metrics()
+    if fine_tune is not None:
+        freeze(model, fine_tune)
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     return results
@@ -288,20 +295,42 @@ def _shapes(batch: Any) -> list[tuple[int, ...]]:
     return [array.shape for array in keras.tree.flatten(batch)]
 
 
-class Validation:
-    """Evaluates a model on arrays, compiled once for all epochs, and stops when asked to.
+class Slices:
+    """Arrays as batches in their order, the same in every epoch.
 
     Args:
-        model: compiled.
         examples: arrays (features, labels), perhaps nested, with the same first dimension.
         batch_size: examples at a time.
     """
 
-    def __init__(self, model: keras.Model, examples: Any, batch_size: int = 256) -> None:
-        self.model = model
+    def __init__(self, examples: Any, batch_size: int = 256) -> None:
         self.examples = keras.tree.map_structure(np.asarray, examples)
         self.batch_size = batch_size
         self.num_examples = len(keras.tree.flatten(self.examples)[0])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches, the last and perhaps smaller one included."""
+        return -(-self.num_examples // self.batch_size)
+
+    def batch(self, epoch: int, step: int) -> Any:
+        """Return the batch at `step`."""
+        rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        return keras.tree.map_structure(lambda array: array[rows], self.examples)
+
+
+class Validation:
+    """Evaluates a model, compiled once for all epochs, and stops when asked to.
+
+    Args:
+        model: compiled.
+        examples: a batch source, of which epoch 0 is used; or arrays (features, labels), perhaps
+            nested, with the same first dimension.
+    """
+
+    def __init__(self, model: keras.Model, examples: Any) -> None:
+        self.model = model
+        self.source: BatchSource = examples if hasattr(examples, "batch") else Slices(examples)
         self._test_step = model.test_step
         if not model.run_eagerly:
             self._test_step = tf.function(model.test_step, jit_compile=model.jit_compile)
@@ -313,11 +342,8 @@ class Validation:
         self.model.reset_metrics()
         callbacks.on_test_begin()
         results: dict[str, Any] = {}
-        for step, start in enumerate(range(0, self.num_examples, self.batch_size)):
-            rows = slice(start, start + self.batch_size)
-            batch = keras.tree.map_structure(
-                lambda array, rows=rows: tf.convert_to_tensor(array[rows]), self.examples
-            )
+        for step in range(self.source.steps_per_epoch):
+            batch = keras.tree.map_structure(tf.convert_to_tensor, self.source.batch(0, step))
             callbacks.on_test_batch_begin(step)
             results = self._test_step(batch)
             callbacks.on_test_batch_end(step, results)

@@ -64,14 +64,15 @@ def training_loop(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     start_from: Path | None = None,
     retrain: bool = False,
+    validation_seconds: float = 0,
 ) -> list[dict[str, Any]]:
     """Train until all epochs or steps are done, going on where the folder's last commit stands.
 
     Args:
         model: compiled; its own `train_step` is used if it has one. With an iterator: any object.
         train: batches by epoch and step, or what `batch_source` makes such a source of.
-        valid: features and labels to validate on after each epoch (with an iterator: a batch
-            source); None: there is no validation.
+        valid: features and labels to validate on after each epoch, or a batch source; None: there
+            is no validation.
         save_path: the run folder, which exists.
         num_epochs: epochs in all, those of earlier attempts included.
         num_steps: steps in all, whatever `num_epochs` says; the last epoch may be cut short.
@@ -88,6 +89,8 @@ def training_loop(
         inexact: what is not, in this attempt; from here on the commits say so.
         hooks: see `src.hooks`; those of the iterator come after them.
         callbacks: any Keras callbacks.
+        validation_seconds: validate at most every so many seconds of the process, and after the
+            last epoch; the figures then depend on the clock. 0: after every epoch.
         start_from: a commit of another run to begin with, while the folder has none of its own.
         retrain: take only the weights from there, and begin at step 0.
 
@@ -142,6 +145,7 @@ def training_loop(
         model=model,
         num_epochs=num_epochs,
         num_steps=num_steps,
+        validates_seldom=validation_seconds > 0,
         iterator=iterator,
         steps_per_epoch=source.steps_per_epoch,
         history=state["history"],
@@ -149,7 +153,9 @@ def training_loop(
         best_epoch=state["best_epoch"],
         monitor=monitor,
     )
-    all_steps_done = num_steps is not None and state["global_step"] >= num_steps
+    # After a signal at the very last step, its epoch has yet to be validated and ended.
+    is_open = state["step"] > 0 and not state["is_cut"]
+    all_steps_done = num_steps is not None and state["global_step"] >= num_steps and not is_open
     if state["stop_reason"] or state["epoch"] >= num_epochs or all_steps_done:
         done = f"{num_steps} steps" if all_steps_done else f"{num_epochs} epochs"
         log.info("nothing to do: %s", state["stop_reason"] or f"{done} are done")
@@ -175,7 +181,7 @@ def training_loop(
     keras_model.stop_training = False
     first_epoch, step, learning_rate = state["epoch"], state["step"], state["learning_rate"]
     results = state["results"]  # the figures of the epoch so far
-    committed_at = time.monotonic()
+    committed_at = validated_at = time.monotonic()
 
     def snapshot(epoch: int, step: int) -> Snapshot:
         """Copy everything as it is before `step` of `epoch`."""
@@ -281,14 +287,18 @@ def training_loop(
 
                 # ---- validate, unless a signal came ---------------------------------------------
                 is_cut = step < source.steps_per_epoch
+                is_last = epoch + 1 == num_epochs or run.global_step == num_steps
+                is_due = time.monotonic() - validated_at >= validation_seconds or is_last
+                validates = validation is not None and is_due
                 # Validation uses the metrics of the epoch for its own.
-                before_validation = snapshot(epoch, step) if validation or is_cut else None
+                before_validation = snapshot(epoch, step) if validates or is_cut else None
                 logs = dict(results)
-                if validation is not None and not received.name:
+                if validation is not None and is_due and not received.name:
                     figures = validation.run(
                         keras_callbacks, stop=lambda: received.name is not None
                     )
                     logs |= {f"val_{key}": value for key, value in (figures or {}).items()}
+                    validated_at = time.monotonic()
                 if received.name:
                     checkpoint.commit(before_validation or snapshot(epoch, step))
                     checkpoint.wait()
@@ -302,8 +312,10 @@ def training_loop(
                 if learning_rate is not None:
                     row["learning_rate"] = learning_rate
                 run.history.append(row | logs)
-                improves = monitor is not None and is_best(
-                    run.history, run.best_epoch, monitor, lower_is_better
+                improves = (
+                    monitor is not None
+                    and (is_due or monitor in run.history[-1])
+                    and is_best(run.history, run.best_epoch, monitor, lower_is_better)
                 )
                 if improves:
                     run.best_epoch = epoch

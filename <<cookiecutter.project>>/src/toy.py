@@ -1,0 +1,41 @@
+"""A model for the toy records, and an example of how a variant's `model` becomes one."""
+
+from typing import Any
+
+import keras
+
+
+class DebugToyModel:
+    """Tells numbers apart by one hidden layer.
+
+    Args:
+        num_classes: of the output, probabilities.
+        learning_rate: of Adam; a rate or a Keras schedule.
+        hidden_neurons: of the hidden layer.
+    """
+
+    def __init__(
+        self, num_classes: int = 100, learning_rate: Any = 0.001, hidden_neurons: int = 50
+    ) -> None:
+        self.num_classes = num_classes
+        self.learning_rate = learning_rate
+        self.hidden_neurons = hidden_neurons
+
+    def keras_model_fn(self) -> keras.Model:
+        """Return the model, compiled: int64 or float `number` of shape (batch, 1) to probabilities
+        of shape (batch, num_classes)."""
+        constant = keras.initializers.Constant(0.01)
+        number = keras.Input((1,), name="number")
+        hidden = keras.layers.Dense(
+            self.hidden_neurons, activation="relu", kernel_initializer=constant, name="hidden"
+        )(number)
+        outputs = keras.layers.Dense(
+            self.num_classes, activation="softmax", kernel_initializer=constant, name="outputs"
+        )(hidden)
+        model = keras.Model(number, outputs)
+        model.compile(
+            optimizer=keras.optimizers.Adam(self.learning_rate),
+            loss="sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+        )
+        return model

@@ -1,0 +1,222 @@
+"""From a variant, Deephub's form of a config, to feeders, model and hooks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from src import fingerprint, hooks
+from src.experiment import (
+    Experiment,
+    Splits,
+    call,
+    check_common_ranges,
+    from_mapping,
+    inexactness,
+    learning_rate_schedule,
+    prepare_process,
+)
+from src.feeders import FEEDERS
+from src.history import is_lower_better
+from src.steps import make_variables
+from vegab import UsageError, resolve
+from vegab.config import did_you_mean
+
+OLD_PACKAGE = "deephub."  # what a variant that was written for Deephub names
+LATER_SPELLING = ("module_path", "class_type")
+
+
+def build_variant(
+    config: Mapping[str, Any], save_path: str | None = None, resume_inexact: bool = False
+) -> Experiment:
+    """Import, read and build what a variant names. Nothing is written.
+
+    Raises:
+        UsageError, OSError: as `experiment.build` does.
+    """
+    check_train(config)
+    check_common_ranges(config)
+    stored, settings = prepare_process(config, save_path)
+    train = config["train"]
+    train_feeder = make_feeder(config, "train.train_feeder")
+    eval_feeder = make_feeder(config, "train.eval_feeder") if train["eval_feeder"] else None
+    splits = Splits(
+        train=OneLabel(train_feeder.until(train["epochs"])),
+        valid=OneLabel(eval_feeder.one_pass()) if eval_feeder else None,
+    )
+    model = make_model(config)
+    if train["lr_schedule"] is not None:
+        model.optimizer.learning_rate = learning_rate_schedule(
+            config, "train.lr_schedule", train["lr_schedule"]
+        )
+    first = call(config, "train.train_feeder", splits.train.batch, 0, 0)
+    call(config, "model", make_variables, model, first, train["fine_tune"])
+    monitor = monitor_of(config)
+    call(config, "monitor", is_lower_better, monitor, config["monitor_mode"])
+    now = fingerprint.take(config, settings, splits)
+    return Experiment(
+        config=config,
+        dataset=splits,
+        model=model,
+        learning_rates=None,
+        monitor=monitor,
+        callbacks=[from_mapping(config, "callbacks", entry) for entry in config["callbacks"]],
+        fingerprint=now,
+        inexact=inexactness(stored, now, save_path, resume_inexact),
+        own_hooks=hooks_of(config, monitor),
+        settings={
+            "num_epochs": None,
+            "num_steps": train_feeder.total_steps(train["epochs"]),
+            "checkpoint_steps": train["save_checkpoint_steps"] or 0,
+            "checkpoint_seconds": train["save_checkpoint_secs"] or 0,
+            "validation_seconds": train["validation_secs"] or 0,
+        },
+    )
+
+
+class OneLabel:
+    """A feeder's batches, with the only label as it is instead of by its name.
+
+    Keras takes labels by name only where the model's outputs have names.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+        return self.source.steps_per_epoch
+
+    def batch(self, epoch: int, step: int) -> Any:
+        """Return features by name, and labels: one array, or several by name."""
+        features, labels = self.source.batch(epoch, step)
+        return features, next(iter(labels.values())) if len(labels) == 1 else labels
+
+    def digest(self) -> str:
+        """Return the feeder's digest."""
+        return self.source.digest()
+
+
+def check_train(config: Mapping[str, Any]) -> None:
+    """Refuse keys and numbers of `train` that make no sense.
+
+    Raises:
+        UsageError: naming the key, the value and what it may be.
+    """
+    from configs import TRAIN
+
+    train, known = config["train"], TRAIN
+    if unknown := sorted(train.keys() - known.keys()):
+        hint = did_you_mean(unknown[0], known)
+        raise UsageError(f"unknown key 'train.{unknown[0]}'{hint}")
+    if not train["train_feeder"]:
+        raise UsageError("the key 'train.train_feeder' is missing: {type: a feeder, …}")
+    for key in ("epochs", "save_summary_steps"):
+        if not isinstance(train[key], int) or train[key] < 1:
+            raise UsageError(f"train.{key} is {train[key]!r}; it must be at least 1")
+    both = [key for key in ("save_checkpoint_steps", "save_checkpoint_secs") if train[key]]
+    if len(both) == 2:
+        raise UsageError(
+            f"train has {both[0]} and {both[1]}; give one of them (--delete train.{both[1]})"
+        )
+    if train["validation_secs"] and not train["eval_feeder"]:
+        raise UsageError("train has validation_secs, but no eval_feeder to validate on")
+
+
+def make_feeder(config: Mapping[str, Any], key: str) -> Any:
+    """Return the feeder that stands at `key`.
+
+    Raises:
+        UsageError: if it cannot be made.
+    """
+    return made(config, key, FEEDERS, seed=config["seed"])
+
+
+def make_model(config: Mapping[str, Any]) -> Any:
+    """Return the compiled Keras model that `model` stands for.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    import keras
+
+    model = made(config, "model", {})
+    if hasattr(model, "keras_model_fn"):
+        model = call(config, "model", model.keras_model_fn)
+    if not isinstance(model, keras.Model) or not model.compiled:
+        raise UsageError(
+            f"model {name_in(config['model'], 'model')} gives a {type(model).__name__}; expected a "
+            "compiled Keras model, or an object whose keras_model_fn() returns one"
+        )
+    return model
+
+
+def made(config: Mapping[str, Any], key: str, registered: Mapping[str, Any], **more: Any) -> Any:
+    """Return what the mapping at `key` names, called with the mapping's other entries.
+
+    Raises:
+        UsageError: if it cannot be found, or refuses its arguments.
+    """
+    entry: Any = config
+    for name in key.split("."):
+        entry = entry[name]
+    name = name_in(entry, key)
+    ours = name.rpartition(":")[2] if name.startswith(OLD_PACKAGE) else name
+    if ours != name and ours not in registered:
+        # deephub.models.registry.toy:DebugToyModel is toy:DebugToyModel here.
+        ours = f"{name.rpartition(':')[0].rpartition('.')[2]}:{ours}"
+    kind = resolve(ours, f"{key}.type", registered)
+    given = {k: v for k, v in entry.items() if k not in ("type", *LATER_SPELLING)}
+    return call(config, key, kind, **given, **more)
+
+
+def name_in(entry: Mapping[str, Any], key: str) -> str:
+    """Return the name of the class in a mapping: `type`, or `module_path` and `class_type`."""
+    if "type" in entry:
+        return str(entry["type"])
+    if "class_type" not in entry:
+        raise UsageError(f"{key} has no type; give an import path such as toy:DebugToyModel")
+    module, name = entry.get("module_path"), entry["class_type"]
+    return f"{module}:{name}" if module else str(name)
+
+
+def monitor_of(config: Mapping[str, Any]) -> str:
+    """Return the column that decides which epoch is the best."""
+    train = config["train"]
+    metric = config["monitor"] or train["early_stopping_metric"] or "loss"
+    of_validation = train["eval_feeder"] and not metric.startswith("val_")
+    return f"val_{metric}" if of_validation else metric
+
+
+def hooks_of(config: Mapping[str, Any], monitor: str) -> list[hooks.Hook]:
+    """Return the hooks that a variant asks for by its keys.
+
+    Raises:
+        UsageError: if what they say of early stopping makes no sense.
+    """
+    train = config["train"]
+    chosen: list[hooks.Hook] = [
+        hooks.LastMetrics(),
+        hooks.IntervalHook(
+            [hooks.LoggingHook(tensorboard=config["tensorboard"])], train["save_summary_steps"]
+        ),
+    ]
+    decrease = train["early_stopping_steps_without_decrease"]
+    increase = train["early_stopping_steps_without_increase"]
+    if decrease and increase:
+        raise UsageError(
+            "train has early_stopping_steps_without_decrease and …_without_increase; give one"
+        )
+    if decrease or increase:
+        stopping = call(
+            config,
+            "train",
+            hooks.EarlyStopping,
+            decrease or increase,
+            monitor,
+            "min" if decrease else "max",
+            in_steps=True,
+            min_steps=train["early_stopping_min_steps"],
+            every_steps=train["early_stopping_hook_run_every_steps"] or 1,
+        )
+        chosen.append(stopping)
+    return chosen
