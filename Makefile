@@ -69,7 +69,8 @@ setup: ## make the tests' environment ready (.venv, or the active one)
 	  $(call install,$(ENVIRONMENT),-r requirements.txt) && cp requirements.txt "$(INSTALLED)"; }
 
 PYTEST = PYTHONPYCACHEPREFIX="$(CACHES)" "$(PYTHON)" -m pytest -o cache_dir="$(CACHES)/pytest"
-FAULT_TESTS := tests/test_faults.py tests/test_faults_disk.py tests/test_check_resume.py
+FAULT_TESTS := tests/test_faults.py tests/test_faults_disk.py tests/test_faults_iterators.py \
+  tests/test_check_resume.py
 
 test: setup ## run the tests (ARGS='-k cruft' for some of them)
 	@$(PYTEST) -n auto --maxprocesses=4 $(FAULT_TESTS:%=--ignore=%) $(ARGS)

@@ -144,7 +144,8 @@ class Lab:
         self.folder = folder
         self.project = folder / "my-research"
         shutil.copytree(project, self.project, symlinks=True)
-        shutil.copy(HERE / "fault_models.py", self.project / "src")
+        for name in ("fault_models.py", "fault_iterators.py"):
+            shutil.copy(HERE / name, self.project / "src")
         shim = folder / "shim.so"
         if shutil.which("gcc"):
             source = HERE / "fault_shim.c"
@@ -235,10 +236,12 @@ def opened(project: Path, folder: Path) -> Iterator[Lab]:
 
 def differences(run: Path, other: Path) -> list[str]:
     """The files of two runs that are not the same, byte for byte."""
+    kept = {f"checkpoints/{path.name}" for f in (run, other) for path in f.glob("checkpoints/*")}
     return [
         name
-        for name in EXACT
-        if not (run / name).exists() or not filecmp.cmp(run / name, other / name, shallow=False)
+        for name in (*EXACT, *sorted(kept))
+        if not ((run / name).exists() and (other / name).exists())
+        or not filecmp.cmp(run / name, other / name, shallow=False)
     ]
 
 

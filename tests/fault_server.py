@@ -29,11 +29,23 @@ import matplotlib.pyplot
 import numpy as np
 import vegab
 from keras.src.random.seed_generator import global_seed_generator
-from src import checkpoint, data, experiment, hooks, models, steps, training_loop
+from src import (
+    checkpoint,
+    data,
+    examples,
+    experiment,
+    hooks,
+    iterator_experiment,
+    iterator_steps,
+    models,
+    steps,
+    training_loop,
+)
 
 SHIM_MODES = {"count": 0, "kill": 1, "tear": 2, "fail": 3, "record": 4}
 
-assert keras and data and experiment and hooks and matplotlib and models and vegab
+assert keras and data and examples and experiment and hooks and iterator_experiment and matplotlib
+assert models and vegab
 
 
 def serve() -> None:
@@ -104,7 +116,7 @@ def sow(process_seed: int) -> None:
         random.seed(process_seed)
         np.random.seed(process_seed)
         global_seed_generator().state.assign([process_seed, process_seed])
-        for variable in self.model.variables:
+        for variable in self.model.variables if self.model is not None else []:
             if "seed" in variable.path:
                 variable.assign(np.full(variable.shape, process_seed))
         restore(self, *groups)
@@ -118,6 +130,8 @@ PLACES: dict[str, tuple[Any, str]] = {
     "commit": (checkpoint.Checkpoint, "_write"),
     "views": (checkpoint.Checkpoint, "_write_views"),
     "validation": (steps.Validation, "run"),
+    "iterator_step": (iterator_steps.IteratorSteps, "run"),
+    "iterator_validation": (iterator_steps.IteratorValidation, "run"),
     "read": (checkpoint.Checkpoint, "read"),
     "restore": (checkpoint.Checkpoint, "restore"),
     "training": (training_loop, "training_loop"),

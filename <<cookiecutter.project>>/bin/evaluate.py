@@ -43,11 +43,8 @@ def evaluate(
         callbacks_only: call the callbacks with the newest outputs that are stored, without a model
     """
     folder = Path(run)
-    if not (folder / "config.json").is_file():
-        raise vegab.UsageError(
-            f"{run} is not a run folder: it holds no config.json; name one that bin/train.py made"
-        )
-    if "iterator" in vegab.read_run(run)["config"]:
+    config = experiment.config_of(folder, registry)
+    if "iterator" in config:
         # Ended by a signal, it leaves nothing half written behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         asked = [asked_for(folder, file, name, split) for file in evaluation or [""]]
@@ -68,43 +65,56 @@ def evaluate(
             f"the config of {run} has no iterator; -e, --name, --split and --callbacks_only need "
             "one, so leave them out"
         )
-    evaluate_on_test_set(run, checkpoint)
+    if "train" in config:
+        evaluate_on_validation(folder, config, checkpoint)
+    else:
+        evaluate_on_test_set(folder, config, checkpoint)
 
 
-def evaluate_on_test_set(run: str, checkpoint: str) -> None:
+def evaluate_on_validation(folder: Path, config: Mapping[str, Any], checkpoint: str) -> None:
+    """Write the figures of a variant's model on the records of its eval_feeder."""
+    if not config["train"]["eval_feeder"]:
+        raise vegab.UsageError(f"{folder} has no train.eval_feeder to evaluate on")
+    path = experiment.commit_named(folder, checkpoint)
+    prepared = experiment.build(config)
+    prepared.load(path)
+    import keras
+
+    from src.checkpoint import read_state
+    from src.steps import Validation
+
+    source = Validation(prepared.model, prepared.dataset.valid)
+    figures = source.run(keras.callbacks.CallbackList(), stop=lambda: False) or {}
+    summary = {"checkpoint": path.name, "epoch": read_state(path)["epoch"], "split": "validation"}
+    write_summary(folder / "eval", summary, figures)
+    shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+    print(f"validation, {path.name} of epoch {summary['epoch']}, in {folder / 'eval'}:  {shown}")
+
+
+def evaluate_on_test_set(folder: Path, config: Mapping[str, Any], checkpoint: str) -> None:
     """Write figures, predictions and confusion matrix of a run's model on the test set."""
-    folder = Path(run)
-    path = checkpoint_path(folder, checkpoint)
-    # Settings that are younger than the run have their defaults.
-    config = {**registry.get_root_config(), **vegab.read_run(run)["config"]}
+    path = experiment.commit_named(folder, checkpoint)
     # The training batches are built but never drawn here.
     prepared = experiment.build(config)
+    prepared.load(path)
 
     import numpy as np
 
-    from src.checkpoint import load_weights, read_state, verify, write_atomically
+    from src.checkpoint import read_state
 
-    verify(path)
-    try:
-        load_weights(path, prepared.model)
-    except ValueError as error:
-        raise vegab.UsageError(f"{path} does not belong to {run}: {error}") from error
     features, labels = prepared.dataset.load_test()
     metrics = prepared.model.evaluate(features, labels, batch_size=256, verbose=0, return_dict=True)
     outputs = prepared.model.predict(features, batch_size=256, verbose=0)
 
     output = folder / "eval"
-    output.mkdir(exist_ok=True)
     figures = {key: float(value) for key, value in metrics.items()}
     summary = {
         "checkpoint": path.name,
         "epoch": read_state(path)["epoch"],
         "split": "test",
         "num_examples": len(labels),
-        # JSON knows no NaN.
-        **{key: value if math.isfinite(value) else None for key, value in figures.items()},
     }
-    write_atomically(output / "test.json", (json.dumps(summary, indent=2) + "\n").encode())
+    write_summary(output, summary, figures)
     num_classes = prepared.dataset.num_classes
     if num_classes == 2 and outputs.shape == (len(labels), 1):
         outputs = np.concatenate([1 - outputs, outputs], axis=1)  # one output: that of class 1
@@ -118,23 +128,15 @@ def evaluate_on_test_set(run: str, checkpoint: str) -> None:
     print(f"in {output}: {', '.join(sorted(file.name for file in output.iterdir()))}")
 
 
-def checkpoint_path(folder: Path, checkpoint: str) -> Path:
-    """Return the commit that --checkpoint means.
+def write_summary(output: Path, summary: dict[str, Any], figures: Mapping[str, float]) -> None:
+    """Write what was evaluated and the figures to `<split>.json` in a folder."""
+    from src.checkpoint import write_atomically
 
-    Raises:
-        vegab.UsageError: if it is not there.
-    """
-    named = {"best": folder / "model_best.h5", "latest": folder / "model.h5"}
-    path = named.get(checkpoint, Path(checkpoint))
-    if not path.is_file():
-        hint = "a run has its first after its first epoch"
-        if checkpoint == "best" and named["latest"].is_file():
-            hint = "no epoch was the best of this run, but --checkpoint=latest is there"
-        raise vegab.UsageError(
-            f"there is no checkpoint {path}; --checkpoint takes best, latest or the path of one; "
-            + hint
-        )
-    return path
+    output.mkdir(exist_ok=True)
+    # JSON knows no NaN.
+    finite = {key: value if math.isfinite(value) else None for key, value in figures.items()}
+    content = json.dumps(summary | finite, indent=2) + "\n"
+    write_atomically(output / f"{summary['split']}.json", content.encode())
 
 
 def write_classification(output: Path, title: str, labels: Any, probabilities: Any) -> None:
@@ -205,7 +207,7 @@ def evaluate_with_iterator(folder: Path, checkpoint: str, asked: Asked) -> None:
             log.info("%s has no monitor to tell its best commit: the latest is evaluated", folder)
     path = folder / "model.h5"
     if not is_waiting:
-        path = checkpoint_path(folder, "latest" if takes_all else checkpoint)
+        path = experiment.commit_named(folder, "latest" if takes_all else checkpoint)
     callbacks, arguments = callbacks_of(config)
     # What is not as in training is no hindrance here.
     prepared = experiment.build(config, str(folder), resume_inexact=True)

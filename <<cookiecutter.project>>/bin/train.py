@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import experiment, results
+from src import devices, experiment, results
 
 EVALUATE = Path(__file__).with_name("evaluate.py")
 
@@ -23,8 +23,11 @@ def train(
     *,
     checkpoint: str = "",
     retrain: bool = False,
+    warm_start: str = "",
+    warm_start_vars: str = ".*",
     evaluation: Sequence[str] = (),
     name: str = "",
+    gpus: str = "",
     resume_inexact: bool = False,
 ) -> None:
     """Train CONFIG into the folder SAVE_PATH; the same command continues an interrupted run.
@@ -35,8 +38,11 @@ def train(
         prepared: what the config stands for.
         checkpoint: begin with this commit, or with that of this run, while there is none
         retrain: take only the weights of --checkpoint, and begin at step 0
+        warm_start: begin with weights of this commit, run, .keras or .weights.h5 file
+        warm_start_vars: regular expression: those whose path matches it from its beginning on
         evaluation: evaluate with this config over CONFIG after training; may be repeated
         name: train into SAVE_PATH_NAME
+        gpus: use these, such as 0; none: the CPU; -1: those that are idle
         resume_inexact: continue although versions, processor, data or code have changed
     """
     prepared.train(
@@ -57,7 +63,10 @@ def prepare(
     resume_inexact: bool,
     checkpoint: str,
     retrain: bool,
+    warm_start: str,
+    warm_start_vars: str,
     evaluation: Sequence[str],
+    gpus: str,
 ) -> experiment.Experiment:
     """Build what the config stands for, and look at what the flags name.
 
@@ -71,9 +80,17 @@ def prepare(
     for file in evaluation:
         if not Path(file).is_file():
             raise vegab.UsageError(f"-e {file}: there is no such file")
+    if checkpoint and warm_start:
+        raise vegab.UsageError(
+            "--checkpoint and --warm_start both say what to begin with; give one"
+        )
+    devices.choose_gpus(gpus)
     prepared = experiment.build(config, save_path, resume_inexact)
-    if checkpoint and not (Path(save_path) / "model.h5").exists():
-        prepared.check_start(commit_of(checkpoint), retrain)
+    if not (Path(save_path) / "model.h5").exists():
+        if checkpoint:
+            prepared.check_start(commit_of(checkpoint), retrain)
+        if warm_start:
+            prepared.warm_start(Path(warm_start), warm_start_vars)
     return prepared
 
 
@@ -106,5 +123,7 @@ if __name__ == "__main__":
             vegab.MetaSaver(position=results.load_position),
         ],
         prepare=prepare,
+        extendable=("num_epochs", "num_steps", "epochs"),
+        save_path_key="model.model_dir",
         short_flags={"c": "checkpoint", "r": "retrain", "e": "evaluation", "n": "name"},
     )

@@ -86,29 +86,31 @@ registry.add_schema(
 )
 
 # A config with `train`, Deephub's kind, is its own schema too.
-TRAIN = {
-    "train_feeder": Key({}, "{type: TFRecordExamplesFeeder, file_patterns: …, …}"),
-    "eval_feeder": Key({}, "the same for validation; {}: there is none"),
-    "epochs": Key(10, "passes over the data in all; more continue a finished run"),
-    "save_checkpoint_steps": Key(None, "commit every so many steps, beside each epoch's end"),
-    "save_checkpoint_secs": Key(None, "or after so many seconds"),
-    "save_summary_steps": Key(100, "log and write for TensorBoard every so many steps"),
-    "validation_secs": Key(None, "validate at most every so many seconds; null: each epoch"),
-    "early_stopping_metric": Key(None, "loss or a metric; that of validation, if there is any"),
-    "early_stopping_steps_without_decrease": Key(None, "stop after so many steps"),
-    "early_stopping_steps_without_increase": Key(None, "the same where more is better"),
-    "early_stopping_min_steps": Key(1, "but not before so many"),
-    "early_stopping_hook_run_every_steps": Key(None, "look every so many; null: each epoch"),
-    "lr_schedule": Key(None, "{class: exponential, …}, or 0.1:1000:0.01; else the model's"),
-    "fine_tune": Key(None, "regular expression: train only weights whose path matches"),
-}
 VARIANT = {
     "model": Key({}, "{type: import path, …}: its class, and what that is called with"),
-    "train": TRAIN,
+    "train": {
+        "train_feeder": Key({}, "{type: TFRecordExamplesFeeder, file_patterns: …, …}"),
+        "eval_feeder": Key({}, "the same for validation; {}: there is none"),
+        "epochs": Key(10, "passes over the data in all; more continue a finished run"),
+        "save_checkpoint_steps": Key(None, "commit every so many steps, beside each epoch's end"),
+        "save_checkpoint_secs": Key(None, "or after so many seconds"),
+        "save_summary_steps": Key(100, "log and write for TensorBoard every so many steps"),
+        "validation_secs": Key(None, "validate at most every so many seconds; null: each epoch"),
+        "exporters": Key({}, "{name: {type: BestExporter, FinalExporter or BestCheckpointCopier}}"),
+        "early_stopping_metric": Key(None, "loss or a metric; that of validation, if there is any"),
+        "early_stopping_steps_without_decrease": Key(None, "stop after so many steps"),
+        "early_stopping_steps_without_increase": Key(None, "the same where more is better"),
+        "early_stopping_min_steps": Key(1, "but not before so many"),
+        "early_stopping_hook_run_every_steps": Key(None, "look every so many; null: each epoch"),
+        "lr_schedule": Key(None, "{class: exponential, …}, or 0.1:1000:0.01; else the model's"),
+        "fine_tune": Key(None, "regular expression: train only weights whose path matches"),
+    },
     "monitor": Key(None, "figure of history.csv that decides which epoch is the best; null: loss"),
     **COMMON,
 }
-registry.add_schema(VARIANT, required=[("model",), ("train",)], title="keys of a variant")
+registry.add_schema(
+    VARIANT, required=[("model",), ("train",)], closed=("train",), title="keys of a variant"
+)
 
 registry.register(
     "digits",

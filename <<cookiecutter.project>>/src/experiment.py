@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from src import fingerprint
-from vegab import UsageError, resolve
+from vegab import ConfigRegistry, UsageError, read_run, resolve
 
 if TYPE_CHECKING:
     import keras
@@ -23,6 +23,7 @@ CHOICES = {
     "on_nan": ("stop", "continue"),
     "monitor_mode": ("auto", "min", "max"),
 }
+ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_RATE = 0.001
 MAX_SEED = 2**32 - 1
 
@@ -43,6 +44,7 @@ class Experiment:
         inexact: what is not the same as in the commit that is resumed, by the user's leave.
         iterator: what does the steps, or None: the model's training step does.
         own_hooks: those that the config's kind brings, beside what every run has.
+        serving: how an exported model reads records, where training reads them, or None.
         settings: of the loop, where they are not in the config under the names of `training_loop`.
     """
 
@@ -52,10 +54,11 @@ class Experiment:
     learning_rates: list[tuple[int, float]] | None
     monitor: str | None
     callbacks: list["keras.callbacks.Callback"]
-    fingerprint: dict[str, Any]
-    inexact: list[str]
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    inexact: list[str] = field(default_factory=list)
     iterator: "PyHookedModelIterator | None" = None
     own_hooks: Sequence["Hook"] = ()
+    serving: Any = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def train(
@@ -112,6 +115,39 @@ class Experiment:
         finally:
             checkpoint.close()
 
+    def load(self, path: Path) -> None:
+        """Assign the weights of a commit.
+
+        Raises:
+            UsageError: if they are those of another model.
+            OSError: if the commit is damaged.
+        """
+        from src.checkpoint import load_weights, verify
+
+        verify(path)
+        try:
+            load_weights(path, self.model)
+        except ValueError as error:
+            raise UsageError(f"{path} does not belong to this config: {error}") from error
+
+    def warm_start(self, checkpoint: Path, pattern: str) -> None:
+        """Begin with weights of a checkpoint, and say which; see `transfer.warm_start`.
+
+        Raises:
+            UsageError: if none can be taken.
+        """
+        import keras
+
+        from src import transfer
+
+        if not isinstance(self.model, keras.Model):
+            raise UsageError("--warm_start needs a Keras model; use --checkpoint with --retrain")
+        try:
+            result = transfer.warm_start(self.model, checkpoint, pattern)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--warm_start: {error}") from error
+        logging.getLogger(__name__).info("%s", transfer.shown(result, checkpoint))
+
     def hooks(self, terminal: TextIO | None) -> list["Hook"]:
         """Return what happens around the steps; `terminal` is where a progress bar may be drawn."""
         from src import hooks
@@ -139,7 +175,7 @@ def build(
     """Import, read and build what the config names. Nothing is written.
 
     Args:
-        config: the resolved config.
+        config: the resolved config, of any kind.
         save_path: the run folder; what its commit says of threads and the like is taken over.
         resume_inexact: go on where the bits of an uninterrupted run cannot be had any more.
 
@@ -148,16 +184,29 @@ def build(
             could not be resumed exactly.
         OSError: if the data cannot be read.
     """
+    check_ranges(config)
+    stored, settings = prepare_process(config, save_path)
     if "iterator" in config:
         from src.iterator_experiment import build_iterator
 
-        return build_iterator(config, save_path, resume_inexact)
-    if "train" in config:
+        built = build_iterator(config, save_path)
+    elif "train" in config:
         from src.variant_experiment import build_variant
 
-        return build_variant(config, save_path, resume_inexact)
-    check_ranges(config)
-    stored, settings = prepare_process(config, save_path)
+        built = build_variant(config)
+    else:
+        built = build_compiled(config)
+    now = fingerprint.take(config, settings, built.dataset)
+    inexact = inexactness(stored, now, save_path, resume_inexact)
+    return replace(built, fingerprint=now, inexact=inexact)
+
+
+def build_compiled(config: Mapping[str, Any]) -> Experiment:
+    """Build what a config of root's kind names; see `build`.
+
+    Raises:
+        UsageError, OSError: as `build` does.
+    """
     import keras
 
     from src.batches import batch_source
@@ -223,18 +272,19 @@ def build(
             "or one with val_ before it"
         )
     call(config, "monitor", is_lower_better, monitor, config["monitor_mode"])
-    now = fingerprint.take(config, settings, dataset)
-    inexact = inexactness(stored, now, save_path, resume_inexact)
     return Experiment(
         config=config,
         dataset=dataset,
         model=model,
         learning_rates=learning_rates,
         monitor=monitor,
-        callbacks=[from_mapping(config, "callbacks", entry) for entry in config["callbacks"]],
-        fingerprint=now,
-        inexact=inexact,
+        callbacks=callbacks_of(config),
     )
+
+
+def callbacks_of(config: Mapping[str, Any]) -> list["keras.callbacks.Callback"]:
+    """Return the Keras callbacks that a config names."""
+    return [from_mapping(config, "callbacks", entry) for entry in config["callbacks"]]
 
 
 def prepare_process(
@@ -256,6 +306,40 @@ def prepare_process(
     # Initial weights, and the seeds of dropout layers, come from here.
     keras.utils.set_random_seed(config["seed"])
     return stored, settings
+
+
+def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
+    """Return the config of a run; settings that are younger than it have their defaults.
+
+    Raises:
+        UsageError: if the folder holds none.
+    """
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            f"{folder} is not a run folder: it holds no config.json; name one that bin/train.py "
+            "made"
+        )
+    config = read_run(folder)["config"]
+    return {**registry.defaults_for(config), **config}
+
+
+def commit_named(folder: Path, checkpoint: str) -> Path:
+    """Return the commit of a run that "best", "latest" or a path means.
+
+    Raises:
+        UsageError: if it is not there.
+    """
+    named = {"best": folder / "model_best.h5", "latest": folder / "model.h5"}
+    path = named.get(checkpoint, Path(checkpoint))
+    if not path.is_file():
+        hint = "a run has its first after its first epoch"
+        if checkpoint == "best" and named["latest"].is_file():
+            hint = "no epoch was the best of this run, but --checkpoint=latest is there"
+        raise UsageError(
+            f"there is no checkpoint {path}; --checkpoint takes best, latest or the path of one; "
+            + hint
+        )
+    return path
 
 
 def splits_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -290,10 +374,20 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     Raises:
         UsageError: naming the key, the value and what it may be.
     """
+    check_common_ranges(config)
+    if "iterator" in config:
+        check_ranges_of_iterator(config)
+    elif "train" in config:
+        check_ranges_of_variant(config)
+    else:
+        check_ranges_of_compiled(config)
+
+
+def check_ranges_of_compiled(config: Mapping[str, Any]) -> None:
+    """See `check_ranges`."""
     require_at_least_one(
         config, "batch_size", "num_epochs", "n_filters", "n_layers", "accumulate_steps"
     )
-    check_common_ranges(config)
     if config["jit_compile"] and config["deterministic"]:
         raise UsageError(
             "jit_compile and deterministic exclude each other, for TensorFlow has no deterministic "
@@ -310,7 +404,43 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         raise UsageError(f"learning_rate is {rate!r}; it must be a number above 0")
 
 
-def require_at_least_one(config: Mapping[str, Any], *keys: str) -> None:
+def check_ranges_of_iterator(config: Mapping[str, Any]) -> None:
+    """See `check_ranges`."""
+    require_at_least_one(config, "batch_size", "hook_freq", "log_freq", "start_log_freq")
+    given = ("num_steps", "num_epochs", "test_batch_size", "ckpt_freq", "max_batches_per_epoch")
+    require_at_least_one(config, *(key for key in given if config[key] is not None))
+    require_at_least_one(config, "ckpt_keep")
+    if config["n_data_processes"] < 0:
+        raise UsageError(
+            f"n_data_processes is {config['n_data_processes']}; it must be at least 0 (0: none)"
+        )
+
+
+def check_ranges_of_variant(config: Mapping[str, Any]) -> None:
+    """See `check_ranges`."""
+    train = config["train"]
+    if not train["train_feeder"]:
+        raise UsageError("the key 'train.train_feeder' is missing: {type: a feeder, …}")
+    numbers = ("save_checkpoint_steps", "early_stopping_hook_run_every_steps")
+    given = [key for key in numbers if train[key] is not None]
+    steps = [f"early_stopping_steps_without_{change}" for change in ("decrease", "increase")]
+    given += [key for key in steps if train[key] is not None]
+    require_at_least_one(train, "epochs", "save_summary_steps", *given, section="train.")
+    for one, other in (steps, ("save_checkpoint_steps", "save_checkpoint_secs")):
+        if train[one] is not None and train[other] is not None:
+            raise UsageError(
+                f"train.{one} is {train[one]} and train.{other} is {train[other]}; give one of "
+                f"them (--delete train.{other})"
+            )
+    for key in ("save_checkpoint_secs", "validation_secs"):
+        value = train[key]
+        if value is not None and (not isinstance(value, int | float) or value <= 0):
+            raise UsageError(f"train.{key} is {value!r}; it must be a number of seconds above 0")
+    if train["validation_secs"] and not train["eval_feeder"]:
+        raise UsageError("train.validation_secs needs a train.eval_feeder to validate on")
+
+
+def require_at_least_one(config: Mapping[str, Any], *keys: str, section: str = "") -> None:
     """Refuse a number below 1, or what is none.
 
     Raises:
@@ -318,7 +448,7 @@ def require_at_least_one(config: Mapping[str, Any], *keys: str) -> None:
     """
     for key in keys:
         if not isinstance(config[key], int) or config[key] < 1:
-            raise UsageError(f"{key} is {config[key]!r}; it must be at least 1")
+            raise UsageError(f"{section}{key} is {config[key]!r}; it must be at least 1")
 
 
 def check_common_ranges(config: Mapping[str, Any]) -> None:
@@ -447,18 +577,23 @@ def call(
         return function(*args, **kwargs)
     except (ValueError, TypeError, KeyError) as error:
         logging.getLogger(__name__).debug("%s", traceback.format_exc())
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        for frame in traceback.extract_tb(error.__traceback__):
-            if Path(frame.filename).is_relative_to(Path(__file__).parent):
-                place = frame
+        frames = traceback.extract_tb(error.__traceback__)[1:]  # without this function's own
+        of_project = [
+            frame
+            for frame in frames
+            if Path(frame.filename).is_relative_to(ROOT) and "site-packages" not in frame.filename
+        ]
+        place = ""
+        if frames:
+            frame = (of_project or frames)[-1]
+            place = f"{Path(frame.filename).name}, line {frame.lineno}; "
         reason = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)
         reason = " ".join(reason.split())
         value: Any = config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         raise UsageError(
-            f"{key} {value!r} does not take this config: {reason[:300]} "
-            f"({Path(place.filename).name}, line {place.lineno}; -l DEBUG shows all)"
+            f"{key} {value!r} does not take this config: {reason[:300]} ({place}-l DEBUG shows all)"
         ) from error
 
 

@@ -3,17 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from src import fingerprint
 from src.datasets import ExampleBatches
 from src.experiment import (
     Experiment,
     Splits,
     call,
-    check_common_ranges,
-    from_mapping,
-    inexactness,
-    prepare_process,
-    require_at_least_one,
+    callbacks_of,
     splits_of,
 )
 from src.hooks import of_iterators
@@ -35,16 +30,12 @@ class NoModel:
         self.config = config
 
 
-def build_iterator(
-    config: Mapping[str, Any], save_path: str | None = None, resume_inexact: bool = False
-) -> Experiment:
-    """Import, read and build what a config with an iterator names. Nothing is written.
+def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experiment:
+    """Build what a config with an iterator names; see `experiment.build`.
 
     Raises:
         UsageError: as `experiment.build` does.
     """
-    check_ranges(config)
-    stored, settings = prepare_process(config, save_path)
     datasets = build_datasets(config)
     model_class = resolve(config["model"], "model") if config["model"] else NoModel
     model = call(config, "model", model_class, config)
@@ -54,36 +45,16 @@ def build_iterator(
     splits = make_splits(config, datasets)
     first = call(config, splits_of(config)["train"][0], splits.train.batch, 0, 0)
     call(config, "iterator", iterator.make_variables, first)
-    now = fingerprint.take(config, settings, splits)
     return Experiment(
         config=config,
         dataset=splits,
         model=model,
         learning_rates=None,
         monitor=config["monitor"],
-        callbacks=[from_mapping(config, "callbacks", entry) for entry in config["callbacks"]],
-        fingerprint=now,
-        inexact=inexactness(stored, now, save_path, resume_inexact),
+        callbacks=callbacks_of(config),
         iterator=iterator,
         own_hooks=of_iterators(config),
     )
-
-
-def check_ranges(config: Mapping[str, Any]) -> None:
-    """Refuse numbers that have the right type and make no sense.
-
-    Raises:
-        UsageError: naming the key, the value and what it may be.
-    """
-    require_at_least_one(config, "batch_size", "hook_freq", "log_freq", "start_log_freq")
-    given = ("num_steps", "num_epochs", "test_batch_size", "ckpt_freq", "max_batches_per_epoch")
-    require_at_least_one(config, *(key for key in given if config[key] is not None))
-    require_at_least_one(config, "ckpt_keep")
-    if config["n_data_processes"] < 0:
-        raise UsageError(
-            f"n_data_processes is {config['n_data_processes']}; it must be at least 0 (0: none)"
-        )
-    check_common_ranges(config)
 
 
 def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:

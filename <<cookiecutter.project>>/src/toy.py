@@ -32,7 +32,7 @@ class DebugToyModel:
         outputs = keras.layers.Dense(
             self.num_classes, activation="softmax", kernel_initializer=constant, name="outputs"
         )(hidden)
-        model = keras.Model(number, outputs)
+        model = keras.Model({"number": number}, outputs)
         model.compile(
             optimizer=keras.optimizers.Adam(self.learning_rate),
             loss="sparse_categorical_crossentropy",

@@ -3,45 +3,40 @@
 from collections.abc import Mapping
 from typing import Any
 
-from src import fingerprint, hooks
+from src import hooks
 from src.experiment import (
     Experiment,
     Splits,
     call,
-    check_common_ranges,
-    from_mapping,
-    inexactness,
+    callbacks_of,
     learning_rate_schedule,
-    prepare_process,
 )
-from src.feeders import FEEDERS
+from src.export import Export
+from src.feeders import FEEDERS, TFRecordExamplesFeeder
 from src.history import is_lower_better
 from src.steps import make_variables
 from vegab import UsageError, resolve
-from vegab.config import did_you_mean
 
 OLD_PACKAGE = "deephub."  # what a variant that was written for Deephub names
 LATER_SPELLING = ("module_path", "class_type")
 
 
-def build_variant(
-    config: Mapping[str, Any], save_path: str | None = None, resume_inexact: bool = False
-) -> Experiment:
-    """Import, read and build what a variant names. Nothing is written.
+def build_variant(config: Mapping[str, Any]) -> Experiment:
+    """Build what a variant names; see `experiment.build`.
 
     Raises:
         UsageError, OSError: as `experiment.build` does.
     """
-    check_train(config)
-    check_common_ranges(config)
-    stored, settings = prepare_process(config, save_path)
     train = config["train"]
     train_feeder = make_feeder(config, "train.train_feeder")
+    train_feeder.until_epochs = train["epochs"]
     eval_feeder = make_feeder(config, "train.eval_feeder") if train["eval_feeder"] else None
     splits = Splits(
-        train=OneLabel(train_feeder.until(train["epochs"])),
+        train=OneLabel(train_feeder),
         valid=OneLabel(eval_feeder.one_pass()) if eval_feeder else None,
     )
+    reads_records = isinstance(train_feeder, TFRecordExamplesFeeder)
+    serving = train_feeder.serving_features() if reads_records else None
     model = make_model(config)
     if train["lr_schedule"] is not None:
         model.optimizer.learning_rate = learning_rate_schedule(
@@ -51,17 +46,18 @@ def build_variant(
     call(config, "model", make_variables, model, first, train["fine_tune"])
     monitor = monitor_of(config)
     call(config, "monitor", is_lower_better, monitor, config["monitor_mode"])
-    now = fingerprint.take(config, settings, splits)
     return Experiment(
         config=config,
         dataset=splits,
         model=model,
         learning_rates=None,
         monitor=monitor,
-        callbacks=[from_mapping(config, "callbacks", entry) for entry in config["callbacks"]],
-        fingerprint=now,
-        inexact=inexactness(stored, now, save_path, resume_inexact),
-        own_hooks=hooks_of(config, monitor),
+        callbacks=callbacks_of(config),
+        own_hooks=[
+            *hooks_of(config, monitor),
+            *exporters_of(config, monitor, splits.train.steps_per_epoch, first[0], serving),
+        ],
+        serving=serving,
         settings={
             "num_epochs": None,
             "num_steps": train_feeder.total_steps(train["epochs"]),
@@ -96,39 +92,16 @@ class OneLabel:
         return self.source.digest()
 
 
-def check_train(config: Mapping[str, Any]) -> None:
-    """Refuse keys and numbers of `train` that make no sense.
-
-    Raises:
-        UsageError: naming the key, the value and what it may be.
-    """
-    from configs import TRAIN
-
-    train, known = config["train"], TRAIN
-    if unknown := sorted(train.keys() - known.keys()):
-        hint = did_you_mean(unknown[0], known)
-        raise UsageError(f"unknown key 'train.{unknown[0]}'{hint}")
-    if not train["train_feeder"]:
-        raise UsageError("the key 'train.train_feeder' is missing: {type: a feeder, …}")
-    for key in ("epochs", "save_summary_steps"):
-        if not isinstance(train[key], int) or train[key] < 1:
-            raise UsageError(f"train.{key} is {train[key]!r}; it must be at least 1")
-    both = [key for key in ("save_checkpoint_steps", "save_checkpoint_secs") if train[key]]
-    if len(both) == 2:
-        raise UsageError(
-            f"train has {both[0]} and {both[1]}; give one of them (--delete train.{both[1]})"
-        )
-    if train["validation_secs"] and not train["eval_feeder"]:
-        raise UsageError("train has validation_secs, but no eval_feeder to validate on")
-
-
 def make_feeder(config: Mapping[str, Any], key: str) -> Any:
     """Return the feeder that stands at `key`.
 
     Raises:
         UsageError: if it cannot be made.
     """
-    return made(config, key, FEEDERS, seed=config["seed"])
+    try:
+        return made(config, key, FEEDERS, seed=config["seed"])
+    except OSError as error:
+        raise UsageError(f"{key}: {error}") from error
 
 
 def make_model(config: Mapping[str, Any]) -> Any:
@@ -188,11 +161,7 @@ def monitor_of(config: Mapping[str, Any]) -> str:
 
 
 def hooks_of(config: Mapping[str, Any], monitor: str) -> list[hooks.Hook]:
-    """Return the hooks that a variant asks for by its keys.
-
-    Raises:
-        UsageError: if what they say of early stopping makes no sense.
-    """
+    """Return the hooks that a variant asks for by its keys."""
     train = config["train"]
     chosen: list[hooks.Hook] = [
         hooks.LastMetrics(),
@@ -202,15 +171,8 @@ def hooks_of(config: Mapping[str, Any], monitor: str) -> list[hooks.Hook]:
     ]
     decrease = train["early_stopping_steps_without_decrease"]
     increase = train["early_stopping_steps_without_increase"]
-    if decrease and increase:
-        raise UsageError(
-            "train has early_stopping_steps_without_decrease and …_without_increase; give one"
-        )
     if decrease or increase:
-        stopping = call(
-            config,
-            "train",
-            hooks.EarlyStopping,
+        stopping = hooks.EarlyStopping(
             decrease or increase,
             monitor,
             "min" if decrease else "max",
@@ -219,4 +181,31 @@ def hooks_of(config: Mapping[str, Any], monitor: str) -> list[hooks.Hook]:
             every_steps=train["early_stopping_hook_run_every_steps"] or 1,
         )
         chosen.append(stopping)
+    return chosen
+
+
+def exporters_of(
+    config: Mapping[str, Any], monitor: str, steps_per_epoch: int, features: Any, serving: Any
+) -> list[hooks.Hook]:
+    """Return a hook for each of `train.exporters`.
+
+    Raises:
+        UsageError: if one is of a kind that is not known, or has an argument that is not.
+    """
+    train = config["train"]
+    chosen: list[hooks.Hook] = []
+    commits = {"FinalExporter": "model.h5", "BestExporter": "model_best.h5"}
+    for name, entry in train["exporters"].items():
+        key = f"train.exporters.{name}"
+        kind = name_in(entry, key).rpartition(":")[2].rpartition(".")[2]
+        if kind in commits:
+            chosen.append(Export(name, commits[kind], features, serving))
+        elif kind == "BestCheckpointCopier":
+            every = train["save_checkpoint_steps"] or steps_per_epoch
+            keep = entry.get("checkpoints_to_keep", 5)
+            chosen.append(call(config, key, hooks.KeepCheckpoints, every, keep, monitor, "min"))
+        else:
+            raise UsageError(
+                f"{key} is a {kind}; choose BestExporter, FinalExporter or BestCheckpointCopier"
+            )
     return chosen

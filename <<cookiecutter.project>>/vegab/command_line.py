@@ -37,7 +37,9 @@ from vegab.config import (
     lookup,
     merge,
     read_override,
+    show,
     show_differences,
+    without,
 )
 from vegab.execution import execute, one_line, say, script
 from vegab.plugins import VegabPlugin
@@ -70,6 +72,7 @@ def wrap(
     extendable: Iterable[str] = ("num_epochs", "num_steps"),
     explained: tuple[type[BaseException], ...] = (OSError, FloatingPointError),
     short_flags: Mapping[str, str] | None = None,
+    save_path_key: str = "",
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
     """Runs `func(config, save_path)` as a program and ends with `sys.exit`.
@@ -87,6 +90,8 @@ def wrap(
         extendable: names of keys that may grow in a run that exists.
         explained: exceptions whose message says it all: their traceback goes to stderr.txt only.
         short_flags: letters for flags, as {"n": "note"}: `-n TEXT` is `--note=TEXT`.
+        save_path_key: a dotted key that may stand for SAVE_PATH, in configs that have keys of their
+            own. It is no part of the config that is kept.
         argv: the command line without the script, by default that of the process.
     """
 
@@ -104,7 +109,12 @@ def wrap(
         add = parser.add_argument
         add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
         if has_folder:
-            add("save_path", metavar="SAVE_PATH", help="folder of the run: a new one, or its own")
+            add(
+                "save_path",
+                metavar="SAVE_PATH",
+                nargs="?" if save_path_key else None,
+                help="folder of the run: a new one, or its own",
+            )
         add("-b", "--base", metavar="FILE", action="append", default=[], help=_HELP_ON_BASE)
         add("--delete", metavar="KEY", action="append", default=[], help=_HELP_ON_DELETE)
         add("--dry_run", action="store_true", help=_HELP_ON_DRY_RUN)
@@ -115,6 +125,8 @@ def wrap(
         of_config = [o for o in overrides if o not in of_flags]
         deleted = [Override(key, None, deletes=True) for key in args.delete]
         config = draft.resolve([*of_config, *deleted])
+        if has_folder:
+            config = _take_save_path(args, config, save_path_key)
         keywords = _read_flags(flags, of_flags)
         args.overrides = {}
         for key in map(draft.key_of, of_config):
@@ -135,6 +147,28 @@ def wrap(
 
 
 main = wrap
+
+
+def _take_save_path(args: argparse.Namespace, config: Config, key: str) -> Config:
+    """Finds SAVE_PATH at a key of the config, and returns the config without it.
+
+    Raises UsageError if there is none, or another one was typed.
+    """
+    try:
+        found = lookup(config, key) if key else None
+        config = without(config, key) if key else config
+    except KeyError:
+        found = None
+    if found is not None and not isinstance(found, str):
+        raise UsageError(f"{key}: {show(found)} was given, a folder is expected")
+    typed = args.save_path
+    if typed is None and found is None:
+        also = f", or -p {key} PATH" if key else ""
+        raise UsageError(f"SAVE_PATH is missing; give the folder of the run{also} (see --help)")
+    if typed and found and os.path.abspath(typed) != os.path.abspath(found):
+        raise UsageError(f"SAVE_PATH is {typed} and {key} is {found}; give one of them")
+    args.save_path = typed or found
+    return config
 
 
 def wrap_no_config_registry(

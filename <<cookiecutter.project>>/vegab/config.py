@@ -63,6 +63,7 @@ class Schema(NamedTuple):
     title: str = ""
     required: tuple[tuple[str, ...], ...] = ()
     is_open: bool = False  # may a config of this kind have keys of its own?
+    closed: tuple[str, ...] = ()  # top-level keys whose mappings have none, even so
 
     def may_refer(self, text: str) -> bool:
         """Can the text be a reference in a config of this kind?"""
@@ -474,6 +475,7 @@ class ConfigRegistry:
         config: Config,
         required: Sequence[tuple[str, ...]] = (),
         title: str = "keys of files that have keys of their own",
+        closed: Sequence[str] = (),
     ) -> None:
         """Adds a kind of config: one that has a top-level key of this schema that root has not.
 
@@ -485,10 +487,13 @@ class ConfigRegistry:
             required: tuples of top-level keys; of each tuple one must have a value that is neither
                 None, "" nor {}.
             title: the heading of these keys in `--help`.
+            closed: top-level keys whose mappings have no keys but the schema's.
         """
         with _as_value_error(title):
             defaults, helps = _defaults_and_helps(config)
-            self._schemas.append(Schema(defaults, helps, title, tuple(required), is_open=True))
+            self._schemas.append(
+                Schema(defaults, helps, title, tuple(required), is_open=True, closed=tuple(closed))
+            )
 
     @property
     def schemas(self) -> list[Schema]:
@@ -733,7 +738,10 @@ class Draft:
             config = merge(self._emptied(config, key, change), change)
         config = self.kind.resolved(config)
         if self.kind.defaults:
-            config = checked(self.kind.expected(), config, is_open=self.kind.is_open)
+            expected = self.kind.expected()
+            config = checked(expected, config, is_open=self.kind.is_open)
+            for section in self.kind.closed:
+                checked(expected[section], config[section], f"{section}.")
         self._check_required(config)
         return config
 
