@@ -81,15 +81,23 @@ class Steps:
         model: compiled, with weights, metrics and optimizer variables made.
         source: batches by epoch and step.
         one_by_one: never group steps, as callbacks need that look at each of them.
+        num_steps: steps in all, beyond which the source is not asked; None: there is no end.
     """
 
     # A signal may have to wait for the end of a call, and a progress bar too.
     SECONDS_PER_CALL = 0.08
     MOST_STEPS = 1000
 
-    def __init__(self, model: keras.Model, source: BatchSource, one_by_one: bool = False) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        source: BatchSource,
+        one_by_one: bool = False,
+        num_steps: int | None = None,
+    ) -> None:
         self.model = model
         self.source = source
+        self.num_steps = num_steps
         self.size = 1
         self.one_by_one = one_by_one
         self._calls: dict[Any, Callable[[Any], Any]] = {}
@@ -190,7 +198,11 @@ class Steps:
         return self._executor.submit(self._stack, epoch, step, size).result()
 
     def _make_ready(self, epoch: int, step: int, until: int) -> None:
+        if self.num_steps is not None:
+            until = min(until, self.num_steps - epoch * self.source.steps_per_epoch)
         size = min(self.size, until - step)
+        if size < 1:
+            return
         self._ahead = (epoch, step), self._executor.submit(self._stack, epoch, step, size)
 
     def _stack(self, epoch: int, step: int, size: int) -> _Group:

@@ -306,10 +306,13 @@ class RecordFile:
         frame = os.pread(descriptor.number, end - start, start)
         if len(frame) < end - start:
             raise RecordError(self.path, start, "is torn: the file ends in it")
-        length = _checked_length(self.path, start, frame)
-        if length != end - start - FRAME:
+        # Whole and as long as the index says, a header can only have these bytes.
+        if frame[: HEADER.size] != _header(end - start - FRAME):
+            length = _checked_length(self.path, start, frame)
             raise RecordError(self.path, start, f"has {length} bytes, unlike what the index says")
-        return _checked_data(self.path, start, frame[HEADER.size :])
+        data = frame[HEADER.size : -FOOTER.size]
+        _check_data(self.path, start, data, frame[-FOOTER.size :])
+        return data
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.offsets)
@@ -340,8 +343,7 @@ def write_records(path: Path, records: Iterable[bytes], compression: str = "") -
     number = 0
     with _atomically(Path(path)) as file, _compressed(file, compression) as stream:
         for data in records:
-            length = struct.pack("<Q", len(data))
-            stream.write(length + FOOTER.pack(_masked_crc(length)))
+            stream.write(_header(len(data)))
             stream.write(data)
             stream.write(FOOTER.pack(_masked_crc(data)))
             number += 1
@@ -354,6 +356,13 @@ def write_records(path: Path, records: Iterable[bytes], compression: str = "") -
 def _masked_crc(data: bytes) -> int:
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+@functools.lru_cache(maxsize=2**12)
+def _header(length: int) -> bytes:
+    """Return the bytes that a record with so many bytes of data begins with."""
+    packed = struct.pack("<Q", length)
+    return packed + FOOTER.pack(_masked_crc(packed))
 
 
 def _records(
@@ -370,7 +379,9 @@ def _records(
         body = _read(stream, length + FOOTER.size, path, offset)
         if len(body) < length + FOOTER.size:
             raise RecordError(path, offset, "is torn: the file ends in it")
-        yield offset, _checked_data(path, offset, body)
+        data = body[:length]
+        _check_data(path, offset, data, body[length:])
+        yield offset, data
         offset += length + FRAME
 
 
@@ -398,12 +409,9 @@ def _checked_length(path: Path, offset: int, frame: bytes) -> int:
     return length
 
 
-def _checked_data(path: Path, offset: int, body: bytes) -> bytes:
-    """Return the data of a record from the data and their CRC."""
-    data = body[: -FOOTER.size]
-    if _masked_crc(data) != FOOTER.unpack_from(body, len(data))[0]:
+def _check_data(path: Path, offset: int, data: bytes, footer: bytes) -> None:
+    if FOOTER.pack(_masked_crc(data)) != footer:
         raise RecordError(path, offset, "is damaged: its data have another CRC")
-    return data
 
 
 def _require_compression(compression: str) -> None:

@@ -116,7 +116,7 @@ def training_loop(
     validation: Validation | IteratorValidation | None = None
     if iterator is None:
         make_variables(model, source.batch(0, 0))
-        steps = Steps(model, source, looks_at_batches(callbacks))
+        steps = Steps(model, source, looks_at_batches(callbacks), num_steps)
         validation = Validation(model, valid) if valid is not None else None
         checkpoint = Checkpoint(save_path, model)
         calls = Hooks(hooks)

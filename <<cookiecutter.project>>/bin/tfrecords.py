@@ -1,0 +1,254 @@
+"""Look after TFRecord files: their metadata, what is in them, and records made of pictures."""
+
+import glob
+import itertools
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import vegab
+from vegab.execution import one_line, say
+
+# isort: split
+import argh  # vegab tells what to do where it is not installed
+
+from src import image_records, tfrecords
+from src.tfrecords import INDEX, LABELS, METADATA, MetadataError
+
+# What lies beside records and is none.
+COMPANIONS = (METADATA, INDEX, LABELS, "README.md")
+SOME = 100  # records that `inspect` looks at
+PATTERNS = "files, or patterns in quotes such as 'data/toy/*'"
+
+
+@argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
+@argh.arg("--force", help="make all entries anew")
+@argh.arg("--compression", metavar="NAME", help="GZIP or ZLIB; otherwise the first bytes tell")
+def generate_metadata(*patterns: str, force: bool = False, compression: str = "") -> None:
+    """Count the records of files, and write that and where they begin beside the files."""
+    if compression not in tfrecords.COMPRESSIONS:
+        raise vegab.UsageError(f"--compression={compression}: it is GZIP or ZLIB, or left out")
+    paths = matching(patterns)
+    print(f"{len(paths)} files matched")
+    done = tfrecords.generate(paths, force, compression, bar("files"))
+    print(f"{len(done.made)} made, {len(done.kept)} kept, {len(done.problems)} skipped")
+    for problem in done.problems.values():
+        say(f"skipped: {problem}")
+    if done.problems:
+        sys.exit(1)
+
+
+@argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
+@argh.arg("--deep", help="compare MD5 sums too, which reads the files to their end")
+def validate(*patterns: str, deep: bool = False) -> None:
+    """Compare files with their metadata: are they there, and of the same size?"""
+    bad = 0
+    paths = matching(patterns, listed=True)
+    for path in bar("files")(paths):
+        try:
+            tfrecords.file_info(path, deep)
+        except (MetadataError, OSError) as error:
+            say(f"bad: {one_line(error)}")
+            bad += 1
+    print(f"{len(paths)} files, {bad} of them bad")
+    if bad:
+        sys.exit(1)
+
+
+@argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
+def total_examples(*patterns: str) -> None:
+    """Print how many records files have together, as their metadata says."""
+    paths = matching(patterns, listed=True)
+    print(sum(tfrecords.file_info(path).total_records for path in paths))
+
+
+@argh.arg("file", metavar="FILE", help="a file of Examples, compressed or not")
+@argh.arg("--all", help=f"look at all records, not at the first {SOME}")
+def inspect(file: str, *, all: bool = False) -> None:
+    """Show the features in a file: name, type, shape, and how many records have it."""
+    path = Path(file)
+    if not path.is_file():
+        raise vegab.UsageError(f"there is no file {file}")
+    if path.name in COMPANIONS:
+        raise vegab.UsageError(f"{file} holds no records; give a file beside it")
+    records = tfrecords.read_all(path, tfrecords.compression_of(path))
+    looked_at = list(bar("records")(itertools.islice(records, None if all else SOME)))
+    print(f"{path}: {'all' if all else 'first'} {len(looked_at)} records")
+    if looked_at:
+        table = [("feature", "type", "shape", "records"), *features_of(path, looked_at)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for row in table:
+            cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
+            print("  ".join(cells).rstrip())
+
+
+@argh.arg("folder", metavar="FOLDER", help="has a subfolder of pictures per label")
+@argh.arg("out", metavar="OUT", help="the folder to make")
+@argh.arg("--shards", metavar="N", help="files for training; 0: so many that each has about 100 MB")
+@argh.arg("--split", metavar="SHARE", help="this share of the pictures is for validation")
+@argh.arg("--seed", help="another seed, another order")
+@argh.arg("--skip_unreadable", help="name files that are no pictures, and go on without them")
+def from_images(
+    folder: str,
+    out: str,
+    *,
+    shards: int = 0,
+    split: float = 0.0,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+) -> None:
+    """Make records of pictures (JPEG, PNG, GIF, BMP), of which each label has a subfolder."""
+    source, output = Path(folder), Path(out)
+    if not source.is_dir():
+        raise vegab.UsageError(f"there is no folder {folder}")
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise vegab.UsageError(f"{out} is there already; name a folder that is new or empty")
+    if source.resolve() in (output.resolve(), *output.resolve().parents):
+        raise vegab.UsageError(f"{out} lies in {folder}, and would be a label the next time")
+    if not 0 <= split < 1:
+        raise vegab.UsageError(f"--split={split}: the share is at least 0 and below 1")
+    if shards < 0:
+        raise vegab.UsageError(f"--shards={shards}: there is at least one; 0 goes by the size")
+    try:
+        pictures, labels = image_records.pictures_of(source)
+        splits = image_records.split_and_shuffle(pictures, split, seed)
+    except image_records.PictureError as error:
+        raise vegab.UsageError(str(error)) from error
+    numbers = {name: image_records.number_of_shards(entry) for name, entry in splits.items()}
+    if shards > len(splits["train"]):
+        raise vegab.UsageError(f"--shards={shards}, but there are {len(splits['train'])} pictures")
+    if shards:
+        numbers = {"train": shards, "validation": max(1, round(shards * split))}
+    # Ended by a signal, it leaves nothing half written behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    written = image_records.write_pictures(
+        output, splits, labels, numbers, skip_unreadable, bar("pictures")
+    )
+    for name, number in written.items():
+        print(f"{name}: {number} pictures in {name}-*-of-{numbers[name]:05}")
+    print(f"{len(labels)} labels in {LABELS}; all in {output}")
+
+
+def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
+    """Return the files that patterns mean, sorted.
+
+    Args:
+        patterns: paths or globs.
+        listed: with those that the metadata tells of, and that are gone.
+
+    Raises:
+        vegab.UsageError: if a pattern means none.
+    """
+    found: set[Path] = set()
+    for pattern in patterns:
+        is_path = os.path.exists(pattern)
+        hits = [Path(hit) for hit in ([pattern] if is_path else glob.glob(pattern, recursive=True))]
+        files = {path for path in hits if path.is_file() and is_no_companion(path)}
+        for folder in {path.parent for path in (*files, Path(pattern))} if listed else ():
+            files |= {
+                folder / name
+                for name in tfrecords.read_metadata(folder)
+                if fnmatchcase(name, Path(pattern).name)
+            }
+        # A shell that has expanded a pattern names folders and companions, too.
+        if not files and (len(patterns) == 1 or not hits):
+            hint = f"; name the files in it, as in '{pattern}/*'" if Path(pattern).is_dir() else ""
+            raise vegab.UsageError(f"no file matches {pattern}{hint}")
+        found |= files
+    if not found:
+        raise vegab.UsageError("none of these is a file of records")
+    return sorted(found)
+
+
+def is_no_companion(path: Path) -> bool:
+    """Return whether a file may be one of records."""
+    return path.name not in COMPANIONS and not path.name.startswith(".")
+
+
+def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> Iterator[tuple[str, ...]]:
+    """Yield name, type, shape and number of records of each feature in serialized Examples.
+
+    Raises:
+        tfrecords.RecordError: at the first record that is no Example.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.example.example_pb2 import Example
+
+    kinds: dict[str, set[str]] = {}
+    lengths: dict[str, list[int]] = {}
+    for offset, data in records:
+        try:
+            features = Example.FromString(data).features.feature
+        except DecodeError as error:
+            raise tfrecords.RecordError(path, offset, "is no tf.train.Example") from error
+        for name, feature in features.items():
+            kind = feature.WhichOneof("kind")
+            kinds.setdefault(name, set()).add(kind.removesuffix("_list") if kind else "none")
+            lengths.setdefault(name, []).append(len(getattr(feature, kind).value) if kind else 0)
+    for name in sorted(kinds):
+        least, most = min(lengths[name]), max(lengths[name])
+        shape = f"({most},)" if least == most else f"varies from {least} to {most}"
+        yield name, " or ".join(sorted(kinds[name])), shape, str(len(lengths[name]))
+
+
+def bar(unit: str) -> Callable[[Any], Iterable[Any]]:
+    """Return what shows on a terminal how far one has gone through a list."""
+
+    def show(items: Any) -> Iterable[Any]:
+        from tqdm import tqdm
+
+        return tqdm(items, unit=f" {unit}", disable=None, leave=False, dynamic_ncols=True)
+
+    return show
+
+
+class Parser(argh.ArghParser):
+    """A parser whose mistakes are UsageErrors, and whose flags are named like the parameters."""
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """Add an argument; argh would put hyphens for underscores, and letters beside names."""
+        if names[-1].startswith("--") and names[-1] != "--help":
+            names = (f"--{names[-1][2:].replace('-', '_')}",)
+        return super().add_argument(*names, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise vegab.UsageError(f"{message} (see --help)")
+
+
+def main() -> int:
+    """Run the command that the command line names, and return the exit code."""
+    # TensorFlow only unpacks here: it needs no GPU, and nothing that it would tell of itself.
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", **quiet}
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    logging.basicConfig(level="INFO", format="%(message)s")
+    parser = Parser(prog="tfrecords.py", description=(__doc__ or "").strip(), allow_abbrev=False)
+    commands = [generate_metadata, validate, total_examples, inspect, from_images]
+    argh.add_commands(parser, commands, func_kwargs={"allow_abbrev": False})
+    try:
+        if len(sys.argv) == 1:
+            parser.error("a command is needed")
+        argh.dispatch(parser, completion=False)
+    except vegab.UsageError as error:
+        say(f"error: {one_line(error)}")
+        return 2
+    except (OSError, MetadataError, image_records.PictureError) as error:
+        say(f"failed: {one_line(error)}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130  # as a shell says of a program that SIGINT ended
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
