@@ -154,7 +154,7 @@ class Experiment:
 
         chosen: list[Hook] = [hooks.Progress(terminal), hooks.EpochLog(), hooks.LearningCurve()]
         if self.config["tensorboard"]:
-            chosen.append(hooks.TensorBoard("epoch_" if self.own_hooks else ""))
+            chosen.append(hooks.TensorBoard("epoch_" if self.own_hooks else None))
         if self.config["patience"]:
             chosen.append(hooks.EarlyStopping(self.config["patience"]))
         chosen += [from_mapping(self.config, "hooks", entry) for entry in self.config["hooks"]]

@@ -394,10 +394,10 @@ class TensorBoard(Hook):
     """Writes the history to `tb/train` and `tb/validation`, which TensorBoard overlays.
 
     Args:
-        prefix: of the tags, such as "epoch_" where "loss" is a curve over steps.
+        prefix: of the tags; None: "epoch_" with an iterator, where "loss" is a curve over steps.
     """
 
-    def __init__(self, prefix: str = "") -> None:
+    def __init__(self, prefix: str | None = None) -> None:
         self.prefix = prefix
 
     def before_training(self, run: Run) -> None:
@@ -413,7 +413,10 @@ class TensorBoard(Hook):
             if key in ("epoch", "step"):
                 continue
             split = "validation" if key.startswith("val_") else "train"
-            tag = self.prefix + key.removeprefix("val_")
+            prefix = self.prefix
+            if prefix is None:
+                prefix = "" if self.run.iterator is None else "epoch_"
+            tag = prefix + key.removeprefix("val_")
             self.writers[split].add_scalar(tag, value, step=epoch)
         for writer in self.writers.values():
             writer.flush()
@@ -506,15 +509,21 @@ class EarlyStopping(Hook):
             self.run.stop_reason = f"{monitor} is {row[monitor]}"
             return
         best, history = self._best_epoch(), self.run.history
-        step, before = row["step"], history[-2]["step"] if len(history) > 1 else 0
-        is_time = step // self.every_steps > before // self.every_steps and step >= self.min_steps
-        if best is None or not is_time:
+        if best is None or not self._is_time():
             return
         unit, since = "epochs", epoch - best
         if self.in_steps:
-            unit, since = "steps", step - history[best]["step"]
+            unit, since = "steps", row["step"] - history[best]["step"]
         if since >= self.patience:
             self.run.stop_reason = f"{monitor} has not improved for {self.patience} {unit}"
+
+    def _is_time(self) -> bool:
+        """Whether there were enough steps, and a multiple of `every_steps` since the last epoch."""
+        if self.min_steps == 0 and self.every_steps == 1:
+            return True
+        step, *earlier = [row["step"] for row in reversed(self.run.history)][:2]
+        before = earlier[0] if earlier else 0
+        return step >= self.min_steps and step // self.every_steps > before // self.every_steps
 
     def _best_epoch(self) -> int | None:
         if self.monitor is None:

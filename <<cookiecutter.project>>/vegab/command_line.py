@@ -167,7 +167,7 @@ def _take_save_path(args: argparse.Namespace, config: Config, key: str) -> Confi
         raise UsageError(f"SAVE_PATH is missing; give the folder of the run{also} (see --help)")
     if typed and found and os.path.abspath(typed) != os.path.abspath(found):
         raise UsageError(f"SAVE_PATH is {typed} and {key} is {found}; give one of them")
-    args.save_path = typed or found
+    args.save_path = found if typed is None else typed
     return config
 
 
