@@ -1,0 +1,80 @@
+"""Iterators for PyTorch, which is installed for these tests alone, beside the environment."""
+
+from __future__ import annotations
+
+import csv
+import filecmp
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run
+
+VERSION = "2.13.0"
+EXACT = ("model.h5", "history.csv")
+
+
+@pytest.fixture(scope="module")
+def own(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that finds PyTorch."""
+    copy = tmp_path_factory.mktemp("torch") / "own"
+    shutil.copytree(project, copy, symlinks=True)
+    installer = ("uv", "pip") if shutil.which("uv") else (sys.executable, "-m", "pip")
+    options = [f"--target={copy / 'torch'}", f"--constraint={ROOT / 'requirements.txt'}"]
+    if folder := os.environ.get("PIP_FIND_LINKS"):  # of which uv knows nothing
+        options.append(f"--find-links={folder}")
+    if installer[0] == "uv":
+        options += [f"--python={sys.executable}", "--compile-bytecode"]
+    run(*installer, "install", "--quiet", *options, f"torch=={VERSION}", timeout=900)
+    return copy
+
+
+def command(own: Path, *words: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(own / "torch")}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, *words], cwd=own, env=environment, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def train(own: Path, name: str, *words: str) -> None:
+    process = command(own, "bin/train.py", "iterator_torch", f"results/{name}", *words)
+    said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
+def test_killed_and_continued_it_ends_with_the_same_bytes(own: Path) -> None:
+    words = ("--num_steps=200", "--checkpoint_seconds=0.05", "--log_freq=50")
+    train(own, "straight", *words)
+    process = command(own, "bin/train.py", "iterator_torch", "results/killed", *words)
+    deadline = time.monotonic() + 120
+    while not (own / "results" / "killed" / "model_previous.h5").exists():  # the second commit
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    train(own, "killed", *words)
+    for name in EXACT:
+        straight, killed = (
+            own / "results" / run_name / name for run_name in ("straight", "killed")
+        )
+        assert filecmp.cmp(straight, killed, shallow=False), name
+    meta = json.loads((own / "results" / "killed" / "meta.json").read_text())
+    assert [attempt["exit_status"] for attempt in meta["attempts"]] == ["killed", 0]
+    with open(own / "results" / "straight" / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["loss"]) < 0.6 * float(rows[0]["loss"])
+
+
+def test_the_run_is_evaluated(own: Path) -> None:
+    process = command(own, "bin/evaluate.py", "results/straight")
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert "accuracy" in stdout.splitlines()[-1]
