@@ -1,12 +1,15 @@
-"""Which GPUs a run may use. Chosen before TensorFlow is imported."""
+"""Which GPUs a run may use, chosen before TensorFlow is imported, and several of them at once."""
 
+import contextlib
 import os
 import shutil
 import subprocess
+from contextlib import AbstractContextManager
 
 from vegab import UsageError
 
 IDLE = "-1"
+SEVERAL = "PROJECT_NUM_GPUS"  # how many were asked for, for this process and its children
 MOST_PERCENT, MOST_MEMORY = 5, 5  # of use, and MiB: below both a GPU is idle
 
 
@@ -32,6 +35,34 @@ def choose_gpus(gpus: str) -> None:
     if not all(number.isdecimal() for number in numbers):
         raise UsageError(f"--gpus={gpus}: give numbers such as 0 or 0,1, or none, or -1")
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(numbers) or "-1"
+    os.environ[SEVERAL] = str(len(numbers))
+
+
+def scope() -> AbstractContextManager[object]:
+    """Return what a model is to be built in: a copy on each GPU, if several were asked for.
+
+    Every copy is given a part of each batch, and all of them make the same update
+    (`tf.distribute.MirroredStrategy`).
+
+    Raises:
+        UsageError: if TensorFlow does not see as many.
+    """
+    wanted = int(os.environ.get(SEVERAL, "0"))
+    if wanted < 2:
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    names = device_names()
+    if len(names) < wanted:
+        raise UsageError(f"--gpus asks for {wanted} GPUs; TensorFlow sees {len(names)}")
+    return tf.distribute.MirroredStrategy(names).scope()
+
+
+def device_names() -> list[str]:
+    """Return the names of the GPUs that TensorFlow sees."""
+    import tensorflow as tf
+
+    return [device.name for device in tf.config.list_logical_devices("GPU")]
 
 
 def idle_gpus() -> list[str]:

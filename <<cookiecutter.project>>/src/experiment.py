@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from src import fingerprint
+from src import devices, fingerprint
 from vegab import ConfigRegistry, UsageError, read_run, resolve
 
 if TYPE_CHECKING:
@@ -186,16 +186,19 @@ def build(
     """
     check_ranges(config)
     stored, settings = prepare_process(config, save_path)
-    if "iterator" in config:
-        from src.iterator_experiment import build_iterator
+    with devices.scope() as several:
+        if "iterator" in config:
+            if several is not None:
+                raise UsageError("a config with an iterator trains on one GPU; give --gpus one")
+            from src.iterator_experiment import build_iterator
 
-        built = build_iterator(config, save_path)
-    elif "train" in config:
-        from src.variant_experiment import build_variant
+            built = build_iterator(config, save_path)
+        elif "train" in config:
+            from src.variant_experiment import build_variant
 
-        built = build_variant(config)
-    else:
-        built = build_compiled(config)
+            built = build_variant(config)
+        else:
+            built = build_compiled(config)
     now = fingerprint.take(config, settings, built.dataset)
     inexact = inexactness(stored, now, save_path, resume_inexact)
     return replace(built, fingerprint=now, inexact=inexact)

@@ -218,7 +218,8 @@ class Steps:
         """Return a function of stacked batches: the last step's results, and which are finite."""
         if self.model.run_eagerly:
             return self._run_eagerly
-        one_step = tf.function(self.model.train_step, jit_compile=self.model.jit_compile)
+        train_step = on_all_replicas(self.model, self.model.train_step)
+        one_step = tf.function(train_step, jit_compile=self.model.jit_compile)
         batch_signature = keras.tree.map_structure(
             lambda spec: tf.TensorSpec(spec.shape[1:], spec.dtype), signature
         )
@@ -255,6 +256,36 @@ class Steps:
         return results, np.array(finite)
 
 
+def on_all_replicas(
+    model: keras.Model, step: Callable[[Any], Mapping[str, Any]]
+) -> Callable[[Any], Mapping[str, Any]]:
+    """Return a step of which every replica of the model's strategy does a part of the batch.
+
+    The parts differ by one example at most, and Keras gives each the same weight in the loss. Of a
+    batch with fewer examples than replicas, each does the whole.
+    """
+    strategy = model.distribute_strategy
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        return step
+
+    def on_part(batch: Any) -> None:
+        context = tf.distribute.get_replica_context()
+        number, parts = context.replica_id_in_sync_group, context.num_replicas_in_sync
+
+        def part(tensor: tf.Tensor) -> tf.Tensor:
+            size = tf.shape(tensor)[0]
+            begin, end = number * size // parts, (number + 1) * size // parts
+            return tf.cond(size < parts, lambda: tensor, lambda: tensor[begin:end])
+
+        step(keras.tree.map_structure(part, batch))
+
+    def on_all(batch: Any) -> Mapping[str, Any]:
+        strategy.run(on_part, args=(batch,))
+        return model.get_metrics_result()
+
+    return on_all
+
+
 def floats(results: Mapping[str, Any]) -> dict[str, float]:
     """Return metrics as floats; those that a model returns nested, as one dictionary."""
     flat: dict[str, float] = {}
@@ -276,7 +307,9 @@ def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None)
     batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
     results: dict[str, Any] = {}
     try:
-        results = model.test_step(batch)
+        test_step = on_all_replicas(model, model.test_step)
+        is_alone = test_step == model.test_step
+        results = dict((test_step if is_alone else tf.function(test_step))(batch))
     except (NotImplementedError, ValueError):
         if model.loss is not None:
             raise
@@ -345,7 +378,8 @@ class Validation:
         self.source: BatchSource = examples if hasattr(examples, "batch") else Slices(examples)
         self._test_step = model.test_step
         if not model.run_eagerly:
-            self._test_step = tf.function(model.test_step, jit_compile=model.jit_compile)
+            test_step = on_all_replicas(model, model.test_step)
+            self._test_step = tf.function(test_step, jit_compile=model.jit_compile)
 
     def run(
         self, callbacks: keras.callbacks.CallbackList, stop: Callable[[], bool]

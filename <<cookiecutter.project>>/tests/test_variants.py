@@ -22,7 +22,7 @@ from src.experiment import build
 from src.hooks import Hook
 from src.transfer import freeze, warm_start
 from src.variant_experiment import exporters_of
-from tests.conftest import Command
+from tests.conftest import ROOT, Command
 from vegab import UsageError
 from vegab.config import Override
 
@@ -421,6 +421,7 @@ def test_evaluation_tells_the_figures_of_the_eval_feeder(command: Command, other
 
 def test_gpus_are_chosen_by_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setenv(devices.SEVERAL, "0")
 
     def chosen(gpus: str) -> str:
         devices.choose_gpus(gpus)
@@ -439,3 +440,78 @@ def test_gpus_are_chosen_by_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     program.write_text("#!/bin/sh\necho '0, 40, 300'\n")
     with pytest.raises(UsageError, match="no GPU is idle here"):
         chosen("-1")
+
+
+# Two processors in place of two GPUs, in a process of its own: TensorFlow makes them as it starts.
+MIRRORED = """
+import os
+import signal
+import sys
+from pathlib import Path
+
+import tensorflow as tf
+
+sys.path.insert(0, os.getcwd())
+(processor,) = tf.config.list_physical_devices("CPU")
+two = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(processor, two)
+
+from configs import registry
+from src import devices
+from src.experiment import build
+from src.hooks import Hook
+
+devices.device_names = lambda: ["CPU:0", "CPU:1"]
+config = registry["digits"] | {
+    "n_filters": 2, "n_layers": 1, "batch_size": 120, "num_epochs": 2, "lr_schedule": None,
+    "checkpoint_steps": 5, "tensorboard": False,
+}
+
+
+class Stop(Hook):
+    def next_step(self, global_step):
+        return 7 if global_step < 7 else None
+
+    def after_step(self, global_step, last_results):
+        if global_step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train(name, *hooks):
+    folder = Path(sys.argv[1], name)
+    folder.mkdir(exist_ok=True)
+    build(config, str(folder)).train(folder, hooks)
+
+
+train("alone")
+devices.choose_gpus("0,1")
+train("straight")
+try:
+    train("stopped", Stop())
+except SystemExit as stopped:
+    assert stopped.code == 75
+else:
+    raise AssertionError
+train("stopped")
+"""
+
+
+def test_several_devices_make_the_same_updates_and_resume(tmp_path: Path) -> None:
+    script = (sys.executable, "-c", MIRRORED, tmp_path)
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    losses = []
+    for run in ("alone", "straight", "stopped"):
+        with open(tmp_path / run / "history.csv", newline="") as file:
+            losses.append([float(row["loss"]) for row in csv.DictReader(file)])
+    # Normalisation and dropout see parts of a batch; the rest is the same.
+    assert losses[0] == pytest.approx(losses[1], rel=0.2)
+    assert losses[1][1] < losses[1][0]
+    # Not the columns of validation: each device averages its parts for normalisation by itself.
+    assert losses[2] == losses[1]
+
+
+def test_several_gpus_have_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(devices.SEVERAL, "2")
+    with pytest.raises(UsageError, match="--gpus asks for 2 GPUs; TensorFlow sees 0"):
+        build(variant())
