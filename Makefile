@@ -94,6 +94,7 @@ lock: setup ## write both requirements.txt anew: the newest versions that go tog
 benchmark: setup ## measure how long things take, beside model.fit and, where it is installed, PyTorch
 	@"$(PYTHON)" benchmarks/startup.py
 	@"$(PYTHON)" benchmarks/loop.py $(ARGS)
+	@"$(PYTHON)" benchmarks/feeder.py
 
 clean: ## remove .venv, build and the tools' caches
 	@rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache

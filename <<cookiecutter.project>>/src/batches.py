@@ -254,11 +254,17 @@ def batch_source(data: Any, seed: int) -> BatchSource:
 def digest(source: BatchSource, valid: Any) -> str:
     """Return a SHA-256 by which other data is noticed.
 
-    Arrays are read to the last byte; of other sources, the first batch has to stand for all.
+    A source with a method `digest()` speaks for itself. Arrays are read to the last byte; of other
+    sources, the first batch has to stand for all.
     """
-    parts = _parts(source)
-    parts += _parts(valid) if hasattr(valid, "batch") else list(valid or ())
     sha256 = hashlib.sha256(str(source.steps_per_epoch).encode())
+    parts: list[Array] = []
+    data: Any
+    for data in (source, valid):
+        if hasattr(data, "digest"):
+            sha256.update(data.digest().encode())
+        else:
+            parts += _parts(data) if hasattr(data, "batch") else list(data or ())
     for part in parts:
         sha256.update(f"{part.dtype} {part.shape}".encode())
         sha256.update(np.ascontiguousarray(part).data)

@@ -13,6 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from src.layouts import Layouts, Wanted
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -229,6 +233,31 @@ class Parser:
         if isinstance(value, tf.RaggedTensor):
             return value.to_tensor()
         return value
+
+    def layouts(self) -> Layouts | None:
+        """Return what parses records of one layout, or None where values have no fixed size."""
+        import tensorflow as tf
+
+        wanted: dict[Any, tuple[str, Wanted]] = {}
+        for where, features in self.maps.items():
+            for name, feature in features.items():
+                if isinstance(feature, RawFeature) and np.dtype(feature.dtype).kind in "biuf":
+                    wish = Wanted("string", tuple(feature.shape), feature.dtype)
+                elif isinstance(feature, tf.io.FixedLenFeature):
+                    shape = tuple(tf.TensorShape(feature.shape).as_list())
+                    wish = Wanted(_dtype(feature.dtype).name, shape)
+                else:
+                    return None
+                wanted[where, name] = name, wish
+        return Layouts(wanted)
+
+    def arranged(self, values: Mapping[tuple[str, str], Any]) -> Any:
+        """Return what `layouts` parses as `parse` does."""
+        parts = [
+            {name: values[where, name] for name in features}
+            for where, features in self.maps.items()
+        ]
+        return tuple(parts) if self.labels is not None else parts[0]
 
     def missing(self, found: set[str]) -> dict[str, str]:
         """Return the names in a record that are not among `found`, and the maps that name them."""

@@ -11,18 +11,25 @@ import glob
 import hashlib
 import logging
 import os
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import google_crc32c
 import numpy as np
 
 from src.batches import SHUFFLE_STREAM, Array, random_generator, require_at_least
 from src.features import Parser, described, first_line, make_features, names_in, stored
+from src.layouts import Layouts
 from src.tfrecords import (
+    FOOTER,
+    FRAME,
+    HEADER,
     INDEX,
     LABELS,
     METADATA,
@@ -42,7 +49,34 @@ Record = tuple[int, int, bytes]  # number of the file, number in the file, conte
 COMPRESSIONS = ("", "GZIP", "ZLIB")
 # Features that a record may be without are looked for in so many.
 LOOKED_AT = 1000
-PREFETCH = 2
+MOST_OPEN = 64  # files, beside those that others have open
+MOST_HEADERS = 10_000
+
+
+class Records(NamedTuple):
+    """Records to be parsed together, as three lists of one length.
+
+    A tuple for each record would keep Python's garbage collector busy.
+
+    Attributes:
+        data: their contents.
+        files: the numbers of their files.
+        numbers: their numbers in the file, from 0.
+    """
+
+    data: list[bytes]
+    files: list[int]
+    numbers: list[int]
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> "Records":
+        """Return records that come one by one."""
+        listed = list(records)
+        return cls(
+            [data for _, _, data in listed],
+            [file for file, _, _ in listed],
+            [number for _, number, _ in listed],
+        )
 
 
 class Feeder:
@@ -136,17 +170,26 @@ class Feeder:
 
     def _rows(self, first: int, last: int) -> Array:
         """Return which examples stand there: int64, shape (last - first,)."""
-        passes, places = np.divmod(np.arange(first, last), self.num_examples)
-        if not self.shuffle:
-            return places
-        for number in np.unique(passes).tolist():
-            if number not in self._orders:
-                # A batch meets two passes at most; the one before them has had its day.
-                self._orders = {k: v for k, v in self._orders.items() if k == number - 1}
+        number, place = divmod(first, self.num_examples)
+        rows = self._order(number)[place : place + last - first]
+        while len(rows) < last - first:
+            number += 1
+            rows = np.append(rows, self._order(number)[: last - first - len(rows)])
+        return rows
+
+    def _order(self, number: int) -> Array:
+        """Return the examples in the order of a pass."""
+        order = self._orders.get(number)
+        if order is None:
+            if self.shuffle:
                 generator = random_generator(self.seed, number, SHUFFLE_STREAM)
-                self._orders[number] = generator.permutation(self.num_examples)
-        parts = [self._orders[n][places[passes == n]] for n in np.unique(passes).tolist()]
-        return np.concatenate(parts)
+                order = generator.permutation(self.num_examples)
+            else:
+                order = np.arange(self.num_examples)
+            # A batch meets two passes at most; the ones before them have had their day.
+            kept = {n: other for n, other in self._orders.items() if n == number - 1}
+            self._orders = kept | {number: order}
+        return order
 
     def _options(self) -> str:
         return f"{self.num_examples} {self.batch_size} {self.drop_remainder} {self.shuffle}" + (
@@ -222,7 +265,8 @@ class TFRecordExamplesFeeder(Feeder):
         num_parallel_maps: images decoded at a time; None: one for each core.
         num_parallel_reads: files read side by side, where they are read as a stream and shuffled;
             the order depends on it.
-        prefetch: batches whose records a thread reads ahead, while others are parsed; None: 2.
+        prefetch: batches whose records a thread reads ahead, while others are parsed, which helps
+            where the disk is slow; None: none, as the training loop makes a batch ahead anyway.
         auto_generate_meta: write metadata and index where they are missing or outdated.
         compression: "", "GZIP" or "ZLIB".
         on_corrupt: "fail", or "skip": the place of a corrupt record is taken by the next sound
@@ -294,8 +338,9 @@ class TFRecordExamplesFeeder(Feeder):
         self.compression = compression
         self._parser = Parser(features, labels, num_parallel_maps or os.cpu_count() or 1)
         self._parse = self._compiled()
+        self._layouts: Layouts | None = None
         self._corrupt: set[tuple[Path, int]] = set()
-        self.prefetch = PREFETCH if prefetch is None else prefetch
+        self.prefetch = prefetch or 0
         self._ahead = _Ahead(self._records)
         self._sound: Array | None = None  # of one pass that leaves corrupt records out
         indexes = [None if compression else read_index(path) for path in self.paths]
@@ -313,6 +358,8 @@ class TFRecordExamplesFeeder(Feeder):
         )
         self._log_access()
         self._check_records()
+        # The first record was parsed by TensorFlow, so that what it finds fault with was seen.
+        self._layouts = self._parser.layouts()
 
     @property
     def corrupt_records(self) -> int:
@@ -337,6 +384,7 @@ class TFRecordExamplesFeeder(Feeder):
     def _in_order(self) -> Self:
         feeder = super()._in_order()
         feeder._parse = feeder._compiled()  # each object its own, for threads of their own
+        feeder._layouts = self._parser.layouts()
         feeder._ahead = _Ahead(feeder._records)
         feeder._stream = self._stream.in_order()
         if self.on_corrupt == "skip":
@@ -367,7 +415,7 @@ class TFRecordExamplesFeeder(Feeder):
                 following.append((start, end))
         return self._parsed(self._ahead.read((first, last), following))
 
-    def _records(self, first: int, last: int) -> list[Record]:
+    def _records(self, first: int, last: int) -> Records:
         """Return the records from one position in the endless stream to another."""
         if self._indexed is None:
             return self._stream.read(first, last)
@@ -379,13 +427,13 @@ class TFRecordExamplesFeeder(Feeder):
         except RecordError:
             if self.on_corrupt == "fail":
                 raise
-        return [self._sound_record(self._indexed, row) for row in rows.tolist()]
+        return Records.of(self._sound_record(self._indexed, row) for row in rows.tolist())
 
     def _sound_record(self, indexed: "_Indexed", row: int) -> Record:
         """Return the record at `row`, or the next sound one, with the first after the last."""
-        for other in (*range(row, self.num_examples), *range(row)):
+        for other in chain(range(row, self.num_examples), range(row)):
             try:
-                return indexed.read(np.array([other]))[0]
+                return indexed.read_one(other)
             except RecordError as error:
                 self._seen_corrupt(error)
         raise ValueError(f"each record of {self._named()} is corrupt")
@@ -407,25 +455,30 @@ class TFRecordExamplesFeeder(Feeder):
             return
         for row in range(sum(self._indexed.counts)):
             try:
-                yield row, self._indexed.read(np.array([row]))[0]
+                yield row, self._indexed.read_one(row)
             except RecordError as error:
                 self._seen_corrupt(error)
 
-    def _parsed(self, records: list[Record]) -> Any:
+    def _parsed(self, records: Records) -> Any:
         import tensorflow as tf
 
+        if self._layouts is not None:
+            values = self._layouts.parse(records.data)
+            if values is not None:
+                return self._parser.arranged(values)
         try:
-            parsed = self._parse(tf.constant([data for _, _, data in records], tf.string))
-        except tf.errors.InvalidArgumentError as error:
+            parsed = self._parse(tf.constant(records.data, tf.string))
+        except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
+            # The second one is of a message that quotes a record.
             raise self._explained(records, error) from error
         return tf.nest.map_structure(lambda tensor: tensor.numpy(), parsed)
 
-    def _explained(self, records: list[Record], error: Exception) -> ValueError:
-        for file, number, data in records:
+    def _explained(self, records: Records, error: Exception) -> ValueError:
+        for data, file, number in zip(*records, strict=True):
             if fault := self._parser.fault(data):
                 return ValueError(f"{self.paths[file]}, record {number} (from 0), {fault}")
         # Each alone is in order.
-        paths = sorted({str(self.paths[file]) for file, _, _ in records})
+        paths = sorted({str(self.paths[file]) for file in records.files})
         return ValueError(
             f"records of {', '.join(paths)} do not fit in one batch, as images of several sizes "
             f"without resize_height and resize_width do not: {first_line(error)}"
@@ -435,8 +488,8 @@ class TFRecordExamplesFeeder(Feeder):
         """Parse the first record, and look for what a record may be without in some more."""
         import tensorflow as tf
 
-        first = [record for _, record in islice(self._numbered(), 1)]
-        if not first:
+        first = Records.of(record for _, record in islice(self._numbered(), 1))
+        if not first.data:
             raise ValueError(f"each record of {self._named()} is corrupt")
         try:
             self._parsed(first)
@@ -459,17 +512,21 @@ class TFRecordExamplesFeeder(Feeder):
         return f"{self.paths[0]}{more}"
 
     def _log_access(self) -> None:
-        many = f"{len(self.paths)} files, {self.num_examples} examples"
+        files = f"{len(self.paths)} files" if len(self.paths) > 1 else self.paths[0].name
+        window = f"a window of {self._stream.window}"
+        order = "as a whole" if self.random_access else f"in {window}"
+        how = f"shuffled {order}" if self.shuffle else "in their order"
         if self.random_access:
-            log.info("%s: read by their index, shuffled as a whole", many)
+            log.info("%s: %d examples, read by their index, %s", files, self.num_examples, how)
             return
         why = f"{self.compression} files" if self.compression else f"no {INDEX}"
         log.info(
-            "%s: read as a stream (%s), shuffled in a window of %d; a resumed run reads its pass "
-            "up to where it was",
-            many,
+            "%s: %d examples, read as a stream (%s), %s; a resumed run reads its pass up to where "
+            "it was",
+            files,
+            self.num_examples,
             why,
-            self._stream.window,
+            how,
         )
 
 
@@ -558,21 +615,23 @@ def matching_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 class _Ahead:
-    """Reads in a thread what will be asked for next; what is read does not depend on it.
+    """Reads, in a thread if asked to, what will be wanted next; what is read is the same.
 
     Args:
         read: called with two positions in the stream, never by two threads at a time.
     """
 
-    def __init__(self, read: Callable[[int, int], list[Record]]) -> None:
+    def __init__(self, read: Callable[[int, int], Records]) -> None:
         # Not a bound method, which would keep the feeder and its thread alive for ever.
         self._read = weakref.WeakMethod(read)
         self._executor: ThreadPoolExecutor | None = None
-        self._pending: dict[tuple[int, int], Future[list[Record]]] = {}
+        self._pending: dict[tuple[int, int], Future[Records]] = {}
 
-    def read(self, wanted: tuple[int, int], following: Sequence[tuple[int, int]]) -> list[Record]:
+    def read(self, wanted: tuple[int, int], following: Sequence[tuple[int, int]]) -> Records:
         """Return the records wanted, and begin to read those that follow."""
         if self._executor is None:
+            if not following:
+                return self._call(wanted)
             self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="records")
         if wanted not in self._pending:
             for future in self._pending.values():
@@ -583,9 +642,9 @@ class _Ahead:
                 self._pending[span] = self._executor.submit(self._call, span)
         return self._pending.pop(wanted).result()
 
-    def _call(self, span: tuple[int, int]) -> list[Record]:
+    def _call(self, span: tuple[int, int]) -> Records:
         read = self._read()
-        return read(*span) if read is not None else []
+        return read(*span) if read is not None else Records([], [], [])
 
 
 class _Indexed:
@@ -599,21 +658,85 @@ class _Indexed:
 
     def __init__(self, paths: list[Path], indexes: list[Array], counts: list[int]) -> None:
         self.counts = counts
+        self._paths = paths
         self._ends = np.cumsum(counts)
-        self._files = [RecordFile(*pair) for pair in zip(paths, indexes, strict=True)]
+        # One array for all files: where records begin, with each file's end after its last one.
+        lengths = [len(index) for index in indexes]
+        self._offsets = np.concatenate(indexes)
+        firsts = np.cumsum([0, *lengths[:-1]])
+        self._shifts = firsts - (self._ends - counts)
+        views = [self._offsets[i : i + n] for i, n in zip(firsts, lengths, strict=True)]
+        self._files = [RecordFile(*pair) for pair in zip(paths, views, strict=True)]
+        self._headers: dict[int, bytes] = {}
+        self._descriptors: OrderedDict[int, int] = OrderedDict()
+        # A descriptor that another thread closes might come back as that of another file.
+        self._lock = threading.Lock()
+        weakref.finalize(self, _close, self._descriptors)
 
-    def read(self, rows: Array) -> list[Record]:
+    def read(self, rows: Array) -> Records:
         """Return records by their numbers.
 
         Raises:
             RecordError: if one is corrupt.
         """
         files = np.searchsorted(self._ends, rows, side="right")
-        numbers = rows - (self._ends[files] - np.take(self.counts, files))
-        return [
-            (file, number, self._files[file].read(number))
-            for file, number in zip(files.tolist(), numbers.tolist(), strict=True)
+        places = rows + self._shifts[files]
+        starts = self._offsets[places]
+        sizes = (self._offsets[places + 1] - starts).tolist()
+        names = files.tolist()
+        numbers = (rows - (self._ends[files] - np.take(self.counts, files))).tolist()
+        with self._lock:
+            frames = [
+                os.pread(self._descriptors.get(file) or self._opened(file), size, start)
+                for file, size, start in zip(names, sizes, starts.tolist(), strict=True)
+            ]
+        data = [frame[HEADER.size : -FOOTER.size] for frame in frames]
+        # What does not look right is read again by what knows how to say why.
+        for i in np.flatnonzero(~self._are_sound(frames, data, sizes)).tolist():
+            data[i] = self._files[names[i]].read(numbers[i])
+        return Records(data, names, numbers)
+
+    def read_one(self, row: int) -> Record:
+        """Return a record by its number."""
+        (data,), (file,), (number,) = self.read(np.array([row]))
+        return file, number, data
+
+    def _are_sound(self, frames: list[bytes], data: list[bytes], sizes: list[int]) -> Array:
+        """Return which records are whole and have the right checksums: bool, shape (frames,).
+
+        Checksums are compared all at once, which takes half the time of one after the other.
+        """
+        are_whole = [
+            len(frame) == size and frame.startswith(self._headers.get(size) or self._header(size))
+            for frame, size in zip(frames, sizes, strict=True)
         ]
+        if not all(are_whole):
+            return np.zeros(len(frames), bool)
+        stored = np.frombuffer(b"".join([frame[-FOOTER.size :] for frame in frames]), "<u4")
+        found = np.array([google_crc32c.value(part) for part in data], np.uint32)
+        masked = (found >> np.uint32(15) | found << np.uint32(17)) + np.uint32(0xA282EAD8)
+        return masked == stored
+
+    def _header(self, size: int) -> bytes:
+        """Return the header of a record that takes `size` bytes, with the right checksum."""
+        length = (size - FRAME).to_bytes(8, "little")
+        crc = google_crc32c.value(length)
+        masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+        if len(self._headers) < MOST_HEADERS:
+            self._headers[size] = length + FOOTER.pack(masked)
+        return length + FOOTER.pack(masked)
+
+    def _opened(self, file: int) -> int:
+        if len(self._descriptors) >= MOST_OPEN:
+            os.close(self._descriptors.popitem(last=False)[1])
+        descriptor = os.open(self._paths[file], os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptors[file] = descriptor
+        return descriptor
+
+
+def _close(descriptors: dict[int, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
 
 
 class _Stream:
@@ -656,12 +779,12 @@ class _Stream:
         stream.seed, stream._at = None, None
         return stream
 
-    def read(self, first: int, last: int) -> list[Record]:
+    def read(self, first: int, last: int) -> Records:
         """Return the records from one position in the endless stream to another."""
         if self._at != first:
             self._iterator = self._from(first)
         self._at = None  # where it stands after an error is not known
-        records = list(islice(self._iterator, last - first))
+        records = Records.of(islice(self._iterator, last - first))
         self._at = last
         return records
 

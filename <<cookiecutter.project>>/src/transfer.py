@@ -88,19 +88,24 @@ def _from_keras(model: keras.Model, path: Path) -> dict[str, np.ndarray]:
     Such a file knows layers, not paths: Keras reads it into the model, and what it has not touched
     is still not a number afterwards.
     """
-    before = [np.array(weight) for weight in model.weights]
-    floats = [w for w in model.weights if np.issubdtype(np.array(w).dtype, np.floating)]
+    before = [array_of(weight) for weight in model.weights]
+    floats = [w for w in model.weights if np.issubdtype(array_of(w).dtype, np.floating)]
     try:
         for weight in floats:
             weight.assign(np.full(weight.shape, np.nan))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.load_weights(path, skip_mismatch=True)
-        read = {weight.path: np.array(weight) for weight in floats}
+        read = {weight.path: array_of(weight) for weight in floats}
     finally:
         for weight, value in zip(model.weights, before, strict=True):
             weight.assign(value)
     return {name: value for name, value in read.items() if not np.isnan(value).all()}
+
+
+def array_of(weight: Any) -> np.ndarray:
+    """Return a copy of a weight's value."""
+    return np.array(keras.ops.convert_to_numpy(weight))
 
 
 def freeze(model: keras.Model, pattern: str) -> None:
