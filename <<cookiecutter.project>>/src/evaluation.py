@@ -589,7 +589,8 @@ def _is_final(state: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     if state["stop_reason"]:
         return True
     if config.get("num_steps") is not None:
-        return state["global_step"] >= config["num_steps"]
+        is_open = state["step"] > 0 and not state["is_cut"]  # its epoch has yet to be ended
+        return state["global_step"] >= config["num_steps"] and not is_open
     return state["epoch"] >= (config.get("num_epochs") or math.inf)
 
 

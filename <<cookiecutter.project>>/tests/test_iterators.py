@@ -883,9 +883,12 @@ def test_parts_take_turns_by_global_step_also_after_a_resume(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"iterator": "nowhere.Iterator"}, ["iterator", "nowhere.Iterator", "no such module"]),
+        ({"iterator": "nowhere.Iterator"}, ["iterator", "nowhere.Iterator", "no module nowhere"]),
         ({"iterator": path_of(Counts) + "s"}, ["iterator", ":Countss", "has no 'Countss'"]),
-        ({"model": "nowhere:Model"}, ["model", "nowhere:Model", "no such module"]),
+        (
+            {"model": "nowhere:Model"},
+            ["model", "nowhere:Model", "no module src.nowhere or nowhere"],
+        ),
         ({"model": path_of(Counter) + "s"}, ["model", ":Counters", "has no 'Counters'"]),
         (
             {"datasets": {"train": "src.nowhere.Data"}},
@@ -893,11 +896,11 @@ def test_parts_take_turns_by_global_step_also_after_a_resume(
         ),
         (
             {"datasets": BOTH_SPLITS | {"validation": "nowhere:Data"}},
-            ["datasets.validation", "nowhere:Data", "no such module"],
+            ["datasets.validation", "nowhere:Data", "no module src.nowhere or nowhere"],
         ),
         (
             {"datasets": None, "dataset": "nowhere:Data"},
-            ["dataset", "nowhere:Data", "no such module"],
+            ["dataset", "nowhere:Data", "no module src.nowhere or nowhere"],
         ),
         ({"model": path_of(RefusesModel)}, ["model", ":RefusesModel", "width must be even"]),
         (

@@ -252,7 +252,7 @@ def test_classes_are_found_in_either_spelling(model: dict[str, str]) -> None:
     ("changes", "sentence"),
     [
         ({"model__type": "toy:Nothing"}, r"model\.type: 'toy:Nothing': src\.toy has no 'Nothing'"),
-        ({"model__type": "nowhere:Model"}, "there is no such module"),
+        ({"model__type": "nowhere:Model"}, "there is no module src.nowhere or nowhere"),
         ({"model__hidden": 3}, "unexpected keyword argument 'hidden'"),
         ({"model__type": "json:loads"}, "does not take this config"),
         ({"model__type": "src.models.build_simple_cnn"}, "does not take this config"),

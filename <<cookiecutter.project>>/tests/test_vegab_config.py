@@ -337,7 +337,10 @@ def test_a_name_is_registered_or_imported() -> None:
     [
         ("tiyn", "model: there is no 'tiyn'; did you mean 'tiny'?"),
         ("vegab.config.Kye", "model: 'vegab.config.Kye': vegab.config has no 'Kye'; did you mean"),
-        ("nowhere.at.All", "model: 'nowhere.at.All' cannot be imported: there is no such module"),
+        (
+            "nowhere.at.All",
+            "model: 'nowhere.at.All' cannot be imported: there is no module nowhere.at or nowhere",
+        ),
         ("broken:Name", "model: 'broken:Name': importing broken failed: NameError"),
         (3, "model: 3 names nothing that could be imported"),
         ("", "model: '' names nothing that could be imported"),

@@ -32,11 +32,13 @@ def resolve(
             if hint
             else f"{key}: there is no '{name}'; {expected}"
         )
-    for module_name, attributes in _readings(name, search):
+    tried = list(_readings(name, search))
+    for module_name, attributes in tried:
         module = _import(module_name, key, name)
         if module is not None:
             return _attribute(module, attributes, key, name)
-    raise UsageError(f"{key}: '{name}' cannot be imported: there is no such module")
+    modules = " or ".join(module_name for module_name, _ in tried)
+    raise UsageError(f"{key}: '{name}' cannot be imported: there is no module {modules}{names}")
 
 
 def _is_path(name: str) -> bool:
