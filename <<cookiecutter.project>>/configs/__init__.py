@@ -143,5 +143,5 @@ registry.register(
     help="the same number of 100 kinds, 169 MB to download",
 )
 
-for folder in (".", "variants"):
-    registry.add_folder(Path(__file__).parent / folder)
+registry.add_folder(Path(__file__).parent)
+registry.add_folder(Path(__file__).parent / "variants")
