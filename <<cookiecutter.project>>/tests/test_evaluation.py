@@ -29,6 +29,7 @@ import numpy as np
 
 from src.iterators import TemplateIterator, TFBaseEvaluator, TFBaseTrainer
 
+
 class Scale:
     """Multiplies by the number of training steps that it has seen."""
 
