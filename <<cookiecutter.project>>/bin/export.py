@@ -32,7 +32,8 @@ def export(run: str, output: str, checkpoint: str = "best") -> None:
     prepared.load(path)
     from src.export import export as write
 
-    features, _ = prepared.dataset.train.batch(0, 0)
+    batch = prepared.dataset.train.batch(0, 0)
+    features = batch[0] if isinstance(batch, tuple) else batch
     signatures = write(prepared.model, features, prepared.serving, target)
     for name, inputs in signatures.items():
         print(f"{name}: {', '.join(f'{key} {spec}' for key, spec in inputs.items())}")

@@ -44,6 +44,7 @@ def build_variant(config: Mapping[str, Any]) -> Experiment:
         )
     first = call(config, "train.train_feeder", splits.train.batch, 0, 0)
     call(config, "model", make_variables, model, first, train["fine_tune"])
+    features = first[0] if isinstance(first, tuple) else first
     monitor = monitor_of(config)
     call(config, "monitor", is_lower_better, monitor, config["monitor_mode"])
     return Experiment(
@@ -55,7 +56,7 @@ def build_variant(config: Mapping[str, Any]) -> Experiment:
         callbacks=callbacks_of(config),
         own_hooks=[
             *hooks_of(config, monitor),
-            *exporters_of(config, monitor, splits.train.steps_per_epoch, first[0], serving),
+            *exporters_of(config, monitor, splits.train.steps_per_epoch, features, serving),
         ],
         serving=serving,
         settings={
@@ -83,9 +84,11 @@ class OneLabel:
         return self.source.steps_per_epoch
 
     def batch(self, epoch: int, step: int) -> Any:
-        """Return features by name, and labels: one array, or several by name."""
-        features, labels = self.source.batch(epoch, step)
-        return features, next(iter(labels.values())) if len(labels) == 1 else labels
+        """Return features by name, and labels, if any: one array, or several by name."""
+        batch = self.source.batch(epoch, step)
+        if isinstance(batch, tuple) and isinstance(batch[1], Mapping) and len(batch[1]) == 1:
+            return batch[0], next(iter(batch[1].values()))
+        return batch
 
     def digest(self) -> str:
         """Return the feeder's digest."""

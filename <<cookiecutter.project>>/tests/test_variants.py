@@ -19,9 +19,10 @@ import tensorflow as tf
 from configs import registry
 from src import devices, transfer
 from src.experiment import build
+from src.feeders import MemorySamplesFeeder
 from src.hooks import Hook
 from src.transfer import freeze, warm_start
-from src.variant_experiment import exporters_of
+from src.variant_experiment import OneLabel, exporters_of
 from tests.conftest import ROOT, Command
 from vegab import UsageError
 from vegab.config import Override
@@ -273,6 +274,18 @@ def test_what_cannot_be_built_is_named(changes: dict[str, Any], sentence: str) -
         build(variant(**changes))
 
 
+def test_feeders_from_memory_and_without_labels(tmp_path: Path) -> None:
+    numbers = [[0.0], [1.0], [2.0], [3.0]]
+    feeder = {"type": "MemorySamplesFeeder", "x": {"number": numbers}, "batch_size": 2}
+    config = variant(train__epochs=2, train__validation_secs=None)
+    config["train"] |= {"train_feeder": {**feeder, "y": [0, 1, 2, 3]}, "eval_feeder": {}}
+    experiment = build(config, str(tmp_path))
+    experiment.train(tmp_path, experiment.hooks(None))
+    assert (tmp_path / "history.csv").read_text().splitlines()[-1].startswith("1,4,")
+    without_labels = OneLabel(MemorySamplesFeeder({"number": numbers}, batch_size=2))
+    assert without_labels.batch(0, 0).keys() == {"number"}
+
+
 def test_a_model_that_is_not_compiled_is_refused() -> None:
     config = variant() | {"model": {"type": "keras:Sequential"}}
     with pytest.raises(UsageError, match="gives a Sequential; expected a compiled Keras model"):
@@ -465,6 +478,7 @@ tf.config.set_logical_device_configuration(processor, two)
 from configs import registry
 from src import devices
 from src.experiment import build
+from src.feeders import MemorySamplesFeeder
 from src.hooks import Hook
 
 devices.device_names = lambda: ["CPU:0", "CPU:1"]
