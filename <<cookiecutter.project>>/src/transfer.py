@@ -21,14 +21,16 @@ _frozen: WeakKeyDictionary[keras.Model, list[Any]] = WeakKeyDictionary()
 
 
 class Taken(NamedTuple):
-    """Paths of a model's trainable weights: those that a checkpoint gave, and the others."""
+    """Paths of a model's weights: those that a checkpoint gave, and the others."""
 
     taken: list[str]
     left: list[str]
 
 
 def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Taken:
-    """Assign weights of a checkpoint to the trainable ones of a model that have the same path.
+    """Assign weights of a checkpoint to those of a model that have the same path.
+
+    The averages of batch normalisation count among them, and weights that are not to be trained.
 
     Args:
         model: with its weights made.
@@ -42,7 +44,7 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Tak
     """
     wanted = {
         weight.path: weight
-        for weight in model.trainable_weights
+        for weight in model.weights
         if matching(pattern, weight.path, "--warm_start_vars")
     }
     path = checkpoint / LATEST if checkpoint.is_dir() else checkpoint
@@ -53,7 +55,7 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Tak
     if not taken:
         raise ValueError(
             f"{path} has no weight for {pattern!r}; the model's are "
-            f"{_some([weight.path for weight in model.trainable_weights])}, "
+            f"{_some([weight.path for weight in model.weights])}, "
             f"the file's {_some(sorted(saved))}"
         )
     for name in taken:
@@ -64,7 +66,7 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Tak
             )
     for name in taken:
         wanted[name].assign(saved[name])
-    return Taken(taken, sorted({w.path for w in model.trainable_weights} - {*taken}))
+    return Taken(taken, sorted({weight.path for weight in model.weights} - {*taken}))
 
 
 def _from_commit(path: Path) -> dict[str, np.ndarray]:

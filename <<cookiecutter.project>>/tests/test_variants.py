@@ -359,6 +359,18 @@ def test_a_warm_start_is_told_and_acts_only_without_a_commit(
     assert "warm start" not in again.stdout
 
 
+def test_a_warm_start_and_fine_tuning_go_together(config: dict[str, Any], tmp_path: Path) -> None:
+    experiment = build(config)
+    experiment.train(tmp_path, [])
+    tuned = build(config | {"fine_tune": "dense.*"})
+    trained = sorted(weight.path for weight in tuned.model.trainable_weights)
+    assert trained == ["dense/bias", "dense/kernel"]
+    tuned.warm_start(tmp_path, ".*")
+    assert weights_of(tuned.model).keys() == weights_of(experiment.model).keys()
+    for name, value in weights_of(tuned.model).items():
+        np.testing.assert_array_equal(value, weights_of(experiment.model)[name])
+
+
 def test_fine_tuning_trains_only_what_matches(tmp_path: Path) -> None:
     run, changes = tmp_path / "run", {"train__fine_tune": "outputs/bias", "train__epochs": 3}
     first = weights_of(build(variant(**changes)).model)
