@@ -76,7 +76,7 @@ test: setup ## run the tests (ARGS='-k cruft' for some of them)
 	@$(PYTEST) -n auto --maxprocesses=4 --dist=loadgroup $(FAULT_TESTS:%=--ignore=%) $(ARGS)
 
 fault-sample: setup ## break runs in many ways, a sample of some ten minutes
-	@$(PYTEST) $(FAULT_TESTS) $(ARGS)
+	@$(PYTEST) -n 2 --dist=loadfile $(FAULT_TESTS) $(ARGS)
 
 fault-test: setup ## break runs in all ways, which takes hours
 	@TEMPLATE_FAULT_TESTS_WHOLE=1 $(PYTEST) $(FAULT_TESTS) $(ARGS)
