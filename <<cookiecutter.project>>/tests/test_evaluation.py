@@ -480,7 +480,8 @@ def test_new_commits_are_evaluated_until_the_run_ends(
     status.write_text('{"status": "running"}')
 
     def commit(step: int) -> None:
-        state = {"global_step": step, "epoch": step, "stop_reason": None}
+        place = {"global_step": step, "epoch": step, "step": 0, "is_cut": False}
+        state = place | {"stop_reason": None}
         (tmp_path / "new").write_text(json.dumps(state))
         (tmp_path / "new").rename(tmp_path / "model.h5")
 
