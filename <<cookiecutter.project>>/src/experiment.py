@@ -601,7 +601,8 @@ def call(
 
 
 def quiet_libraries() -> None:
-    """Keep notices of matplotlib's fonts, and what can be of TensorFlow's, out of the output."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    """Keep notices of matplotlib, and what can be of TensorFlow's, out of the output."""
+    for name in ("matplotlib", "absl", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
