@@ -73,7 +73,7 @@ FAULT_TESTS := tests/test_faults.py tests/test_faults_disk.py tests/test_faults_
   tests/test_check_resume.py
 
 test: setup ## run the tests (ARGS='-k cruft' for some of them)
-	@$(PYTEST) -n auto --maxprocesses=4 --dist=loadgroup $(FAULT_TESTS:%=--ignore=%) $(ARGS)
+	@$(PYTEST) -n auto --maxprocesses=4 --dist=loadfile $(FAULT_TESTS:%=--ignore=%) $(ARGS)
 
 fault-sample: setup ## break runs in many ways, a sample of some ten minutes
 	@$(PYTEST) -n 2 --dist=loadfile $(FAULT_TESTS) $(ARGS)

@@ -196,7 +196,7 @@ def test_code_is_clean(project: Path, tmp_path: Path, command: tuple[str, ...]) 
 def test_project_passes_its_own_tests(bake: Baker) -> None:
     project = bake().project
     environment = {name: value for name, value in os.environ.items() if name != FAIL_ON_SKIP}
-    command = ("pytest", "-q", "-n", "auto", "--maxprocesses=4", "--dist=loadgroup")
+    command = ("pytest", "-q", "-n", "auto", "--maxprocesses=4", "--dist=loadfile")
     tests = run(sys.executable, "-m", *command, cwd=project, env=environment, timeout=1200)
     closing = tests.stdout.strip().splitlines()[-1]
     if os.environ.get(FAIL_ON_SKIP):

@@ -14,9 +14,6 @@ from pathlib import Path
 import pytest
 from conftest import run
 
-# Its tests share what takes long to make.
-pytestmark = pytest.mark.xdist_group("deephub")
-
 # As Deephub's guide has it, with its feeders in two files.
 VARIANT = """\
 model:

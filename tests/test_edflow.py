@@ -22,9 +22,6 @@ import numpy as np
 import pytest
 from conftest import files_below, run
 
-# Its tests share what takes long to make.
-pytestmark = pytest.mark.xdist_group("edflow")
-
 Done = subprocess.CompletedProcess[str]
 
 # What an EDflow user has in a package: dataset, model, iterator, hooks, callbacks, configs.

@@ -16,9 +16,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run
 
-# Its tests share what takes long to make.
-pytestmark = pytest.mark.xdist_group("torch")
-
 VERSION = "2.13.0"
 EXACT = ("model.h5", "history.csv")
 

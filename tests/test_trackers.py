@@ -22,9 +22,6 @@ import pytest
 from conftest import run
 from test_readme import code_blocks, commands_of
 
-# Its tests share what takes long to make.
-pytestmark = pytest.mark.xdist_group("trackers")
-
 REQUIREMENTS = Path(__file__).with_name("requirements-trackers.txt")
 SMALL = ("--n_filters=4", "--n_layers=1", "--num_epochs=3")
 NUM_STEPS = 40  # in an epoch

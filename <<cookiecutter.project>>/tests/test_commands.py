@@ -9,9 +9,6 @@ import pytest
 
 from tests.conftest import Command
 
-# The first of its tests makes the run that the others look at.
-pytestmark = pytest.mark.xdist_group("commands")
-
 SMALL = ("--n_filters=4", "--n_layers=1")
 
 

@@ -17,9 +17,6 @@ from src.datasets import DatasetMixin
 from src.evaluation import OutputWriter, StoredOutputs, run_callbacks
 from tests.conftest import ROOT, Command
 
-# Its tests share what takes long to make.
-pytestmark = pytest.mark.xdist_group("evaluation")
-
 NUM_EXAMPLES = 10
 
 # The models and iterators, in a module apart: callbacks have to do without Keras.

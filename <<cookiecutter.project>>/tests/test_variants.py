@@ -27,9 +27,6 @@ from tests.conftest import ROOT, Command
 from vegab import UsageError
 from vegab.config import Override
 
-# Its tests share what takes long to make.
-pytestmark = pytest.mark.xdist_group("variants")
-
 FEEDERS = (
     *("-p", "train.train_feeder.file_patterns", "data/toy/train-*"),
     *("-p", "train.eval_feeder.file_patterns", "data/toy/validation-*"),
