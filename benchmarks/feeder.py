@@ -20,7 +20,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -31,6 +30,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from loop import heading, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ROOT / "<<cookiecutter.project>>"
@@ -188,11 +189,6 @@ def example(image: bytes, label: int) -> bytes:
     return field(1, values)
 
 
-def spread(figures: list[float]) -> str:
-    """Return median, least and most."""
-    return f"{statistics.median(figures):.2f} ({min(figures):.2f} to {max(figures):.2f})"
-
-
 def rate(folder: Path, args: argparse.Namespace) -> str:
     """Examples per second, ours over the other's."""
     make(folder, args.records)
@@ -257,24 +253,6 @@ def memory(folder: Path, args: argparse.Namespace) -> str:
 ROWS = {"rate": rate, "memory": memory}
 
 
-def heading() -> str:
-    """Return what was measured, and on what."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = []
-    for package in ("tensorflow", "tensorflow-cpu", "google-crc32c"):
-        try:
-            versions.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    return (
-        f"Python {platform.python_version()}, {', '.join(versions)}\n"
-        f"on {platform.machine()}, {os.cpu_count()} cores, {platform.system()}; the "
-        "machine was shared with other work; the files were in the system's cache.\n"
-        "Median (least to most) of pairs measured in turn; in brackets, the medians of both sides."
-    )
-
-
 def main() -> None:
     """Measure rows, print them, and keep them beside this file if they are all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -287,7 +265,9 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.rows) - set(ROWS):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-    text = heading()
+    text = heading(
+        ("tensorflow", "tensorflow-cpu", "google-crc32c"), "the files were in the system's cache"
+    )
     print(text, flush=True)
     for name in args.rows or ROWS:
         with tempfile.TemporaryDirectory() as folder:

@@ -35,7 +35,7 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -838,12 +838,12 @@ def line(row: Row, figures: Figures | str) -> str:
     return f"{row.text}\n    {spread(figures.ratios)}, {number} pairs{said}  [{figures.note}]"
 
 
-def heading() -> str:
+def heading(packages: Sequence[str], note: str = "") -> str:
     """Return what was measured, and on what."""
     from importlib.metadata import PackageNotFoundError, version
 
     versions = []
-    for package in ("tensorflow", "tensorflow-cpu", "keras", "torch", "lightning"):
+    for package in packages:
         try:
             versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
@@ -851,7 +851,7 @@ def heading() -> str:
     return (
         f"Python {platform.python_version()}, {', '.join(versions)}\n"
         f"on {platform.machine()}, {os.cpu_count()} cores, {platform.system()}; the "
-        "machine was shared with other work.\n"
+        f"machine was shared with other work{note and f'; {note}'}.\n"
         "Ratio: median (least to most) of pairs measured in turn; in brackets, the medians of both "
         "sides."
     )
@@ -867,7 +867,7 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.rows) - set(ROWS):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-    text = heading()
+    text = heading(("tensorflow", "tensorflow-cpu", "keras", "torch", "lightning"))
     print(text, flush=True)
     for name in args.rows or ROWS:
         told = line(ROWS[name], ROWS[name].measure(args))

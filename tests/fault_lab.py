@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 WHOLE = bool(os.environ.get("TEMPLATE_FAULT_TESTS_WHOLE"))
 EXACT = ("model.h5", "model_best.h5", "history.csv")
 KILLED, INTERRUPTED = -9, 75
+MOMENTS = ("before", "in", "after")
 LIMIT = 180  # seconds for one attempt, after which it counts as hung
 
 SMALL = ("root", "--n_filters=2", "--n_layers=1", "--batch_size=128", "--no_tensorboard")
@@ -249,6 +250,46 @@ def two_at_once(tasks: Sequence[Any]) -> list[Any]:
     """Call functions, two at a time; the first error is raised."""
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda task: task(), tasks))
+
+
+def killed_anywhere(lab: Lab, job: Job, chains: Sequence[list[dict[str, Any]]]) -> None:
+    """Kill a run for each chain of kills, and finish it; most kills must strike."""
+    lab.reference(job)
+    struck = two_at_once(
+        [lambda i=i, c=c: lab.chain(job, c, f"kills-{i}") for i, c in enumerate(chains)]
+    )
+    assert sum(struck) >= 0.8 * sum(map(len, chains)), "kills came too late to count"
+
+
+def every_kill(
+    kill: Callable[..., dict[str, Any]],
+    places: Mapping[str, int],
+    delay: float,
+    resumes_after: tuple[str, Sequence[int]],
+) -> list[list[dict[str, Any]]]:
+    """Before, in and after every call of each place, after the end, and while resuming.
+
+    Args:
+        kill: makes a kill of place, call, moment and delay.
+        places: how often each is called.
+        delay: of a kill within a call, in seconds.
+        resumes_after: the place and the calls at which the first of two kills strikes, the second
+            while the run resumes.
+    """
+    chains = [
+        [kill(at, n, when, delay)]
+        for at, number in places.items()
+        for n in range(1, number + 1)
+        for when in MOMENTS
+    ]
+    first, calls = resumes_after
+    resumes = [
+        [kill(first, n), kill(at, 1, when)]
+        for n in calls
+        for at in ("read", "restore")
+        for when in MOMENTS
+    ]
+    return [*chains, [kill("training", 1, "after")], *resumes]
 
 
 def needs_shim(lab: Lab) -> None:

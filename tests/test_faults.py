@@ -19,17 +19,18 @@ from fault_lab import (
     COMPILED,
     INTERRUPTED,
     KILLED,
+    MOMENTS,
     RECURRENT,
     STEPS,
     SUBCLASSED,
     WHOLE,
     Job,
     Lab,
+    every_kill,
+    killed_anywhere,
     opened,
     two_at_once,
 )
-
-MOMENTS = ("before", "in", "after")
 
 
 @pytest.fixture(scope="module")
@@ -60,31 +61,11 @@ def some_kills(chance: random.Random) -> list[dict[str, Any]]:
     ("job", "runs"), [(CNN, 5), (RECURRENT, 4), (SUBCLASSED, 4), (COMPILED, 1)], ids=str
 )
 def test_killed_anywhere(lab: Lab, job: Job, runs: int) -> None:
-    lab.reference(job)
-    sample = [some_kills(random.Random(seed)) for seed in range(runs)]
-    chains = sample + (every_kill(job) if WHOLE and job is not COMPILED else [])
-    struck = two_at_once(
-        [lambda i=i, c=c: lab.chain(job, c, f"kills-{i}") for i, c in enumerate(chains)]
-    )
-    assert sum(struck) >= 0.8 * sum(map(len, chains)), "kills came too late to count"
-
-
-def every_kill(job: Job) -> list[list[dict[str, Any]]]:
-    """Before, in and after every step, commit and validation, and while resuming."""
-    places = {"step": job.num_epochs * STEPS, "commit": 8, "views": 8, "validation": 3}
-    chains = [
-        [kill(at, n, when, 0.002)]
-        for at, number in places.items()
-        for n in range(1, number + 1)
-        for when in MOMENTS
-    ]
-    resumes = [
-        [kill("step", n), kill(at, 1, when)]
-        for n in (6, 12, 21)
-        for at in ("read", "restore")
-        for when in MOMENTS
-    ]
-    return [*chains, [kill("training", 1, "after")], *resumes]
+    chains = [some_kills(random.Random(seed)) for seed in range(runs)]
+    if WHOLE and job is not COMPILED:
+        places = {"step": job.num_epochs * STEPS, "commit": 8, "views": 8, "validation": 3}
+        chains += every_kill(kill, places, 0.002, resumes_after=("step", (6, 12, 21)))
+    killed_anywhere(lab, job, chains)
 
 
 STORM = Job("storm", (*CNN.words[:-1], "--checkpoint_steps=2"), num_epochs=6)

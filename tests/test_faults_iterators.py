@@ -17,15 +17,17 @@ from conftest import files_below
 from fault_lab import (
     INTERRUPTED,
     KILLED,
+    MOMENTS,
     WHOLE,
     Job,
     Lab,
     differences,
+    every_kill,
+    killed_anywhere,
     opened,
     two_at_once,
 )
 
-MOMENTS = ("before", "in", "after")
 STEPS = 3  # of an epoch of 12 examples
 
 
@@ -116,30 +118,12 @@ AT_ENDS = [
     ],
 )
 def test_killed_anywhere(lab: Lab, job: Job, chains: list[list[dict[str, Any]]]) -> None:
-    lab.reference(job)
-    chains = chains + (every_kill() if WHOLE else [])
-    struck = two_at_once(
-        [lambda i=i, c=c: lab.chain(job, c, f"kills-{i}") for i, c in enumerate(chains)]
-    )
-    assert sum(struck) >= 0.8 * sum(map(len, chains)), "kills came too late to count"
-
-
-def every_kill() -> list[list[dict[str, Any]]]:
-    """Before, in and after every step, validation and commit, and while resuming."""
-    places = {"iterator_step": 7, "iterator_validation": 3, "snapshot": 3, "commit": 3, "views": 3}
-    chains = [
-        [fault(at, n, when, 0.001)]
-        for at, number in places.items()
-        for n in range(1, number + 1)
-        for when in MOMENTS
-    ]
-    resumes = [
-        [fault("iterator_step", n), fault(at, 1, when)]
-        for n in (2, 4, 6)
-        for at in ("read", "restore")
-        for when in MOMENTS
-    ]
-    return [*chains, [fault("training", 1, "after")], *resumes]
+    if WHOLE:
+        places = dict.fromkeys(("iterator_validation", "snapshot", "commit", "views"), 3)
+        places |= {"iterator_step": 7}
+        resumes = ("iterator_step", (2, 4, 6))
+        chains = chains + every_kill(fault, places, 0.001, resumes_after=resumes)
+    killed_anywhere(lab, job, chains)
 
 
 @pytest.mark.parametrize("job", [GAN, NUMPY_4], ids=str)

@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator
 
-from src.commit_file import STATE, DamagedCheckpointError, read_state, verify
+from src.commit_file import STATE, DamagedCheckpointError, read_state, verify, weights_in
 from src.commit_layout import CommitLayout, path_of
 from src.history import HistoryArray, csv_lines
 from src.transfer import as_if_none_were_frozen
@@ -239,7 +239,8 @@ class Checkpoint:
         assert path is not None
         with h5py.File(path, "r") as file:
             if self.model is not None:
-                _compare(_saved_weights(file), wanted_variables(self.model.weights), path)
+                saved = [(_plain(name), dataset.shape) for name, dataset in weights_in(file)]
+                _compare(saved, wanted_variables(self.model.weights), path)
             for group in groups:
                 saved, wanted = (
                     saved_variables(file[STATE][group]),
@@ -435,18 +436,6 @@ def saved_variables(group: h5py.Group) -> list[tuple[str, tuple[int, ...]]]:
 def wanted_variables(variables: Sequence[Any]) -> list[tuple[str, tuple[int, ...]]]:
     """Return path and shape of variables, as `saved_variables` does."""
     return [(_plain(path_of(variable)), tuple(variable.shape)) for variable in variables]
-
-
-def _saved_weights(file: h5py.File) -> list[tuple[str, tuple[int, ...]]]:
-    """Return path and shape of the weights in a commit, which Keras may have written."""
-    if "model_weights" not in file:
-        return saved_variables(file[STATE]["weights"])
-    group = file["model_weights"]
-    return [
-        (_plain(str(name)), group[layer][name].shape)
-        for layer in group.attrs["layer_names"]
-        for name in group[layer].attrs["weight_names"]
-    ]
 
 
 def _compare(

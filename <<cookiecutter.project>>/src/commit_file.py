@@ -55,6 +55,19 @@ def read_state(path: Path) -> dict[str, Any]:
         raise DamagedCheckpointError(f"{path} is no checkpoint of ours: {error}") from error
 
 
+def weights_in(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
+    """Return path and data of the weights in a commit, which Keras may have written."""
+    if "model_weights" not in file:
+        datasets = file[STATE]["weights"].values()
+        return [(str(dataset.attrs["path"]), dataset) for dataset in datasets]
+    group = file["model_weights"]
+    return [
+        (str(name), group[layer][name])
+        for layer in group.attrs["layer_names"]
+        for name in group[layer].attrs["weight_names"]
+    ]
+
+
 def _with_arrays(value: Any, file: h5py.File) -> Any:
     if isinstance(value, list):
         return [_with_arrays(item, file) for item in value]

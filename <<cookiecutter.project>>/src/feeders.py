@@ -39,6 +39,8 @@ from src.tfrecords import (
     file_info,
     generate,
     generate_command,
+    header,
+    masked,
     read_all,
     read_index,
 )
@@ -50,7 +52,6 @@ COMPRESSIONS = ("", "GZIP", "ZLIB")
 # Features that a record may be without are looked for in so many.
 LOOKED_AT = 1000
 MOST_OPEN = 64  # files, beside those that others have open
-MOST_HEADERS = 10_000
 
 
 class Records(NamedTuple):
@@ -667,7 +668,6 @@ class _Indexed:
         self._shifts = firsts - (self._ends - counts)
         views = [self._offsets[i : i + n] for i, n in zip(firsts, lengths, strict=True)]
         self._files = [RecordFile(*pair) for pair in zip(paths, views, strict=True)]
-        self._headers: dict[int, bytes] = {}
         self._descriptors: OrderedDict[int, int] = OrderedDict()
         # A descriptor that another thread closes might come back as that of another file.
         self._lock = threading.Lock()
@@ -707,24 +707,14 @@ class _Indexed:
         Checksums are compared all at once, which takes half the time of one after the other.
         """
         are_whole = [
-            len(frame) == size and frame.startswith(self._headers.get(size) or self._header(size))
+            len(frame) == size and frame.startswith(header(size - FRAME))
             for frame, size in zip(frames, sizes, strict=True)
         ]
         if not all(are_whole):
             return np.zeros(len(frames), bool)
         stored = np.frombuffer(b"".join([frame[-FOOTER.size :] for frame in frames]), "<u4")
-        found = np.array([google_crc32c.value(part) for part in data], np.uint32)
-        masked = (found >> np.uint32(15) | found << np.uint32(17)) + np.uint32(0xA282EAD8)
-        return masked == stored
-
-    def _header(self, size: int) -> bytes:
-        """Return the header of a record that takes `size` bytes, with the right checksum."""
-        length = (size - FRAME).to_bytes(8, "little")
-        crc = google_crc32c.value(length)
-        masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-        if len(self._headers) < MOST_HEADERS:
-            self._headers[size] = length + FOOTER.pack(masked)
-        return length + FOOTER.pack(masked)
+        found = np.array([google_crc32c.value(part) for part in data], np.uint64)
+        return masked(found) == stored
 
     def _opened(self, file: int) -> int:
         if len(self._descriptors) >= MOST_OPEN:

@@ -307,7 +307,7 @@ class RecordFile:
         if len(frame) < end - start:
             raise RecordError(self.path, start, "is torn: the file ends in it")
         # Whole and as long as the index says, a header can only have these bytes.
-        if frame[: HEADER.size] != _header(end - start - FRAME):
+        if frame[: HEADER.size] != header(end - start - FRAME):
             length = _checked_length(self.path, start, frame)
             raise RecordError(self.path, start, f"has {length} bytes, unlike what the index says")
         data = frame[HEADER.size : -FOOTER.size]
@@ -343,7 +343,7 @@ def write_records(path: Path, records: Iterable[bytes], compression: str = "") -
     number = 0
     with _atomically(Path(path)) as file, _compressed(file, compression) as stream:
         for data in records:
-            stream.write(_header(len(data)))
+            stream.write(header(len(data)))
             stream.write(data)
             stream.write(FOOTER.pack(_masked_crc(data)))
             number += 1
@@ -353,13 +353,17 @@ def write_records(path: Path, records: Iterable[bytes], compression: str = "") -
 # --------------------------------------------------------------------------------- reading records
 
 
-def _masked_crc(data: bytes) -> int:
-    crc = google_crc32c.value(data)
+def masked(crc: Any) -> Any:
+    """Return a CRC, or an array of them as uint64, as it stands in a file of records."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-@functools.lru_cache(maxsize=2**12)
-def _header(length: int) -> bytes:
+def _masked_crc(data: bytes) -> int:
+    return masked(google_crc32c.value(data))
+
+
+@functools.lru_cache(maxsize=2**14)
+def header(length: int) -> bytes:
     """Return the bytes that a record with so many bytes of data begins with."""
     packed = struct.pack("<Q", length)
     return packed + FOOTER.pack(_masked_crc(packed))
@@ -371,8 +375,8 @@ def _records(
     """Yield offset and data of the records of a file of `size` bytes."""
     stream = _decompressed(file, compression)
     offset = 0
-    while header := _read(stream, HEADER.size, path, offset):
-        length = _checked_length(path, offset, header)
+    while head := _read(stream, HEADER.size, path, offset):
+        length = _checked_length(path, offset, head)
         # A length is a number like any other in a file: no memory is set aside at its word.
         if not compression and length > size - offset - FRAME:
             raise RecordError(path, offset, "is torn: the file ends in it")

@@ -12,7 +12,7 @@ import h5py
 import keras
 import numpy as np
 
-from src.commit_file import STATE, verify
+from src.commit_file import verify, weights_in
 
 LATEST = "model.h5"
 KERAS_FILES = (".keras", ".weights.h5")
@@ -73,15 +73,7 @@ def _from_commit(path: Path) -> dict[str, np.ndarray]:
     """Return the weights of a commit by path."""
     verify(path)
     with h5py.File(path, "r") as file:
-        if "model_weights" not in file:
-            weights = file[STATE]["weights"].values()
-            return {str(dataset.attrs["path"]): dataset[()] for dataset in weights}
-        group = file["model_weights"]
-        return {
-            str(name): group[layer][name][()]
-            for layer in group.attrs["layer_names"]
-            for name in group[layer].attrs["weight_names"]
-        }
+        return {name: dataset[()] for name, dataset in weights_in(file)}
 
 
 def _from_keras(model: keras.Model, path: Path) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from src.features import ImageFeature, RawFeature
 from src.feeders import MemorySamplesFeeder, TFRecordExamplesFeeder
 from src.tfrecords import INDEX, METADATA, MetadataError, RecordError, generate, write_records
 from src.training_loop import training_loop
-from tests.test_training_loop import StopAt
+from tests.interruptions import StopAt
 
 INT = {"type": "FixedLenFeature", "shape": [], "dtype": "int64"}
 NUMBER = {"number": INT}

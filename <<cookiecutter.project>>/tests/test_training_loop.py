@@ -1,6 +1,5 @@
 """The loop: what stands in the history, how it resumes, how it stops."""
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from src.history import is_lower_better
 from src.hooks import EarlyStopping, Hook
 from src.steps import Steps
 from src.training_loop import rate_in_epoch, training_loop
+from tests.interruptions import AfterStep, StopAt
 
 History = list[dict[str, Any]]
 
@@ -39,21 +39,6 @@ def train(
         hooks=hooks,
         **(arguments | changes),
     )
-
-
-class StopAt(Hook):
-    """Sends the process a signal after a step."""
-
-    def __init__(self, global_step: int, number: signal.Signals = signal.SIGTERM) -> None:
-        self.global_step = global_step
-        self.number = number
-
-    def next_step(self, global_step: int) -> int | None:
-        return self.global_step if global_step < self.global_step else None
-
-    def after_step(self, global_step: int, last_results: Any) -> None:
-        if global_step == self.global_step:
-            os.kill(os.getpid(), self.number)
 
 
 def test_the_history_has_a_row_per_epoch(config: dict[str, Any], tmp_path: Path) -> None:
@@ -191,16 +176,9 @@ def diverging_model() -> keras.Model:
     return model
 
 
-class DivergeAt(Hook):
-    def __init__(self, global_step: int) -> None:
-        self.global_step = global_step
-
-    def next_step(self, global_step: int) -> int | None:
-        return self.global_step if global_step < self.global_step else None
-
-    def after_step(self, global_step: int, last_results: Any) -> None:
-        if global_step == self.global_step:
-            self.run.model.layers[1].factor.assign(np.nan)
+class DivergeAt(AfterStep):
+    def act(self) -> None:
+        self.run.model.layers[1].factor.assign(np.nan)
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "continue"])

@@ -4,7 +4,6 @@ import csv
 import filecmp
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from src.hooks import Hook
 from src.transfer import freeze, warm_start
 from src.variant_experiment import OneLabel, exporters_of
 from tests.conftest import ROOT, Command
+from tests.interruptions import StopAt
 from vegab import UsageError
 from vegab.config import Override
 
@@ -49,20 +49,6 @@ def train(folder: Path, *more: Hook, **changes: Any) -> list[dict[str, str]]:
     experiment.train(folder, [*experiment.hooks(None), *more])
     with open(folder / "history.csv", newline="") as file:
         return list(csv.DictReader(file))
-
-
-class StopAt(Hook):
-    """Sends the process a SIGTERM after a step."""
-
-    def __init__(self, global_step: int) -> None:
-        self.global_step = global_step
-
-    def next_step(self, global_step: int) -> int | None:
-        return self.global_step if global_step < self.global_step else None
-
-    def after_step(self, global_step: int, last_results: Any) -> None:
-        if global_step == self.global_step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 # ---- from the command line -----------------------------------------------------------------------
