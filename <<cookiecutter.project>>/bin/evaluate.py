@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import experiment, results
+from src import experiment, figures, results
 from vegab.config import load_file, merge, resolve_references
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def write_classification(output: Path, title: str, labels: Any, probabilities: A
     matrix = results.confusion_matrix(labels, predictions, probabilities.shape[1])
     per_class = results.per_class_figures(matrix)
     write_atomically(output / "per_class.csv", per_class.to_csv().encode())
-    results.draw_confusion_matrix(matrix, output / "confusion_matrix.png", title)
+    figures.draw_confusion_matrix(matrix, output / "confusion_matrix.png", title)
 
 
 class Asked(NamedTuple):

@@ -2,14 +2,13 @@
 
 import glob
 import itertools
-import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -209,46 +208,15 @@ def bar(unit: str) -> Callable[[Any], Iterable[Any]]:
     return show
 
 
-class Parser(argh.ArghParser):
-    """A parser whose mistakes are UsageErrors, and whose flags are named like the parameters."""
-
-    def add_argument(self, *names: str, **options: Any) -> Any:
-        """Add an argument; argh would put hyphens for underscores, and letters beside names."""
-        if names[-1].startswith("--") and names[-1] != "--help":
-            names = (f"--{names[-1][2:].replace('-', '_')}",)
-        return super().add_argument(*names, **options)
-
-    def error(self, message: str) -> NoReturn:
-        """Refuse the command line."""
-        raise vegab.UsageError(f"{message} (see --help)")
-
-
-def main() -> int:
-    """Run the command that the command line names, and return the exit code."""
+if __name__ == "__main__":
     # TensorFlow only unpacks here: it needs no GPU, and nothing that it would tell of itself.
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
     os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", **quiet}
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    logging.basicConfig(level="INFO", format="%(message)s")
-    parser = Parser(prog="tfrecords.py", description=(__doc__ or "").strip(), allow_abbrev=False)
-    commands = [generate_metadata, validate, total_examples, inspect, from_images]
-    argh.add_commands(parser, commands, func_kwargs={"allow_abbrev": False})
-    try:
-        if len(sys.argv) == 1:
-            parser.error("a command is needed")
-        argh.dispatch(parser, completion=False)
-    except vegab.UsageError as error:
-        say(f"error: {one_line(error)}")
-        return 2
-    except (OSError, MetadataError, image_records.PictureError) as error:
-        say(f"failed: {one_line(error)}")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130  # as a shell says of a program that SIGINT ended
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    vegab.wrap_commands(
+        generate_metadata,
+        validate,
+        total_examples,
+        inspect,
+        from_images,
+        explained=(OSError, MetadataError, image_records.PictureError),
+    )

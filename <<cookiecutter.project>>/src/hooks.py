@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from src import callback_state, results
+from src import callback_state, figures
 from src.batches import Array, require_at_least
 from src.checkpoint import write_atomically
 from src.datasets import leaves, make_examples, stack
@@ -383,7 +383,7 @@ class LearningCurve(Hook):
             return
         start = time.monotonic()
         try:
-            results.draw_learning_curve(self.run.root, self.run.history, self.run.best_epoch)
+            figures.draw_learning_curve(self.run.root, self.run.history, self.run.best_epoch)
         except OSError as error:  # a picture is no reason to stop; a commit that fails is
             log.warning("learning_curve.png could not be written (%s)", error.strerror)
         end = time.monotonic()
@@ -818,7 +818,7 @@ class LoggingHook(Hook):
         from matplotlib import pyplot
 
         path = self._path(name, step)
-        results.save_figure(figure, path)
+        figures.save_figure(figure, path)
         pyplot.close(figure)  # it keeps those that it has made
         return tf.io.decode_png(path.read_bytes(), channels=4).numpy()
 

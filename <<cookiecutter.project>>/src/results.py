@@ -1,25 +1,476 @@
-"""Reads run folders back: history, config and meta as pandas, tables and plots. Needs no Keras.
+"""Reads run folders back: what each is, its config, history and figures. Needs no Keras.
 
-pandas and matplotlib are imported where they are used, so that the command line answers at once.
+pandas and NumPy are imported where they are used, so that the command line answers at once.
 """
 
+import csv
+import glob
 import json
+import math
+import os
 import pickle
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from src import run_index
+from vegab import UsageError
+from vegab.config import did_you_mean, flatten, show
+from vegab.run_folder import living_owner
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = ("config.json", "meta.json", "history.csv", "loop_state.pkl")
+# Columns of the history that are no figures of how good the model is.
+NO_METRICS = ("epoch", "step", "learning_rate")
+
+
+class Metric(NamedTuple):
+    """The finite values of a column of the history: the best one, its epoch (from 0), the last."""
+
+    best: float
+    best_epoch: int
+    last: float
+
+
+@dataclass
+class RunRecord:
+    """What a run folder says of its run.
+
+    Attributes:
+        path: the folder, as it was named or found.
+        state: running, finished, interrupted, failed, died (it was running, and its process is no
+            more), new (nothing ran here) or broken (config.json or meta.json cannot be read).
+        problem: what could not be read, in one sentence; "" if all could.
+        config_name: CONFIG as it was typed.
+        config: the resolved config; {} if it could not be read.
+        command: a line to paste.
+        commit: of git, or None.
+        is_dirty: whether there were uncommitted changes.
+        start: of the first attempt, ISO 8601 in UTC, or None.
+        end: of the last attempt, or None while it goes on, or if it died.
+        seconds: that the attempts took together.
+        num_attempts: how many there were.
+        epoch: epochs done.
+        num_epochs: of how many, or None.
+        global_step: steps done.
+        num_steps: of how many, or None.
+        monitor: column of the history that decides which epoch is the best, or None.
+        metrics: by column of the history.
+        error: of a failed run, the last line of what was raised.
+        parent: the run that this one is a fork of, or "".
+    """
+
+    path: str
+    state: str = "new"
+    problem: str = ""
+    config_name: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    commit: str | None = None
+    is_dirty: bool = False
+    start: str | None = None
+    end: str | None = None
+    seconds: float = 0.0
+    num_attempts: int = 0
+    epoch: int = 0
+    num_epochs: int | None = None
+    global_step: int = 0
+    num_steps: int | None = None
+    monitor: str | None = None
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    error: str = ""
+    parent: str = ""
+
+
+# ------------------------------------------------------------------------------------ finding runs
+
+
+def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the run folders that patterns mean, each once, and a sentence per pattern with none.
+
+    Args:
+        patterns: run folders, folders below which runs lie, or globs of either.
+
+    Raises:
+        UsageError: if there is no run at all.
+    """
+    found: dict[str, None] = {}
+    problems = []
+    for pattern in patterns:
+        hits = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        runs = [run for hit in hits if hit.strip() for run in _runs_below(os.path.normpath(hit))]
+        found |= dict.fromkeys(runs)
+        if not runs:
+            problems.append(_no_run(pattern, hits))
+    if not found:
+        raise UsageError("; ".join(problems) or "no run was named; give a folder, such as results")
+    return list(found), problems
+
+
+def _no_run(pattern: str, hits: Sequence[str]) -> str:
+    if hits:
+        return f"{pattern!r} holds no run; name a folder that bin/train.py made, or one above it"
+    folder, name = os.path.split(os.path.normpath(pattern))
+    siblings = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    return f"nothing matches {pattern!r}{did_you_mean(name, siblings)}"
+
+
+def _is_run(folder: str) -> bool:
+    return any(os.path.exists(f"{folder}/{name}") for name in ("run.lock", "meta.json"))
+
+
+def _runs_below(folder: str) -> list[str]:
+    """Return the folder if it is a run, else the runs below it, sorted; links are not followed."""
+    if _is_run(folder):
+        return [folder]
+    try:
+        with os.scandir(folder) as entries:
+            names = [
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            ]
+    except OSError:
+        return []
+    return [run for name in _naturally(names) for run in _runs_below(os.path.join(folder, name))]
+
+
+def _naturally(names: Iterable[str]) -> list[str]:
+    """Sort names so that the numbers in them count: lr_2 before lr_10."""
+    return sorted(
+        names,
+        key=lambda name: [
+            (part.zfill(20) if part.isdecimal() else part) for part in re.split(r"(\d+)", name)
+        ],
+    )
+
+
+# ------------------------------------------------------------------------------------ reading runs
+
+
+def read_runs(paths: Sequence[str]) -> list[RunRecord]:
+    """Return what run folders say of their runs; a broken one is said to be so.
+
+    What has not changed since it was read last comes from an index, see `src.run_index`.
+    """
+    records = [RunRecord(path, **entry) for path, entry in _entries(paths)]
+    now = datetime.now(UTC)
+    for record in records:
+        record.metrics = {key: Metric(*value) for key, value in record.metrics.items()}
+        if record.state not in ("running", "new"):
+            continue
+        if living_owner(record.path):
+            record.state = "running"
+            record.seconds += (now - _time(record.end or record.start, now)).total_seconds()
+        elif record.state == "running":
+            record.state = "died"
+            record.seconds += _seconds_until_last_commit(record)
+        record.end = None
+    return records
+
+
+def _entries(paths: Sequence[str]) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Yield each run's path and the arguments of its `RunRecord`."""
+    by_folder: dict[str, list[str]] = {}
+    for path in paths:
+        by_folder.setdefault(os.path.dirname(path), []).append(path)
+    entries: dict[str, dict[str, Any]] = {}
+    for folder, runs in by_folder.items():
+        stamps = {os.path.basename(path): _stamp(path) for path in runs}
+        known = run_index.read(folder, stamps)
+        new = {name: _read(os.path.join(folder, name)) for name in stamps if name not in known}
+        run_index.write(folder, {name: (stamps[name], entry) for name, entry in new.items()})
+        entries |= {os.path.join(folder, name): entry for name, entry in (known | new).items()}
+    return [(path, entries[path]) for path in paths]
+
+
+def _stamp(run: str) -> str:
+    """Return what changes whenever a file of a run does."""
+    stamps = []
+    for name in FILES:
+        try:
+            status = os.stat(f"{run}/{name}")
+            stamps.append(f"{status.st_ctime_ns:x}.{status.st_size:x}")
+        except OSError:
+            stamps.append("")
+    return " ".join(stamps)
+
+
+def _read(run: str) -> dict[str, Any]:
+    """Read a run folder; what is in it is JSON, and does not depend on the time of day."""
+    problems: list[str] = []
+    config = _read_json(run, "config.json", problems)
+    meta = _read_json(run, "meta.json", problems)
+    entry: dict[str, Any] = {"config": config}
+    try:
+        entry |= _of_meta(meta)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problems.append(f"meta.json is not what this version of the project writes ({error!r})")
+    history: list[dict[str, float]] = []
+    try:
+        history = read_history(run)
+    except (OSError, ValueError) as error:
+        problems.append(str(error))
+    state: dict[str, Any] = {}
+    try:
+        state = load_position(run)
+    except (OSError, EOFError, ValueError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        problems.append(f"loop_state.pkl cannot be read ({error})")
+    entry |= _of_history(config, history, state)
+    if problems:
+        entry["problem"] = "; ".join(problems)
+        if not config or not meta:
+            entry["state"] = "broken"
+    return entry
+
+
+def _read_json(run: str, name: str, problems: list[str]) -> dict[str, Any]:
+    """Return a JSON file's content, or {}, and say why."""
+    try:
+        with open(f"{run}/{name}", encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        problems.append(f"there is no {name}")
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(f"{name} cannot be read ({error})")
+        return {}
+    if not isinstance(content, dict):
+        problems.append(f"{name} holds no mapping")
+        return {}
+    return content
+
+
+def _of_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    attempts = meta.get("attempts") or []
+    git, command = meta.get("git") or {}, meta.get("command") or {}
+    words = command.get("argv") or []
+    seconds = sum(
+        (_time(attempt["end"]) - _time(attempt["start"])).total_seconds()
+        for attempt in attempts
+        if attempt.get("end")
+    )
+    last = attempts[-1] if attempts else {}
+    positional = [word for word in words[2:] if not str(word).startswith("-")]
+    return {
+        "state": str(meta.get("status", "new")),
+        "config_name": str(meta.get("config") or (positional[0] if positional else "")),
+        "command": str(command.get("line", "")),
+        "commit": git.get("commit"),
+        "is_dirty": bool(git.get("dirty")),
+        "start": attempts[0]["start"] if attempts else None,
+        "end": last.get("end") or last.get("start"),
+        "seconds": seconds,
+        "num_attempts": len(attempts),
+        "error": (str(last.get("error") or "").strip().splitlines() or [""])[-1],
+        "parent": str((meta.get("parent") or {}).get("path", "")),
+    }
+
+
+def _of_history(
+    config: dict[str, Any], history: list[dict[str, float]], state: dict[str, Any]
+) -> dict[str, Any]:
+    train = config.get("train") or {}
+    num_epochs = config.get("num_epochs") or (isinstance(train, dict) and train.get("epochs"))
+    num_steps = config.get("num_steps")
+    last = history[-1] if history else {}
+    epochs = len(history)
+    steps = int(last.get("step", 0))
+    if num_steps and epochs and steps:
+        num_epochs = math.ceil(num_steps / (history[0].get("step") or steps))
+    elif num_epochs and epochs:
+        num_steps = round(steps / epochs * num_epochs)
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    metrics = {key: _metric(config, key, history) for key in columns if key not in NO_METRICS}
+    monitor = config.get("monitor")
+    for candidate in (str(monitor).removeprefix("val_"), "val_loss", "loss"):
+        if monitor in columns:
+            break
+        monitor = candidate if candidate in columns else monitor
+    return {
+        "epoch": max(epochs, state.get("epoch", 0)),
+        "num_epochs": num_epochs or None,
+        "global_step": max(steps, state.get("global_step", 0)),
+        "num_steps": num_steps or None,
+        "monitor": monitor if monitor in columns else None,
+        "metrics": {key: metric for key, metric in metrics.items() if metric},
+    }
+
+
+def _metric(config: dict[str, Any], key: str, history: list[dict[str, float]]) -> Metric | None:
+    cells = [row.get(key, math.nan) for row in history]
+    values = [(cell, index) for index, cell in enumerate(cells) if math.isfinite(cell)]
+    if not values:
+        return None
+    lower = is_lower_better_in(config, key)
+    best, epoch = min(values, key=lambda pair: (pair[0] if lower else -pair[0], pair[1]))
+    return Metric(best, epoch, values[-1][0])
+
+
+def is_lower_better_in(config: dict[str, Any], metric: str) -> bool:
+    """Whether less of a metric is better: by the config's `monitor_mode`, or by its name."""
+    from src.history import is_lower_better
+
+    mode = config.get("monitor_mode", "auto") if metric == config.get("monitor") else "auto"
+    try:
+        return is_lower_better(metric, mode)
+    except ValueError:
+        return True
+
+
+def _time(text: str | None, otherwise: datetime | None = None) -> datetime:
+    if text is None and otherwise is not None:
+        return otherwise
+    return datetime.fromisoformat(str(text))
+
+
+def _seconds_until_last_commit(record: RunRecord) -> float:
+    """Return how long an attempt was alive that ended without a word, as far as its files know."""
+    try:
+        commit = os.stat(f"{record.path}/loop_state.pkl").st_mtime
+    except OSError:
+        return 0.0
+    return max(0.0, commit - _time(record.end, datetime.now(UTC)).timestamp())
+
+
+def read_history(run: str | Path) -> list[dict[str, float]]:
+    """Return the rows of a run's `history.csv` by column; cells that a row lacks are not in it.
+
+    A last line that is being written this instant is left out.
+
+    Raises:
+        ValueError: if there is something else than numbers in it.
+        OSError: if it cannot be read.
+    """
+    try:
+        with open(Path(run) / "history.csv", newline="", encoding="utf-8") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return []
+    complete = text[: text.rfind("\n") + 1]
+    header, *lines = list(csv.reader(complete.splitlines())) or [[]]
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        try:
+            cells = zip(header, line, strict=True)
+            rows.append({key: float(cell) for key, cell in cells if cell != ""})
+        except ValueError as error:
+            raise ValueError(f"line {number} of history.csv is damaged ({error})") from None
+    return rows
+
+
+# ---------------------------------------------------------------------------------- several at once
+
+
+def settings_of(record: RunRecord) -> dict[str, Any]:
+    """Return a run's config as one mapping of dotted keys: {"n_filters": 8, "train.epochs": 3}."""
+    return flatten(record.config)
+
+
+def differing_settings(records: Sequence[RunRecord]) -> list[str]:
+    """Return the settings that are not the same in all runs; where one has none, they differ.
+
+    Runs whose config cannot be read do not count.
+    """
+    every = [settings_of(record) for record in records if record.config]
+    keys = dict.fromkeys(key for settings in every for key in settings)
+    return [key for key in keys if len({_text(s.get(key, ...)) for s in every}) > 1]
+
+
+def groups_of(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
+    """Return runs with the same settings, but for those that end with `seed`, together.
+
+    A run whose config cannot be read is a group of its own.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        settings = settings_of(record).items()
+        same = json.dumps(sorted((k, _text(v)) for k, v in settings if not k.endswith("seed")))
+        groups.setdefault(same if record.config else record.path, []).append(record)
+    return list(groups.values())
+
+
+def labels_of(records: Sequence[RunRecord], without_seeds: bool = False) -> list[str]:
+    """Return what differs, for each run: "n_filters=8, seed=1"; its path where nothing does.
+
+    Args:
+        records: of the runs.
+        without_seeds: leave settings out that end with `seed`.
+    """
+    keys = [k for k in differing_settings(records) if not (without_seeds and k.endswith("seed"))]
+    labels = []
+    for record in records:
+        settings = settings_of(record)
+        parts = [f"{key}={shown_setting(settings[key])}" for key in keys if key in settings]
+        labels.append(", ".join(parts) or record.path)
+    return labels
+
+
+def shown_setting(value: Any) -> str:
+    """Return a setting as it can be typed; `...` stands for none."""
+    return "" if value is ... else show(value)
+
+
+def _text(value: Any) -> str:
+    return "..." if value is ... else json.dumps(value, sort_keys=True)
+
+
+def provenance_of(records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Return what stands beside each figure and table: the command, the commit, the runs."""
+    return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "project_commit": _project_commit(),
+        "runs": [
+            {
+                "path": record.path,
+                "state": record.state,
+                "config_name": record.config_name,
+                "commit": record.commit,
+                "is_dirty": record.is_dirty,
+            }
+            for record in records
+        ],
+    }
+
+
+def _project_commit() -> str | None:
+    words = ("git", "rev-parse", "--verify", "--quiet", "HEAD")
+    try:
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return None
+    return done.stdout.strip() or None
+
+
+def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]) -> None:
+    """Write a file, and beside it, as `<name>.json`, where it comes from."""
+    text = json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"
+    for target, data in ((path.with_name(f"{path.name}.json"), text.encode()), (path, content)):
+        temporary = target.with_name(f".{target.name}.partial")
+        temporary.write_bytes(data)
+        temporary.replace(target)
+
+
+# ------------------------------------------------------------------------------------------ one run
 
 
 def load_history(run: str | Path) -> "pd.DataFrame":
     """Return a run's `history.csv`, a row per epoch, indexed by epoch (from 0)."""
     import pandas as pd
 
-    return pd.read_csv(Path(run) / "history.csv", index_col="epoch")
+    rows = pd.DataFrame(read_history(run) or {"epoch": [], "step": []})
+    return rows.astype({"epoch": int, "step": int}).set_index("epoch")
 
 
 def load_config(run: str | Path) -> dict[str, Any]:
@@ -39,13 +490,26 @@ def load_position(run: str | Path) -> dict[str, Any]:
         pickle.UnpicklingError: if `loop_state.pkl` holds anything but plain values; nothing
             in it is executed.
     """
+    state = _loop_state(run)
+    keys = ("epoch", "global_step", *(["inexact"] if state.get("inexact") else []))
+    return {key: state[key] for key in keys if state}
+
+
+def load_fingerprint(run: str | Path) -> dict[str, Any]:
+    """Return what a run's bits depend on, as its last commit says; {} if nothing does.
+
+    Raises:
+        pickle.UnpicklingError: as `load_position` does.
+    """
+    return _loop_state(run).get("fingerprint") or {}
+
+
+def _loop_state(run: str | Path) -> dict[str, Any]:
     path = Path(run) / "loop_state.pkl"
     if not path.exists():
         return {}
     with open(path, "rb") as file:
-        state = _PlainUnpickler(file).load()
-    keys = ("epoch", "global_step", *(["inexact"] if state.get("inexact") else []))
-    return {key: state[key] for key in keys}
+        return _PlainUnpickler(file).load()
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -55,55 +519,6 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(
             f"loop_state.pkl names {module}.{name}; it should hold plain values alone"
         )
-
-
-def draw_learning_curve(
-    run: Path, history: Sequence[Mapping[str, Any]], best_epoch: int | None
-) -> None:
-    """Draw `learning_curve.png`: loss and first metric, training and validation, best epoch marked.
-
-    Args:
-        run: the run folder, also the title.
-        history: a row per epoch.
-        best_epoch: from 0; None: no mark.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    columns = [key for key in history[0] if key not in ("epoch", "step", "learning_rate")]
-    metrics = [key for key in columns if not key.startswith("val_")][:2]
-    if not metrics:
-        return
-    figure = new_figure(width=4.2 * len(metrics), height=3.2)
-    epochs = [row["epoch"] + 1 for row in history]
-    for index, metric in enumerate(metrics, start=1):
-        axes = figure.add_subplot(1, len(metrics), index)
-        # Told apart by line style as well as by colour, for print and for the colour-blind.
-        for key, color, line, label in (
-            (metric, "#0072B2", "-", "train"),
-            (f"val_{metric}", "#D55E00", "--", "validation"),
-        ):
-            if key not in columns:
-                continue
-            values = [row.get(key, float("nan")) for row in history]
-            axes.plot(epochs, values, color=color, linestyle=line, marker=".", label=label)
-            if best_epoch is not None:
-                best = values[best_epoch]
-                axes.plot(best_epoch + 1, best, "o", color=color, markersize=8, fillstyle="none")
-        if best_epoch is not None:
-            axes.axvline(
-                best_epoch + 1,
-                color="0.6",
-                linewidth=1,
-                zorder=0,
-                label=f"best epoch ({best_epoch + 1})",
-            )
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(metric)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-    figure.suptitle(run.name, fontsize=11)
-    save_figure(figure, run / "learning_curve.png")
 
 
 def confusion_matrix(
@@ -144,54 +559,3 @@ def per_class_figures(matrix: "np.ndarray") -> "pd.DataFrame":
             "support": support,
         }
     ).rename_axis("label")
-
-
-def draw_confusion_matrix(matrix: "np.ndarray", path: Path, title: str) -> None:
-    """Draw counts of labels (rows) against predictions (columns).
-
-    Args:
-        matrix: int array of shape (num_classes, num_classes).
-        path: a PNG file.
-        title: above the picture.
-    """
-    num_classes = len(matrix)
-    figure = new_figure(width=5.2, height=4.8)
-    axes = figure.add_subplot()
-    shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if num_classes <= 20:  # more would not be legible
-        for label in range(num_classes):
-            for prediction in range(num_classes):
-                count = matrix[label, prediction]
-                if count:
-                    dark = shares[label, prediction] > 0.5
-                    axes.text(
-                        prediction,
-                        label,
-                        str(count),
-                        ha="center",
-                        va="center",
-                        fontsize=8,
-                        color="white" if dark else "black",
-                    )
-        axes.set_xticks(range(num_classes))
-        axes.set_yticks(range(num_classes))
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("label")
-    axes.set_title(title, fontsize=11)
-    figure.colorbar(image, ax=axes, label="share of the label", shrink=0.8)
-    save_figure(figure, path)
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure, in inches, that needs no display."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a PNG of 150 dots per inch; whoever has the old one open never sees half of the new."""
-    temporary = path.with_name(f".{path.name}.partial")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)

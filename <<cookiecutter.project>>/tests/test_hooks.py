@@ -19,6 +19,7 @@ from src import hooks as hooks_module
 from src.batches import ArrayBatches
 from src.checkpoint import read_state
 from src.datasets import DatasetMixin, ExampleBatches
+from src.figures import new_figure
 from src.hooks import (
     EarlyStopping,
     EpochLog,
@@ -34,7 +35,6 @@ from src.hooks import (
     tile,
 )
 from src.iterators import PyHookedModelIterator, TemplateIterator
-from src.results import new_figure
 from src.steps import Steps
 from src.training_loop import training_loop
 

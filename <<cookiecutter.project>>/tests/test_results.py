@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-from src import results
+from src import figures, results
 from tests.conftest import ROOT, Command
 
 
@@ -25,7 +25,7 @@ def test_a_confusion_matrix_counts_labels_against_predictions() -> None:
 def test_the_learning_curve_is_drawn_for_whatever_the_history_holds(tmp_path: Path) -> None:
     rows = [{"epoch": 0, "step": 3, "learning_rate": 0.1, "loss": 1.0}]
     for history, best in ((rows, None), ([rows[0] | {"val_loss": 2.0, "f1": float("nan")}], 0)):
-        results.draw_learning_curve(tmp_path, history, best)
+        figures.draw_learning_curve(tmp_path, history, best)
         assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 

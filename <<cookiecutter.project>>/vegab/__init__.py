@@ -1,7 +1,7 @@
 """A runner for research scripts: named configs, one command line, one folder that tells it all."""
 
 from vegab.capture import terminal
-from vegab.command_line import main, wrap, wrap_no_config_registry
+from vegab.command_line import main, wrap, wrap_commands, wrap_no_config_registry
 from vegab.config import ConfigRegistry, Key, UsageError, config_from_folder
 from vegab.names import resolve
 from vegab.plugins import (
@@ -30,5 +30,6 @@ __all__ = [
     "terminal",
     "timestamp_namer",
     "wrap",
+    "wrap_commands",
     "wrap_no_config_registry",
 ]

@@ -231,6 +231,33 @@ def wrap_no_config_registry(
     _exit(program, argv)
 
 
+def wrap_commands(
+    *commands: Callable[..., Any],
+    explained: tuple[type[BaseException], ...] = (OSError,),
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Makes a program of functions, one a subcommand, and ends with `sys.exit`.
+
+    argh reads their parameters and the decorators `argh.arg`; a single one needs no name on the
+    command line. `explained` are exceptions whose message says it all: exit code 1, no traceback.
+    """
+
+    def program(arguments: list[str]) -> int:
+        logging.basicConfig(level="INFO", format="%(message)s")
+        description = sys.modules[commands[0].__module__].__doc__ or ""
+        parser = _CommandsParser(prog=script(), description=description, allow_abbrev=False)
+        if len(commands) == 1:
+            argh.set_default_command(parser, commands[0])
+        else:
+            argh.add_commands(parser, list(commands), func_kwargs={"allow_abbrev": False})
+            if not arguments:
+                parser.error("a command is needed")
+        dispatch = functools.partial(argh.dispatch, parser, arguments, completion=False)
+        return _call_without_folder(dispatch, {}, explained)
+
+    _exit(program, argv)
+
+
 def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> NoReturn:
     """Ends the process with what the program returns; a UsageError becomes its sentence."""
     for stream in (sys.stdout, sys.stderr):
@@ -287,6 +314,15 @@ class _Parser(argh.ArghParser):
 
     def format_help(self) -> str:
         return super().format_help() + self.more_help()
+
+
+class _CommandsParser(_Parser):
+    """Flags are named like the parameters: argh would put hyphens, and letters beside names."""
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        if names[-1].startswith("--") and names[-1] != "--help":
+            names = (f"--{names[-1][2:].replace('-', '_')}",)
+        return super().add_argument(*names, **options)
 
 
 def _parser(func: Callable[..., Any], usage: str, more_help: Callable[[], str]) -> _Parser:

@@ -1,0 +1,120 @@
+"""Look at run folders: list them, compare them, show how two differ.
+
+python bin/runs.py compare results/a 'results/lr_*' --sort=val_loss
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import vegab
+from vegab.execution import say
+
+# isort: split
+import argh  # vegab tells what to do where it is not installed
+
+from src import comparison, results
+
+FORMATS = ("table", "csv", "markdown", "latex", "json")
+SECONDS_BETWEEN = 2.0
+PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
+
+
+@argh.named("list")
+@argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
+@argh.arg("--sort", metavar="COLUMN", help="by this column; -COLUMN: the other way round")
+@argh.arg("--watch", help="show it again every two seconds, until Ctrl-C")
+def list_runs(*patterns: str, sort: str = "", watch: bool = False) -> None:
+    """Print a line a run: its state, how far it is, how good, how old."""
+    if sort:
+        comparison.sorted_records([], sort)  # a mistyped column is refused before anything is read
+    while True:
+        records, problems = read(patterns)
+        if sort:
+            records = comparison.sorted_records(records, sort)
+        text = comparison.as_text(comparison.listing(records))
+        if watch and sys.stdout.isatty():
+            text = "\x1b[H\x1b[2J" + text
+        print(text, end="", flush=True)
+        tell(problems)
+        if not watch:
+            break
+        time.sleep(SECONDS_BETWEEN)
+    if problems:
+        sys.exit(1)
+
+
+@argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
+@argh.arg("--metric", action="append", metavar="NAME", help="this metric only; may be repeated")
+@argh.arg("--group", help="one row for runs that differ by seeds alone: mean ± std (count)")
+@argh.arg("--sort", metavar="COLUMN", help="by this column; -COLUMN: the other way round")
+@argh.arg("--format", choices=FORMATS, help="of the table")
+@argh.arg("-o", "--output", metavar="FILE", help="write it to a file, and FILE.json with its runs")
+def compare(
+    *patterns: str,
+    metric: Sequence[str] | None = None,
+    group: bool = False,
+    sort: str = "",
+    format: str = "table",
+    output: str = "",
+) -> None:
+    """Print the settings that differ, and the best and the last value of each metric."""
+    target = Path(output)
+    if output and (target.is_dir() or not target.parent.is_dir()):
+        raise vegab.UsageError(f"--output={output} is no file that could be written")
+    records, problems = read(patterns)
+    metrics = comparison.metrics_of(records, metric or [])
+    make = comparison.grouped if group else comparison.comparison
+    table = make(records, metrics)
+    if sort:
+        table = comparison.sorted_table(table, sort)
+    provenance = results.provenance_of(records)
+    if format == "json":
+        text = comparison.as_json(table, provenance)
+    else:
+        forms = {
+            "table": comparison.as_text,
+            "csv": comparison.as_csv,
+            "markdown": comparison.as_markdown,
+            "latex": comparison.as_latex,
+        }
+        text = forms[format](table)
+    if output:
+        results.write_with_provenance(target, text.encode(), provenance)
+    else:
+        print(text, end="")
+    tell([*problems, *(f"{record.path}: {record.problem}" for record in records if record.problem)])
+    if problems:
+        sys.exit(1)
+
+
+@argh.arg("one", metavar="RUN", help="a run folder")
+@argh.arg("other", metavar="OTHER", help="the run folder to compare it with")
+def diff(one: str, other: str) -> None:
+    """Print what differs between two runs: config, command, packages, machine, data, code."""
+    for path in (one, other):
+        found, _ = results.find_runs([path])
+        if len(found) > 1:
+            raise vegab.UsageError(f"{path} holds {len(found)} runs; name one of them")
+    first, second = results.read_runs([one, other])
+    print(comparison.difference(first, second), end="")
+
+
+def read(patterns: Sequence[str]) -> tuple[list[results.RunRecord], list[str]]:
+    """Return the runs that patterns mean, and a sentence per pattern with none."""
+    paths, problems = results.find_runs(patterns)
+    return results.read_runs(paths), problems
+
+
+def tell(problems: Sequence[str]) -> None:
+    """Print what is not right, beside what is."""
+    sys.stdout.flush()
+    for problem in problems:
+        say(problem)
+
+
+if __name__ == "__main__":
+    vegab.wrap_commands(list_runs, compare, diff)

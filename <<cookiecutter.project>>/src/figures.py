@@ -1,0 +1,109 @@
+"""Draws: learning curves of one run or many, confusion matrices. Needs no Keras."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+
+def draw_learning_curve(
+    run: Path, history: Sequence[Mapping[str, Any]], best_epoch: int | None
+) -> None:
+    """Draw `learning_curve.png`: loss and first metric, training and validation, best epoch marked.
+
+    Args:
+        run: the run folder, also the title.
+        history: a row per epoch.
+        best_epoch: from 0; None: no mark.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    columns = [key for key in history[0] if key not in ("epoch", "step", "learning_rate")]
+    metrics = [key for key in columns if not key.startswith("val_")][:2]
+    if not metrics:
+        return
+    figure = new_figure(width=4.2 * len(metrics), height=3.2)
+    epochs = [row["epoch"] + 1 for row in history]
+    for index, metric in enumerate(metrics, start=1):
+        axes = figure.add_subplot(1, len(metrics), index)
+        # Told apart by line style as well as by colour, for print and for the colour-blind.
+        for key, color, line, label in (
+            (metric, "#0072B2", "-", "train"),
+            (f"val_{metric}", "#D55E00", "--", "validation"),
+        ):
+            if key not in columns:
+                continue
+            values = [row.get(key, float("nan")) for row in history]
+            axes.plot(epochs, values, color=color, linestyle=line, marker=".", label=label)
+            if best_epoch is not None:
+                best = values[best_epoch]
+                axes.plot(best_epoch + 1, best, "o", color=color, markersize=8, fillstyle="none")
+        if best_epoch is not None:
+            axes.axvline(
+                best_epoch + 1,
+                color="0.6",
+                linewidth=1,
+                zorder=0,
+                label=f"best epoch ({best_epoch + 1})",
+            )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(metric)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.suptitle(run.name, fontsize=11)
+    save_figure(figure, run / "learning_curve.png")
+
+
+def draw_confusion_matrix(matrix: "np.ndarray", path: Path, title: str) -> None:
+    """Draw counts of labels (rows) against predictions (columns).
+
+    Args:
+        matrix: int array of shape (num_classes, num_classes).
+        path: a PNG file.
+        title: above the picture.
+    """
+    num_classes = len(matrix)
+    figure = new_figure(width=5.2, height=4.8)
+    axes = figure.add_subplot()
+    shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if num_classes <= 20:  # more would not be legible
+        for label in range(num_classes):
+            for prediction in range(num_classes):
+                count = matrix[label, prediction]
+                if count:
+                    dark = shares[label, prediction] > 0.5
+                    axes.text(
+                        prediction,
+                        label,
+                        str(count),
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="white" if dark else "black",
+                    )
+        axes.set_xticks(range(num_classes))
+        axes.set_yticks(range(num_classes))
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("label")
+    axes.set_title(title, fontsize=11)
+    figure.colorbar(image, ax=axes, label="share of the label", shrink=0.8)
+    save_figure(figure, path)
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure, in inches, that needs no display."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG of 150 dots per inch; whoever has the old one open never sees half of the new."""
+    temporary = path.with_name(f".{path.name}.partial")
+    figure.savefig(temporary, format="png", dpi=150)
+    temporary.replace(path)
