@@ -324,7 +324,8 @@ def _shown(cell: Any) -> str:
     if cell is None:
         return ""
     if isinstance(cell, Setting):
-        return cell.value if isinstance(cell.value, str) else show(cell.value)
+        value = cell.value  # most are short to write, and there are many
+        return str(value) if type(value) in (str, int, float) else show(value)
     if isinstance(cell, Mean):
         spread = "" if cell.std is None else f" ± {cell.std:.2g}"
         return f"{cell.mean:.4g}{spread} ({cell.num_runs})"
@@ -345,10 +346,14 @@ def _are_numbers(column: Sequence[Any]) -> bool:
 
 def _printable(text: str) -> str:
     """Write what would not be seen, or would move the cursor, as an escape."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _width(text: str) -> int:
+    if text.isascii():
+        return len(text)
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
         for c in text

@@ -422,7 +422,8 @@ def shown_setting(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return "..." if value is ... else json.dumps(value, sort_keys=True)
+    """Return a text that is the same for the same values; `...` stands for none."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else repr(value)
 
 
 def provenance_of(records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -460,6 +461,33 @@ def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]
         temporary = target.with_name(f".{target.name}.partial")
         temporary.write_bytes(data)
         temporary.replace(target)
+
+
+def load_runs(*patterns: str) -> "pd.DataFrame":
+    """Return a row per run: what it is, its settings, the best and last value of each metric.
+
+    Args:
+        patterns: as for `find_runs`.
+
+    Returns:
+        A frame indexed by path, with the columns state, epoch, dotted settings (`n_filters`) and
+        metrics (`val_loss best`, `val_loss last`).
+
+    Raises:
+        UsageError: if there is no run at all.
+    """
+    import pandas as pd
+
+    rows = []
+    for record in read_runs(find_runs(patterns)[0]):
+        row = {"path": record.path, "state": record.state, "epoch": record.epoch}
+        figures = {
+            f"{key} {which}": getattr(metric, which)
+            for key, metric in record.metrics.items()
+            for which in ("best", "last")
+        }
+        rows.append(row | settings_of(record) | figures)
+    return pd.DataFrame(rows).set_index("path")
 
 
 # ------------------------------------------------------------------------------------------ one run
