@@ -240,7 +240,7 @@ def _duration(seconds: float) -> str:
 
 def as_text(table: Table) -> str:
     """Return lines of columns below each other, numbers to the right."""
-    rows = [[_printable(_shown(cell)) for cell in row] for row in [table.columns, *table.rows]]
+    rows = [[printable(_shown(cell)) for cell in row] for row in [table.columns, *table.rows]]
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     right = _to_the_right(table)
     lines = []
@@ -344,7 +344,7 @@ def _are_numbers(column: Sequence[Any]) -> bool:
     )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Write what would not be seen, or would move the cursor, as an escape."""
     if text.isprintable():
         return text
@@ -365,7 +365,7 @@ def _for_markdown(text: str) -> str:
         text = text.replace(character, instead)
     for character in "`*_[]":
         text = text.replace(character, f"\\{character}")
-    return _printable(text)
+    return printable(text)
 
 
 LATEX = {
@@ -381,7 +381,7 @@ LATEX = {
 
 
 def _for_latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in _printable(text))
+    return "".join(LATEX.get(character, character) for character in printable(text))
 
 
 # ------------------------------------------------------------------------------------ what differs
@@ -401,7 +401,7 @@ def difference(one: RunRecord, other: RunRecord) -> str:
     lines = [f"--- {one.path}", f"+++ {other.path}"]
     for name, found in sections.items():
         lines += ["", f"{name}: {'the same' if not found else ''}".rstrip(), *found]
-    return "\n".join(_printable(line.rstrip("\n")) for line in lines) + "\n"
+    return "\n".join(printable(line.rstrip("\n")) for line in lines) + "\n"
 
 
 def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

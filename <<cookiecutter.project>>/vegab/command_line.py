@@ -317,11 +317,15 @@ class _Parser(argh.ArghParser):
 
 
 class _CommandsParser(_Parser):
-    """Flags are named like the parameters: argh would put hyphens, and letters beside names."""
+    """Flags are named like the parameters: argh would put hyphens, and letters beside names.
+
+    The letter of `--output` is the one that everybody types.
+    """
 
     def add_argument(self, *names: str, **options: Any) -> Any:
         if names[-1].startswith("--") and names[-1] != "--help":
-            names = (f"--{names[-1][2:].replace('-', '_')}",)
+            name = f"--{names[-1][2:].replace('-', '_')}"
+            names = ("-o", name) if name == "--output" else (name,)
         return super().add_argument(*names, **options)
 
 

@@ -1,0 +1,79 @@
+"""Draw curves of run folders: one panel a metric, seeds as their mean with a band.
+
+python bin/plot.py results/a 'results/lr_*' --metric=val_loss -o results/val_loss.pdf
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import vegab
+from vegab.execution import say
+
+# isort: split
+import argh  # vegab tells what to do where it is not installed
+
+from src import comparison, curves, results
+
+PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
+COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
+SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn underneath"
+OUTPUT = ".png, .pdf or .svg; without it, METRIC.png here; FILE.json, beside it, names the runs"
+
+
+@argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
+@argh.arg("--metric", action="append", metavar="NAME", help=COLUMN)
+@argh.arg("--x", choices=("epoch", "step"), help="what goes to the right")
+@argh.arg("--log_x", help="a logarithmic axis to the right")
+@argh.arg("--log_y", help="a logarithmic axis upwards; values of 0 and less leave gaps")
+@argh.arg("--smooth", metavar="WEIGHT", help=SMOOTH)
+@argh.arg("-o", "--output", metavar="FILE", help=OUTPUT)
+def plot(
+    *patterns: str,
+    metric: Sequence[str] | None = None,
+    x: str = "epoch",
+    log_x: bool = False,
+    log_y: bool = False,
+    smooth: float = 0.0,
+    output: str = "",
+) -> None:
+    """Draw curves of runs; those that differ by seeds alone as mean ± standard deviation."""
+    if not 0 <= smooth < 1:
+        raise vegab.UsageError(f"--smooth={smooth:g} is no weight from 0 to below 1, such as 0.6")
+    if output:
+        check_output(output)
+    paths, without_run = results.find_runs(patterns)
+    records = results.read_runs(paths)
+    drawn, problems = curves.curves_of(records, metric or [], x, log_y)
+    name = ", ".join(drawn)
+    if not output:
+        output = "".join("_" if c in '/\\:*?"<>|\0' else c for c in "-".join(drawn)) + ".png"
+        check_output(output)
+    figure = curves.draw(drawn, x, log_x, log_y, smooth)
+    shown = {curve.record.path for some in drawn.values() for curve in some}
+    provenance = results.provenance_of([record for record in records if record.path in shown])
+    picture = curves.content_of(figure, Path(output).suffix.lower(), name, provenance)
+    results.write_with_provenance(Path(output), picture, provenance)
+    print(
+        f"{name} of {len(shown)} run{'s' * (len(shown) > 1)}: {output}, {output}.json", flush=True
+    )
+    for problem in [*without_run, *problems]:
+        say(comparison.printable(problem))
+    if without_run:
+        sys.exit(1)
+
+
+def check_output(output: str) -> None:
+    """Refuse a file that could not be written, before anything is read or drawn."""
+    target = Path(output)
+    if target.suffix.lower() not in curves.FORMATS:
+        raise vegab.UsageError(f"--output={output} ends with none of {', '.join(curves.FORMATS)}")
+    if target.is_dir() or not os.access(target.parent, os.W_OK):
+        raise vegab.UsageError(f"--output={output} is no file that could be written")
+
+
+if __name__ == "__main__":
+    vegab.wrap_commands(plot)
