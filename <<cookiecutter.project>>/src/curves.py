@@ -49,7 +49,7 @@ class Curve:
     Attributes:
         record: of the run.
         x: epochs (from 1) or steps, float64 of shape (num_points,).
-        y: its values; NaN where they are not finite, which leaves a gap.
+        y: its values; NaN where they are not finite or cannot be drawn, which leaves a gap.
     """
 
     record: RunRecord
@@ -98,7 +98,7 @@ def curves_of(
                     f"{(~usable).sum()} of {len(values)} points, which leaves a gap"
                 )
             if usable.any():
-                values[~np.isfinite(values)] = np.nan
+                values[~usable] = np.nan
                 curves[metric].append(Curve(record, where + (x == "epoch"), values))
     for metric, there in curves.items():
         if not there:
@@ -121,8 +121,8 @@ def _histories(
                 problems.append(f"{record.path}: {error}")
             continue
         if record.state != "finished" or not rows:
-            epochs = f"{len(rows)} of {record.num_epochs or '?'} epochs"
-            problems.append(f"{record.path} is {record.state}: there are {epochs}")
+            of_how_many = f" of {record.num_epochs}" if record.num_epochs else ""
+            problems.append(f"{record.path}: {record.state}, {len(rows)}{of_how_many} epochs")
     return histories, problems
 
 
@@ -197,7 +197,7 @@ def draw(
     drawn = {curve.record.path: curve.record for some in curves.values() for curve in some}
     groups = results.groups_of(list(drawn.values()))
     labels, title = _legend(groups, smooth)
-    longest = max(len(line) for label in labels for line in label.splitlines())
+    longest = max(len(line) for label in labels for line in label.split("\n"))
     num_lines = sum(label.count("\n") + 1 for label in labels) + title.count("\n") + bool(title)
     is_inside = num_lines <= MOST_INSIDE and longest <= LONGEST_INSIDE
     num_columns = 2 if len(curves) == 4 else min(len(curves), 3)
@@ -277,7 +277,7 @@ def _draw_panel(
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if log_y:
-        axes.set_yscale("log", nonpositive="mask")
+        axes.set_yscale("log")
         _write_out(axes.yaxis)
     axes.spines[["top", "right"]].set_visible(False)
     by_path = {curve.record.path: curve for curve in curves}
@@ -291,8 +291,7 @@ def _draw_panel(
         if smooth:
             _, raw, _ = mean_of([(curve.x, curve.y) for curve in there])
             axes.plot(x, raw, color=style["color"], linewidth=0.7, alpha=0.4, zorder=1)
-        places = np.log(x) if log_x else x
-        marked = _marked(places, np.where((mean > 0) | (not log_y), mean, np.nan), index)
+        marked = _marked(np.log(x) if log_x else x, mean, index)
         axes.plot(x, mean, markevery=marked, **style)
         if style["marker"] and np.isfinite(std).any():
             bands.append((x, mean, std, style["color"]))

@@ -457,7 +457,8 @@ def _project_commit() -> str | None:
 def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]) -> None:
     """Write a file, and beside it, as `<name>.json`, where it comes from."""
     text = json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"
-    for target, data in ((path.with_name(f"{path.name}.json"), text.encode()), (path, content)):
+    beside = text.encode(errors="backslashreplace")  # a name that is no UTF-8 is escaped
+    for target, data in ((path.with_name(f"{path.name}.json"), beside), (path, content)):
         temporary = target.with_name(f".{target.name}.partial")
         temporary.write_bytes(data)
         temporary.replace(target)
