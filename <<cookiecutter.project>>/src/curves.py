@@ -222,7 +222,7 @@ def draw(
             legend = figure.legend(handles, words, loc="outside right upper", frameon=False)
         legend.set_title(title, prop={"size": 8})
         legend.set_alignment("left")
-        # Set here, a name may hold $, and begin with _, which legend() leaves out.
+        # Set here, a name may hold $, or begin with _, which legend() of older releases leaves out.
         for text, label in zip(legend.get_texts(), labels, strict=True):
             text.set(text=label, parse_math=False, fontsize=8)
     return figure
