@@ -70,7 +70,7 @@ def grid(lab: Lab) -> Iterator[Path]:
     (results / "older" / "meta.json").write_text(json.dumps(older))
     (results / "notes").mkdir()
     (results / "notes" / "ideas.txt").write_text("no run")
-    wait_for(lambda: '"global_step"' in (results / "alive" / "loop_state.pkl").read_text("latin1"))
+    wait_for(Path(f"{alive.terminal}.signal").exists)
     try:
         yield lab.project
     finally:

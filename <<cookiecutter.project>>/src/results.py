@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("config.json", "meta.json", "history.csv", "loop_state.pkl")
+NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 # Columns of the history that are no figures of how good the model is.
 NO_METRICS = ("epoch", "step", "learning_rate")
 
@@ -104,17 +105,19 @@ def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         UsageError: if there is no run at all.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}  # by absolute path
     problems = []
     for pattern in patterns:
-        hits = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        is_path = os.path.lexists(pattern)
+        hits = [pattern] if is_path else _naturally(glob.glob(pattern, recursive=True))
         runs = [run for hit in hits if hit.strip() for run in _runs_below(os.path.normpath(hit))]
-        found |= dict.fromkeys(runs)
+        for run in runs:
+            found.setdefault(os.path.abspath(run), run)
         if not runs:
             problems.append(_no_run(pattern, hits))
     if not found:
         raise UsageError("; ".join(problems) or "no run was named; give a folder, such as results")
-    return list(found), problems
+    return list(found.values()), problems
 
 
 def _no_run(pattern: str, hits: Sequence[str]) -> str:
@@ -146,13 +149,13 @@ def _runs_below(folder: str) -> list[str]:
 
 
 def _naturally(names: Iterable[str]) -> list[str]:
-    """Sort names so that the numbers in them count: lr_2 before lr_10."""
-    return sorted(
-        names,
-        key=lambda name: [
-            (part.zfill(20) if part.isdecimal() else part) for part in re.split(r"(\d+)", name)
-        ],
-    )
+    """Sort names so that the numbers in them count: lr_2 before lr_10, and 0.003 before 0.01."""
+
+    def key(name: str) -> list[str | float]:
+        parts = NUMBER.split(name)
+        return [float(part) if index % 2 else part for index, part in enumerate(parts)]
+
+    return sorted(names, key=key)
 
 
 # ------------------------------------------------------------------------------------ reading runs
