@@ -164,7 +164,7 @@ def test_list_sorts_numbers_as_numbers_and_names_as_people_do(grid: Path) -> Non
     rising = losses("--sort=best")
     assert len(rising) > 55
     assert rising == sorted(rising)
-    assert losses("--sort", "-best") == rising[::-1]
+    assert losses("--sort=-best") == rising[::-1]
     names = [line[0] for line in lines_of(look(grid, "list", "results/n2*_s?").stdout)]
     assert names[1:10] == [f"results/{name_of(2, 0.001, seed)}" for seed in SEEDS]
 

@@ -25,7 +25,7 @@ PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results
 
 @argh.named("list")
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
-@argh.arg("--sort", metavar="COLUMN", help="by this column; -COLUMN: the other way round")
+@argh.arg("--sort", metavar="COLUMN", help="by this column; --sort=-COLUMN: the other way round")
 @argh.arg("--watch", help="show it again every two seconds, until Ctrl-C")
 def list_runs(*patterns: str, sort: str = "", watch: bool = False) -> None:
     """Print a line a run: its state, how far it is, how good, how old."""
@@ -50,7 +50,7 @@ def list_runs(*patterns: str, sort: str = "", watch: bool = False) -> None:
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
 @argh.arg("--metric", action="append", metavar="NAME", help="this metric only; may be repeated")
 @argh.arg("--group", help="one row for runs that differ by seeds alone: mean ± std (count)")
-@argh.arg("--sort", metavar="COLUMN", help="by this column; -COLUMN: the other way round")
+@argh.arg("--sort", metavar="COLUMN", help="by this column; --sort=-COLUMN: the other way round")
 @argh.arg("--format", choices=FORMATS, help="of the table")
 @argh.arg("-o", "--output", metavar="FILE", help="write it to a file, and FILE.json with its runs")
 def compare(
