@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import experiment
+from src import differences, experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = ("model.h5", "model_best.h5", "history.csv")
@@ -65,8 +65,7 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2) -> None:
             ("again", "two runs without a kill differ", NOT_REPEATABLE),
             ("killed", f"killed after the steps {stops}, it differs", STATE_LOST),
         ):
-            pair = folder / "straight", folder / other
-            difference = one.submit(there, "first_difference", *pair).result()
+            difference = differences.first_difference(folder / "straight", folder / other)
             if difference:
                 tell(f"{what}: {difference}", reasons, otherwise)
     print(f"identical: {', '.join(EXACT)}, killed after the steps {stops}")

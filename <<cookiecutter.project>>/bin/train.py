@@ -23,6 +23,8 @@ def train(
     *,
     checkpoint: str = "",
     retrain: bool = False,
+    fork: str = "",
+    from_epoch: int = 0,
     warm_start: str = "",
     warm_start_vars: str = ".*",
     evaluation: Sequence[str] = (),
@@ -38,6 +40,9 @@ def train(
         prepared: what the config stands for.
         checkpoint: begin with this commit, or with that of this run, while there is none
         retrain: take only the weights of --checkpoint, and begin at step 0
+        fork: begin with the state of this run, where it keeps a checkpoint, while there is none
+        from_epoch: after so many epochs of --fork; 0: after its last. The hook KeepCheckpoints
+            keeps checkpoints of more than the last and the best epoch
         warm_start: begin with weights of this commit, run, .keras or .weights.h5 file
         warm_start_vars: regular expression: those whose path matches it from its beginning on
         evaluation: evaluate with this config over CONFIG after training; may be repeated
@@ -48,7 +53,7 @@ def train(
     prepared.train(
         Path(save_path),
         prepared.hooks(vegab.terminal()),
-        start_from=commit_of(checkpoint) if checkpoint else None,
+        start_from=start_of(Path(save_path), checkpoint, fork, from_epoch),
         retrain=retrain,
     )
     for file in evaluation:
@@ -63,6 +68,8 @@ def prepare(
     resume_inexact: bool,
     checkpoint: str,
     retrain: bool,
+    fork: str,
+    from_epoch: int,
     warm_start: str,
     warm_start_vars: str,
     evaluation: Sequence[str],
@@ -75,23 +82,43 @@ def prepare(
     """
     if retrain and not checkpoint:
         raise vegab.UsageError("--retrain needs the weights to begin with: add --checkpoint=PATH")
+    if from_epoch and not fork:
+        raise vegab.UsageError("--from_epoch needs the run to begin with: add --fork=RUN")
+    beginnings = {"--fork": fork, "--checkpoint": checkpoint, "--warm_start": warm_start}
+    given = [flag for flag, value in beginnings.items() if value]
+    if len(given) > 1:
+        raise vegab.UsageError(f"{' and '.join(given)} both say what to begin with; give one")
     if checkpoint:
         commit_of(checkpoint)
+    start = start_of(Path(save_path), checkpoint, fork, from_epoch)
     for file in evaluation:
         if not Path(file).is_file():
             raise vegab.UsageError(f"-e {file}: there is no such file")
-    if checkpoint and warm_start:
-        raise vegab.UsageError(
-            "--checkpoint and --warm_start both say what to begin with; give one"
-        )
     devices.choose_gpus(gpus)
     prepared = experiment.build(config, save_path, resume_inexact)
-    if not (Path(save_path) / "model.h5").exists():
-        if checkpoint:
-            prepared.check_start(commit_of(checkpoint), retrain)
-        if warm_start:
-            prepared.warm_start(Path(warm_start), warm_start_vars)
+    if start:
+        prepared.check_start(start, retrain, *given)
+        if not retrain:
+            prepared.require_more_to_do(start, *given)
+    if warm_start and not has_commit(Path(save_path)):
+        prepared.warm_start(Path(warm_start), warm_start_vars)
     return prepared
+
+
+def has_commit(folder: Path) -> bool:
+    """Return whether a run has a state of its own to go on from."""
+    return (folder / "model.h5").exists()
+
+
+def start_of(folder: Path, checkpoint: str, fork: str, from_epoch: int) -> Path | None:
+    """Return the commit of another run that a run begins with, or None.
+
+    Raises:
+        vegab.UsageError: if there is none where the flags say.
+    """
+    if has_commit(folder) or not (checkpoint or fork):
+        return None
+    return experiment.commit_to_fork(Path(fork), from_epoch).path if fork else commit_of(checkpoint)
 
 
 def commit_of(checkpoint: str) -> Path:
@@ -109,6 +136,16 @@ def commit_of(checkpoint: str) -> Path:
     return path
 
 
+def parent(args: argparse.Namespace) -> dict[str, Any]:
+    """Return which run --fork names, and where in it this one begins; without it, {}."""
+    fork = args.flags["fork"]
+    if not fork:
+        return {}
+    commit = experiment.commit_to_fork(Path(fork), args.flags["from_epoch"])
+    step = commit.state["global_step"]
+    return {"path": fork, "from_epoch": commit.epoch, "from_step": step}
+
+
 def suffix(args: argparse.Namespace) -> str:
     """Return what is added to SAVE_PATH: --name, or EDflow's key `experiment_name`."""
     return args.flags["name"] or args.resolved_config.get("experiment_name") or ""
@@ -120,7 +157,7 @@ if __name__ == "__main__":
         train,
         plugins=[
             vegab.AutomaticNamer(suffix, as_suffix=True),
-            vegab.MetaSaver(position=results.load_position),
+            vegab.MetaSaver(position=results.load_position, parent=parent),
         ],
         prepare=prepare,
         extendable=("num_epochs", "num_steps", "epochs"),

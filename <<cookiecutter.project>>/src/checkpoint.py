@@ -11,6 +11,7 @@ a whole `model.h5`, the old or the new.
 never read back to resume.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -28,17 +29,24 @@ import numpy as np
 import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator
 
-from src.commit_file import STATE, DamagedCheckpointError, read_state, verify, weights_in
+from src.commit_file import (
+    BEST,
+    KEPT,
+    LATEST,
+    PREVIOUS,
+    STATE,
+    DamagedCheckpointError,
+    commits_of,
+    read_state,
+    verify,
+    weights_in,
+)
 from src.commit_layout import CommitLayout, path_of
 from src.history import HistoryArray, csv_lines
 from src.transfer import as_if_none_were_frozen
 
 log = logging.getLogger(__name__)
 
-LATEST = "model.h5"
-PREVIOUS = "model_previous.h5"
-BEST = "model_best.h5"
-KEPT = "checkpoints"
 HISTORY_CSV = "history.csv"
 LOOP_STATE = "loop_state.pkl"
 RESTORE_ALL: tuple[str, ...] = ("variables", "optimizer", "metrics")  # groups, beside weights
@@ -200,6 +208,38 @@ class Checkpoint:
         verify(path)
         self._found = path
         return read_state(path)
+
+    def take_along(self, state: Mapping[str, Any]) -> int | None:
+        """Link, of the run whose commit was read, the best commit until then and those it kept.
+
+        Args:
+            state: of the commit that was read.
+
+        Returns:
+            The best epoch, or None where its commit is there no more: the next epoch is the best
+            then.
+        """
+        path = self._found
+        assert path is not None
+        run = path.parent.parent if path.parent.name == KEPT else path.parent
+        commits = commits_of(run)
+        for commit in commits:
+            is_earlier = commit.state["global_step"] <= state["global_step"]
+            if commit.path.parent.name == KEPT and is_earlier:
+                (self.folder / KEPT).mkdir(exist_ok=True)
+                _link(commit.path, self.folder / KEPT / commit.path.name)
+        if state["best_epoch"] is None:
+            return None
+        # As text: a NaN in a row does not equal itself.
+        until_best = repr(state["history"][: state["best_epoch"] + 1])
+        for candidate, its in [(path, state), *((commit.path, commit.state) for commit in commits)]:
+            has_ended = its["step"] == 0 or its["is_cut"]
+            if has_ended and repr(its["history"]) == until_best:
+                with contextlib.suppress(DamagedCheckpointError):
+                    verify(candidate)
+                    _link(candidate, self.folder / BEST)
+                    return state["best_epoch"]
+        return None
 
     def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
         """Assign the weights of the commit that was read, and other groups of its variables.

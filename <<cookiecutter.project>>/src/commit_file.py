@@ -1,14 +1,19 @@
 """Reads a commit: whether it is whole, and what it says of its run. It needs no Keras."""
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 
 from src.history import rows_of
 
+LATEST = "model.h5"
+PREVIOUS = "model_previous.h5"
+BEST = "model_best.h5"
+KEPT = "checkpoints"
 USER_BLOCK = 512
 SIGNATURE = b"training checkpoint, sha256 of what follows byte 512: "
 STATE = "training_state"
@@ -53,6 +58,68 @@ def read_state(path: Path) -> dict[str, Any]:
             return state
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedCheckpointError(f"{path} is no checkpoint of ours: {error}") from error
+
+
+class Commit(NamedTuple):
+    """A commit in a run folder.
+
+    Attributes:
+        path: of its file.
+        state: what `read_state` returns.
+        epoch: epochs done.
+        ends_epoch: whether it was made after the last step of an epoch, or later in the epoch's
+            end, so that what goes on from there is the next epoch.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    epoch: int
+    ends_epoch: bool
+
+
+def commits_of(run: Path) -> list[Commit]:
+    """Return the commits that a run keeps and that can be read, the latest first.
+
+    They are not verified: that reads every byte of them.
+    """
+    found = []
+    for path in (run / LATEST, run / PREVIOUS, run / BEST, *sorted((run / KEPT).glob("*.h5"))):
+        with contextlib.suppress(OSError, RuntimeError):  # missing or damaged
+            found.append((path, read_state(path)))
+    if not found:
+        return []
+    latest = max((state for _, state in found), key=lambda state: state["global_step"])
+    # The only epoch of fewer steps than the others is one that `num_steps` has cut.
+    whole = latest["history"][: -1 if latest["is_cut"] else None]
+    epochs = {row["step"]: row["epoch"] + 1 for row in whole}
+    return [
+        Commit(
+            path,
+            state,
+            epochs.get(state["global_step"], state["epoch"]),
+            state["global_step"] in epochs,
+        )
+        for path, state in found
+    ]
+
+
+def commit_after(run: Path, epoch: int) -> Commit:
+    """Return the whole commit that a run keeps of the end of an epoch; of 0: its latest.
+
+    Raises:
+        ValueError: if there is none; it says of which epochs there is one.
+    """
+    commits = commits_of(run)
+    for commit in commits:
+        if not epoch or (commit.ends_epoch and commit.epoch == epoch):
+            with contextlib.suppress(DamagedCheckpointError):
+                verify(commit.path)
+                return commit
+    epochs = sorted({commit.epoch for commit in commits if commit.ends_epoch} - {epoch})
+    if not epochs:
+        raise ValueError(f"{run} has no commit of the end of an epoch")
+    kept = ", ".join(map(str, epochs))
+    raise ValueError(f"{run} has no commit of the end of epoch {epoch}, but of {kept}")
 
 
 def weights_in(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:

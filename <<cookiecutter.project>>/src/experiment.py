@@ -15,6 +15,7 @@ from vegab import ConfigRegistry, UsageError, read_run, resolve
 if TYPE_CHECKING:
     import keras
 
+    from src.commit_file import Commit
     from src.hooks import Hook
     from src.iterators import PyHookedModelIterator
 
@@ -94,10 +95,20 @@ class Experiment:
             callbacks=self.callbacks,
             start_from=start_from,
             retrain=retrain,
+            new_rate=start_from is not None and self.has_another_rate(start_from),
         )
 
-    def check_start(self, path: Path, retrain: bool) -> None:
-        """Look whether a training could begin with a commit.
+    def has_another_rate(self, path: Path) -> bool:
+        """Return whether the config has not the learning rates of the run that made a commit."""
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        before = read_run(folder)["config"]
+        if isinstance(self.config.get("lr_schedule"), Mapping | str):
+            return False  # a schedule of Keras is no state, and is this run's own
+        keys = ("learning_rate", "lr_schedule")
+        return any(key in before and before[key] != self.config.get(key) for key in keys)
+
+    def check_start(self, path: Path, retrain: bool, flag: str = "--checkpoint") -> None:
+        """Look whether a training could begin with a commit, which a flag has named.
 
         Raises:
             UsageError: if it is damaged, or one of another model.
@@ -111,9 +122,34 @@ class Experiment:
             checkpoint.prepare()
             checkpoint.require_fit(RESTORE_WEIGHTS if retrain else RESTORE_ALL)
         except (OSError, ValueError) as error:
-            raise UsageError(f"--checkpoint: {error}") from error
+            raise UsageError(f"{flag}: {error}") from error
         finally:
             checkpoint.close()
+
+    def require_more_to_do(self, path: Path, flag: str) -> None:
+        """Refuse to begin with a commit, which a flag has named, if nothing is left to train.
+
+        Raises:
+            UsageError: saying why.
+        """
+        from src.commit_file import read_state
+
+        state = read_state(path)
+        settings = {**self.config, **self.settings}
+        num_epochs, num_steps = settings["num_epochs"], settings.get("num_steps")
+        is_open = state["step"] > 0 and not state["is_cut"]
+        if state["stop_reason"]:
+            raise UsageError(
+                f"{flag}: that run was stopped ({state['stop_reason']}); begin with an earlier "
+                "epoch"
+            )
+        if num_steps is not None and state["global_step"] >= num_steps and not is_open:
+            done = f"{state['global_step']} steps are done, of {num_steps} in this config"
+        elif num_steps is None and state["epoch"] >= num_epochs:
+            done = f"{state['epoch']} epochs are done, of {num_epochs} in this config"
+        else:
+            return
+        raise UsageError(f"{flag}: {done}; ask for more, or begin with an earlier epoch")
 
     def load(self, path: Path) -> None:
         """Assign the weights of a commit.
@@ -343,6 +379,30 @@ def commit_named(folder: Path, checkpoint: str) -> Path:
             + hint
         )
     return path
+
+
+def commit_to_fork(folder: Path, epoch: int) -> "Commit":
+    """Return the commit of a run at the end of an epoch, counted from 1; of 0: its latest.
+
+    Raises:
+        UsageError: if the folder is no run, is still written to, or has no such commit.
+    """
+    run = read_run(folder)
+    if not run["meta"].get("attempts"):
+        raise UsageError(f"--fork: {folder} is not a run folder; name one that bin/train.py made")
+    if run["state"] == "running":
+        raise UsageError(
+            f"--fork: {folder} is still running, and what it keeps changes; wait for it, or give "
+            "a copy of one of its checkpoints as --checkpoint"
+        )
+    if epoch < 0:
+        raise UsageError(f"--from_epoch is {epoch}; it must be at least 1")
+    from src.commit_file import commit_after
+
+    try:
+        return commit_after(folder, epoch)
+    except ValueError as error:
+        raise UsageError(f"--fork: {error}") from error
 
 
 def splits_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -1,6 +1,5 @@
-"""What `bin/check_resume.py` looks at: suspects in model, data and callbacks, and what differs."""
+"""What `bin/check_resume.py` looks at: suspects in model, data and callbacks."""
 
-import csv
 import inspect
 import os
 import random
@@ -9,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 import tensorflow as tf
@@ -93,23 +91,6 @@ def layers_of(model: Any) -> list[Any]:
     return [model, *layers]
 
 
-def first_difference(one: Path, other: Path) -> str:
-    """Return where two runs differ first, in the history or else in the commit; "" if nowhere."""
-    with open(one / "history.csv") as a, open(other / "history.csv") as b:
-        for row, another in zip(csv.DictReader(a), csv.DictReader(b), strict=False):
-            for key in row:
-                if row[key] != another.get(key):
-                    return f"epoch {row['epoch']}, {key}: {row[key]} and {another.get(key)}"
-    for name in ("model.h5", "model_best.h5"):
-        if not (one / name).exists() and not (other / name).exists():
-            continue  # without a monitor no epoch is the best
-        if (one / name).read_bytes() == (other / name).read_bytes():
-            continue
-        with h5py.File(one / name) as a, h5py.File(other / name) as b:
-            return f"{name}, {_first_dataset(a, b)}"
-    return ""
-
-
 def place(thing: Any) -> str:
     """Return the file and line where a class or function begins."""
     try:
@@ -125,19 +106,6 @@ def dataset_function(config: Mapping[str, Any]) -> Any:
 
     name = config["dataset"] or config["datasets"]["train"]
     return resolve(name, "dataset", DATASETS)
-
-
-def _first_dataset(a: h5py.File, b: h5py.File) -> str:
-    found: list[str] = []
-
-    def look(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and not found:
-            same = name in b and np.array_equal(item[()], b[name][()])
-            if not same:
-                found.append(str(item.attrs.get("path", name)))
-
-    a.visititems(look)
-    return found[0] if found else "its description"
 
 
 def _bytes(batch: Any) -> bytes:

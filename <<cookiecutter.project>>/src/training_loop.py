@@ -64,6 +64,7 @@ def training_loop(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     start_from: Path | None = None,
     retrain: bool = False,
+    new_rate: bool = False,
     validation_seconds: float = 0,
 ) -> list[dict[str, Any]]:
     """Train until all epochs or steps are done, going on where the folder's last commit stands.
@@ -93,6 +94,7 @@ def training_loop(
             last epoch; the figures then depend on the clock. 0: after every epoch.
         start_from: a commit of another run to begin with, while the folder has none of its own.
         retrain: take only the weights from there, and begin at step 0.
+        new_rate: take all but the learning rate, which is this run's own.
 
     Returns:
         The history, a row per epoch.
@@ -128,12 +130,19 @@ def training_loop(
     hooks = calls.hooks
     new_run = NEW_RUN | {"history": [], "inexact": []}
     state, restores = checkpoint.read(), RESTORE_ALL
+    own_rate = None
     if state is not None and start_from is not None:
-        log.info("%s has a commit of its own: --checkpoint has had its effect", save_path)
+        log.info("%s has a commit of its own: what it began with has had its effect", save_path)
     elif state is None and start_from is not None:
         other = checkpoint.read_other(start_from)
-        state = new_run | {"steps": other["steps"]} if retrain else other | {"best_epoch": None}
-        restores = RESTORE_WEIGHTS if retrain else RESTORE_ALL
+        if retrain:
+            state, restores = new_run | {"steps": other["steps"]}, RESTORE_WEIGHTS
+        else:
+            state = other | {"best_epoch": checkpoint.take_along(other)}
+            if new_rate and learning_rates is not None:
+                own_rate = rate_in_epoch(learning_rates, state["epoch"])
+            elif new_rate:
+                own_rate = float(model.optimizer.learning_rate)
         log.info("starting from %s%s", start_from, ", its weights alone" if retrain else "")
     is_new = state is None
     state = state or new_run
@@ -213,6 +222,8 @@ def training_loop(
             steps.set_state(state["steps"])
             callback_state.put_all(hooks, state["hooks"])
             callback_state.put_all(callbacks, state["callbacks"])
+        if own_rate is not None:
+            model.optimizer.learning_rate = own_rate
 
     try:
         with SignalsToFlag() as received:

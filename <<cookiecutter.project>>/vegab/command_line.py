@@ -133,6 +133,7 @@ def wrap(
             with contextlib.suppress(KeyError):  # --delete has taken it away
                 args.overrides[key] = lookup(config, key)
         args.flags, args.resolved_config = dict(keywords), copy.deepcopy(config)
+        args.given_flags = _without_defaults(keywords, flags)
         if args.dry_run:
             print(_as_yaml(config, differences(draft.named(), config)))
             return EXIT_CODES["finished"]
@@ -205,7 +206,7 @@ def wrap_no_config_registry(
         args, overrides = _parse(parser, arguments, _Keys({}, {}, flags, short))
         keywords = _read_flags(flags, overrides)
         args.overrides = {o.key: keywords[o.key] for o in overrides}
-        args.flags = dict(keywords)
+        args.flags, args.given_flags = dict(keywords), _without_defaults(keywords, flags)
         keywords = {**{name: getattr(args, name) for name in positionals}, **keywords}
         args.resolved_config = {k: v for k, v in keywords.items() if k != "save_path"}
         if "save_path" in keywords:
@@ -606,6 +607,10 @@ def _read_flags(flags: dict[str, _Flag], overrides: list[Override]) -> dict[str,
         if flag.required and name not in given:
             raise UsageError(f"--{name} is required (see --help)")
     return {name: given.get(name, flag.default) for name, flag in flags.items()}
+
+
+def _without_defaults(keywords: dict[str, Any], flags: dict[str, _Flag]) -> dict[str, Any]:
+    return {name: value for name, value in keywords.items() if value != flags[name].default}
 
 
 # ------------------------------------------------------------------------------- --help, --dry_run

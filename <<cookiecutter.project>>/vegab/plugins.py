@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vegab import provenance
-from vegab.config import Config, show
+from vegab.config import Config, UsageError, show
 from vegab.run_folder import CONFIG, EXIT_CODES, META, outcome, read_json, write_json
 
 
@@ -24,7 +25,8 @@ class VegabPlugin:
     def on_parsed_args(self, args: argparse.Namespace) -> None:
         """The command line was read. `args.save_path` may be changed; `args.config` is the name
         or path, `args.overrides` maps dotted keys to the values given, `args.flags` has the
-        function's flags by name, `args.resolved_config` the config with all overrides."""
+        function's flags by name, `args.given_flags` those that are not their default,
+        `args.resolved_config` the config with all overrides."""
 
     def on_before_call(self, config: Config, save_path: str) -> None:
         """The folder is open and locked, the function comes next."""
@@ -41,12 +43,24 @@ class MetaSaver(VegabPlugin):
     """Keeps config.json, meta.json, the script and the source in the run folder.
 
     `position(save_path)` says where the run stands, as {"epoch": 3, "global_step": 120}; every
-    attempt notes it at its start (`from`) and end (`to`).
+    attempt notes it at its start (`from`) and end (`to`); {} says that nothing is kept yet.
+
+    The run that this one comes from is noted as its parent: that whose config.json is CONFIG, or
+    the one that `parent(args)` names, as {"path": folder, …}; {} names none.
     """
 
-    def __init__(self, position: Callable[[str], dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        position: Callable[[str], dict[str, Any]] | None = None,
+        parent: Callable[[argparse.Namespace], dict[str, Any]] | None = None,
+    ) -> None:
         self.position = position
+        self.parent = parent
+        self._args = argparse.Namespace()
         self._folder: Path | None = None
+
+    def on_parsed_args(self, args: argparse.Namespace) -> None:
+        self._args = args
 
     def on_before_call(self, config: Config, save_path: str) -> None:
         self._folder = folder = Path(save_path).absolute()
@@ -71,6 +85,7 @@ class MetaSaver(VegabPlugin):
         self._meta = {
             "status": "running",
             "command": command,
+            **self._origin(folder, meta, position),
             **provenance.describe_software(),
             **machine,
             "git": git,
@@ -101,6 +116,27 @@ class MetaSaver(VegabPlugin):
             attempt["error"] = f"{type(error).__name__}: {error}"
         self._meta["status"] = status
         write_json(self._folder / META, self._meta)
+
+    def _origin(
+        self, folder: Path, meta: dict[str, Any], position: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """CONFIG and the flags that the run began with, and its parent.
+
+        It begins with the first attempt, and anew with each while nothing is kept.
+        """
+        config = getattr(self._args, "config", None)
+        named = Path(config or "")
+        is_own = os.path.realpath(named) == os.path.realpath(folder / CONFIG)
+        if meta.get("attempts") and (position != {} or is_own):
+            return {key: meta.get(key) for key in ("config", "flags", "parent")}
+        parent = self.parent(self._args) if self.parent else {}
+        if not parent and named.name == CONFIG:
+            parent = {"path": str(named.parent)}
+        return {
+            "config": config,
+            "flags": getattr(self._args, "given_flags", {}),
+            "parent": _with_start(parent),
+        }
 
     def _position(self) -> dict[str, Any] | None:
         try:
@@ -186,6 +222,18 @@ class TensorBoardLinker(VegabPlugin):
             if not os.path.lexists(link):
                 link.symlink_to(os.path.relpath(target, self.folder.resolve()))
                 return
+
+
+def _with_start(parent: dict[str, Any]) -> dict[str, Any] | None:
+    """A parent with the start and the commit of its first attempt; None if it is no run folder."""
+    meta = None
+    with contextlib.suppress(KeyError, UsageError):
+        meta = read_json(Path(parent["path"]) / META)
+    attempts = meta.get("attempts") if isinstance(meta, dict) else None
+    if not attempts:
+        return None
+    first = attempts[0]
+    return {**parent, "started": first.get("start"), "commit": first.get("git_commit")}
 
 
 def _now() -> str:

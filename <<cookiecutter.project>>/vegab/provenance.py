@@ -217,12 +217,14 @@ def digest_of(files: list[str]) -> str:
 
 
 def describe_command() -> dict[str, Any]:
-    """The command as a list and as a line to paste, and where in the project it was typed."""
+    """The command as a list and as a line to paste, where in the project it was typed, and which
+    of the project's files it runs."""
     words = ["python", *sys.orig_argv[1:]]
     return {
         "argv": words,
         "line": shlex.join(words),
         "folder": os.path.relpath(os.getcwd(), PROJECT),
+        "script": os.path.relpath(os.path.realpath(sys.argv[0]), PROJECT),
     }
 
 

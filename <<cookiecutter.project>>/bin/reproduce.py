@@ -1,0 +1,95 @@
+"""Run a run again from its folder alone, and compare: the same history, the same weights?
+
+python bin/reproduce.py results/run
+"""
+
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import vegab
+from src import reproduction
+
+
+def reproduce(run: str, *, epochs: int = 0) -> None:
+    """Run the run in folder RUN again, with its own code, and compare history and weights.
+
+    Args:
+        run: a run folder
+        epochs: train and compare the first ones alone; 0: all that the run has
+    """
+    original = reproduction.read(Path(run), epochs)
+    num_attempts = len(original.meta["attempts"])
+    git = original.meta.get("git") or {}
+    print(
+        f"{run}: {original.status}, {len(original.rows)} of {len(original.state['history'])} epochs"
+        f", {num_attempts} attempt{'s' * (num_attempts > 1)}, "
+        f"commit {(original.commit or 'unknown')[:7]}"
+        + ", with uncommitted changes"
+        * bool(git.get("dirty")),
+        flush=True,
+    )
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    place = Path(tempfile.mkdtemp(prefix="reproduce-"))
+    is_kept = False
+    try:
+        is_kept = not is_identical(original, place)
+    finally:
+        if not is_kept:
+            shutil.rmtree(place, ignore_errors=True)
+    if is_kept:
+        print(f"kept to look at: {place} (run/ is the run, code/ what ran)")
+        raise SystemExit(1)
+
+
+def is_identical(original: reproduction.Original, place: Path) -> bool:
+    """Make the run again in a new folder, and print how it compares."""
+    from tqdm import tqdm
+
+    for phrase in reproduction.restore(original, place):
+        print(f"not from the run folder: {phrase}")
+    before = reproduction.causes(original, None)
+    print(f"not as it was then: {'; '.join(before)}" if before else "the environment is the same")
+    sys.stdout.flush()
+    again = place / "run"
+    with tqdm(
+        total=len(original.rows), unit="epoch", leave=False, disable=not sys.stderr.isatty()
+    ) as bar:
+        code = reproduction.run_again(original, place, lambda done: bar.update(done - bar.n))
+    last_words = (place / "output.txt").read_text(errors="replace").strip().splitlines()[-1:]
+    if code == 2:
+        raise vegab.UsageError(f"{original.folder} cannot be run here: {' '.join(last_words)}")
+    edited = reproduction.edited_cell(original)
+    if code not in (0, reproduction.INTERRUPTED):
+        print(f"different: here it fails: {' '.join(last_words)}")
+    else:
+        result = reproduction.compare(original, again)
+        if result.difference is None:
+            print(f"identical to the bit: {', '.join(result.compared)}")
+            return True
+        place_, then, now = result.difference
+        print(f"different: {place_}: {then} in {original.folder}, {now} when run again")
+    likely, *others = [*filter(None, [edited]), *reproduction.causes(original, again)] or [NOTHING]
+    print(f"likely cause: {likely}")
+    for other in others:
+        print(f"differs too: {other}")
+    return False
+
+
+def interrupt(number: int, frame: object) -> None:
+    """Have a signal end the run that goes on, as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+NOTHING = (
+    "nothing of the environment differs: something draws random numbers that the seed does not "
+    "decide, or goes by the clock; bin/check_resume.py looks for it"
+)
+
+if __name__ == "__main__":
+    vegab.wrap_no_config_registry(reproduce)

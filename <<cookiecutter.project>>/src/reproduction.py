@@ -1,0 +1,553 @@
+"""Makes a run again from its folder alone, for `bin/reproduce.py`. It needs no TensorFlow.
+
+The order is that of events: what the folder says, its code restored, the run, the comparison.
+"""
+
+import contextlib
+import filecmp
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from src import fingerprint
+from src.differences import Cells, Difference, commit_difference, history_difference, rows_in
+from vegab import UsageError, read_run
+from vegab.provenance import ENVIRONMENT
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITS = ("model.h5", "model_best.h5")
+# These say how a run went on, or what came after it; it is made again without them.
+NOT_FOR_THE_TRAINING = ("evaluation", "name", "resume_inexact", "fork", "from_epoch")
+PATHS = ("checkpoint", "warm_start")
+# Of another machine, or of no consequence.
+NOT_TAKEN_OVER = re.compile(r"SLURM_JOB_ID|CUDA_VISIBLE_DEVICES|TF_CPP_\w+")
+# Of a commit's state: where it was made, which is compared apart.
+RECORD = ("fingerprint", "inexact")
+MOST_NAMES = 5
+INTERRUPTED = 75
+POLL = 0.05  # seconds between two looks at the history
+
+
+@dataclass(frozen=True)
+class Original:
+    """A run that is to be made again.
+
+    Attributes:
+        folder: as it was typed.
+        config: what it was made with.
+        meta: content of its meta.json.
+        status: finished, interrupted, failed or died.
+        state: of its latest commit.
+        rows: the history as text, of the epochs that are to be compared.
+        is_whole: whether that is all of a finished run.
+        code: its source as it ran.
+        commit: git's, when the run began, or None.
+        script: what ran, in `code`.
+        other_code: a phrase for each later attempt that ran other source.
+        start: the commit of another run that it began with, or None.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    meta: dict[str, Any]
+    status: str
+    state: dict[str, Any]
+    rows: list[Cells]
+    is_whole: bool
+    code: Path
+    commit: str | None
+    script: Path
+    other_code: list[str]
+    start: Path | None
+
+    @property
+    def typed_in(self) -> Path:
+        """Where its command was typed, in the project as it is now."""
+        return ROOT / (self.meta.get("command") or {}).get("folder", ".")
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The flags that it began with."""
+        return self.meta.get("flags") or {}
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What its bits depend on, as the commit has it."""
+        return self.state.get("fingerprint") or {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Threads and the like; {} where the run's script does not keep them."""
+        return self.fingerprint.get("settings") or {}
+
+
+# ---- read ----------------------------------------------------------------------------------------
+
+
+def read(folder: Path, epochs: int) -> Original:
+    """Look whether a run can be made again, and touch nothing.
+
+    Args:
+        folder: of the run.
+        epochs: how many are to be compared, from the first on; 0: all that it has.
+
+    Raises:
+        UsageError: if it cannot be.
+    """
+    run = read_run(folder)
+    meta, config = run["meta"], run["config"]
+    if not isinstance(meta, dict) or not meta.get("attempts") or not config:
+        raise UsageError(f"{folder} is not a run folder; name one that bin/train.py made")
+    if run["state"] == "running":
+        raise UsageError(f"{folder} is still running; wait for it, or stop it")
+    state = last_state(folder)
+    done = len(state["history"])
+    if done == 0:
+        raise UsageError(f"{folder} has not finished an epoch; there is nothing to compare")
+    if not 0 <= epochs <= done:
+        raise UsageError(f"--epochs is {epochs}; {folder} has {done} epochs")
+    begun, code = code_of(folder, meta)
+    original = Original(
+        folder=folder,
+        config=config,
+        meta=meta,
+        status=run["state"],
+        state=state,
+        rows=history_of(folder, state)[: epochs or done],
+        is_whole=run["state"] == "finished" and epochs in (0, done),
+        code=code,
+        commit=meta["attempts"][begun].get("git_commit"),
+        script=script_of(meta, code),
+        other_code=other_code(folder, meta["attempts"][begun:], code),
+        start=start_of(folder, meta),
+    )
+    for name in PATHS:
+        path = original.flags.get(name)
+        if path and not (original.typed_in / path).exists():
+            raise UsageError(f"{folder} began with --{name}={path}, which is not there any more")
+    refuse_missing_gpus(original)
+    return original
+
+
+def last_state(folder: Path) -> dict[str, Any]:
+    """Return the state in the latest commit.
+
+    Raises:
+        UsageError: if there is none, or it or the best one is damaged.
+    """
+    from src.commit_file import DamagedCheckpointError, read_state, verify
+
+    if not (folder / COMMITS[0]).is_file():
+        raise UsageError(f"{folder} has no {COMMITS[0]}; there is nothing to compare")
+    try:
+        for name in COMMITS:
+            with contextlib.suppress(FileNotFoundError):
+                verify(folder / name)
+        return read_state(folder / COMMITS[0])
+    except DamagedCheckpointError as error:
+        raise UsageError(f"{error}; put a good copy back") from error
+
+
+def history_of(folder: Path, state: Mapping[str, Any]) -> list[Cells]:
+    """Return the rows of `history.csv`; where a kill left some of them out, those of the commit."""
+    rows, committed = rows_in(folder), committed_rows(state)
+    return [*rows[: len(committed)], *committed[len(rows) :]]
+
+
+def committed_rows(state: Mapping[str, Any]) -> list[Cells]:
+    """Return the history of a commit as `history.csv` has it."""
+    import csv
+
+    from src.history import csv_lines
+
+    rows = state["history"]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return list(csv.DictReader(csv_lines(columns, rows).splitlines()))
+
+
+def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, Path]:
+    """Return the attempt with which the run began, from 0, and the folder with its source.
+
+    An attempt that finds nothing committed begins the run anew.
+
+    Raises:
+        UsageError: if the source is gone.
+    """
+    attempts = meta["attempts"]
+    begun = max((i for i, attempt in enumerate(attempts) if attempt.get("from") == {}), default=0)
+    names = [attempt["code"]["folder"] for attempt in attempts[begun:] if "code" in attempt]
+    code = folder / (names[0] if names else "code")
+    if not code.is_dir():
+        raise UsageError(f"{code} is gone, and with it the source that was run")
+    return begun, code
+
+
+def script_of(meta: Mapping[str, Any], code: Path) -> Path:
+    """Return what was run, relative to the source.
+
+    Raises:
+        UsageError: if it is not there.
+    """
+    command = meta.get("command") or {}
+    words = [word for word in command.get("argv", []) if word.endswith(".py")]
+    typed = Path(command.get("script") or os.path.join(command.get("folder", ""), *words[:1]))
+    # An older record may have the path on another machine: its end is in the source.
+    for start in range(len(typed.parts)):
+        script = Path(*typed.parts[start:])
+        if ".." not in script.parts and (code / script).is_file() and not script.is_absolute():
+            return script
+    raise UsageError(f"the script that was run, {typed}, is not in {code}")
+
+
+def other_code(folder: Path, attempts: Sequence[Mapping[str, Any]], code: Path) -> list[str]:
+    """Return a phrase for each attempt that made steps with other source than the first one."""
+    found = []
+    for attempt in attempts:
+        name = (attempt.get("code") or {}).get("folder", code.name)
+        went_on = attempt.get("from") is None or attempt.get("from") != attempt.get("to")
+        if name != code.name and went_on and (folder / name).is_dir():
+            files = differing_files(code, folder / name)
+            if files:
+                found.append(f"a later attempt ran other code ({name}: {listed(files)})")
+    return list(dict.fromkeys(found))
+
+
+def differing_files(one: Path, other: Path) -> list[str]:
+    """Return the files that are not the same in two folders of source, without those of prose."""
+    files = {
+        path.relative_to(folder)
+        for folder in (one, other)
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".md", ".diff", ".pyc")
+    }
+    names = [str(file) for file in files if file.parts[0] not in ("docs", "etc", "tests")]
+    _, different, missing = filecmp.cmpfiles(one, other, names, shallow=False)
+    return sorted([*different, *missing])
+
+
+def start_of(folder: Path, meta: Mapping[str, Any]) -> Path | None:
+    """Return the commit that --fork began with, or None.
+
+    Raises:
+        UsageError: if it is not kept any more.
+    """
+    from src.commit_file import commits_of
+
+    parent = meta.get("parent") or {}
+    if "from_step" not in parent:
+        return None
+    place = ROOT / (meta.get("command") or {}).get("folder", ".") / parent["path"]
+    for commit in commits_of(place):
+        if commit.state["global_step"] == parent["from_step"]:
+            return commit.path
+    raise UsageError(
+        f"{folder} began with the state of {parent['path']} after step {parent['from_step']}, "
+        "which is not kept there any more"
+    )
+
+
+def refuse_missing_gpus(original: Original) -> None:
+    """Refuse a run on GPUs that are not there.
+
+    Raises:
+        UsageError: naming them.
+    """
+    wanted = [
+        int(part) for part in str(original.flags.get("gpus", "")).split(",") if part.isdigit()
+    ]
+    if not wanted:
+        return
+    present: list[str] = []
+    if shutil.which("nvidia-smi"):
+        done = subprocess.run(["nvidia-smi", "-L"], check=False, capture_output=True, text=True)
+        present = [line for line in done.stdout.splitlines() if line.startswith("GPU ")]
+    if max(wanted) >= len(present):
+        raise UsageError(
+            f"{original.folder} ran with --gpus={original.flags['gpus']}; "
+            f"here {len(present) or 'no'} GPUs are to be seen"
+        )
+
+
+# ---- restore -------------------------------------------------------------------------------------
+
+
+def restore(original: Original, place: Path) -> list[str]:
+    """Put source and config of a run into a folder, as they were.
+
+    Returns:
+        A phrase for each thing that is not in the run folder, but in git or in the project.
+    """
+    project = place / "code"
+    shutil.copytree(original.code, project, symlinks=True)
+    (project / "uncommitted.diff").unlink(missing_ok=True)
+    config = dict(original.config)
+    threads = original.settings.get("threads")
+    if threads and "threads" in config:
+        of_its_own = fingerprint.settings_of(config, None)["threads"]
+        config["threads"] = config["threads"] if threads == of_its_own else threads
+    (place / "config.json").write_text(json.dumps(config))
+    found = [
+        f"{name} {restore_large(original, name, project)}"
+        for name in original.meta.get("files_too_large_to_copy") or []
+    ]
+    linked = link_missing(ROOT / "data", project / "data")
+    if linked:
+        names = listed([os.path.relpath(path, project) for path in linked])
+        found.append(f"{names} from the project's data/")
+    return found
+
+
+def restore_large(original: Original, name: str, project: Path) -> str:
+    """Put a file that was too large to be copied in its place; return where it is from."""
+    git = original.meta.get("git") or {}
+    target = project / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    was_changed = f"diff --git a/{name} b/{name}\n" in git.get("diff", "")
+    if original.commit and not was_changed and shutil.which("git"):
+        command = ["git", "show", f"{original.commit}:./{name}"]
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
+        if done.returncode == 0:
+            target.write_bytes(done.stdout)
+            return f"from git at {original.commit[:7]}"
+    if (ROOT / name).is_file():
+        target.symlink_to(ROOT / name)
+        return "from the project as it is now"
+    return "is missing: neither git nor the project has it"
+
+
+def link_missing(source: Path, target: Path) -> list[Path]:
+    """Link what is in a folder and not in another one, which may be missing; return the links."""
+    links: list[Path] = []
+    if not source.is_dir():
+        return links
+    target.mkdir(exist_ok=True)
+    for path in sorted(source.iterdir()):
+        there = target / path.name
+        if path.is_dir() and there.is_dir():
+            links += link_missing(path, there)
+        elif not os.path.lexists(there):
+            there.symlink_to(path)
+            links.append(there)
+    return links
+
+
+# ---- run -----------------------------------------------------------------------------------------
+
+
+def run_again(original: Original, place: Path, show: Callable[[int], object]) -> int:
+    """Run what `restore` has put there into `place/run`, and stop it after the epochs to compare.
+
+    Args:
+        original: the run.
+        place: a folder of its own.
+        show: called with the number of epochs done, often.
+
+    Returns:
+        The exit code of the process.
+    """
+    folder = original.typed_in.resolve()
+    if folder.is_relative_to(ROOT):
+        folder = place / "code" / folder.relative_to(ROOT)
+    with open(place / "output.txt", "wb") as output:
+        child = subprocess.Popen(
+            command_of(original, place),
+            cwd=folder if folder.is_dir() else place / "code",
+            env=environment_of(original),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for this process, which ends the other
+        )
+    is_told = False
+    try:
+        while child.poll() is None:
+            done = len(rows_in(place / "run"))
+            show(min(done, len(original.rows)))
+            if done >= len(original.rows) and not original.is_whole and not is_told:
+                child.terminate()  # it commits, and ends
+                is_told = True
+            time.sleep(POLL)
+    finally:
+        if child.returncode is None:
+            os.killpg(child.pid, signal.SIGKILL)  # with its worker processes
+            child.wait()
+    show(min(len(rows_in(place / "run")), len(original.rows)))
+    return child.returncode
+
+
+def command_of(original: Original, place: Path) -> list[str]:
+    """Return the command that makes a run again in `place`, with the flags that it began with."""
+    command = [sys.executable, str(place / "code" / original.script)]
+    command += [str(place / "config.json"), str(place / "run")]
+    flags = {k: v for k, v in original.flags.items() if k not in NOT_FOR_THE_TRAINING}
+    if original.start:
+        flags["checkpoint"] = str(original.start)
+    for name, value in flags.items():
+        if name in PATHS and value:
+            value = str((original.typed_in / value).resolve())
+        texts = value if isinstance(value, list) else [json.dumps(value)]
+        command += [f"--{name}={text}" for text in texts]
+    return command
+
+
+def environment_of(original: Original) -> dict[str, str]:
+    """Return the variables to make a run again with: its own, where bits hang on them."""
+    recorded = original.meta.get("environment") or {}
+    kept = {k: v for k, v in os.environ.items() if not ENVIRONMENT.fullmatch(k)}
+    here = {k: v for k, v in os.environ.items() if NOT_TAKEN_OVER.fullmatch(k)}
+    then = {k: v for k, v in recorded.items() if not NOT_TAKEN_OVER.fullmatch(k)}
+    environment = {**kept, **here, **then}
+    if original.settings:
+        environment["TF_ENABLE_ONEDNN_OPTS"] = original.settings["onednn"]
+        environment["TF_XLA_FLAGS"] = original.settings["xla_flags"]
+    devices = original.fingerprint.get("devices")
+    if devices and "GPU" not in devices:
+        environment["CUDA_VISIBLE_DEVICES"] = "-1"
+    if "DATA_DIR" in environment:
+        environment["DATA_DIR"] = str(Path(environment["DATA_DIR"]).expanduser().absolute())
+    return environment
+
+
+# ---- compare -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a comparison.
+
+    Attributes:
+        compared: what was, such as "history.csv (5 epochs)".
+        difference: the first one, or None.
+    """
+
+    compared: list[str]
+    difference: Difference | None = None
+
+
+def compare(original: Original, again: Path) -> Result:
+    """Compare history and weights of a run and of the same run made again."""
+    number = len(original.rows)
+    compared = [f"history.csv ({number} epoch{'s' * (number > 1)})"]
+    others = rows_in(again)
+    difference = history_difference(
+        original.rows, others if original.is_whole else others[: len(original.rows)]
+    )
+    if difference:
+        place = f"history.csv, {difference.place}"
+        return Result(compared, difference._replace(place=place))
+    for one, other in pairs_of_commits(original, again):
+        compared.append(one.name)
+        if not (one.exists() and other.exists()):
+            there = ("there" if path.exists() else "nothing" for path in (one, other))
+            return Result(compared, Difference(one.name, *there))
+        if not filecmp.cmp(one, other, shallow=False):
+            difference = commit_difference(one, other, ignored=RECORD)
+        if difference:
+            place = f"{one.name}, {difference.place}"
+            return Result(compared, difference._replace(place=place))
+    return Result(compared)
+
+
+def pairs_of_commits(original: Original, again: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the commits of a run that are to be compared, each with that of the other run."""
+    from src.commit_file import commits_of
+
+    folder = original.folder
+    if original.is_whole:
+        for name in COMMITS:
+            if (folder / name).exists() or (again / name).exists():
+                yield folder / name, again / name
+        return
+    # The process was stopped a little later; the commit before its last one is kept, too.
+    place = len(original.rows), 0
+    ones, others = (
+        [c.path for c in commits_of(run) if (c.state["epoch"], c.state["step"]) == place]
+        for run in (folder, again)
+    )
+    if ones and others:
+        yield ones[0], others[0]
+
+
+def causes(original: Original, again: Path | None) -> list[str]:
+    """Return what may be why two runs differ, the likeliest first.
+
+    Args:
+        original: the run.
+        again: the same run made again, or None: what can be told before.
+    """
+    found = list(original.other_code)
+    for entry in original.state.get("inexact") or []:
+        what = "; ".join(entry["differs"])
+        found.append(f"it was continued inexactly after step {entry['global_step']} ({what})")
+    then, now = original.fingerprint, fingerprint_of(again)
+    keys: tuple[str, ...] = ("code", "data", "versions", "processor", "devices", "settings")
+    if not now:
+        keys, now = ("processor",), {"processor": fingerprint.processor_features()}
+    for key in keys:
+        if key in then:
+            found += fingerprint.differences({key: then[key]}, {key: now.get(key)})
+    python = original.meta.get("python")
+    if python and python != platform.python_version():
+        found.append(f"Python: {python}, now {platform.python_version()}")
+    packages = differing_packages(original.meta.get("packages") or {})
+    if "versions" in keys and then.get("versions"):
+        packages = {k: v for k, v in packages.items() if k not in then["versions"]}
+    first = [
+        name for name in packages if name.startswith("tensorflow") or name in ("keras", "numpy")
+    ]
+    names = [*first, *(name for name in packages if name not in first)]
+    found += [packages[name] for name in names[:MOST_NAMES]]
+    if len(names) > MOST_NAMES:
+        found.append(f"{len(names) - MOST_NAMES} more packages")
+    return found
+
+
+def fingerprint_of(run: Path | None) -> dict[str, Any]:
+    """Return the fingerprint in a run's latest commit, or {}."""
+    from src.commit_file import read_state
+
+    if run is None:
+        return {}
+    try:
+        return read_state(run / COMMITS[0]).get("fingerprint") or {}
+    except OSError:
+        return {}
+
+
+def differing_packages(then: Mapping[str, str]) -> dict[str, str]:
+    """Return a phrase for each package whose version is another here, by its name."""
+    now: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        if distribution.metadata["Name"]:
+            now.setdefault(distribution.metadata["Name"], distribution.version)
+    return {
+        name: f"{name} {then.get(name, 'not installed')}, now {now.get(name, 'not installed')}"
+        for name in sorted({*then, *now}, key=str.lower)
+        if then.get(name) != now.get(name)
+    }
+
+
+def edited_cell(original: Original) -> str:
+    """Return a sentence if `history.csv` is not what the commit says, or "" if it is."""
+    committed = committed_rows(original.state)[: len(original.rows)]
+    difference = history_difference(original.rows, committed)
+    if difference is None:
+        return ""
+    return f"history.csv was changed after the run: its model.h5 has {difference.other}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names with commas, not too many of them."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
