@@ -687,6 +687,80 @@ def test_without_git_the_source_is_found_by_its_looks(project: Path) -> None:
     assert meta["git"] is None
 
 
+# ----------------------------------------------------------------------------------------- parents
+
+CHILD = """
+import json, os, sys
+sys.path.insert(0, {root!r})
+import vegab
+
+registry = vegab.ConfigRegistry()
+registry.set_root_config({{"n_filters": 16, "num_epochs": 3}})
+
+def work(config, save_path, *, origin="", note="x", repeat=1):
+    if os.environ.get("KEEP"):
+        with open(os.path.join(save_path, "state"), "w") as file:
+            file.write(os.environ["KEEP"])
+    sys.exit(int(os.environ.get("CODE", "0")))
+
+def position(save_path):
+    path = os.path.join(save_path, "state")
+    return {{"epoch": open(path).read()}} if os.path.exists(path) else {{}}
+
+def parent(args):
+    return {{"path": args.flags["origin"], "from_epoch": 2}} if args.flags["origin"] else {{}}
+
+if __name__ == "__main__":
+    vegab.wrap(registry, work, plugins=[vegab.MetaSaver(position=position, parent=parent)])
+"""
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs a script; returns what meta.json says of the origin of `child`."""
+    (tmp_path / "child.py").write_text(CHILD.format(root=str(ROOT)))
+
+    def run(*arguments: str, keep: str = "", code: int = 0) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "child.py", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"KEEP": keep, "CODE": str(code)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code, done.stderr
+        meta = meta_of(tmp_path / arguments[1])
+        return {key: meta[key] for key in ("config", "flags", "parent")}
+
+    return run
+
+
+def test_a_run_knows_the_run_that_its_config_is_of(origin: Any, tmp_path: Path) -> None:
+    old = origin("root", "old", "--n_filters=2", "--repeat=1")
+    assert old == {"config": "root", "flags": {}, "parent": None}
+    (attempt,) = meta_of(tmp_path / "old")["attempts"]
+    parent = {"path": "old", "started": attempt["start"], "commit": attempt["git_commit"]}
+    child = {"config": "old/config.json", "flags": {"note": "y"}, "parent": parent}
+    words = ("child", "--n_filters=3")
+    assert origin("old/config.json", *words, "--note=y", keep="1", code=75) == child
+    # From here on there is something to go on from, whatever the command says.
+    assert origin("child/config.json", "child", "--repeat=2", code=75) == child
+    assert origin("root", *words) == child
+    assert origin("root", *words, "--num_epochs=4", "--origin=old") == child
+    (tmp_path / "lone").mkdir()
+    shutil.copy(tmp_path / "old" / "config.json", tmp_path / "lone")
+    assert origin("lone/config.json", "other")["parent"] is None, "lone is no run folder"
+
+
+def test_a_run_that_has_kept_nothing_begins_anew(origin: Any, tmp_path: Path) -> None:
+    origin("root", "old")
+    forked = origin("root", "child", "--origin=old", code=75)
+    assert forked["flags"] == {"origin": "old"}
+    assert forked["parent"]["path"] == "old" and forked["parent"]["from_epoch"] == 2
+    assert origin("child/config.json", "child", code=75) == forked
+    assert origin("root", "child") == {"config": "root", "flags": {}, "parent": None}
+
+
 # ----------------------------------------------------------------------------------------- plugins
 
 SMALL = """
