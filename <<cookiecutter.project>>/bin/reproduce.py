@@ -23,14 +23,13 @@ def reproduce(run: str, *, epochs: int = 0) -> None:
         epochs: train and compare the first ones alone; 0: all that the run has
     """
     original = reproduction.read(Path(run), epochs)
-    num_attempts = len(original.meta["attempts"])
-    git = original.meta.get("git") or {}
+    done, attempts = len(original.state["history"]), len(original.meta["attempts"])
+    is_dirty = (original.meta.get("git") or {}).get("dirty")
     print(
-        f"{run}: {original.status}, {len(original.rows)} of {len(original.state['history'])} epochs"
-        f", {num_attempts} attempt{'s' * (num_attempts > 1)}, "
-        f"commit {(original.commit or 'unknown')[:7]}"
+        f"{run}: {original.status}, {len(original.rows)} of {done} epochs, "
+        f"{attempts} attempt{'s' * (attempts > 1)}, commit {(original.commit or 'unknown')[:7]}"
         + ", with uncommitted changes"
-        * bool(git.get("dirty")),
+        * bool(is_dirty),
         flush=True,
     )
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -51,8 +50,8 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     """Make the run again in a new folder, and print how it compares."""
     from tqdm import tqdm
 
-    for phrase in reproduction.restore(original, place):
-        print(f"not from the run folder: {phrase}")
+    for line in reproduction.restore(original, place):
+        print(line)
     before = reproduction.causes(original, None)
     print(f"not as it was then: {'; '.join(before)}" if before else "the environment is the same")
     sys.stdout.flush()

@@ -270,7 +270,7 @@ class Checkpoint:
     def require_fit(self, groups: Sequence[str]) -> None:
         """Look whether `restore` will succeed, and change nothing.
 
-        Of what is there already: a first step may make more variables.
+        Of an iterator, what is there already: a first step may make more variables.
 
         Raises:
             ValueError: naming what the commit and this model have not in common.
@@ -286,7 +286,8 @@ class Checkpoint:
                     saved_variables(file[STATE][group]),
                     wanted_variables(self._groups[group]),
                 )
-                if set(wanted) - set(saved) or group == "variables":
+                are_all_there = self._variables is None or group == "variables"
+                if are_all_there or set(wanted) - set(saved):
                     _compare(saved, wanted, path)
 
     def _write(

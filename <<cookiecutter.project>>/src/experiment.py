@@ -102,7 +102,7 @@ class Experiment:
         """Return whether the config has not the learning rates of the run that made a commit."""
         folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
         before = read_run(folder)["config"]
-        if isinstance(self.config.get("lr_schedule"), Mapping | str):
+        if self.iterator is not None or isinstance(self.config.get("lr_schedule"), Mapping | str):
             return False  # a schedule of Keras is no state, and is this run's own
         keys = ("learning_rate", "lr_schedule")
         return any(key in before and before[key] != self.config.get(key) for key in keys)

@@ -286,17 +286,11 @@ def restore(original: Original, place: Path) -> list[str]:
     """Put source and config of a run into a folder, as they were.
 
     Returns:
-        A phrase for each thing that is not in the run folder, but in git or in the project.
+        A line for all that is not from the run folder, and for what is set as it was then.
     """
     project = place / "code"
     shutil.copytree(original.code, project, symlinks=True)
     (project / "uncommitted.diff").unlink(missing_ok=True)
-    config = dict(original.config)
-    threads = original.settings.get("threads")
-    if threads and "threads" in config:
-        of_its_own = fingerprint.settings_of(config, None)["threads"]
-        config["threads"] = config["threads"] if threads == of_its_own else threads
-    (place / "config.json").write_text(json.dumps(config))
     found = [
         f"{name} {restore_large(original, name, project)}"
         for name in original.meta.get("files_too_large_to_copy") or []
@@ -305,7 +299,15 @@ def restore(original: Original, place: Path) -> list[str]:
     if linked:
         names = listed([os.path.relpath(path, project) for path in linked])
         found.append(f"{names} from the project's data/")
-    return found
+    lines = [f"not from the run folder: {'; '.join(found)}"] if found else []
+    config, threads = dict(original.config), original.settings.get("threads")
+    if threads and "threads" in config:
+        of_its_own = fingerprint.settings_of(config, None)["threads"]
+        if threads != of_its_own:
+            config["threads"] = threads
+            lines.append(f"threads: {threads} as then, not {of_its_own}")
+    (place / "config.json").write_text(json.dumps(config))
+    return lines
 
 
 def restore_large(original: Original, name: str, project: Path) -> str:
@@ -497,6 +499,8 @@ def causes(original: Original, again: Path | None) -> list[str]:
     for key in keys:
         if key in then:
             found += fingerprint.differences({key: then[key]}, {key: now.get(key)})
+    if original.config.get("deterministic") is False and "GPU" in then.get("devices", []):
+        found.append("it ran with operations that are not deterministic (deterministic: false)")
     python = original.meta.get("python")
     if python and python != platform.python_version():
         found.append(f"Python: {python}, now {platform.python_version()}")

@@ -145,14 +145,19 @@ def meta_of(folder: Path) -> dict[str, Any]:
 # ---- forks ---------------------------------------------------------------------------------------
 
 
-def test_a_fork_from_an_epoch_ends_as_the_run_itself(project: Path, run: Path, do: Do) -> None:
-    kept = {commit.path.name for commit in commits_of(run) if commit.epoch == 2}
-    assert kept == {"model-20.h5"}
-    fork = project / "results" / "fork"
+@pytest.fixture(scope="module")
+def fork(project: Path, run: Path, do: Do) -> Path:
+    """A fork of the run, with its config."""
     words = (f"{RUN}/config.json", "results/fork", "--fork", RUN, "--from_epoch", "2")
     done = do("bin/train.py", *words)
     assert done.returncode == 0, done.stderr
     assert f"starting from {RUN}/checkpoints/model-20.h5" in done.stdout
+    return project / "results" / "fork"
+
+
+def test_a_fork_from_an_epoch_ends_as_the_run_itself(project: Path, run: Path, fork: Path) -> None:
+    kept = {commit.path.name for commit in commits_of(run) if commit.epoch == 2}
+    assert kept == {"model-20.h5"}
     for name in COMMITS:
         assert (fork / name).read_bytes() == (run / name).read_bytes(), name
     meta = meta_of(fork)
@@ -210,7 +215,7 @@ def test_a_fork_that_cannot_be_is_refused(
 
 
 @pytest.fixture(scope="module")
-def later(project: Path, run: Path) -> Path:
+def later(project: Path, run: Path, fork: Path) -> Path:
     """The project after its code has changed and was committed."""
     replace(project / "src" / "models.py", 'Activation("tanh")', 'Activation("gelu")')
     (project / "src" / "ending.py").unlink()
@@ -234,7 +239,7 @@ def test_a_run_is_identical_with_its_own_code(
     assert not list(tmp_path.glob("reproduce-*")), "nothing is left where all is identical"
 
 
-def test_a_fork_begins_again_with_the_state_it_began_with(later: Path, do: Do) -> None:
+def test_a_fork_begins_again_with_the_state_that_it_had(later: Path, do: Do) -> None:
     done = do("bin/reproduce.py", "results/fork")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "identical to the bit: history.csv (4 epochs), model.h5, model_best.h5" in done.stdout
@@ -295,7 +300,7 @@ def test_other_data_are_the_likely_cause(
 
 
 def test_what_cannot_be_made_again_is_refused_and_left_alone(
-    later: Path, run: Path, do: Do
+    later: Path, run: Path, fork: Path, do: Do
 ) -> None:
     running = open(copy_of(run, "running") / "run.lock", "r+")  # noqa: SIM115
     fcntl.lockf(running, fcntl.LOCK_EX)
@@ -314,7 +319,7 @@ def test_what_cannot_be_made_again_is_refused_and_left_alone(
     for name, flags in (("gpus", {"gpus": "77"}), ("start", {"checkpoint": "gone.h5"})):
         folder = copy_of(run, name)
         (folder / "meta.json").write_text(json.dumps(meta_of(run) | {"flags": flags}))
-    orphan = copy_of(later / "results" / "fork", "orphan")
+    orphan = copy_of(fork, "orphan")
     meta = meta_of(orphan)
     meta["parent"]["from_step"] = 7
     (orphan / "meta.json").write_text(json.dumps(meta))
