@@ -4,6 +4,7 @@ import csv
 import difflib
 import io
 import json
+import math
 import statistics
 import unicodedata
 from collections import Counter
@@ -327,9 +328,19 @@ def _shown(cell: Any) -> str:
         value = cell.value  # most are short to write, and there are many
         return str(value) if type(value) in (str, int, float) else show(value)
     if isinstance(cell, Mean):
-        spread = "" if cell.std is None else f" ± {cell.std:.2g}"
-        return f"{cell.mean:.4g}{spread} ({cell.num_runs})"
+        return _mean_and_spread(cell)
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _mean_and_spread(cell: Mean) -> str:
+    """Write a mean with as many decimals as the two digits of its standard deviation have."""
+    if not cell.std:
+        spread = "" if cell.std is None else " ± 0"
+        return f"{cell.mean:.4g}{spread} ({cell.num_runs})"
+    decimals = 1 - math.floor(math.log10(cell.std))
+    if not 0 <= decimals <= 8:
+        return f"{cell.mean:.4g} ± {cell.std:.2g} ({cell.num_runs})"
+    return f"{cell.mean:.{decimals}f} ± {cell.std:.{decimals}f} ({cell.num_runs})"
 
 
 def _to_the_right(table: Table) -> list[bool]:
