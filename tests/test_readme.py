@@ -29,7 +29,7 @@ def own(project: Path, tmp_path: Path) -> Path:
     """A project of one's own, with a run to speak of."""
     copy = tmp_path / "own"
     shutil.copytree(project, copy, symlinks=True)
-    for name in ("run", "a"):
+    for name in ("run", "a", "n8_s0"):
         (copy / "results" / name).mkdir(parents=True)
         (copy / "results" / name / "config.json").write_text('{"seed": 3}')
     return copy
