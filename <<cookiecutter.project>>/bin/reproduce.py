@@ -63,7 +63,7 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     last_words = (place / "output.txt").read_text(errors="replace").strip().splitlines()[-1:]
     if code == 2:
         raise vegab.UsageError(f"{original.folder} cannot be run here: {' '.join(last_words)}")
-    edited = reproduction.edited_cell(original)
+    found = reproduction.causes(original, again)
     if code not in (0, reproduction.INTERRUPTED):
         print(f"different: here it fails: {' '.join(last_words)}")
     else:
@@ -71,12 +71,12 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
         if result.difference is None:
             print(f"identical to the bit: {', '.join(result.compared)}")
             return True
-        place_, then, now = result.difference
-        print(f"different: {place_}: {then} in {original.folder}, {now} when run again")
-    likely, *others = [*filter(None, [edited]), *reproduction.causes(original, again)] or [NOTHING]
-    print(f"likely cause: {likely}")
-    for other in others:
-        print(f"differs too: {other}")
+        where, then, now = result.difference
+        print(f"different: {where}: {then} in {original.folder}, {now} when run again")
+        edited = reproduction.edited_cell(original)
+        found = [edited, *found] if edited else found or [NOTHING]
+    for index, cause in enumerate(found):
+        print(f"differs too: {cause}" if index else f"likely cause: {cause}")
     return False
 
 

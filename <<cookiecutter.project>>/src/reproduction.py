@@ -503,7 +503,7 @@ def causes(original: Original, again: Path | None) -> list[str]:
         found.append("it ran with operations that are not deterministic (deterministic: false)")
     python = original.meta.get("python")
     if python and python != platform.python_version():
-        found.append(f"Python: {python}, now {platform.python_version()}")
+        found.append(f"Python {python}, now {platform.python_version()}")
     packages = differing_packages(original.meta.get("packages") or {})
     if "versions" in keys and then.get("versions"):
         packages = {k: v for k, v in packages.items() if k not in then["versions"]}
