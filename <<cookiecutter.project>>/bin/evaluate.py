@@ -120,7 +120,7 @@ def evaluate_on_test_set(folder: Path, config: Mapping[str, Any], checkpoint: st
         outputs = np.concatenate([1 - outputs, outputs], axis=1)  # one output: that of class 1
     if outputs.shape == (len(labels), num_classes):
         title = f"{folder.resolve().name}, {path.name}, test set"
-        write_classification(output, title, np.ravel(labels), outputs)
+        write_classification(output, title, features, np.ravel(labels), outputs)
     else:
         print(f"the outputs, of shape {outputs.shape}, are not those of a classifier: figures only")
     shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
@@ -139,12 +139,15 @@ def write_summary(output: Path, summary: dict[str, Any], figures: Mapping[str, f
     write_atomically(output / f"{summary['split']}.json", content.encode())
 
 
-def write_classification(output: Path, title: str, labels: Any, probabilities: Any) -> None:
-    """Write predictions, per-class figures and the confusion matrix.
+def write_classification(
+    output: Path, title: str, features: Any, labels: Any, probabilities: Any
+) -> None:
+    """Write predictions, per-class figures, the confusion matrix, and the first pictures.
 
     Args:
         output: a folder.
-        title: above the picture.
+        title: above the confusion matrix.
+        features: of the examples; pictures have the shape (num_examples, height, width, 1 or 3).
         labels: int array of shape (num_examples,).
         probabilities: float array of shape (num_examples, num_classes).
     """
@@ -164,6 +167,8 @@ def write_classification(output: Path, title: str, labels: Any, probabilities: A
     per_class = results.per_class_figures(matrix)
     write_atomically(output / "per_class.csv", per_class.to_csv().encode())
     figures.draw_confusion_matrix(matrix, output / "confusion_matrix.png", title)
+    if getattr(features, "ndim", 0) == 4 and features.shape[-1] in (1, 3):
+        figures.save_examples(features, output / "examples.png")
 
 
 class Asked(NamedTuple):

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
+NUM_EXAMPLES = 16  # that an evaluation keeps a picture of
+
 
 def draw_learning_curve(
     run: Path, history: Sequence[Mapping[str, Any]], best_epoch: int | None
@@ -93,6 +95,27 @@ def draw_confusion_matrix(matrix: "np.ndarray", path: Path, title: str) -> None:
     axes.set_title(title, fontsize=11)
     figure.colorbar(image, ax=axes, label="share of the label", shrink=0.8)
     save_figure(figure, path)
+
+
+def save_examples(images: "np.ndarray", path: Path) -> None:
+    """Write the first images of a set side by side, a pixel for a pixel.
+
+    Args:
+        images: shape (num_images, height, width, 1 or 3); the least value of the set becomes 0,
+            the largest 255.
+        path: a PNG file.
+    """
+    import numpy as np
+    from matplotlib.image import imsave
+
+    low, high = float(images.min()), float(images.max())
+    strip = np.concatenate(images[:NUM_EXAMPLES].astype(np.float64), axis=1)
+    pixels = np.rint((strip - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+    temporary = path.with_name(f".{path.name}.partial")
+    # Equal pictures are equal files, whichever version of matplotlib writes them.
+    nameless = {"Software": ""}
+    imsave(temporary, pixels.repeat(3 // pixels.shape[2], axis=2), format="png", metadata=nameless)
+    temporary.replace(path)
 
 
 def new_figure(width: float, height: float) -> "Figure":

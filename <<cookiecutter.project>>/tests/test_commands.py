@@ -6,8 +6,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
-from tests.conftest import Command
+from tests.conftest import ROOT, Command
 
 SMALL = ("--n_filters=4", "--n_layers=1")
 
@@ -105,6 +106,11 @@ def test_evaluate_reads_the_test_set_and_writes_what_comes_out(command: Command,
     recall = float(per_class[1].split(",")[2])
     assert recall == pytest.approx((predictions[labels == 0] == 0).mean())
     assert (run / "eval" / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+    # The first pictures of the test set, side by side: every fifth block of ten is in it.
+    with np.load(ROOT / "data" / "digits" / "digits.npz") as file:
+        first = [*file["images"][40:50], *file["images"][90:96]]
+    pixels = np.rint(imread(run / "eval" / "examples.png")[..., :3] * 255)
+    assert (pixels == np.rint(np.concatenate(first, axis=1) / 16 * 255)[..., np.newaxis]).all()
 
 
 def test_evaluate_takes_the_latest_or_a_path(command: Command, run: Path) -> None:

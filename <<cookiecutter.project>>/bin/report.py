@@ -1,0 +1,42 @@
+"""Write a report on run folders: one page with their table, curves, settings and examples.
+
+python bin/report.py results 'other/lr_*' -o report.html
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import vegab
+from vegab.execution import say
+
+# isort: split
+import argh  # vegab tells what to do where it is not installed
+
+from src import report as page
+from src import results
+
+PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
+
+
+@argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
+@argh.arg(
+    "-o", "--output", metavar="FILE", help="the page; it opens in any browser, without a network"
+)
+def report(*patterns: str, output: str = "report.html") -> None:
+    """Write the page."""
+    target = Path(output)
+    if not output.strip() or target.is_dir() or not target.parent.is_dir():
+        raise vegab.UsageError(f"--output={output} is no file that could be written")
+    paths, problems = results.find_runs(patterns)
+    size = page.write_report(results.read_runs(paths), target, problems)
+    print(f"{output}: {len(paths)} {'run' if len(paths) == 1 else 'runs'}, {size / 1e6:.2f} MB")
+    for problem in problems:
+        say(problem)
+    if problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    vegab.wrap_commands(report)
