@@ -229,7 +229,10 @@ def _read(run: str) -> dict[str, Any]:
         state = load_position(run)
     except (OSError, EOFError, ValueError, pickle.UnpicklingError, KeyError, TypeError) as error:
         problems.append(f"loop_state.pkl cannot be read ({error})")
-    entry |= _of_history(config, history, state)
+    try:
+        entry |= _of_history(config, history, state)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problems.append(f"config.json is not what this version of the project writes ({error!r})")
     if problems:
         entry["problem"] = "; ".join(problems)
         if not config or not meta:
