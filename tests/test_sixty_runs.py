@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -12,6 +13,7 @@ import pty
 import re
 import shutil
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -168,6 +170,13 @@ def test_list_sorts_numbers_as_numbers_and_names_as_people_do(grid: Path) -> Non
     assert len(rising) > 55
     assert rising == sorted(rising)
     assert losses("--sort=-best") == rising[::-1]
+    paths = [line[0] for line in lines_of(look(grid, "list", "results").stdout)[1:]]
+    backwards = lines_of(look(grid, "list", "results", "--sort=-run").stdout)[1:]
+    assert [line[0] for line in backwards] == paths[::-1]
+    by_epoch = table_of(grid, "compare", "results", "--sort=epoch", "--format=csv")
+    epochs = [int(row["epoch"]) for row in by_epoch]
+    assert epochs == sorted(epochs)
+    assert len(set(epochs)) > 2
     names = [line[0] for line in lines_of(look(grid, "list", "results/n2*_s?").stdout)]
     assert names[1:10] == [f"results/{name_of(2, 0.001, seed)}" for seed in SEEDS]
 
@@ -257,6 +266,7 @@ def test_every_form_of_the_table_is_sound(grid: Path, tmp_path: Path) -> None:
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines()}) == 1
     latex = look(grid, *words, "--format=latex").stdout
     (line,) = [line for line in latex.splitlines() if "alert" in line]
+    assert r"{\ttfamily\char34}\textless{}script" in line
     assert r"\& 100 \% \$x\_1\$" in line
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {body[0].count("&")}
@@ -316,16 +326,32 @@ def test_the_index_is_a_cache_and_nothing_else(grid: Path) -> None:
     assert look(grid, *words).stdout == first
     index.write_bytes(b"no database" * 1000)
     assert look(grid, *words).stdout == first
+    look(grid, *words)
+    # An entry is used while its stamp is right, ...
+    with contextlib.closing(sqlite3.connect(index)) as database, database:
+        (entry,) = database.execute(
+            "SELECT entry FROM runs_2 WHERE name = ?", (name_of(3, 0.01, 8).encode(),)
+        ).fetchone()
+        wrong = json.loads(entry) | {"state": "planted"}
+        database.execute(
+            "UPDATE runs_2 SET entry = ? WHERE name = ?",
+            (json.dumps(wrong), name_of(3, 0.01, 8).encode()),
+        )
+    assert "planted" in look(grid, *words).stdout
+    # ... and not when a file has changed, be it to another of the same size.
     changed = grid / "results" / name_of(3, 0.01, 8) / "history.csv"
     before = changed.read_text()
     try:
         lines = before.splitlines()
         cells = lines[-1].split(",")
-        cells[lines[0].split(",").index("val_loss")] = "1e-07"
+        place = lines[0].split(",").index("val_loss")
+        cells[place] = f"{1e-07:.{len(cells[place]) - 6}e}"
         changed.write_text("\n".join([*lines[:-1], ",".join(cells)]) + "\n")
         rows = table_of(grid, *words)
         (row,) = [row for row in rows if row["run"].endswith(name_of(3, 0.01, 8))]
+        assert len(changed.read_text()) == len(before)
         assert float(row["val_loss last"]) == 1e-07
+        assert row["state"] == "finished"
     finally:
         changed.write_text(before)
     assert look(grid, *words).stdout == first
@@ -366,4 +392,56 @@ def test_what_is_wrong_with_some_leaves_the_rest_right(grid: Path) -> None:
     assert len(done.stderr.splitlines()) == 2
     assert "'results/notes' holds no run" in done.stderr
     writing = table_of(grid, "compare", "results/writing", good, "--format=csv")
-    assert [row["epoch"] for row in writing] == ["2/2", "2/2"]
+    assert [row["epoch"] for row in writing] == ["2", "2"]
+    done = look(grid, "diff", good, "results/torn")
+    assert "config.json cannot be read" in done.stdout
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_files_that_hold_anything_at_all_harm_no_other_run(grid: Path) -> None:
+    odd = grid / "results" / "odd"
+    good = grid / "results" / name_of(2, 0.01, 1)
+    meta = json.loads((good / "meta.json").read_text())
+    later = {"attempts": [{"start": "yesterday"}]}
+    of_another_time = {"attempts": [{"start": "2026-05-01T10:00:00"}]}
+    harm: dict[str, dict[str, bytes]] = {
+        "a": {"meta.json": json.dumps(meta | later).encode()},
+        "b": {"meta.json": json.dumps(meta | of_another_time | {"git": {"commit": 5}}).encode()},
+        "c": {"loop_state.pkl": b"\x80\x04]."},
+        "d": {"loop_state.pkl": b"\x80\x04cos\nsystem\n."},
+        "e": {"history.csv": b"epoch,step,loss\n" + b"\0" * 200_000 + b"\n"},
+        "f": {"history.csv": (good / "history.csv").read_bytes() + b"\n"},
+        "g": {"config.json": b'{"num_epochs": "many", "train": 3}'},
+        "h\x1b[31m": {"config.json": b"[]"},
+    }
+    for name, files in harm.items():
+        shutil.copytree(good, odd / name)
+        for file, content in files.items():
+            (odd / name / file).write_bytes(content)
+    (odd / "i").mkdir()
+    (odd / "i" / "run.lock").touch()
+    (odd / "j").symlink_to(good.absolute())
+    try:
+        _, *rows = lines_of(look(grid, "list", "results/odd").stdout)
+        states = {row[0].removeprefix("results/odd/"): row[1] for row in rows}
+        finished = dict.fromkeys("bcdefgj", "finished")
+        assert states == finished | {"a": "broken", "h\\x1b[31m": "broken", "i": "new"}
+        by_name = {row[0][-1]: row for row in rows}
+        assert by_name["f"][2] == "2/2"
+        for name, said in (
+            ("c", "loop_state"),
+            ("d", "os.system"),
+            ("e", "history"),
+            ("g", "conf"),
+        ):
+            assert said in by_name[name][-1], by_name[name]
+        done = look(grid, "compare", "results/odd", "--format=csv")
+        assert len(done.stdout.splitlines()) == 11
+        assert "\x1b" not in done.stderr
+        for command, output in (("plot", "odd.png"), ("report", "odd.html")):
+            words = (sys.executable, f"bin/{command}.py", "results/odd", "-o", output)
+            done = run(*words, cwd=grid, check=False)
+            assert "Traceback" not in done.stderr, done.stderr
+            assert (grid / output).stat().st_size > 10_000
+    finally:
+        shutil.rmtree(odd)

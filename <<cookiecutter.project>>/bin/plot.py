@@ -3,7 +3,6 @@
 python bin/plot.py results/a 'results/lr_*' --metric=val_loss -o results/val_loss.pdf
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +15,14 @@ from vegab.execution import say
 # isort: split
 import argh  # vegab tells what to do where it is not installed
 
-from src import comparison, curves, results
+from src import curves, results
 
-PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
 COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
 SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn underneath"
 OUTPUT = ".png, .pdf or .svg; without it, METRIC.png here; FILE.json, beside it, names the runs"
 
 
-@argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
+@argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
 @argh.arg("--metric", action="append", metavar="NAME", help=COLUMN)
 @argh.arg("--x", choices=("epoch", "step"), help="what goes to the right")
 @argh.arg("--log_x", help="a logarithmic axis to the right")
@@ -61,18 +59,16 @@ def plot(
         f"{name} of {len(shown)} run{'s' * (len(shown) > 1)}: {output}, {output}.json", flush=True
     )
     for problem in [*without_run, *problems]:
-        say(comparison.printable(problem))
+        say(problem)
     if without_run:
         sys.exit(1)
 
 
 def check_output(output: str) -> None:
     """Refuse a file that could not be written, before anything is read or drawn."""
-    target = Path(output)
-    if target.suffix.lower() not in curves.FORMATS:
+    if Path(output).suffix.lower() not in curves.FORMATS:
         raise vegab.UsageError(f"--output={output} ends with none of {', '.join(curves.FORMATS)}")
-    if target.is_dir() or not os.access(target.parent, os.W_OK):
-        raise vegab.UsageError(f"--output={output} is no file that could be written")
+    results.require_writable(output)
 
 
 if __name__ == "__main__":

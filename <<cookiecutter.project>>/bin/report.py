@@ -17,20 +17,16 @@ import argh  # vegab tells what to do where it is not installed
 from src import report as page
 from src import results
 
-PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
 
-
-@argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
+@argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
 @argh.arg(
     "-o", "--output", metavar="FILE", help="the page; it opens in any browser, without a network"
 )
 def report(*patterns: str, output: str = "report.html") -> None:
     """Write the page."""
-    target = Path(output)
-    if not output.strip() or target.is_dir() or not target.parent.is_dir():
-        raise vegab.UsageError(f"--output={output} is no file that could be written")
+    results.require_writable(output)
     paths, problems = results.find_runs(patterns)
-    size = page.write_report(results.read_runs(paths), target, problems)
+    size = page.write_report(results.read_runs(paths), Path(output), problems)
     print(f"{output}: {len(paths)} {'run' if len(paths) == 1 else 'runs'}, {size / 1e6:.2f} MB")
     for problem in problems:
         say(problem)

@@ -20,11 +20,10 @@ from src import comparison, results
 
 FORMATS = ("table", "csv", "markdown", "latex", "json")
 SECONDS_BETWEEN = 2.0
-PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
 
 
 @argh.named("list")
-@argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
+@argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
 @argh.arg("--sort", metavar="COLUMN", help="by this column; --sort=-COLUMN: the other way round")
 @argh.arg("--watch", help="show it again every two seconds, until Ctrl-C")
 def list_runs(*patterns: str, sort: str = "", watch: bool = False) -> None:
@@ -47,7 +46,7 @@ def list_runs(*patterns: str, sort: str = "", watch: bool = False) -> None:
         sys.exit(1)
 
 
-@argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
+@argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
 @argh.arg("--metric", action="append", metavar="NAME", help="this metric only; may be repeated")
 @argh.arg("--group", help="one row for runs that differ by seeds alone: mean ± std (count)")
 @argh.arg("--sort", metavar="COLUMN", help="by this column; --sort=-COLUMN: the other way round")
@@ -62,9 +61,8 @@ def compare(
     output: str = "",
 ) -> None:
     """Print the settings that differ, and the best and the last value of each metric."""
-    target = Path(output)
-    if output and (target.is_dir() or not target.parent.is_dir()):
-        raise vegab.UsageError(f"--output={output} is no file that could be written")
+    if output:
+        results.require_writable(output)
     records, problems = read(patterns)
     metrics = comparison.metrics_of(records, metric or [])
     make = comparison.grouped if group else comparison.comparison
@@ -83,7 +81,8 @@ def compare(
         }
         text = forms[format](table)
     if output:
-        results.write_with_provenance(target, text.encode(), provenance)
+        content = text.encode(errors="backslashreplace")
+        results.write_with_provenance(Path(output), content, provenance)
     else:
         print(text, end="")
     tell([*problems, *(f"{record.path}: {record.problem}" for record in records if record.problem)])
@@ -95,12 +94,15 @@ def compare(
 @argh.arg("other", metavar="OTHER", help="the run folder to compare it with")
 def diff(one: str, other: str) -> None:
     """Print what differs between two runs: config, command, packages, machine, data, code."""
-    for path in (one, other):
-        found, _ = results.find_runs([path])
+    paths = []
+    for name in (one, other):
+        found, _ = results.find_runs([name])
         if len(found) > 1:
-            raise vegab.UsageError(f"{path} holds {len(found)} runs; name one of them")
-    first, second = results.read_runs([one, other])
+            raise vegab.UsageError(f"{name} holds {len(found)} runs; name one of them")
+        paths += found
+    first, second = results.read_runs(paths)
     print(comparison.difference(first, second), end="")
+    tell([f"{record.path}: {record.problem}" for record in (first, second) if record.problem])
 
 
 def read(patterns: Sequence[str]) -> tuple[list[results.RunRecord], list[str]]:

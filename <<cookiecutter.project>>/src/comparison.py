@@ -5,6 +5,7 @@ import difflib
 import io
 import json
 import math
+import pickle
 import statistics
 import unicodedata
 from collections import Counter
@@ -31,6 +32,13 @@ class Mean(NamedTuple):
     num_runs: int
 
 
+class Position(NamedTuple):
+    """How far a run is, of how many."""
+
+    number: int
+    total: int | None
+
+
 class Setting(NamedTuple):
     """A value of a config, as it stands there."""
 
@@ -39,7 +47,7 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows; a cell is a text, a number, a `Mean`, a `Setting`, or None: there is none.
+    """Columns and rows; None is a cell without a value.
 
     Attributes:
         columns: their names.
@@ -65,8 +73,8 @@ def listing(records: Sequence[RunRecord]) -> Table:
         cells: list[Any] = [
             record.path,
             record.state,
-            _of_how_many(record.epoch, record.num_epochs),
-            _of_how_many(record.global_step, record.num_steps),
+            Position(record.epoch, record.num_epochs),
+            Position(record.global_step, record.num_steps),
             f"{record.monitor} {metric.best:.4g} ({metric.best_epoch + 1})" if metric else None,
             _age(age.total_seconds()) if age else None,
             _duration(record.seconds) if record.num_attempts else None,
@@ -86,8 +94,9 @@ def sorted_records(records: Sequence[RunRecord], column: str) -> list[RunRecord]
     Raises:
         UsageError: if there is no such column.
     """
+    order = {record.path: index for index, record in enumerate(records)}
     keys: dict[str, Callable[[RunRecord], Any]] = {
-        "run": lambda r: None,
+        "run": lambda r: order[r.path],
         "state": lambda r: r.state,
         "epoch": lambda r: r.epoch,
         "step": lambda r: r.global_step,
@@ -107,14 +116,14 @@ def sorted_records(records: Sequence[RunRecord], column: str) -> list[RunRecord]
 def comparison(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
     """Return a row a run: the settings that differ, the best and the last value of each metric."""
     settings = results.differing_settings(records)
-    columns = ["run", "state", "epoch", *settings, *_metric_columns(metrics)]
+    columns = ["run", "state", "epoch", *_setting_columns(settings), *_metric_columns(metrics)]
     rows = []
     for record in records:
         own = results.settings_of(record)
         cells: list[Any] = [
             record.path,
             record.state,
-            _of_how_many(record.epoch, record.num_epochs),
+            Position(record.epoch, record.num_epochs),
         ]
         cells += [Setting(own[key]) if key in own else None for key in settings]
         for metric in metrics:
@@ -131,7 +140,7 @@ def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
     """
     groups = results.groups_of(records)
     settings = [key for key in results.differing_settings(records) if not key.endswith("seed")]
-    columns = ["runs", "state", *settings, *_metric_columns(metrics)]
+    columns = ["runs", "state", *_setting_columns(settings), *_metric_columns(metrics)]
     rows = []
     for group in groups:
         own = results.settings_of(group[0])
@@ -191,6 +200,7 @@ def _sorted_rows(rows: Sequence[list[Any]], index: int, descending: bool) -> lis
     def key(row: list[Any]) -> tuple[int, float, str]:
         value = row[index].value if isinstance(row[index], Setting) else row[index]
         value = value.mean if isinstance(value, Mean) else value
+        value = value.number if isinstance(value, Position) else value
         if isinstance(value, int | float) and not isinstance(value, bool):
             return (0, value, "")
         return (1, 0, value if isinstance(value, str) else show(value))
@@ -202,6 +212,12 @@ def _sorted_rows(rows: Sequence[list[Any]], index: int, descending: bool) -> lis
     ]
 
 
+def _setting_columns(settings: Sequence[str]) -> list[str]:
+    """Return the names of settings, told apart from the columns that every table has."""
+    own = ("run", "runs", "state", "epoch")
+    return [f"config.{key}" if key in own else key for key in settings]
+
+
 def _metric_columns(metrics: Sequence[str]) -> list[str]:
     return [f"{metric} {which}" for metric in metrics for which in ("best", "last")]
 
@@ -211,10 +227,6 @@ def _mean(values: Sequence[float]) -> Mean | None:
         return None
     std = statistics.stdev(values) if len(values) > 1 else None
     return Mean(statistics.fmean(values), std, len(values))
-
-
-def _of_how_many(number: int, total: int | None) -> str:
-    return f"{number}/{total}" if total else str(number)
 
 
 def _commit(record: RunRecord) -> str | None:
@@ -261,7 +273,8 @@ def as_csv(table: Table) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(plain.columns)
     for row in plain.rows:
-        writer.writerow([repr(cell) if isinstance(cell, float) else _shown(cell) for cell in row])
+        cells = [cell.number if isinstance(cell, Position) else cell for cell in row]
+        writer.writerow([repr(cell) if isinstance(cell, float) else _shown(cell) for cell in cells])
     return text.getvalue()
 
 
@@ -296,12 +309,16 @@ def as_json(table: Table, provenance: Mapping[str, Any]) -> str:
     plain = _without_means(table)
     rows = [
         {
-            column: cell.value if isinstance(cell, Setting) else cell
+            column: cell[0] if isinstance(cell, Setting | Position) else cell
             for column, cell in zip(plain.columns, row, strict=True)
         }
         for row in plain.rows
     ]
-    return json.dumps({"rows": rows, "provenance": provenance}, indent=2, ensure_ascii=False) + "\n"
+    content = json.loads(
+        json.dumps({"rows": rows, "provenance": provenance}),
+        parse_constant=lambda _: None,  # JSON knows no infinity
+    )
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _without_means(table: Table) -> Table:
@@ -329,6 +346,8 @@ def _shown(cell: Any) -> str:
         return str(value) if type(value) in (str, int, float) else show(value)
     if isinstance(cell, Mean):
         return _mean_and_spread(cell)
+    if isinstance(cell, Position):
+        return f"{cell.number}/{cell.total}" if cell.total else str(cell.number)
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
@@ -386,7 +405,10 @@ LATEX = {
     "±": r"$\pm$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
-    '"': r"\textquotedbl{}",
+    '"': r"{\ttfamily\char34}",
+    # A row that begins with one of these would be read as an argument of the command before it.
+    "[": "{[}",
+    "*": "{*}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
@@ -400,9 +422,13 @@ def _for_latex(text: str) -> str:
 
 def difference(one: RunRecord, other: RunRecord) -> str:
     """Return what differs between two runs: config, command, environment, data and code."""
-    first, second = results.load_meta(one.path), results.load_meta(other.path)
+    first, second = (results.read_json(record.path, "meta.json", []) for record in (one, other))
+    if one.config and other.config:
+        config = _changes(one.config, other.config)
+    else:
+        config = [f"  {record.path}: {record.problem}" for record in (one, other) if record.problem]
     sections = {
-        "config": _changes(one.config, other.config),
+        "config": config,
         "command": _changes({"command": one.command}, {"command": other.command}),
         "packages": _changes(first.get("packages") or {}, second.get("packages") or {}),
         "environment": _changes(_environment(first), _environment(second)),
@@ -412,7 +438,9 @@ def difference(one: RunRecord, other: RunRecord) -> str:
     lines = [f"--- {one.path}", f"+++ {other.path}"]
     for name, found in sections.items():
         lines += ["", f"{name}: {'the same' if not found else ''}".rstrip(), *found]
-    return "\n".join(printable(line.rstrip("\n")) for line in lines) + "\n"
+    # A tab in code is a tab: the patch is to be applied.
+    shown = ["\t".join(map(printable, line.rstrip("\n").split("\t"))) for line in lines]
+    return "\n".join(shown) + "\n"
 
 
 def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -427,7 +455,10 @@ def _environment(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def _data(record: RunRecord) -> dict[str, Any]:
     """Return the fingerprint of a run's data and what its numbers depend on beside packages."""
-    stored = results.load_fingerprint(record.path)
+    try:
+        stored = results.load_fingerprint(record.path)
+    except (OSError, pickle.UnpicklingError):
+        return {}
     return {key: stored[key] for key in ("data", "processor", "settings") if key in stored}
 
 
@@ -451,7 +482,8 @@ def _code(one: Path, other: Path) -> list[str]:
             lines.append(f"  {name}: not text, and not the same")
             continue
         paths = [str(run / "code" / name) for run in (one, other)]
-        lines += difflib.unified_diff(before, after, fromfile=paths[0], tofile=paths[1])
+        for line in difflib.unified_diff(before, after, fromfile=paths[0], tofile=paths[1]):
+            lines += [line] if line.endswith("\n") else [line, "\\ No newline at end of file"]
     return lines
 
 

@@ -49,12 +49,7 @@ def write_report(records: Sequence[RunRecord], page: Path, problems: Sequence[st
         problems: sentences to show above all else.
     """
     content = page_of(data_of(records, page.parent, problems))
-    temporary = page.with_name(f".{page.name}.partial")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(page)
-    finally:
-        temporary.unlink(missing_ok=True)
+    results.write_atomically(page, content)
     return len(content)
 
 

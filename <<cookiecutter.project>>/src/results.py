@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from src import run_index
 from vegab import UsageError
 from vegab.config import did_you_mean, flatten, show
-from vegab.run_folder import living_owner
+from vegab.run_folder import living_owner, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
+# What the commands that read runs are told to read.
+PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
 FILES = ("config.json", "meta.json", "history.csv", "loop_state.pkl")
 NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 # Columns of the history that are no figures of how good the model is.
@@ -105,14 +107,14 @@ def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         UsageError: if there is no run at all.
     """
-    found: dict[str, str] = {}  # by absolute path
+    found: dict[str, str] = {}  # by what the path really is
     problems = []
     for pattern in patterns:
         is_path = os.path.lexists(pattern)
         hits = [pattern] if is_path else _naturally(glob.glob(pattern, recursive=True))
         runs = [run for hit in hits if hit.strip() for run in _runs_below(os.path.normpath(hit))]
         for run in runs:
-            found.setdefault(os.path.abspath(run), run)
+            found.setdefault(os.path.realpath(run), run)
         if not runs:
             problems.append(_no_run(pattern, hits))
     if not found:
@@ -133,7 +135,10 @@ def _is_run(folder: str) -> bool:
 
 
 def _runs_below(folder: str) -> list[str]:
-    """Return the folder if it is a run, else the runs below it, sorted; links are not followed."""
+    """Return the folder if it is a run, else the runs below it, sorted.
+
+    Links are followed to a run, and not to a folder of runs: that may lead round in a circle.
+    """
     if _is_run(folder):
         return [folder]
     try:
@@ -141,7 +146,8 @@ def _runs_below(folder: str) -> list[str]:
             names = [
                 entry.name
                 for entry in entries
-                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+                if not entry.name.startswith(".")
+                and (entry.is_dir(follow_symlinks=False) or _is_run(entry.path))
             ]
     except OSError:
         return []
@@ -170,15 +176,16 @@ def read_runs(paths: Sequence[str]) -> list[RunRecord]:
     now = datetime.now(UTC)
     for record in records:
         record.metrics = {key: Metric(*value) for key, value in record.metrics.items()}
-        if record.state not in ("running", "new"):
-            continue
-        if living_owner(record.path):
+        # One that is finished is not taken up again but by a longer one, which says so at once.
+        if record.state != "finished" and living_owner(record.path):
             record.state = "running"
-            record.seconds += (now - _time(record.end or record.start, now)).total_seconds()
+            if record.end:
+                record.seconds += (now - _time(record.end)).total_seconds()
+            record.end = None
         elif record.state == "running":
             record.state = "died"
             record.seconds += _seconds_until_last_commit(record)
-        record.end = None
+            record.end = None
     return records
 
 
@@ -212,8 +219,8 @@ def _stamp(run: str) -> str:
 def _read(run: str) -> dict[str, Any]:
     """Read a run folder; what is in it is JSON, and does not depend on the time of day."""
     problems: list[str] = []
-    config = _read_json(run, "config.json", problems)
-    meta = _read_json(run, "meta.json", problems)
+    config = read_json(run, "config.json", problems)
+    meta = read_json(run, "meta.json", problems)
     entry: dict[str, Any] = {"config": config}
     try:
         entry |= _of_meta(meta)
@@ -227,21 +234,23 @@ def _read(run: str) -> dict[str, Any]:
     state: dict[str, Any] = {}
     try:
         state = load_position(run)
-    except (OSError, EOFError, ValueError, pickle.UnpicklingError, KeyError, TypeError) as error:
-        problems.append(f"loop_state.pkl cannot be read ({error})")
+    except (OSError, pickle.UnpicklingError) as error:
+        problems.append(str(error))
     try:
         entry |= _of_history(config, history, state)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         problems.append(f"config.json is not what this version of the project writes ({error!r})")
+    if not os.path.exists(f"{run}/config.json") and not os.path.exists(f"{run}/meta.json"):
+        return entry | {"state": "new"}  # it is about to begin, or never did
     if problems:
         entry["problem"] = "; ".join(problems)
-        if not config or not meta:
+        if not config or not meta or "state" not in entry:
             entry["state"] = "broken"
     return entry
 
 
-def _read_json(run: str, name: str, problems: list[str]) -> dict[str, Any]:
-    """Return a JSON file's content, or {}, and say why."""
+def read_json(run: str, name: str, problems: list[str]) -> dict[str, Any]:
+    """Return the content of a run's JSON file; {} if it cannot be read, and why in `problems`."""
     try:
         with open(f"{run}/{name}", encoding="utf-8") as file:
             content = json.load(file)
@@ -272,10 +281,10 @@ def _of_meta(meta: dict[str, Any]) -> dict[str, Any]:
         "state": str(meta.get("status", "new")),
         "config_name": str(meta.get("config") or (positional[0] if positional else "")),
         "command": str(command.get("line", "")),
-        "commit": git.get("commit"),
+        "commit": str(git["commit"]) if git.get("commit") else None,
         "is_dirty": bool(git.get("dirty")),
-        "start": attempts[0]["start"] if attempts else None,
-        "end": last.get("end") or last.get("start"),
+        "start": _time(attempts[0]["start"]).isoformat() if attempts else None,
+        "end": _time(last.get("end") or last["start"]).isoformat() if attempts else None,
         "seconds": seconds,
         "num_attempts": len(attempts),
         "error": (str(last.get("error") or "").strip().splitlines() or [""])[-1],
@@ -334,10 +343,9 @@ def is_lower_better_in(config: dict[str, Any], metric: str) -> bool:
         return True
 
 
-def _time(text: str | None, otherwise: datetime | None = None) -> datetime:
-    if text is None and otherwise is not None:
-        return otherwise
-    return datetime.fromisoformat(str(text))
+def _time(text: Any) -> datetime:
+    time = datetime.fromisoformat(str(text))
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _seconds_until_last_commit(record: RunRecord) -> float:
@@ -346,7 +354,7 @@ def _seconds_until_last_commit(record: RunRecord) -> float:
         commit = os.stat(f"{record.path}/loop_state.pkl").st_mtime
     except OSError:
         return 0.0
-    return max(0.0, commit - _time(record.end, datetime.now(UTC)).timestamp())
+    return max(0.0, commit - _time(record.end).timestamp()) if record.end else 0.0
 
 
 def read_history(run: str | Path) -> list[dict[str, float]]:
@@ -359,12 +367,17 @@ def read_history(run: str | Path) -> list[dict[str, float]]:
         OSError: if it cannot be read.
     """
     try:
-        with open(Path(run) / "history.csv", newline="", encoding="utf-8") as file:
+        with open(
+            Path(run) / "history.csv", newline="", encoding="utf-8", errors="replace"
+        ) as file:
             text = file.read()
     except FileNotFoundError:
         return []
     complete = text[: text.rfind("\n") + 1]
-    header, *lines = list(csv.reader(complete.splitlines())) or [[]]
+    try:
+        header, *lines = [line for line in csv.reader(complete.splitlines()) if line] or [[]]
+    except csv.Error as error:
+        raise ValueError(f"history.csv is damaged ({error})") from None
     rows = []
     for number, line in enumerate(lines, start=2):
         try:
@@ -464,10 +477,19 @@ def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]
     """Write a file, and beside it, as `<name>.json`, where it comes from."""
     text = json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"
     beside = text.encode(errors="backslashreplace")  # a name that is no UTF-8 is escaped
-    for target, data in ((path.with_name(f"{path.name}.json"), beside), (path, content)):
-        temporary = target.with_name(f".{target.name}.partial")
-        temporary.write_bytes(data)
-        temporary.replace(target)
+    write_atomically(path.with_name(f"{path.name}.json"), beside)
+    write_atomically(path, content)
+
+
+def require_writable(output: str) -> None:
+    """Refuse a file that could not be written, before anything is read or drawn.
+
+    Raises:
+        UsageError: naming it.
+    """
+    target = Path(output)
+    if not output.strip() or target.is_dir() or not os.access(target.parent, os.W_OK):
+        raise UsageError(f"--output={output} is no file that could be written")
 
 
 def load_runs(*patterns: str) -> "pd.DataFrame":
@@ -493,7 +515,7 @@ def load_runs(*patterns: str) -> "pd.DataFrame":
             for key, metric in record.metrics.items()
             for which in ("best", "last")
         }
-        rows.append(row | settings_of(record) | figures)
+        rows.append({**settings_of(record), **figures, **row})
     return pd.DataFrame(rows).set_index("path")
 
 
@@ -543,8 +565,17 @@ def _loop_state(run: str | Path) -> dict[str, Any]:
     path = Path(run) / "loop_state.pkl"
     if not path.exists():
         return {}
-    with open(path, "rb") as file:
-        return _PlainUnpickler(file).load()
+    try:
+        with open(path, "rb") as file:
+            state = _PlainUnpickler(file).load()
+        if isinstance(state, dict) and {"epoch", "global_step"} <= state.keys():
+            return state
+        reason: object = "it holds no position"
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged pickle makes of itself
+        reason = error
+    raise pickle.UnpicklingError(f"loop_state.pkl cannot be read ({reason})")
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from typing import Any
 
 NAME = ".runs.sqlite"
-TABLE = "runs_1"  # entries of another form have another number
+TABLE = "runs_2"  # entries of another form have another number
 FEWEST = 20  # fewer runs are read as fast without
 SECONDS_TO_WAIT = 1.0  # for another process that writes
 
@@ -31,7 +31,11 @@ def read(folder: str, stamps: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     try:
         with closing(_opened(path)) as index:
             rows = index.execute(f"SELECT name, stamp, entry FROM {TABLE}").fetchall()
-        return {name: json.loads(entry) for name, stamp, entry in rows if stamps.get(name) == stamp}
+        return {
+            os.fsdecode(name): json.loads(entry)
+            for name, stamp, entry in rows
+            if stamps.get(os.fsdecode(name)) == stamp
+        }
     except (sqlite3.Error, ValueError) as error:
         _remove_if_damaged(path, error)
         return {}
@@ -47,7 +51,9 @@ def write(folder: str, entries: Mapping[str, tuple[str, Mapping[str, Any]]]) -> 
     path = os.path.join(folder, NAME)
     if not entries or (len(entries) < FEWEST and not os.path.exists(path)):
         return
-    rows = [(name, stamp, json.dumps(entry)) for name, (stamp, entry) in entries.items()]
+    rows = [
+        (os.fsencode(name), stamp, json.dumps(entry)) for name, (stamp, entry) in entries.items()
+    ]
     try:
         with closing(_opened(path)) as index, index:
             index.executemany(f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)", rows)
@@ -57,7 +63,7 @@ def write(folder: str, entries: Mapping[str, tuple[str, Mapping[str, Any]]]) -> 
 
 def _opened(path: str) -> sqlite3.Connection:
     index = sqlite3.connect(path, timeout=SECONDS_TO_WAIT)
-    columns = "name TEXT PRIMARY KEY, stamp TEXT, entry TEXT"
+    columns = "name BLOB PRIMARY KEY, stamp TEXT, entry TEXT"
     try:
         index.execute("PRAGMA synchronous = OFF")  # it may be lost, and is then made anew
         index.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({columns})")

@@ -245,7 +245,7 @@ def wrap_commands(
 
     def program(arguments: list[str]) -> int:
         logging.basicConfig(level="INFO", format="%(message)s")
-        description = sys.modules[commands[0].__module__].__doc__ or ""
+        description = commands[0].__globals__["__doc__"] or ""
         parser = _CommandsParser(prog=script(), description=description, allow_abbrev=False)
         if len(commands) == 1:
             argh.set_default_command(parser, commands[0])
@@ -290,6 +290,8 @@ def _call_without_folder(
     except KeyboardInterrupt:
         say("interrupted")
         return 130  # as a shell says of a program that SIGINT ended
+    except BrokenPipeError:  # `script | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except explained as error:
         say(f"failed: {one_line(error)}")
         return EXIT_CODES["failed"]
