@@ -53,8 +53,7 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     for line in reproduction.restore(original, place):
         print(line)
     before = reproduction.causes(original, None)
-    print(f"not as it was then: {'; '.join(before)}" if before else "the environment is the same")
-    sys.stdout.flush()
+    print(reproduction.line_of(before, "packages, Python and processor"), flush=True)
     again = place / "run"
     with tqdm(
         total=len(original.rows), unit="epoch", leave=False, disable=not sys.stderr.isatty()
@@ -63,13 +62,19 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     last_words = (place / "output.txt").read_text(errors="replace").strip().splitlines()[-1:]
     if code == 2:
         raise vegab.UsageError(f"{original.folder} cannot be run here: {' '.join(last_words)}")
+    if line := reproduction.surroundings(original, again):
+        print(line)
     found = reproduction.causes(original, again)
-    if code not in (0, reproduction.INTERRUPTED):
+    fails = code not in (0, reproduction.INTERRUPTED)
+    # A run that failed then may fail again, past all that is compared.
+    if fails and (original.is_whole or not reproduction.comes_as_far(original, again)):
         print(f"different: here it fails: {' '.join(last_words)}")
     else:
         result = reproduction.compare(original, again)
         if result.difference is None:
             print(f"identical to the bit: {', '.join(result.compared)}")
+            if result.left_out:
+                print(result.left_out)
             return True
         where, then, now = result.difference
         print(f"different: {where}: {then} in {original.folder}, {now} when run again")

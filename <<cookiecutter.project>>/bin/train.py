@@ -4,6 +4,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,15 @@ def prepare(
         if not Path(file).is_file():
             raise vegab.UsageError(f"-e {file}: there is no such file")
     devices.choose_gpus(gpus)
-    prepared = experiment.build(config, save_path, resume_inexact)
+    prepared = experiment.build(config, save_path, resume_inexact, None if retrain else start)
     if start:
         prepared.check_start(start, retrain, *given)
         if not retrain:
             prepared.require_more_to_do(start, *given)
     if warm_start and not has_commit(Path(save_path)):
         prepared.warm_start(Path(warm_start), warm_start_vars)
-    return prepared
+    # What the config names wrongly is refused now, before there is a run folder.
+    return replace(prepared, config_hooks=experiment.hooks_of(config))
 
 
 def has_commit(folder: Path) -> bool:

@@ -38,6 +38,7 @@ from src.commit_file import (
     DamagedCheckpointError,
     commits_of,
     read_state,
+    run_of,
     verify,
     weights_in,
 )
@@ -209,37 +210,40 @@ class Checkpoint:
         self._found = path
         return read_state(path)
 
-    def take_along(self, state: Mapping[str, Any]) -> int | None:
+    def take_along(self, state: Mapping[str, Any], best_epoch: int | None) -> None:
         """Link, of the run whose commit was read, the best commit until then and those it kept.
+
+        A folder `checkpoints` without a run around it, and other runs' commits in it, are left.
 
         Args:
             state: of the commit that was read.
-
-        Returns:
-            The best epoch, or None where its commit is there no more: the next epoch is the best
-            then.
+            best_epoch: the best until then, by the monitor of this run; where its commit is there
+                no more, there is no best commit until an epoch is better.
         """
         path = self._found
         assert path is not None
-        run = path.parent.parent if path.parent.name == KEPT else path.parent
-        commits = commits_of(run)
-        for commit in commits:
-            is_earlier = commit.state["global_step"] <= state["global_step"]
-            if commit.path.parent.name == KEPT and is_earlier:
+        run = run_of(path)
+        earlier = [commit for commit in commits_of(run) if _leads_to(state, commit.state)]
+        for commit in earlier:
+            if commit.path.parent.name == KEPT and (run / LATEST).exists():
                 (self.folder / KEPT).mkdir(exist_ok=True)
                 _link(commit.path, self.folder / KEPT / commit.path.name)
-        if state["best_epoch"] is None:
-            return None
-        # As text: a NaN in a row does not equal itself.
-        until_best = repr(state["history"][: state["best_epoch"] + 1])
-        for candidate, its in [(path, state), *((commit.path, commit.state) for commit in commits)]:
+        if best_epoch is None:
+            return
+        for candidate, its in [(path, state), *((commit.path, commit.state) for commit in earlier)]:
             has_ended = its["step"] == 0 or its["is_cut"]
-            if has_ended and repr(its["history"]) == until_best:
+            if has_ended and len(its["history"]) == best_epoch + 1:
                 with contextlib.suppress(DamagedCheckpointError):
                     verify(candidate)
                     _link(candidate, self.folder / BEST)
-                    return state["best_epoch"]
-        return None
+                    return
+        log.info(
+            "the weights of epoch %d, the best so far, are not kept in %s; the next better epoch "
+            "makes %s",
+            best_epoch + 1,
+            run,
+            BEST,
+        )
 
     def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
         """Assign the weights of the commit that was read, and other groups of its variables.
@@ -524,6 +528,14 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _leads_to(state: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
+    """Whether a state can be one of the same run before another, or that itself."""
+    rows = earlier["history"]
+    # As text: a NaN in a row does not equal itself.
+    has_same_rows = repr(state["history"][: len(rows)]) == repr(rows)
+    return has_same_rows and earlier["global_step"] <= state["global_step"]
 
 
 def _without_history(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,8 +77,13 @@ class Commit(NamedTuple):
     ends_epoch: bool
 
 
+def run_of(commit: Path) -> Path:
+    """Return the run folder that a commit lies in."""
+    return commit.parent.parent if commit.parent.name == KEPT else commit.parent
+
+
 def commits_of(run: Path) -> list[Commit]:
-    """Return the commits that a run keeps and that can be read, the latest first.
+    """Return the commits that a run keeps and that can be read, those after most steps first.
 
     They are not verified: that reads every byte of them.
     """
@@ -88,7 +93,8 @@ def commits_of(run: Path) -> list[Commit]:
             found.append((path, read_state(path)))
     if not found:
         return []
-    latest = max((state for _, state in found), key=lambda state: state["global_step"])
+    found.sort(key=lambda entry: entry[1]["global_step"], reverse=True)
+    latest = found[0][1]
     # The only epoch of fewer steps than the others is one that `num_steps` has cut.
     whole = latest["history"][: -1 if latest["is_cut"] else None]
     epochs = {row["step"]: row["epoch"] + 1 for row in whole}

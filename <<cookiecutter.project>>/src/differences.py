@@ -33,7 +33,9 @@ def first_difference(one: Path, other: Path) -> str:
     difference = history_difference(rows_in(one), rows_in(other))
     if difference:
         return str(difference)
-    for name in ("model.h5", "model_best.h5"):
+    from src.commit_file import BEST, LATEST
+
+    for name in (LATEST, BEST):
         if not (one / name).exists() and not (other / name).exists():
             continue  # without a monitor no epoch is the best
         if (one / name).read_bytes() != (other / name).read_bytes():
@@ -46,22 +48,31 @@ def rows_in(run: Path) -> list[Cells]:
     """Return the rows of `history.csv` as text; [] if there is none yet.
 
     A last line that is half written is left out.
+
+    Raises:
+        ValueError: if it cannot be read.
     """
+    path = run / "history.csv"
     try:
-        text = (run / "history.csv").read_text()
+        text = path.read_text()
+        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
     except FileNotFoundError:
         return []
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
 
 
 def history_difference(rows: Sequence[Cells], others: Sequence[Cells]) -> Difference | None:
-    """Return the first cell of two histories that differs, or their lengths."""
-    for row, another in zip(rows, others, strict=False):
+    """Return the first cell of two histories that differs, or their lengths.
+
+    Epochs count from 1, as they do in all that people read and type.
+    """
+    for epoch, (row, another) in enumerate(zip(rows, others, strict=False), start=1):
         for column in dict.fromkeys([*row, *another]):
             cells = row.get(column), another.get(column)
             if cells[0] != cells[1]:
                 shown = (NOTHING if cell in (None, "") else str(cell) for cell in cells)
-                return Difference(f"epoch {row.get('epoch')}, {column}", *shown)
+                return Difference(f"epoch {epoch}, {column}", *shown)
     if len(rows) != len(others):
         return Difference("number of epochs", str(len(rows)), str(len(others)))
     return None

@@ -47,6 +47,7 @@ class Experiment:
         own_hooks: those that the config's kind brings, beside what every run has.
         serving: how an exported model reads records, where training reads them, or None.
         settings: of the loop, where they are not in the config under the names of `training_loop`.
+        config_hooks: those that the config names, where they are made already.
     """
 
     config: Mapping[str, Any]
@@ -61,6 +62,7 @@ class Experiment:
     own_hooks: Sequence["Hook"] = ()
     serving: Any = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    config_hooks: Sequence["Hook"] | None = None
 
     def train(
         self,
@@ -100,8 +102,9 @@ class Experiment:
 
     def has_another_rate(self, path: Path) -> bool:
         """Return whether the config has not the learning rates of the run that made a commit."""
-        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        before = read_run(folder)["config"]
+        from src.commit_file import run_of
+
+        before = read_run(run_of(path))["config"]
         if self.iterator is not None or isinstance(self.config.get("lr_schedule"), Mapping | str):
             return False  # a schedule of Keras is no state, and is this run's own
         keys = ("learning_rate", "lr_schedule")
@@ -193,8 +196,8 @@ class Experiment:
             chosen.append(hooks.TensorBoard("epoch_" if self.own_hooks else None))
         if self.config["patience"]:
             chosen.append(hooks.EarlyStopping(self.config["patience"]))
-        chosen += [from_mapping(self.config, "hooks", entry) for entry in self.config["hooks"]]
-        return [*chosen, *self.own_hooks]
+        named = hooks_of(self.config) if self.config_hooks is None else self.config_hooks
+        return [*chosen, *named, *self.own_hooks]
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,10 @@ class Splits:
 
 
 def build(
-    config: Mapping[str, Any], save_path: str | None = None, resume_inexact: bool = False
+    config: Mapping[str, Any],
+    save_path: str | None = None,
+    resume_inexact: bool = False,
+    start: Path | None = None,
 ) -> Experiment:
     """Import, read and build what the config names. Nothing is written.
 
@@ -214,6 +220,8 @@ def build(
         config: the resolved config, of any kind.
         save_path: the run folder; what its commit says of threads and the like is taken over.
         resume_inexact: go on where the bits of an uninterrupted run cannot be had any more.
+        start: a commit of another run to go on from; then these are taken over from there, unless
+            the config says otherwise.
 
     Raises:
         UsageError: if a value is out of range, a name leads nowhere, or the run in `save_path`
@@ -221,7 +229,7 @@ def build(
         OSError: if the data cannot be read.
     """
     check_ranges(config)
-    stored, settings = prepare_process(config, save_path)
+    stored, settings = prepare_process(config, save_path, start)
     with devices.scope() as several:
         if "iterator" in config:
             if several is not None:
@@ -326,8 +334,13 @@ def callbacks_of(config: Mapping[str, Any]) -> list["keras.callbacks.Callback"]:
     return [from_mapping(config, "callbacks", entry) for entry in config["callbacks"]]
 
 
+def hooks_of(config: Mapping[str, Any]) -> list["Hook"]:
+    """Return the hooks that a config names."""
+    return [from_mapping(config, "hooks", entry) for entry in config["hooks"]]
+
+
 def prepare_process(
-    config: Mapping[str, Any], save_path: str | None
+    config: Mapping[str, Any], save_path: str | None, start: Path | None = None
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Give TensorFlow and Keras, which may not be imported before, what the bits depend on.
 
@@ -335,8 +348,9 @@ def prepare_process(
         The fingerprint in the commit of `save_path`, or None, and the settings that are in force.
     """
     quiet_libraries()
-    stored = fingerprint.stored_in(save_path)
-    settings = fingerprint.apply(fingerprint.settings_of(config, stored))
+    stored = fingerprint.stored_in(save_path) if save_path else None
+    before = fingerprint.of(start) if start else None
+    settings = fingerprint.apply(fingerprint.settings_of(config, stored, before))
     import keras
 
     # Names start over, so that a second model in one process has those of the first.
@@ -373,7 +387,7 @@ def commit_named(folder: Path, checkpoint: str) -> Path:
     if not path.is_file():
         hint = "a run has its first after its first epoch"
         if checkpoint == "best" and named["latest"].is_file():
-            hint = "no epoch was the best of this run, but --checkpoint=latest is there"
+            hint = "this run keeps none of a best epoch, but --checkpoint=latest is there"
         raise UsageError(
             f"there is no checkpoint {path}; --checkpoint takes best, latest or the path of one; "
             + hint

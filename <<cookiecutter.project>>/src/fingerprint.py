@@ -24,25 +24,40 @@ MAY_GROW = ("num_epochs", "num_steps", "epochs")
 FEATURES = ("sse4_2", "avx", "avx2", "fma", "avx512", "avx_vnni", "amx", "asimd", "sve", "bf16")
 
 
-def stored_in(run: str | None) -> Fingerprint | None:
+def stored_in(run: str | Path) -> Fingerprint | None:
     """Return the fingerprint in a run's latest commit, or None; it needs no Keras."""
-    if run is None:
-        return None
+    from src.commit_file import LATEST, PREVIOUS
+
+    return of(Path(run, LATEST)) or of(Path(run, PREVIOUS))
+
+
+def of(commit: Path) -> Fingerprint | None:
+    """Return the fingerprint in a commit, or None; it needs no Keras."""
     from src.commit_file import read_state, verify
 
-    for name in ("model.h5", "model_previous.h5"):
-        try:
-            verify(Path(run, name))
-            return read_state(Path(run, name))["fingerprint"]
-        except (OSError, KeyError, ValueError):
-            continue  # missing or damaged; what is to be said of that is said on restoring
-    return None
+    try:
+        verify(commit)
+        return read_state(commit)["fingerprint"] or None
+    except (OSError, KeyError, ValueError):
+        return None  # missing or damaged; what is to be said of that is said on restoring
 
 
-def settings_of(config: Mapping[str, Any], stored: Fingerprint | None) -> dict[str, Any]:
-    """Return what can be set: as the commit has it, or for a new run as config and machine say."""
+def settings_of(
+    config: Mapping[str, Any], stored: Fingerprint | None, start: Fingerprint | None = None
+) -> dict[str, Any]:
+    """Return what can be set: as the commit has it, or for a new run as config and machine say.
+
+    Args:
+        config: the resolved config.
+        stored: of the run's own commit, or None.
+        start: of the commit of another run that a new one begins with, or None. What the config
+            leaves open is as there, so that a fork goes on as that run would have.
+    """
     if stored is not None:
         return stored["settings"]
+    if start is not None:
+        threads = config["threads"] or start["settings"]["threads"]
+        return start["settings"] | {"threads": threads, "deterministic": config["deterministic"]}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "threads": config["threads"] or cores,

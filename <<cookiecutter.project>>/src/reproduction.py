@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,16 +26,16 @@ from vegab import UsageError, read_run
 from vegab.provenance import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMITS = ("model.h5", "model_best.h5")
 # These say how a run went on, or what came after it; it is made again without them.
 NOT_FOR_THE_TRAINING = ("evaluation", "name", "resume_inexact", "fork", "from_epoch")
-PATHS = ("checkpoint", "warm_start")
 # Of another machine, or of no consequence.
 NOT_TAKEN_OVER = re.compile(r"SLURM_JOB_ID|CUDA_VISIBLE_DEVICES|TF_CPP_\w+")
 # Of a commit's state: where it was made, which is compared apart.
 RECORD = ("fingerprint", "inexact")
 MOST_NAMES = 5
 INTERRUPTED = 75
+SURROUNDINGS = ("data", "devices", "settings")
+STOP = Path(__file__).with_name("stop_at.py")
 POLL = 0.05  # seconds between two looks at the history
 
 
@@ -51,6 +51,8 @@ class Original:
         state: of its latest commit.
         rows: the history as text, of the epochs that are to be compared.
         is_whole: whether that is all of a finished run.
+        place: epoch and step of the commit that is to be compared last.
+        global_step: steps done then.
         code: its source as it ran.
         commit: git's, when the run began, or None.
         script: what ran, in `code`.
@@ -65,6 +67,8 @@ class Original:
     state: dict[str, Any]
     rows: list[Cells]
     is_whole: bool
+    place: tuple[int, int]
+    global_step: int
     code: Path
     commit: str | None
     script: Path
@@ -74,7 +78,7 @@ class Original:
     @property
     def typed_in(self) -> Path:
         """Where its command was typed, in the project as it is now."""
-        return ROOT / (self.meta.get("command") or {}).get("folder", ".")
+        return typed_in(self.meta)
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -90,6 +94,20 @@ class Original:
     def settings(self) -> dict[str, Any]:
         """Threads and the like; {} where the run's script does not keep them."""
         return self.fingerprint.get("settings") or {}
+
+    @property
+    def stop(self) -> dict[str, Any] | None:
+        """The callback that ends it at `place` when it is run again.
+
+        None: it ends by itself, or its config has no callbacks.
+        """
+        ends_by_itself = self.is_whole or (self.state["is_cut"] and self.place[1])
+        if ends_by_itself or not isinstance(self.config.get("callbacks"), list):
+            return None
+        epoch, step = self.place
+        if step:
+            return {"class": f"{STOP.stem}.StopAfterStep", "epoch": epoch, "step": step}
+        return {"class": f"{STOP.stem}.StopAfterEpoch", "epoch": epoch}
 
 
 # ---- read ----------------------------------------------------------------------------------------
@@ -117,6 +135,7 @@ def read(folder: Path, epochs: int) -> Original:
         raise UsageError(f"{folder} has not finished an epoch; there is nothing to compare")
     if not 0 <= epochs <= done:
         raise UsageError(f"--epochs is {epochs}; {folder} has {done} epochs")
+    is_part = epochs not in (0, done)
     begun, code = code_of(folder, meta)
     original = Original(
         folder=folder,
@@ -125,18 +144,22 @@ def read(folder: Path, epochs: int) -> Original:
         status=run["state"],
         state=state,
         rows=history_of(folder, state)[: epochs or done],
-        is_whole=run["state"] == "finished" and epochs in (0, done),
+        is_whole=run["state"] == "finished" and not is_part,
+        place=(epochs, 0) if is_part else (state["epoch"], state["step"]),
+        global_step=(state["history"][epochs - 1]["step"] if is_part else state["global_step"]),
         code=code,
         commit=meta["attempts"][begun].get("git_commit"),
         script=script_of(meta, code),
         other_code=other_code(folder, meta["attempts"][begun:], code),
         start=start_of(folder, meta),
     )
-    for name in PATHS:
-        path = original.flags.get(name)
-        if path and not (original.typed_in / path).exists():
-            raise UsageError(f"{folder} began with --{name}={path}, which is not there any more")
-    refuse_missing_gpus(original)
+    refuse_what_is_missing(original)
+    begun_with = epochs_in(original.start) if not original.flags.get("retrain") else 0
+    if is_part and epochs <= begun_with:
+        raise UsageError(
+            f"--epochs is {epochs}; {folder} began after epoch {begun_with} of another run, so "
+            f"give at least {begun_with + 1}"
+        )
     return original
 
 
@@ -146,22 +169,29 @@ def last_state(folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: if there is none, or it or the best one is damaged.
     """
-    from src.commit_file import DamagedCheckpointError, read_state, verify
+    from src.commit_file import BEST, LATEST, DamagedCheckpointError, read_state, verify
 
-    if not (folder / COMMITS[0]).is_file():
-        raise UsageError(f"{folder} has no {COMMITS[0]}; there is nothing to compare")
+    if not (folder / LATEST).is_file():
+        raise UsageError(f"{folder} has no {LATEST}; there is nothing to compare")
     try:
-        for name in COMMITS:
+        for name in (LATEST, BEST):
             with contextlib.suppress(FileNotFoundError):
                 verify(folder / name)
-        return read_state(folder / COMMITS[0])
+        return read_state(folder / LATEST)
     except DamagedCheckpointError as error:
         raise UsageError(f"{error}; put a good copy back") from error
 
 
 def history_of(folder: Path, state: Mapping[str, Any]) -> list[Cells]:
-    """Return the rows of `history.csv`; where a kill left some of them out, those of the commit."""
-    rows, committed = rows_in(folder), committed_rows(state)
+    """Return the rows of `history.csv`; where a kill left some of them out, those of the commit.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    try:
+        rows, committed = rows_in(folder), committed_rows(state)
+    except ValueError as error:
+        raise UsageError(f"{error}; delete it, for model.h5 has all of it") from error
     return [*rows[: len(committed)], *committed[len(rows) :]]
 
 
@@ -236,33 +266,63 @@ def differing_files(one: Path, other: Path) -> list[str]:
     return sorted([*different, *missing])
 
 
+def typed_in(meta: Mapping[str, Any]) -> Path:
+    """Return where a run's command was typed, in the project as it is now."""
+    return ROOT / (meta.get("command") or {}).get("folder", ".")
+
+
 def start_of(folder: Path, meta: Mapping[str, Any]) -> Path | None:
-    """Return the commit that --fork began with, or None.
+    """Return the commit that --fork or --checkpoint began with, or None.
 
     Raises:
-        UsageError: if it is not kept any more.
+        UsageError: if it is not kept any more, is damaged, or belongs to another run by now.
     """
-    from src.commit_file import commits_of
+    from src.commit_file import LATEST, DamagedCheckpointError, commits_of, verify
 
-    parent = meta.get("parent") or {}
-    if "from_step" not in parent:
+    parent, checkpoint = meta.get("parent") or {}, (meta.get("flags") or {}).get("checkpoint")
+    if "from_step" in parent:
+        place = typed_in(meta) / parent["path"]
+        what = f"{folder} began with the state of {parent['path']} after step {parent['from_step']}"
+        steps = parent["from_step"]
+        paths = [c.path for c in commits_of(place) if c.state["global_step"] == steps]
+        attempts = read_run(place)["meta"].get("attempts")
+        if attempts and attempts[0].get("start") != parent.get("started"):
+            raise UsageError(f"{what}, and that folder holds another run now")
+    elif checkpoint:
+        path = typed_in(meta) / checkpoint
+        what = f"{folder} began with --checkpoint={checkpoint}"
+        paths = [path / LATEST if path.is_dir() else path]
+    else:
         return None
-    place = ROOT / (meta.get("command") or {}).get("folder", ".") / parent["path"]
-    for commit in commits_of(place):
-        if commit.state["global_step"] == parent["from_step"]:
-            return commit.path
-    raise UsageError(
-        f"{folder} began with the state of {parent['path']} after step {parent['from_step']}, "
-        "which is not kept there any more"
-    )
+    for path in paths:
+        try:
+            verify(path)
+            return path.resolve()
+        except FileNotFoundError:
+            continue
+        except DamagedCheckpointError as error:
+            raise UsageError(f"{what}; {error}") from error
+    raise UsageError(f"{what}, which is not there any more")
 
 
-def refuse_missing_gpus(original: Original) -> None:
-    """Refuse a run on GPUs that are not there.
+def epochs_in(commit: Path | None) -> int:
+    """Return how many epochs are done in a commit; 0 if there is none."""
+    from src.commit_file import read_state
+
+    return len(read_state(commit)["history"]) if commit else 0
+
+
+def refuse_what_is_missing(original: Original) -> None:
+    """Refuse a run whose weights to begin with, or whose GPUs, are not there.
 
     Raises:
         UsageError: naming them.
     """
+    weights = original.flags.get("warm_start")
+    if weights and not (original.typed_in / weights).exists():
+        raise UsageError(
+            f"{original.folder} began with --warm_start={weights}, which is not there any more"
+        )
     wanted = [
         int(part) for part in str(original.flags.get("gpus", "")).split(",") if part.isdigit()
     ]
@@ -300,12 +360,17 @@ def restore(original: Original, place: Path) -> list[str]:
         names = listed([os.path.relpath(path, project) for path in linked])
         found.append(f"{names} from the project's data/")
     lines = [f"not from the run folder: {'; '.join(found)}"] if found else []
+    if original.meta.get("flags") is None:
+        lines.append("its flags are not recorded: it is run without any")
     config, threads = dict(original.config), original.settings.get("threads")
     if threads and "threads" in config:
         of_its_own = fingerprint.settings_of(config, None)["threads"]
         if threads != of_its_own:
             config["threads"] = threads
             lines.append(f"threads: {threads} as then, not {of_its_own}")
+    if original.stop:
+        shutil.copy(STOP, project)
+        config["callbacks"] = [*config["callbacks"], original.stop]
     (place / "config.json").write_text(json.dumps(config))
     return lines
 
@@ -376,7 +441,8 @@ def run_again(original: Original, place: Path, show: Callable[[int], object]) ->
         while child.poll() is None:
             done = len(rows_in(place / "run"))
             show(min(done, len(original.rows)))
-            if done >= len(original.rows) and not original.is_whole and not is_told:
+            is_there = done >= len(original.rows) and not original.is_whole
+            if is_there and not original.stop and not is_told:
                 child.terminate()  # it commits, and ends
                 is_told = True
             time.sleep(POLL)
@@ -395,9 +461,9 @@ def command_of(original: Original, place: Path) -> list[str]:
     flags = {k: v for k, v in original.flags.items() if k not in NOT_FOR_THE_TRAINING}
     if original.start:
         flags["checkpoint"] = str(original.start)
+    if flags.get("warm_start"):
+        flags["warm_start"] = str((original.typed_in / flags["warm_start"]).resolve())
     for name, value in flags.items():
-        if name in PATHS and value:
-            value = str((original.typed_in / value).resolve())
         texts = value if isinstance(value, list) else [json.dumps(value)]
         command += [f"--{name}={text}" for text in texts]
     return command
@@ -431,10 +497,12 @@ class Result:
     Attributes:
         compared: what was, such as "history.csv (5 epochs)".
         difference: the first one, or None.
+        left_out: a sentence, if it was not the weights.
     """
 
     compared: list[str]
     difference: Difference | None = None
+    left_out: str = ""
 
 
 def compare(original: Original, again: Path) -> Result:
@@ -448,37 +516,81 @@ def compare(original: Original, again: Path) -> Result:
     if difference:
         place = f"history.csv, {difference.place}"
         return Result(compared, difference._replace(place=place))
-    for one, other in pairs_of_commits(original, again):
-        compared.append(one.name)
+    pairs, left_out = pairs_of_commits(original, again)
+    for one, other in pairs:
+        compared.append(str(one.relative_to(original.folder)))
         if not (one.exists() and other.exists()):
             there = ("there" if path.exists() else "nothing" for path in (one, other))
-            return Result(compared, Difference(one.name, *there))
+            return Result(compared, Difference(compared[-1], *there))
         if not filecmp.cmp(one, other, shallow=False):
             difference = commit_difference(one, other, ignored=RECORD)
         if difference:
-            place = f"{one.name}, {difference.place}"
+            place = f"{compared[-1]}, {difference.place}"
             return Result(compared, difference._replace(place=place))
-    return Result(compared)
+    return Result(compared, None, left_out)
 
 
-def pairs_of_commits(original: Original, again: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the commits of a run that are to be compared, each with that of the other run."""
+def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, Path]], str]:
+    """Return the commits of a run that are to be compared, each with that of the other run.
+
+    And a sentence, if the weights after what is compared of the history are in none of them.
+    """
+    from src.commit_file import BEST, LATEST, commits_of
+
+    folder, (epoch, step) = original.folder, original.place
+    ones, others = commits_of(folder), commits_of(again)
+    # Of several names of one commit the first counts, which is that of the latest.
+    there = {(c.state["epoch"], c.state["step"]): c.path for c in reversed(others)}
+    is_own_end = original.place == (original.state["epoch"], original.state["step"])
+    if original.is_whole or (is_own_end and there.get((epoch, step)) == again / LATEST):
+        # A kill may come between a new best one and the commit that makes it count.
+        is_early = any(
+            commit.path.name == BEST and len(commit.state["history"]) > len(original.rows)
+            for commit in ones
+        )
+        names = [LATEST] if is_early else [LATEST, BEST]
+        pairs = [(folder / name, again / name) for name in names]
+        return [pair for pair in pairs if pair[0].exists() or pair[1].exists()], ""
+    if is_own_end:
+        ones = [commit for commit in ones if commit.path.name == LATEST]
+    else:
+        ones = [commit for commit in ones if commit.ends_epoch and commit.epoch == epoch]
+    for commit in ones:
+        # One of an epoch's last step is made before the epoch's end, and is another one.
+        place = commit.state["epoch"], commit.state["step"]
+        if place in there:
+            return [(commit.path, there[place])], ""
+    weights = f"the weights after epoch {epoch}" + f", step {step}," * bool(step)
+    if ones:
+        return [], f"{weights} were not kept when it was run again, and were not compared"
+    return [], f"{weights} are not kept in {folder}, and were not compared"
+
+
+def comes_as_far(original: Original, again: Path) -> bool:
+    """Return whether a run made again has done all the steps that are to be compared."""
     from src.commit_file import commits_of
 
-    folder = original.folder
-    if original.is_whole:
-        for name in COMMITS:
-            if (folder / name).exists() or (again / name).exists():
-                yield folder / name, again / name
-        return
-    # The process was stopped a little later; the commit before its last one is kept, too.
-    place = len(original.rows), 0
-    ones, others = (
-        [c.path for c in commits_of(run) if (c.state["epoch"], c.state["step"]) == place]
-        for run in (folder, again)
-    )
-    if ones and others:
-        yield ones[0], others[0]
+    steps = (commit.state["global_step"] for commit in commits_of(again))
+    return max(steps, default=0) >= original.global_step
+
+
+def surroundings(original: Original, again: Path) -> str:
+    """Return a line on what else the bits depend on and can only be seen in a run made again.
+
+    It is "" where that has come to nothing.
+    """
+    then, now = original.fingerprint, fingerprint.stored_in(again)
+    if not then:
+        return "data, devices and settings are not recorded"
+    if not now:
+        return ""
+    one, other = ({key: its.get(key) for key in SURROUNDINGS} for its in (then, now))
+    return line_of(fingerprint.differences(one, other), "data, devices and settings")
+
+
+def line_of(found: Sequence[str], names: str) -> str:
+    """Return a line that says whether what has these names is as it was."""
+    return f"not as it was then: {'; '.join(found)}" if found else f"{names} are the same"
 
 
 def causes(original: Original, again: Path | None) -> list[str]:
@@ -492,7 +604,7 @@ def causes(original: Original, again: Path | None) -> list[str]:
     for entry in original.state.get("inexact") or []:
         what = "; ".join(entry["differs"])
         found.append(f"it was continued inexactly after step {entry['global_step']} ({what})")
-    then, now = original.fingerprint, fingerprint_of(again)
+    then, now = original.fingerprint, fingerprint.stored_in(again) if again else None
     keys: tuple[str, ...] = ("code", "data", "versions", "processor", "devices", "settings")
     if not now:
         keys, now = ("processor",), {"processor": fingerprint.processor_features()}
@@ -515,18 +627,6 @@ def causes(original: Original, again: Path | None) -> list[str]:
     if len(names) > MOST_NAMES:
         found.append(f"{len(names) - MOST_NAMES} more packages")
     return found
-
-
-def fingerprint_of(run: Path | None) -> dict[str, Any]:
-    """Return the fingerprint in a run's latest commit, or {}."""
-    from src.commit_file import read_state
-
-    if run is None:
-        return {}
-    try:
-        return read_state(run / COMMITS[0]).get("fingerprint") or {}
-    except OSError:
-        return {}
 
 
 def differing_packages(then: Mapping[str, str]) -> dict[str, str]:

@@ -138,7 +138,9 @@ def training_loop(
         if retrain:
             state, restores = new_run | {"steps": other["steps"]}, RESTORE_WEIGHTS
         else:
-            state = other | {"best_epoch": checkpoint.take_along(other)}
+            best_epoch = best_of(other["history"], monitor, lower_is_better)
+            checkpoint.take_along(other, best_epoch)
+            state = other | {"best_epoch": best_epoch}
             if new_rate and learning_rates is not None:
                 own_rate = rate_in_epoch(learning_rates, state["epoch"])
             elif new_rate:

@@ -1,0 +1,64 @@
+"""Ends a run where `bin/reproduce.py` wants it to end; it is laid beside the code of that run.
+
+Keras callbacks come after all others of a config, so that the others' states keep their places. A
+hook would not, for some configs bring hooks of their own that follow.
+"""
+
+import signal
+from typing import Any
+
+import keras
+
+
+class StopAfterEpoch(keras.callbacks.Callback):
+    """Ends the run as Ctrl-C does, once an epoch is committed and before the next one begins.
+
+    Args:
+        epoch: how many are to be done.
+    """
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__()
+        self.end = epoch
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """End the run, if that is the place."""
+        if epoch == self.end:
+            raise KeyboardInterrupt
+
+    def get_state(self) -> dict[str, Any]:
+        """There is none."""
+        return {}
+
+    def set_state(self, state: Any) -> None:
+        """There is none."""
+
+
+class StopAfterStep(keras.callbacks.Callback):
+    """Ends the run as SIGTERM does, after a step within an epoch, which is committed.
+
+    Args:
+        epoch: of the step, from 0.
+        step: how many of that epoch are to be done, at least 1.
+    """
+
+    def __init__(self, epoch: int, step: int) -> None:
+        super().__init__()
+        self.end = epoch, step
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Note which one it is."""
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """End the run, if that is the place."""
+        if (self.epoch, batch + 1) == self.end:
+            signal.raise_signal(signal.SIGTERM)
+
+    def get_state(self) -> dict[str, Any]:
+        """There is none."""
+        return {}
+
+    def set_state(self, state: Any) -> None:
+        """There is none."""
