@@ -157,8 +157,8 @@ def read(folder: Path, epochs: int) -> Original:
     begun_with = epochs_in(original.start) if not original.flags.get("retrain") else 0
     if is_part and epochs <= begun_with:
         raise UsageError(
-            f"--epochs is {epochs}; {folder} began after epoch {begun_with} of another run, so "
-            f"give at least {begun_with + 1}"
+            f"--epochs is {epochs}; the first {begun_with} of {folder} are those of the run that "
+            f"it began with; give at least {begun_with + 1}"
         )
     return original
 

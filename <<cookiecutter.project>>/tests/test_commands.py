@@ -146,6 +146,7 @@ def test_evaluate_refuses(
         (("digits", "--n_filters=[1, 2]"), "n_filters"),
         (("digits", "--optimizer=adm"), "adam"),
         (("digits", "--n_layers=9"), "simple_cnn"),
+        (("digits", "--hooks=[src.hooks.KeepCheckpoint]"), "did you mean 'KeepCheckpoints'"),
     ],
 )
 def test_train_refuses_in_one_sentence_and_writes_nothing(

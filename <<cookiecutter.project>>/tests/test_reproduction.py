@@ -1,7 +1,7 @@
 """Forks of a run, and runs that are made again from their folder.
 
 The tests share a project of its own in a git repository, and one run of it, which was made with
-uncommitted code and killed twice and stopped once. They build on one another.
+uncommitted code, and killed, stopped and made to fail. They build on one another.
 """
 
 import fcntl
@@ -18,8 +18,10 @@ from typing import Any
 import h5py
 import pytest
 
-from src.commit_file import commits_of, weights_in
+from src import reproduction
+from src.commit_file import HISTORY, commits_of, read_state, weights_in
 from tests.conftest import ROOT
+from vegab import UsageError
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
@@ -42,7 +44,7 @@ CONFIG = {
         {"class": "src.ending.EndAt"},
     ],
 }
-ENDING = '''"""Ends the process after a step, as the environment says."""
+ENDING = '''"""Ends the process after a step, as the environment says; by 0 it fails."""
 
 import os
 
@@ -58,9 +60,12 @@ class EndAt(Hook):
         return self.step if global_step < self.step else None
 
     def after_step(self, global_step, last_results):
+        if global_step == self.step and not int(self.signal):
+            raise RuntimeError("the end")
         if global_step == self.step:
             os.kill(os.getpid(), int(self.signal))
 '''
+FAILURE = "33:0"  # a step after a commit
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +87,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def do(project: Path) -> Do:
-    """Run `python SCRIPT ARGUMENTS` from the root of that project."""
+    """Run `python SCRIPT ARGUMENTS` from the root of that project, maybe with one core alone."""
 
-    def run(*arguments: object, end_at: str = "") -> subprocess.CompletedProcess[str]:
+    def use_one_core() -> None:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+    def run(
+        *arguments: object, end_at: str = "", one_core: bool = False
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
             cwd=project,
@@ -92,6 +102,7 @@ def do(project: Path) -> Do:
             capture_output=True,
             text=True,
             timeout=120,
+            preexec_fn=use_one_core if one_core else None,
         )
 
     return run
@@ -99,14 +110,17 @@ def do(project: Path) -> Do:
 
 @pytest.fixture(scope="module")
 def run(project: Path, do: Do) -> Path:
-    """A run with code that git does not have, killed at two places and stopped at a third."""
+    """A run with code that git does not have; it was killed, stopped, and failed once.
+
+    What it was then is results/failed.
+    """
     replace(project / "src" / "models.py", 'Activation("relu")', 'Activation("tanh")')
     (project / "src" / "ending.py").write_text(ENDING)
-    for end in (f"13:{signal.SIGKILL}", f"27:{signal.SIGTERM}", f"33:{signal.SIGKILL}"):
+    ends = {f"13:{signal.SIGKILL}": -signal.SIGKILL, f"27:{signal.SIGTERM}": 75, FAILURE: 1}
+    for end, code in ends.items():
         done = do("bin/train.py", "config.json", RUN, end_at=end)
-        assert done.returncode in (75, -signal.SIGKILL), done.stderr
-        if "33:" in end:
-            shutil.copytree(project / RUN, project / "results" / "died")
+        assert done.returncode == code, done.stderr
+    copy_of(project / RUN, "failed")
     done = do("bin/train.py", "config.json", RUN)
     assert done.returncode == 0, done.stderr
     return project / RUN
@@ -147,17 +161,20 @@ def meta_of(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def fork(project: Path, run: Path, do: Do) -> Path:
-    """A fork of the run, with its config."""
+    """A fork of the run, with its config, and on fewer cores where there are several."""
     words = (f"{RUN}/config.json", "results/fork", "--fork", RUN, "--from_epoch", "2")
-    done = do("bin/train.py", *words)
+    done = do("bin/train.py", *words, one_core=hasattr(os, "sched_setaffinity"))
     assert done.returncode == 0, done.stderr
     assert f"starting from {RUN}/checkpoints/model-20.h5" in done.stdout
     return project / "results" / "fork"
 
 
 def test_a_fork_from_an_epoch_ends_as_the_run_itself(project: Path, run: Path, fork: Path) -> None:
-    kept = {commit.path.name for commit in commits_of(run) if commit.epoch == 2}
-    assert kept == {"model-20.h5"}
+    commits = commits_of(run)
+    assert {commit.path.name for commit in commits if commit.epoch == 2} == {"model-20.h5"}
+    steps = [commit.state["global_step"] for commit in commits]
+    assert steps == sorted(steps, reverse=True)
+    assert commits[0].path.name == "model.h5"
     for name in COMMITS:
         assert (fork / name).read_bytes() == (run / name).read_bytes(), name
     meta = meta_of(fork)
@@ -176,15 +193,27 @@ def test_a_fork_from_an_epoch_ends_as_the_run_itself(project: Path, run: Path, f
     assert meta["flags"] == {"fork": RUN, "from_epoch": 2}
 
 
-def test_a_fork_with_another_rate_goes_on_at_that_rate(project: Path, run: Path, do: Do) -> None:
-    done = do("bin/train.py", f"{RUN}/config.json", "results/faster", "--fork", RUN,
-              "--from_epoch=3", "--learning_rate=0.03")  # fmt: skip
+def test_a_fork_may_have_another_rate_and_another_monitor(project: Path, run: Path, do: Do) -> None:
+    parent = copy_of(run, "parent")
+    shutil.copy(parent / "checkpoints" / "model-20.h5", parent / "checkpoints" / "model-15.h5")
+    with h5py.File(parent / "checkpoints" / "model-15.h5", "r+") as file:
+        file[HISTORY][0, -1] += 1  # of another run
+    # The worst epoch is the best now: the first, whose weights are not kept.
+    done = do("bin/train.py", f"{RUN}/config.json", "results/faster", "--fork=results/parent",
+              "--from_epoch=3", "--learning_rate=0.003001", "--monitor_mode=max")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = (project / "results" / "faster" / "history.csv").read_text().splitlines()
+    faster = project / "results" / "faster"
+    rows = (faster / "history.csv").read_text().splitlines()
     old = (run / "history.csv").read_text().splitlines()
     assert rows[:4] == old[:4]
-    assert rows[4].split(",")[:3] == ["3", "40", "0.03"]
+    assert rows[4].split(",")[:3] == ["3", "40", "0.003001"]
     assert rows[4].split(",")[3] != old[4].split(",")[3]
+    assert read_state(run / "model.h5")["best_epoch"] == 3
+    assert read_state(faster / "model.h5")["best_epoch"] == 0
+    assert "weights of epoch 1, the best so far, are not kept in results/parent" in done.stdout
+    assert not (faster / "model_best.h5").exists()
+    kept = {path.name for path in (faster / "checkpoints").iterdir()}
+    assert kept == {"model-20.h5", "model-30.h5", "model-40.h5"}
 
 
 @pytest.mark.parametrize(
@@ -198,7 +227,6 @@ def test_a_fork_with_another_rate_goes_on_at_that_rate(project: Path, run: Path,
         (("--fork", RUN, "--warm_start", RUN), "--fork and --warm_start both say"),
         (("--fork", RUN, "--retrain"), "--retrain needs"),
         (("--fork", RUN), "4 epochs are done, of 4 in this config"),
-        (("--fork", RUN, "--from_epoch=3", "--n_filters=3"), "written by another model"),
     ],
 )
 def test_a_fork_that_cannot_be_is_refused(
@@ -230,26 +258,63 @@ def test_a_run_is_identical_with_its_own_code(
     before = content_of(run)
     done = do("bin/reproduce.py", RUN)
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"{RUN}: finished, 4 of 4 epochs, 4 attempts, commit ")
-    assert lines[0].endswith(", with uncommitted changes")
-    assert lines[1] == "not from the run folder: data/mine.npz from the project's data/"
-    assert lines[-1] == "identical to the bit: history.csv (4 epochs), model.h5, model_best.h5"
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith(f"{RUN}: finished, 4 of 4 epochs, 4 attempts, commit ")
+    assert first.endswith(", with uncommitted changes")
+    assert lines == [
+        "not from the run folder: data/mine.npz from the project's data/",
+        "packages, Python and processor are the same",
+        "data, devices and settings are the same",
+        "identical to the bit: history.csv (4 epochs), model.h5, model_best.h5",
+    ]
     assert content_of(run) == before
     assert not list(tmp_path.glob("reproduce-*")), "nothing is left where all is identical"
 
 
 def test_a_fork_begins_again_with_the_state_that_it_had(later: Path, do: Do) -> None:
-    done = do("bin/reproduce.py", "results/fork")
+    done = do("bin/reproduce.py", "results/fork", "--epochs=3")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "identical to the bit: history.csv (4 epochs), model.h5, model_best.h5" in done.stdout
+    assert done.stdout.endswith(
+        "identical to the bit: history.csv (3 epochs), checkpoints/model-30.h5\n"
+    )
 
 
-def test_a_run_that_died_is_compared_as_far_as_it_came(later: Path, do: Do) -> None:
-    done = do("bin/reproduce.py", "results/died")
+def test_a_run_that_failed_is_compared_as_far_as_it_came(later: Path, do: Do) -> None:
+    failed = later / "results" / "failed"
+    assert read_state(failed / "model.h5")["global_step"] == 32
+    meta = meta_of(failed)
+    del meta["flags"]  # an older version kept none
+    (failed / "meta.json").write_text(json.dumps(meta))
+    done = do("bin/reproduce.py", "results/failed", end_at=FAILURE)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "results/died: died, 3 of 3 epochs, 3 attempts" in done.stdout
-    assert "identical to the bit: history.csv (3 epochs)" in done.stdout
+    assert "results/failed: failed, 3 of 3 epochs, 3 attempts" in done.stdout
+    assert "its flags are not recorded: it is run without any\n" in done.stdout
+    assert done.stdout.endswith(
+        "identical to the bit: history.csv (3 epochs), model.h5, model_best.h5\n"
+    )
+
+
+def test_another_weight_is_a_difference_where_it_is_kept(
+    later: Path, run: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    path = other / "checkpoints" / "model-20.h5"
+    shutil.copy(path, tmp_path / "a file of its own")
+    (tmp_path / "a file of its own").replace(path)
+    with h5py.File(path, "r+") as file:
+        name, weights = weights_in(file)[-1]
+        weights[0] = 7
+    result = reproduction.compare(reproduction.read(other, 2), run)
+    assert result.compared == ["history.csv (2 epochs)", "checkpoints/model-20.h5"]
+    assert result.difference is not None
+    assert result.difference.place.startswith("checkpoints/model-20.h5, ")
+    assert result.difference.place.endswith(f"{name}[0]")
+    assert result.difference.one == "7.0"
+
+    path.unlink()
+    result = reproduction.compare(reproduction.read(other, 2), run)
+    sentence = f"the weights after epoch 2 are not kept in {other}, and were not compared"
+    assert (result.difference, result.left_out) == (None, sentence)
 
 
 def test_an_edited_cell_is_named_and_the_first_epochs_can_be_compared_alone(
@@ -267,11 +332,14 @@ def test_an_edited_cell_is_named_and_the_first_epochs_can_be_compared_alone(
     first = do("bin/reproduce.py", "results/edited", "--epochs", "1")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "results/edited: finished, 1 of 4 epochs" in first.stdout
-    assert "identical to the bit: history.csv (1 epoch)" in first.stdout
+    assert first.stdout.endswith(
+        "identical to the bit: history.csv (1 epoch)\n"
+        "the weights after epoch 1 are not kept in results/edited, and were not compared\n"
+    )
 
     done = do("bin/reproduce.py", "results/edited")
     assert done.returncode == 1, done.stderr
-    sentence = f"epoch 2, val_loss: 0.125 in results/edited, {was} when run again"
+    sentence = f"epoch 3, val_loss: 0.125 in results/edited, {was} when run again"
     assert f"different: history.csv, {sentence}\n" in done.stdout
     assert f"likely cause: history.csv was changed after the run: its model.h5 has {was}\n" in (
         done.stdout
@@ -295,12 +363,13 @@ def test_other_data_are_the_likely_cause(
     done = do("bin/reproduce.py", RUN, "--epochs=1")
     path.write_bytes(good)
     assert done.returncode == 1, done.stderr
-    assert "different: history.csv, epoch 0, loss: " in done.stdout
+    assert "not as it was then: the data is another\n" in done.stdout
+    assert "different: history.csv, epoch 1, loss: " in done.stdout
     assert "likely cause: the data is another\n" in done.stdout
 
 
 def test_what_cannot_be_made_again_is_refused_and_left_alone(
-    later: Path, run: Path, fork: Path, do: Do
+    later: Path, run: Path, fork: Path, do: Do, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = open(copy_of(run, "running") / "run.lock", "r+")  # noqa: SIM115
     fcntl.lockf(running, fcntl.LOCK_EX)
@@ -319,31 +388,50 @@ def test_what_cannot_be_made_again_is_refused_and_left_alone(
     for name, flags in (("gpus", {"gpus": "77"}), ("start", {"checkpoint": "gone.h5"})):
         folder = copy_of(run, name)
         (folder / "meta.json").write_text(json.dumps(meta_of(run) | {"flags": flags}))
-    orphan = copy_of(fork, "orphan")
-    meta = meta_of(orphan)
-    meta["parent"]["from_step"] = 7
-    (orphan / "meta.json").write_text(json.dumps(meta))
-    for words, sentence in [
-        (("src",), "src is not a run folder"),
-        (("results/running",), "results/running is still running"),
-        (("results/nowhere",), "results/nowhere is not a run folder"),
-        (("results/damaged",), "model.h5 is damaged"),
-        (("results/torn",), "cannot read results/torn/config.json"),
-        (("results/empty",), "results/empty has no model.h5"),
-        (("results/codeless",), "code is gone"),
-        (("results/gpus",), "ran with --gpus=77"),
-        (("results/start",), "began with --checkpoint=gone.h5, which is not there any more"),
-        (("results/orphan",), f"the state of {RUN} after step 7, which is not kept there"),
-        ((RUN, "--epochs=5"), "--epochs is 5; results/a run has 4 epochs"),
-        ((RUN, "--epochs=-1"), "--epochs is -1"),
+    garbled = copy_of(run, "garbled")
+    (garbled / "history.csv").write_bytes(b"epoch,loss\n0,\xff\n")
+    for name, changes in (
+        ("orphan", {"from_step": 7}),
+        ("adopted", {"started": "2020-01-01T00:00:00+00:00"}),
+        ("heir", {"path": "results/damaged", "from_step": 4 * STEPS}),
+    ):
+        meta = meta_of(copy_of(fork, name))
+        meta["parent"] |= changes
+        (later / "results" / name / "meta.json").write_text(json.dumps(meta))
+    refusals = [
+        (("results/nowhere", 0), "results/nowhere is not a run folder"),
+        (("results/damaged", 0), "model.h5 is damaged"),
+        (("results/torn", 0), "cannot read results/torn/config.json"),
+        (("results/garbled", 0), "cannot read results/garbled/history.csv"),
+        (("results/empty", 0), "results/empty has no model.h5"),
+        (("results/codeless", 0), "code is gone"),
+        (("results/gpus", 0), "ran with --gpus=77"),
+        (("results/start", 0), "began with --checkpoint=gone.h5, which is not there any more"),
+        (("results/orphan", 0), f"the state of {RUN} after step 7, which is not there any more"),
+        (
+            ("results/adopted", 0),
+            f"of {RUN} after step 20, and that folder holds another run",
+        ),
+        (("results/heir", 0), "of results/damaged after step 40; "),
+        (("results/fork", 1), "the first 1 of results/fork are those of the run that it"),
+        ((RUN, 5), "--epochs is 5; results/a run has 4 epochs"),
+        ((RUN, -1), "--epochs is -1"),
+    ]
+    monkeypatch.chdir(later)
+    monkeypatch.setattr(reproduction, "ROOT", later)
+    for (name, epochs), sentence in refusals:
+        before = content_of(later / name) if (later / name).exists() else {}
+        with pytest.raises(UsageError) as refusal:
+            reproduction.read(Path(name), epochs)
+        assert sentence in str(refusal.value)
+        assert not before or content_of(later / name) == before
+    # As a user sees it. To read the lock file here would give the lock back.
+    for name, sentence in [
+        ("src", "src is not a run folder"),
+        ("results/running", "results/running is still running"),
     ]:
-        folder = later / words[0]
-        # To read the lock file would give the lock back.
-        looks = "results/" in words[0] and words[0] != "results/running"
-        before = content_of(folder) if looks else {}
-        done = do("bin/reproduce.py", *words)
-        assert done.returncode == 2, (words, done.stdout, done.stderr)
-        assert sentence in done.stderr, (words, done.stderr)
+        done = do("bin/reproduce.py", name)
+        assert done.returncode == 2, (name, done.stdout, done.stderr)
+        assert sentence in done.stderr
         assert len(done.stderr.splitlines()) == 1
-        assert not before or content_of(folder) == before
     running.close()
