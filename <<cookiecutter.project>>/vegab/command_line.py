@@ -73,6 +73,7 @@ def wrap(
     explained: tuple[type[BaseException], ...] = (OSError, FloatingPointError),
     short_flags: Mapping[str, str] | None = None,
     save_path_key: str = "",
+    opens_folder: bool = True,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
     """Runs `func(config, save_path)` as a program and ends with `sys.exit`.
@@ -92,6 +93,8 @@ def wrap(
         short_flags: letters for flags, as {"n": "note"}: `-n TEXT` is `--note=TEXT`.
         save_path_key: a dotted key that may stand for SAVE_PATH, in configs that have keys of their
             own. It is no part of the config that is kept.
+        opens_folder: whether SAVE_PATH is a run folder, to be opened and locked. If not, `func`
+            does with it as it likes, and is given `dry_run`.
         argv: the command line without the script, by default that of the process.
     """
 
@@ -99,6 +102,8 @@ def wrap(
         parameters = inspect.signature(func).parameters.values()
         has_folder = sum(p.kind in _POSITIONAL for p in parameters) > 1
         flags = _flags_of(func, skip=1 + has_folder + (prepare is not None))
+        if not opens_folder:
+            flags.pop("dry_run")
         short = _short_forms(short_flags, flags)
         _refuse_clashes(flags, config_registry.schemas)
         parser = _parser(
@@ -134,13 +139,16 @@ def wrap(
                 args.overrides[key] = lookup(config, key)
         args.flags, args.resolved_config = dict(keywords), copy.deepcopy(config)
         args.given_flags = _without_defaults(keywords, flags)
-        if args.dry_run:
+        if args.dry_run and opens_folder:
             print(_as_yaml(config, differences(draft.named(), config)))
             return EXIT_CODES["finished"]
         for plugin in plugins:
             plugin.on_parsed_args(args)
         if not has_folder:
             return _call_without_folder(functools.partial(func, config), keywords, explained)
+        if not opens_folder:
+            call = functools.partial(func, config, args.save_path, dry_run=args.dry_run)
+            return _call_without_folder(call, keywords, explained)
         folder = RunFolder(args.save_path, config, extendable)
         return execute(func, config, folder, keywords, plugins, prepare, explained)
 

@@ -1,0 +1,263 @@
+"""Sweeps: which trials there are, that they are ordinary runs, and that nothing is lost."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from src import sweep
+from tests.conftest import ROOT, Command
+from vegab import UsageError
+from vegab.config import find_key
+
+EXACT = ("model.h5", "model_best.h5", "history.csv")
+SMALL = (
+    *("--num_epochs=2", "--n_layers=1", "--batch_size=128", "--no_tensorboard", "--threads=1"),
+    *("--checkpoint_steps=3", "--dropout=0.3"),
+)
+GRID = ("--grid", "n_filters=2,3", "--grid", "lr_schedule=[[1,0.01],[2,0.001]],null")
+
+
+def start(*words: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "bin/sweep.py", *map(str, words)]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    pytest.fail("it took more than a minute")
+
+
+def trials_in(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("*/config.json"))
+
+
+def exact_files(folder: Path) -> dict[str, bytes]:
+    return {
+        f"{name}/{file}": (folder / name / file).read_bytes()
+        for name in trials_in(folder)
+        for file in EXACT
+    }
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of four trials that nothing stopped."""
+    folder = tmp_path_factory.mktemp("sweep") / "straight"
+    process = start("root", folder, *SMALL, *GRID, "--jobs=2")
+    said, problems = process.communicate(timeout=120)
+    assert process.returncode == 0, problems
+    assert said.startswith("4 trials: 4 finished; best val_loss ")
+    return folder
+
+
+def test_a_trial_is_the_run_that_its_command_makes_by_hand(
+    swept: Path, command: Command, tmp_path: Path
+) -> None:
+    told = command("bin/sweep.py", "root", swept, *SMALL, *GRID, "--dry_run").stdout.splitlines()
+    assert len(told) == 4
+    assert len(trials_in(swept)) == 4
+    for line in told:
+        _, script, config, path, *rest = shlex.split(line)
+        meta = json.loads((Path(path) / "meta.json").read_text())
+        assert meta["command"]["line"] == line
+        assert meta["status"] == "finished"
+    # The last one has a schedule of its own taken away.
+    again = tmp_path / "again"
+    assert command(script, config, again, *rest).returncode == 0
+    for name in EXACT:
+        assert (again / name).read_bytes() == (Path(path) / name).read_bytes(), name
+    listed = command("bin/runs.py", "compare", swept, "--format=csv", "--metric=val_loss").stdout
+    assert listed.splitlines()[0] == (
+        "run,state,epoch,n_filters,lr_schedule,val_loss best,val_loss last"
+    )
+    assert len(listed.splitlines()) == 5
+
+
+def test_the_same_command_trains_nothing_and_a_larger_grid_what_is_new(
+    swept: Path, command: Command, tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in swept.glob("*/*")}
+    done = command("bin/sweep.py", "root", swept, *SMALL, *GRID)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in swept.glob("*/*")} == before
+    larger = ("--grid", "n_filters=2,3", "--grid", "lr_schedule=null", "--seeds=1")
+    done = command("bin/sweep.py", "root", swept, *SMALL, *larger, "--dry_run")
+    names = [Path(shlex.split(line)[3]).name for line in done.stdout.splitlines()]
+    assert names[4:] == [
+        "n_filters=2,lr_schedule=null,seed=0",
+        "n_filters=3,lr_schedule=null,seed=0",
+    ]
+    other = command("bin/sweep.py", "root", swept, *SMALL, *GRID, "--dropout=0.1")
+    assert other.returncode == 2
+    assert "holds a sweep of another config (dropout: 0.3 -> 0.1)" in other.stderr
+
+
+def test_sweeper_and_trials_that_are_killed_lose_nothing(swept: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    words = ("root", folder, *SMALL, *GRID, "--jobs=2")
+    first = start(*words)
+    wait_for(lambda: list(folder.glob("*/model.h5")))
+    first.kill()
+    first.wait()
+    # The trials of the sweeper that is gone live on, or are killed as well.
+    for lock in folder.glob("*/run.lock"):
+        pid = json.loads(lock.read_text() or "{}").get("pid")
+        if pid and "n_filters=2" in str(lock):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+    second = start(*words)
+    said, problems = second.communicate(timeout=120)
+    assert second.returncode == 0, problems
+    assert said.startswith("4 trials: 4 finished")
+    assert exact_files(folder) == exact_files(swept)
+
+
+def test_a_sweep_is_told_to_stop_and_goes_on(swept: Path, command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    words = ("root", folder, *SMALL, *GRID, "--jobs=2")
+    first = start(*words)
+    wait_for(lambda: list(folder.glob("*/model.h5")))
+    second = command("bin/sweep.py", *words)
+    assert second.returncode == 2
+    assert "is being swept by process" in second.stderr
+    stopped = command("bin/sweep.py", "stop", folder)
+    assert stopped.returncode == 0, stopped.stderr
+    assert first.wait(30) == 75
+    assert "waiting" in stopped.stdout
+    states = {json.loads(path.read_text())["status"] for path in folder.glob("*/meta.json")}
+    assert states <= {"interrupted", "finished"}
+    assert command("bin/sweep.py", *words).returncode == 0
+    assert exact_files(folder) == exact_files(swept)
+    assert "4 finished" in command("bin/sweep.py", "status", folder).stdout
+    assert "nobody sweeps" in command("bin/sweep.py", "stop", folder).stdout
+
+
+def test_a_trial_that_fails_is_shown_and_stops_no_other(command: Command, tmp_path: Path) -> None:
+    grid = ("--grid", "learning_rate=0.01,1e38", "--jobs=2")
+    words = ("bin/sweep.py", "root", tmp_path / "sweep", *SMALL, "--n_filters=2", *grid)
+    done = command(*words)
+    assert done.returncode == 1
+    assert done.stdout.startswith("2 trials: 1 finished, 1 failed")
+    (line,) = [line for line in done.stderr.splitlines() if " failed: " in line]
+    assert "learning_rate=1e+38" in line
+    assert "loss" in line
+    attempts = tmp_path / "sweep" / "learning_rate=1e+38" / "meta.json"
+    assert len(json.loads(attempts.read_text())["attempts"]) == 1
+    assert command(*words).returncode == 1
+    assert len(json.loads(attempts.read_text())["attempts"]) == 1
+    assert command(*words, "--retry_failed").returncode == 1
+    assert len(json.loads(attempts.read_text())["attempts"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "the sweep varies nothing"),
+        (("--grid", "n_filters="), "is not of the form"),
+        (("--grid", "n_filter=2,3"), "did you mean 'n_filters'?"),
+        (("--grid", "n_filters=2,2"), "has the same value twice"),
+        (("--grid", "n_filters=2,x"), "n_filters: x was given, an integer is expected"),
+        (("--grid", "batch_size=0,8"), "batch_size is 0; it must be at least 1"),
+        (("--grid", "n_filters=2", "--grid", "n_filters=3"), "is given twice"),
+        (("--grid", "model=a/b,a?b"), "would both be called model=a-b"),
+        (("--seeds=-1",), "seeds is -1"),
+        (("--seeds=2", "--jobs=0"), "jobs is 0; it must be at least 1"),
+        (("--random=2",), "--random and --range belong together"),
+        (("--random=2", "--range", "dropout=0.5..0.1"), "is no range"),
+        (("--random=2", "--range", "dropout=0..0.5 log"), "begins above 0"),
+        (("--plan", "no.yaml"), "cannot read no.yaml"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_touches_nothing(
+    words: tuple[str, ...], said: str, command: Command, tmp_path: Path
+) -> None:
+    done = command("bin/sweep.py", "root", tmp_path / "sweep", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_something_else_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for words in (("root", tmp_path, "--seeds=2"), ("status", tmp_path), ("stop", tmp_path)):
+        done = command("bin/sweep.py", *words)
+        assert done.returncode == 2
+        assert "no sweep" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_plan_says_the_same_as_the_command_line(command: Command, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("grid: {n_filters: [2, 3]}\nrange: {dropout: 0.1..0.5}\nrandom: 2\nseeds: 2\n")
+    folder = tmp_path / "sweep"
+    by_plan = command("bin/sweep.py", "root", folder, "--plan", plan, "--dry_run")
+    words = ("--grid", "n_filters=2,3", "--range", "dropout=0.1..0.5", "--random=2", "--seeds=2")
+    assert by_plan.stdout == command("bin/sweep.py", "root", folder, *words, "--dry_run").stdout
+    assert len(by_plan.stdout.splitlines()) == 8
+    plan.write_text("grids: {n_filters: [2, 3]}\n")
+    refused = command("bin/sweep.py", "root", folder, "--plan", plan)
+    assert refused.returncode == 2
+    assert "unknown key 'grids'; did you mean 'grid'?" in refused.stderr
+
+
+def definition(**changes: object) -> sweep.Definition:
+    asked: dict[str, object] = {
+        "config_name": "root",
+        "config": {"seed": 7, "lr": 0.1, "n": 3},
+        "words": [],
+        "axes": {},
+        "ranges": {},
+        "num_random": 0,
+        "num_seeds": 0,
+    }
+    return sweep.Definition(**(asked | changes))  # type: ignore[arg-type]
+
+
+def test_draws_lie_in_their_ranges_and_more_of_them_add_to_the_first() -> None:
+    ranges = {"lr": "1e-4..1e-1 log", "n": "2..5"}
+    many = sweep.trials_of(definition(ranges=ranges, num_random=400))
+    few = sweep.trials_of(definition(ranges=ranges, num_random=5))
+    assert many[:5] == few
+    rates = [float(trial.settings["lr"]) for trial in many]
+    assert min(rates) >= 1e-4
+    assert max(rates) <= 1e-1
+    # As many in each factor of ten.
+    assert all(
+        90 < sum(low <= rate < 10 * low for rate in rates) < 180 for low in (1e-4, 1e-3, 1e-2)
+    )
+    assert {trial.settings["n"] for trial in many} == {2, 3, 4, 5}
+
+
+def test_seeds_count_up_from_the_config_s() -> None:
+    trials = sweep.trials_of(definition(axes={"n": [1, 2]}, num_seeds=2))
+    assert [dict(trial.settings) for trial in trials] == [
+        {"n": 1, "seed": 7},
+        {"n": 1, "seed": 8},
+        {"n": 2, "seed": 7},
+        {"n": 2, "seed": 8},
+    ]
+    assert [trial.name for trial in trials][:2] == ["n=1,seed=7", "n=1,seed=8"]
+
+
+def test_a_short_name_stands_for_a_nested_key() -> None:
+    config = {"model": {"n_filters": 8}}
+    axes = sweep.axes_of(["n_filters=8,16"], lambda name: find_key(config, name))
+    assert axes == {"model.n_filters": [8, 16]}
+    with pytest.raises(UsageError, match="unknown key"):
+        sweep.axes_of(["filters=8"], lambda name: find_key(config, name))
