@@ -195,8 +195,8 @@ def test_a_fork_from_an_epoch_ends_as_the_run_itself(project: Path, run: Path, f
 
 def test_a_fork_may_have_another_rate_and_another_monitor(project: Path, run: Path, do: Do) -> None:
     parent = copy_of(run, "parent")
-    shutil.copy(parent / "checkpoints" / "model-20.h5", parent / "checkpoints" / "model-15.h5")
-    with h5py.File(parent / "checkpoints" / "model-15.h5", "r+") as file:
+    shutil.copy(parent / "checkpoints" / "model-20.h5", parent / "checkpoints" / "mine.h5")
+    with h5py.File(parent / "checkpoints" / "mine.h5", "r+") as file:
         file[HISTORY][0, -1] += 1  # of another run
     # The worst epoch is the best now: the first, whose weights are not kept.
     done = do("bin/train.py", f"{RUN}/config.json", "results/faster", "--fork=results/parent",
