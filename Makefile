@@ -96,6 +96,7 @@ benchmark: setup ## measure how long things take, beside model.fit and, where it
 	@"$(PYTHON)" benchmarks/loop.py $(ARGS)
 	@"$(PYTHON)" benchmarks/feeder.py
 	@"$(PYTHON)" benchmarks/runs.py
+	@"$(PYTHON)" benchmarks/sweep.py
 
 clean: ## remove .venv, build and the tools' caches
 	@rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache
