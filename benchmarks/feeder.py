@@ -17,6 +17,7 @@ after one pass and more.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -31,7 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from loop import heading, spread
+from loop import heading, print_and_keep, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ROOT / "<<cookiecutter.project>>"
@@ -263,19 +264,16 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=2.0, help="of the row `memory`")
     parser.add_argument("--processes", type=int, default=3, help="of each side, for `memory`")
     args = parser.parse_args()
-    if unknown := set(args.rows) - set(ROWS):
-        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-    text = heading(
+
+    def measured(name: str) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            return ROWS[name](Path(folder, name), args)
+
+    head = heading(
         ("tensorflow", "tensorflow-cpu", "google-crc32c"), "the files were in the system's cache"
     )
-    print(text, flush=True)
-    for name in args.rows or ROWS:
-        with tempfile.TemporaryDirectory() as folder:
-            told = ROWS[name](Path(folder, name), args)
-        print(f"\n{told}", flush=True)
-        text += f"\n\n{told}"
-    if not args.rows:
-        (ROOT / "benchmarks" / "feeder.txt").write_text(f"{text}\n")
+    rows = {name: functools.partial(measured, name) for name in ROWS}
+    print_and_keep(parser, args.rows, rows, head, "feeder")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -857,6 +857,26 @@ def heading(packages: Sequence[str], note: str = "") -> str:
     )
 
 
+def print_and_keep(
+    parser: argparse.ArgumentParser,
+    asked: Sequence[str],
+    rows: Mapping[str, Callable[[], str]],
+    head: str,
+    name: str,
+) -> None:
+    """Measure rows, print each as it comes, and keep them in `<name>.txt` if they are all."""
+    if unknown := set(asked) - set(rows):
+        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
+    text = head
+    print(text, flush=True)
+    for row in asked or rows:
+        told = rows[row]()
+        print(f"\n{told}", flush=True)
+        text += f"\n\n{told}"
+    if not asked:
+        (ROOT / "benchmarks" / f"{name}.txt").write_text(f"{text}\n")
+
+
 def main() -> None:
     """Measure rows, print them, and keep them beside this file if they are all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -865,16 +885,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10_000, help="of the row `epochs`")
     parser.add_argument("--runs", type=int, default=1, help="of the row `epochs`")
     args = parser.parse_args()
-    if unknown := set(args.rows) - set(ROWS):
-        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-    text = heading(("tensorflow", "tensorflow-cpu", "keras", "torch", "lightning"))
-    print(text, flush=True)
-    for name in args.rows or ROWS:
-        told = line(ROWS[name], ROWS[name].measure(args))
-        print(f"\n{told}", flush=True)
-        text += f"\n\n{told}"
-    if not args.rows:
-        (ROOT / "benchmarks" / "loop.txt").write_text(f"{text}\n")
+    head = heading(("tensorflow", "tensorflow-cpu", "keras", "torch", "lightning"))
+    rows = {name: functools.partial(measured, row, args) for name, row in ROWS.items()}
+    print_and_keep(parser, args.rows, rows, head, "loop")
+
+
+def measured(row: Row, args: argparse.Namespace) -> str:
+    """Return what there is to say of a row, which is measured."""
+    return line(row, row.measure(args))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import runs
-from loop import PROJECT, ROOT, heading, spread
+from loop import PROJECT, heading, print_and_keep, spread
 
 SWEEP = (sys.executable, str(PROJECT / "bin" / "sweep.py"))
 SETTINGS = ("--num_epochs=2", "--grid", "n_filters=4,6,8,10", "--seeds=8")
@@ -116,17 +116,14 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", help=f"{', '.join(ROWS)}; none: all")
     parser.add_argument("--pairs", type=int, default=3)
     args = parser.parse_args()
-    if unknown := set(args.rows) - set(ROWS):
-        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-    text = heading(("tensorflow", "tensorflow-cpu", "keras"))
-    print(text, flush=True)
-    for name in args.rows or ROWS:
+
+    def measured(name: str) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            told = ROWS[name](Path(folder), args.pairs)
-        print(f"\n{told}", flush=True)
-        text += f"\n\n{told}"
-    if not args.rows:
-        (ROOT / "benchmarks" / "sweep.txt").write_text(f"{text}\n")
+            return ROWS[name](Path(folder), args.pairs)
+
+    head = heading(("tensorflow", "tensorflow-cpu", "keras"))
+    rows = {name: functools.partial(measured, name) for name in ROWS}
+    print_and_keep(parser, args.rows, rows, head, "sweep")
 
 
 if __name__ == "__main__":

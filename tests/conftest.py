@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fault_lab import Lab, opened
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE_FOLDER = "<<cookiecutter.project>>"
@@ -162,6 +163,13 @@ def project(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = (sys.executable, "-m", "cookiecutter", template, "--no-input", "-o", output)
     run(*command, cwd=output, env=home)
     return output / "my-research"
+
+
+@pytest.fixture(scope="module")
+def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A copy of the default project, in which runs go wrong at chosen places; see `fault_lab`."""
+    with opened(project, tmp_path_factory.mktemp("lab")) as a_lab:
+        yield a_lab
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,6 @@ import json
 import os
 import random
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,15 +26,8 @@ from fault_lab import (
     Lab,
     every_kill,
     killed_anywhere,
-    opened,
     two_at_once,
 )
-
-
-@pytest.fixture(scope="module")
-def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with opened(project, tmp_path_factory.mktemp("faults")) as a_lab:
-        yield a_lab
 
 
 def kill(at: str, call: int = 1, when: str = "before", delay: float = 0.0) -> dict[str, Any]:

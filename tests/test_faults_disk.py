@@ -12,7 +12,7 @@ import marshal
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from fault_lab import (
     Lab,
     differences,
     needs_shim,
-    opened,
     read_trace,
     two_at_once,
 )
@@ -39,12 +38,6 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EMFILE)
 COMMIT = 3
 FIRST_IS_BEST = ("--monitor=step", "--monitor_mode=min")
 JOB = Job("first-is-best", (*CNN.words, *FIRST_IS_BEST), num_epochs=2)
-
-
-@pytest.fixture(scope="module")
-def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with opened(project, tmp_path_factory.mktemp("faults")) as a_lab:
-        yield a_lab
 
 
 @pytest.fixture(scope="module")

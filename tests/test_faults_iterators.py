@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,10 @@ from fault_lab import (
     differences,
     every_kill,
     killed_anywhere,
-    opened,
     two_at_once,
 )
 
 STEPS = 3  # of an epoch of 12 examples
-
-
-@pytest.fixture(scope="module")
-def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with opened(project, tmp_path_factory.mktemp("faults")) as a_lab:
-        yield a_lab
 
 
 def job(name: str, config: str, *words: str, num_steps: int | None = 7) -> Job:

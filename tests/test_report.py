@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import run as run_command
-from fault_lab import INTERRUPTED, KILLED, SMALL, Lab, opened, two_at_once
+from fault_lab import INTERRUPTED, KILLED, SMALL, Lab, two_at_once
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -30,12 +30,6 @@ HOSTILE = {"dataset": HOSTILE_VALUE, HOSTILE_VALUE: 1}
 
 
 # ---- runs, and what their files say --------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with opened(project, tmp_path_factory.mktemp("report")) as a_lab:
-        yield a_lab
 
 
 @pytest.fixture(scope="module")

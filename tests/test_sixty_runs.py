@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 from conftest import run
-from fault_lab import INTERRUPTED, KILLED, Lab, opened, two_at_once
+from fault_lab import INTERRUPTED, KILLED, Lab, two_at_once
 
 FILTERS, RATES, SEEDS = (2, 3), (0.01, 0.003, 0.001), range(9)
 SMALL = (
@@ -32,12 +32,6 @@ SMALL = (
     "--threads=1",
 )
 HOSTILE = """it's "<script>alert(1)<!--" & 100 % $x_1$ | é\t"""
-
-
-@pytest.fixture(scope="module")
-def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with opened(project, tmp_path_factory.mktemp("runs")) as a_lab:
-        yield a_lab
 
 
 @pytest.fixture(scope="module")

@@ -233,7 +233,7 @@ def status(folder: str) -> None:
 def stop(folder: str) -> None:
     """Tell the process that sweeps a folder to stop: its trials commit and end."""
     place = Path(folder)
-    records = sweep.states_of(place, sweep.read(place)[1])
+    _, trials = sweep.read(place)
     owner = sweep.owner_of(place)
     if owner is None:
         print(f"nobody sweeps {folder}")
@@ -243,8 +243,7 @@ def stop(folder: str) -> None:
         os.kill(owner["pid"], signal.SIGTERM)
         while sweep.owner_of(place):
             time.sleep(sweep.SECONDS_BETWEEN)
-        records = sweep.states_of(place, sweep.read(place)[1])
-    print(sweep.summary(records))
+    print(sweep.summary(sweep.states_of(place, trials)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from src import results
 from src.results import RunRecord
 from vegab import UsageError
 from vegab.config import did_you_mean, differences, show
+from vegab.execution import printable
 
 SHORT_COMMIT = 8
 LONGEST_NOTE = 70
@@ -109,8 +110,8 @@ def sorted_records(records: Sequence[RunRecord], column: str) -> list[RunRecord]
     name = column.removeprefix("-")
     if name not in keys:
         raise UsageError(_no_column(name, keys))
-    table = Table([name], [[record, keys[name](record)] for record in records])
-    return [row[0] for row in _sorted_rows(table.rows, 1, column.startswith("-"))]
+    rows = [[record, keys[name](record)] for record in records]
+    return [record for record, _ in _sorted_rows(rows, 1, column.startswith("-"))]
 
 
 def comparison(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
@@ -372,13 +373,6 @@ def _are_numbers(column: Sequence[Any]) -> bool:
     return bool(given) and all(
         isinstance(cell, int | float | Mean) and not isinstance(cell, bool) for cell in given
     )
-
-
-def printable(text: str) -> str:
-    """Write what would not be seen, or would move the cursor, as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _width(text: str) -> int:

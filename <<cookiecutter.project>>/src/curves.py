@@ -13,6 +13,7 @@ from src import comparison, results
 from src.figures import new_figure
 from src.results import RunRecord
 from vegab import UsageError
+from vegab.execution import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -213,7 +214,7 @@ def draw(
         for axes, (metric, there) in zip(panels, curves.items(), strict=False):
             _draw_panel(axes, groups, there, smooth, log_x, log_y)
             axes.set_xlabel(x)
-            axes.set_ylabel(comparison.printable(metric), parse_math=False)
+            axes.set_ylabel(printable(metric), parse_math=False)
         handles = [Line2D([], [], **_style(n, len(groups))) for n in range(len(labels))]
         words = [str(index) for index in range(len(labels))]
         if is_inside:
@@ -246,7 +247,7 @@ def _legend(groups: Sequence[Sequence[RunRecord]], smooth: float) -> tuple[list[
             label = f"{label} (n = {len(group)})" if len(groups) > 1 else f"n = {len(group)}"
         labels.append(
             textwrap.fill(
-                comparison.printable(label),
+                printable(label),
                 LONGEST_LINE,
                 max_lines=3,
                 placeholder=" …",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from src import run_index
 from vegab import UsageError
 from vegab.config import did_you_mean, flatten, show
-from vegab.run_folder import living_owner, write_atomically
+from vegab.run_folder import state_now, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -177,13 +177,12 @@ def read_runs(paths: Sequence[str]) -> list[RunRecord]:
     for record in records:
         record.metrics = {key: Metric(*value) for key, value in record.metrics.items()}
         # One that is finished is not taken up again but by a longer one, which says so at once.
-        if record.state != "finished" and living_owner(record.path):
-            record.state = "running"
-            if record.end:
-                record.seconds += (now - _time(record.end)).total_seconds()
+        if record.state != "finished":
+            record.state = state_now(record.path, record.state)
+        if record.state == "running":
+            record.seconds += (now - _time(record.end)).total_seconds() if record.end else 0.0
             record.end = None
-        elif record.state == "running":
-            record.state = "died"
+        elif record.state == "died":
             record.seconds += _seconds_until_last_commit(record)
             record.end = None
     return records
@@ -430,14 +429,9 @@ def labels_of(records: Sequence[RunRecord], without_seeds: bool = False) -> list
     labels = []
     for record in records:
         settings = settings_of(record)
-        parts = [f"{key}={shown_setting(settings[key])}" for key in keys if key in settings]
+        parts = [f"{key}={show(settings[key])}" for key in keys if key in settings]
         labels.append(", ".join(parts) or record.path)
     return labels
-
-
-def shown_setting(value: Any) -> str:
-    """Return a setting as it can be typed; `...` stands for none."""
-    return "" if value is ... else show(value)
 
 
 def _text(value: Any) -> str:

@@ -306,15 +306,13 @@ def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
 
 def best_of(records: Sequence[RunRecord]) -> RunRecord | None:
     """Return the run whose best value of what it monitors is the best, or None."""
-    best: RunRecord | None = None
-    for record in records:
-        metric = record.metrics.get(record.monitor or "")
-        if metric is None or (best and record.monitor != best.monitor):
-            continue
-        lower = results.is_lower_better_in(record.config, str(record.monitor))
-        if best is None or (metric.best < _figure(best)) == lower:
-            best = record if best is None or metric.best != _figure(best) else best
-    return best
+    known = [record for record in records if record.monitor in record.metrics]
+    if not known:
+        return None
+    monitor = str(known[0].monitor)
+    sign = 1 if results.is_lower_better_in(known[0].config, monitor) else -1
+    same = (record for record in known if record.monitor == monitor)
+    return min(same, key=lambda record: sign * _figure(record))
 
 
 def _figure(record: RunRecord) -> float:

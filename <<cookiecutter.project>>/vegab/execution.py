@@ -155,8 +155,13 @@ def script() -> str:
 
 def say(sentence: str) -> None:
     """One line on stderr, with the script's name in front."""
-    # A file's name may hold what moves the cursor, or worse.
-    sentence = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
     # The terminal may be gone by now, or stderr closed from the start.
     with contextlib.suppress(OSError, AttributeError, ValueError):
-        print(f"{script()}: {sentence}", file=sys.stderr, flush=True)
+        print(f"{script()}: {printable(sentence)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """The text with an escape for what would not be seen, or would move the cursor."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

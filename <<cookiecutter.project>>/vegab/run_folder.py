@@ -241,9 +241,12 @@ def read_run(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     config, meta = read_json(path / CONFIG), read_json(path / META)
-    state = (meta or {}).get("status", "new")
-    if living_owner(path):
-        state = "running"
-    elif state == "running":
-        state = "died"
+    state = state_now(path, (meta or {}).get("status", "new"))
     return {"config": config or {}, "meta": meta or {}, "state": state}
+
+
+def state_now(path: str | Path, status: str) -> str:
+    """What a run's recorded status comes to: one that was running may have died."""
+    if living_owner(path):
+        return "running"
+    return "died" if status == "running" else status
