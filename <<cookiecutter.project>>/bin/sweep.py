@@ -56,7 +56,7 @@ def run(
 
     Args:
         config: the resolved config, which all trials share.
-        save_path: folder of the sweep; the same command continues it.
+        save_path: folder of the sweep; the same command continues it
         grid: KEY=VALUE,VALUE,…; may be repeated: all combinations are trained
         range: KEY=LOW..HIGH or 'KEY=LOW..HIGH log', that --random draws from; may be repeated
         random: so many draws from the ranges, for each combination of the grid

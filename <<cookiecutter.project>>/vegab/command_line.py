@@ -112,17 +112,18 @@ def wrap(
             lambda: _help_on_configs(config_registry, flags, short),
         )
         add = parser.add_argument
+        told = {} if opens_folder else _explanations(func)
         add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
         if has_folder:
             add(
                 "save_path",
                 metavar="SAVE_PATH",
                 nargs="?" if save_path_key else None,
-                help="folder of the run: a new one, or its own",
+                help=told.get("save_path", "folder of the run: a new one, or its own"),
             )
         add("-b", "--base", metavar="FILE", action="append", default=[], help=_HELP_ON_BASE)
         add("--delete", metavar="KEY", action="append", default=[], help=_HELP_ON_DELETE)
-        add("--dry_run", action="store_true", help=_HELP_ON_DRY_RUN)
+        add("--dry_run", action="store_true", help=told.get("dry_run", _HELP_ON_DRY_RUN))
         args, overrides, draft = _parse_with_config(
             parser, arguments, config_registry, flags, short
         )
