@@ -12,8 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import devices, experiment, results
+from src import devices, experiment, results, workers
+from vegab.run_folder import RunFolder
 
+EXTENDABLE = ("num_epochs", "num_steps", "epochs")
 EVALUATE = Path(__file__).with_name("evaluate.py")
 
 
@@ -32,6 +34,10 @@ def train(
     name: str = "",
     gpus: str = "",
     resume_inexact: bool = False,
+    launcher: str = "local",
+    nodes: int = 1,
+    partition: str = "",
+    time: str = "",
 ) -> None:
     """Train CONFIG into the folder SAVE_PATH; the same command continues an interrupted run.
 
@@ -48,15 +54,22 @@ def train(
         warm_start_vars: regular expression: those whose path matches it from its beginning on
         evaluation: evaluate with this config over CONFIG after training; may be repeated
         name: train into SAVE_PATH_NAME
-        gpus: use these, such as 0; none: the CPU; -1: those that are idle
+        gpus: use these, such as 0; none: the CPU; -1: those that are idle; slurm: so many a node
         resume_inexact: continue although versions, processor, data or code have changed
+        launcher: local: train here; slurm: in a job, which is queued again until the run is done
+        nodes: slurm: train on so many at once
+        partition: slurm: where to queue
+        time: slurm: limit of the job, such as 4:00:00; one that reaches it is queued again
     """
-    prepared.train(
-        Path(save_path),
-        prepared.hooks(vegab.terminal()),
-        start_from=start_of(Path(save_path), checkpoint, fork, from_epoch),
-        retrain=retrain,
-    )
+    with workers.ends_with_the_others():
+        prepared.train(
+            Path(save_path),
+            prepared.hooks(vegab.terminal()),
+            start_from=start_of(Path(save_path), checkpoint, fork, from_epoch),
+            retrain=retrain,
+        )
+    if workers.is_follower():
+        return
     for file in evaluation:
         command = [sys.executable, str(EVALUATE), save_path, "-e", file]
         if subprocess.run(command, check=False).returncode != 0:
@@ -96,11 +109,14 @@ def prepare(
         if not Path(file).is_file():
             raise vegab.UsageError(f"-e {file}: there is no such file")
     devices.choose_gpus(gpus)
-    prepared = experiment.build(config, save_path, resume_inexact, None if retrain else start)
-    if start:
-        prepared.check_start(start, retrain, *given)
-        if not retrain:
-            prepared.require_more_to_do(start, *given)
+    with workers.ends_with_the_others():
+        prepared = experiment.build(
+            config, save_path, resume_inexact, None if retrain else start, together=True
+        )
+        if start:
+            prepared.check_start(start, retrain, *given)
+    if start and not retrain:
+        prepared.require_more_to_do(start, *given)
     if warm_start and not has_commit(Path(save_path)):
         prepared.warm_start(Path(warm_start), warm_start_vars)
     # What the config names wrongly is refused now, before there is a run folder.
@@ -148,6 +164,29 @@ def parent(args: argparse.Namespace) -> dict[str, Any]:
     return {"path": fork, "from_epoch": commit.epoch, "from_step": step}
 
 
+class Launch(vegab.VegabPlugin):
+    """Submits a job that follows the command line, where --launcher says so, and ends."""
+
+    def on_parsed_args(self, args: argparse.Namespace) -> None:
+        """Look at flags and folder, and submit; without --launcher do nothing."""
+        asked = {name: args.flags[name] for name in ("launcher", "nodes", "partition", "time")}
+        if asked.pop("launcher") == "local":
+            for name in asked.keys() & args.given_flags.keys():
+                raise vegab.UsageError(f"--{name} is for a job: add --launcher=slurm")
+            return
+        if args.flags["launcher"] != "slurm":
+            given = args.flags["launcher"]
+            raise vegab.UsageError(f"launcher is {given!r}; it is local or slurm")
+        # Imported here: what a run imports is part of its fingerprint.
+        from src import launch_slurm
+
+        experiment.check_ranges(args.resolved_config)
+        RunFolder(args.save_path, args.resolved_config, EXTENDABLE).check()
+        gpus = args.flags["gpus"]
+        print(launch_slurm.submit_run(args.argv, args.save_path, gpus, **asked))
+        sys.exit()
+
+
 def suffix(args: argparse.Namespace) -> str:
     """Return what is added to SAVE_PATH: --name, or EDflow's key `experiment_name`."""
     return args.flags["name"] or args.resolved_config.get("experiment_name") or ""
@@ -159,10 +198,12 @@ if __name__ == "__main__":
         train,
         plugins=[
             vegab.AutomaticNamer(suffix, as_suffix=True),
+            Launch(),
             vegab.MetaSaver(position=results.load_position, parent=parent),
         ],
         prepare=prepare,
-        extendable=("num_epochs", "num_steps", "epochs"),
+        extendable=EXTENDABLE,
         save_path_key="model.model_dir",
+        follows=workers.is_follower,
         short_flags={"c": "checkpoint", "r": "retrain", "e": "evaluation", "n": "name"},
     )

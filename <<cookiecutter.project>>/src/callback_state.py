@@ -8,6 +8,7 @@ into something else (`min_delta` changes its sign there). A callback of one's ow
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -24,6 +25,9 @@ FIELDS: dict[type, tuple[str, ...]] = {
     keras.callbacks.CSVLogger: (),
     keras.callbacks.TensorBoard: (),
 }
+
+# By these attributes they are told where to write.
+PLACES = ("filename", "filepath", "log_dir", "backup_dir")
 
 
 def get(callback: Any) -> dict[str, Any]:
@@ -57,6 +61,15 @@ def put_all(callbacks: Sequence[Any], states: Mapping[str, Any]) -> None:
     for index, item in enumerate(callbacks):
         if state := states.get(f"{index} {type(item).__name__}"):
             put(item, state)
+
+
+def redirect(callbacks: Sequence[Any], folder: Path) -> None:
+    """Let Keras' callbacks write into a folder, whatever file or folder they were given."""
+    for number, callback in enumerate(callbacks):
+        for name in PLACES:
+            if getattr(callback, name, None):
+                place = Path(getattr(callback, name))
+                setattr(callback, name, str(folder / f"{number}-{place.name}"))
 
 
 def is_known(callback: Any) -> bool:

@@ -17,6 +17,7 @@ import logging
 import os
 import pickle
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator
 
+from src import replicas
 from src.commit_file import (
     BEST,
     KEPT,
@@ -37,6 +39,7 @@ from src.commit_file import (
     STATE,
     DamagedCheckpointError,
     commits_of,
+    head_of,
     read_state,
     run_of,
     verify,
@@ -45,6 +48,7 @@ from src.commit_file import (
 from src.commit_layout import CommitLayout, path_of
 from src.history import HistoryArray, csv_lines
 from src.transfer import as_if_none_were_frozen
+from src.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,7 @@ HISTORY_CSV = "history.csv"
 LOOP_STATE = "loop_state.pkl"
 RESTORE_ALL: tuple[str, ...] = ("variables", "optimizer", "metrics")  # groups, beside weights
 RESTORE_WEIGHTS: tuple[str, ...] = ("variables",)
+SECONDS_FOR_FILES = 60
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,14 @@ class Snapshot:
 
     Attributes:
         values: of each variable, in the order of the groups; TensorFlow copies what it is about to
-            change while it is still held here.
+            change while it is still held here. Arrays where each replica has its own.
         state: JSON values, and arrays; without the history.
         rows: the history, a row per finished epoch.
         history: the same as an array.
         columns: of the array; see `HistoryArray`.
     """
 
-    values: list[tf.Tensor]
+    values: list[Any]
     state: dict[str, Any]
     rows: list[Mapping[str, Any]]
     history: np.ndarray
@@ -102,6 +107,7 @@ class Checkpoint:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._pending: Future[None] | None = None
         self._found: Path | None = None
+        self._workers = Workers(self.model.distribute_strategy if self.model else None)
 
     def prepare(self) -> None:
         """Find all variables, and describe the model as it is before anything is restored."""
@@ -110,9 +116,11 @@ class Checkpoint:
         variables = [variable for group in self._groups.values() for variable in group]
         # One call reads them all; one by one takes ten times as long.
         self._read_variables = tf.function(
-            lambda: [_tensor(variable) for variable in variables]
+            lambda: [_tensor(variable) for variable in variables], autograph=False
         ).get_concrete_function()
-        self._layout = CommitLayout(self.model, self._groups)
+        self._of_each = [n for n, v in enumerate(variables) if replicas.has_one_each(v)]
+        self._agreement = replicas.Agreement(variables, self._workers)
+        self._layout = CommitLayout(self.model, self._groups, self._workers.num_replicas)
 
     def snapshot(self, state: Mapping[str, Any]) -> Snapshot:
         """Take the model's variables as they are now.
@@ -120,13 +128,21 @@ class Checkpoint:
         Args:
             state: JSON values, arrays among them; "history" is a list with a row per finished
                 epoch, of numbers, to which rows are only ever appended.
+
+        Raises:
+            UsageError: if the copies of the model on several devices are not the same.
         """
         if self._layout is None:
             self.prepare()
         rows = list(state["history"])
         self._history.follow(rows)
+        values = list(self._read_variables())
+        self._agreement.require()
+        of_each = [values[n].numpy() for n in self._of_each]
+        for n, array in zip(self._of_each, replicas.gather(of_each, self._workers), strict=True):
+            values[n] = array
         return Snapshot(
-            values=self._read_variables(),
+            values=values,
             state=_copy(_without_history(state)),
             rows=rows,
             history=self._history.values,
@@ -142,6 +158,8 @@ class Checkpoint:
     ) -> None:
         """Start to make a snapshot the latest commit; an earlier one is finished first.
 
+        A worker that is not the chief writes nothing.
+
         Args:
             snapshot: what to commit.
             is_best: whether it is the best one, too.
@@ -152,6 +170,8 @@ class Checkpoint:
             OSError: if the earlier one could not be written.
         """
         self.wait()
+        if not self._workers.is_chief:
+            return
         self._pending = self._executor.submit(self._write, snapshot, is_best, keep_as, discard)
 
     def wait(self) -> None:
@@ -171,6 +191,8 @@ class Checkpoint:
             OSError: if something could not be written.
         """
         self.wait()
+        if not self._workers.is_chief:
+            return
         for name in (HISTORY_CSV, LOOP_STATE):
             _sync(self.folder / name)
         _sync(self.folder)
@@ -184,18 +206,24 @@ class Checkpoint:
 
         A damaged file is set aside under the name `*.damaged` and the commit before it is used. The
         views are written anew, so that one that was lost or edited is right again; so is the best
-        commit where it can be.
+        commit where it can be. All that is done by the chief; other workers read the same commit.
 
         Raises:
-            DamagedCheckpointError: if there are commits, and none of them is good.
+            DamagedCheckpointError: if there are commits, and none of them is good; or if this is
+                another worker, and it does not find the chief's.
         """
-        self._found = latest_good(self.folder)
+        if self._workers.is_chief:
+            self._found = latest_good(self.folder)
+        candidates = [self.folder / LATEST, self.folder / PREVIOUS]
+        self._found = self._same_as_chief(self._found, candidates)
         if self._found is None:
             return None
         state = read_state(self._found)
+        self._history.follow(state["history"])
+        if not self._workers.is_chief:
+            return state
         if state["best_epoch"] is not None:
             look_after_best(self.folder, state["best_epoch"])
-        self._history.follow(state["history"])
         self._write_views(_without_history(state), state["history"], list(self._history.columns))
         self._rows_in_csv = None  # the last row may be taken back, as that of an epoch cut short
         return state
@@ -204,11 +232,34 @@ class Checkpoint:
         """Return the state of a commit that another run has made, for `restore` to go on from.
 
         Raises:
-            DamagedCheckpointError: if it is not whole.
+            DamagedCheckpointError: if it is not whole, or not the chief's.
         """
         verify(path)
-        self._found = path
+        self._found = self._same_as_chief(path, [path])
         return read_state(path)
+
+    def _same_as_chief(self, path: Path | None, candidates: Sequence[Path]) -> Path | None:
+        """Return the file of the commit that the chief has found, or None if it has found none.
+
+        Args:
+            path: what the chief has found.
+            candidates: where another worker looks for it.
+        """
+        if self._workers.number == 1:
+            return path
+        wanted, *_ = self._workers.gather_bytes(head_of(path))
+        if self._workers.is_chief or not any(wanted):
+            return path if self._workers.is_chief else None
+        for _ in range(SECONDS_FOR_FILES):  # a file system of many machines may be late
+            for candidate in candidates:
+                if candidate.exists() and head_of(candidate) == wanted:
+                    verify(candidate)
+                    return candidate
+            time.sleep(1)
+        raise DamagedCheckpointError(
+            f"worker {self._workers.rank} does not find the chief's commit in {self.folder}; all "
+            "workers need the same folder"
+        )
 
     def take_along(self, state: Mapping[str, Any], best_epoch: int | None) -> None:
         """Link, of the run whose commit was read, the best commit until then and those it kept.
@@ -222,6 +273,8 @@ class Checkpoint:
         """
         path = self._found
         assert path is not None
+        if not self._workers.is_chief:
+            return
         run = run_of(path)
         earlier = [commit for commit in commits_of(run) if _leads_to(state, commit.state)]
         for commit in earlier:
@@ -257,7 +310,7 @@ class Checkpoint:
             load_weights(path, self.model)
         with h5py.File(path, "r") as file:
             for group in groups:
-                _assign(file[STATE][group], self._groups[group], path)
+                _assign(file[STATE][group], self._groups[group], path, self._workers)
         if "optimizer" not in groups:
             self._layout = None  # the first steps may make variables that are not there yet
 
@@ -330,7 +383,7 @@ class Checkpoint:
 
     def _content(self, snapshot: Snapshot) -> memoryview:
         """Return the bytes of a commit; they depend on model and state alone."""
-        values = [tensor.numpy() for tensor in snapshot.values]
+        values = [np.asarray(value) for value in snapshot.values]
         state = snapshot.state | {"columns": snapshot.columns, "num_rows": len(snapshot.rows)}
         assert self._layout is not None
         return self._layout.put_together(values, state, snapshot.history).data
@@ -429,7 +482,8 @@ def load_weights(path: Path, model: keras.Model) -> None:
     with h5py.File(path, "r") as file:
         by_keras = "model_weights" in file
         if STATE in file and not by_keras:
-            _assign(file[STATE]["weights"], model.weights, path)
+            workers = Workers(model.distribute_strategy)
+            _assign(file[STATE]["weights"], model.weights, path, workers)
     if by_keras:
         try:
             with as_if_none_were_frozen(model):
@@ -452,30 +506,38 @@ def variables_of(model: keras.Model) -> dict[str, list[Any]]:
     """Return the variables that a compiled model has beside its weights, by group."""
     weights = {id(weight) for weight in model.weights}
     beside = [variable for variable in model.variables if id(variable) not in weights]
-    others = [value for value in vars(model).values() if isinstance(value, keras.Optimizer)]
-    optimizers = {id(optimizer): optimizer for optimizer in (model.optimizer, *others)}
+    optimizers = replicas.optimizers_of(model)
     return {
         # What draws without a seed of its own draws from the global generator.
         "variables": [*beside, global_seed_generator().state],
-        "optimizer": [v for optimizer in optimizers.values() for v in optimizer.variables],
+        "optimizer": [v for optimizer in optimizers for v in optimizer.variables],
         "metrics": [variable for metric in model.metrics for variable in metric.variables],
     }
 
 
 def _tensor(variable: Any) -> tf.Tensor:
+    if replicas.has_one_each(variable):
+        return tf.stack([part.read_value() for part in replicas.components(variable)])
     is_of_keras = isinstance(variable, keras.Variable)
     return tf.convert_to_tensor(variable.value if is_of_keras else variable)
 
 
-def _assign(group: h5py.Group, variables: Sequence[Any], path: Path) -> None:
+def _assign(group: h5py.Group, variables: Sequence[Any], path: Path, workers: Workers) -> None:
     _compare(saved_variables(group), wanted_variables(variables), path)
     for dataset, variable in zip(group.values(), variables, strict=True):
-        variable.assign(dataset[()])
+        value, has_replicas = dataset[()], replicas.NUM_REPLICAS in dataset.attrs
+        if replicas.has_one_each(variable):
+            replicas.assign(variable, value if has_replicas else value[np.newaxis], workers)
+        else:
+            variable.assign(value.sum(axis=0, dtype=value.dtype) if has_replicas else value)
 
 
 def saved_variables(group: h5py.Group) -> list[tuple[str, tuple[int, ...]]]:
     """Return path and shape of the variables in a group of a commit."""
-    return [(_plain(dataset.attrs["path"]), dataset.shape) for dataset in group.values()]
+    return [
+        (_plain(dataset.attrs["path"]), dataset.shape[replicas.NUM_REPLICAS in dataset.attrs :])
+        for dataset in group.values()
+    ]
 
 
 def wanted_variables(variables: Sequence[Any]) -> list[tuple[str, tuple[int, ...]]]:

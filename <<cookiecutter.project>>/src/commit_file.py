@@ -44,6 +44,14 @@ def verify(path: Path) -> None:
     _refuse_foreign(path)
 
 
+def head_of(path: Path | None) -> bytes:
+    """Return the first 512 bytes of a commit, which tell it from all others; zeros for None."""
+    if path is None:
+        return bytes(USER_BLOCK)
+    with open(path, "rb") as file:
+        return file.read(USER_BLOCK)
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """Return what a commit says of its run: epoch, steps, best epoch, history and more.
 

@@ -20,6 +20,7 @@ import numpy as np
 # Not part of Keras' public face, which takes a path alone; the public function calls it.
 from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
 
+from src import replicas
 from src.commit_file import ARRAY, HISTORY, SIGNATURE, STATE, TEXT, USER_BLOCK
 from src.transfer import as_if_none_were_frozen
 
@@ -66,9 +67,15 @@ class CommitLayout:
             alone. It is described as it is now, so this comes before anything is restored.
         variables: by group, the variables of which a commit holds the values; those of "weights"
             are Keras' own where it can write the model.
+        num_replicas: copies of the model.
     """
 
-    def __init__(self, model: keras.Model | None, variables: Mapping[str, Sequence[Any]]) -> None:
+    def __init__(
+        self,
+        model: keras.Model | None,
+        variables: Mapping[str, Sequence[Any]],
+        num_replicas: int = 1,
+    ) -> None:
         content = io.BytesIO()
         with h5py.File(content, "w", userblock_size=USER_BLOCK) as file:
             names = _write_model(model, file) if model is not None else []
@@ -77,8 +84,12 @@ class CommitLayout:
                     continue
                 for index, variable in enumerate(members):
                     name = f"{STATE}/{group}/{index:05}"
-                    zeros = np.zeros(variable.shape, _dtype(variable))
-                    file.create_dataset(name, data=zeros).attrs["path"] = path_of(variable)
+                    each = (num_replicas,) if replicas.has_one_each(variable) else ()
+                    zeros = np.zeros((*each, *variable.shape), _dtype(variable))
+                    dataset = file.create_dataset(name, data=zeros)
+                    dataset.attrs["path"] = path_of(variable)
+                    if each:
+                        dataset.attrs[replicas.NUM_REPLICAS] = num_replicas
                     names.append(name)
                 file.require_group(f"{STATE}/{group}")
         self._names = names

@@ -49,7 +49,9 @@ def get_digits(config: Mapping[str, Any]) -> Dataset:
     # A split by position is the same for every seed and every version of NumPy. The digits come in
     # turns, 0 to 9 over and over, so that blocks of ten hold every class.
     block = np.arange(len(images)) // 10 % 10
-    test, valid = np.isin(block, (4, 9)), block == 2
+    test = np.isin(block, (4, 9))
+    valid = np.zeros_like(test)
+    valid[~test] = is_valid(config, block[~test] == 2)
 
     def prepare(images: Array) -> Array:
         return images.astype(np.float32) / 16
@@ -73,7 +75,7 @@ def get_cifar(config: Mapping[str, Any], which: str) -> Dataset:
     Features are float32 of shape (batch, 32, 32, 3) in [0, 1], labels uint8 of shape (batch,).
 
     Args:
-        config: keys `batch_size`, `seed` and `augmented` are read.
+        config: keys `batch_size`, `seed`, `augmented`, `num_folds` and `fold` are read.
         which: "cifar10" or "cifar100".
 
     Raises:
@@ -82,7 +84,7 @@ def get_cifar(config: Mapping[str, Any], which: str) -> Dataset:
     source = CIFAR[which]
     archive = _cifar_archive(source)
     images, labels = _read_cifar(archive, source.train_files, source.label_key)
-    num_valid = len(images) // 10
+    valid = is_valid(config, np.arange(len(images)) < len(images) // 10)
 
     def prepare(images: Array) -> Array:
         return images.astype(np.float32) / 255
@@ -95,8 +97,8 @@ def get_cifar(config: Mapping[str, Any], which: str) -> Dataset:
         return prepare(images), labels
 
     return Dataset(
-        train=_batches(config, (images[num_valid:], labels[num_valid:]), prepare, augment),
-        valid=(prepare(images[:num_valid]), labels[:num_valid]),
+        train=_batches(config, (images[~valid], labels[~valid]), prepare, augment),
+        valid=(prepare(images[valid]), labels[valid]),
         load_test=load_test,
         input_shape=(32, 32, 3),
         num_classes=source.num_classes,
@@ -118,6 +120,18 @@ DATASETS: dict[str, Callable[[Mapping[str, Any]], Dataset]] = {
     "cifar10": get_cifar10,
     "cifar100": get_cifar100,
 }
+
+
+def is_valid(config: Mapping[str, Any], default: Array) -> Array:
+    """Return which examples to validate on, of those that are not for the test.
+
+    Args:
+        config: with `num_folds`, every `num_folds`th block of ten examples is, from `fold` on.
+        default: bool of shape (num_examples,), what is returned without folds.
+    """
+    if not config.get("num_folds"):
+        return default
+    return np.arange(len(default)) // 10 % config["num_folds"] == config["fold"]
 
 
 def shift(images: Array, draws: Array, most: int) -> Array:

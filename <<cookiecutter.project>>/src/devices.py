@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from contextlib import AbstractContextManager
 
+from src import workers
 from vegab import UsageError
 
 IDLE = "-1"
@@ -38,24 +39,38 @@ def choose_gpus(gpus: str) -> None:
     os.environ[SEVERAL] = str(len(numbers))
 
 
-def scope() -> AbstractContextManager[object]:
+def scope(together: bool = False) -> AbstractContextManager[object]:
     """Return what a model is to be built in: a copy on each GPU, if several were asked for.
 
-    Every copy is given a part of each batch, and all of them make the same update
-    (`tf.distribute.MirroredStrategy`).
+    Every copy is given a part of each batch, and all of them make the same update.
+
+    Args:
+        together: train with the other workers that the environment names, if it does; see
+            `src.workers`.
 
     Raises:
-        UsageError: if TensorFlow does not see as many.
+        UsageError: if TensorFlow does not see as many GPUs, or a worker's port is in use.
+        SystemExit: with code 75, if the other workers do not come.
     """
     wanted = int(os.environ.get(SEVERAL, "0"))
-    if wanted < 2:
+    with_others = together and workers.worker().number > 1
+    if wanted < 2 and not with_others:
         return contextlib.nullcontext()
     import tensorflow as tf
 
-    names = device_names()
+    if with_others:
+        # To ask for logical devices would start TensorFlow before it knows of the others.
+        names = [device.name for device in tf.config.list_physical_devices("GPU")]
+    else:
+        names = device_names()
     if len(names) < wanted:
         raise UsageError(f"--gpus asks for {wanted} GPUs; TensorFlow sees {len(names)}")
-    return tf.distribute.MirroredStrategy(names).scope()
+    if with_others:
+        return workers.strategy().scope()
+    # TensorFlow's own choice for processors crashes in synchronised batch normalisation.
+    on_processors = not any("GPU" in name for name in names)
+    reduction = tf.distribute.ReductionToOneDevice() if on_processors else None
+    return tf.distribute.MirroredStrategy(names, cross_device_ops=reduction).scope()
 
 
 def device_names() -> list[str]:

@@ -1,5 +1,6 @@
 """From a config to data, model, hooks and callbacks: what every command in `bin` needs."""
 
+import json
 import logging
 import math
 import os
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from src import devices, fingerprint
+from src import devices, fingerprint, workers
 from vegab import ConfigRegistry, UsageError, read_run, resolve
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ def build(
     save_path: str | None = None,
     resume_inexact: bool = False,
     start: Path | None = None,
+    together: bool = False,
 ) -> Experiment:
     """Import, read and build what the config names. Nothing is written.
 
@@ -222,15 +224,23 @@ def build(
         resume_inexact: go on where the bits of an uninterrupted run cannot be had any more.
         start: a commit of another run to go on from; then these are taken over from there, unless
             the config says otherwise.
+        together: train with the other workers that the environment names; see `src.workers`.
 
     Raises:
         UsageError: if a value is out of range, a name leads nowhere, or the run in `save_path`
             could not be resumed exactly.
         OSError: if the data cannot be read.
+        SystemExit: with code 75, if other workers do not come, or are gone.
     """
     check_ranges(config)
     stored, settings = prepare_process(config, save_path, start)
-    with devices.scope() as several:
+    if "iterator" in config and together and workers.worker().number > 1:
+        raise UsageError("a config with an iterator trains in one process; unset TF_CONFIG")
+    with devices.scope(together) as several:
+        if several is not None:
+            from src import replicas
+
+            replicas.make_seed_generator()
         if "iterator" in config:
             if several is not None:
                 raise UsageError("a config with an iterator trains on one GPU; give --gpus one")
@@ -243,7 +253,13 @@ def build(
             built = build_variant(config)
         else:
             built = build_compiled(config)
-    now = fingerprint.take(config, settings, built.dataset)
+    strategy = getattr(built.model, "distribute_strategy", None)
+    all_workers = workers.Workers(strategy)
+    if all_workers.num_replicas > 1:
+        replicas.prepare(built.model)
+    now = fingerprint.take(config, settings, built.dataset, all_workers.layout)
+    shown = {key: json.dumps(value, sort_keys=True) for key, value in now.items()}
+    all_workers.require_same(shown, "and would not make the same updates")
     inexact = inexactness(stored, now, save_path, resume_inexact)
     return replace(built, fingerprint=now, inexact=inexact)
 
@@ -354,7 +370,7 @@ def prepare_process(
     import keras
 
     # Names start over, so that a second model in one process has those of the first.
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.config.set_dtype_policy(config["precision"])
     # Initial weights, and the seeds of dropout layers, come from here.
     keras.utils.set_random_seed(config["seed"])
@@ -476,6 +492,11 @@ def check_ranges_of_compiled(config: Mapping[str, Any]) -> None:
         )
     if not 0 <= config["dropout"] < 1:
         raise UsageError(f"dropout is {config['dropout']}; it must be at least 0 and below 1")
+    num_folds, fold = config["num_folds"], config["fold"]
+    if num_folds < 0 or num_folds == 1:
+        raise UsageError(f"num_folds is {num_folds}; it must be at least 2, or 0 for none")
+    if not 0 <= fold < max(num_folds, 1):
+        raise UsageError(f"fold is {fold}; it must be at least 0 and below num_folds, {num_folds}")
     rate = config["learning_rate"]
     if rate is not None and (not isinstance(rate, int | float) or not rate > 0):
         raise UsageError(f"learning_rate is {rate!r}; it must be a number above 0")

@@ -89,10 +89,13 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "threads": threading.get_intra_op_parallelism_threads()}
 
 
-def take(config: Mapping[str, Any], settings: Mapping[str, Any], dataset: Any) -> Fingerprint:
+def take(
+    config: Mapping[str, Any], settings: Mapping[str, Any], dataset: Any, layout: str
+) -> Fingerprint:
     """Return the fingerprint of a run that is about to start or to go on.
 
-    `dataset` has training batches as `train`, and arrays or batches as `valid`, or None.
+    `dataset` has training batches as `train`, and arrays or batches as `valid`, or None. `layout`
+    says how many devices and workers share the work.
     """
     import keras
     import numpy as np
@@ -116,6 +119,7 @@ def take(config: Mapping[str, Any], settings: Mapping[str, Any], dataset: Any) -
         },
         "processor": processor_features(),
         "devices": devices,
+        "layout": layout,
         "config": _sha256(json.dumps(lasting, sort_keys=True).encode()),
         "data": digest(dataset.train, dataset.valid),
         "code": code_digests(),

@@ -69,11 +69,15 @@ def csv_lines(columns: Sequence[str], rows: Sequence[Row], header: bool = True) 
     if header:
         writer.writeheader()
     for row in rows:
-        writer.writerow({key: _shortest(value) for key, value in row.items()})
+        writer.writerow({key: shortest(value) for key, value in row.items()})
     return text.getvalue()
 
 
-def _shortest(value: Any) -> Any:
+def shortest(value: Any) -> Any:
+    """Return a float as text with the fewest digits that read back as the same; others as they are.
+
+    Where it is a float32, they read back as the same float32.
+    """
     if not isinstance(value, float):
         return value
     single = np.float32(value)

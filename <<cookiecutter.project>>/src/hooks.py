@@ -77,8 +77,12 @@ class Hook:
     Attributes:
         run: what there is to know of the run, from `before_training` on.
         root: the run folder; `code`, `checkpoints`, `train` and `eval` are folders in it.
+        only_tells: whether all that it does is to write or to show. Of several workers, the chief
+            alone has it act. A hook that may change the run acts on all of them; what it writes
+            into `root` is kept by the chief alone.
     """
 
+    only_tells = False
     run: Run
     root: str
     code: str
@@ -163,12 +167,21 @@ class Hooks:
         hooks: in the order in which they are called.
         seldom: those of them that act at every `hook_freq`-th step alone, beginning with the first.
         hook_freq: at least 1.
+        is_chief: whether this process is the one that writes.
     """
 
     def __init__(
-        self, hooks: Sequence[Hook], seldom: Sequence[Hook] = (), hook_freq: int = 1
+        self,
+        hooks: Sequence[Hook],
+        seldom: Sequence[Hook] = (),
+        hook_freq: int = 1,
+        is_chief: bool = True,
     ) -> None:
         self.hooks = list(hooks)
+        # They count all the same for where a call of many steps is to end.
+        self._mute = {
+            id(hook) for hook in hooks if getattr(hook, "only_tells", False) and not is_chief
+        }
         self._seldom = {id(hook) for hook in seldom} if hook_freq > 1 else set()
         self._hook_freq = hook_freq
         self._sees_feeds = {id(hook): _takes_feeds(hook) for hook in hooks}
@@ -256,7 +269,7 @@ class Hooks:
 
     def _call(self, hook: Hook, method: str, *arguments: Any) -> None:
         function = getattr(hook, method, None)
-        if function is None:
+        if function is None or id(hook) in self._mute:
             return
         try:
             function(*arguments)
@@ -287,6 +300,7 @@ def _takes_feeds(hook: Any) -> bool:
 class EpochLog(Hook):
     """Logs a line per epoch and appends its wall-clock figures to `timing.csv`."""
 
+    only_tells = True
     COLUMNS = ("epoch", "seconds", "steps_per_second", "finished_at")
 
     def before_training(self, run: Run) -> None:
@@ -329,6 +343,8 @@ class Progress(Hook):
         terminal: where to draw; None, as when the output goes to a file: nothing is drawn.
     """
 
+    only_tells = True
+
     def __init__(self, terminal: TextIO | None) -> None:
         self.terminal = terminal
 
@@ -362,11 +378,14 @@ class Progress(Hook):
 class LearningCurve(Hook):
     """Draws `learning_curve.png` after an epoch, not too often, and at the end."""
 
+    only_tells = True
+    SECONDS_BEFORE = 10.0  # a short run draws it once
     SECONDS_BETWEEN = 30.0
     SHARE_OF_TIME = 0.01  # a long history takes long to draw
 
-    def __init__(self) -> None:
-        self.next_at = float("-inf")
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        self.next_at = time.monotonic() + self.SECONDS_BEFORE
 
     def after_epoch(self, epoch: int) -> None:
         if time.monotonic() > self.next_at:
@@ -396,6 +415,8 @@ class TensorBoard(Hook):
     Args:
         prefix: of the tags; None: "epoch_" with an iterator, where "loss" is a curve over steps.
     """
+
+    only_tells = True
 
     def __init__(self, prefix: str | None = None) -> None:
         self.prefix = prefix
@@ -432,6 +453,8 @@ class TensorBoard(Hook):
 
 class LastMetrics(Hook):
     """Writes the last figures of training and of validation to `metrics.csv`, a row each."""
+
+    only_tells = True
 
     def before_training(self, run: Run) -> None:
         super().before_training(run)
@@ -736,6 +759,7 @@ class LoggingHook(Hook):
         tensorboard: whether to write for TensorBoard.
     """
 
+    only_tells = True
     VALIDATION = "validation/"
 
     def __init__(

@@ -27,6 +27,7 @@ class IteratorSteps:
     """
 
     one_by_one = True
+    size = 1
 
     def __init__(self, iterator: PyHookedModelIterator, source: BatchSource, seed: int) -> None:
         self.iterator = iterator

@@ -1,7 +1,7 @@
 """Many steps in one compiled call, on batches that are made ready while the call before runs.
 
 How steps are grouped changes no bit of the result: every step is the same compiled function of its
-batch and of the model's variables.
+batch and of the model's variables. As in `model.fit`, AutoGraph converts nothing.
 """
 
 import time
@@ -12,9 +12,14 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 
+from src import replicas
 from src.batches import BatchSource
 from src.transfer import freeze
+
+LOOPS = ("StatelessWhile", "While")  # types of operations
 
 
 class Call(NamedTuple):
@@ -100,7 +105,8 @@ class Steps:
         self.num_steps = num_steps
         self.size = 1
         self.one_by_one = one_by_one
-        self._calls: dict[Any, Callable[[Any], Any]] = {}
+        self._calls: dict[str, Callable[[Any], Any]] = {}
+        self._traced: dict[str, Any] = {}
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
 
@@ -218,12 +224,7 @@ class Steps:
         """Return a function of stacked batches: the last step's results, and which are finite."""
         if self.model.run_eagerly:
             return self._run_eagerly
-        train_step = on_all_replicas(self.model, self.model.train_step)
-        one_step = tf.function(train_step, jit_compile=self.model.jit_compile)
-        batch_signature = keras.tree.map_structure(
-            lambda spec: tf.TensorSpec(spec.shape[1:], spec.dtype), signature
-        )
-        one_step = one_step.get_concrete_function(batch_signature)
+        one_step = self._trace(keras.tree.map_structure(_one_of, signature))
         outputs = one_step.structured_outputs
 
         def many_steps(batches: Any) -> Any:
@@ -244,7 +245,31 @@ class Steps:
             )
             return results, finite.stack()
 
-        return tf.function(many_steps, input_signature=[signature]).get_concrete_function()
+        return tf.function(
+            many_steps, input_signature=[signature], autograph=False
+        ).get_concrete_function()
+
+    def _trace(self, signature: Any) -> Any:
+        """Return the compiled step for a batch: if it can be, the same for any number of examples.
+
+        A smaller last batch then costs no second trace. Steps that loop, as recurrent layers do,
+        are traced for each number, for they would take a quarter as long again.
+        """
+        any_number = keras.tree.map_structure(_of_any_number, signature)
+        if str(any_number) not in self._traced:
+            try:
+                traced = self._compiled_step().get_concrete_function(any_number)
+            except Exception:  # a model may have to know the number; if it is not that, see below
+                traced = None
+            loops = traced and any(op.type in LOOPS for op in traced.graph.get_operations())
+            self._traced[str(any_number)] = None if loops else traced
+        return self._traced[str(any_number)] or self._compiled_step().get_concrete_function(
+            signature
+        )
+
+    def _compiled_step(self) -> Any:
+        train_step = on_all_replicas(self.model, self.model.train_step)
+        return tf.function(train_step, jit_compile=self.model.jit_compile, autograph=False)
 
     def _run_eagerly(self, batches: Any) -> Any:
         finite = []
@@ -261,14 +286,19 @@ def on_all_replicas(
 ) -> Callable[[Any], Mapping[str, Any]]:
     """Return a step of which every replica of the model's strategy does a part of the batch.
 
-    The parts differ by one example at most, and Keras gives each the same weight in the loss. Of a
-    batch with fewer examples than replicas, each does the whole.
+    The parts differ by one example at most. Of a batch with fewer examples than replicas, each does
+    the whole.
     """
     strategy = model.distribute_strategy
     if strategy is None or strategy.num_replicas_in_sync == 1:
         return step
 
-    def on_part(batch: Any) -> None:
+    generator = global_seed_generator()
+    metrics = [v for v in model.metrics_variables if replicas.has_one_each(v)]
+
+    def on_part(batch: Any) -> list[tf.Tensor]:
+        # Each replica is traced in a thread of its own, and Keras would make one for each thread.
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
         context = tf.distribute.get_replica_context()
         number, parts = context.replica_id_in_sync_group, context.num_replicas_in_sync
 
@@ -277,11 +307,16 @@ def on_all_replicas(
             begin, end = number * size // parts, (number + 1) * size // parts
             return tf.cond(size < parts, lambda: tensor, lambda: tensor[begin:end])
 
-        step(keras.tree.map_structure(part, batch))
+        mine = keras.tree.map_structure(part, batch)
+        sizes = [tf.shape(keras.tree.flatten(each)[0])[0] for each in (mine, batch)]
+        with replicas.part_of(*sizes):
+            step(mine)
+        return replicas.sum_over_replicas([tf.convert_to_tensor(v.value) for v in metrics])
 
     def on_all(batch: Any) -> Mapping[str, Any]:
-        strategy.run(on_part, args=(batch,))
-        return model.get_metrics_result()
+        sums = [strategy.experimental_local_results(s)[0] for s in strategy.run(on_part, (batch,))]
+        with keras.StatelessScope(list(zip(metrics, sums, strict=True))):
+            return model.get_metrics_result()
 
     return on_all
 
@@ -309,7 +344,7 @@ def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None)
     try:
         test_step = on_all_replicas(model, model.test_step)
         is_alone = test_step == model.test_step
-        results = dict((test_step if is_alone else tf.function(test_step))(batch))
+        results = dict((test_step if is_alone else tf.function(test_step, autograph=False))(batch))
     except (NotImplementedError, ValueError):
         if model.loss is not None:
             raise
@@ -333,7 +368,16 @@ def _group(batches: list[Any]) -> _Group:
 
 
 def _signature(array: tf.Tensor) -> tf.TensorSpec:
+    # Any number of steps, but not of examples: a recurrent layer would take half as long again.
     return tf.TensorSpec([None, *array.shape[1:]], array.dtype)
+
+
+def _one_of(stacked: tf.TensorSpec) -> tf.TensorSpec:
+    return tf.TensorSpec(stacked.shape[1:], stacked.dtype)
+
+
+def _of_any_number(array: tf.TensorSpec) -> tf.TensorSpec:
+    return tf.TensorSpec([None, *array.shape[1:]] if array.shape else [], array.dtype)
 
 
 def _shapes(batch: Any) -> list[tuple[int, ...]]:
@@ -379,7 +423,7 @@ class Validation:
         self._test_step = model.test_step
         if not model.run_eagerly:
             test_step = on_all_replicas(model, model.test_step)
-            self._test_step = tf.function(test_step, jit_compile=model.jit_compile)
+            self._test_step = tf.function(test_step, jit_compile=model.jit_compile, autograph=False)
 
     def run(
         self, callbacks: keras.callbacks.CallbackList, stop: Callable[[], bool]

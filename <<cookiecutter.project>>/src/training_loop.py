@@ -6,6 +6,7 @@ It is never given the test set.
 import functools
 import logging
 import signal
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,10 +24,10 @@ from src.hooks import Hook, Hooks, Run
 from src.iterator_steps import IteratorSteps, IteratorValidation
 from src.iterators import PyHookedModelIterator
 from src.steps import Steps, Validation, make_variables
+from src.workers import INTERRUPTED, Workers
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED = 75  # exit code: stopped by a signal, the same command continues
 LearningRates = Sequence[tuple[int, float]]
 NEW_RUN: dict[str, Any] = {
     "epoch": 0,
@@ -110,6 +111,7 @@ def training_loop(
         RuntimeError: if a hook fails; it is named.
     """
     # ---- get ready -----------------------------------------------------------------------------
+    workers = Workers(getattr(model, "distribute_strategy", None))
     source = batch_source(train, seed)
     if num_steps is not None:
         num_epochs = -(-num_steps // source.steps_per_epoch)
@@ -121,7 +123,7 @@ def training_loop(
         steps = Steps(model, source, looks_at_batches(callbacks), num_steps)
         validation = Validation(model, valid) if valid is not None else None
         checkpoint = Checkpoint(save_path, model)
-        calls = Hooks(hooks)
+        calls = Hooks(hooks, is_chief=workers.is_chief)
     else:
         steps = IteratorSteps(iterator, source, seed)
         validation = IteratorValidation(iterator, valid, seed) if valid is not None else None
@@ -151,8 +153,14 @@ def training_loop(
     if state["is_cut"] and num_steps is not None and state["global_step"] < num_steps:
         state["history"].pop()  # the epoch goes on from where `num_steps` had cut it
         state["best_epoch"] = best_of(state["history"], monitor, lower_is_better)
+    root = save_path
+    if not workers.is_chief:
+        # What hooks and callbacks write on the other workers is thrown away.
+        scratch = tempfile.TemporaryDirectory()
+        root = Path(scratch.name)
+        callback_state.redirect(callbacks, root)
     run = Run(
-        root=save_path,
+        root=root,
         model=model,
         num_epochs=num_epochs,
         num_steps=num_steps,
@@ -228,7 +236,7 @@ def training_loop(
             model.optimizer.learning_rate = own_rate
 
     try:
-        with SignalsToFlag() as received:
+        with SignalsToFlag(workers) as received:
             calls.start(run)
             keras_callbacks.on_train_begin()
             if iterator is None or not is_new:
@@ -288,7 +296,8 @@ def training_loop(
                     calls.after_step(begun_at, run.global_step, call.last_results, *call.seen)
                     due = checkpoint_steps and run.global_step % checkpoint_steps == 0
                     late = time.monotonic() - committed_at > checkpoint_seconds > 0
-                    wanted = (due or late) and run.global_step < end and not received.name
+                    steps.size, is_late = received.agree(steps.size, late)
+                    wanted = (due or is_late) and run.global_step < end and not received.name
                     if run.keep_as or wanted:
                         checkpoint.commit(
                             snapshot(epoch, step), keep_as=run.keep_as, discard=run.discard
@@ -302,19 +311,19 @@ def training_loop(
                 is_cut = step < source.steps_per_epoch
                 is_last = epoch + 1 == num_epochs or run.global_step == num_steps
                 is_due = time.monotonic() - validated_at >= validation_seconds or is_last
+                is_due = bool(received.agree(is_due)[0])
                 validates = validation is not None and is_due
                 # Validation uses the metrics of the epoch for its own.
                 before_validation = snapshot(epoch, step) if validates or is_cut else None
                 logs = dict(results)
                 if validation is not None and is_due and not received.name:
-                    figures = validation.run(
-                        keras_callbacks, stop=lambda: received.name is not None
-                    )
+                    figures = validation.run(keras_callbacks, stop=received.is_agreed)
                     logs |= {f"val_{key}": value for key, value in (figures or {}).items()}
                     validated_at = time.monotonic()
                 if received.name:
                     checkpoint.commit(before_validation or snapshot(epoch, step))
                     checkpoint.wait()
+                    received.agree()  # nobody leaves before the commit is there
                     log.warning(
                         "%s: stopped at step %d of epoch %d", received.name, step, epoch + 1
                     )
@@ -351,6 +360,7 @@ def training_loop(
                     break
 
             checkpoint.finish()
+            received.agree()
             keras_callbacks.on_train_end()
             calls.call("after_training")
             if run.best_epoch is not None and monitor is not None:
@@ -395,14 +405,18 @@ def rate_in_epoch(learning_rates: LearningRates, epoch: int) -> float:
 class SignalsToFlag:
     """Within the block, a signal to stop sets `name` and the step goes on to its end.
 
-    A second SIGINT leaves at once. A SIGHUP that was ignored at the start, as by `nohup`, stays
+    Of several workers, whichever got it, all see the name at the same step: when they agree. A
+    second SIGINT leaves at once. A SIGHUP that was ignored at the start, as by `nohup`, stays
     ignored.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self._received = self._agreed = 0
+
     def __enter__(self) -> "SignalsToFlag":
-        self.name: str | None = None
         self.before = {}
         for number in self.SIGNALS:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
@@ -414,7 +428,27 @@ class SignalsToFlag:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    @property
+    def name(self) -> str | None:
+        """The signal that came, or None."""
+        number = self._received if self.workers.number == 1 else self._agreed
+        return signal.Signals(number).name if number else None
+
+    def agree(self, *decisions: int) -> list[int]:
+        """Return what the chief has decided, and hear of signals to other workers.
+
+        All workers call it at the same place of the loop; one alone decides for itself.
+        """
+        rows = self.workers.gather([self._received, *decisions])
+        self._agreed = int(rows[:, 0].max())
+        return [int(decision) for decision in rows[0, 1:]]
+
+    def is_agreed(self) -> bool:
+        """Agree, and return whether a signal came."""
+        self.agree()
+        return self.name is not None
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.name and number == signal.SIGINT:
+        if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        self._received = number

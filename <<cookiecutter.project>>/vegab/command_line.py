@@ -41,7 +41,7 @@ from vegab.config import (
     show_differences,
     without,
 )
-from vegab.execution import execute, one_line, say, script
+from vegab.execution import accompany, execute, one_line, say, script
 from vegab.plugins import VegabPlugin
 from vegab.run_folder import EXIT_CODES, AlreadyFinished, RunFolder
 
@@ -74,6 +74,7 @@ def wrap(
     short_flags: Mapping[str, str] | None = None,
     save_path_key: str = "",
     opens_folder: bool = True,
+    follows: Callable[[], bool] | None = None,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
     """Runs `func(config, save_path)` as a program and ends with `sys.exit`.
@@ -95,6 +96,8 @@ def wrap(
             own. It is no part of the config that is kept.
         opens_folder: whether SAVE_PATH is a run folder, to be opened and locked. If not, `func`
             does with it as it likes, and is given `dry_run`.
+        follows: whether another process, which runs the same command, writes the run folder. This
+            one then calls `prepare` and `func` too, and writes nothing there.
         argv: the command line without the script, by default that of the process.
     """
 
@@ -151,6 +154,8 @@ def wrap(
             call = functools.partial(func, config, args.save_path, dry_run=args.dry_run)
             return _call_without_folder(call, keywords, explained)
         folder = RunFolder(args.save_path, config, extendable)
+        if follows is not None and follows():
+            return accompany(func, config, folder, keywords, prepare, explained)
         return execute(func, config, folder, keywords, plugins, prepare, explained)
 
     _exit(program, argv)

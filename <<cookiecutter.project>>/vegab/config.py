@@ -519,14 +519,15 @@ class ConfigRegistry:
             changes = _checked_layer(kind, Layer(plain(config, "", number_keys=kind.is_open)))
         self._add(name, lambda: Layer(changes), lambda: help)
 
-    def add_folder(self, path: str | Path) -> None:
-        """Registers each YAML and JSON file of a folder by its stem, except `root`.
+    def add_folder(self, path: str | Path, besides: Iterable[str] = ()) -> None:
+        """Registers each YAML and JSON file of a folder by its stem, except `root` and `besides`.
 
         A file is read when it is asked for, so that a broken one does not stop the others.
         """
+        others = {"root", *besides}
         for file in sorted(Path(path).iterdir()):
             hidden = file.name.startswith(".")
-            if file.suffix in CONFIG_SUFFIXES and file.stem != "root" and not hidden:
+            if file.suffix in CONFIG_SUFFIXES and file.stem not in others and not hidden:
                 self._add(
                     file.stem,
                     lambda file=file: _read_layer(file),  # type: ignore[misc]

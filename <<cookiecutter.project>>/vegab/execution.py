@@ -45,15 +45,12 @@ def execute(
     arguments: list[Any] = [config, folder.path]
     error: BaseException | None = None
     try:
-        if prepare is not None:
-            try:
-                known = {"save_path": folder.path, **keywords}
-                wanted = list(inspect.signature(prepare).parameters)[1:]
-                arguments.append(prepare(config, **{k: known[k] for k in wanted if k in known}))
-            except UsageError:
-                raise
-            except Exception as failure:  # what the user did not cause belongs to the run's story
-                error = failure
+        try:
+            arguments += _prepared(prepare, config, folder, keywords)
+        except UsageError:
+            raise
+        except Exception as failure:  # what the user did not cause belongs to the run's story
+            error = failure
         folder.open()
     except BaseException as refusal:
         capture.stop()
@@ -96,6 +93,49 @@ def execute(
     if unwritten:
         sys.stderr.write(unwritten)
     return _last_word(error, folder.path, explained, bool(unwritten))
+
+
+def accompany(
+    func: Callable[..., Any],
+    config: Config,
+    folder: RunFolder,
+    keywords: dict[str, Any],
+    prepare: Callable[..., Any] | None,
+    explained: tuple[type[BaseException], ...],
+) -> int:
+    """As `execute`, beside the process that writes the run folder: this one only reads there.
+
+    What it says goes where it always went, and plugins are told nothing.
+    """
+    folder.check(writes=False)
+    _signals(_interrupt)
+    error: BaseException | None = None
+    try:
+        arguments = [config, folder.path, *_prepared(prepare, config, folder, keywords)]
+        func(*arguments, **keywords)
+    except UsageError:
+        raise
+    except SystemExit as end:
+        error = end if end.code not in (None, 0) else None
+    except BaseException as failure:
+        error = failure
+        if outcome(failure) == "failed" and not isinstance(failure, explained):
+            traceback.print_exception(failure)
+    status = outcome(error)
+    if status == "failed":
+        say(f"failed: {one_line(error)}")
+    return EXIT_CODES[status]
+
+
+def _prepared(
+    prepare: Callable[..., Any] | None, config: Config, folder: RunFolder, keywords: dict[str, Any]
+) -> list[Any]:
+    """What `prepare` returns, as a list; without it, an empty one."""
+    if prepare is None:
+        return []
+    known = {"save_path": folder.path, **keywords}
+    wanted = list(inspect.signature(prepare).parameters)[1:]
+    return [prepare(config, **{k: known[k] for k in wanted if k in known})]
 
 
 def _signals(handler: Any) -> None:

@@ -236,7 +236,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "host": platform.node(),
         "platform": platform.platform(),
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable_cores": _usable_cores()},
+        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable_cores": usable_cores()},
         "memory_bytes": memory,
         "gpus": _gpus(),
     }
@@ -251,7 +251,8 @@ def _cpu_model() -> str:
     return brand.decode().strip() if brand else platform.processor() or platform.machine()
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int | None:
+    """How many cores this process may use, or None if that cannot be told."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -267,9 +268,9 @@ def describe_software() -> dict[str, Any]:
     """Python, every installed package with its version, and the variables that change results."""
     packages: dict[str, str] = {}
     for distribution in metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name:
-            packages.setdefault(name, distribution.version)
+        about = distribution.metadata  # read and parsed anew at each access
+        if about["Name"]:
+            packages.setdefault(about["Name"], about["Version"])
     return {
         "python": platform.python_version(),
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),

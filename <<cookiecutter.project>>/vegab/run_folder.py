@@ -91,8 +91,11 @@ class RunFolder:
         self.extendable = tuple(extendable)
         self._lock: int | None = None
 
-    def check(self) -> None:
-        """Raises UsageError if the folder cannot be this run's, AlreadyFinished if it is done."""
+    def check(self, writes: bool = True) -> None:
+        """Raises UsageError if the folder cannot be this run's, AlreadyFinished if it is done.
+
+        A process that writes nothing does not mind that another one has it open.
+        """
         try:
             self._check_writable()
             content = os.listdir(self.absolute) if os.path.exists(self.absolute) else []
@@ -102,7 +105,7 @@ class RunFolder:
                 )
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror}; choose another SAVE_PATH") from None
-        owner = living_owner(self.absolute)
+        owner = living_owner(self.absolute) if writes else None
         if owner:
             raise UsageError(
                 f"{self.path} is in use by process {owner['pid']} on {owner['host']}; "
