@@ -38,7 +38,7 @@ def plot(
     smooth: float = 0.0,
     output: str = "",
 ) -> None:
-    """Draw curves of runs; those that differ by seeds alone as mean ± standard deviation."""
+    """Draw curves of runs; seeds and folds of the same as mean ± standard deviation."""
     if not 0 <= smooth < 1:
         raise vegab.UsageError(f"--smooth={smooth:g} is no weight from 0 to below 1, such as 0.6")
     if output:

@@ -48,7 +48,9 @@ def list_runs(*patterns: str, sort: str = "", watch: bool = False) -> None:
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
 @argh.arg("--metric", action="append", metavar="NAME", help="this metric only; may be repeated")
-@argh.arg("--group", help="one row for runs that differ by seeds alone: mean ± std (count)")
+@argh.arg(
+    "--group", help="one row for runs that differ by seeds and folds alone: mean ± std (count)"
+)
 @argh.arg("--sort", metavar="COLUMN", help="by this column; --sort=-COLUMN: the other way round")
 @argh.arg("--format", choices=FORMATS, help="of the table")
 @argh.arg("-o", "--output", metavar="FILE", help="write it to a file, and FILE.json with its runs")

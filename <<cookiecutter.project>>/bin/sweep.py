@@ -1,6 +1,8 @@
 """Train CONFIG with many settings, each in a run folder of its own below FOLDER.
 
 python bin/sweep.py digits results/sweep --grid n_filters=8,16,32 --seeds 3 --jobs 2
+python bin/sweep.py digits results/search --range 'learning_rate=1e-4..1e-1 log' \\
+    --search optuna --trials 50 --pruner median
 python bin/sweep.py status results/sweep
 python bin/sweep.py stop results/sweep
 """
@@ -9,11 +11,12 @@ import argparse
 import functools
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
-import time
-from collections.abc import Sequence
+import time as clock
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import comparison, experiment, launch, sweep
+from src import comparison, experiment, launch, launch_slurm, sweep, sweep_trials
 from vegab.config import (
     Override,
     UnknownKeyError,
     did_you_mean,
     find_key,
-    read_text,
-    read_yaml,
     show,
 )
 from vegab.execution import say
@@ -36,7 +37,9 @@ from vegab.execution import say
 # isort: split
 import argh  # vegab tells what to do where it is not installed
 
-PLAN = ("grid", "range", "random", "seeds")
+OUTPUTS = ".output"
+PRUNING = "src.pruning.StopPoorTrial"
+Options = dict[str, Any]
 
 
 def run(
@@ -47,8 +50,19 @@ def run(
     range: Sequence[str] = (),
     random: int = 0,
     seeds: int = 0,
+    folds: int = 0,
+    search: str = "",
+    trials: int = 0,
+    pruner: str = "",
     plan: str = "",
-    jobs: int = 1,
+    launcher: str = "local",
+    jobs: int | None = None,
+    gpus: str = "",
+    per_gpu: int = 1,
+    partition: str = "",
+    time: str = "",
+    max_parallel: int = 0,
+    address: str = "",
     retry_failed: bool = False,
     dry_run: bool = False,
 ) -> None:
@@ -58,11 +72,22 @@ def run(
         config: the resolved config, which all trials share.
         save_path: folder of the sweep; the same command continues it
         grid: KEY=VALUE,VALUE,…; may be repeated: all combinations are trained
-        range: KEY=LOW..HIGH or 'KEY=LOW..HIGH log', that --random draws from; may be repeated
+        range: KEY=LOW..HIGH or 'KEY=LOW..HIGH log', to draw or choose from; may be repeated
         random: so many draws from the ranges, for each combination of the grid
         seeds: so many seeds of each, counted up from the config's
-        plan: a YAML file that has these four under their names
-        jobs: trials at a time
+        folds: cross-validation: each is trained so many times, on all parts of the data but one
+        search: optuna: let it choose from grid and ranges by what it learns from earlier trials
+        trials: so many settings to choose
+        pruner: median, halving or hyperband: end trials early that are poor beside earlier ones
+        plan: a YAML file that has all these under their names
+        launcher: what starts the trials: local, slurm or ray
+        jobs: local: trials at a time; none: as many as there are GPUs or cores for
+        gpus: local: share these out, such as 0,1; slurm, ray: so many for each trial
+        per_gpu: local: so many trials at a time on each GPU
+        partition: slurm: where to queue
+        time: slurm: limit of a job, such as 4:00:00; a job that reaches it is queued again
+        max_parallel: slurm, ray: trials at a time; 0: as many as there is room for
+        address: ray: of a cluster, such as head:6379; none: one is started on this machine
         retry_failed: train those again that have failed
         dry_run: print the trials, and train none
     """
@@ -71,33 +96,126 @@ def run(
         "range": list(range),
         "random": random,
         "seeds": seeds,
+        "folds": folds,
+        "search": search,
+        "trials": trials,
+        "pruner": pruner,
     }
     if plan:
-        asked = with_plan(plan, asked)
-    require_numbers({**asked, "jobs": jobs}, {"random": 0, "seeds": 0, "jobs": 1})
-    args, key_of = TYPED.args, functools.partial(find_key, config)
-    definition = sweep.Definition(
+        asked = sweep_trials.with_plan(plan, asked)
+    least = {"random": 0, "seeds": 0, "folds": 0, "trials": 0, "max_parallel": 0}
+    numbers = {"per_gpu": per_gpu, "max_parallel": max_parallel}
+    numbers |= {} if jobs is None else {"jobs": jobs}
+    sweep_trials.require_numbers({"jobs": 1, **asked, **numbers}, least | {"jobs": 1, "per_gpu": 1})
+    args, folder = TYPED.args, Path(save_path)
+    if asked["folds"]:
+        if not {"num_folds", "fold"} <= config.keys():
+            raise vegab.UsageError(
+                f"--folds: {args.config} has no keys num_folds and fold, which say how the data is "
+                "split; see is_valid in src/data.py"
+            )
+        args.overrides["num_folds"] = asked["folds"]
+        config = {**config, "num_folds": asked["folds"]}
+    os.environ.pop("TF_CONFIG", None)  # a trial trains by itself
+    stops: list[int] = []
+    places = {"outputs": folder / OUTPUTS, "is_stopped": lambda: bool(stops)}
+    room = {"gpus": gpus, "threads": config.get("threads")}
+    starts = launcher_of(
+        launcher,
+        {"jobs": jobs, "per_gpu": per_gpu} | room | places,
+        {"gpus": gpus, "partition": partition, "time": time, "max_parallel": max_parallel} | places,
+        {"address": address, "max_parallel": max_parallel} | room | places,
+    )
+    key_of = functools.partial(find_key, config)
+    definition = definition_of(config, folder, asked, key_of, max_parallel or starts.num_parallel)
+    known = sweep.known_trials(folder, definition)
+    definition = sweep.as_begun(folder, definition)
+    check(args, known or sweep_trials.corners(definition))
+    command_of = functools.partial(words_of, definition, folder)
+    if dry_run:
+        for trial in known:
+            print(shlex.join(["python", "bin/train.py", *command_of(trial)]))
+        if definition.search:
+            print(f"{definition.num_trials} settings in all, chosen as earlier ones end")
+        return
+    was_there, is_new = folder.exists(), not (folder / sweep.SWEEP).exists()
+    with sweep.locked(folder):
+        suggested = sweep.suggested_in(folder)
+        sweep.write(folder, definition, known, suggested)
+        supply: sweep.Supply = sweep.AllAtOnce(known)
+        if definition.search or definition.pruner:
+            from src.search import Search
+
+            fixed = [trial.settings for trial in known]
+            supply = Search(folder, definition, suggested if definition.search else fixed)
+        total = definition.num_trials * definition.num_repeats or len(known)
+        code = train(folder, supply, total, command_of, starts, stops, retry_failed)
+    if code == sweep.REFUSED and is_new:  # nothing was trained: leave nothing behind
+        shutil.rmtree(folder)
+        if was_there:
+            folder.mkdir()
+    sys.exit(code)
+
+
+def definition_of(
+    config: dict[str, Any],
+    folder: Path,
+    asked: dict[str, Any],
+    key_of: Callable[[str], str],
+    num_parallel: int,
+) -> sweep_trials.Definition:
+    """Return what a sweep is that is asked for, once all of it is known to make sense.
+
+    Raises:
+        vegab.UsageError: if it does not.
+    """
+    args = TYPED.args
+    given = dict(args.overrides)
+    if asked["pruner"]:
+        given["hooks"] = [*config["hooks"], {"class": PRUNING, "sweep": str(folder)}]
+    definition = sweep_trials.Definition(
         config_name=args.config,
         config=config,
-        words=shared_words(args),
-        axes=sweep.axes_of(asked["grid"], key_of),
-        ranges=sweep.ranges_of(asked["range"], key_of),
+        words=shared_words(args, given),
+        axes=sweep_trials.axes_of(asked["grid"], key_of),
+        ranges=sweep_trials.ranges_of(asked["range"], key_of),
         num_random=asked["random"],
         num_seeds=asked["seeds"],
+        num_folds=asked["folds"],
+        search=asked["search"],
+        num_trials=asked["trials"],
+        pruner=asked["pruner"],
+        num_parallel=num_parallel,
     )
-    if bool(definition.num_random) != bool(definition.ranges):
-        raise vegab.UsageError("--random and --range belong together; give both or none")
-    folder = Path(save_path)
-    trials = sweep.known_trials(folder, definition)
-    check(args, trials)
-    commands = {trial.name: words_of(definition, folder, trial) for trial in trials}
-    if dry_run:
-        for words in commands.values():
-            print(shlex.join(["python", "bin/train.py", *words]))
-        return
-    with sweep.locked(folder):
-        sweep.write(folder, definition, trials)
-        sys.exit(train(folder, trials, commands, jobs, retry_failed))
+    if asked["search"] or asked["trials"] or asked["pruner"]:
+        from src import search
+
+        search.check(definition)
+    elif bool(definition.num_random) != bool(definition.ranges):
+        raise vegab.UsageError(
+            "--range needs --random, so many draws, or --search; and --random needs a --range"
+        )
+    return definition
+
+
+def launcher_of(name: str, local: Options, slurm: Options, ray: Options) -> Any:
+    """Return what starts trials, made with its own options; nothing is on the disk yet.
+
+    Raises:
+        vegab.UsageError: if there is no such launcher, or it cannot be had here.
+    """
+    if name == "local":
+        return launch.LocalLauncher(**local)
+    if name == "slurm":
+        return launch_slurm.SlurmLauncher(**slurm)
+    if name == "ray":
+        from src.launch_ray import RayLauncher
+
+        return RayLauncher(**ray)
+    names = ("local", "slurm", "ray")
+    raise vegab.UsageError(
+        f"launcher is {name!r}{did_you_mean(name, names)}; it is one of {', '.join(names)}"
+    )
 
 
 class Typed(vegab.VegabPlugin):
@@ -113,47 +231,11 @@ class Typed(vegab.VegabPlugin):
 TYPED = Typed()
 
 
-def with_plan(path: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what a plan asks for, and what the command line does beside it.
-
-    Raises:
-        vegab.UsageError: if the file is no plan.
-    """
-    plan = read_yaml(read_text(Path(path)), path)
-    if not isinstance(plan, dict):
-        raise vegab.UsageError(f"{path} holds no plan; give it some of {', '.join(PLAN)}")
-    for key in plan:
-        if key not in PLAN:
-            hint = did_you_mean(str(key), PLAN)
-            raise vegab.UsageError(f"{path}: unknown key '{key}'{hint} ({', '.join(PLAN)})")
-    for key in ("grid", "range"):
-        entries = plan.get(key) or {}
-        if not isinstance(entries, dict):
-            raise vegab.UsageError(f"{path}: {key} is a mapping, such as {{n_filters: [8, 16]}}")
-        for name, value in entries.items():
-            if key == "grid" and not isinstance(value, list):
-                raise vegab.UsageError(f"{path}: grid.{name} is {show(value)}; give a list")
-            text = ",".join(map(show, value)) if key == "grid" else value
-            asked[key].insert(0, f"{name}={text}")
-    return asked | {key: asked[key] or plan.get(key, 0) for key in ("random", "seeds")}
-
-
-def require_numbers(asked: dict[str, Any], least: dict[str, int]) -> None:
-    """Refuse what is no number, or too small a one.
-
-    Raises:
-        vegab.UsageError: naming it.
-    """
-    for name, limit in least.items():
-        if not isinstance(asked[name], int) or asked[name] < limit:
-            raise vegab.UsageError(f"{name} is {asked[name]!r}; it must be at least {limit}")
-
-
-def shared_words(args: argparse.Namespace) -> list[str]:
+def shared_words(args: argparse.Namespace, overrides: dict[str, Any]) -> list[str]:
     """Return the part of the trials' command line that they share, after CONFIG and folder."""
     words = [word for base in args.base for word in ("-b", base)]
     words += [word for key in args.delete for word in ("--delete", key)]
-    for key, value in args.overrides.items():
+    for key, value in overrides.items():
         try:
             registry.draft(args.config, args.base).resolve([Override(key, value)])
             words.append(f"--{key}={show(value)}")
@@ -162,13 +244,15 @@ def shared_words(args: argparse.Namespace) -> list[str]:
     return words
 
 
-def words_of(definition: sweep.Definition, folder: Path, trial: sweep.Trial) -> list[str]:
+def words_of(
+    definition: sweep_trials.Definition, folder: Path, trial: sweep_trials.Trial
+) -> list[str]:
     """Return the command line of a trial, after the program's name."""
     own = [f"--{key}={show(value)}" for key, value in trial.settings.items()]
     return [definition.config_name, os.path.join(folder, trial.name), *definition.words, *own]
 
 
-def check(args: argparse.Namespace, trials: Sequence[sweep.Trial]) -> None:
+def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> None:
     """Resolve each trial's config, and look at its ranges.
 
     Raises:
@@ -187,32 +271,44 @@ def check(args: argparse.Namespace, trials: Sequence[sweep.Trial]) -> None:
 
 def train(
     folder: Path,
-    trials: Sequence[sweep.Trial],
-    commands: dict[str, list[str]],
-    jobs: int,
+    supply: sweep.Supply,
+    total: int,
+    command_of: Callable[[sweep_trials.Trial], list[str]],
+    launcher: Any,
+    stops: list[int],
     retry_failed: bool,
 ) -> int:
     """Train what is not done yet, say how the sweep stands, and return the exit code."""
     from tqdm import tqdm
 
-    stops: list[int] = []
+    from src import report
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda received, _: stops.append(received))
-    launcher = launch.LocalLauncher(jobs, folder / ".output", lambda: bool(stops))
-    with tqdm(total=len(trials), disable=None, unit="trial", dynamic_ncols=True) as bar:
+    line = "{bar}| {remaining} left{postfix}"
+    with tqdm(total=total, disable=None, smoothing=0, dynamic_ncols=True, bar_format=line) as bar:
+        bar.initial = total  # until it is known
 
-        def show_line(text: str, done: int) -> None:
-            bar.set_postfix_str(text, refresh=False)
-            bar.update(done - bar.n)
-            bar.refresh()
+        def show_line(running: int, done: int, failed: int, best: str) -> None:
+            bar.n = done + failed
+            bar.initial = min(bar.initial, bar.n)  # what was there before took no time
+            waiting = f"{max(total - bar.n - running, 0)} waiting"
+            state = f"{waiting}, {running} running, {done} done, {failed} failed"
+            bar.set_postfix_str(", ".join(filter(None, (state, best))))
 
-        sweeper = sweep.Sweeper(folder, commands, launcher, show_line)
-        records = sweeper.run(trials, retry_failed)
-    print(sweep.summary(records), flush=True)
+        sweeper = sweep.Sweeper(folder, supply, command_of, launcher, show_line)
+        records = sweeper.run(retry_failed)
+    if sweeper.num_refusals == len(records):
+        for sentence in dict.fromkeys(sweeper.refused.values()):
+            say(sentence.removeprefix("train.py: "))
+        return sweep.REFUSED
+    report.write_sweep(records, folder)
+    print(sweep.summary(records))
+    print(f"what the settings do: {folder / report.SWEEP_PAGE}", flush=True)
     for record in records:
         if record.state == "failed":
             say(f"{record.path} failed: {record.error}")
-    for sentence in sweeper.refused.values():
+    for sentence in dict.fromkeys(sweeper.refused.values()):
         say(sentence.removeprefix("train.py: "))
     if stops:
         say(f"interrupted; the same command continues {folder}")
@@ -222,10 +318,14 @@ def train(
 
 @argh.arg("folder", metavar="FOLDER", help="of a sweep")
 def status(folder: str) -> None:
-    """Print a line a trial, and one for the whole."""
+    """Print a line a trial, or of many those that need a look and the best, and one for all."""
     place = Path(folder)
-    records = sweep.states_of(place, sweep.read(place)[1])
-    print(comparison.as_text(comparison.listing(records)), end="")
+    _, trials, _ = sweep.read(place)
+    records = sweep.states_of(place, trials)
+    shown = sweep.to_look_at(records)
+    print(comparison.as_text(comparison.listing(shown)), end="")
+    if more := len(records) - len(shown):
+        print(f"and {more} more: python bin/runs.py list {shlex.quote(folder)}")
     print(sweep.summary(records))
 
 
@@ -233,16 +333,17 @@ def status(folder: str) -> None:
 def stop(folder: str) -> None:
     """Tell the process that sweeps a folder to stop: its trials commit and end."""
     place = Path(folder)
-    _, trials = sweep.read(place)
+    _, trials, _ = sweep.read(place)
     owner = sweep.owner_of(place)
     if owner is None:
-        print(f"nobody sweeps {folder}")
+        told = launch_slurm.stop_all(place / OUTPUTS)
+        print(f"nobody sweeps {folder}" + "; its jobs in SLURM were told to end" * told)
     elif owner["host"] != socket.gethostname():
         raise vegab.UsageError(f"{folder} is being swept on {owner['host']}; stop it there")
     else:
         os.kill(owner["pid"], signal.SIGTERM)
         while sweep.owner_of(place):
-            time.sleep(sweep.SECONDS_BETWEEN)
+            clock.sleep(sweep.SECONDS_BETWEEN)
     print(sweep.summary(sweep.states_of(place, trials)))
 
 

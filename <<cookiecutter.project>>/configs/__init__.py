@@ -28,6 +28,8 @@ COMMON = {
 registry.set_root_config(
     {
         "dataset": Key("digits", "a name in src/data.py (digits, cifar10, cifar100) or a path"),
+        "num_folds": Key(0, "cross-validation: parts of the data beside the test set; 0: none"),
+        "fold": Key(0, "the part to validate on, from 0; the others are for training"),
         "augmented": Key(True, "move (and, for photographs, mirror) training images at random"),
         "model": Key("simple_cnn", "a name in src/models.py, or an import path such as pkg.mod:f"),
         "n_filters": Key(32, "filters of the first block; each further block has twice as many"),
@@ -143,5 +145,5 @@ registry.register(
     help="the same number of 100 kinds, 169 MB to download",
 )
 
-registry.add_folder(Path(__file__).parent)
+registry.add_folder(Path(__file__).parent, besides=["slurm"])  # which is no config
 registry.add_folder(Path(__file__).parent / "variants")

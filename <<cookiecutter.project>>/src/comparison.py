@@ -135,12 +135,14 @@ def comparison(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
 
 
 def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
-    """Return a row for all runs whose settings differ by seeds alone.
+    """Return a row for all runs whose settings differ by seeds and folds alone.
 
     Means are over the finished ones; the column `state` says what the others are.
     """
     groups = results.groups_of(records)
-    settings = [key for key in results.differing_settings(records) if not key.endswith("seed")]
+    settings = [
+        key for key in results.differing_settings(records) if not results.is_repetition(key)
+    ]
     columns = ["runs", "state", *_setting_columns(settings), *_metric_columns(metrics)]
     rows = []
     for group in groups:
@@ -154,7 +156,7 @@ def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
         finished = [record for record in group if record.state == "finished"]
         for metric in metrics:
             figures = [record.metrics[metric] for record in finished if metric in record.metrics]
-            cells += [_mean([f.best for f in figures]), _mean([f.last for f in figures])]
+            cells += [mean_of([f.best for f in figures]), mean_of([f.last for f in figures])]
         rows.append(cells)
     return Table(columns, rows)
 
@@ -223,7 +225,8 @@ def _metric_columns(metrics: Sequence[str]) -> list[str]:
     return [f"{metric} {which}" for metric in metrics for which in ("best", "last")]
 
 
-def _mean(values: Sequence[float]) -> Mean | None:
+def mean_of(values: Sequence[float]) -> Mean | None:
+    """Return mean and standard deviation of some values; None if there are none."""
     if not values:
         return None
     std = statistics.stdev(values) if len(values) > 1 else None
@@ -346,13 +349,13 @@ def _shown(cell: Any) -> str:
         value = cell.value  # most are short to write, and there are many
         return str(value) if type(value) in (str, int, float) else show(value)
     if isinstance(cell, Mean):
-        return _mean_and_spread(cell)
+        return mean_and_spread(cell)
     if isinstance(cell, Position):
         return f"{cell.number}/{cell.total}" if cell.total else str(cell.number)
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
-def _mean_and_spread(cell: Mean) -> str:
+def mean_and_spread(cell: Mean) -> str:
     """Write a mean with as many decimals as the two digits of its standard deviation have."""
     if not cell.std:
         spread = "" if cell.std is None else " ± 0"

@@ -236,7 +236,7 @@ def _legend(groups: Sequence[Sequence[RunRecord]], smooth: float) -> tuple[list[
     by_path = dict(
         zip(
             (record.path for record in records),
-            results.labels_of(records, without_seeds=is_grouped),
+            results.labels_of(records, without_repetitions=is_grouped),
             strict=True,
         )
     )

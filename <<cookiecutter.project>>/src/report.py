@@ -8,18 +8,22 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from src import results
+from src import effects, results, sweep
 from src.figures import NUM_EXAMPLES
 from src.results import RunRecord
+from vegab import UsageError
+from vegab.config import show
 
 PAGE = Path(__file__).with_name("report_page.html")
+SWEEP_PAGE = "sweep.html"
 PLACE_FOR_DATA = '"the data"'
 LARGEST_PAGE = 10_000_000  # bytes
 SPACE_FOR_NOTES = 2_000
@@ -53,6 +57,18 @@ def write_report(records: Sequence[RunRecord], page: Path, problems: Sequence[st
     return len(content)
 
 
+def write_sweep(records: Sequence[RunRecord], folder: Path) -> None:
+    """Write `sweep.html` into a sweep's folder, unless none of its trials has begun.
+
+    Args:
+        records: of the trials, in the order of `sweep.json`.
+        folder: of the sweep.
+    """
+    begun = [record for record in records if record.state != "waiting"]
+    if begun:
+        write_report(begun, folder / SWEEP_PAGE, [])
+
+
 def page_of(data: Mapping[str, Any]) -> bytes:
     """Return the page with `data` in it."""
     before, place, after = PAGE.read_text(encoding="utf-8").partition(PLACE_FOR_DATA)
@@ -72,19 +88,24 @@ def data_of(records: Sequence[RunRecord], folder: Path, problems: Sequence[str])
     readable = next((record for record in records if record.config), RunRecord(""))
     shared = results.settings_of(readable).items()
     common = {key: _clipped(value) for key, value in shared if key not in differing}
-    curves, stride = thinned([_history_of(record) for record in records])
+    sizes = [(record.epoch, len(record.metrics) + 3) for record in records]
+    # One is read after the other: together they would need hundreds of megabytes.
+    curves, stride = thinned(map(_history_of, records), sizes)
     runs = [
         _run_of(record, folder, differing) | {"history": curve}
         for record, curve in zip(records, curves, strict=True)
     ]
     monitors = Counter(record.monitor for record in records if record.monitor)
+    monitor = monitors.most_common(1)[0][0] if monitors else None
     notes = _plain(problems)
     images: dict[str, Any] = {}
     data = {
         "provenance": _plain(results.provenance_of(records)),
-        "monitor": monitors.most_common(1)[0][0] if monitors else None,
+        "monitor": monitor,
+        "sweep": _plain(_sweep_of(records)),
         "metrics": _metrics_of(records, curves),
         "settings": {"differing": _plain(differing), "common": _plain(common)},
+        "effects": _plain(effects.effects_of(records, monitor)),
         "runs": runs,
         "images": images,
         "notes": notes,
@@ -104,6 +125,38 @@ def data_of(records: Sequence[RunRecord], folder: Path, problems: Sequence[str])
         told = f"{_count(damaged)} could not be read in full; the details say what is wrong."
         notes.append(told)
     return data
+
+
+def _sweep_of(records: Sequence[RunRecord]) -> dict[str, Any] | None:
+    """Return what `sweep.json` says beside the runs, if all of them lie in one sweep."""
+    folders = {os.path.dirname(record.path) for record in records}
+    if len(folders) != 1:
+        return None
+    folder = Path(folders.pop())
+    try:
+        told, trials, _ = sweep.read(folder)
+    except UsageError:
+        return None
+    definition = [shlex.join([told.config_name, *told.words])]
+    for key, value in sweep.as_json(told).items():
+        if key in ("config_name", "words", "config", "num_parallel") or not value:
+            continue
+        each = value.items() if isinstance(value, dict) else []
+        definition += [f"{key} {name}={_listed(entry)}" for name, entry in each]
+        definition += [] if isinstance(value, dict) else [f"{key} {_listed(value)}"]
+    begun = {os.path.basename(record.path) for record in records}
+    missing = [trial.name for trial in trials if trial.name not in begun]
+    return {
+        "definition": definition,
+        "num_trials": len(trials),
+        "num_waiting": sum(not (folder / name).exists() for name in missing),
+    }
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return ",".join(map(show, value)) if isinstance(value, list) else show(value)
 
 
 def _count(runs: int) -> str:
@@ -140,7 +193,9 @@ def _history_of(record: RunRecord) -> list[dict[str, float]]:
     return sorted(numbered, key=lambda row: row["epoch"])
 
 
-def thinned(histories: Sequence[list[dict[str, float]]]) -> tuple[list[dict[str, list]], int]:
+def thinned(
+    histories: Iterable[list[dict[str, float]]], sizes: Sequence[tuple[int, int]]
+) -> tuple[list[dict[str, list]], int]:
     """Return the curves of runs, with so few epochs that there are not too many values.
 
     Of each run every 2^n-th epoch stays, so that runs of other lengths have them too; beside them
@@ -148,37 +203,36 @@ def thinned(histories: Sequence[list[dict[str, float]]]) -> tuple[list[dict[str,
 
     Args:
         histories: of each run, rows in the order of epochs.
+        sizes: how many rows and columns they have.
 
     Returns:
         Values by column, None where there is no number, of each run; epochs count from 1, as in
         what a run prints. And the largest of the 2^n.
     """
-    columns = [list(dict.fromkeys(key for row in rows for key in row)) for rows in histories]
-    most_rows = longest = max(map(len, histories), default=0)
+    most_rows = longest = max((num_rows for num_rows, _ in sizes), default=0)
 
-    def stride_of(rows: Sequence[Any]) -> int:
-        return 2 ** max(0, math.ceil(math.log2(len(rows) / most_rows))) if rows else 1
+    def stride_of(num_rows: int) -> int:
+        return 2 ** max(0, math.ceil(math.log2(num_rows / most_rows))) if num_rows else 1
 
     def num_values() -> int:
-        return sum(
-            len(rows) // stride_of(rows) * len(keys)
-            for rows, keys in zip(histories, columns, strict=True)
-        )
+        return sum(num_rows // stride_of(num_rows) * columns for num_rows, columns in sizes)
 
     while num_values() > MOST_VALUES and most_rows > FEWEST_ROWS:
         most_rows = max(FEWEST_ROWS, most_rows // 2)
     curves = [
-        _curve_of(rows, keys, stride_of(rows))
-        for rows, keys in zip(histories, columns, strict=True)
+        _curve_of(rows, stride_of(num_rows))
+        for rows, (num_rows, _) in zip(histories, sizes, strict=True)
     ]
-    return curves, 2 ** max(0, math.ceil(math.log2(longest / most_rows))) if longest else 1
+    return curves, stride_of(longest)
 
 
-def _curve_of(
-    rows: Sequence[dict[str, float]], columns: Sequence[str], stride: int
-) -> dict[str, list]:
+def _curve_of(rows: Sequence[dict[str, float]], stride: int) -> dict[str, list]:
     kept = set(range(0, len(rows), stride))
-    columns = [key for key in columns if key not in ("epoch", "step")]
+    columns = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if key not in ("epoch", "step")
+    ]
     if stride > 1:
         kept.add(len(rows) - 1)
         for key in columns:

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from src import fingerprint
+from src import fingerprint, workers
 from src.differences import Cells, Difference, commit_difference, history_difference, rows_in
 from vegab import UsageError, read_run
 from vegab.provenance import ENVIRONMENT
@@ -34,7 +34,7 @@ NOT_TAKEN_OVER = re.compile(r"SLURM_JOB_ID|CUDA_VISIBLE_DEVICES|TF_CPP_\w+")
 RECORD = ("fingerprint", "inexact")
 MOST_NAMES = 5
 INTERRUPTED = 75
-SURROUNDINGS = ("data", "devices", "settings")
+SURROUNDINGS = ("data", "devices", "layout", "settings")
 STOP = Path(__file__).with_name("stop_at.py")
 POLL = 0.05  # seconds between two looks at the history
 
@@ -94,6 +94,12 @@ class Original:
     def settings(self) -> dict[str, Any]:
         """Threads and the like; {} where the run's script does not keep them."""
         return self.fingerprint.get("settings") or {}
+
+    @property
+    def num_workers(self) -> int:
+        """How many processes trained it."""
+        several = re.match(r"(\d+) workers", self.fingerprint.get("layout", ""))
+        return int(several[1]) if several else 1
 
     @property
     def stop(self) -> dict[str, Any] | None:
@@ -323,6 +329,11 @@ def refuse_what_is_missing(original: Original) -> None:
         raise UsageError(
             f"{original.folder} began with --warm_start={weights}, which is not there any more"
         )
+    if original.num_workers > 1 and "GPU" in original.fingerprint.get("devices", []):
+        raise UsageError(
+            f"{original.folder} was trained by {original.fingerprint['layout']}, on GPUs; give its "
+            "command there with another folder, and compare both model.h5 by cmp"
+        )
     wanted = [
         int(part) for part in str(original.flags.get("gpus", "")).split(",") if part.isdigit()
     ]
@@ -423,35 +434,50 @@ def run_again(original: Original, place: Path, show: Callable[[int], object]) ->
     Returns:
         The exit code of the process.
     """
-    folder = original.typed_in.resolve()
-    if folder.is_relative_to(ROOT):
-        folder = place / "code" / folder.relative_to(ROOT)
-    with open(place / "output.txt", "wb") as output:
-        child = subprocess.Popen(
-            command_of(original, place),
-            cwd=folder if folder.is_dir() else place / "code",
-            env=environment_of(original),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for this process, which ends the other
-        )
+    children = begin(original, place)
+    chief = children[0]
     is_told = False
     try:
-        while child.poll() is None:
+        while chief.poll() is None:
             done = len(rows_in(place / "run"))
             show(min(done, len(original.rows)))
             is_there = done >= len(original.rows) and not original.is_whole
             if is_there and not original.stop and not is_told:
-                child.terminate()  # it commits, and ends
+                chief.terminate()  # it commits, and ends, as do the others
                 is_told = True
             time.sleep(POLL)
     finally:
-        if child.returncode is None:
-            os.killpg(child.pid, signal.SIGKILL)  # with its worker processes
-            child.wait()
+        for child in children:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)  # with its worker processes
+                child.wait()
     show(min(len(rows_in(place / "run")), len(original.rows)))
-    return child.returncode
+    return chief.returncode
+
+
+def begin(original: Original, place: Path) -> list[subprocess.Popen[bytes]]:
+    """Start the processes that train, the one that writes first; they are on this machine."""
+    folder = original.typed_in.resolve()
+    if folder.is_relative_to(ROOT):
+        folder = place / "code" / folder.relative_to(ROOT)
+    environment = environment_of(original)
+    each: list[dict[str, str]] = [{}]
+    if original.num_workers > 1:
+        each = [{"TF_CONFIG": text} for text in workers.on_this_machine(original.num_workers)]
+    children = []
+    for rank, its_own in enumerate(each):
+        with open(place / ("output.txt" if rank == 0 else f"output-{rank}.txt"), "wb") as output:
+            child = subprocess.Popen(
+                command_of(original, place),
+                cwd=folder if folder.is_dir() else place / "code",
+                env=environment | its_own,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for this process, which ends the others
+            )
+        children.append(child)
+    return children
 
 
 def command_of(original: Original, place: Path) -> list[str]:
@@ -584,7 +610,8 @@ def surroundings(original: Original, again: Path) -> str:
         return "data, devices and settings are not recorded"
     if not now:
         return ""
-    one, other = ({key: its.get(key) for key in SURROUNDINGS} for its in (then, now))
+    keys = [key for key in SURROUNDINGS if key in then]
+    one, other = ({key: its.get(key) for key in keys} for its in (then, now))
     return line_of(fingerprint.differences(one, other), "data, devices and settings")
 
 
@@ -605,7 +632,8 @@ def causes(original: Original, again: Path | None) -> list[str]:
         what = "; ".join(entry["differs"])
         found.append(f"it was continued inexactly after step {entry['global_step']} ({what})")
     then, now = original.fingerprint, fingerprint.stored_in(again) if again else None
-    keys: tuple[str, ...] = ("code", "data", "versions", "processor", "devices", "settings")
+    keys: tuple[str, ...] = ("code", "data", "versions", "processor")
+    keys += ("devices", "layout", "settings")
     if not now:
         keys, now = ("processor",), {"processor": fingerprint.processor_features()}
     for key in keys:

@@ -405,27 +405,34 @@ def differing_settings(records: Sequence[RunRecord]) -> list[str]:
     return [key for key in keys if len({_text(s.get(key, ...)) for s in every}) > 1]
 
 
+def is_repetition(key: str) -> bool:
+    """Return whether a setting makes no other kind of run, but the same again: a seed or a fold."""
+    return key.endswith("seed") or key.rpartition(".")[2] == "fold"
+
+
 def groups_of(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Return runs with the same settings, but for those that end with `seed`, together.
+    """Return runs with the same settings, but for seeds and folds, together.
 
     A run whose config cannot be read is a group of its own.
     """
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         settings = settings_of(record).items()
-        same = json.dumps(sorted((k, _text(v)) for k, v in settings if not k.endswith("seed")))
+        same = json.dumps(sorted((k, _text(v)) for k, v in settings if not is_repetition(k)))
         groups.setdefault(same if record.config else record.path, []).append(record)
     return list(groups.values())
 
 
-def labels_of(records: Sequence[RunRecord], without_seeds: bool = False) -> list[str]:
+def labels_of(records: Sequence[RunRecord], without_repetitions: bool = False) -> list[str]:
     """Return what differs, for each run: "n_filters=8, seed=1"; its path where nothing does.
 
     Args:
         records: of the runs.
-        without_seeds: leave settings out that end with `seed`.
+        without_repetitions: leave seeds and folds out.
     """
-    keys = [k for k in differing_settings(records) if not (without_seeds and k.endswith("seed"))]
+    keys = differing_settings(records)
+    if without_repetitions:
+        keys = [key for key in keys if not is_repetition(key)]
     labels = []
     for record in records:
         settings = settings_of(record)

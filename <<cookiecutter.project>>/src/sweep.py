@@ -1,190 +1,53 @@
-"""A sweep: which trials there are, what they are called, and how far each is. Needs no Keras.
+"""A sweep on the disk: what it is, how far each trial is, and what has them trained.
 
-A trial is an ordinary run folder, made by what `bin/train.py` does. What the sweep is stands in
-`sweep.json`; how far it is, its trials' folders say.
+Needs no Keras. A trial is an ordinary run folder, made by what `bin/train.py` does. What the sweep
+is stands in `sweep.json`; how far it is, its trials' folders say.
 """
 
 import fcntl
 import functools
-import itertools
 import json
-import math
 import os
-import random
-import re
 import shlex
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from src import results
 from src.results import RunRecord
+from src.sweep_trials import Definition, Settings, Trial, trials_of
 from vegab import UsageError
-from vegab.config import differences, read_yaml, show, show_differences
+from vegab.config import differences, show_differences
 from vegab.run_folder import living_owner, read_json, write_json
 
 SWEEP, LOCK = "sweep.json", "sweep.lock"
-LONGEST_NAME = 150  # bytes, of a folder; file systems allow 255
-RANGE = re.compile(r"(?P<low>\S+?)\s*\.\.\s*(?P<high>\S+?)(?P<log>\s+log)?")
-DIGITS = 4  # of a number that is drawn: more say nothing, and make long names
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
 # Exit codes of bin/train.py.
 FINISHED, REFUSED, INTERRUPTED = 0, 2, 75
 SECONDS_BETWEEN = 0.5
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One run of a sweep.
-
-    Attributes:
-        name: of its folder in the sweep's.
-        settings: what sets it apart, by dotted key.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Definition:
-    """What a sweep is of.
-
-    Attributes:
-        config_name: CONFIG as it was typed.
-        config: resolved, what all trials share.
-        words: the command line of `bin/train.py` that it stands for, without the folder.
-        axes: values by dotted key; all combinations are trials.
-        ranges: "low..high" or "low..high log" by dotted key.
-        num_random: trials that are drawn from the ranges, for each combination.
-        num_seeds: seeds of each, counted up from the config's.
-    """
-
-    config_name: str
-    config: Mapping[str, Any]
-    words: Sequence[str]
-    axes: Mapping[str, Sequence[Any]]
-    ranges: Mapping[str, str]
-    num_random: int
-    num_seeds: int
-
-
-# ------------------------------------------------------------------------------ what is asked for
-
-
-def axes_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, list[Any]]:
-    """Read `--grid KEY=VALUE,VALUE,…`; the values are YAML.
-
-    Args:
-        texts: as typed.
-        key_of: returns the dotted key that a name means, or raises UsageError.
-
-    Raises:
-        UsageError: if a text is none of that form, has no value, or names a key again.
-    """
-    axes: dict[str, list[Any]] = {}
-    for text in texts:
-        key, values = _split(text, "--grid", "n_filters=8,16,32", key_of, axes)
-        read = read_yaml(f"[{values}]", f"--grid {text}")
-        if not read or len({show(value) for value in read}) < len(read):
-            what = "has the same value twice" if read else "has no value"
-            raise UsageError(f"--grid {text} {what}; give values as in n_filters=8,16,32")
-        axes[key] = read
-    return axes
-
-
-def ranges_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, str]:
-    """Read `--range KEY=LOW..HIGH`, or `'KEY=LOW..HIGH log'`; see `axes_of`."""
-    ranges: dict[str, str] = {}
-    for text in texts:
-        key, value = _split(text, "--range", "'learning_rate=1e-4..1e-1 log'", key_of, ranges)
-        bounds_of(value, f"--range {text}")
-        ranges[key] = value
-    return ranges
-
-
-def _split(
-    text: str, flag: str, example: str, key_of: Callable[[str], str], known: Mapping[str, Any]
-) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip() or not value.strip():
-        raise UsageError(f"{flag} {text!r} is not of the form {flag} {example}")
-    key = key_of(name.strip())
-    if key in known:
-        raise UsageError(f"{flag} {text}: {key} is given twice; put all its values into one")
-    return key, value.strip()
-
-
-def bounds_of(text: str, source: str) -> tuple[float, float, bool]:
-    """Return the ends of a range and whether it is logarithmic; two integers draw integers.
-
-    Raises:
-        UsageError: if it is none.
-    """
-    match = RANGE.fullmatch(text)
-    ends = [read_yaml(match[end], source) if match else None for end in ("low", "high")]
-    numbers = [end for end in ends if isinstance(end, int | float) and not isinstance(end, bool)]
-    if match is None or len(numbers) < 2 or not numbers[0] < numbers[1]:
-        raise UsageError(f"{source} is no range; give one as 1e-4..1e-1, or '1e-4..1e-1 log'")
-    if match["log"] and numbers[0] <= 0:
-        raise UsageError(f"{source}: a logarithmic range begins above 0")
-    return numbers[0], numbers[1], bool(match["log"])
-
-
-def _draw(text: str, key: str, number: int, seed: int) -> Any:
-    """Draw a value of a range: a function of seed, key and number, so that more trials add some."""
-    low, high, is_log = bounds_of(text, key)
-    chance = random.Random(f"{seed} {key} {number}")
-    if isinstance(low, int) and isinstance(high, int) and not is_log:
-        return chance.randint(low, high)
-    drawn = math.exp(chance.uniform(math.log(low), math.log(high))) if is_log else None
-    drawn = chance.uniform(low, high) if drawn is None else drawn
-    if isinstance(low, int) and isinstance(high, int):
-        return min(max(round(drawn), low), high)
-    return float(f"{drawn:.{DIGITS}g}")
-
-
-def trials_of(definition: Definition) -> list[Trial]:
-    """Return the trials of a sweep, in the order in which they are run.
-
-    Raises:
-        UsageError: if there is none, or two would have the same folder.
-    """
-    first_seed = definition.config["seed"]
-    grid = [
-        dict(zip(definition.axes, values, strict=True))
-        for values in itertools.product(*definition.axes.values())
-    ]
-    drawn: list[dict[str, Any]] = [
-        {key: _draw(text, key, i, first_seed) for key, text in definition.ranges.items()}
-        for i in range(definition.num_random)
-    ] or [{}]
-    seeds: list[dict[str, Any]] = [{"seed": first_seed + i} for i in range(definition.num_seeds)]
-    every = [one | other | seed for one in grid for other in drawn for seed in seeds or [{}]]
-    if not any(every):
-        raise UsageError("the sweep varies nothing; give --grid, --range with --random, or --seeds")
-    different = {show(settings): settings for settings in every}  # a draw may come twice
-    trials = [Trial(name_of(settings), settings) for settings in different.values()]
-    names = Counter(trial.name for trial in trials)
-    if twice := [name for name, number in names.items() if number > 1]:
-        same = [dict(t.settings) for t in trials if t.name == twice[0]]
-        raise UsageError(f"{show(same[0])} and {show(same[1])} would both be called {twice[0]}")
-    return trials
-
-
-def name_of(settings: Mapping[str, Any]) -> str:
-    """Return the name of a trial's folder: "n_filters=8,seed=1", safe in file names and shells."""
-    parts = []
-    for key, value in settings.items():
-        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-        safe = re.sub(r"[^\w.,+-]+", "-", text).strip("-")
-        parts.append(f"{key.rpartition('.')[2]}={safe.replace('-,-', ',')}")
-    return ",".join(parts).encode()[:LONGEST_NAME].decode(errors="ignore")
+MOST_LINES, NUM_BEST = 40, 10  # of `status`
+# What `sweep.json` calls the attributes of a `Definition`.
+NAMES = {
+    "config_name": "config_name",
+    "words": "words",
+    "config": "config",
+    "axes": "grid",
+    "ranges": "range",
+    "num_random": "random",
+    "num_seeds": "seeds",
+    "num_folds": "folds",
+    "search": "search",
+    "num_trials": "trials_asked",
+    "pruner": "pruner",
+    "num_parallel": "num_parallel",
+}
+# These a search cannot change on its way.
+SEARCHED = ("grid", "range", "seeds", "folds")
 
 
 # ---------------------------------------------------------------------------------- on the disk
@@ -193,29 +56,52 @@ def name_of(settings: Mapping[str, Any]) -> str:
 def known_trials(folder: Path, definition: Definition) -> list[Trial]:
     """Return the trials of a definition and those of the sweep that is in the folder already.
 
-    A larger grid, more seeds or more draws add their trials to those that are there.
+    A larger grid, more seeds or more draws add their trials to those that are there. A search goes
+    on from what it has chosen; more trials are added to it.
 
     Raises:
-        UsageError: if the folder holds something else, or the sweep of another config.
+        UsageError: if the folder holds something else, or the sweep of another config, or a search
+            of another kind.
     """
     trials = trials_of(definition)
     if not (folder / SWEEP).exists():
         if any(name != LOCK for name in _names_in(folder)):
             raise UsageError(f"{folder} holds files but no sweep; choose a new or an empty folder")
         return trials
-    content, there = read(folder)
-    changes = differences(content["config"], dict(definition.config))
+    before, there, _ = read(folder)
+    changes = differences(dict(before.config), dict(definition.config))
     if changes:
         raise UsageError(
             f"{folder} holds a sweep of another config ({show_differences(changes)}); "
             "choose another folder"
         )
+    fixed = ["search", "pruner", *(SEARCHED if definition.search else ())]
+    old, new = as_json(before), as_json(definition)
+    changes = differences({key: old[key] for key in fixed}, {key: new[key] for key in fixed})
+    if changes:
+        raise UsageError(
+            f"{folder} holds another sweep ({show_differences(changes)}); choose another folder"
+        )
     names = {trial.name for trial in there}
     return [*there, *(trial for trial in trials if trial.name not in names)]
 
 
-def read(folder: Path) -> tuple[dict[str, Any], list[Trial]]:
-    """Return what `sweep.json` says, and the trials.
+def as_begun(folder: Path, definition: Definition) -> Definition:
+    """Return a definition with what a sweep that goes on keeps, whatever room there is now."""
+    if not (folder / SWEEP).exists():
+        return definition
+    return replace(definition, num_parallel=read(folder)[0].num_parallel)
+
+
+def suggested_in(folder: Path) -> list[Settings]:
+    """Return the settings that the search in a folder has chosen so far."""
+    return read(folder)[2] if (folder / SWEEP).exists() else []
+
+
+def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
+    """Return what `sweep.json` says: of what it is, the trials, and what a search has chosen.
+
+    Without a search, the last are the settings of all trials.
 
     Raises:
         UsageError: if there is none, or it is none.
@@ -224,24 +110,31 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Trial]]:
     if content is None:
         raise UsageError(f"{folder} holds no sweep; name a folder that bin/sweep.py made")
     try:
-        return content, [Trial(entry["name"], entry["settings"]) for entry in content["trials"]]
+        trials = [Trial(entry["name"], entry["settings"]) for entry in content["trials"]]
+        definition = Definition(**{name: content[key] for name, key in NAMES.items()})
+        return definition, trials, content["suggested"] or [trial.settings for trial in trials]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{folder / SWEEP} is not one of this project's ({error!r})") from error
 
 
-def write(folder: Path, definition: Definition, trials: Sequence[Trial]) -> None:
+def write(
+    folder: Path,
+    definition: Definition,
+    trials: Sequence[Trial],
+    suggested: Sequence[Settings] = (),
+) -> None:
     """Keep what a sweep is."""
     content = {
-        "config_name": definition.config_name,
-        "words": list(definition.words),
-        "config": dict(definition.config),
-        "grid": dict(definition.axes),
-        "range": dict(definition.ranges),
-        "random": definition.num_random,
-        "seeds": definition.num_seeds,
+        **as_json(definition),
+        "suggested": list(map(dict, suggested)) if definition.search else [],
         "trials": [{"name": t.name, "settings": dict(t.settings)} for t in trials],
     }
     write_json(folder / SWEEP, content)
+
+
+def as_json(definition: Definition) -> dict[str, Any]:
+    """Return what a sweep is as `sweep.json` has it."""
+    return json.loads(json.dumps({key: getattr(definition, name) for name, key in NAMES.items()}))
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -305,8 +198,12 @@ def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
 
 
 def best_of(records: Sequence[RunRecord]) -> RunRecord | None:
-    """Return the run whose best value of what it monitors is the best, or None."""
-    known = [record for record in records if record.monitor in record.metrics]
+    """Return the run, of those that did not fail, that is best by what it monitors, or None."""
+    known = [
+        record
+        for record in records
+        if record.monitor in record.metrics and record.state not in ("failed", "broken")
+    ]
     if not known:
         return None
     monitor = str(known[0].monitor)
@@ -319,13 +216,56 @@ def _figure(record: RunRecord) -> float:
     return record.metrics[str(record.monitor)].best
 
 
+def to_look_at(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return all trials, or of many those that are on their way or went wrong, and the best."""
+    if len(records) <= MOST_LINES:
+        return list(records)
+    known = [record for record in records if record.state not in ("waiting", "new", "finished")]
+    finished = [record for record in records if record.state == "finished"]
+    best: list[RunRecord] = []
+    while len(best) < NUM_BEST and (found := best_of(finished)):
+        best.append(found)
+        finished.remove(found)
+    return [*known[: MOST_LINES - NUM_BEST], *best]
+
+
 def summary(records: Sequence[RunRecord]) -> str:
     """Return a line: how many trials are in each state, and the best of them."""
     states = Counter(record.state for record in records)
     text = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
+    early = sum(
+        record.state == "finished" and record.epoch < (record.num_epochs or 0) for record in records
+    )
+    text += f" ({early} of them early)" if early else ""
     best = best_of(records)
     found = f"; best {best.monitor} {_figure(best):.4g}: {best.path}" if best else ""
     return f"{len(records)} trials: {text}{found}"
+
+
+class Supply(Protocol):
+    """What says which trials there are, and which may begin; see `src.search.Search`."""
+
+    def advance(
+        self,
+        states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
+        given_up: Collection[str],
+    ) -> tuple[list[Trial], list[Trial]]:
+        """Return all trials by now, and those that may be trained by now."""
+
+
+@dataclass(frozen=True)
+class AllAtOnce:
+    """Trials that do not depend on each other."""
+
+    trials: list[Trial]
+
+    def advance(
+        self,
+        states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
+        given_up: Collection[str],
+    ) -> tuple[list[Trial], list[Trial]]:
+        """Return all of them, twice."""
+        return self.trials, self.trials
 
 
 class Sweeper:
@@ -333,27 +273,32 @@ class Sweeper:
 
     Args:
         folder: of the sweep, which is locked for this process.
-        commands: by a trial's name, the command line of `bin/train.py`.
+        supply: what says which trials there are.
+        command_of: returns the command line of `bin/train.py` for a trial.
         launcher: starts them; see `src.launch`.
-        show: called with what stands on the line on the terminal, and how many trials are done.
+        show: called with how many trials run, are done and have failed, and the best so far.
     """
 
     def __init__(
         self,
         folder: Path,
-        commands: Mapping[str, Sequence[str]],
+        supply: Supply,
+        command_of: Callable[[Trial], Sequence[str]],
         launcher: Any,
-        show: Callable[[str, int], None],
+        show: Callable[[int, int, int, str], None],
     ) -> None:
         self.folder = folder
-        self.commands = commands
+        self.supply = supply
+        self.command_of = command_of
         self.launcher = launcher
         self.show = show
-        self.refused: dict[str, str] = {}
+        self.refused: dict[str, str] = {}  # what those said that left no folder
+        self.num_refusals = 0  # of bin/train.py itself
         self._best: RunRecord | None = None
-        self._seen: set[str] = set()
+        self._begun: set[str] = set()
+        self._num_ready = self._num_ended = self._num_done = self._num_failed = 0
 
-    def run(self, trials: Sequence[Trial], retry_failed: bool) -> list[RunRecord]:
+    def run(self, retry_failed: bool) -> list[RunRecord]:
         """Train until all are done or failed, or until it is told to stop; return their records.
 
         Trials that another process trains, as those of a sweeper that was killed, are waited for.
@@ -361,37 +306,62 @@ class Sweeper:
         done = ("finished",) if retry_failed else ("finished", "failed", "broken")
         tried: set[str] = set()
         while True:
-            records = states_of(self.folder, trials)
+            every, ready = self._advance()
+            records = states_of(self.folder, every)
             self._best = best_of(records)
-            pairs = list(zip(trials, records, strict=True))
+            states = dict(zip((trial.name for trial in every), records, strict=True))
+            adopted = self.launcher.adopted()
             left = [
-                trial.name
-                for trial, record in pairs
-                if record.state not in (*done, "running") and trial.name not in tried
+                trial
+                for trial in ready
+                if states[trial.name].state not in done and trial.name not in tried
+                if states[trial.name].state != "running" or trial.name in adopted
             ]
-            is_waiting = any(record.state == "running" for record in records)
-            if self.launcher.is_stopped() or not (left or is_waiting):
+            elsewhere = [trial.name for trial in ready if states[trial.name].state == "running"]
+            if self.launcher.is_stopped() or not (left or elsewhere):
                 return records
-            before = len(pairs) - len(left)
-            tell = functools.partial(self._tell, before)
+            self._num_ready, self._num_ended = len(ready), 0
+            self._num_done = sum(record.state == "finished" for record in records)
+            self._num_failed = sum(record.state in done for record in records) - self._num_done
             if left:
-                codes = self.launcher.run({name: self.commands[name] for name in left}, tell)
+                self._begun = {trial.name for trial in ready}
+                codes = self.launcher.run(self._commands(left), self._tell)
             else:
                 codes = {}
-                time.sleep(SECONDS_BETWEEN)
+                while not self.launcher.is_stopped() and all(
+                    living_owner(self.folder / name) for name in elsewhere
+                ):
+                    self._tell(elsewhere, {})
+                    time.sleep(SECONDS_BETWEEN)
             # One that found its folder in use may be tried again when that one has ended.
             for name, code in codes.items():
                 if code == REFUSED and living_owner(self.folder / name):
                     continue
                 tried.add(name)
-                if code == REFUSED:
+                has_begun = code in (FINISHED, INTERRUPTED) or (self.folder / name).exists()
+                if code == REFUSED or not has_begun:
                     self.refused[name] = self.launcher.said(name)
+                    self.num_refusals += code == REFUSED
 
-    def _tell(self, before: int, running: Sequence[str], codes: Mapping[str, int]) -> None:
-        for name in codes.keys() - self._seen:
-            self._seen.add(name)
-            own = results.read_runs([os.path.join(self.folder, name)])
-            self._best = best_of([*filter(None, [self._best]), *own])
-        failed = sum(code not in (FINISHED, INTERRUPTED) for code in codes.values())
-        found = f", best {_figure(self._best):.4g}" if self._best else ""
-        self.show(f"{len(running)} running, {failed} failed{found}", before + len(codes))
+    def _advance(self) -> tuple[list[Trial], list[Trial]]:
+        return self.supply.advance(functools.partial(states_of, self.folder), self.refused)
+
+    def _commands(self, trials: Sequence[Trial]) -> dict[str, Sequence[str]]:
+        return {trial.name: self.command_of(trial) for trial in trials}
+
+    def _tell(self, running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
+        """Say how it stands; return commands that may follow because others have ended."""
+        new: list[Trial] = []
+        if ended := [*codes][self._num_ended :]:
+            self._num_ended = len(codes)
+            paths = [os.path.join(self.folder, name) for name in ended]
+            self._best = best_of([*filter(None, [self._best]), *results.read_runs(paths)])
+            self._num_done += sum(codes[name] == FINISHED for name in ended)
+            self._num_failed += sum(codes[name] not in (FINISHED, INTERRUPTED) for name in ended)
+            ready = self._advance()[1]
+            new = [trial for trial in ready[self._num_ready :] if trial.name not in self._begun]
+            self._num_ready = len(ready)
+            self._begun |= {trial.name for trial in new}
+        best = f"best {self._best.monitor} {_figure(self._best):.4g}" if self._best else ""
+        self.show(len(running), self._num_done, self._num_failed, best)
+        return self._commands(new)

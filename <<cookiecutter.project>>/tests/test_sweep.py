@@ -1,25 +1,30 @@
 """Sweeps: which trials there are, that they are ordinary runs, and that nothing is lost."""
 
+import functools
 import json
+import multiprocessing
+import operator
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
-from src import sweep
+from src import devices, launch, sweep_trials
 from tests.conftest import ROOT, Command
 from vegab import UsageError
 from vegab.config import find_key
 
 EXACT = ("model.h5", "model_best.h5", "history.csv")
 SMALL = (
-    *("--num_epochs=2", "--n_layers=1", "--batch_size=128", "--no_tensorboard", "--threads=1"),
+    *("--num_epochs=2", "--n_layers=1", "--batch_size=126", "--no_tensorboard", "--threads=1"),
     *("--checkpoint_steps=3", "--dropout=0.3"),
 )
 GRID = ("--grid", "n_filters=2,3", "--grid", "lr_schedule=[[1,0.01],[2,0.001]],null")
@@ -84,6 +89,9 @@ def test_a_trial_is_the_run_that_its_command_makes_by_hand(
         "run,state,epoch,n_filters,lr_schedule,val_loss best,val_loss last"
     )
     assert len(listed.splitlines()) == 5
+    page = (swept / "sweep.html").read_text()
+    assert "grid n_filters=2,3" in page
+    assert all(name in page for name in trials_in(swept))
 
 
 def test_the_same_command_trains_nothing_and_a_larger_grid_what_is_new(
@@ -177,7 +185,12 @@ def test_a_trial_that_fails_is_shown_and_stops_no_other(command: Command, tmp_pa
         (("--grid", "model=a/b,a?b"), "would both be called model=a-b"),
         (("--seeds=-1",), "seeds is -1"),
         (("--seeds=2", "--jobs=0"), "jobs is 0; it must be at least 1"),
-        (("--random=2",), "--random and --range belong together"),
+        (("--seeds=2", "--gpus=a"), "--gpus=a: give numbers such as 0 or 0,1"),
+        (("--seeds=2", "--gpus=0,1", "--jobs=3"), "asks for more; give --per_gpu=2"),
+        (("--random=2",), "--random needs a --range"),
+        (("--range", "dropout=0.1..0.5"), "--range needs --random"),
+        (("--folds=1",), "num_folds is 1; it must be at least 2"),
+        (("--launcher=slrm", "--seeds=2"), "did you mean 'slurm'?"),
         (("--random=2", "--range", "dropout=0.5..0.1"), "is no range"),
         (("--random=2", "--range", "dropout=0..0.5 log"), "begins above 0"),
         (("--plan", "no.yaml"), "cannot read no.yaml"),
@@ -191,6 +204,81 @@ def test_a_mistake_is_one_sentence_and_touches_nothing(
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_every_trial_refuses_leaves_nothing_behind(command: Command, tmp_path: Path) -> None:
+    words = ("root", tmp_path / "sweep", *SMALL, "--seeds=2", "--monitor=val_f1")
+    done = command("bin/sweep.py", *words)
+    assert done.returncode == 2
+    assert done.stderr.count("monitor is 'val_f1'; choose one of accuracy, loss") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_launcher_that_is_not_installed_is_one_sentence(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError('No module named ray')")
+    words = ("bin/sweep.py", "root", tmp_path / "sweep", "--seeds=2", "--launcher=ray")
+    done = command(*words, env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 2
+    assert done.stderr == 'sweep.py: error: --launcher ray needs Ray: pip install "ray>=2.40"\n'
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_gpus_are_shared_out_one_a_trial(swept: Path, command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "gpus"
+    grid = ("--grid", "n_filters=2,3", "--grid", "lr_schedule=null")
+    done = command("bin/sweep.py", "root", folder, *SMALL, *grid, "--gpus=5,7")
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(path.read_text()) for path in sorted(folder.glob("*/meta.json"))]
+    assert [meta["environment"]["CUDA_VISIBLE_DEVICES"] for meta in told] == ["5", "7"]
+    assert not any("--gpus" in meta["command"]["line"] for meta in told)
+    for name, content in exact_files(folder).items():
+        assert (swept / name).read_bytes() == content, name
+
+
+@pytest.mark.parametrize(
+    ("given", "most_at_a_time"),
+    [
+        ({"gpus": "5,7"}, {"5": 1, "7": 1}),
+        ({"gpus": "5,7", "per_gpu": 2}, {"5": 2, "7": 2}),
+        ({"gpus": "5,7", "jobs": 1}, {"5": 1}),
+        ({"gpus": "none", "jobs": 3}, {"": 3}),
+        ({"jobs": 2}, {"": 2}),
+        ({"threads": 1}, {"": 4}),
+        ({"threads": 3}, {"": 1}),
+        ({}, {"": 1}),
+    ],
+)
+def test_as_many_run_at_a_time_as_there_is_room_for(
+    given: dict[str, Any],
+    most_at_a_time: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    class Recording(launch.LocalLauncher):
+        """Starts processes that do nothing for a moment."""
+
+        gpu_of: ClassVar[dict[str, str]] = {}
+
+        def _start(self, name: str, words: Sequence[str], gpu: str) -> Any:
+            self.gpu_of[name] = gpu
+            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.1,))
+            process.start()
+            return process
+
+    seen: list[Counter[str]] = []
+
+    def tell(running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
+        seen.append(Counter(launcher.gpu_of[name] for name in running))
+        return {}
+
+    for name in ("CUDA_VISIBLE_DEVICES", devices.SEVERAL, "PYTHONPATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    asked = {"jobs": None, "gpus": "", "per_gpu": 1, "threads": None} | given
+    launcher = Recording(**asked, outputs=tmp_path / "said", is_stopped=lambda: False)
+    names = [f"trial {number}" for number in range(9)]
+    assert launcher.run({name: [] for name in names}, tell) == dict.fromkeys(names, 0)
+    assert dict(functools.reduce(operator.or_, seen)) == most_at_a_time
 
 
 def test_a_folder_of_something_else_is_refused(command: Command, tmp_path: Path) -> None:
@@ -216,7 +304,25 @@ def test_a_plan_says_the_same_as_the_command_line(command: Command, tmp_path: Pa
     assert "unknown key 'grids'; did you mean 'grid'?" in refused.stderr
 
 
-def definition(**changes: object) -> sweep.Definition:
+def test_folds_are_trials_that_share_all_but_what_they_validate_on(
+    command: Command, tmp_path: Path
+) -> None:
+    words = ("--grid", "n_filters=2,3", "--folds=3", "--seeds=2", "--dry_run")
+    told = command("bin/sweep.py", "root", tmp_path / "sweep", *words).stdout.splitlines()
+    assert len(told) == 12
+    assert [Path(shlex.split(line)[3]).name for line in told[:4]] == [
+        "n_filters=2,seed=0,fold=0",
+        "n_filters=2,seed=0,fold=1",
+        "n_filters=2,seed=0,fold=2",
+        "n_filters=2,seed=1,fold=0",
+    ]
+    assert all("--num_folds=3" in line for line in told)
+    none = command("bin/sweep.py", "iterator_numpy", tmp_path / "sweep", "--folds=3")
+    assert none.returncode == 2
+    assert "iterator_numpy has no keys num_folds and fold" in none.stderr
+
+
+def definition(**changes: object) -> sweep_trials.Definition:
     asked: dict[str, object] = {
         "config_name": "root",
         "config": {"seed": 7, "lr": 0.1, "n": 3},
@@ -226,13 +332,13 @@ def definition(**changes: object) -> sweep.Definition:
         "num_random": 0,
         "num_seeds": 0,
     }
-    return sweep.Definition(**(asked | changes))  # type: ignore[arg-type]
+    return sweep_trials.Definition(**(asked | changes))  # type: ignore[arg-type]
 
 
 def test_draws_lie_in_their_ranges_and_more_of_them_add_to_the_first() -> None:
     ranges = {"lr": "1e-4..1e-1 log", "n": "2..5"}
-    many = sweep.trials_of(definition(ranges=ranges, num_random=400))
-    few = sweep.trials_of(definition(ranges=ranges, num_random=5))
+    many = sweep_trials.trials_of(definition(ranges=ranges, num_random=400))
+    few = sweep_trials.trials_of(definition(ranges=ranges, num_random=5))
     assert many[:5] == few
     rates = [float(trial.settings["lr"]) for trial in many]
     assert min(rates) >= 1e-4
@@ -245,7 +351,7 @@ def test_draws_lie_in_their_ranges_and_more_of_them_add_to_the_first() -> None:
 
 
 def test_seeds_count_up_from_the_config_s() -> None:
-    trials = sweep.trials_of(definition(axes={"n": [1, 2]}, num_seeds=2))
+    trials = sweep_trials.trials_of(definition(axes={"n": [1, 2]}, num_seeds=2))
     assert [dict(trial.settings) for trial in trials] == [
         {"n": 1, "seed": 7},
         {"n": 1, "seed": 8},
@@ -255,9 +361,16 @@ def test_seeds_count_up_from_the_config_s() -> None:
     assert [trial.name for trial in trials][:2] == ["n=1,seed=7", "n=1,seed=8"]
 
 
+def test_a_long_name_is_cut_and_stays_its_own() -> None:
+    axes = {f"a_rather_long_setting_{i}": [0.123456789] for i in range(9)} | {"n": [1, 2]}
+    one, other = (trial.name for trial in sweep_trials.trials_of(definition(axes=axes)))
+    assert one != other
+    assert len(one.encode()) == len(other.encode()) == 150
+
+
 def test_a_short_name_stands_for_a_nested_key() -> None:
     config = {"model": {"n_filters": 8}}
-    axes = sweep.axes_of(["n_filters=8,16"], lambda name: find_key(config, name))
+    axes = sweep_trials.axes_of(["n_filters=8,16"], lambda name: find_key(config, name))
     assert axes == {"model.n_filters": [8, 16]}
     with pytest.raises(UsageError, match="unknown key"):
-        sweep.axes_of(["filters=8"], lambda name: find_key(config, name))
+        sweep_trials.axes_of(["filters=8"], lambda name: find_key(config, name))

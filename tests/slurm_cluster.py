@@ -1,0 +1,173 @@
+"""A real SLURM of two nodes in a temporary folder; it needs root and Debian's packages.
+
+The first node is in this machine's network, the second one in a network of its own at the other end
+of a cable, and each has its own host name, so that programs on both meet as on two machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import run
+
+NODES = ("node1", "node2")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "nsenter", "ip")
+LIMIT = 240  # seconds that the tests wait for anything
+
+CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}({address})
+SlurmctldPort={controller_port}
+SlurmUser=root
+SlurmdUser=root
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/%n.log
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+PartitionName=main Nodes=ALL Default=YES
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A controller, and two nodes of one processor each that have host names of their own."""
+
+    environment: dict[str, str]
+
+    def ask(self, *command: str) -> str:
+        """Return what a command of SLURM's says."""
+        return run(*command, env=self.environment).stdout
+
+    def queue(self, what: str = "%i") -> list[str]:
+        """Return a line for each job that waits or runs, a task of an array being one."""
+        return self.ask("squeue", "--noheader", "--array", f"--format={what}").splitlines()
+
+    def is_done(self) -> bool:
+        """Whether no job waits or runs; those that were queued again begin at once."""
+        self.hurry()
+        return not self.queue()
+
+    def hurry(self) -> None:
+        """Have jobs that were queued again begin at once, not two minutes later."""
+        for line in self.queue("%i %r"):
+            job, reason = line.split(maxsplit=1)
+            if reason == "BeginTime":
+                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Return when a condition holds; fail if it does not come to that."""
+    end = time.monotonic() + LIMIT
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"it took more than {LIMIT} s")
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[Cluster]:
+    """A cluster whose configuration, state, logs and key are in a folder; it is shut in the end."""
+    missing = [program for program in PROGRAMS if not shutil.which(program)]
+    if missing:
+        pytest.skip(f"SLURM is not installed here ({', '.join(missing)}); .ci/run shows how")
+    if os.geteuid() != 0:
+        pytest.skip("SLURM's daemons are run as root here")
+    for name in ("state", *NODES):
+        (folder / name).mkdir()
+    cable = f"slurm{os.getpid()}"
+    addresses = [f"10.213.{os.getpid() % 256}.{number}" for number in (1, 2)]
+    configuration = CONFIGURATION.format(
+        folder=folder,
+        host=socket.gethostname().partition(".")[0],
+        address=addresses[0],
+        controller_port=free_port(),
+    )
+    for node, address in zip(NODES, addresses, strict=True):
+        configuration += f"NodeName={node} NodeAddr={address} Port={free_port()} CPUs=1\n"
+    (folder / "slurm.conf").write_text(configuration)
+    hosts = [f"{address} {node}" for node, address in zip(NODES, addresses, strict=True)]
+    (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    (folder / "munge.key").chmod(0o400)
+    cluster = Cluster({**os.environ, "SLURM_CONF": str(folder / "slurm.conf")})
+    files = {"key": "key", "socket": "socket", "pid": "pid", "log": "log", "seed": "seed"}
+    munge = [f"--{name}-file={folder}/munge.{end}" for name, end in files.items()]
+    munge[1] = munge[1].replace("--socket-file", "--socket")
+    commands = [
+        ["munged", "--force", "--foreground", *munge],
+        ["slurmctld", "-D", "-c"],
+        in_own_name(NODES[0], folder),
+        ["nsenter", f"--net=/run/netns/{cable}", *in_own_name(NODES[1], folder)],
+    ]
+    daemons = []
+    try:
+        lay(cable, *addresses)
+        for command in commands:
+            with open(folder / "daemons.txt", "a") as file:
+                daemons.append(
+                    subprocess.Popen(command, env=cluster.environment, stdout=file, stderr=file)
+                )
+            if command[0] == "munged":
+                wait_for((folder / "munge.socket").exists)
+        ready = ("sinfo", "--noheader", "--format=%T")
+        wait_for(
+            lambda: (
+                "idle" in run(*ready, env=cluster.environment, check=False).stdout
+                or any(daemon.poll() is not None for daemon in daemons)
+            )
+        )
+        assert not any(daemon.poll() for daemon in daemons), (folder / "daemons.txt").read_text()
+        yield cluster
+        cluster.ask("scancel", "--user=root", "--signal=KILL", "--full")
+        cluster.ask("scancel", "--user=root")
+        wait_for(lambda: not cluster.queue())
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            daemon.wait(30)
+        run("ip", "netns", "delete", cable, check=False)  # the cable goes with it
+
+
+def lay(cable: str, here: str, there: str) -> None:
+    """Make a network of the name of the cable that joins it with this machine's."""
+    for words in (
+        f"netns add {cable}",
+        f"link add {cable} type veth peer name {cable} netns {cable}",
+        f"address add {here}/30 dev {cable}",
+        f"link set {cable} up",
+        f"-n {cable} address add {there}/30 dev {cable}",
+        f"-n {cable} link set {cable} up",
+        f"-n {cable} link set lo up",
+    ):
+        run("ip", *words.split())
+
+
+def in_own_name(node: str, folder: Path) -> list[str]:
+    """Return a command that is a node: of that host name, knowing the other by name."""
+    program = f"hostname {node}; mount --bind {folder}/hosts /etc/hosts; exec slurmd -D -N {node}"
+    return ["unshare", "--uts", "--mount", "sh", "-c", program]
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

@@ -1,0 +1,244 @@
+"""Sweeps on a Ray cluster of two nodes on this machine; nodes, workers and sweepers are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import run
+
+pytest.importorskip("ray", reason='it needs Ray: pip install "ray>=2.40"')
+
+EXACT = ("model.h5", "model_best.h5", "history.csv")
+SMALL = (
+    *("root", "--n_layers=1", "--batch_size=126", "--no_tensorboard", "--threads=1"),
+    *("--checkpoint_steps=3", "--dropout=0.3", "--num_epochs=20"),
+)
+GRID = ("--grid", "n_filters=2,3,4")
+# The first one: else it listens on all interfaces.
+ENVIRONMENT = os.environ | {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+CLUSTER = """
+import json
+import sys
+
+from ray.cluster_utils import Cluster
+
+options = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+cluster = Cluster()
+nodes = [cluster.add_node(**options) for _ in range(2)]
+raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
+print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@dataclass
+class Cluster:
+    """A Ray cluster.
+
+    Attributes:
+        address: where it listens.
+        raylets: the process of each of its nodes; the first one is the head.
+    """
+
+    address: str
+    raylets: list[int]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes with a core each."""
+    place = tempfile.mkdtemp(prefix="ray-")  # a socket's path is short
+    Path(place, "ray").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        env=ENVIRONMENT | {"RAY_TMPDIR": place},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    told = next(line for line in process.stdout if line.startswith("{"))
+    yield Cluster(**json.loads(told))
+    process.stdin.close()
+    process.wait(60)
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="module")
+def local(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same sweep by the local launcher."""
+    folder = tmp_path_factory.mktemp("sweep") / "local"
+    run(sys.executable, "bin/sweep.py", *SMALL[:1], folder, *SMALL[1:], *GRID, cwd=project)
+    return folder
+
+
+def start(project: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "bin/sweep.py", SMALL[0], str(folder), *SMALL[1:], *words]
+    return subprocess.Popen(
+        command,
+        cwd=project,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Wait until something is so, while a process lives."""
+    for _ in range(18_000):
+        if condition():
+            return
+        if process.poll() is not None:
+            pytest.fail(f"it ended with {process.returncode}: {process.communicate()}")
+        time.sleep(0.01)
+    pytest.fail("it took more than three minutes")
+
+
+def parent_of(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return int(re.findall(r"PPid:\s+(\d+)", status)[0])
+
+
+def is_told_to_end(pid: int) -> bool:
+    """Whether SIGTERM waits for a process that is stopped."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    waiting = int(re.findall(r"ShdPnd:\s+(\w+)", status)[0], 16)
+    return bool(waiting >> (signal.SIGTERM - 1) & 1)
+
+
+def trials_of(raylet: int, folder: Path) -> dict[str, int]:
+    """Return the processes of the trials that have committed and train on a node, by name."""
+    found = {}
+    for commit in folder.glob("*/model.h5"):
+        with contextlib.suppress(ValueError, OSError):
+            pid = json.loads((commit.parent / "run.lock").read_text())["pid"]
+            if parent_of(parent_of(pid)) == raylet:
+                found[commit.parent.name] = pid
+    return found
+
+
+def kill(*processes: int) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def attempts_in(run_folder: Path) -> list[object]:
+    """Return how each attempt at a run ended; None: it has not."""
+    meta = json.loads((run_folder / "meta.json").read_text())
+    return [attempt.get("exit_status") for attempt in meta["attempts"]]
+
+
+def differing(folder: Path, other: Path) -> list[str]:
+    """Return the files of trials that have other bytes in another sweep's folder."""
+    files = [path for path in folder.glob("*/*") if path.name in EXACT]
+    assert len(files) == 3 * len(list(folder.glob("*/config.json")))
+    return [
+        str(path.relative_to(folder))
+        for path in files
+        if path.read_bytes() != (other / path.relative_to(folder)).read_bytes()
+    ]
+
+
+def test_a_worker_and_a_node_die_and_no_trial_is_lost(
+    project: Path, local: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    sweeper = start(project, folder, *GRID, "--launcher=ray", f"--address={cluster.address}")
+    head, node = cluster.raylets
+    # A node dies with all that it has begun.
+    wait_for(lambda: trials_of(node, folder), sweeper)
+    ((begun, trial),) = trials_of(node, folder).items()
+    kill(node, parent_of(trial), trial)
+    # A worker dies, and the trial that it had begun lives on.
+    wait_for(lambda: trials_of(head, folder), sweeper)
+    ((alone, trial),) = trials_of(head, folder).items()
+    os.kill(trial, signal.SIGSTOP)
+    kill(parent_of(trial))
+    os.kill(trial, signal.SIGCONT)
+    assert begun != alone
+    said, problems = sweeper.communicate(timeout=300)
+    assert sweeper.returncode == 0, problems
+    assert problems == ""
+    assert said.startswith("3 trials: 3 finished; best val_loss ")
+    assert attempts_in(folder / alone) == [0]
+    assert attempts_in(folder / begun) == ["killed", 0]
+    assert len(list(folder.glob("*/config.json"))) == 3
+    assert not differing(folder, local)
+
+
+def test_a_sweeper_is_stopped_or_killed_and_the_same_command_goes_on(
+    project: Path, local: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stopped"
+    address = f"--address={cluster.address}"
+    words = ("--grid", "n_filters=2,3", "--launcher=ray", address, "--max_parallel=1")
+    first = start(project, folder, *words)
+    wait_for(lambda: list(folder.glob("*/model.h5")), first)
+    (commit,) = folder.glob("*/model.h5")
+    trial = json.loads((commit.parent / "run.lock").read_text())["pid"]
+    # It would be finished before Ray has told it to stop.
+    os.kill(trial, signal.SIGSTOP)
+    stop = subprocess.Popen(
+        [sys.executable, "bin/sweep.py", "stop", str(folder)],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: is_told_to_end(trial), first)
+    os.kill(trial, signal.SIGCONT)
+    assert "1 waiting, 1 interrupted" in stop.communicate(timeout=60)[0]
+    assert first.wait(60) == 75
+    assert attempts_in(commit.parent) == [75]
+    second = start(project, folder, *words)
+    wait_for(lambda: len(attempts_in(commit.parent)) == 2, second)
+    second.kill()
+    second.communicate()
+    third = start(project, folder, *words)
+    said, problems = third.communicate(timeout=300)
+    assert third.returncode == 0, problems
+    assert said.startswith("2 trials: 2 finished")
+    assert not differing(folder, local)
+
+
+def test_a_cluster_that_is_not_there_is_refused_at_once(project: Path, tmp_path: Path) -> None:
+    """Neither where nothing listens nor where something else does; Ray takes two minutes."""
+    import http.server
+    import threading
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for port in (1, server.server_port):
+        start_time = time.monotonic()
+        words = ("--seeds=2", "--launcher=ray", f"--address=127.0.0.1:{port}")
+        process = start(project, tmp_path / "sweep", *words)
+        _, said = process.communicate(timeout=60)
+        assert time.monotonic() - start_time < 30
+        assert process.returncode == 2
+        assert said.startswith(f"sweep.py: error: no Ray listens at '127.0.0.1:{port}'; give ")
+        assert said.count("\n") == 1
+    server.shutdown()
+    assert not list(tmp_path.iterdir())
