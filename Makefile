@@ -42,7 +42,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test fault-sample fault-test lint lock benchmark clean
+.PHONY: help demo setup test fault-test lint lock benchmark clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -68,15 +68,14 @@ setup: ## make the tests' environment ready (.venv, or the active one)
 	@cmp -s requirements.txt "$(INSTALLED)" || { \
 	  $(call install,$(ENVIRONMENT),-r requirements.txt) && cp requirements.txt "$(INSTALLED)"; }
 
-PYTEST = PYTHONPYCACHEPREFIX="$(CACHES)" "$(PYTHON)" -m pytest -o cache_dir="$(CACHES)/pytest"
+PYTEST = PYTHONPYCACHEPREFIX="$(CACHES)" MYPY_CACHE_DIR="$(CACHES)/mypy-template" "$(PYTHON)" -m pytest -o cache_dir="$(CACHES)/pytest"
+# More than there are cores, for tests often wait; each takes about a gigabyte.
+PROCESSES = $(shell "$(PYTHON)" -c 'import os; print(min(os.cpu_count() + 2, 4))')
 FAULT_TESTS := tests/test_faults.py tests/test_faults_disk.py tests/test_faults_iterators.py \
-  tests/test_check_resume.py
+  tests/test_faults_distribution.py tests/test_check_resume.py
 
-test: setup ## run the tests (ARGS='-k cruft' for some of them)
-	@$(PYTEST) -n auto --maxprocesses=4 --dist=loadfile $(FAULT_TESTS:%=--ignore=%) $(ARGS)
-
-fault-sample: setup ## break runs in many ways, a sample of some ten minutes
-	@$(PYTEST) -n 2 --dist=loadfile $(FAULT_TESTS) $(ARGS)
+test: setup ## run the tests, which break runs in some hundred ways (ARGS='-k cruft' for some)
+	@$(PYTEST) -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 fault-test: setup ## break runs in all ways, which takes hours
 	@TEMPLATE_FAULT_TESTS_WHOLE=1 $(PYTEST) $(FAULT_TESTS) $(ARGS)
@@ -97,6 +96,7 @@ benchmark: setup ## measure how long things take, beside model.fit and, where it
 	@"$(PYTHON)" benchmarks/feeder.py
 	@"$(PYTHON)" benchmarks/runs.py
 	@"$(PYTHON)" benchmarks/sweep.py
+	@"$(PYTHON)" benchmarks/scale.py
 
 clean: ## remove .venv, build and the tools' caches
 	@rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache

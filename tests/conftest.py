@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import venv
@@ -20,12 +22,42 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE_FOLDER = "<<cookiecutter.project>>"
 FAIL_ON_SKIP = "TEMPLATE_TESTS_FAIL_ON_SKIP"
 
-# nohup, which the tests may be run by, makes children ignore it; what they start here must not.
+# Files of tests that take minutes: begun last, one of them would run on alone. The fifth waits for
+# the end of the first, which has one test only.
+LONGEST = [
+    "own_tests",
+    "faults",
+    "runs",
+    "faults_disk",
+    "cruft",
+    "slurm",
+    "faults_distribution",
+    "faults_iterators",
+    "ray",
+    "torch",
+    "trackers",
+    "make",
+    "check_resume",
+    "bake",
+    "edflow",
+    "sixty_runs",
+    "report",
+]
+
+# nohup, or a shell's &, which the tests may be run by, makes children ignore these; what they start
+# here must not.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # `make test ARGS=...` hands these down, and a make that a test runs would take them for its own.
 for variable in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"):
     os.environ.pop(variable, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, each as it is; `--no-loadscope-reorder` leaves them there."""
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.hookimpl(trylast=True)
@@ -51,6 +83,16 @@ def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     if check and done.returncode != 0:
         pytest.fail(f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def two_workers() -> list[str]:
+    """Return TF_CONFIG for each of two workers on this machine, at ports that are free."""
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind(("127.0.0.1", 0))
+        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, other)]
+    tasks = [{"type": "worker", "index": index} for index in range(2)]
+    return [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
 
 
 def commit_all(repository: Path, message: str) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 HERE = Path(__file__).parent
@@ -35,11 +36,15 @@ STEPS = 10  # of an epoch of 1,260 examples
 
 @dataclass(frozen=True)
 class Job:
-    """A run to break: its command line without the folder."""
+    """A run to break: its command line without the folder.
+
+    `processors` is how many TensorFlow takes the processor for; they then stand for GPUs.
+    """
 
     name: str
     words: tuple[str, ...]
     num_epochs: int = 3
+    processors: int = 1
 
     def __str__(self) -> str:
         return self.name
@@ -50,6 +55,8 @@ class Job:
 
 
 CNN = Job("cnn", (*SMALL, "--checkpoint_steps=4"))
+# No smaller last batch, for which its steps would be compiled once more.
+EVEN = Job("even", (*SMALL, "--batch_size=126", "--checkpoint_steps=4"))
 RECURRENT = Job(
     "recurrent",
     (
@@ -176,6 +183,7 @@ class Lab:
         server = self.servers[number % len(self.servers)]
         terminal = run.parent / f"terminal-{number}.txt"
         request: dict[str, Any] = {"faults": [], "shim": None, "most_steps": None, "exhaust": None}
+        request |= {"processors": 1, "environment": {}}
         answer = server.ask(
             words=[program, *words[:1], str(run), *words[1:]],
             output=str(terminal),
@@ -201,14 +209,14 @@ class Lab:
         with self._one_reference:
             if job not in self._references:
                 run = self.new_folder(f"{job.name}-reference")
-                done = self.attempt(run, job.arguments)
+                done = self.attempt(run, job.arguments, processors=job.processors)
                 assert done.code == 0, done.said
                 self._references[job] = run
             return self._references[job]
 
     def finish(self, job: Job, run: Path, context: str) -> None:
         """Resume to the end; the run must then be the one that nothing stopped, bit for bit."""
-        done = self.attempt(run, job.arguments)
+        done = self.attempt(run, job.arguments, processors=job.processors)
         assert done.code == 0, f"{context}: the resumed run ended with {done.code}\n{done.said}"
         differing = differences(run, self.reference(job))
         assert not differing, f"{context}: {', '.join(differing)} differ\n{done.said}"
@@ -218,7 +226,7 @@ class Lab:
         """Kill a run again and again, then resume it to its end. Returns how many kills struck."""
         run, struck = self.new_folder(name), 0
         for kill in kills:
-            done = self.attempt(run, job.arguments, **kill)
+            done = self.attempt(run, job.arguments, processors=job.processors, **kill)
             assert done.code in (KILLED, 0), f"{kill}: ended with {done.code}\n{done.said}"
             struck += done.code == KILLED
         self.finish(job, run, f"{job.name}, {name}, killed at {kills}")
@@ -244,6 +252,12 @@ def differences(run: Path, other: Path) -> list[str]:
         if not ((run / name).exists() and (other / name).exists())
         or not filecmp.cmp(run / name, other / name, shallow=False)
     ]
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    """What a run's latest commit holds beside the variables."""
+    with h5py.File(run / "model.h5") as file:
+        return json.loads(file["training_state/state"][()])
 
 
 def two_at_once(tasks: Sequence[Any]) -> list[Any]:

@@ -27,11 +27,13 @@ sys.path.insert(0, str(Path.cwd()))
 import keras
 import matplotlib.pyplot
 import numpy as np
+import tensorflow as tf
 import vegab
 from keras.src.random.seed_generator import global_seed_generator
 from src import (
     checkpoint,
     data,
+    devices,
     examples,
     experiment,
     hooks,
@@ -40,6 +42,7 @@ from src import (
     models,
     steps,
     training_loop,
+    workers,
 )
 
 SHIM_MODES = {"count": 0, "kill": 1, "tear": 2, "fail": 3, "record": 4}
@@ -70,6 +73,8 @@ def attempt(
     shim: dict[str, Any] | None,
     most_steps: int | None,
     exhaust: dict[str, Any] | None,
+    processors: int,
+    environment: dict[str, str],
 ) -> None:
     """Be a process that runs `words`, and never return."""
     code = 1
@@ -84,6 +89,13 @@ def attempt(
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         sys.argv = words
+        os.environ |= environment
+        workers.SECONDS_OF_SILENCE = 5
+        if processors > 1:
+            several = [tf.config.LogicalDeviceConfiguration()] * processors
+            (processor,) = tf.config.list_physical_devices("CPU")
+            tf.config.set_logical_device_configuration(processor, several)
+            devices.device_names = lambda: [f"CPU:{number}" for number in range(processors)]
         sow(process_seed)
         if most_steps:
             steps.Steps.MOST_STEPS = most_steps

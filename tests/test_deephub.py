@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import run
 
@@ -66,12 +67,13 @@ def own(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, file in (("train_feeder", "train"), ("eval_feeder", "eval")):
         path = copy / "mine" / "feeders" / f"feeder_toy_{file}.yaml"
         path.write_text(FEEDER.format(name=name))
-    train(copy, "mine/variants/toy.yaml", "-p", "model.model_dir", "results/toy", *PATTERNS)
+    words = ("mine/variants/toy.yaml", "-p", "model.model_dir", "results/toy", *PATTERNS)
+    run(sys.executable, "bin/train.py", *words, cwd=copy)
     return copy
 
 
 def bin(own: Path, script: str, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = run(sys.executable, f"bin/{script}.py", *words, cwd=own, env=os.environ, check=False)
+    done = forked.run([f"bin/{script}.py", *words], own, os.environ)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 

@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 import pytest
 from fault_lab import (
-    CNN,
+    EVEN,
     KILLED,
     WHOLE,
     Job,
@@ -37,7 +37,7 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EMFILE)
 # fault does to model_best.h5 is not made good by a later epoch.
 COMMIT = 3
 FIRST_IS_BEST = ("--monitor=step", "--monitor_mode=min")
-JOB = Job("first-is-best", (*CNN.words, *FIRST_IS_BEST), num_epochs=2)
+JOB = Job("first-is-best", (*EVEN.words, *FIRST_IS_BEST), num_epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def killed(lab: Lab) -> Path:
     """A run that was killed in its last epoch: it has two commits, and a best one."""
     run = lab.new_folder("killed")
     harm = {"at": "step", "call": 29, "when": "before"}
-    assert lab.attempt(run, CNN.arguments, faults=[harm], most_steps=1).code == KILLED
+    assert lab.attempt(run, EVEN.arguments, faults=[harm], most_steps=1).code == KILLED
     return run
 
 
@@ -160,7 +160,7 @@ def test_power_lost_at_any_moment_of_a_commit(lab: Lab, killed: Path) -> None:
     assert sum(states.values()) >= (10_000 if WHOLE else 1_000), states
 
 
-LONGER = (*CNN.words, "--num_epochs=12")
+LONGER = (*EVEN.words, "--num_epochs=12")
 
 
 def record_one(run: Path, trace: Path) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def test_the_commit_before_a_damaged_one_is_used(lab: Lab, killed: Path, kind: s
     else:
         content.clear()
     path.write_bytes(content)
-    lab.finish(CNN, run, f"newest commit damaged: {kind}")
+    lab.finish(EVEN, run, f"newest commit damaged: {kind}")
 
 
 def test_both_commits_damaged_is_said(lab: Lab, killed: Path) -> None:
@@ -196,7 +196,7 @@ def test_both_commits_damaged_is_said(lab: Lab, killed: Path) -> None:
     for name in ("model.h5", "model_previous.h5"):
         with open(run / name, "r+b") as file:
             file.truncate(1000)
-    done = lab.attempt(run, CNN.arguments)
+    done = lab.attempt(run, EVEN.arguments)
     assert done.code in (1, 2) and "Traceback" not in done.said, done.said
     assert "no commit in" in done.said and "is whole" in done.said, done.said
     assert len((run / "model.h5").read_bytes()) == 1000
@@ -207,7 +207,7 @@ def test_both_commits_damaged_is_said(lab: Lab, killed: Path) -> None:
 def test_a_view_that_was_harmed_is_made_anew(lab: Lab, killed: Path, name: str, harm: str) -> None:
     run = copy_of(lab, killed, f"{harm}-{name}")
     do_harm(run / name, harm)
-    lab.finish(CNN, run, f"{name} {harm}")
+    lab.finish(EVEN, run, f"{name} {harm}")
 
 
 @pytest.mark.parametrize("harm", ["deleted", "cut", "edited"])
@@ -217,13 +217,13 @@ def test_a_harmed_best_commit_is_named_and_the_run_goes_on(
     """Its epoch is over and its weights are nowhere else; all the rest is as it should be."""
     run = copy_of(lab, killed, f"{harm}-best")
     do_harm(run / "model_best.h5", harm)
-    done = lab.attempt(run, CNN.arguments)
+    done = lab.attempt(run, EVEN.arguments)
     assert done.code == 0, done.said
     sentences = [line for line in done.said.splitlines() if "model_best.h5" in line]
     assert len(sentences) == 1 and "cannot be made anew" in sentences[0], done.said
     assert ("is gone" if harm == "deleted" else "is damaged") in sentences[0]
     assert (run / "model_best.h5.damaged").exists() == (harm != "deleted")
-    assert set(differences(run, lab.reference(CNN))) <= {"model_best.h5"}
+    assert set(differences(run, lab.reference(EVEN))) <= {"model_best.h5"}
 
 
 def do_harm(path: Path, harm: str) -> None:
@@ -249,7 +249,7 @@ def test_nothing_in_a_hostile_loop_state_is_executed(lab: Lab, killed: Path) -> 
     run = copy_of(lab, killed, "pickle")
     canary = run.parent / "executed"
     (run / "loop_state.pkl").write_bytes(pickle.dumps({"epoch": Payload(canary)}))
-    lab.finish(CNN, run, "a hostile loop_state.pkl")
+    lab.finish(EVEN, run, "a hostile loop_state.pkl")
     assert not canary.exists()
 
 
@@ -301,7 +301,7 @@ def test_a_hostile_commit_is_refused(
         file["secret"] = file["training_state/optimizer/00000"][()]
         file["secret"].attrs["path"] = file["training_state/optimizer/00000"].attrs["path"]
     change_commits(run, lambda file: change(file, secret))
-    done = lab.attempt(run, CNN.arguments)
+    done = lab.attempt(run, EVEN.arguments)
     assert done.code in (1, 2), done.said
     assert "Traceback" not in done.said, done.said
     assert "model.h5" in done.said.strip().splitlines()[-1], done.said
@@ -322,7 +322,7 @@ def test_a_lambda_layer_in_a_commit_is_not_executed(lab: Lab, killed: Path) -> N
         file.attrs["model_config"] = json.dumps(config)
 
     change_commits(run, add_lambda)
-    done = lab.attempt(run, CNN.arguments)
+    done = lab.attempt(run, EVEN.arguments)
     assert done.code in (0, 1, 2) and "Traceback" not in done.said, done.said
     done = lab.start(run, (), program="bin/evaluate.py").wait()
     assert done.code in (0, 1, 2) and "Traceback" not in done.said, done.said
@@ -333,7 +333,7 @@ def test_a_file_that_is_no_commit_is_set_aside(lab: Lab, killed: Path) -> None:
     run = copy_of(lab, killed, "foreign")
     content = (run / "model.h5").read_bytes()
     (run / "model.h5").write_bytes(bytes(512) + content[512:])
-    lab.finish(CNN, run, "model.h5 with an empty user block")
+    lab.finish(EVEN, run, "model.h5 with an empty user block")
 
 
 def change_commits(run: Path, change: Callable[[h5py.File], None]) -> None:

@@ -5,7 +5,6 @@ A fixed sample by default; `make fault-test` runs the whole.
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from fault_lab import (
     differences,
     every_kill,
     killed_anywhere,
+    state_of,
     two_at_once,
 )
 
@@ -168,11 +168,6 @@ def updates_of(run: Path) -> int:
         variables = file["training_state/variables"].values()
         (counted,) = [int(v[()]) for v in variables if "updates" in str(v.attrs["path"])]
     return counted
-
-
-def state_of(run: Path) -> dict[str, Any]:
-    with h5py.File(run / "model.h5") as file:
-        return json.loads(file["training_state/state"][()])
 
 
 def stamps(run: Path) -> dict[str, tuple[int, int]]:

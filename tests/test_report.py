@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT, TEMPLATE_FOLDER
 from conftest import run as run_command
 from fault_lab import INTERRUPTED, KILLED, SMALL, Lab, two_at_once
 
@@ -38,7 +40,7 @@ def results(lab: Lab) -> Path:
     folder = lab.project / "results"
 
     def train(name: str, code: int, *words: str, **faults: Any) -> None:
-        done = lab.attempt(folder / name, (*SMALL, EPOCHS, *words), **faults)
+        done = lab.attempt(folder / name, (*SMALL, "--batch_size=126", EPOCHS, *words), **faults)
         assert done.code == code, done.said
 
     def killed(number: int) -> dict[str, Any]:
@@ -323,6 +325,7 @@ def test_curves_are_chosen_and_read(look: Opener, page_path: Path, results: Path
     blank = picture_of(page)
     for metric in ("val_loss", "accuracy", "learning_rate"):
         page.select_option("#metric", metric)
+        page.locator("#chart").scroll_into_view_if_needed()
         frame = page.locator("#chart").bounding_box()
         seen = set()
         for share in (0.12, 0.5, 0.97):
@@ -420,7 +423,7 @@ def test_a_run_has_details(look: Opener, page_path: Path, results: Path) -> None
 def test_a_command_can_be_copied(look: Opener, page_path: Path, results: Path) -> None:
     page = look(page_path, permissions=["clipboard-read", "clipboard-write"])
     row(page, results / "a").locator("td").nth(1).click()
-    page.click(".command button")
+    page.click("#details .command button")
     page.wait_for_selector("text=Copied")
     line = json.loads((results / "a" / "meta.json").read_text())["command"]["line"]
     assert page.evaluate("navigator.clipboard.readText()") == line
@@ -526,6 +529,7 @@ def test_500_runs_stay_fluid(look: Opener, lab: Lab, results: Path, tmp_path: Pa
     assert len(runs_in(page)) == len(legend(page)) - 1 == 100
     # Curves are thinned, and it says so; what is drawn is what the file says.
     assert "thinned" in page.inner_text("#notes")
+    page.locator("#chart").scroll_into_view_if_needed()
     frame = page.locator("#chart").bounding_box()
     page.mouse.move(frame["x"] + frame["width"] / 2, frame["y"] + 100)
     values = legend(page)
@@ -534,6 +538,179 @@ def test_500_runs_stay_fluid(look: Opener, lab: Lab, results: Path, tmp_path: Pa
     for name, value in values.items():
         number = int(name.rpartition("_")[2])
         assert float(value) == pytest.approx(number + 1 / (epoch - 1 + 1.7), rel=1e-3)
+
+
+# ---- settings ------------------------------------------------------------------------------------
+
+SETTINGS: dict[str, list[Any]] = {
+    "n_filters": [8, 16],
+    "lr_schedule": [None, [[3, 0.1]], HOSTILE_VALUE],
+    "learning_rate": [0.1, 0.001],
+}
+
+
+def make_trials(folder: Path, settings: dict[str, list[Any]], num_seeds: int) -> dict[str, float]:
+    """Write a run of each combination and seed; the values of what they monitor, by name."""
+    values = {}
+    combinations = itertools.product(*settings.values(), range(num_seeds))
+    for number, combination in enumerate(combinations):
+        config = dict(zip([*settings, "seed"], combination, strict=True))
+        run = folder / f"run_{number}"
+        run.mkdir(parents=True)
+        (run / "config.json").write_text(json.dumps(config))
+        line = f"python bin/train.py digits {run} --note='a b'"
+        meta = {"status": "finished", "attempts": [], "command": {"line": line}}
+        (run / "meta.json").write_text(json.dumps(meta))
+        values[run.name] = (number * 37 % 100 + 1) / 100
+        (run / "history.csv").write_text(f"epoch,step,val_loss\n0,9,{values[run.name]}\n")
+    return values
+
+
+@pytest.fixture
+def look_at_trials(look: Opener, tmp_path: Path) -> Callable[..., Any]:
+    """Open the report on runs that are made of settings; each has a value of its own."""
+
+    def opened(
+        names: list[str], num_seeds: int = 1, **options: Any
+    ) -> tuple[Any, dict[str, float]]:
+        folder = tmp_path / "trials"
+        values = make_trials(folder, {name: SETTINGS[name] for name in names}, num_seeds)
+        write_report(ROOT / TEMPLATE_FOLDER, folder, "-o", tmp_path / "page.html")
+        return look(tmp_path / "page.html", **options), values
+
+    return opened
+
+
+def test_two_settings_are_a_heat_map(look_at_trials: Callable[..., Any]) -> None:
+    page, values = look_at_trials(["lr_schedule", "n_filters"], num_seeds=2)
+    assert page.locator(".effect canvas").count() == 2 * 2
+    assert page.locator(".parallel").count() == 0
+    rows = page.locator(".heat tr").evaluate_all(
+        "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+    assert rows[0][1:] == ["8", "16"]
+    assert [row[0] for row in rows[1:]] == [HOSTILE_VALUE, "[[3,0.1]]", "null"]
+    means = {}
+    for row, written in enumerate((HOSTILE_VALUE, "[[3,0.1]]", "null")):
+        for column in (0, 1):
+            # In the order in which they were made, null comes first, and the hostile one last.
+            first = 2 * (2 * {0: 2, 1: 1, 2: 0}[row] + column)
+            mean = (values[f"run_{first}"] + values[f"run_{first + 1}"]) / 2
+            means[written, 8 * (column + 1)] = mean
+            shown = rows[1 + row][1 + column]
+            assert float(shown.partition("±")[0]) == pytest.approx(mean, abs=0.006)
+            assert shown.endswith("(2)")
+    # The table has the same means, the best first, and leads to the runs of each seed.
+    best = page.locator("#groups tbody tr").first
+    shown = best.locator("td").nth(2).inner_text()
+    assert float(shown.partition("±")[0]) == pytest.approx(min(means.values()), abs=0.006)
+    assert page.locator("#groups tbody tr").count() == 6
+    assert best.locator("a").all_inner_texts() == ["0", "1"]
+    link = best.locator("a").last
+    path = link.get_attribute("title")
+    link.click()
+    assert page.locator("#details h2").inner_text() == Path(path).name
+    assert "seed" in page.inner_text("#details dl.settings")
+    assert page.evaluate("window.struck") is None
+
+
+def test_three_settings_are_lines_that_lead_to_runs(look_at_trials: Callable[..., Any]) -> None:
+    page, values = look_at_trials(list(SETTINGS), permissions=["clipboard-read", "clipboard-write"])
+    assert page.locator(".effect canvas").count() == 2 * 3
+    assert page.locator(".heat").count() == 0
+    in_order = sorted(values, key=lambda name: values[name])
+    best = page.locator("#best")
+    assert f"{in_order[0]} with val_loss {values[in_order[0]]:.4f}" in best.inner_text()
+    commands = best.locator("code").all_inner_texts()
+    assert commands[0].endswith(f"{in_order[0]} --note='a b'")
+    assert commands[0].startswith("python bin/train.py digits ")
+    assert commands[1] == f"python bin/reproduce.py {commands[0].split()[3]}"
+    best.locator("button").last.click()
+    page.wait_for_selector("text=Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == commands[1]
+
+    # The pointer finds the line that ends where it is, at the right edge.
+    lines = page.locator(".parallel")
+    lines.scroll_into_view_if_needed()
+    frame = lines.bounding_box()
+    found = set()
+    for share in range(12, 100, 2):
+        page.mouse.move(frame["x"] + frame["width"] - 9, frame["y"] + frame["height"] * share / 100)
+        found.add(page.inner_text(".whole figcaption a"))
+    assert found == set(values)
+    page.mouse.click(frame["x"] + frame["width"] - 9, frame["y"] + frame["height"] - 22)
+    assert page.locator("#details h2").inner_text() == in_order[0]
+    page.keyboard.press("Escape")
+    # So do the arrow keys, from the best to the worst.
+    lines.focus()
+    page.mouse.move(1, 1)
+    for _ in values:
+        page.keyboard.press("ArrowRight")
+    assert page.inner_text(".whole figcaption a") == in_order[-1]
+    page.keyboard.press("Enter")
+    assert page.locator("#details h2").inner_text() == in_order[-1]
+    assert page.evaluate("window.struck") is None
+
+
+def test_an_effect_tells_its_levels_and_its_runs(look_at_trials: Callable[..., Any]) -> None:
+    page, values = look_at_trials(["learning_rate"], num_seeds=3, viewport=PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    chart = page.locator(".effect .chart")
+    caption = page.locator(".effect figcaption")
+    chart.focus()
+    page.keyboard.press("ArrowRight")
+    mean = sum(values[f"run_{n}"] for n in (3, 4, 5)) / 3  # of 0.001, the smaller one
+    assert caption.inner_text().split()[:2] == ["learning_rate", "0.001"]
+    assert float(caption.inner_text().split()[2]) == pytest.approx(mean, abs=0.006)
+    page.keyboard.press("ArrowRight")
+    assert caption.inner_text().split()[1] == "0.1"
+    # Somewhere there is the point of each run, and a click opens it.
+    frame = chart.bounding_box()
+    found = {}
+    for x in range(40, round(frame["width"]), 4):
+        for y in range(5, 150, 8):
+            place = frame["x"] + x, frame["y"] + y
+            page.mouse.move(*place)
+            found[caption.locator("span").first.inner_text()] = place
+    assert set(found) - {"0.1", "0.001"} == set(values)
+    page.mouse.click(*found["run_4"])
+    assert page.locator("#details h2").inner_text() == "run_4"
+
+
+def test_settings_are_drawn_anew_in_the_dark(look_at_trials: Callable[..., Any]) -> None:
+    page, _ = look_at_trials(list(SETTINGS), color_scheme="light")
+    script = (
+        "[...document.querySelectorAll('#pictures canvas:first-child')].map(c => c.toDataURL())"
+    )
+    before = page.evaluate(script)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(100)
+    after = page.evaluate(script)
+    assert len(before) == 4
+    assert all(one != other for one, other in zip(before, after, strict=True))
+
+
+def test_of_many_runs_the_first_rows_are_drawn(look: Opener, tmp_path: Path) -> None:
+    values = make_trials(tmp_path / "trials", {"x": list(range(600))}, 1)
+    write_report(ROOT / TEMPLATE_FOLDER, tmp_path / "trials", "-o", tmp_path / "page.html")
+    page = look(tmp_path / "page.html")
+    assert page.inner_text("#count") == "600 runs; the first 500 are drawn"
+    drawn = [values[Path(path).name] for path in runs_in(page)]
+    assert drawn == sorted(values.values())[:500]
+    page.click("th[data-column='best val_loss'] button")
+    drawn = [values[Path(path).name] for path in runs_in(page)]
+    assert drawn == sorted(values.values(), reverse=True)[:500]
+    # The others are there, too.
+    worst = min(values, key=lambda name: values[name])
+    assert worst not in {Path(path).name for path in runs_in(page)}
+    page.fill("#filter", f"x={worst.removeprefix('run_')}")
+    assert [Path(path).name for path in runs_in(page)] == [worst]
+    assert page.inner_text("#count") == "1 of 600 runs"
+    page.fill("#filter", "")
+    page.locator("#best a").click()
+    assert page.locator("#details h2").inner_text() == worst
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#details")
 
 
 # ---- the command line ----------------------------------------------------------------------------

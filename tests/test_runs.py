@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import h5py
 import numpy as np
 import pytest
@@ -104,12 +105,17 @@ Train = Callable[..., Done]
 
 @pytest.fixture
 def train(lab: Path) -> Train:
-    """Run `python bin/train.py ARGUMENTS`; `harm="50:kill"` does harm at the 50th step."""
+    """Run `python bin/train.py ARGUMENTS`; `harm="50:kill"` does harm at the 50th step.
+
+    With an option of subprocess.run it is a process of its own from the start.
+    """
 
     def command(*arguments: object, harm: str = "0:", **options: Any) -> Done:
         environment = os.environ | {"HARM": harm} | options.pop("env", {})
-        words = (sys.executable, "bin/train.py", *arguments)
-        return run(*words, cwd=lab, env=environment, check=False, **options)
+        if options:
+            words = (sys.executable, "bin/train.py", *arguments)
+            return run(*words, cwd=lab, env=environment, check=False, **options)
+        return forked.run(["bin/train.py", *map(str, arguments)], lab, environment, timeout=600)
 
     return command
 
@@ -276,7 +282,7 @@ def test_flags_do_what_they_say(train: Train, tmp_path: Path) -> None:
 
 def test_killed_and_continued_equals_uninterrupted(train: Train, tmp_path: Path) -> None:
     command = (*COMMAND, "--num_epochs=4", "--lr_schedule=[[2, 0.01], [4, 0.001]]")
-    assert train(*command, tmp_path / "straight").returncode == 0
+    assert train(*command, tmp_path / "straight", timeout=600).returncode == 0
     killed = tmp_path / "killed"
     for batch in (100, 60):
         assert train(*command, killed, harm=f"{batch}:kill").returncode == -signal.SIGKILL

@@ -28,7 +28,7 @@ from fault_lab import INTERRUPTED, KILLED, Lab, two_at_once
 
 FILTERS, RATES, SEEDS = (2, 3), (0.01, 0.003, 0.001), range(9)
 SMALL = (
-    *("root", "--n_layers=1", "--batch_size=128", "--num_epochs=2", "--no_tensorboard"),
+    *("root", "--n_layers=1", "--batch_size=126", "--num_epochs=2", "--no_tensorboard"),
     "--threads=1",
 )
 HOSTILE = """it's "<script>alert(1)<!--" & 100 % $x_1$ | é\t"""

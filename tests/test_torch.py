@@ -30,13 +30,14 @@ def own(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if folder := os.environ.get("PIP_FIND_LINKS"):  # of which uv knows nothing
         options.append(f"--find-links={folder}")
     if installer[0] == "uv":
-        options += [f"--python={sys.executable}", "--compile-bytecode"]
+        options.append(f"--python={sys.executable}")
     run(*installer, "install", "--quiet", *options, f"torch=={VERSION}", timeout=900)
     return copy
 
 
 def command(own: Path, *words: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(own / "torch")}
+    # PyTorch's threads wait by spinning, which takes the processor from tests beside this one.
+    environment = os.environ | {"PYTHONPATH": str(own / "torch"), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, *words], cwd=own, env=environment, stdout=pipe, stderr=pipe, text=True

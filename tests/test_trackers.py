@@ -157,8 +157,8 @@ def tracked(lab: Path, trackers: Path, tmp_path_factory: pytest.TempPathFactory)
     """The page's commands, with both hooks in one run, and one that makes trouble."""
     text = (lab / "docs" / "trackers.md").read_text()
     # What is imported by four processes is compiled by the first of them.
-    settings = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
-    environment = {key: value for key, value in os.environ.items() if key not in settings}
+    forbids = "PYTHONDONTWRITEBYTECODE"
+    environment = {key: value for key, value in os.environ.items() if key != forbids}
     environment |= {"PYTHONPATH": str(trackers), "HOME": str(tmp_path_factory.mktemp("home"))}
     for line in "".join(code_blocks(text, "")).splitlines():
         if line.startswith("export "):

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from configs import registry
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[1]
-# nohup, which the tests may be run by, makes children ignore it; what they start here must not.
+# nohup, or a shell's &, which the tests may be run by, makes children ignore these; what they start
+# here must not.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -45,5 +48,17 @@ def command() -> Command:
             text=True,
             timeout=120,
         )
+
+    return run
+
+
+@pytest.fixture
+def quick_command() -> Command:
+    """Do as `command` does, but in a process that has the libraries imported; see `forked`."""
+
+    def run(
+        *arguments: object, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return forked.run([*map(str, arguments)], ROOT, os.environ | (env or {}))
 
     return run

@@ -91,8 +91,10 @@ def test_the_code_of_a_run_runs_again(command: Command, run: Path, tmp_path: Pat
     assert history[0].splitlines()[0] == history[1].splitlines()[0]
 
 
-def test_evaluate_reads_the_test_set_and_writes_what_comes_out(command: Command, run: Path) -> None:
-    done = command("bin/evaluate.py", run)
+def test_evaluate_reads_the_test_set_and_writes_what_comes_out(
+    quick_command: Command, run: Path
+) -> None:
+    done = quick_command("bin/evaluate.py", run)
     assert done.returncode == 0, done.stderr
     summary = json.loads((run / "eval" / "test.json").read_text())
     assert summary["checkpoint"] == "model_best.h5"
@@ -113,9 +115,9 @@ def test_evaluate_reads_the_test_set_and_writes_what_comes_out(command: Command,
     assert (pixels == np.rint(np.concatenate(first, axis=1) / 16 * 255)[..., np.newaxis]).all()
 
 
-def test_evaluate_takes_the_latest_or_a_path(command: Command, run: Path) -> None:
+def test_evaluate_takes_the_latest_or_a_path(quick_command: Command, run: Path) -> None:
     for checkpoint, name in (("latest", "model.h5"), (run / "model_previous.h5",) * 2):
-        done = command("bin/evaluate.py", run, f"--checkpoint={checkpoint}")
+        done = quick_command("bin/evaluate.py", run, f"--checkpoint={checkpoint}")
         assert done.returncode == 0, done.stderr
         summary = json.loads((run / "eval" / "test.json").read_text())
         assert summary["checkpoint"] == Path(name).name
@@ -129,9 +131,9 @@ def test_evaluate_takes_the_latest_or_a_path(command: Command, run: Path) -> Non
     ],
 )
 def test_evaluate_refuses(
-    arguments: tuple[str, ...], message: str, command: Command, run: Path
+    arguments: tuple[str, ...], message: str, quick_command: Command, run: Path
 ) -> None:
-    done = command("bin/evaluate.py", *(argument.format(run=run) for argument in arguments))
+    done = quick_command("bin/evaluate.py", *(argument.format(run=run) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -150,10 +152,10 @@ def test_evaluate_refuses(
     ],
 )
 def test_train_refuses_in_one_sentence_and_writes_nothing(
-    arguments: tuple[str, ...], message: str, command: Command, tmp_path: Path
+    arguments: tuple[str, ...], message: str, quick_command: Command, tmp_path: Path
 ) -> None:
     name, *overrides = arguments
-    done = command("bin/train.py", name, tmp_path / "run", *overrides)
+    done = quick_command("bin/train.py", name, tmp_path / "run", *overrides)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -178,8 +180,8 @@ def test_help_explains_every_key(command: Command) -> None:
         assert name in text
 
 
-def test_the_example_runner_trains(command: Command, tmp_path: Path) -> None:
-    done = command(
+def test_the_example_runner_trains(quick_command: Command, tmp_path: Path) -> None:
+    done = quick_command(
         "src/scripts/train_simple_cnn.py",
         "root",
         tmp_path / "simple_cnn" / "first",

@@ -39,6 +39,25 @@ def test_no_test_or_validation_image_is_trained_on(config: dict[str, Any]) -> No
     assert not train & {image.tobytes() for image in np.concatenate([digits.valid[0], test[0]])}
 
 
+def test_folds_validate_once_on_all_that_is_not_for_the_test(config: dict[str, Any]) -> None:
+    def images_of(fold: int) -> tuple[list[bytes], list[bytes]]:
+        folds = config | {"augmented": False, "num_folds": 5, "fold": fold}
+        digits = get_digits(folds)
+        assert digits.valid is not None
+        batches = [digits.train.batch(0, step) for step in range(digits.train.steps_per_epoch)]
+        train = [image.tobytes() for features, _ in batches for image in features]
+        assert set(digits.valid[1].tolist()) == set(range(10))
+        return train, [image.tobytes() for image in digits.valid[0]]
+
+    parts = [images_of(fold) for fold in range(5)]
+    for train, valid in parts:
+        assert not {*train} & {*valid}
+        assert len(train) + len(valid) == 1440
+    validated = [image for _, valid in parts for image in valid]
+    assert len(validated) == len({*validated}) == 1440
+    assert not {*validated} & {image.tobytes() for image in get_digits(config).load_test()[0]}
+
+
 def test_an_epoch_holds_every_example_once_in_an_order_of_its_own() -> None:
     numbers = np.arange(10)
     source = ArrayBatches(numbers, numbers, batch_size=4, seed=0)

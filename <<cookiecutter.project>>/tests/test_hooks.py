@@ -756,3 +756,19 @@ def test_the_usual_hooks_need_neither_loss_nor_rate_nor_monitor(
     tags = {"epoch_accuracy": [0, 1], "accuracy": [0, 2, 4, 6, 8]} if has_figures else {}
     assert tensorboard_steps(tmp_path / "tb" / "train") == tags
     assert not hooks_module.of_iterators(config | {"ckpt_freq": None})[1:]
+
+
+def test_the_curve_of_a_short_run_is_drawn_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw(root: Path, history: Sequence[Any], best_epoch: int | None) -> None:
+        drawn.append(len(history))
+
+    monkeypatch.setattr(hooks_module.figures, "draw_learning_curve", draw)
+    run_iterator(tmp_path / "short", [LearningCurve()])
+    assert drawn == [2]
+    monkeypatch.setattr(LearningCurve, "SECONDS_BEFORE", -1)
+    run_iterator(tmp_path / "long", [LearningCurve()])
+    assert drawn == [2, 1, 2]

@@ -116,10 +116,13 @@ def polylines(svg: Path) -> list[np.ndarray]:
     return found
 
 
-def test_a_real_run_is_drawn_as_it_is_on_disk(command: Command, tmp_path: Path) -> None:
+def test_a_real_run_is_drawn_as_it_is_on_disk(
+    command: Command, quick_command: Command, tmp_path: Path
+) -> None:
     run, picture = tmp_path / "run", tmp_path / "out" / "curve.svg"
     small = ("--n_filters=2", "--n_layers=1", "--batch_size=512", "--no_tensorboard")
-    trained = command("bin/train.py", "digits", run, "--num_epochs=4", *small, "--lr_schedule=null")
+    words = ("bin/train.py", "digits", run, "--num_epochs=4", *small, "--lr_schedule=null")
+    trained = quick_command(*words)
     assert trained.returncode == 0, trained.stderr
     picture.parent.mkdir()
     done = command("bin/plot.py", run, "--metric=val_accuracy", "--x=step", "-o", picture)

@@ -20,6 +20,7 @@ import pytest
 
 from src import reproduction
 from src.commit_file import HISTORY, commits_of, read_state, weights_in
+from tests import forked
 from tests.conftest import ROOT
 from vegab import UsageError
 
@@ -34,7 +35,7 @@ CONFIG = {
     "num_epochs": 4,
     "n_filters": 2,
     "n_layers": 1,
-    "batch_size": 128,
+    "batch_size": 126,
     "learning_rate": 0.003,
     "lr_schedule": None,
     "tensorboard": False,
@@ -95,14 +96,16 @@ def do(project: Path) -> Do:
     def run(
         *arguments: object, end_at: str = "", one_core: bool = False
     ) -> subprocess.CompletedProcess[str]:
+        words = [*map(str, arguments)]
+        if not one_core:
+            return forked.run(words, project, os.environ | ({"END_AT": end_at} if end_at else {}))
         return subprocess.run(
-            [sys.executable, *map(str, arguments)],
+            [sys.executable, *words],
             cwd=project,
-            env=os.environ | ({"END_AT": end_at} if end_at else {}),
             capture_output=True,
             text=True,
             timeout=120,
-            preexec_fn=use_one_core if one_core else None,
+            preexec_fn=use_one_core,
         )
 
     return run

@@ -29,10 +29,10 @@ def test_the_learning_curve_is_drawn_for_whatever_the_history_holds(tmp_path: Pa
 
 
 def test_the_notebook_runs_on_a_run(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("--num_epochs=2", "--n_filters=4", "--n_layers=1")
-    assert command("bin/train.py", "digits", tmp_path / "run", *arguments).returncode == 0
+    assert quick_command("bin/train.py", "digits", tmp_path / "run", *arguments).returncode == 0
     monkeypatch.setenv("RUN", str(tmp_path / "run"))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from src import checkpoint
+from src.batches import ArrayBatches
 from src.experiment import build
 from src.history import is_lower_better
 from src.hooks import EarlyStopping, Hook
@@ -272,6 +273,43 @@ def test_how_steps_are_grouped_changes_no_bit(
         (tmp_path / run / "model.h5").read_bytes() for run in ("single", "grouped", "whole_epochs")
     )
     assert all(other == single for other in others)
+
+
+class CountsTraces(keras.Sequential):
+    """Notes the number of examples, as far as it is known, whenever its step is traced."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        self.traces = [*getattr(self, "traces", ()), data[0].shape[0]]
+        return super().train_step(data)
+
+
+class KnowsNumber(CountsTraces):
+    """Cannot be traced for a number of examples that is yet to come."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        keras.ops.zeros([data[0].shape[0]])
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "expected"),
+    [
+        (CountsTraces, keras.layers.Flatten, {None}),
+        (KnowsNumber, keras.layers.Flatten, {32, 3}),
+        (CountsTraces, lambda: keras.layers.LSTM(2), {None, 32, 3}),
+    ],
+)
+def test_a_smaller_last_batch_is_traced_anew_only_where_it_has_to_be(
+    tmp_path: Path, kind: type[CountsTraces], layer: Any, expected: set[int | None]
+) -> None:
+    features = np.random.default_rng(0).random((67, 4, 4), np.float32)
+    source = ArrayBatches(features, np.arange(67) % 2, batch_size=32, seed=0)
+    model = kind([keras.Input((4, 4)), layer(), keras.layers.Dense(2)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    training_loop(model, source, None, tmp_path, num_epochs=2, monitor="loss")
+    assert set(model.traces) == expected
+    # A tf.function may call what it traces twice, but no step is traced a second time.
+    assert len(model.traces) <= 2 * len(expected)
 
 
 def test_commits_come_as_often_as_asked(config: dict[str, Any], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from src.feeders import MemorySamplesFeeder
 from src.hooks import Hook
 from src.transfer import freeze, warm_start
 from src.variant_experiment import OneLabel, exporters_of
-from tests.conftest import ROOT, Command
+from tests.conftest import Command
 from tests.interruptions import StopAt
 from vegab import UsageError
 from vegab.config import Override
@@ -54,7 +54,9 @@ def train(folder: Path, *more: Hook, **changes: Any) -> list[dict[str, str]]:
 # ---- from the command line -----------------------------------------------------------------------
 
 
-def test_the_toy_trains_as_the_seed_types_it(command: Command, tmp_path: Path) -> None:
+def test_the_toy_trains_as_the_seed_types_it(
+    command: Command, quick_command: Command, tmp_path: Path
+) -> None:
     folder = tmp_path / "toy"
     words = ("bin/train.py", "toy", *FEEDERS)
     done = command(*words, "-p", "model.model_dir", folder)
@@ -72,7 +74,7 @@ def test_the_toy_trains_as_the_seed_types_it(command: Command, tmp_path: Path) -
     again = command(*words, folder)
     assert again.returncode == 0 and "is already finished" in again.stdout
     assert "A larger --train.epochs continues it." in again.stdout
-    fed_back = command("bin/train.py", folder / "config.json", tmp_path / "again")
+    fed_back = quick_command("bin/train.py", folder / "config.json", tmp_path / "again")
     assert fed_back.returncode == 0, fed_back.stderr
     assert filecmp.cmp(folder / "model.h5", tmp_path / "again" / "model.h5", shallow=False)
 
@@ -91,11 +93,11 @@ def test_the_toy_trains_as_the_seed_types_it(command: Command, tmp_path: Path) -
     ],
 )
 def test_a_wrong_command_is_one_sentence(
-    command: Command, tmp_path: Path, arguments: tuple[str, ...], sentence: str
+    quick_command: Command, tmp_path: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
     run = tmp_path / "run"
     words = [word.replace("{run}", str(run)) for word in arguments]
-    done = command("bin/train.py", "toy", *words)
+    done = quick_command("bin/train.py", "toy", *words)
     assert done.returncode == 2
     assert sentence in done.stderr and done.stderr.count("\n") == 1
     assert not run.exists()
@@ -329,15 +331,15 @@ def test_a_warm_start_that_takes_nothing_or_another_shape_is_refused(
 
 
 def test_a_warm_start_is_told_and_acts_only_without_a_commit(
-    command: Command, other: Path, tmp_path: Path
+    quick_command: Command, other: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     words = ("bin/train.py", "toy", run, "--warm_start", other, "--warm_start_vars=.*kernel")
-    done = command(*words, "-p", "train.epochs", "1")
+    done = quick_command(*words, "-p", "train.epochs", "1")
     assert done.returncode == 0, done.stderr
     assert "warm start: 2 weights taken from" in done.stdout
     assert "not hidden/bias, outputs/bias" in done.stdout
-    again = command(*words, "-p", "train.epochs", "2")
+    again = quick_command(*words, "-p", "train.epochs", "2")
     assert again.returncode == 0, again.stderr
     assert "warm start" not in again.stdout
 
@@ -397,9 +399,9 @@ assert not any(name == "src" or name.startswith("src.") for name in sys.modules)
 
 
 def test_an_exported_model_needs_nothing_of_the_project(
-    command: Command, other: Path, tmp_path: Path
+    quick_command: Command, other: Path, tmp_path: Path
 ) -> None:
-    done = command("bin/export.py", other, tmp_path / "out", "--checkpoint=latest")
+    done = quick_command("bin/export.py", other, tmp_path / "out", "--checkpoint=latest")
     assert done.returncode == 0, done.stderr
     assert "serving_examples: examples string (None,)" in done.stdout
     script = (sys.executable, "-c", SERVE, tmp_path / "out" / "saved_model", tmp_path / "out.npz")
@@ -415,12 +417,14 @@ def test_an_exported_model_needs_nothing_of_the_project(
     for name, value in weights_of(again).items():
         np.testing.assert_array_equal(value, weights_of(model)[name])
 
-    taken = command("bin/export.py", other, tmp_path / "out")
+    taken = quick_command("bin/export.py", other, tmp_path / "out")
     assert taken.returncode == 2 and "is there already; give a new folder" in taken.stderr
 
 
-def test_evaluation_tells_the_figures_of_the_eval_feeder(command: Command, other: Path) -> None:
-    done = command("bin/evaluate.py", other, "--checkpoint=latest")
+def test_evaluation_tells_the_figures_of_the_eval_feeder(
+    quick_command: Command, other: Path
+) -> None:
+    done = quick_command("bin/evaluate.py", other, "--checkpoint=latest")
     assert done.returncode == 0, done.stderr
     summary = json.loads((other / "eval" / "validation.json").read_text())
     with open(other / "history.csv", newline="") as file:
@@ -454,79 +458,3 @@ def test_gpus_are_chosen_by_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     program.write_text("#!/bin/sh\necho '0, 40, 300'\n")
     with pytest.raises(UsageError, match="no GPU is idle here"):
         chosen("-1")
-
-
-# Two processors in place of two GPUs, in a process of its own: TensorFlow makes them as it starts.
-MIRRORED = """
-import os
-import signal
-import sys
-from pathlib import Path
-
-import tensorflow as tf
-
-sys.path.insert(0, os.getcwd())
-(processor,) = tf.config.list_physical_devices("CPU")
-two = [tf.config.LogicalDeviceConfiguration()] * 2
-tf.config.set_logical_device_configuration(processor, two)
-
-from configs import registry
-from src import devices
-from src.experiment import build
-from src.feeders import MemorySamplesFeeder
-from src.hooks import Hook
-
-devices.device_names = lambda: ["CPU:0", "CPU:1"]
-config = registry["digits"] | {
-    "n_filters": 2, "n_layers": 1, "batch_size": 120, "num_epochs": 2, "lr_schedule": None,
-    "checkpoint_steps": 5, "tensorboard": False,
-}
-
-
-class Stop(Hook):
-    def next_step(self, global_step):
-        return 7 if global_step < 7 else None
-
-    def after_step(self, global_step, last_results):
-        if global_step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def train(name, *hooks):
-    folder = Path(sys.argv[1], name)
-    folder.mkdir(exist_ok=True)
-    build(config, str(folder)).train(folder, hooks)
-
-
-train("alone")
-devices.choose_gpus("0,1")
-train("straight")
-try:
-    train("stopped", Stop())
-except SystemExit as stopped:
-    assert stopped.code == 75
-else:
-    raise AssertionError
-train("stopped")
-"""
-
-
-def test_several_devices_make_the_same_updates_and_resume(tmp_path: Path) -> None:
-    script = (sys.executable, "-c", MIRRORED, tmp_path)
-    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    losses = []
-    for run in ("alone", "straight", "stopped"):
-        with open(tmp_path / run / "history.csv", newline="") as file:
-            losses.append([float(row["loss"]) for row in csv.DictReader(file)])
-    # Normalisation and dropout see parts of a batch; the rest is the same.
-    assert losses[0] == pytest.approx(losses[1], rel=0.2)
-    assert losses[1][1] < losses[1][0]
-    # Not the columns of validation: each device averages its parts for normalisation by itself.
-    assert losses[2] == losses[1]
-
-
-def test_several_gpus_have_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(devices.SEVERAL, "2")
-    with pytest.raises(UsageError, match="--gpus asks for 2 GPUs; TensorFlow sees 0"):
-        build(variant())

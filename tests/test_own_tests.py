@@ -1,0 +1,19 @@
+"""The tests that a generated project ships pass as it comes."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from conftest import FAIL_ON_SKIP, Baker, run
+
+
+def test_project_passes_its_own_tests(bake: Baker) -> None:
+    project = bake().project
+    environment = {name: value for name, value in os.environ.items() if name != FAIL_ON_SKIP}
+    in_parallel = ("-n", "auto", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder")
+    command = ("pytest", "-q", *in_parallel)
+    tests = run(sys.executable, "-m", *command, cwd=project, env=environment, timeout=1800)
+    closing = tests.stdout.strip().splitlines()[-1]
+    if os.environ.get(FAIL_ON_SKIP):
+        assert "skipped" not in closing, tests.stdout
