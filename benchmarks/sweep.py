@@ -4,14 +4,23 @@
     python benchmarks/sweep.py wall --pairs 1   # some rows; writes nothing
 
 Both sides of `wall` train the digits config with 32 settings for 2 epochs, two at a time, in turn:
-ours by one command, the other by 32 commands of `bin/train.py`.
+ours by one command, the other by 32 commands of `bin/train.py`. The sides of `others` are Hydra and
+Ray Tune with the same model by `model.fit`, see `benchmarks/others.py`; they are measured where
+they are installed: `pip install hydra-core hydra-joblib-launcher "ray[tune]"`. The trials of
+`overhead` leave what a finished run leaves, and do nothing beside. Both sides of `workers` train
+the same network on the same batches, in turn: one by two workers with a thread each, the other by
+one process with a thread for each core.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import functools
+import importlib.util
 import json
+import os
+import runpy
 import shlex
 import shutil
 import statistics
@@ -22,12 +31,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import runs
-from loop import PROJECT, heading, print_and_keep, spread
+from loop import PHOTOGRAPHS, PROJECT, ROOT, heading, memory, print_and_keep, spread
+
+sys.path.insert(0, str(PROJECT))
 
 SWEEP = (sys.executable, str(PROJECT / "bin" / "sweep.py"))
+OTHERS = ("hydra", "hydra_plugins.hydra_joblib_launcher", "ray.tune")
 SETTINGS = ("--num_epochs=2", "--grid", "n_filters=4,6,8,10", "--seeds=8")
+NUMBER = 5_000
 MANY = ("--grid", f"batch_size={','.join(str(n) for n in range(1, 1001))}", "--seeds=5")
 
 
@@ -91,9 +105,10 @@ def answers(folder: Path, pairs: int) -> str:
     runs.make(folder, 5_000)
     place = folder / "results"
     dry_run = [timed(lambda: call("root", folder / "new", *MANY, "--dry_run"))]
-    names = [path.name for path in place.iterdir() if path.is_dir()]
-    trials = [{"name": name, "settings": {}} for name in names]
-    (place / "sweep.json").write_text(json.dumps({"config": {}, "trials": trials}))
+    from src import sweep, sweep_trials
+
+    trials = [sweep_trials.Trial(path.name, {}) for path in place.iterdir() if path.is_dir()]
+    sweep.write(place, sweep_trials.Definition("root", {}, [], {}, {}, 0, 0), trials)
     call("status", place)
     status = []
     for _ in range(pairs):
@@ -107,7 +122,196 @@ def answers(folder: Path, pairs: int) -> str:
     )
 
 
-ROWS = {"wall": wall, "answers": answers}
+def workers(folder: Path, pairs: int) -> str:
+    """Images a second of two workers over loopback over those of one process."""
+    ratios, rates = [], []
+    for pair in range(pairs):
+        sides = {number: folder / f"{number}-{pair}" for number in (2, 1)}
+        for number in sides if pair % 2 else reversed(sides):
+            train_together(sides[number], number)
+        rate = {number: steps_per_second(run) * 128 for number, run in sides.items()}
+        ratios.append(rate[2] / rate[1])
+        rates.append(rate)
+    medians = [statistics.median(rate[number] for rate in rates) for number in (2, 1)]
+    said = "reached" if statistics.median(ratios) >= 0.9 else "NOT REACHED"
+    return (
+        "CIFAR-shaped CNN, batch 128, images/s: two workers over loopback / one process\n"
+        f"    {spread(ratios)}, {pairs} pairs  >= 0.9: {said}  "
+        f"[{medians[0]:.0f} : {medians[1]:.0f} images/s]"
+    )
+
+
+def train_together(run: Path, number: int) -> None:
+    """Train the photographs of `loop.py` for four epochs by so many workers."""
+    from src import workers
+
+    settings = PHOTOGRAPHS | {"threads": 1 if number > 1 else None, "num_epochs": 4}
+    flags = [
+        f"--{key}={json.dumps(value)}" for key, value in settings.items() if value is not False
+    ]
+    flags += [f"--no_{key}" for key, value in settings.items() if value is False]
+    command = [sys.executable, "bin/train.py", "digits", str(run), "--lr_schedule=null", *flags]
+    processes = []
+    for index, config in enumerate(workers.on_this_machine(number)):
+        here = os.environ | {"TF_CONFIG": config, "PYTHONPATH": str(ROOT / "benchmarks")}
+        with open(f"{run}-{index}.txt", "w") as said:
+            processes.append(
+                subprocess.Popen(command, cwd=PROJECT, env=here, stdout=said, stderr=said)
+            )
+    codes = [process.wait() for process in processes]
+    if any(codes):
+        sys.exit("\n".join(Path(f"{run}-{index}.txt").read_text() for index in range(number)))
+
+
+def steps_per_second(run: Path) -> float:
+    """Return the median over a run's epochs, without the first, in which steps are compiled."""
+    with open(run / "timing.csv", newline="") as file:
+        rates = [float(row["steps_per_second"]) for row in csv.DictReader(file)]
+    return statistics.median(rates[1:])
+
+
+def others(folder: Path, pairs: int) -> str:
+    """Wall time of 32 trials over that of the better of Hydra and Ray Tune."""
+    missing = [name for name in OTHERS if not is_there(name)]
+    if missing:
+        return (
+            "the same over Hydra's multirun with joblib and over Ray Tune\n"
+            '    not measured: pip install hydra-core hydra-joblib-launcher "ray[tune]"'
+        )
+    import others as side
+
+    def hydra() -> None:
+        run_other(
+            *("--multirun", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+            *(f"hydra.sweep.dir={folder / 'hydra'}", f"n_filters={joined(side.FILTERS)}"),
+            f"seed={joined(side.SEEDS)}",
+        )
+
+    def run_other(*words: str) -> None:
+        command = [sys.executable, side.__file__, *words]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+    sides: dict[str, Callable[[], object]] = {
+        "ours": functools.partial(call, "digits", folder / "ours", *SETTINGS, "--jobs=2"),
+        "hydra": hydra,
+        "tune": functools.partial(run_other, str(folder)),
+    }
+    times: list[dict[str, float]] = []
+    for pair in range(pairs):
+        seconds = {}
+        for name in sides if pair % 2 else reversed(sides):
+            seconds[name] = timed(sides[name])
+        number = len(side.FILTERS) * len(side.SEEDS)
+        for pattern in ("ours/*/model.h5", "hydra/*/model.keras", "tune/*/model.keras"):
+            if len(list(folder.glob(pattern))) != number:
+                sys.exit(f"{pattern}: not {number} trials")
+        times.append(seconds)
+        for name in sides:
+            shutil.rmtree(folder / name)
+    ratios = [pair["ours"] / min(pair["hydra"], pair["tune"]) for pair in times]
+    medians = {name: statistics.median(pair[name] for pair in times) for name in sides}
+    said = "reached" if statistics.median(ratios) <= 0.8 else "NOT REACHED"
+    return (
+        "32 trials of the digits config, 2 epochs, 2 at a time: wall time over the better of "
+        "Hydra's multirun with joblib and Ray Tune, which train the same model by model.fit\n"
+        f"    {spread(ratios)}, {pairs} times  <= 0.8: {said}  "
+        f"[{medians['ours']:.0f} : Hydra {medians['hydra']:.0f}, Ray Tune {medians['tune']:.0f} s]"
+    )
+
+
+def is_there(module: str) -> bool:
+    """Return whether a module is installed; it is not imported, but what it lies in is."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+
+
+def joined(values: tuple[int, ...]) -> str:
+    """Return values as Hydra's command line has them."""
+    return ",".join(map(str, values))
+
+
+def overhead(folder: Path, pairs: int) -> str:
+    """What a sweep of trials that do nothing costs for each of them."""
+    runs.make(folder, 1)
+    (folder / "results" / "run_0").rename(folder / "run")
+    times, floors, processor, peaks = [], [], [], []
+    for _ in range(pairs):
+        words = ["root", str(folder / "sweep"), *MANY, "--jobs=2"]
+        report = sweeper(folder, *words)
+        names = len(list((folder / "sweep").glob("*/meta.json")))
+        if names != NUMBER:
+            sys.exit(f"{names} trials were run, not {NUMBER}")
+        floors.append(sweeper(folder)["wall"] / NUMBER * 1000)
+        times.append(report["wall"] / NUMBER * 1000 - floors[-1])
+        processor.append(report["processor"] / NUMBER * 1000)
+        peaks.append(report["peak"])
+        shutil.rmtree(folder / "sweep")
+    reached = {True: "reached", False: "NOT REACHED"}
+    return (
+        "5,000 trials that only leave the folder of a finished run, 2 at a time: milliseconds a "
+        "trial that the sweep takes longer than its fork server takes to fork as many processes "
+        "that do the same; the sweeper's own processor time; its peak of memory\n"
+        f"    {spread(times)} ms and {spread(processor)} ms, {pairs} times  <= 10: "
+        f"{reached[max(map(statistics.median, (times, processor))) <= 10]}  "
+        f"[forks {spread(floors)} ms]\n"
+        f"    {spread(peaks, '.0f')} MB  <= 200: {reached[statistics.median(peaks) <= 200]}"
+    )
+
+
+def sweeper(folder: Path, *words: str) -> dict[str, float]:
+    """Return what a process reports of a sweep with this command line; without one, of the forks.
+
+    Args:
+        folder: of the run that each trial copies, `run`.
+        words: of `bin/sweep.py`.
+    """
+    command = [sys.executable, __file__, "--sweeper", str(folder), *words]
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
+    return json.loads((folder / "report.json").read_text())
+
+
+def side_sweeper(folder: Path, words: list[str]) -> None:
+    """In a process of its own: run `bin/sweep.py`, or only the processes that it would fork."""
+    from src import launch
+
+    def start(self: Any, name: str, words: list[str], gpu: str) -> Any:
+        places = (folder / "run", words[1])
+        process = self._processes.Process(target=shutil.copytree, args=places)
+        with launch._nothing_said(), launch._without_program():
+            process.start()
+        return process
+
+    launch.LocalLauncher._start = start
+    begin, begin_processor = time.perf_counter(), time.process_time()
+    if words:
+        sys.argv = [SWEEP[1], *words]
+        try:
+            runpy.run_path(SWEEP[1], run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
+    else:
+        launcher = launch.LocalLauncher(2, "", 1, None, folder / "said", lambda: False)
+        commands = {str(n): ["root", str(folder / "forks" / str(n))] for n in range(NUMBER)}
+        launcher.run(commands, lambda running, codes: {})
+        shutil.rmtree(folder / "forks")
+    report = {
+        "wall": time.perf_counter() - begin,
+        "processor": time.process_time() - begin_processor,
+        "peak": memory("VmHWM"),
+    }
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+ROWS = {
+    "wall": wall,
+    "others": others,
+    "overhead": overhead,
+    "answers": answers,
+    "workers": workers,
+}
 
 
 def main() -> None:
@@ -127,4 +331,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--sweeper"]:
+        side_sweeper(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        main()
