@@ -68,7 +68,8 @@ setup: ## make the tests' environment ready (.venv, or the active one)
 	@cmp -s requirements.txt "$(INSTALLED)" || { \
 	  $(call install,$(ENVIRONMENT),-r requirements.txt) && cp requirements.txt "$(INSTALLED)"; }
 
-PYTEST = PYTHONPYCACHEPREFIX="$(CACHES)" MYPY_CACHE_DIR="$(CACHES)/mypy-template" "$(PYTHON)" -m pytest -o cache_dir="$(CACHES)/pytest"
+# Where Python may not write what it compiles, every process would compile TensorFlow for itself.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$(CACHES)" MYPY_CACHE_DIR="$(CACHES)/mypy-template" "$(PYTHON)" -m pytest -o cache_dir="$(CACHES)/pytest"
 # More than there are cores, for tests often wait; each takes about a gigabyte.
 PROCESSES = $(shell "$(PYTHON)" -c 'import os; print(min(os.cpu_count() + 2, 4))')
 FAULT_TESTS := tests/test_faults.py tests/test_faults_disk.py tests/test_faults_iterators.py \

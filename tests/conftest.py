@@ -126,7 +126,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     """The environment of somebody who has configured nothing, with an empty home."""
     home = tmp_path / "home"
     home.mkdir()
-    kept = ("PATH", "LANG", "LC_ALL", "TMPDIR")
+    kept = ("PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPYCACHEPREFIX")
     return {
         **{name: os.environ[name] for name in kept if name in os.environ},
         "HOME": str(home),
