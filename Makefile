@@ -69,7 +69,8 @@ setup: ## make the tests' environment ready (.venv, or the active one)
 	  $(call install,$(ENVIRONMENT),-r requirements.txt) && cp requirements.txt "$(INSTALLED)"; }
 
 # Where Python may not write what it compiles, every process would compile TensorFlow for itself.
-PYTEST = env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$(CACHES)" MYPY_CACHE_DIR="$(CACHES)/mypy-template" "$(PYTHON)" -m pytest -o cache_dir="$(CACHES)/pytest"
+COMPILED_ONCE = env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$(CACHES)"
+PYTEST = $(COMPILED_ONCE) MYPY_CACHE_DIR="$(CACHES)/mypy-template" "$(PYTHON)" -m pytest -o cache_dir="$(CACHES)/pytest"
 # More than there are cores, for tests often wait; each takes about a gigabyte.
 PROCESSES = $(shell "$(PYTHON)" -c 'import os; print(min(os.cpu_count() + 2, 4))')
 FAULT_TESTS := tests/test_faults.py tests/test_faults_disk.py tests/test_faults_iterators.py \
@@ -92,12 +93,12 @@ lock: setup ## write both requirements.txt anew: the newest versions that go tog
 	@PATH="$(ENVIRONMENT)/bin:$$PATH" "$(PYTHON)" .ci/lock.py
 
 benchmark: setup ## measure how long things take, beside model.fit and, where it is installed, PyTorch
-	@"$(PYTHON)" benchmarks/startup.py
-	@"$(PYTHON)" benchmarks/loop.py $(ARGS)
-	@"$(PYTHON)" benchmarks/feeder.py
-	@"$(PYTHON)" benchmarks/runs.py
-	@"$(PYTHON)" benchmarks/sweep.py
-	@"$(PYTHON)" benchmarks/scale.py
+	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/startup.py
+	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/loop.py $(ARGS)
+	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/feeder.py
+	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/runs.py
+	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/sweep.py
+	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/scale.py
 
 clean: ## remove .venv, build and the tools' caches
 	@rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache

@@ -24,6 +24,7 @@ import json
 import os
 import platform
 import pty
+import random
 import runpy
 import shutil
 import signal
@@ -430,6 +431,45 @@ def side_stop(job: dict[str, Any], meter: Meter) -> None:
     train_py(job, make_hook)
 
 
+def side_signalled(job: dict[str, Any], meter: Meter) -> None:
+    """Train until a signal comes; tell once how long a step and a commit take."""
+    from src.checkpoint import Checkpoint
+
+    taken: dict[str, list[float]] = {"snapshot": [], "_write": []}
+
+    def timed(name: str) -> Any:
+        function = getattr(Checkpoint, name)
+
+        @functools.wraps(function)
+        def and_timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            taken[name].append(time.perf_counter() - start)
+            return result
+
+        return and_timed
+
+    for name in taken:
+        setattr(Checkpoint, name, timed(name))
+
+    def make_hook() -> Any:
+        from src.hooks import Hook
+
+        class Ready(Hook):
+            def before_epoch(self, epoch: int) -> None:
+                self.start = time.perf_counter()
+
+            def after_epoch(self, epoch: int) -> None:
+                if epoch == job["after"]:
+                    commit = sum(statistics.median(values) for values in taken.values())
+                    seconds = time.perf_counter() - self.start
+                    meter.tell({"step": seconds / self.run.steps_per_epoch, "commit": commit})
+
+        return Ready()
+
+    train_py(job, make_hook)
+
+
 def side_move(job: dict[str, Any], meter: Meter) -> None:
     """Move a stopped run to another step of its epoch, as if it had trained until there."""
     import h5py
@@ -693,6 +733,28 @@ def resume(pairs: int) -> Figures:
     return Figures(ratios, f"{note} s")
 
 
+def signalled(pairs: int) -> Figures:
+    """Return the time from a signal to the process' end over a step, 100 ms and a commit."""
+    chance = random.Random(0)
+    rows = []
+    for _ in range(pairs):
+        with side("signalled", {"config": DIGITS, "after": 20}) as process:
+            row = process.answer()
+            time.sleep(chance.uniform(0, 1))
+            start = time.perf_counter()
+            process.process.send_signal(signal.SIGTERM)
+            if process.process.wait() != 75:
+                process.fail()
+            rows.append(row | {"end": time.perf_counter() - start})
+    allowed = [row["step"] + 0.1 + row["commit"] for row in rows]
+    medians = {key: 1000 * statistics.median(row[key] for row in rows) for key in rows[0]}
+    return Figures(
+        [row["end"] / limit for row, limit in zip(rows, allowed, strict=True)],
+        f"{medians['end']:.0f} ms; a step takes {medians['step']:.1f} ms, a commit "
+        f"{medians['commit']:.0f} ms",
+    )
+
+
 def epochs(num_epochs: int, runs: int) -> Figures:
     """Return the rate of the last 100 tiny epochs over that of the first 100 after a warm-up."""
     answers = []
@@ -800,6 +862,11 @@ ROWS = {
         f"{SMALL} the same, before and after a step, and no two of them at the same step",
         "",
         lambda a: in_turn(DIGITS | TEN_IN_TURN, "ours", {"config": DIGITS}, a.pairs),
+    ),
+    "signals": Row(
+        "small model, from SIGTERM to the end of the process with 75 / a step, 100 ms and a commit",
+        "<= 1",
+        lambda a: signalled(a.pairs),
     ),
     "memory": Row(
         "small model, peak of memory: everything on / bare model.fit",

@@ -78,11 +78,12 @@ COMPILED = Job("compiled", (*SMALL, "--checkpoint_steps=4", "--no_deterministic"
 
 @dataclass
 class Attempt:
-    """How an attempt ended, what it said, and when a planted signal came."""
+    """How an attempt ended, what it said, when a planted signal came, and what began after it."""
 
     code: int
     said: str
     signalled: float | None
+    later_calls: int  # of steps
 
 
 @dataclass
@@ -141,8 +142,9 @@ class Started:
             os.kill(self.pid, signal.SIGKILL)
             pytest.fail(f"an attempt took more than {LIMIT} s\n{self.terminal.read_text()}")
         said = self.terminal.read_text(errors="replace")
-        planted = Path(f"{self.terminal}.signal")
-        return Attempt(code, said, float(planted.read_text()) if planted.exists() else None)
+        planted, later = (Path(f"{self.terminal}.{name}") for name in ("signal", "later"))
+        signalled = float(planted.read_text()) if planted.exists() else None
+        return Attempt(code, said, signalled, later.read_text().count("\n") if later.exists() else 0)
 
 
 class Lab:

@@ -155,15 +155,29 @@ def plant(
 ) -> None:
     """Have a signal sent before, `delay` seconds into, or after the `call`-th call of a function.
 
-    The time of the signal goes into the file `output`.signal.
+    The time of the signal goes into the file `output`.signal, a line for each call of steps that
+    begins after it into `output`.later.
     """
-    owner, name = PLACES[at]
-    function = getattr(owner, name)
-    left = call
+    left, is_struck = call, False
 
     def strike() -> None:
+        nonlocal is_struck
         Path(f"{output}.signal").write_text(repr(time.time()))
+        is_struck = True
         os.kill(os.getpid(), number)
+
+    run_steps = steps.Steps.run
+
+    @functools.wraps(run_steps)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        if is_struck:
+            with open(f"{output}.later", "a") as file:
+                file.write("a call\n")
+        return run_steps(*args, **kwargs)
+
+    steps.Steps.run = noted
+    owner, name = PLACES[at]
+    function = getattr(owner, name)
 
     @functools.wraps(function)
     def faulty(*args: Any, **kwargs: Any) -> Any:

@@ -86,20 +86,21 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 def test_stopped_by_signals(lab: Lab) -> None:
-    """Exit code 75, within a step, 100 ms and a commit; here with some room for a busy machine."""
+    """The call that runs ends, its state is committed, exit code 75.
+
+    How long that takes is a row of `benchmarks/loop.py`.
+    """
     lab.reference(EVEN)
-    late = two_at_once(
+    stopped = two_at_once(
         [lambda seed=seed: stop_often(lab, seed, 4) for seed in range(100 if WHOLE else 5)]
     )
-    every = sorted(seconds for run in late for seconds in run)
-    assert every[len(every) // 2] < 0.25, every
-    assert every[-1] < 1.5, every
+    assert sum(stopped) >= (390 if WHOLE else 19)
 
 
-def stop_often(lab: Lab, seed: int, times: int) -> list[float]:
-    """Stop a run by signals, then finish it. Returns the seconds from each signal to its commit."""
+def stop_often(lab: Lab, seed: int, times: int) -> int:
+    """Stop a run by signals, then finish it. Returns how often it stopped."""
     chance = random.Random(seed)
-    run, seconds, begun = lab.new_folder("signals"), [], 0
+    run, stops, begun = lab.new_folder("signals"), 0, 0
     for _ in range(times):
         place = chance.choice(["step", "step", "validation", "commit"])
         # The first step is compiled.
@@ -118,13 +119,16 @@ def stop_often(lab: Lab, seed: int, times: int) -> list[float]:
         assert done.code == INTERRUPTED, f"{fault}: {done.code}\n{done.said}"
         assert "Traceback" not in done.said, done.said
         assert done.signalled
-        seconds.append((run / "model.h5").stat().st_mtime - done.signalled)
-        assert seconds[-1] > 0 or place == "commit", f"{fault}: nothing was committed"
+        stops += 1
+        # The loop may have been on its way into a call.
+        assert done.later_calls <= 1, f"{fault}: {done.later_calls} calls of steps came after it"
+        seconds = (run / "model.h5").stat().st_mtime - done.signalled
+        assert seconds > 0 or place == "commit", f"{fault}: nothing was committed"
         ended = state_of(run)["global_step"]
         assert not alone or ended == begun + call + 1, f"{fault}: from {begun} to {ended}"
         begun = ended
     lab.finish(EVEN, run, f"stopped by signals, seed {seed}")
-    return seconds
+    return stops
 
 
 def test_two_processes_race_for_one_folder(lab: Lab) -> None:

@@ -27,7 +27,13 @@ def draw_learning_curve(
     metrics = [key for key in columns if not key.startswith("val_")][:2]
     if not metrics:
         return
-    figure = new_figure(width=4.2 * len(metrics), height=3.2)
+    width, height = 4.2 * len(metrics), 3.2
+    # Margins that are looked for take longer than all the drawing, and each run draws this.
+    figure = new_figure(width, height, layout="none")
+    figure.subplots_adjust(
+        left=0.7 / width, right=1 - 0.15 / width, bottom=0.5 / height, top=1 - 0.6 / height,
+        wspace=0.2,
+    )  # fmt: skip
     epochs = [row["epoch"] + 1 for row in history]
     for index, metric in enumerate(metrics, start=1):
         axes = figure.add_subplot(1, len(metrics), index)
@@ -51,8 +57,9 @@ def draw_learning_curve(
                 zorder=0,
                 label=f"best epoch ({best_epoch + 1})",
             )
+        axes.set_title(metric, fontsize=10)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(metric)
+        axes.ticklabel_format(axis="y", scilimits=(-4, 5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
@@ -118,11 +125,11 @@ def save_examples(images: "np.ndarray", path: Path) -> None:
     temporary.replace(path)
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float, layout: str = "constrained") -> "Figure":
     """Return an empty figure, in inches, that needs no display."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

@@ -376,7 +376,7 @@ class Progress(Hook):
 
 
 class LearningCurve(Hook):
-    """Draws `learning_curve.png` after an epoch, not too often, and at the end."""
+    """Draws `learning_curve.png` after an epoch, not too often, and at the end or a failure."""
 
     only_tells = True
     SECONDS_BEFORE = 10.0  # a short run draws it once
@@ -395,7 +395,8 @@ class LearningCurve(Hook):
         self._draw()
 
     def at_exception(self, error: BaseException) -> None:
-        self._draw()
+        if not isinstance(error, SystemExit | KeyboardInterrupt):  # an interruption cannot wait
+            self._draw()
 
     def _draw(self) -> None:
         if not self.run.history:
