@@ -106,7 +106,7 @@ class Steps:
         self.size = 1
         self.one_by_one = one_by_one
         self._calls: dict[str, Callable[[Any], Any]] = {}
-        self._for_any_number: dict[str, Callable[[Any], Any] | None] = {}
+        self._traced: dict[str, Any] = {}
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
 
@@ -221,33 +221,51 @@ class Steps:
         return _group(batches)
 
     def _compile(self, signature: Any) -> Callable[[Any], Any]:
-        """Return a function of stacked batches: the last step's results, and which are finite.
-
-        If it can be, it is the same for any number of examples: a smaller last batch then costs
-        nothing. Steps that loop, as recurrent layers do, are compiled for each number, for they
-        would take a quarter as long again.
-        """
+        """Return a function of stacked batches: the last step's results, and which are finite."""
         if self.model.run_eagerly:
             return self._run_eagerly
-        any_number = keras.tree.map_structure(_of_any_number, signature)
-        key = str(any_number)
-        if key not in self._for_any_number:
-            one_step = self._trace_for_any_number(any_number)
-            self._for_any_number[key] = one_step and _many_steps(one_step, any_number)
-        if found := self._for_any_number[key]:
-            return found
-        batch = keras.tree.map_structure(_one_of, signature)
-        return _many_steps(self._compiled_step().get_concrete_function(batch), signature)
+        one_step = self._trace(keras.tree.map_structure(_one_of, signature))
+        outputs = one_step.structured_outputs
 
-    def _trace_for_any_number(self, signature: Any) -> Any:
-        """Return the compiled step for batches of any number of examples, or None."""
-        batch = keras.tree.map_structure(_one_of, signature)
-        try:
-            traced = self._compiled_step().get_concrete_function(batch)
-        except Exception:  # a model may have to know the number; if it is not that, see `_compile`
-            return None
-        loops = any(op.type in LOOPS for op in traced.graph.get_operations())
-        return None if loops else traced
+        def many_steps(batches: Any) -> Any:
+            num_steps = tf.shape(keras.tree.flatten(batches)[0])[0]
+
+            def body(number: tf.Tensor, _: Any, finite: tf.TensorArray) -> Any:
+                results = one_step(keras.tree.map_structure(lambda array: array[number], batches))
+                is_finite = tf.math.is_finite(results.get("loss", 0.0))
+                return number + 1, results, finite.write(number, is_finite)
+
+            start = keras.tree.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), outputs)
+            finite = tf.TensorArray(tf.bool, size=num_steps)
+            _, results, finite = tf.while_loop(
+                lambda number, *_: number < num_steps,
+                body,
+                (tf.constant(0), start, finite),
+                parallel_iterations=1,
+            )
+            return results, finite.stack()
+
+        return tf.function(
+            many_steps, input_signature=[signature], autograph=False
+        ).get_concrete_function()
+
+    def _trace(self, signature: Any) -> Any:
+        """Return the compiled step for a batch: if it can be, the same for any number of examples.
+
+        A smaller last batch then costs no second trace. Steps that loop, as recurrent layers do,
+        are traced for each number, for they would take a quarter as long again.
+        """
+        any_number = keras.tree.map_structure(_of_any_number, signature)
+        if str(any_number) not in self._traced:
+            try:
+                traced = self._compiled_step().get_concrete_function(any_number)
+            except Exception:  # a model may have to know the number; if it is not that, see below
+                traced = None
+            loops = traced and any(op.type in LOOPS for op in traced.graph.get_operations())
+            self._traced[str(any_number)] = None if loops else traced
+        return self._traced[str(any_number)] or self._compiled_step().get_concrete_function(
+            signature
+        )
 
     def _compiled_step(self) -> Any:
         train_step = on_all_replicas(self.model, self.model.train_step)
@@ -261,33 +279,6 @@ class Steps:
             results = self.model.train_step(batch)
             finite.append(np.isfinite(float(results.get("loss", 0.0))))
         return results, np.array(finite)
-
-
-def _many_steps(one_step: Any, signature: Any) -> Callable[[Any], Any]:
-    """Return a compiled function that runs a compiled step on each of stacked batches."""
-    outputs = one_step.structured_outputs
-
-    def many_steps(batches: Any) -> Any:
-        num_steps = tf.shape(keras.tree.flatten(batches)[0])[0]
-
-        def body(number: tf.Tensor, _: Any, finite: tf.TensorArray) -> Any:
-            results = one_step(keras.tree.map_structure(lambda array: array[number], batches))
-            is_finite = tf.math.is_finite(results.get("loss", 0.0))
-            return number + 1, results, finite.write(number, is_finite)
-
-        start = keras.tree.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), outputs)
-        finite = tf.TensorArray(tf.bool, size=num_steps)
-        _, results, finite = tf.while_loop(
-            lambda number, *_: number < num_steps,
-            body,
-            (tf.constant(0), start, finite),
-            parallel_iterations=1,
-        )
-        return results, finite.stack()
-
-    return tf.function(
-        many_steps, input_signature=[signature], autograph=False
-    ).get_concrete_function()
 
 
 def on_all_replicas(
@@ -377,7 +368,7 @@ def _group(batches: list[Any]) -> _Group:
 
 
 def _signature(array: tf.Tensor) -> tf.TensorSpec:
-    # Any number of steps, but not of examples: see `Steps._compile`.
+    # Any number of steps, but not of examples: a recurrent layer would take half as long again.
     return tf.TensorSpec([None, *array.shape[1:]], array.dtype)
 
 
@@ -385,9 +376,8 @@ def _one_of(stacked: tf.TensorSpec) -> tf.TensorSpec:
     return tf.TensorSpec(stacked.shape[1:], stacked.dtype)
 
 
-def _of_any_number(stacked: tf.TensorSpec) -> tf.TensorSpec:
-    shape = [None, None, *stacked.shape[2:]] if stacked.shape.rank > 1 else stacked.shape
-    return tf.TensorSpec(shape, stacked.dtype)
+def _of_any_number(array: tf.TensorSpec) -> tf.TensorSpec:
+    return tf.TensorSpec([None, *array.shape[1:]] if array.shape else [], array.dtype)
 
 
 def _shapes(batch: Any) -> list[tuple[int, ...]]:
