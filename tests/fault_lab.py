@@ -144,7 +144,8 @@ class Started:
         said = self.terminal.read_text(errors="replace")
         planted, later = (Path(f"{self.terminal}.{name}") for name in ("signal", "later"))
         signalled = float(planted.read_text()) if planted.exists() else None
-        return Attempt(code, said, signalled, later.read_text().count("\n") if later.exists() else 0)
+        later_calls = len(later.read_text().splitlines()) if later.exists() else 0
+        return Attempt(code, said, signalled, later_calls)
 
 
 class Lab:
