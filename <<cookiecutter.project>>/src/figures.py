@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +29,7 @@ def draw_learning_curve(
         return
     width, height = 4.2 * len(metrics), 3.2
     # Margins that are looked for take longer than all the drawing, and each run draws this.
-    figure = new_figure(width, height)
-    figure.set_layout_engine("none")
+    figure = new_figure(width, height, layout=None)
     figure.subplots_adjust(
         left=0.7 / width, right=1 - 0.15 / width, bottom=0.5 / height, top=1 - 0.6 / height,
         wspace=0.2,
@@ -126,11 +125,13 @@ def save_examples(images: "np.ndarray", path: Path) -> None:
     temporary.replace(path)
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(
+    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+) -> "Figure":
     """Return an empty figure, in inches, that needs no display."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
