@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SCRIPT = '''
 """A script with no deep learning in sight."""
-import os, signal, subprocess, sys, time
+import atexit, os, signal, subprocess, sys, time
 sys.path.insert(0, {root!r})
 import vegab
 from vegab import Key
@@ -56,6 +56,10 @@ def prepare(config):
         time.sleep(60)
     return "prepared"
 
+class Held:
+    def __del__(self):
+        os.write(1, b"tidied up\\n")
+
 def work(config, save_path, prepared, *, note="none", twice=False):
     """Does what mode says.
 
@@ -71,8 +75,12 @@ def work(config, save_path, prepared, *, note="none", twice=False):
         subprocess.run([sys.executable, "-c", "print('from a child')"])
     elif mode == "fail":
         raise ValueError("it broke\\nhere")
-    elif mode == "exit":
-        raise SystemExit(75)
+    elif mode in ("exit", "finish"):
+        global held
+        held = Held()
+        atexit.register(os.write, 1, b"registered for the end\\n")
+        if mode == "exit":
+            raise SystemExit(75)
     elif mode == "full disk":
         raise OSError(28, "No space left on device")
     elif mode == "bars":
@@ -425,6 +433,14 @@ def test_a_signal_interrupts_and_the_same_command_continues(
 def test_the_function_can_end_interrupted_itself(run: Run, tmp_path: Path) -> None:
     assert run("root", "run", "--mode=exit").returncode == 75
     assert meta_of(tmp_path / "run")["status"] == "interrupted"
+
+
+def test_an_interrupted_process_does_not_tidy_up(run: Run) -> None:
+    """With TensorFlow it takes Python a second, for which nobody may wait."""
+    said = {mode: run("root", mode, f"--mode={mode}").stdout for mode in ("exit", "finish")}
+    assert all("registered for the end\n" in text for text in said.values())
+    assert "tidied up" in said["finish"]
+    assert "tidied up" not in said["exit"]
 
 
 def test_a_signal_during_the_preparation_touches_nothing(run: Run, tmp_path: Path) -> None:
