@@ -5,10 +5,10 @@
 
 A figure is a ratio of a pair measured in turn in one run, so that whatever else the machine does
 meets both sides. Rates come from two processes, one for each side, that train by turns for some
-seconds each after a warm-up, while the other one waits at the end of an epoch. Memory and the time
-to resume come from a new process each. Our side is `bin/train.py` as it lies in the template:
-history, captured output, a progress bar on a terminal that nobody looks at, TensorBoard, a commit
-every epoch, signals, the lock of the folder.
+seconds each after a warm-up, while the other one waits at the end of an epoch. Memory, the
+time to resume, and how long a signal takes come from a new process each. Our side is `bin/train.py`
+as it lies in the template: history, captured output, a progress bar on a terminal that nobody looks
+at, TensorBoard, a commit every epoch, signals, the lock of the folder.
 """
 
 from __future__ import annotations

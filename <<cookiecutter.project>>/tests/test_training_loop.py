@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -273,6 +274,39 @@ def test_how_steps_are_grouped_changes_no_bit(
         (tmp_path / run / "model.h5").read_bytes() for run in ("single", "grouped", "whole_epochs")
     )
     assert all(other == single for other in others)
+
+
+def test_a_call_has_as_many_steps_as_a_signal_may_wait_for(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most 100 ms, by a clock on which a step takes 10 ms, and later 45 ms."""
+    now, seconds_per_step = 0.0, 0.01
+    call = Steps._call
+
+    def takes_long(self: Steps, group: Any) -> Any:
+        nonlocal now
+        now += seconds_per_step * group.num_steps
+        return call(self, group)
+
+    monkeypatch.setattr(Steps, "_call", takes_long)
+    monkeypatch.setattr("src.steps.time", SimpleNamespace(perf_counter=lambda: now))
+    experiment = build(config)
+    steps = Steps(experiment.model, experiment.dataset.train)
+    steps.compile()
+    fast: list[float] = []
+    slow: list[float] = []
+    step = 0
+    while step < 39:
+        taken = slow if step >= 15 else fast
+        seconds_per_step = 0.045 if step >= 15 else 0.01
+        after = steps.run(0, step, 39, 39).step
+        taken.append((after - step) * seconds_per_step)
+        step = after
+    steps.close()
+    assert 0.05 < max(fast) <= 0.1
+    # The first call was ready when the clock changed, the next one is made ready as it begins.
+    assert len(slow) > 4
+    assert max(slow[2:]) <= 0.1
 
 
 class CountsTraces(keras.Sequential):
