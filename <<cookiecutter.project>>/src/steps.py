@@ -1,11 +1,13 @@
 """Many steps in one compiled call, on batches that are made ready while the call before runs.
 
-How steps are grouped changes no bit of the result: every step is the same compiled function of its
-batch and of the model's variables. As in `model.fit`, AutoGraph converts nothing.
+How steps are grouped changes no bit of the result: every step is a compiled function of its batch
+and of the model's variables, and which one that is depends on nothing but the step's place in the
+run and the shapes of its batch. As in `model.fit`, AutoGraph converts nothing.
 """
 
+import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -71,12 +73,20 @@ def copied(nested: Any) -> Any:
 
 
 class _Group(NamedTuple):
-    """Batches of equal shapes, stacked: each array has a first dimension more."""
+    """Batches of equal shapes.
+
+    Attributes:
+        num_steps: number of batches.
+        batches: tensors; stacked if they are run at once, so that each has a first dimension more,
+            else a list.
+        signature: of one batch.
+        kind: the signature as text, and whether they are run at once.
+    """
 
     num_steps: int
     batches: Any
     signature: Any
-    kind: str  # the signature as text
+    kind: tuple[str, bool]
 
 
 class Steps:
@@ -92,6 +102,8 @@ class Steps:
     # A signal may have to wait for the end of a call, and a progress bar too.
     SECONDS_PER_CALL = 0.08
     MOST_STEPS = 1000
+    # These are not compiled as a group: a short run would not win back the time that it takes.
+    FIRST_STEPS = 100
 
     def __init__(
         self,
@@ -105,8 +117,9 @@ class Steps:
         self.num_steps = num_steps
         self.size = 1
         self.one_by_one = one_by_one
-        self._calls: dict[str, Callable[[Any], Any]] = {}
+        self._calls: dict[tuple[str, bool], Callable[[Any], Any]] = {}
         self._traced: dict[str, Any] = {}
+        self._usual = ""
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
 
@@ -116,7 +129,9 @@ class Steps:
         That may be the variables of a second optimizer, which have to be there to be restored.
         """
         first = self._executor.submit(self._stack, 0, 0, 1).result()
-        self._calls[first.kind] = self._compile(first.signature)
+        self._usual = first.kind[0]
+        if not self.model.run_eagerly:
+            self._trace(first.signature)
 
     def begin_epoch(self, epoch: int) -> None:
         """Start the figures of an epoch."""
@@ -154,7 +169,7 @@ class Steps:
         known = group.kind in self._calls
         start = time.perf_counter()
         if before:
-            return self._run_with(before, group, step)
+            return self._run_with(before, group, epoch, step)
         results, finite = self._call(group)
         finite = np.asarray(finite)
         if known and not self.one_by_one:  # the first call of a kind may have been compiled
@@ -173,14 +188,17 @@ class Steps:
         self._executor.shutdown(cancel_futures=True)
 
     def _call(self, group: _Group) -> Any:
+        """Run a group; return the last step's results, and which losses are finite."""
         if group.kind not in self._calls:
-            self._calls[group.kind] = self._compile(group.signature)
+            self._calls[group.kind] = self._compile(group)
         return self._calls[group.kind](group.batches)
 
-    def _run_with(self, before: Before, group: _Group, step: int) -> Call:
+    def _run_with(self, before: Before, group: _Group, epoch: int, step: int) -> Call:
         """Run one step with what hooks have made of its batch, and of what it does."""
-        batch = keras.tree.map_structure(lambda tensor: tensor.numpy()[0], group.batches)
-        fetches: dict[str, Any] = {"train_op": self._train_on}
+        arrays = keras.tree.map_structure(lambda tensor: tensor.numpy(), group.batches)
+        is_stacked = group.kind[1]
+        batch = keras.tree.map_structure(lambda a: a[0], arrays) if is_stacked else arrays[0]
+        fetches: dict[str, Any] = {"train_op": functools.partial(self._train_on, epoch, step)}
         feeds = copied(batch)
         before(fetches, feeds, batch)
         if isinstance(batch, tuple) and isinstance(feeds, list):
@@ -191,8 +209,8 @@ class Steps:
         not_finite = step if not np.isfinite(figures.get("loss", 0.0)) else None
         return Call(step + 1, figures, not_finite, results | figures, (fetches, feeds, batch))
 
-    def _train_on(self, batch: Any) -> dict[str, float]:
-        return floats(self._call(_group([batch]))[0])
+    def _train_on(self, epoch: int, step: int, batch: Any) -> dict[str, float]:
+        return floats(self._call(self._group([batch], epoch, step))[0])
 
     def _take(self, epoch: int, step: int, until: int) -> _Group:
         ahead, self._ahead = self._ahead, None
@@ -200,16 +218,25 @@ class Steps:
             place, group = ahead
             if place == (epoch, step) and step + group.result().num_steps <= until:
                 return group.result()
-        size = min(self.size, until - step)
+        size = self._size_at(epoch, step, until)
         return self._executor.submit(self._stack, epoch, step, size).result()
 
     def _make_ready(self, epoch: int, step: int, until: int) -> None:
         if self.num_steps is not None:
             until = min(until, self.num_steps - epoch * self.source.steps_per_epoch)
-        size = min(self.size, until - step)
+        size = self._size_at(epoch, step, until)
         if size < 1:
             return
         self._ahead = (epoch, step), self._executor.submit(self._stack, epoch, step, size)
+
+    def _size_at(self, epoch: int, step: int, until: int) -> int:
+        """Return how many steps from there on make a group."""
+        size, early = min(self.size, until - step), self._early_steps_from(epoch, step)
+        return min(size, early) if early > 0 else size
+
+    def _early_steps_from(self, epoch: int, step: int) -> int:
+        """Return how many of the run's first steps are yet to come; after them, less than 1."""
+        return self.FIRST_STEPS - epoch * self.source.steps_per_epoch - step
 
     def _stack(self, epoch: int, step: int, size: int) -> _Group:
         batches: list[Any] = []
@@ -218,13 +245,29 @@ class Steps:
             if batches and _shapes(batch) != _shapes(batches[0]):
                 break  # the last batch of an epoch may be smaller: it is a group of its own
             batches.append(batch)
-        return _group(batches)
+        return self._group(batches, epoch, step)
 
-    def _compile(self, signature: Any) -> Callable[[Any], Any]:
-        """Return a function of stacked batches: the last step's results, and which are finite."""
+    def _group(self, batches: list[Any], epoch: int, step: int) -> _Group:
+        signature = keras.tree.map_structure(_signature, batches[0])
+        kind = str(signature)
+        at_once = (
+            kind == self._usual
+            and self._early_steps_from(epoch, step) <= 0
+            and not self.model.run_eagerly
+        )
+        if at_once:
+            tensors = keras.tree.map_structure(lambda *arrays: _stacked(arrays), *batches)
+        else:
+            tensors = [keras.tree.map_structure(tf.convert_to_tensor, batch) for batch in batches]
+        return _Group(len(batches), tensors, signature, (kind, at_once))
+
+    def _compile(self, group: _Group) -> Callable[[Any], Any]:
+        """Return a function of batches: the last step's results, and which losses are finite."""
         if self.model.run_eagerly:
-            return self._run_eagerly
-        one_step = self._trace(keras.tree.map_structure(_one_of, signature))
+            return functools.partial(_run_singly, self.model.train_step)
+        one_step = self._trace(group.signature)
+        if not group.kind[1]:
+            return functools.partial(_run_singly, one_step)
         outputs = one_step.structured_outputs
 
         def many_steps(batches: Any) -> Any:
@@ -245,6 +288,7 @@ class Steps:
             )
             return results, finite.stack()
 
+        signature = keras.tree.map_structure(_many_of, group.signature)
         return tf.function(
             many_steps, input_signature=[signature], autograph=False
         ).get_concrete_function()
@@ -258,27 +302,30 @@ class Steps:
         any_number = keras.tree.map_structure(_of_any_number, signature)
         if str(any_number) not in self._traced:
             try:
-                traced = self._compiled_step().get_concrete_function(any_number)
+                traced = self._traced_for(any_number)
             except Exception:  # a model may have to know the number; if it is not that, see below
                 traced = None
             loops = traced and any(op.type in LOOPS for op in traced.graph.get_operations())
             self._traced[str(any_number)] = None if loops else traced
-        return self._traced[str(any_number)] or self._compiled_step().get_concrete_function(
-            signature
-        )
+        if self._traced[str(any_number)]:
+            return self._traced[str(any_number)]
+        if self._traced.get(str(signature)) is None:
+            self._traced[str(signature)] = self._traced_for(signature)
+        return self._traced[str(signature)]
 
-    def _compiled_step(self) -> Any:
+    def _traced_for(self, signature: Any) -> Any:
         train_step = on_all_replicas(self.model, self.model.train_step)
-        return tf.function(train_step, jit_compile=self.model.jit_compile, autograph=False)
+        step = tf.function(train_step, jit_compile=self.model.jit_compile, autograph=False)
+        return step.get_concrete_function(signature)
 
-    def _run_eagerly(self, batches: Any) -> Any:
-        finite = []
-        results: Any = {}
-        for number in range(len(keras.tree.flatten(batches)[0])):
-            batch = keras.tree.map_structure(lambda array, number=number: array[number], batches)
-            results = self.model.train_step(batch)
-            finite.append(np.isfinite(float(results.get("loss", 0.0))))
-        return results, np.array(finite)
+
+def _run_singly(one_step: Callable[[Any], Any], batches: list[Any]) -> Any:
+    losses = []
+    results: Any = {}
+    for batch in batches:
+        results = one_step(batch)
+        losses.append(results.get("loss", 0.0))
+    return results, [np.isfinite(float(loss)) for loss in losses]
 
 
 def on_all_replicas(
@@ -357,23 +404,24 @@ def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None)
     return results
 
 
-def _group(batches: list[Any]) -> _Group:
-    if len(batches) == 1:
-        stacked = keras.tree.map_structure(lambda array: np.asarray(array)[np.newaxis], batches[0])
-    else:
-        stacked = keras.tree.map_structure(lambda *arrays: np.stack(arrays), *batches)
-    tensors = keras.tree.map_structure(tf.convert_to_tensor, stacked)
-    signature = keras.tree.map_structure(_signature, tensors)
-    return _Group(len(batches), tensors, signature, str(signature))
+def has_all_variables(model: keras.Model) -> bool:
+    """Return whether `make_variables` has nothing left to do."""
+    return model.optimizer.built and all(getattr(m, "built", True) for m in model.metrics)
 
 
-def _signature(array: tf.Tensor) -> tf.TensorSpec:
+def _stacked(arrays: Sequence[np.ndarray]) -> tf.Tensor:
+    if len(arrays) == 1:
+        return tf.convert_to_tensor(arrays[0][np.newaxis])  # no copy
+    return tf.convert_to_tensor(np.stack(arrays))
+
+
+def _signature(array: np.ndarray) -> tf.TensorSpec:
+    return tf.TensorSpec(array.shape, array.dtype)
+
+
+def _many_of(one: tf.TensorSpec) -> tf.TensorSpec:
     # Any number of steps, but not of examples: a recurrent layer would take half as long again.
-    return tf.TensorSpec([None, *array.shape[1:]], array.dtype)
-
-
-def _one_of(stacked: tf.TensorSpec) -> tf.TensorSpec:
-    return tf.TensorSpec(stacked.shape[1:], stacked.dtype)
+    return tf.TensorSpec([None, *one.shape], one.dtype)
 
 
 def _of_any_number(array: tf.TensorSpec) -> tf.TensorSpec:

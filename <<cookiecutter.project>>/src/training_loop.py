@@ -23,7 +23,7 @@ from src.history import best_of, is_best, is_lower_better
 from src.hooks import Hook, Hooks, Run
 from src.iterator_steps import IteratorSteps, IteratorValidation
 from src.iterators import PyHookedModelIterator
-from src.steps import Steps, Validation, make_variables
+from src.steps import Steps, Validation, has_all_variables, make_variables
 from src.workers import INTERRUPTED, Workers
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,8 @@ def training_loop(
     steps: Steps | IteratorSteps
     validation: Validation | IteratorValidation | None = None
     if iterator is None:
-        make_variables(model, source.batch(0, 0))
+        if not has_all_variables(model):
+            make_variables(model, source.batch(0, 0))
         steps = Steps(model, source, looks_at_batches(callbacks), num_steps)
         validation = Validation(model, valid) if valid is not None else None
         checkpoint = Checkpoint(save_path, model)

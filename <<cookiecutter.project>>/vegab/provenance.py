@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from email import message_from_string
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -268,7 +269,9 @@ def describe_software() -> dict[str, Any]:
     """Python, every installed package with its version, and the variables that change results."""
     packages: dict[str, str] = {}
     for distribution in metadata.distributions():
-        about = distribution.metadata  # read and parsed anew at each access
+        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        # Not `distribution.metadata`: to parse the long descriptions takes as long again.
+        about = message_from_string(text.partition("\n\n")[0])
         if about["Name"]:
             packages.setdefault(about["Name"], about["Version"])
     return {
