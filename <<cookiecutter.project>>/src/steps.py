@@ -20,6 +20,7 @@ from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_g
 from src import replicas
 from src.batches import BatchSource
 from src.transfer import freeze
+from src.workers import Workers
 
 LOOPS = ("StatelessWhile", "While")  # types of operations
 
@@ -101,8 +102,10 @@ class Steps:
 
     # A signal may have to wait for the end of a call, and a progress bar too.
     SECONDS_PER_CALL = 0.08
+    SECONDS_PER_CALL_OF_WORKERS = 0.5  # which agree after each call, in some 10 ms
     MOST_STEPS = 1000
-    # These are not compiled as a group: a short run would not win back the time that it takes.
+    # A run of short epochs makes these singly, for if it ends soon it does not win back the time
+    # that it takes to compile a function of many.
     FIRST_STEPS = 100
 
     def __init__(
@@ -120,6 +123,8 @@ class Steps:
         self._calls: dict[tuple[str, bool], Callable[[Any], Any]] = {}
         self._traced: dict[str, Any] = {}
         self._usual = ""
+        is_alone = Workers(model.distribute_strategy).number == 1
+        self._seconds = self.SECONDS_PER_CALL if is_alone else self.SECONDS_PER_CALL_OF_WORKERS
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
 
@@ -174,7 +179,7 @@ class Steps:
         finite = np.asarray(finite)
         if known and not self.one_by_one:  # the first call of a kind may have been compiled
             seconds = (time.perf_counter() - start) / group.num_steps
-            self.size = int(min(max(self.SECONDS_PER_CALL / seconds, 1), self.MOST_STEPS))
+            self.size = int(min(max(self._seconds / seconds, 1), self.MOST_STEPS))
         figures = floats(results)
         return Call(
             step=after,
@@ -235,8 +240,10 @@ class Steps:
         return min(size, early) if early > 0 else size
 
     def _early_steps_from(self, epoch: int, step: int) -> int:
-        """Return how many of the run's first steps are yet to come; after them, less than 1."""
-        return self.FIRST_STEPS - epoch * self.source.steps_per_epoch - step
+        """Return how many steps are still to be made singly; after the last one, less than 1."""
+        steps_per_epoch = self.source.steps_per_epoch
+        first_steps = self.FIRST_STEPS if steps_per_epoch < self.FIRST_STEPS else 0
+        return first_steps - epoch * steps_per_epoch - step
 
     def _stack(self, epoch: int, step: int, size: int) -> _Group:
         batches: list[Any] = []

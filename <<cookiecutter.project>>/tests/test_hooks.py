@@ -120,6 +120,11 @@ def run_iterator(
     return iterator.model
 
 
+@pytest.fixture(autouse=True)
+def short_runs_make_steps_in_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Steps, "FIRST_STEPS", 7)  # most runs here have two epochs of five
+
+
 def run_keras(
     folder: Path, hooks: Sequence[Any], num_steps: int = 5, **changes: Any
 ) -> keras.Model:

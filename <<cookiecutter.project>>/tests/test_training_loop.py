@@ -22,6 +22,11 @@ from tests.interruptions import AfterStep, StopAt
 History = list[dict[str, Any]]
 
 
+@pytest.fixture(autouse=True)
+def short_runs_make_steps_in_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Steps, "FIRST_STEPS", 50)  # an epoch of the digits has 40
+
+
 def train(
     config: dict[str, Any], folder: Path, hooks: tuple[Hook, ...] = (), **changes: Any
 ) -> History:
@@ -307,6 +312,48 @@ def test_a_call_has_as_many_steps_as_a_signal_may_wait_for(
     # The first call was ready when the clock changed, the next one is made ready as it begins.
     assert len(slow) > 4
     assert max(slow[2:]) <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("first_steps", "begin", "expected"),
+    [
+        (100, (0, 0), [(39, "singly"), (40, "singly")]),
+        (100, (2, 5), [(20, "singly"), (39, "at once"), (40, "singly")]),
+        (100, (2, 20), [(39, "at once"), (40, "singly")]),
+        (100, (9, 0), [(39, "at once"), (40, "singly")]),
+        (40, (0, 0), [(39, "at once"), (40, "singly")]),  # no short epochs
+    ],
+)
+def test_a_steps_place_and_its_batch_decide_which_function_makes_it(
+    config: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    first_steps: int,
+    begin: tuple[int, int],
+    expected: list[tuple[int, str]],
+) -> None:
+    """Whatever attempt it belongs to: else a resumed run would round otherwise."""
+    monkeypatch.setattr(Steps, "FIRST_STEPS", first_steps)
+    made = []
+    call = Steps._call
+
+    def noted(self: Steps, group: Any) -> Any:
+        made.append("at once" if isinstance(group.batches, tuple) else "singly")
+        return call(self, group)
+
+    monkeypatch.setattr(Steps, "_call", noted)
+    experiment = build(config)
+    assert experiment.dataset.train.steps_per_epoch == 40
+    steps = Steps(experiment.model, experiment.dataset.train)
+    steps.size = 1000  # as after many fast calls
+    steps.compile()
+    epoch, step = begin
+    ends = []
+    while step < 40:
+        step = steps.run(epoch, step, 40, 40).step
+        steps.size = 1000
+        ends.append(step)
+    steps.close()
+    assert list(zip(ends, made, strict=True)) == expected
 
 
 class CountsTraces(keras.Sequential):
