@@ -75,12 +75,13 @@ def hydra_multirun() -> None:
     """Train what the command line says by Hydra."""
     import hydra
     from hydra.core.config_store import ConfigStore
+    from hydra.core.hydra_config import HydraConfig
 
     ConfigStore.instance().store(name="config", node={"n_filters": 8, "seed": 0})
 
     @hydra.main(version_base=None, config_name="config")
     def train(config: Any) -> float:
-        place = Path(hydra.core.hydra_config.HydraConfig.get().runtime.output_dir)
+        place = Path(HydraConfig.get().runtime.output_dir)
         return fit(config.n_filters, config.seed, place)
 
     train()
