@@ -142,10 +142,10 @@ def workers(folder: Path, pairs: int) -> str:
 
 
 def train_together(run: Path, number: int) -> None:
-    """Train the photographs of `loop.py` for four epochs by so many workers."""
+    """Train the photographs of `loop.py` for seven epochs by so many workers."""
     from src import workers
 
-    settings = PHOTOGRAPHS | {"threads": 1 if number > 1 else None, "num_epochs": 4}
+    settings = PHOTOGRAPHS | {"threads": 1 if number > 1 else None, "num_epochs": 7}
     flags = [
         f"--{key}={json.dumps(value)}" for key, value in settings.items() if value is not False
     ]
@@ -164,10 +164,10 @@ def train_together(run: Path, number: int) -> None:
 
 
 def steps_per_second(run: Path) -> float:
-    """Return the median over a run's epochs, without the first, in which steps are compiled."""
+    """Return the median over a run's epochs, without the first three, in which it compiles."""
     with open(run / "timing.csv", newline="") as file:
         rates = [float(row["steps_per_second"]) for row in csv.DictReader(file)]
-    return statistics.median(rates[1:])
+    return statistics.median(rates[3:])
 
 
 def others(folder: Path, pairs: int) -> str:

@@ -102,7 +102,7 @@ class Steps:
 
     # A signal may have to wait for the end of a call, and a progress bar too.
     SECONDS_PER_CALL = 0.08
-    SECONDS_PER_CALL_OF_WORKERS = 0.5  # which agree after each call, in some 10 ms
+    SECONDS_PER_CALL_OF_WORKERS = 1.0  # they agree after each call, in some 10 ms
     MOST_STEPS = 1000
     # A run of short epochs makes these singly, for if it ends soon it does not win back the time
     # that it takes to compile a function of many.
