@@ -56,7 +56,7 @@ HISTORY_CSV = "history.csv"
 LOOP_STATE = "loop_state.pkl"
 RESTORE_ALL: tuple[str, ...] = ("variables", "optimizer", "metrics")  # groups, beside weights
 RESTORE_WEIGHTS: tuple[str, ...] = ("variables",)
-EARLY_SNAPSHOTS = 50  # of a process
+EARLY_SNAPSHOTS = 50  # of a process, which do not win back the time that compiling takes
 SECONDS_FOR_FILES = 60
 
 
@@ -136,7 +136,7 @@ class Checkpoint:
             self.prepare()
         rows = list(state["history"])
         self._history.follow(rows)
-        # To read all in one call takes a tenth of the time, but it has to be compiled.
+        # To read all in one call takes a quarter of the time, but it has to be compiled.
         self._num_snapshots += 1
         is_early = self._num_snapshots <= EARLY_SNAPSHOTS
         values = list(self._read_variables() if is_early else self._read_at_once())

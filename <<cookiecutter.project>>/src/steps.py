@@ -135,8 +135,7 @@ class Steps:
         """
         first = self._executor.submit(self._stack, 0, 0, 1).result()
         self._usual = first.kind[0]
-        if not self.model.run_eagerly:
-            self._trace(first.signature)
+        self._trace(first.signature)
 
     def begin_epoch(self, epoch: int) -> None:
         """Start the figures of an epoch."""
@@ -270,8 +269,6 @@ class Steps:
 
     def _compile(self, group: _Group) -> Callable[[Any], Any]:
         """Return a function of batches: the last step's results, and which losses are finite."""
-        if self.model.run_eagerly:
-            return functools.partial(_run_singly, self.model.train_step)
         one_step = self._trace(group.signature)
         if not group.kind[1]:
             return functools.partial(_run_singly, one_step)
@@ -304,8 +301,11 @@ class Steps:
         """Return the compiled step for a batch: if it can be, the same for any number of examples.
 
         A smaller last batch then costs no second trace. Steps that loop, as recurrent layers do,
-        are traced for each number, for they would take a quarter as long again.
+        are traced for each number, for they would take a quarter as long again. A model with
+        `run_eagerly` is not compiled.
         """
+        if self.model.run_eagerly:
+            return self.model.train_step
         any_number = keras.tree.map_structure(_of_any_number, signature)
         if str(any_number) not in self._traced:
             try:

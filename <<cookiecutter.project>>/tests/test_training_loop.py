@@ -372,6 +372,24 @@ class KnowsNumber(CountsTraces):
         return super().train_step(data)
 
 
+class TellsHow(keras.Sequential):
+    """Notes of each training step whether it ran eagerly."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        self.eagerly = [*getattr(self, "eagerly", ()), tf.executing_eagerly()]
+        return super().train_step(data)
+
+
+def test_a_model_that_runs_eagerly_is_not_compiled(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).random((67, 4), np.float32)
+    source = ArrayBatches(features, np.arange(67) % 2, batch_size=32, seed=0)
+    model = TellsHow([keras.Input((4,)), keras.layers.Dense(2)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, run_eagerly=True)
+    training_loop(model, source, None, tmp_path, num_epochs=20, monitor="loss")
+    assert list(model.eagerly) == [True] * 60  # beyond the first steps, too
+
+
 @pytest.mark.parametrize(
     ("kind", "layer", "expected"),
     [
