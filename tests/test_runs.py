@@ -383,7 +383,8 @@ def test_a_folder_is_for_one_process_at_a_time(
 ) -> None:
     folder = tmp_path / "run"
     first = started(*COMMAND, folder, "--num_epochs=3", harm="50:wait")
-    wait_for(lambda: folder.exists() and "waiting" in (folder / "stdout.txt").read_text())
+    stdout = folder / "stdout.txt"
+    wait_for(lambda: stdout.exists() and "waiting" in stdout.read_text())
     before = files_below(folder)
     second = train(*COMMAND, folder, "--num_epochs=3")
     assert second.returncode == 2
