@@ -21,7 +21,11 @@ Fingerprint = dict[str, Any]
 # Changing these alone continues a run instead of making another of it.
 MAY_GROW = ("num_epochs", "num_steps", "epochs")
 # What the numbers of TensorFlow, oneDNN and NumPy depend on, of all that a processor can do.
+# TensorFlow, too, chooses by them whether it uses oneDNN, where the environment does not say.
 FEATURES = ("sse4_2", "avx", "avx2", "fma", "avx512", "avx_vnni", "amx", "asimd", "sve", "bf16")
+
+# What TensorFlow takes from the environment when it is imported; "" or nothing: its own choice.
+READ_AT_IMPORT = {"onednn": "TF_ENABLE_ONEDNN_OPTS", "xla_flags": "TF_XLA_FLAGS"}
 
 
 def stored_in(run: str | Path) -> Fingerprint | None:
@@ -61,10 +65,14 @@ def settings_of(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "threads": config["threads"] or cores,
-        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1"),
-        "xla_flags": os.environ.get("TF_XLA_FLAGS", ""),
         "deterministic": config["deterministic"],
+        **read_at_import(),
     }
+
+
+def read_at_import() -> dict[str, str]:
+    """Return the settings that TensorFlow takes from the environment, as they are in it."""
+    return {key: os.environ.get(name, "") for key, name in READ_AT_IMPORT.items()}
 
 
 def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,8 +82,10 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
         The settings as they are now. In a process where TensorFlow has started already, as in a
         notebook, the number of threads stays as it was; 0 means TensorFlow's own choice.
     """
-    os.environ["TF_ENABLE_ONEDNN_OPTS"] = settings["onednn"]
-    os.environ["TF_XLA_FLAGS"] = settings["xla_flags"]
+    for key, name in READ_AT_IMPORT.items():
+        os.environ.pop(name, None)
+        if settings[key]:
+            os.environ[name] = settings[key]
     import tensorflow as tf
 
     threading = tf.config.threading

@@ -502,9 +502,8 @@ def environment_of(original: Original) -> dict[str, str]:
     here = {k: v for k, v in os.environ.items() if NOT_TAKEN_OVER.fullmatch(k)}
     then = {k: v for k, v in recorded.items() if not NOT_TAKEN_OVER.fullmatch(k)}
     environment = {**kept, **here, **then}
-    if original.settings:
-        environment["TF_ENABLE_ONEDNN_OPTS"] = original.settings["onednn"]
-        environment["TF_XLA_FLAGS"] = original.settings["xla_flags"]
+    for key, name in fingerprint.READ_AT_IMPORT.items() if original.settings else ():
+        environment[name] = original.settings[key]
     devices = original.fingerprint.get("devices")
     if devices and "GPU" not in devices:
         environment["CUDA_VISIBLE_DEVICES"] = "-1"

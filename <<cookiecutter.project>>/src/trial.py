@@ -23,8 +23,6 @@ LIBRARIES = (
     "ruamel.yaml",
     "tqdm",
 )
-# What TensorFlow takes from the environment when it is imported.
-READ_AT_IMPORT = {"onednn": ("TF_ENABLE_ONEDNN_OPTS", "1"), "xla_flags": ("TF_XLA_FLAGS", "")}
 
 
 def import_libraries() -> None:
@@ -66,8 +64,6 @@ def _began_otherwise(run: str) -> bool:
     """Return whether a run's commit was made with TensorFlow set otherwise than here."""
     from src import fingerprint
 
-    stored = (fingerprint.stored_in(run) or {}).get("settings", {})
-    return any(
-        stored.get(key, os.environ.get(name, default)) != os.environ.get(name, default)
-        for key, (name, default) in READ_AT_IMPORT.items()
-    )
+    settings = (fingerprint.stored_in(run) or {}).get("settings", {})
+    now = fingerprint.read_at_import()
+    return any(settings.get(key, now[key]) != now[key] for key in now)

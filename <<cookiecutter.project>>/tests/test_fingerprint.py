@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,22 @@ def test_settings_are_those_of_the_commit(config: dict[str, Any], run: Path) -> 
     stored["settings"]["threads"] = 7
     assert fingerprint.settings_of(config, stored)["threads"] == 7
     assert fingerprint.settings_of(config, None)["threads"] >= 1
+
+
+@pytest.mark.parametrize("name", fingerprint.READ_AT_IMPORT.values())
+def test_what_tensorflow_reads_at_its_import_is_as_the_run_began(
+    name: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    left_open = fingerprint.settings_of(config, None)
+    fingerprint.apply(left_open)
+    assert name not in os.environ  # TensorFlow's own choice, which hangs on the processor
+    monkeypatch.setenv(name, "0")
+    said = fingerprint.settings_of(config, None)
+    fingerprint.apply(left_open)
+    assert name not in os.environ
+    fingerprint.apply(said)
+    assert os.environ[name] == "0"
 
 
 def test_other_data_has_another_digest(config: dict[str, Any]) -> None:
