@@ -57,12 +57,13 @@ def draw_learning_curve(
                 zorder=0,
                 label=f"best epoch ({best_epoch + 1})",
             )
-        axes.set_title(metric, fontsize=10)
+        axes.set_title(metric, fontsize=10, y=1.0)  # else matplotlib looks for what is in its way
         axes.set_xlabel("epoch")
         axes.ticklabel_format(axis="y", scilimits=(-4, 5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        if index == 1:  # the other panel has the same lines
+            axes.legend(frameon=False)
     figure.suptitle(run.name, fontsize=11)
     save_figure(figure, run / "learning_curve.png")
 
@@ -137,5 +138,6 @@ def new_figure(
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG of 150 dots per inch; whoever has the old one open never sees half of the new."""
     temporary = path.with_name(f".{path.name}.partial")
-    figure.savefig(temporary, format="png", dpi=150)
+    quickly = {"compress_level": 1}  # half the time for a tenth more bytes
+    figure.savefig(temporary, format="png", dpi=150, pil_kwargs=quickly)
     temporary.replace(path)

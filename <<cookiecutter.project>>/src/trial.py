@@ -47,6 +47,8 @@ def run(words: list[str], output: str) -> None:
         words: after the program's name; the second one is the run folder.
         output: file for what it says.
     """
+    from vegab import capture
+
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(file, number)
@@ -56,6 +58,7 @@ def run(words: list[str], output: str) -> None:
         os.execv(sys.executable, command)  # import anew
     for name in [name for name in sys.modules if name.partition(".")[0] == "src"]:
         del sys.modules[name]
+    capture.is_watched = False
     sys.argv, sys.orig_argv = command[1:], command  # meta.json tells what to type
     runpy.run_path(str(program), run_name="__main__")
 

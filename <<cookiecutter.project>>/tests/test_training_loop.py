@@ -1,6 +1,7 @@
 """The loop: what stands in the history, how it resumes, how it stops."""
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +10,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from src import checkpoint
 from src.batches import ArrayBatches
 from src.experiment import build
 from src.history import is_lower_better
 from src.hooks import EarlyStopping, Hook
-from src.steps import Steps
+from src.steps import Steps, _run_singly
 from src.training_loop import rate_in_epoch, training_loop
 from tests.interruptions import AfterStep, StopAt
 
@@ -354,6 +356,24 @@ def test_a_steps_place_and_its_batch_decide_which_function_makes_it(
         ends.append(step)
     steps.close()
     assert list(zip(ends, made, strict=True)) == expected
+
+
+def test_only_single_steps_run_as_they_were_traced_and_only_in_their_thread() -> None:
+    def is_rewritten() -> bool:
+        options = context.context().function_call_options.config_proto_serialized
+        config = tf.compat.v1.ConfigProto.FromString(options)
+        return not config.graph_options.rewrite_options.disable_meta_optimizer
+
+    seen = []
+
+    def one_step(batch: Any) -> dict[str, float]:
+        with ThreadPoolExecutor(1) as beside:
+            seen.append((is_rewritten(), beside.submit(is_rewritten).result()))
+        return {"loss": 0.0}
+
+    _run_singly(one_step, [None])
+    assert seen == [(False, True)]
+    assert is_rewritten()
 
 
 class CountsTraces(keras.Sequential):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -530,6 +531,24 @@ def test_a_progress_bar_leaves_its_last_state(run: Run, tmp_path: Path) -> None:
     assert read(tmp_path / "run" / "stdout.txt").endswith("\nfinal\n")
 
 
+def test_where_nobody_reads_along_no_more_is_said_than_has_to_be(
+    script: Path, run: Run, tmp_path: Path
+) -> None:
+    quiet = "import vegab, vegab.capture\nvegab.capture.is_watched = False\n"
+    script.write_text(script.read_text().replace("import vegab\n", quiet, 1))
+    done = run("root", "run")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    said = (tmp_path / "run" / "stdout.txt").read_text().splitlines()
+    assert said[1:] == ["preparing", "working prepared none False"]
+    refused = run("root", "refused", "--mode=refuse")
+    assert (refused.returncode, refused.stdout) == (2, "preparing\n")
+    assert "nothing is called refuse" in refused.stderr
+    failed = run("root", "failed", "--mode=fail")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.startswith("work.py: failed: ValueError: it broke")
+    assert "Traceback" in (tmp_path / "failed" / "stderr.txt").read_text()
+
+
 def test_a_closed_pipe_does_not_harm_the_run(script: Path, tmp_path: Path) -> None:
     command = f"{sys.executable} work.py root run --mode=descriptors | true"
     subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=60)
@@ -654,7 +673,8 @@ def test_meta_tells_where_a_run_came_from(project: Path) -> None:
     assert (
         meta["environment"].items() >= {"OMP_NUM_THREADS": "2", "TF_DETERMINISTIC_OPS": "1"}.items()
     )
-    assert meta["packages"]["argh"] and meta["packages"]["ruamel.yaml"]
+    installed = {one.name: one.version for one in reversed([*metadata.distributions()])}
+    assert meta["packages"] == installed and installed["argh"]
     assert meta["python"] == ".".join(map(str, sys.version_info[:3]))
     assert meta["host"] and meta["platform"] and meta["cpu"]["model"] and meta["cpu"]["cores"] >= 1
     assert isinstance(meta["gpus"], list) and meta["memory_bytes"] > 1e8

@@ -4,6 +4,8 @@ The descriptors 1 and 2 point straight at the files: what was written before a S
 so is what C++ and child processes wrote. A small follower process, forked before anything heavy is
 imported, reads the files as they grow and repeats them on the real terminal. A terminal that is
 gone or blocked therefore never harms the run.
+
+Where `is_watched` is False nothing is repeated but what a process says that opens no run folder.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ POLL = 0.05  # seconds between two looks at the files
 CHUNK = 65536  # bytes read at once
 LONGEST_MESSAGE = 2000  # bytes; what one datagram holds on every system
 
+# Whether anybody reads along; to be set before a capture begins.
+is_watched = True
+
 _active: Capture | None = None
 
 
@@ -58,19 +63,10 @@ class Capture:
         self.has_terminal = os.isatty(self.real[1]) and os.environ.get("TERM") != "dumb"
         self._temporary = [tempfile.TemporaryFile(buffering=0) for _ in FILES]  # noqa: SIM115
         self.folder: Path | None = None
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         _flush()
-        parent = os.getpid()
-        with warnings.catch_warnings():  # threads are no harm: the follower needs none of theirs
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._follower = os.fork()
-        if self._follower == 0:
-            self._control.close()
-            try:
-                _Follower(theirs, self.real, [f.fileno() for f in self._temporary], parent).run()
-            finally:
-                os._exit(0)
-        theirs.close()
+        self._control: socket.socket | None = None
+        if is_watched:
+            self._control, self._follower = self._follow()
         self._point_at([f.fileno() for f in self._temporary])
         if sys.stdout is None:
             sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
@@ -80,6 +76,22 @@ class Capture:
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(line_buffering=True)
         _active = self
+
+    def _follow(self) -> tuple[socket.socket, int]:
+        """Begin the follower; return what to tell it by, and its process number."""
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        parent = os.getpid()
+        with warnings.catch_warnings():  # threads are no harm: the follower needs none of theirs
+            warnings.simplefilter("ignore", DeprecationWarning)
+            follower = os.fork()
+        if follower == 0:
+            control.close()
+            try:
+                _Follower(theirs, self.real, [f.fileno() for f in self._temporary], parent).run()
+            finally:
+                os._exit(0)
+        theirs.close()
+        return control, follower
 
     def move_to(self, folder: str) -> None:
         """From now on into the folder's stdout.txt and stderr.txt, after a line for this attempt;
@@ -115,9 +127,10 @@ class Capture:
         """What is written to stderr in this block is not repeated on the terminal."""
         _flush()
         self.tell({"hold": True})
-        self._control.settimeout(2)  # a blocked terminal must not block the run
-        with contextlib.suppress(OSError):
-            self._control.recv(16)
+        if self._control:
+            self._control.settimeout(2)  # a blocked terminal must not block the run
+            with contextlib.suppress(OSError):
+                self._control.recv(16)
         try:
             yield
         finally:
@@ -132,15 +145,21 @@ class Capture:
             for name in FILES:
                 with contextlib.suppress(OSError):  # a full disk: the file stays as it is
                     collapse_file(self.folder / name)
-        self.tell({"end": True}, wait=None)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._follower, 0)
-        self._control.close()
+        if self._control:
+            self.tell({"end": True}, wait=None)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._follower, 0)
+            self._control.close()
+        elif not self.folder:
+            for number, file in zip(self.real, self._temporary, strict=True):
+                write_all(number, os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0))
         for number in self.real:
             os.close(number)
 
     def tell(self, message: dict[str, Any], wait: float | None = 2) -> None:
         """Sends a message to the follower; drops it if that is blocked for long."""
+        if self._control is None:
+            return
         self._control.settimeout(wait)
         while True:
             try:

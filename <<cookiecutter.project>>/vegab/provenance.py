@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from email import message_from_string
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ ENVIRONMENT = re.compile(
     r"CUDA_VISIBLE_DEVICES|KERAS_BACKEND|NVIDIA_TF32_OVERRIDE|OMP_NUM_THREADS|SLURM_JOB_ID|XLA_FLAGS"
     r"|TF_(CPP|CUDNN|DETERMINISTIC|DISABLE|ENABLE|FORCE|GPU|NUM|USE|XLA)_\w+"
 )
+NAME_AND_VERSION = re.compile(r"^(Name|Version): *(.*\S)", re.MULTILINE)  # in a package's METADATA
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -267,13 +267,13 @@ def _gpus() -> list[str]:
 
 def describe_software() -> dict[str, Any]:
     """Python, every installed package with its version, and the variables that change results."""
-    packages: dict[str, str] = {}
+    packages: dict[str, str | None] = {}
     for distribution in metadata.distributions():
         text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-        # Not `distribution.metadata`: to parse the long descriptions takes as long again.
-        about = message_from_string(text.partition("\n\n")[0])
-        if about["Name"]:
-            packages.setdefault(about["Name"], about["Version"])
+        # Not `distribution.metadata`: to parse the rest takes several times as long.
+        about = dict(NAME_AND_VERSION.findall(text.partition("\n\n")[0]))
+        if "Name" in about:
+            packages.setdefault(about["Name"], about.get("Version"))
     return {
         "python": platform.python_version(),
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
