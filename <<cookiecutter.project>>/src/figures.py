@@ -61,6 +61,7 @@ def draw_learning_curve(
         axes.set_xlabel("epoch")
         axes.ticklabel_format(axis="y", scilimits=(-4, 5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.locator_params(axis="y", nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
         if index == 1:  # the other panel has the same lines
             axes.legend(frameon=False)
