@@ -23,7 +23,7 @@ from src.sweep import INTERRUPTED, REFUSED
 from vegab import UsageError
 from vegab.execution import one_line
 from vegab.provenance import ENVIRONMENT
-from vegab.run_folder import living_owner
+from vegab.run_folder import IN_USE, living_owner
 
 OF_THE_NODE = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
 FROM_THE_SHELL = ("DATA_DIR", "PYTHONPATH")  # beside what a run records of its environment
@@ -245,7 +245,8 @@ def train(words: list[str], place: str, environment: dict[str, str], output: str
             # Ray's cancellation is an exception between two instructions; it ends no call of wait.
             while process.poll() is None:
                 time.sleep(SECONDS_BETWEEN)
-            if process.returncode != REFUSED or not living_owner(run):
+            said = Path(place, output).read_text(errors="replace")
+            if process.returncode != REFUSED or IN_USE not in said:
                 return process.returncode
     except KeyboardInterrupt:
         if process is None or process.returncode == REFUSED:

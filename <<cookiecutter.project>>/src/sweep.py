@@ -23,7 +23,7 @@ from src.results import RunRecord
 from src.sweep_trials import Definition, Settings, Trial, trials_of
 from vegab import UsageError
 from vegab.config import differences, show_differences
-from vegab.run_folder import living_owner, read_json, write_json
+from vegab.run_folder import IN_USE, living_owner, read_json, write_json
 
 SWEEP, LOCK = "sweep.json", "sweep.lock"
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
@@ -333,9 +333,10 @@ class Sweeper:
                 ):
                     self._tell(elsewhere, {})
                     time.sleep(SECONDS_BETWEEN)
-            # One that found its folder in use may be tried again when that one has ended.
+            # One that found its folder in use is tried again when that one has ended, if it has not
+            # by now.
             for name, code in codes.items():
-                if code == REFUSED and living_owner(self.folder / name):
+                if code == REFUSED and IN_USE in self.launcher.said(name):
                     continue
                 tried.add(name)
                 has_begun = code in (FINISHED, INTERRUPTED) or (self.folder / name).exists()

@@ -18,9 +18,12 @@ from typing import Any, ClassVar
 import pytest
 
 from src import devices, launch, sweep_trials
+from src.sweep import FINISHED, REFUSED, AllAtOnce, Sweeper
+from src.sweep_trials import Trial
 from tests.conftest import ROOT, Command
 from vegab import UsageError
 from vegab.config import find_key
+from vegab.run_folder import IN_USE
 
 EXACT = ("model.h5", "model_best.h5", "history.csv")
 SMALL = (
@@ -133,6 +136,32 @@ def test_sweeper_and_trials_that_are_killed_lose_nothing(swept: Path, tmp_path: 
     assert second.returncode == 0, problems
     assert said.startswith("4 trials: 4 finished")
     assert exact_files(folder) == exact_files(swept)
+
+
+def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_path: Path) -> None:
+    class Begun:
+        """Says that the folder was in use, and later that all went well."""
+
+        codes: ClassVar = [REFUSED, FINISHED]
+
+        def adopted(self) -> set[str]:
+            return set()
+
+        def is_stopped(self) -> bool:
+            return False
+
+        def said(self, name: str) -> str:
+            return f"train.py: error: {name} {IN_USE} process 7 on here; wait for it"
+
+        def run(self, commands: dict[str, Any], tell: Any) -> dict[str, int]:
+            return dict.fromkeys(commands, self.codes.pop(0))
+
+    launcher = Begun()
+    trials = AllAtOnce([Trial("n=1", {})])
+    sweeper = Sweeper(tmp_path, trials, lambda trial: [], launcher, lambda *figures: None)
+    sweeper.run(retry_failed=False)
+    assert launcher.codes == []
+    assert sweeper.refused == {}
 
 
 def test_a_sweep_is_told_to_stop_and_goes_on(swept: Path, command: Command, tmp_path: Path) -> None:

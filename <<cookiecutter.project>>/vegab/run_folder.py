@@ -16,6 +16,7 @@ from typing import Any
 from vegab.config import Config, UsageError, differences, flatten, show_differences
 
 LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"
+IN_USE = "is in use by"  # in the sentence of who finds a folder locked
 
 # Folders that this process has locked. A record lock is lost as soon as its process closes *any*
 # descriptor of the file, so nothing in this process may open the lock file of a folder in here.
@@ -108,7 +109,7 @@ class RunFolder:
         owner = living_owner(self.absolute) if writes else None
         if owner:
             raise UsageError(
-                f"{self.path} is in use by process {owner['pid']} on {owner['host']}; "
+                f"{self.path} {IN_USE} process {owner['pid']} on {owner['host']}; "
                 "wait for it, stop it, or choose another SAVE_PATH"
             )
         self._check_config()
@@ -159,7 +160,7 @@ class RunFolder:
                     ) from None
                 if wait is None:
                     raise UsageError(
-                        f"{self.path} is in use by another process that was faster"
+                        f"{self.path} {IN_USE} another process that was faster"
                     ) from None
                 time.sleep(wait)
 
