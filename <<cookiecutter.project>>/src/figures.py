@@ -35,6 +35,7 @@ def draw_learning_curve(
         wspace=0.2,
     )  # fmt: skip
     epochs = [row["epoch"] + 1 for row in history]
+    explained: set[str] = set()
     for index, metric in enumerate(metrics, start=1):
         axes = figure.add_subplot(1, len(metrics), index)
         # Told apart by line style as well as by colour, for print and for the colour-blind.
@@ -63,8 +64,10 @@ def draw_learning_curve(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.locator_params(axis="y", nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
-        if index == 1:  # the other panel has the same lines
+        labels = set(axes.get_legend_handles_labels()[1])
+        if not labels <= explained:
             axes.legend(frameon=False)
+            explained |= labels
     figure.suptitle(run.name, fontsize=11)
     save_figure(figure, run / "learning_curve.png")
 

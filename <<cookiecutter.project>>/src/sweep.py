@@ -333,8 +333,7 @@ class Sweeper:
                 ):
                     self._tell(elsewhere, {})
                     time.sleep(SECONDS_BETWEEN)
-            # One that found its folder in use is tried again when that one has ended, if it has not
-            # by now.
+            # One that found its folder in use is tried again; whose it was may have ended by now.
             for name, code in codes.items():
                 if code == REFUSED and IN_USE in self.launcher.said(name):
                     continue

@@ -152,7 +152,8 @@ class Capture:
             self._control.close()
         elif not self.folder:
             for number, file in zip(self.real, self._temporary, strict=True):
-                write_all(number, os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0))
+                with contextlib.suppress(OSError):  # a full disk
+                    write_all(number, os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0))
         for number in self.real:
             os.close(number)
 
