@@ -4,7 +4,6 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ def train(
     name: str = "",
     gpus: str = "",
     resume_inexact: bool = False,
+    allow_inexact: bool = False,
     launcher: str = "local",
     nodes: int = 1,
     partition: str = "",
@@ -56,6 +56,7 @@ def train(
         name: train into SAVE_PATH_NAME
         gpus: use these, such as 0; none: the CPU; -1: those that are idle; slurm: so many a node
         resume_inexact: continue although versions, processor, data or code have changed
+        allow_inexact: train although a step uses what no checkpoint holds
         launcher: local: train here; slurm: in a job, which is queued again until the run is done
         nodes: slurm: train on so many at once
         partition: slurm: where to queue
@@ -80,6 +81,7 @@ def prepare(
     config: dict[str, Any],
     save_path: str,
     resume_inexact: bool,
+    allow_inexact: bool,
     checkpoint: str,
     retrain: bool,
     fork: str,
@@ -120,7 +122,7 @@ def prepare(
     if warm_start and not has_commit(Path(save_path)):
         prepared.warm_start(Path(warm_start), warm_start_vars)
     # What the config names wrongly is refused now, before there is a run folder.
-    return replace(prepared, config_hooks=experiment.hooks_of(config))
+    return prepared.trace(allow_inexact)
 
 
 def has_commit(folder: Path) -> bool:

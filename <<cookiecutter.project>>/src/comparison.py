@@ -73,7 +73,7 @@ def listing(records: Sequence[RunRecord]) -> Table:
         note = record.problem or (record.error if record.state == "failed" else "")
         cells: list[Any] = [
             record.path,
-            record.state,
+            f"{record.state}, inexact" if record.is_inexact else record.state,
             Position(record.epoch, record.num_epochs),
             Position(record.global_step, record.num_steps),
             f"{record.monitor} {metric.best:.4g} ({metric.best_epoch + 1})" if metric else None,

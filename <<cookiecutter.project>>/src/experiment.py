@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from src.commit_file import Commit
     from src.hooks import Hook
     from src.iterators import PyHookedModelIterator
+    from src.training_loop import Traced
 
 CHOICES = {
     "precision": ("float32", "mixed_bfloat16", "mixed_float16", "float64"),
@@ -49,6 +50,7 @@ class Experiment:
         serving: how an exported model reads records, where training reads them, or None.
         settings: of the loop, where they are not in the config under the names of `training_loop`.
         config_hooks: those that the config names, where they are made already.
+        traced: its steps, where they are traced already.
     """
 
     config: Mapping[str, Any]
@@ -64,6 +66,7 @@ class Experiment:
     serving: Any = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     config_hooks: Sequence["Hook"] | None = None
+    traced: "Traced | None" = None
 
     def train(
         self,
@@ -84,6 +87,7 @@ class Experiment:
             num_epochs=settings["num_epochs"] or 0,
             num_steps=settings.get("num_steps"),
             iterator=self.iterator,
+            traced=self.traced,
             learning_rates=self.learning_rates,
             monitor=self.monitor,
             monitor_mode=settings["monitor_mode"],
@@ -100,6 +104,31 @@ class Experiment:
             retrain=retrain,
             new_rate=start_from is not None and self.has_another_rate(start_from),
         )
+
+    def trace(self, allow_inexact: bool) -> "Experiment":
+        """Make the config's hooks, and trace the steps of training and validation.
+
+        Args:
+            allow_inexact: note what a resume would not restore, instead of refusing it.
+
+        Raises:
+            UsageError: if a hook cannot be made, or a step uses what no commit holds.
+        """
+        from src.training_loop import trace
+
+        hooks = hooks_of(self.config)
+        settings = {**self.config, **self.settings}
+        traced = trace(
+            self.model,
+            self.dataset.train,
+            self.dataset.valid,
+            self.callbacks,
+            hooks,
+            settings.get("num_steps"),
+            self.iterator,
+            allow_inexact,
+        )
+        return replace(self, config_hooks=hooks, traced=traced)
 
     def has_another_rate(self, path: Path) -> bool:
         """Return whether the config has not the learning rates of the run that made a commit."""
@@ -234,9 +263,11 @@ def build(
     """
     check_ranges(config)
     stored, settings = prepare_process(config, save_path, start)
+    from src import guard
+
     if "iterator" in config and together and workers.worker().number > 1:
         raise UsageError("a config with an iterator trains in one process; unset TF_CONFIG")
-    with devices.scope(together) as several:
+    with devices.scope(together) as several, guard.noting_lines():
         if several is not None:
             from src import replicas
 

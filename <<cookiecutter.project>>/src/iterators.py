@@ -319,6 +319,8 @@ class TFHookedModelIterator(PyHookedModelIterator):
         super().__init__(*args, **kwargs)
         self._step_variable = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._compiled: dict[Any, Any] = {}
+        self._traced: list[Any] = []
+        self._look: Callable[[Any], None] | None = None
 
     @property
     def is_training(self) -> bool:
@@ -358,17 +360,52 @@ class TFHookedModelIterator(PyHookedModelIterator):
         results = call_leaves(others, self.model, **feed_dict)
         if "step_ops" in fetches:
             self._step_variable.assign(self._global_step)
-            computed = self._compile(fetches["step_ops"])(_tensors(feed_dict))
+            function, tensors = self._compile(fetches["step_ops"]), _tensors(feed_dict)
+            num_traces = function.experimental_get_tracing_count()
+            computed = function(tensors)
+            if function.experimental_get_tracing_count() != num_traces:
+                self._note(function.get_concrete_function(tensors))
             results["step_ops"] = keras.tree.map_structure(_to_numpy, computed)
         return results
 
     def make_variables(self, batch: Feeds) -> None:
         """Trace a step without running it."""
-        self._compile(self.step_ops()).get_concrete_function(_tensors(batch))
+        self._trace(self.step_ops(), batch)
+
+    def look_at_traces(self, look: Callable[[Any], None], batch: Feeds) -> None:
+        """Trace what is known beforehand; call a function with that and with all later traces."""
+        place = self._global_step, self._epoch, self._batch_step
+        for split, ops in self.known_ops():
+            self.set_position(*place, split)
+            self._trace(ops, batch)
+        self.set_position(*place)
+        self._look = look
+        for traced in self._traced:
+            look(traced)
+
+    def known_ops(self) -> Iterator[tuple[str, Any]]:
+        """Yield split and functions of each kind of step that is known before the first."""
+        yield "train", self.step_ops()
+
+    def _trace(self, ops: Any, batch: Feeds) -> None:
+        function, tensors = self._compile(ops), _tensors(batch)
+        num_traces = function.experimental_get_tracing_count()
+        traced = function.get_concrete_function(tensors)
+        if function.experimental_get_tracing_count() != num_traces:
+            self._note(traced)
+
+    def _note(self, traced: Any) -> None:
+        self._traced.append(traced)
+        if self._look is not None:
+            self._look(traced)
 
     def variables(self) -> dict[str, list[Any]]:
         """Return the variables of iterator and model, without the step, which is a position."""
-        return _variables_of(self, beside=[self._step_variable])
+        return _variables_of(self, beside=self.of_position())
+
+    def of_position(self) -> list[Any]:
+        """Return the variables that tell a step where the run stands."""
+        return [self._step_variable]
 
     def _compile(self, ops: Any) -> Any:
         key = (self.is_training, *_leaves(ops, ()))
@@ -414,9 +451,15 @@ class TFBaseTrainer(TFHookedModelIterator):
         """Make a step of all parts; return losses and logs."""
         return self._train(None, None, model, **batch)
 
+    def known_ops(self) -> Iterator[tuple[str, Any]]:
+        """Yield those of the base, and what validates."""
+        yield from super().known_ops()
+        if "validation" in self.datasets and type(self).validate is TFBaseTrainer.validate:
+            yield "validation", self._look_at_losses
+
     def validate(self, batch: Feeds) -> Mapping[str, float]:
         """Return losses and logs of a validation batch."""
-        computed = self.run({"step_ops": self._look}, batch)["step_ops"]
+        computed = self.run({"step_ops": self._look_at_losses}, batch)["step_ops"]
         return dict(_figures(computed, ()))
 
     def rate_at(self, global_step: Any) -> Any:
@@ -498,7 +541,7 @@ class TFBaseTrainer(TFHookedModelIterator):
             optimizer.apply(gradients, variables)
         return {**_named(losses, entry is None), **self.make_log_ops(model, **batch)}
 
-    def _look(self, model: Any, **batch: Any) -> dict[str, Any]:
+    def _look_at_losses(self, model: Any, **batch: Any) -> dict[str, Any]:
         losses = self.make_loss_ops(model, **batch)
         alone = not isinstance(losses, list)
         if not alone:
@@ -532,8 +575,14 @@ class TFFrequencyTrainer(TFBaseTrainer):
         parts = self.schedule[self._global_step % len(self.schedule)]
         return {"train_op": self._op(parts)}
 
+    def known_ops(self) -> Iterator[tuple[str, Any]]:
+        """Yield those of the base, and the other turns."""
+        yield from super().known_ops()
+        for parts in dict.fromkeys(self.schedule):
+            yield "train", {"train_op": self._op(parts)}
+
     def make_variables(self, batch: Feeds) -> None:
-        """Trace the step of each turn.
+        """Make the optimizers, then trace the step of the first turn.
 
         Raises:
             ValueError: if there is no schedule, or a part in it has no loss.
@@ -574,6 +623,12 @@ class TFListTrainer(TFBaseTrainer):
         """Count the losses, make an optimizer for each, and trace a step."""
         super().make_variables(batch)
         self._num_entries = 1 + max(int(key.partition("/")[0]) for key in self.optimizers)
+
+    def known_ops(self) -> Iterator[tuple[str, Any]]:
+        """Yield those of the base, and the other turns."""
+        yield from super().known_ops()
+        for entry in range(self._num_entries):
+            yield "train", {"train_op": _Turn(self, entry, None)}
 
 
 class _Turn:

@@ -71,6 +71,7 @@ class RunRecord:
         metrics: by column of the history.
         error: of a failed run, the last line of what was raised.
         parent: the run that this one is a fork of, or "".
+        is_inexact: whether it was continued, or may not be continued, bit for bit.
     """
 
     path: str
@@ -93,6 +94,7 @@ class RunRecord:
     metrics: dict[str, Metric] = field(default_factory=dict)
     error: str = ""
     parent: str = ""
+    is_inexact: bool = False
 
 
 # ------------------------------------------------------------------------------------ finding runs
@@ -317,6 +319,7 @@ def _of_history(
         "global_step": max(steps, state.get("global_step", 0)),
         "num_steps": num_steps or None,
         "monitor": monitor if monitor in columns else None,
+        "is_inexact": bool(state.get("inexact")),
         "metrics": {key: metric for key, metric in metrics.items() if metric},
     }
 

@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from typing import Any
 
 NAME = ".runs.sqlite"
-TABLE = "runs_2"  # entries of another form have another number
+TABLE = "runs_3"  # entries of another form have another number
 FEWEST = 20  # fewer runs are read as fast without
 SECONDS_TO_WAIT = 1.0  # for another process that writes
 

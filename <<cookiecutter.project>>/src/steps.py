@@ -47,6 +47,8 @@ class Call(NamedTuple):
 
 # Called before a step with (fetches, feeds, batch), the first two of which it may change.
 Before = Callable[[dict[str, Any], Any, Any], None]
+# Called with a step that was traced, a concrete function.
+Look = Callable[[Any], None]
 
 
 def map_leaves(nested: Any, function: Callable[[Any], Any]) -> Any:
@@ -100,6 +102,7 @@ class Steps:
         source: batches by epoch and step.
         one_by_one: never group steps, as callbacks need that look at each of them.
         num_steps: steps in all, beyond which the source is not asked; None: there is no end.
+        look: called with each step that is traced, a concrete function.
     """
 
     # A signal may have to wait for the end of a call, and a progress bar too.
@@ -116,9 +119,11 @@ class Steps:
         source: BatchSource,
         one_by_one: bool = False,
         num_steps: int | None = None,
+        look: Look | None = None,
     ) -> None:
         self.model = model
         self.source = source
+        self._look = look
         self.num_steps = num_steps
         self.size = 1
         self.one_by_one = one_by_one
@@ -134,10 +139,19 @@ class Steps:
         """Compile for the first batch; what a train step makes for itself is made thereby.
 
         That may be the variables of a second optimizer, which have to be there to be restored.
+        What is compiled already stays.
         """
+        if self._usual:
+            return
         first = self._executor.submit(self._stack, 0, 0, 1).result()
         self._usual = first.kind[0]
         self._trace(first.signature)
+
+    def forget(self) -> None:
+        """Forget what was compiled: what it was traced from may be another by now."""
+        self._usual = ""
+        self._traced = {}
+        self._calls = {}
 
     def begin_epoch(self, epoch: int) -> None:
         """Start the figures of an epoch."""
@@ -315,12 +329,17 @@ class Steps:
             except Exception:  # a model may have to know the number; if it is not that, see below
                 traced = None
             loops = traced and any(op.type in LOOPS for op in traced.graph.get_operations())
-            self._traced[str(any_number)] = None if loops else traced
+            self._traced[str(any_number)] = None if loops else self._looked_at(traced)
         if self._traced[str(any_number)]:
             return self._traced[str(any_number)]
         if self._traced.get(str(signature)) is None:
-            self._traced[str(signature)] = self._traced_for(signature)
+            self._traced[str(signature)] = self._looked_at(self._traced_for(signature))
         return self._traced[str(signature)]
+
+    def _looked_at(self, traced: Any) -> Any:
+        if traced is not None and self._look is not None:
+            self._look(traced)
+        return traced
 
     def _traced_for(self, signature: Any) -> Any:
         train_step = on_all_replicas(self.model, self.model.train_step)
@@ -491,15 +510,34 @@ class Validation:
         model: compiled.
         examples: a batch source, of which epoch 0 is used; or arrays (features, labels), perhaps
             nested, with the same first dimension.
+        look: called with each step that is traced, a concrete function.
     """
 
-    def __init__(self, model: keras.Model, examples: Any) -> None:
+    def __init__(self, model: keras.Model, examples: Any, look: Look | None = None) -> None:
         self.model = model
+        self._look = look
+        self._num_traces = 0
         self.source: BatchSource = examples if hasattr(examples, "batch") else Slices(examples)
         self._test_step = model.test_step
         if not model.run_eagerly:
             test_step = on_all_replicas(model, model.test_step)
             self._test_step = tf.function(test_step, jit_compile=model.jit_compile, autograph=False)
+
+    def compile(self) -> None:
+        """Trace the step for the first batch."""
+        if not self.model.run_eagerly:
+            batch = keras.tree.map_structure(np.asarray, self.source.batch(0, 0))
+            signature = keras.tree.map_structure(_signature, batch)
+            self._test_step.get_concrete_function(signature)
+            self._look_at_new_trace(signature)
+
+    def _look_at_new_trace(self, batch: Any) -> None:
+        if self._look is None or self.model.run_eagerly:
+            return
+        num_traces = self._test_step.experimental_get_tracing_count()
+        if num_traces != self._num_traces:
+            self._num_traces = num_traces
+            self._look(self._test_step.get_concrete_function(batch))
 
     def run(
         self, callbacks: keras.callbacks.CallbackList, stop: Callable[[], bool]
@@ -512,6 +550,7 @@ class Validation:
             batch = keras.tree.map_structure(tf.convert_to_tensor, self.source.batch(0, step))
             callbacks.on_test_batch_begin(step)
             results = self._test_step(batch)
+            self._look_at_new_trace(batch)
             callbacks.on_test_batch_end(step, results)
             if stop():
                 return None

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,18 +17,20 @@ from typing import Any
 import keras
 
 from src import callback_state
-from src.batches import batch_source
+from src.batches import BatchSource, batch_source
 from src.checkpoint import RESTORE_ALL, RESTORE_WEIGHTS, Checkpoint, Snapshot
+from src.guard import Guard
 from src.history import best_of, is_best, is_lower_better
 from src.hooks import Hook, Hooks, Run
 from src.iterator_steps import IteratorSteps, IteratorValidation
-from src.iterators import PyHookedModelIterator
+from src.iterators import PyHookedModelIterator, TFHookedModelIterator
 from src.steps import Steps, Validation, has_all_variables, make_variables
 from src.workers import INTERRUPTED, Workers
 
 log = logging.getLogger(__name__)
 
 LearningRates = Sequence[tuple[int, float]]
+BEFORE_STEPS = ("set_model", "set_params", "on_train_begin")  # methods of callbacks
 NEW_RUN: dict[str, Any] = {
     "epoch": 0,
     "step": 0,
@@ -52,6 +54,7 @@ def training_loop(
     num_epochs: int = 0,
     num_steps: int | None = None,
     iterator: PyHookedModelIterator | None = None,
+    traced: "Traced | None" = None,
     learning_rates: LearningRates | None = None,
     monitor: str | None = "val_loss",
     monitor_mode: str = "auto",
@@ -79,6 +82,7 @@ def training_loop(
         num_epochs: epochs in all, those of earlier attempts included.
         num_steps: steps in all, whatever `num_epochs` says; the last epoch may be cut short.
         iterator: what does the steps; None: the model's training step does.
+        traced: what `trace` has made of the model, or of the iterator; None: it is done here.
         learning_rates: pairs of `until_epoch` and the rate that holds while `epoch < until_epoch`,
             the last one to the end; None: the optimizer's own rate or schedule.
         monitor: column of the history that decides which epoch is the best; None: nothing does.
@@ -109,6 +113,7 @@ def training_loop(
             of another model.
         OSError: if a commit cannot be written.
         RuntimeError: if a hook fails; it is named.
+        UsageError: if a step uses what no commit holds; see `src.guard`.
     """
     # ---- get ready -----------------------------------------------------------------------------
     workers = Workers(getattr(model, "distribute_strategy", None))
@@ -119,10 +124,8 @@ def training_loop(
     steps: Steps | IteratorSteps
     validation: Validation | IteratorValidation | None = None
     if iterator is None:
-        if not has_all_variables(model):
-            make_variables(model, source.batch(0, 0))
-        steps = Steps(model, source, looks_at_batches(callbacks), num_steps)
-        validation = Validation(model, valid) if valid is not None else None
+        traced = traced or trace(model, source, valid, callbacks, hooks, num_steps)
+        steps, validation = traced.steps, traced.validation
         checkpoint = Checkpoint(save_path, model)
         calls = Hooks(hooks, is_chief=workers.is_chief)
     else:
@@ -184,8 +187,15 @@ def training_loop(
         checkpoint.close()
         return state["history"]
     if inexact:
-        state["inexact"].append({"global_step": state["global_step"], "differs": list(inexact)})
         log.warning("from here on the run is not bit for bit the same: %s", "; ".join(inexact))
+    unsaved = traced.guard.found if traced is not None else []
+    if unsaved:
+        log.warning(
+            "a resumed run will have other bits, for no checkpoint holds %s", "; ".join(unsaved)
+        )
+    if inexact or unsaved:
+        differs = [*inexact, *unsaved]
+        state["inexact"].append({"global_step": state["global_step"], "differs": differs})
     for callback in callbacks:
         if not callback_state.is_known(callback):
             log.warning(
@@ -240,6 +250,8 @@ def training_loop(
         with SignalsToFlag(workers) as received:
             calls.start(run)
             keras_callbacks.on_train_begin()
+            if isinstance(steps, Steps) and traced and traced.may_be_outdated:
+                steps.forget()
             if iterator is None or not is_new:
                 steps.compile()
                 checkpoint.prepare()
@@ -401,6 +413,64 @@ def rate_in_epoch(learning_rates: LearningRates, epoch: int) -> float:
         if epoch < until_epoch:
             return rate
     return learning_rates[-1][1]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Steps that were traced, and looked at, before there was a run folder.
+
+    Attributes:
+        guard: what has looked at them, and will look at those that are traced later.
+        steps: of the model; None: an iterator does them.
+        validation: of the model, or None.
+        may_be_outdated: whether hooks or callbacks of the user act before the first step, who may
+            change what it was traced from: then it is traced again.
+    """
+
+    guard: Guard
+    steps: Any = None
+    validation: Validation | None = None
+    may_be_outdated: bool = False
+
+
+def trace(
+    model: Any,
+    source: BatchSource,
+    valid: Any,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    hooks: Sequence[Hook] = (),
+    num_steps: int | None = None,
+    iterator: PyHookedModelIterator | None = None,
+    allow_inexact: bool = False,
+) -> Traced:
+    """Trace training step and validation step; see `training_loop` for the arguments.
+
+    Args:
+        allow_inexact: note what a resume would not restore, instead of refusing it.
+
+    Raises:
+        UsageError: if a step uses what no commit holds, and that is not allowed.
+    """
+    guard = Guard(model, iterator, callbacks, hooks, allow_inexact)
+    if iterator is not None:
+        if isinstance(iterator, TFHookedModelIterator):
+            iterator.look_at_traces(guard.look, source.batch(0, 0))
+        return Traced(guard)
+    if not has_all_variables(model):
+        make_variables(model, source.batch(0, 0))
+    steps = Steps(model, source, looks_at_batches(callbacks), num_steps, guard.look)
+    steps.compile()
+    validation = Validation(model, valid, guard.look) if valid is not None else None
+    if validation is not None:
+        validation.compile()
+    return Traced(guard, steps, validation, acts_before_steps(callbacks, hooks))
+
+
+def acts_before_steps(callbacks: Sequence[keras.callbacks.Callback], hooks: Sequence[Hook]) -> bool:
+    """Whether others than Keras' callbacks and this project's hooks act before the first step."""
+    methods = [getattr(type(each), name) for each in callbacks for name in BEFORE_STEPS]
+    methods += [type(hook).before_training for hook in hooks if hasattr(hook, "before_training")]
+    return any(not method.__module__.startswith(("keras.", "src.hooks")) for method in methods)
 
 
 class SignalsToFlag:
