@@ -1,4 +1,8 @@
-"""Iterators for PyTorch, which is installed for these tests alone, beside the environment."""
+"""Iterators for PyTorch, which is installed for these tests alone, next to the environment.
+
+triton, which a wheel of PyTorch for CPUs does not bring, is installed too: where it is imported
+after TensorFlow, the process dies.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run
 
-VERSION = "2.13.0"
+PACKAGES = ("torch==2.13.0", "triton==3.7.1; sys_platform == 'linux'")
 EXACT = ("model.h5", "history.csv")
 
 
@@ -31,7 +35,7 @@ def own(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         options.append(f"--find-links={folder}")
     if installer[0] == "uv":
         options.append(f"--python={sys.executable}")
-    run(*installer, "install", "--quiet", *options, f"torch=={VERSION}", timeout=900)
+    run(*installer, "install", "--quiet", *options, *PACKAGES, timeout=900)
     return copy
 
 
@@ -79,3 +83,21 @@ def test_the_run_is_evaluated(own: Path) -> None:
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert "accuracy" in stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("bin/check_resume.py", "iterator_torch", "--kills=2"), "identical: "),
+        (("bin/sweep.py", "iterator_torch", "results/sweep", "--seeds=2"), "2 trials: 2 finished"),
+        (("bin/reproduce.py", "results/straight", "--epochs=1"), "identical to the bit"),
+    ],
+    ids=["check_resume", "sweep", "reproduce"],
+)
+def test_every_command_imports_triton_before_tensorflow(
+    words: tuple[str, ...], said: str, own: Path
+) -> None:
+    process = command(own, *words)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stdout + stderr
+    assert said in stdout
