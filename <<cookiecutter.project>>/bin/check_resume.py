@@ -117,7 +117,7 @@ def survey(processes: ForkServerContext, config: dict[str, Any]) -> tuple[int, l
     except EOFError:
         process.join()
         raise ChildProcessError(
-            f"model and data cannot be built: {endings.ending(process.exitcode)}"
+            f"model and data cannot be built: {endings.ending(process.exitcode or 0)}"
         ) from None
     process.join()
     if isinstance(result, Exception):
@@ -163,7 +163,7 @@ def attempts(
         if process.exitcode != 0 and (not stop or process.exitcode != KILLED):
             said = output.read_text(errors="replace") if output.exists() else ""
             raise ChildProcessError(
-                f"the run itself fails: {endings.ending(process.exitcode, said)}"
+                f"the run itself fails: {endings.ending(process.exitcode or 0, said)}"
             )
 
 
