@@ -344,7 +344,7 @@ class Sweeper:
                 if code == REFUSED or not has_begun:
                     said = self.launcher.said(name)
                     self.refused[name] = (
-                        f"{name}: {endings.ending(code, said)}" if is_dead else said
+                        f"{name}: {endings.ending(code)} ({said})" if is_dead else said
                     )
                     self.num_refusals += code == REFUSED
                 elif is_dead:
