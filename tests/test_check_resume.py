@@ -12,6 +12,8 @@ from conftest import run
 
 FAULTS = """
 import itertools
+import os
+import signal
 from dataclasses import replace
 
 import keras
@@ -46,6 +48,11 @@ class Advancing:
 def get_advancing(config):
     dataset = get_digits(config)
     return replace(dataset, train=Advancing(dataset.train))
+
+
+class Crashing(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        os.kill(os.getpid(), signal.SIGSEGV)
 
 
 class OwnGenerator(keras.layers.Layer):
@@ -117,6 +124,20 @@ def test_a_planted_fault_is_found_and_named(
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("likely cause: ")]
     for cause in causes:
         assert cause in line
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("os.abort", "model and data cannot be built: it died by SIGABRT (Aborted)"),
+        ("faults:Crashing", "the run itself fails: it died by SIGSEGV (Segmentation fault)"),
+    ],
+)
+def test_a_process_that_dies_by_a_signal_says_which(fault: str, said: str, faulty: Path) -> None:
+    words = (sys.executable, "bin/check_resume.py", *SMALL, f"--callbacks=[{{class: {fault}}}]")
+    done = run(*words, cwd=faulty, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
 
 
 def test_a_config_that_does_not_train_at_all_says_so(faulty: Path) -> None:

@@ -1,4 +1,8 @@
-"""Iterators for PyTorch, which is installed for these tests alone, beside the environment."""
+"""Iterators for PyTorch, which is installed for these tests alone, next to the environment.
+
+triton, which a wheel of PyTorch for CPUs does not bring, is installed too: where it is imported
+after TensorFlow, the process dies.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run
 
-VERSION = "2.13.0"
+PACKAGES = ("torch==2.13.0", "triton==3.7.1; sys_platform == 'linux'")
+SITE_PACKAGES = "torch/site-packages"
 EXACT = ("model.h5", "history.csv")
 
 
@@ -26,18 +31,18 @@ def own(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("torch") / "own"
     shutil.copytree(project, copy, symlinks=True)
     installer = ("uv", "pip") if shutil.which("uv") else (sys.executable, "-m", "pip")
-    options = [f"--target={copy / 'torch'}", f"--constraint={ROOT / 'requirements.txt'}"]
+    options = [f"--target={copy / SITE_PACKAGES}", f"--constraint={ROOT / 'requirements.txt'}"]
     if folder := os.environ.get("PIP_FIND_LINKS"):  # of which uv knows nothing
         options.append(f"--find-links={folder}")
     if installer[0] == "uv":
         options.append(f"--python={sys.executable}")
-    run(*installer, "install", "--quiet", *options, f"torch=={VERSION}", timeout=900)
+    run(*installer, "install", "--quiet", *options, *PACKAGES, timeout=900)
     return copy
 
 
 def command(own: Path, *words: str) -> subprocess.Popen[str]:
     # PyTorch's threads wait by spinning, which takes the processor from tests beside this one.
-    environment = os.environ | {"PYTHONPATH": str(own / "torch"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(own / SITE_PACKAGES), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, *words], cwd=own, env=environment, stdout=pipe, stderr=pipe, text=True
@@ -79,3 +84,57 @@ def test_the_run_is_evaluated(own: Path) -> None:
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert "accuracy" in stdout.splitlines()[-1]
+
+
+def test_what_no_checkpoint_would_hold_is_found_wherever_it_hangs(own: Path) -> None:
+    shutil.copy(Path(__file__).with_name("torch_iterators.py"), own / "src")
+    build_all = "from src import torch_iterators; torch_iterators.main()"
+    process = command(own, "-c", build_all)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    for name, (expected, refusal) in json.loads(stdout).items():
+        assert refusal == expected, name
+
+
+def test_a_refusal_leaves_no_folder(own: Path) -> None:
+    shutil.copy(Path(__file__).with_name("torch_iterators.py"), own / "src")
+    scaler = "--iterator=src.torch_iterators.Scaler"
+    process = command(own, "bin/train.py", "iterator_torch", "results/refused", scaler)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 2, stderr
+    assert "no checkpoint would hold iterator.scaler (GradScaler)" in stderr.splitlines()[-1]
+    assert not (own / "results" / "refused").exists()
+
+
+def test_what_comes_too_late_to_be_restored_is_an_error(own: Path) -> None:
+    shutil.copy(Path(__file__).with_name("torch_iterators.py"), own / "src")
+    words = (
+        "bin/train.py",
+        "iterator_torch",
+        "results/late",
+        "--iterator=src.torch_iterators.Late",
+    )
+    first = command(own, *words, "--num_steps=3")
+    assert first.wait(timeout=300) == 0, first.communicate()
+    second = command(own, *words, "--num_steps=6")
+    _, stderr = second.communicate(timeout=300)
+    assert second.returncode == 1
+    assert "second is in the checkpoint, but Late has none yet; make it in __init__" in stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("bin/check_resume.py", "iterator_torch", "--kills=2"), "identical: "),
+        (("bin/sweep.py", "iterator_torch", "results/sweep", "--seeds=2"), "2 trials: 2 finished"),
+        (("bin/reproduce.py", "results/straight", "--epochs=1"), "identical to the bit"),
+    ],
+    ids=["check_resume", "sweep", "reproduce"],
+)
+def test_every_command_imports_triton_before_tensorflow(
+    words: tuple[str, ...], said: str, own: Path
+) -> None:
+    process = command(own, *words)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stdout + stderr
+    assert said in stdout

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import differences, experiment
+from src import differences, endings, experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = ("model.h5", "model_best.h5", "history.csv")
@@ -44,10 +46,9 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2) -> None:
     processes = server()
     with (
         tempfile.TemporaryDirectory(prefix="check_resume-") as name,
-        ProcessPoolExecutor(1, processes) as one,
         ThreadPoolExecutor(3) as threads,
     ):
-        steps_per_epoch, reasons = one.submit(there, "survey", config).result()
+        steps_per_epoch, reasons = survey(processes, config)
         config |= {"checkpoint_steps": max(steps_per_epoch // 7, 1)}
         # Chosen anew each time: a check that always kills at the same steps proves less.
         every_step = range(1, epochs * steps_per_epoch + 1)
@@ -100,6 +101,39 @@ def there(name: str, *arguments: Any) -> Any:
     return getattr(resume_check, name)(*arguments)
 
 
+def survey(processes: ForkServerContext, config: dict[str, Any]) -> tuple[int, list[str]]:
+    """Return what `resume_check.survey` does, from a process of its own.
+
+    Raises:
+        Exception: what it raises.
+        ChildProcessError: if the process dies; says by which signal.
+    """
+    receiver, sender = processes.Pipe(duplex=False)
+    process = processes.Process(target=send_survey, args=(sender, config))
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv()
+    except EOFError:
+        process.join()
+        raise ChildProcessError(
+            f"model and data cannot be built: {endings.ending(process.exitcode or 0)}"
+        ) from None
+    process.join()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def send_survey(sender: Connection, config: dict[str, Any]) -> None:
+    """Send what `resume_check.survey` returns, or what it raises, with the traceback."""
+    try:
+        sender.send(there("survey", config))
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        sender.send(error)
+
+
 def another_hash_seed() -> str:
     """Return a seed of Python's hashes, on which no bit may depend."""
     return str(random.SystemRandom().randrange(1, 2**32))
@@ -112,7 +146,9 @@ def straight(folder: Path) -> None:
     environment = os.environ | {"PYTHONHASHSEED": another_hash_seed()}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise ChildProcessError(f"the run itself fails: {done.stderr.strip().splitlines()[-1]}")
+        raise ChildProcessError(
+            f"the run itself fails: {endings.ending(done.returncode, done.stderr)}"
+        )
 
 
 def attempts(
@@ -124,9 +160,11 @@ def attempts(
         process = processes.Process(target=there, args=("train", config, save_path, stop, output))
         process.start()
         process.join()
-        if process.exitcode not in (0, KILLED):
-            last = output.read_text(errors="replace").strip().splitlines()[-1]
-            raise ChildProcessError(f"the run itself fails: {last}")
+        if process.exitcode != 0 and (not stop or process.exitcode != KILLED):
+            said = output.read_text(errors="replace") if output.exists() else ""
+            raise ChildProcessError(
+                f"the run itself fails: {endings.ending(process.exitcode or 0, said)}"
+            )
 
 
 def tell(what: str, reasons: list[str], otherwise: str) -> None:

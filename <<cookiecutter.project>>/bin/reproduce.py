@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from src import reproduction
+from src import endings, reproduction
 
 
 def reproduce(run: str, *, epochs: int = 0) -> None:
@@ -59,16 +59,16 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
         total=len(original.rows), unit="epoch", leave=False, disable=not sys.stderr.isatty()
     ) as bar:
         code = reproduction.run_again(original, place, lambda done: bar.update(done - bar.n))
-    last_words = (place / "output.txt").read_text(errors="replace").strip().splitlines()[-1:]
+    reason = endings.ending(code, (place / "output.txt").read_text(errors="replace"))
     if code == 2:
-        raise vegab.UsageError(f"{original.folder} cannot be run here: {' '.join(last_words)}")
+        raise vegab.UsageError(f"{original.folder} cannot be run here: {reason}")
     if line := reproduction.surroundings(original, again):
         print(line)
     found = reproduction.causes(original, again)
     fails = code not in (0, reproduction.INTERRUPTED)
     # A run that failed then may fail again, past all that is compared.
     if fails and (original.is_whole or not reproduction.comes_as_far(original, again)):
-        print(f"different: here it fails: {' '.join(last_words)}")
+        print(f"different: here it fails: {reason}")
     else:
         result = reproduction.compare(original, again)
         if result.difference is None:

@@ -308,6 +308,8 @@ def train(
     for record in records:
         if record.state == "failed":
             say(f"{record.path} failed: {record.error}")
+    for name, how in sweeper.died.items():
+        say(f"{folder / name} is not finished: {how}")
     for sentence in dict.fromkeys(sweeper.refused.values()):
         say(sentence.removeprefix("train.py: "))
     if stops:

@@ -73,8 +73,13 @@ def train(
         return
     for file in evaluation:
         command = [sys.executable, str(EVALUATE), save_path, "-e", file]
-        if subprocess.run(command, check=False).returncode != 0:
-            raise ChildProcessError(f"the evaluation with {file} failed; what it said is above")
+        code = subprocess.run(command, check=False).returncode
+        if code != 0:
+            # Imported here: what a run imports is part of its fingerprint.
+            from src import endings
+
+            reason = endings.ending(code) if endings.signal_of(code) else "what it said is above"
+            raise ChildProcessError(f"the evaluation with {file} failed: {reason}")
 
 
 def prepare(

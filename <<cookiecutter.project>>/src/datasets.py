@@ -377,6 +377,7 @@ class ExampleBatches:
         self._epoch: int | None = None
         self._order = np.arange(len(dataset))
         self._pool: ProcessPoolExecutor | None = None
+        self._workers: Sequence[Any] = ()
         self._ahead: dict[tuple[int, int], list[Future[list[Example]]]] = {}
 
     def __len__(self) -> int:
@@ -433,9 +434,14 @@ class ExampleBatches:
                 # A batch scheduler sends its SIGTERM to the workers too, and the step that this
                 # process wants to end before it stops needs them.
                 self.close()
+        from src import endings
+
+        # The pool ends the others by SIGTERM.
+        codes = {worker.exitcode or 0 for worker in self._workers} - {0}
+        code = min(codes - {-signal.SIGTERM} or codes, default=1)
         raise RuntimeError(
-            f"worker processes that make the examples of {type(self.dataset).__name__} died twice, "
-            "perhaps for want of memory"
+            f"a worker process that makes the examples of {type(self.dataset).__name__} died "
+            f"twice: {endings.ending(code)}"
         )
 
     def _submit(self, epoch: int, step: int) -> list[Future[list[Example]]]:
@@ -446,7 +452,9 @@ class ExampleBatches:
         pool = self._pool = self._pool or self._start_pool()
         indices = self._indices(epoch, step)
         parts = np.array_split(indices, min(self.num_workers, len(indices)))
-        return [pool.submit(_examples_in_worker, part, self.seed, epoch) for part in parts]
+        made = [pool.submit(_examples_in_worker, part, self.seed, epoch) for part in parts]
+        self._workers = multiprocessing.active_children()
+        return made
 
     def _start_pool(self) -> ProcessPoolExecutor:
         try:

@@ -1,8 +1,9 @@
 """From a config with an `iterator` to datasets, model and iterator: EDflow's form of a config."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from src import torch_guard
 from src.datasets import ExampleBatches
 from src.experiment import (
     Experiment,
@@ -38,8 +39,11 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
     """
     datasets = build_datasets(config)
     model_class = resolve(config["model"], "model") if config["model"] else NoModel
-    model = call(config, "model", model_class, config)
-    iterator = make_iterator(config, save_path or ".", model, datasets)
+    kind = iterator_class(config)  # now PyTorch is imported, if they need it
+    with torch_guard.watching() as made:
+        model = call(config, "model", model_class, config)
+        iterator = make_iterator(config, kind, save_path or ".", model, datasets)
+    require_saved(iterator, made)
     for split in config["fixed_example_indices"]:
         call(config, "fixed_example_indices", iterator.fixed_example_indices, split)
     splits = make_splits(config, datasets)
@@ -82,10 +86,8 @@ def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
     return datasets
 
 
-def make_iterator(
-    config: Mapping[str, Any], root: str, model: Any, datasets: Mapping[str, Any]
-) -> PyHookedModelIterator:
-    """Return what `iterator` names, made with EDflow's arguments.
+def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
+    """Return what `iterator` names.
 
     Raises:
         UsageError: if it is no iterator, or lacks what it has to write itself.
@@ -102,6 +104,21 @@ def make_iterator(
                     "src/iterators.py says"
                 )
             break
+    return kind
+
+
+def make_iterator(
+    config: Mapping[str, Any],
+    kind: type[PyHookedModelIterator],
+    root: str,
+    model: Any,
+    datasets: Mapping[str, Any],
+) -> PyHookedModelIterator:
+    """Return an iterator, made with EDflow's arguments.
+
+    Raises:
+        UsageError: if it does not take them.
+    """
     return call(
         config,
         "iterator",
@@ -114,6 +131,19 @@ def make_iterator(
         num_epochs=config["num_epochs"] or 0,
         hooks=[],
     )
+
+
+def require_saved(iterator: PyHookedModelIterator, made: Sequence[Any]) -> None:
+    """Refuse an iterator that uses things of PyTorch which no checkpoint would hold.
+
+    Raises:
+        UsageError: naming them.
+    """
+    if missing := torch_guard.unsaved(iterator, made):
+        raise UsageError(
+            f"no checkpoint would hold {', '.join(missing)}, and a resumed run would end with "
+            f"other bits: {torch_guard.REMEDY}"
+        )
 
 
 def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> Splits:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from src import results
+from src import endings, results
 from src.results import RunRecord
 from src.sweep_trials import Definition, Settings, Trial, trials_of
 from vegab import UsageError
@@ -293,6 +293,7 @@ class Sweeper:
         self.launcher = launcher
         self.show = show
         self.refused: dict[str, str] = {}  # what those said that left no folder
+        self.died: dict[str, str] = {}  # how, of those that left a folder
         self.num_refusals = 0  # of bin/train.py itself
         self._best: RunRecord | None = None
         self._begun: set[str] = set()
@@ -339,9 +340,15 @@ class Sweeper:
                     continue
                 tried.add(name)
                 has_begun = code in (FINISHED, INTERRUPTED) or (self.folder / name).exists()
+                is_dead = endings.signal_of(code) and not self.launcher.is_stopped()
                 if code == REFUSED or not has_begun:
-                    self.refused[name] = self.launcher.said(name)
+                    said = self.launcher.said(name)
+                    self.refused[name] = (
+                        f"{name}: {endings.ending(code)} ({said})" if is_dead else said
+                    )
                     self.num_refusals += code == REFUSED
+                elif is_dead:
+                    self.died[name] = endings.ending(code)
 
     def _advance(self) -> tuple[list[Trial], list[Trial]]:
         return self.supply.advance(functools.partial(states_of, self.folder), self.refused)

@@ -18,7 +18,8 @@ class TorchHookedModelIterator(PyHookedModelIterator):
 
     Arrays of 4 dimensions go from (batch, height, width, channels) to (batch, channels, height,
     width) and back, those of 3 get a channel. The states of modules and optimizers among the
-    attributes of iterator and model survive a kill. Needs PyTorch (`pip install torch`).
+    attributes of iterator and model survive a kill; what else has a state is refused, see
+    `src/torch_guard.py`. Needs PyTorch (`pip install torch`).
     """
 
     transform = True  # the order of dimensions
@@ -40,8 +41,18 @@ class TorchHookedModelIterator(PyHookedModelIterator):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Load the states of modules and optimizers."""
-        for name, thing in self._parts().items():
+        """Load the states of modules and optimizers.
+
+        Raises:
+            ValueError: if there is a state of something that is not there yet.
+        """
+        parts = self._parts()
+        if late := sorted(state.keys() - parts.keys()):
+            raise ValueError(
+                f"{', '.join(late)} is in the checkpoint, but {type(self).__name__} has none yet; "
+                "make it in __init__"
+            )
+        for name, thing in parts.items():
             thing.load_state_dict(_with_torch(state[name]))
 
     def set_weights(self, state: Mapping[str, Any]) -> None:

@@ -15,7 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-LIBRARIES = ["h5py", "keras", "matplotlib.figure", "tensorboard.summary", "tensorflow", "tqdm"]
+# triton, where it is installed, comes before TensorFlow; see `src.import_order`.
+LIBRARIES = [
+    "triton",
+    "h5py",
+    "keras",
+    "matplotlib.figure",
+    "tensorboard.summary",
+    "tensorflow",
+    "tqdm",
+]
 OWN = {"configs", "src", "tests", "vegab"}
 
 

@@ -548,7 +548,9 @@ def test_a_worker_that_dies_is_replaced(
 def test_workers_that_die_again_are_an_error(
     example_batches: Callable[..., ExampleBatches],
 ) -> None:
-    with pytest.raises(RuntimeError, match="make the examples of Dying died twice"):
+    with pytest.raises(
+        RuntimeError, match="makes the examples of Dying died twice: it died by SIG"
+    ):
         example_batches(Dying(None), 4, num_workers=1).batch(0, 0)
 
 

@@ -282,6 +282,12 @@ def test_a_fork_begins_again_with_the_state_that_it_had(later: Path, do: Do) -> 
     )
 
 
+def test_a_signal_that_ends_it_is_named(run: Path, do: Do) -> None:
+    done = do("bin/reproduce.py", run, "--epochs=1", end_at=f"5:{signal.SIGSEGV}")
+    assert done.returncode == 1
+    assert "different: here it fails: it died by SIGSEGV (Segmentation fault)" in done.stdout
+
+
 def test_a_run_that_failed_is_compared_as_far_as_it_came(later: Path, do: Do) -> None:
     failed = later / "results" / "failed"
     assert read_state(failed / "model.h5")["global_step"] == 32

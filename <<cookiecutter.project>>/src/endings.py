@@ -1,0 +1,37 @@
+"""Says how a child process has ended: with the name of the signal, and what is known to send it."""
+
+import importlib.util
+import signal
+
+CRASHES = (signal.SIGSEGV, signal.SIGABRT)
+OF_A_SHELL = 128  # added to the number of the signal
+
+
+def signal_of(code: int) -> int:
+    """Return the number of the signal that ended a process, or 0 if none did."""
+    number = -code if code < 0 else code - OF_A_SHELL
+    return number if number in signal.valid_signals() else 0
+
+
+def ending(code: int, said: str = "") -> str:
+    """Return a phrase that says how a process ended, and why where that is known.
+
+    Args:
+        code: the exit code: minus the number of the signal that ended the process, or 128 more
+            than it.
+        said: what the process wrote; the last line of it is quoted.
+    """
+    last = (said.strip().splitlines() or [""])[-1]
+    number = signal_of(code)
+    if not number:
+        return last or f"it ended with exit code {code}"
+    names = {each.value: each.name for each in signal.Signals}
+    phrase = f"it died by {names.get(number, 'a signal')} ({signal.strsignal(number)})"
+    if number == signal.SIGKILL:
+        phrase += ", perhaps because the memory was full"
+    if number in CRASHES and importlib.util.find_spec("triton"):
+        phrase += (
+            "; with PyTorch next to TensorFlow this happens where triton is imported after "
+            "TensorFlow (tensorflow/tensorflow#124205): import src before what imports TensorFlow"
+        )
+    return f"{phrase}; its last line is: {last}" if last else phrase
