@@ -252,7 +252,6 @@ def main() -> None:
     from src import experiment, torch_guard
     from vegab import UsageError
 
-    ends = torch_guard.REMEDY
     said = {}
     for name, kind in [*globals().items()]:
         if not isinstance(kind, type) or not issubclass(kind, PyHookedModelIterator):
@@ -264,11 +263,11 @@ def main() -> None:
             config["model"] = f"{__name__}.{kind.made_with.__name__}"
         NETS.clear()
         try:
-            experiment.build(config)
+            experiment.build(config).trace(allow_inexact=False)
             refusal = ""
         except UsageError as error:
-            refusal = str(error).partition(", and a resumed run would end")[0]
-            assert str(error).endswith(ends), error
+            refusal = str(error).partition(", so a resumed run would have")[0]
+            assert torch_guard.REMEDY in str(error), error
         expected = kind.__dict__.get("__doc__") or ""
-        said[name] = (expected, refusal.removeprefix("no checkpoint would hold "))
+        said[name] = (expected, refusal.removeprefix("no checkpoint holds "))
     json.dump(said, sys.stdout)

@@ -51,6 +51,7 @@ class Experiment:
         settings: of the loop, where they are not in the config under the names of `training_loop`.
         config_hooks: those that the config names, where they are made already.
         traced: its steps, where they are traced already.
+        unsaved: what the iterator uses of PyTorch's and no commit holds.
     """
 
     config: Mapping[str, Any]
@@ -67,6 +68,7 @@ class Experiment:
     settings: Mapping[str, Any] = field(default_factory=dict)
     config_hooks: Sequence["Hook"] | None = None
     traced: "Traced | None" = None
+    unsaved: Sequence[str] = ()
 
     def train(
         self,
@@ -127,6 +129,7 @@ class Experiment:
             settings.get("num_steps"),
             self.iterator,
             allow_inexact,
+            self.unsaved,
         )
         return replace(self, config_hooks=hooks, traced=traced)
 

@@ -1,6 +1,6 @@
 """From a config with an `iterator` to datasets, model and iterator: EDflow's form of a config."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from src import torch_guard
@@ -43,7 +43,7 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
     with torch_guard.watching() as made:
         model = call(config, "model", model_class, config)
         iterator = make_iterator(config, kind, save_path or ".", model, datasets)
-    require_saved(iterator, made)
+    unsaved = torch_guard.unsaved(iterator, made)
     for split in config["fixed_example_indices"]:
         call(config, "fixed_example_indices", iterator.fixed_example_indices, split)
     splits = make_splits(config, datasets)
@@ -58,6 +58,7 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
         callbacks=callbacks_of(config),
         iterator=iterator,
         own_hooks=of_iterators(config),
+        unsaved=unsaved,
     )
 
 
@@ -131,19 +132,6 @@ def make_iterator(
         num_epochs=config["num_epochs"] or 0,
         hooks=[],
     )
-
-
-def require_saved(iterator: PyHookedModelIterator, made: Sequence[Any]) -> None:
-    """Refuse an iterator that uses things of PyTorch which no checkpoint would hold.
-
-    Raises:
-        UsageError: naming them.
-    """
-    if missing := torch_guard.unsaved(iterator, made):
-        raise UsageError(
-            f"no checkpoint would hold {', '.join(missing)}, and a resumed run would end with "
-            f"other bits: {torch_guard.REMEDY}"
-        )
 
 
 def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> Splits:

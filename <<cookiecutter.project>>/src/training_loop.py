@@ -16,10 +16,10 @@ from typing import Any
 
 import keras
 
-from src import callback_state
+from src import callback_state, torch_guard
 from src.batches import BatchSource, batch_source
 from src.checkpoint import RESTORE_ALL, RESTORE_WEIGHTS, Checkpoint, Snapshot
-from src.guard import Guard
+from src.guard import Guard, Unsaved
 from src.history import best_of, is_best, is_lower_better
 from src.hooks import Hook, Hooks, Run
 from src.iterator_steps import IteratorSteps, IteratorValidation
@@ -442,16 +442,19 @@ def trace(
     num_steps: int | None = None,
     iterator: PyHookedModelIterator | None = None,
     allow_inexact: bool = False,
+    unsaved: Sequence[str] = (),
 ) -> Traced:
     """Trace training step and validation step; see `training_loop` for the arguments.
 
     Args:
         allow_inexact: note what a resume would not restore, instead of refusing it.
+        unsaved: what was found already.
 
     Raises:
         UsageError: if a step uses what no commit holds, and that is not allowed.
     """
     guard = Guard(model, iterator, callbacks, hooks, allow_inexact)
+    guard.tell([Unsaved(name, torch_guard.REMEDY) for name in unsaved])
     if iterator is not None:
         if isinstance(iterator, TFHookedModelIterator):
             iterator.look_at_traces(guard.look, source.batch(0, 0))
