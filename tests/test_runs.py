@@ -452,7 +452,7 @@ def write_cifar(folder: Path, which: str) -> Path:
         ),
         "cifar100": (["cifar-100-python/train", "cifar-100-python/test"], b"fine_labels"),
     }[which]
-    folder.mkdir()
+    folder.mkdir(parents=True)
     archive = folder / f"cifar-{which[5:]}-python.tar.gz"
     generator = np.random.default_rng(0)
     with tarfile.open(archive, "w:gz") as tar:
@@ -493,14 +493,70 @@ def test_cifar_is_trained_on_and_a_bad_archive_is_named(
     assert summary["num_examples"] == 40
 
 
-def test_without_network_and_copy_it_says_what_to_put_where(train: Train, tmp_path: Path) -> None:
-    # A proxy where nobody listens: no network, on any machine.
-    environment = {"DATA_DIR": str(tmp_path / "data"), "https_proxy": "http://127.0.0.1:9"}
-    done = train("cifar10", tmp_path / "run", env=environment)
-    assert done.returncode == 1
+# A proxy where nobody listens: no network, on any machine.
+NO_NETWORK = {"https_proxy": "http://127.0.0.1:9"}
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> dict[str, str]:
+    """The environment of somebody who has set nothing, with a home in which nothing is."""
+    (tmp_path / "home").mkdir()
+    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home")}
+
+
+@pytest.mark.parametrize("which", ["cifar10", "cifar100"])
+def test_cifar_is_trained_on_where_nothing_is_set(
+    which: str, bare: dict[str, str], lab: Path, tmp_path: Path
+) -> None:
+    archive = write_cifar(Path(bare["HOME"], ".keras", "datasets"), which)
+    before, folder = archive.read_bytes(), tmp_path / "run"
+    words = (sys.executable, "bin/train.py", which, folder, "--n_filters=10")
+    done = run(*words, cwd=lab, env=bare)
+    assert len(rows_of(folder)) == {"cifar10": 60, "cifar100": 80}[which]
+    assert "already finished" in run(*words, cwd=lab, env=bare).stdout
+    run(sys.executable, "bin/evaluate.py", folder, cwd=lab, env=bare)
+    summary = json.loads((folder / "eval" / "test.json").read_text())
+    assert summary["num_examples"] == 40
+    # Nothing was downloaded, over the archive or next to it.
+    assert "Downloading" not in done.stdout + done.stderr
+    assert files_below(archive.parent) == {archive.name: before}
+
+
+def test_what_is_evaluated_without_its_data_is_left_as_it_is(
+    bare: dict[str, str], lab: Path, tmp_path: Path
+) -> None:
+    archive = write_cifar(Path(bare["HOME"], ".keras", "datasets"), "cifar10")
+    folder = tmp_path / "run"
+    words = ("bin/train.py", "cifar10", folder, "--n_filters=2", "--num_epochs=1")
+    run(sys.executable, *words, cwd=lab, env=bare)
+    archive.unlink()
+    before = files_below(folder)
+    words = (sys.executable, "bin/evaluate.py", folder)
+    done = run(*words, cwd=lab, env=bare | NO_NETWORK, check=False)
+    assert done.returncode == 2
+    (sentence,) = [line for line in done.stderr.splitlines() if "evaluate.py" in line]
+    assert f"{archive.name} is not in {archive.parent} and" in sentence
+    assert "Traceback" not in done.stdout + done.stderr
+    assert files_below(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("variable", "place"),
+    [(None, "home/.keras/datasets"), ("KERAS_HOME", "cache/datasets"), ("DATA_DIR", "cache")],
+)
+def test_without_network_and_copy_it_says_what_to_put_where(
+    variable: str | None, place: str, bare: dict[str, str], lab: Path, tmp_path: Path
+) -> None:
+    environment = bare | NO_NETWORK | ({variable: str(tmp_path / "cache")} if variable else {})
+    folder = tmp_path / "run"
+    words = (sys.executable, "bin/train.py", "cifar10", folder, "--n_filters=2", "--num_epochs=1")
+    done = run(*words, cwd=lab, env=environment, check=False)
+    assert done.returncode == 2
     (sentence,) = [line for line in done.stderr.splitlines() if "train.py" in line]
-    assert f"not in {tmp_path / 'data'}" in sentence
+    assert f"cifar-10-python.tar.gz is not in {tmp_path / place} and" in sentence
     assert "cifar-10-python.tar.gz there" in sentence
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not folder.exists()
 
 
 def test_evaluate_alone_reads_the_test_set(train: Train, lab: Path, tmp_path: Path) -> None:
