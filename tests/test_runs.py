@@ -668,14 +668,21 @@ def test_a_progress_bar_on_a_terminal_and_nowhere_else(lab: Path, tmp_path: Path
     assert "epoch" not in quiet
 
 
-def test_the_example_runner_is_a_program_of_its_own(lab: Path, tmp_path: Path) -> None:
-    script = "src/scripts/train_simple_cnn.py"
-    folder = tmp_path / "simple_cnn" / "first"
-    arguments = ("root", folder, "--n_layers=2", "--n_filters=4", "--num_epochs=1")
-    run(sys.executable, script, *arguments, cwd=lab)
-    assert (folder / "train_simple_cnn.py").read_bytes() == (lab / script).read_bytes()
-    assert len(rows_of(folder)) == 1
-    assert len((lab / script).read_text().splitlines()) <= 60
+def test_the_example_runner_is_a_program_of_its_own(
+    bare: dict[str, str], lab: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(lab, own, symlinks=True)
+    script = "src/scripts/train_simple_CNN.py"
+    bare["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), bare["PATH"]])
+    words = (f"./{script}", "root", "results/simple_cnn/first", "--n_layers=10")
+    run(*words, cwd=own, env=bare)
+    folder = own / "results" / "simple_cnn" / "first"
+    assert (folder / "train_simple_CNN.py").read_bytes() == (own / script).read_bytes()
+    assert len(rows_of(folder)) == 20
+    assert "already finished" in run(*words, cwd=own, env=bare).stdout
+    assert f"\n{' '.join(words)}\n" in (own / script).read_text()
+    assert len((own / script).read_text().splitlines()) <= 60
 
 
 def test_a_commit_of_the_project_is_named_clean(lab: Path, train: Train, tmp_path: Path) -> None:
