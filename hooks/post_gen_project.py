@@ -1,4 +1,4 @@
-"""Make the git repository that was asked for, and say what to type next.
+"""Make programs executable, make the git repository that was asked for, say what to type next.
 
 Nothing here may fail the generation: cookiecutter would delete the project. Nothing here asks
 anything or touches a network.
@@ -26,6 +26,17 @@ ENVIRONMENT = {
     if key not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY")
 }
 ENVIRONMENT["GIT_TERMINAL_PROMPT"] = "0"
+
+
+# What a user types as a program. Unpacked from a zip file, it has lost the bit that lets it run.
+PROGRAMS = ("src/scripts/train_simple_CNN.py",)
+
+
+def make_executable(path: Path) -> None:
+    """Let everybody who may read the file run it."""
+    with contextlib.suppress(OSError):
+        mode = path.stat().st_mode
+        path.chmod(mode | (mode & 0o444) >> 2)
 
 
 def git(*arguments: str) -> bool:
@@ -96,7 +107,9 @@ def path_to_type() -> str:
 
 
 def main() -> None:
-    """Make the repository and say the three commands to type next."""
+    """Make programs executable, make the repository and say the three commands to type next."""
+    for name in PROGRAMS:
+        make_executable(Path(name))
     remark = make_repository() if ANSWERS["git_init"] else ""
     if is_thrown_away():
         return

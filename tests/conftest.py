@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -85,12 +87,24 @@ def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def free_ports(number: int) -> list[int]:
+    """Return ports on which nothing listens, and which nothing is given until they are used.
+
+    The system gives connections, and those who ask for any port, others than these.
+    """
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+        with contextlib.suppress(OSError), socket.socket() as tried:
+            tried.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == number:
+            return found
+    pytest.fail("no ports are free")
+
+
 def two_workers() -> list[str]:
     """Return TF_CONFIG for each of two workers on this machine, at ports that are free."""
-    with socket.socket() as one, socket.socket() as other:
-        for each in (one, other):
-            each.bind(("127.0.0.1", 0))
-        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, other)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     tasks = [{"type": "worker", "index": index} for index in range(2)]
     return [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
 

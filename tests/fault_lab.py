@@ -28,7 +28,7 @@ WHOLE = bool(os.environ.get("TEMPLATE_FAULT_TESTS_WHOLE"))
 EXACT = ("model.h5", "model_best.h5", "history.csv")
 KILLED, INTERRUPTED = -9, 75
 MOMENTS = ("before", "in", "after")
-LIMIT = 180  # seconds for one attempt, after which it counts as hung
+LIMIT = 600  # seconds for one attempt, after which it counts as hung
 
 SMALL = ("root", "--n_filters=2", "--n_layers=1", "--batch_size=128", "--no_tensorboard")
 STEPS = 10  # of an epoch of 1,260 examples
@@ -78,12 +78,13 @@ COMPILED = Job("compiled", (*SMALL, "--checkpoint_steps=4", "--no_deterministic"
 
 @dataclass
 class Attempt:
-    """How an attempt ended, what it said, when a planted signal came, and what began after it."""
+    """How an attempt ended, what it said, and what it did."""
 
     code: int
     said: str
-    signalled: float | None
-    later_calls: int  # of steps
+    is_signalled: bool  # by a planted signal
+    num_steps: int
+    later_calls: int  # of steps, which began after the signal
 
 
 @dataclass
@@ -131,6 +132,11 @@ class Started:
     pid: int
     terminal: Path
 
+    @property
+    def signal_file(self) -> Path:
+        """What is there once a planted signal was sent."""
+        return Path(f"{self.terminal}.signal")
+
     def wait(self) -> Attempt:
         """Return how it ended."""
         for _ in range(50 * LIMIT):
@@ -142,10 +148,11 @@ class Started:
             os.kill(self.pid, signal.SIGKILL)
             pytest.fail(f"an attempt took more than {LIMIT} s\n{self.terminal.read_text()}")
         said = self.terminal.read_text(errors="replace")
-        planted, later = (Path(f"{self.terminal}.{name}") for name in ("signal", "later"))
-        signalled = float(planted.read_text()) if planted.exists() else None
-        later_calls = len(later.read_text().splitlines()) if later.exists() else 0
-        return Attempt(code, said, signalled, later_calls)
+        file = Path(f"{self.terminal}.steps")
+        calls = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+        num_steps = sum(int(number) for number, _ in calls)
+        later_calls = sum(int(is_later) for _, is_later in calls)
+        return Attempt(code, said, self.signal_file.exists(), num_steps, later_calls)
 
 
 class Lab:
@@ -172,7 +179,7 @@ class Lab:
         for server in self.servers:
             assert server.process.stdin
             server.process.stdin.close()
-            server.process.wait(60)
+            server.process.wait(LIMIT)
 
     def new_folder(self, name: str) -> Path:
         return self.folder / "runs" / f"{next(self._numbers)}-{name}" / "run"

@@ -158,39 +158,47 @@ def plant(
 ) -> None:
     """Have a signal sent before, `delay` seconds into, or after the `call`-th call of a function.
 
-    The time of the signal goes into the file `output`.signal, a line for each call of steps that
-    begins after it into `output`.later.
+    The file `output`.signal tells that it was sent; `output`.steps has a line for each call of
+    steps: how many it ran, and whether it began after the signal.
     """
-    left, is_struck = call, False
+    left, is_struck, is_due = call, False, float("inf")
+    struck = threading.Event()
 
     def strike() -> None:
         nonlocal is_struck
-        Path(f"{output}.signal").write_text(repr(time.time()))
+        Path(f"{output}.signal").touch()
         is_struck = True
         os.kill(os.getpid(), number)
+        struck.set()
 
-    run_steps = steps.Steps.run
+    def noted(run_steps: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(run_steps)
+        def run(self: Any, epoch: int, step: int, *args: Any, **kwargs: Any) -> Any:
+            if time.monotonic() > is_due:
+                struck.wait()  # on a busy machine, the thread that strikes may come late
+            is_later = is_struck
+            result = run_steps(self, epoch, step, *args, **kwargs)
+            with open(f"{output}.steps", "a") as file:
+                file.write(f"{result.step - step} {int(is_later)}\n")
+            return result
 
-    @functools.wraps(run_steps)
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        if is_struck:
-            with open(f"{output}.later", "a") as file:
-                file.write("a call\n")
-        return run_steps(*args, **kwargs)
+        return run
 
-    steps.Steps.run = noted
+    for kind in (steps.Steps, iterator_steps.IteratorSteps):
+        kind.run = noted(kind.run)
     owner, name = PLACES[at]
     function = getattr(owner, name)
 
     @functools.wraps(function)
     def faulty(*args: Any, **kwargs: Any) -> Any:
-        nonlocal left
+        nonlocal left, is_due
         left -= 1
         now = left == 0
         if now and when == "before":
             strike()
         if now and when == "in":
             threading.Timer(delay, strike).start()
+            is_due = time.monotonic() + delay
         result = function(*args, **kwargs)
         if now and when == "after":
             strike()

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import run
+from conftest import free_ports, run
 
 NODES = ("node1", "node2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "nsenter", "ip")
-LIMIT = 240  # seconds that the tests wait for anything
+LIMIT = 600  # seconds that the tests wait for anything
 
 CONFIGURATION = """\
 ClusterName=test
@@ -92,16 +92,17 @@ def opened(folder: Path) -> Iterator[Cluster]:
         pytest.skip("SLURM's daemons are run as root here")
     for name in ("state", *NODES):
         (folder / name).mkdir()
+    ports = free_ports(1 + len(NODES))
     cable = f"slurm{os.getpid()}"
     addresses = [f"10.213.{os.getpid() % 256}.{number}" for number in (1, 2)]
     configuration = CONFIGURATION.format(
         folder=folder,
         host=socket.gethostname().partition(".")[0],
         address=addresses[0],
-        controller_port=free_port(),
+        controller_port=ports.pop(),
     )
     for node, address in zip(NODES, addresses, strict=True):
-        configuration += f"NodeName={node} NodeAddr={address} Port={free_port()} CPUs=1\n"
+        configuration += f"NodeName={node} NodeAddr={address} Port={ports.pop()} CPUs=1\n"
     (folder / "slurm.conf").write_text(configuration)
     hosts = [f"{address} {node}" for node, address in zip(NODES, addresses, strict=True)]
     (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
@@ -142,7 +143,7 @@ def opened(folder: Path) -> Iterator[Cluster]:
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
-            daemon.wait(30)
+            daemon.wait(LIMIT)
         run("ip", "netns", "delete", cable, check=False)  # the cable goes with it
 
 
@@ -164,10 +165,3 @@ def in_own_name(node: str, folder: Path) -> list[str]:
     """Return a command that is a node: of that host name, knowing the other by name."""
     program = f"hostname {node}; mount --bind {folder}/hosts /etc/hosts; exec slurmd -D -N {node}"
     return ["unshare", "--uts", "--mount", "sh", "-c", program]
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nothing listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

@@ -25,9 +25,15 @@ def test_a_folder_a_git_url_and_a_zip_give_the_same_project(
 ) -> None:
     archive = tmp_path / "template.zip"
     run("git", "archive", "--prefix=research/", f"--output={archive}", "HEAD", cwd=template)
-    expected = files_below(bake().project)
-    assert files_below(bake(source=f"git+file://{template}").project) == expected
-    assert files_below(bake(source=archive).project) == expected
+    first, *others = [bake(source=s) for s in (template, f"git+file://{template}", archive)]
+    for baked in others:
+        assert files_below(baked.project) == files_below(first.project)
+    for baked in (first, *others):
+        listing = run("git", "ls-files", "--stage", "src/scripts", cwd=baked.project).stdout
+        modes = {line.split()[-1]: line.split()[0] for line in listing.splitlines()}
+        assert modes.pop("src/scripts/train_simple_CNN.py") == "100755"
+        assert set(modes.values()) == {"100644"}
+        assert os.access(baked.project / "src/scripts/train_simple_CNN.py", os.X_OK)
 
 
 def test_replay_gives_the_same_project(bake: Baker) -> None:

@@ -21,7 +21,7 @@ def test_make_demo_trains_a_project_of_the_defaults(
     # A project of an earlier demo is replaced.
     (copy / "build" / "demo" / "my-research").mkdir(parents=True)
     environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
-    said = run("make", "demo", cwd=copy, env=environment, timeout=900).stdout
+    said = run("make", "demo", cwd=copy, env=environment, timeout=2400).stdout
     folder, picture = "build/demo/my-research/results/run", "learning_curve.png"
     assert said.endswith(
         f"\nThe run:            {folder}\nThe learning curve: {folder}/{picture}\n"

@@ -13,7 +13,7 @@ def test_project_passes_its_own_tests(bake: Baker) -> None:
     environment = {name: value for name, value in os.environ.items() if name != FAIL_ON_SKIP}
     in_parallel = ("-n", "auto", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder")
     command = ("pytest", "-q", *in_parallel)
-    tests = run(sys.executable, "-m", *command, cwd=project, env=environment, timeout=1800)
+    tests = run(sys.executable, "-m", *command, cwd=project, env=environment, timeout=5400)
     closing = tests.stdout.strip().splitlines()[-1]
     if os.environ.get(FAIL_ON_SKIP):
         assert "skipped" not in closing, tests.stdout

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import run
@@ -79,7 +80,7 @@ def cluster() -> Iterator[Cluster]:
     told = next(line for line in process.stdout if line.startswith("{"))
     yield Cluster(**json.loads(told))
     process.stdin.close()
-    process.wait(60)
+    process.wait(300)
     shutil.rmtree(place)
 
 
@@ -103,15 +104,15 @@ def start(project: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Wait until something is so, while a process lives."""
-    for _ in range(18_000):
-        if condition():
-            return
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    """Wait until something is so, while a process lives; return what it is."""
+    for _ in range(60_000):
+        if found := condition():
+            return found
         if process.poll() is not None:
             pytest.fail(f"it ended with {process.returncode}: {process.communicate()}")
         time.sleep(0.01)
-    pytest.fail("it took more than three minutes")
+    pytest.fail("it took more than ten minutes")
 
 
 def parent_of(pid: int) -> int:
@@ -170,17 +171,15 @@ def test_a_worker_and_a_node_die_and_no_trial_is_lost(
     sweeper = start(project, folder, *GRID, "--launcher=ray", f"--address={cluster.address}")
     head, node = cluster.raylets
     # A node dies with all that it has begun.
-    wait_for(lambda: trials_of(node, folder), sweeper)
-    ((begun, trial),) = trials_of(node, folder).items()
+    ((begun, trial),) = wait_for(lambda: trials_of(node, folder), sweeper).items()
     kill(node, parent_of(trial), trial)
     # A worker dies, and the trial that it had begun lives on.
-    wait_for(lambda: trials_of(head, folder), sweeper)
-    ((alone, trial),) = trials_of(head, folder).items()
+    ((alone, trial),) = wait_for(lambda: trials_of(head, folder), sweeper).items()
     os.kill(trial, signal.SIGSTOP)
     kill(parent_of(trial))
     os.kill(trial, signal.SIGCONT)
     assert begun != alone
-    said, problems = sweeper.communicate(timeout=300)
+    said, problems = sweeper.communicate(timeout=600)
     assert sweeper.returncode == 0, problems
     assert problems == ""
     assert said.startswith("3 trials: 3 finished; best val_loss ")
@@ -210,15 +209,15 @@ def test_a_sweeper_is_stopped_or_killed_and_the_same_command_goes_on(
     )
     wait_for(lambda: is_told_to_end(trial), first)
     os.kill(trial, signal.SIGCONT)
-    assert "1 waiting, 1 interrupted" in stop.communicate(timeout=60)[0]
-    assert first.wait(60) == 75
+    assert "1 waiting, 1 interrupted" in stop.communicate(timeout=300)[0]
+    assert first.wait(300) == 75
     assert attempts_in(commit.parent) == [75]
     second = start(project, folder, *words)
     wait_for(lambda: len(attempts_in(commit.parent)) == 2, second)
     second.kill()
     second.communicate()
     third = start(project, folder, *words)
-    said, problems = third.communicate(timeout=300)
+    said, problems = third.communicate(timeout=600)
     assert third.returncode == 0, problems
     assert said.startswith("2 trials: 2 finished")
     assert not differing(folder, local)
@@ -235,8 +234,8 @@ def test_a_cluster_that_is_not_there_is_refused_at_once(project: Path, tmp_path:
         start_time = time.monotonic()
         words = ("--seeds=2", "--launcher=ray", f"--address=127.0.0.1:{port}")
         process = start(project, tmp_path / "sweep", *words)
-        _, said = process.communicate(timeout=60)
-        assert time.monotonic() - start_time < 30
+        _, said = process.communicate(timeout=600)
+        assert time.monotonic() - start_time < 100  # however slow the machine, it waits for nothing
         assert process.returncode == 2
         assert said.startswith(f"sweep.py: error: no Ray listens at '127.0.0.1:{port}'; give ")
         assert said.count("\n") == 1

@@ -449,6 +449,15 @@ def test_what_a_run_is_called_is_text(look: Opener, page_path: Path, results: Pa
     assert page.locator("script").count() == 2
 
 
+def wait_for(page: Any, condition: Callable[[], bool]) -> None:
+    """Give the page time until something is so."""
+    for _ in range(600):
+        if condition():
+            return
+        page.wait_for_timeout(100)
+    pytest.fail("it took more than a minute")
+
+
 def brightness(page: Any) -> float:
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
     return sum(float(part) for part in colour.strip("rgba()").split(",")[:3]) / 3
@@ -459,9 +468,8 @@ def test_it_is_light_or_dark(look: Opener, page_path: Path) -> None:
     assert brightness(page) > 240
     before = picture_of(page)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_timeout(100)
-    assert brightness(page) < 40
-    assert picture_of(page) != before, "curves are drawn anew"
+    wait_for(page, lambda: brightness(page) < 40)
+    wait_for(page, lambda: picture_of(page) != before)  # curves are drawn anew
     # Paper is white, whatever the screen is.
     page.emulate_media(color_scheme="dark", media="print")
     assert brightness(page) > 240
@@ -684,10 +692,11 @@ def test_settings_are_drawn_anew_in_the_dark(look_at_trials: Callable[..., Any])
     )
     before = page.evaluate(script)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_timeout(100)
-    after = page.evaluate(script)
     assert len(before) == 4
-    assert all(one != other for one, other in zip(before, after, strict=True))
+    wait_for(
+        page,
+        lambda: all(a != b for a, b in zip(before, page.evaluate(script), strict=True)),
+    )
 
 
 def test_of_many_runs_the_first_rows_are_drawn(look: Opener, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import pty
+import re
 import resource
 import shutil
 import signal
@@ -82,14 +83,16 @@ class Harm(keras.callbacks.Callback):
         self.kill()
 
     def leave_child_and_kill(self):
-        if os.fork() == 0:
-            time.sleep(30)
+        child = os.fork()
+        if child == 0:
+            time.sleep(600)
             os._exit(0)
+        print("child", child, flush=True)
         self.kill()
 
     def wait(self):
         print("waiting", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 
     def diverge(self):
         for weight in self.model.trainable_weights:
@@ -321,8 +324,11 @@ def test_a_crash_leaves_its_traceback(train: Train, tmp_path: Path) -> None:
     assert train(*COMMAND, tmp_path / "run", "--num_epochs=31").returncode == 0
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
+LIMIT = 300  # seconds, after which what is waited for counts as hung
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
@@ -360,17 +366,17 @@ def test_a_signal_ends_the_step_and_the_same_command_continues(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "run"
-    process = started(*COMMAND, folder, "--num_epochs=500")
+    process = started(*COMMAND, folder, "--num_epochs=5000")
     wait_for(lambda: (folder / "history.csv").exists() and len(rows_of(folder)) > 1)
     process.send_signal(number)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 75, said
     assert "the same command continues" in said
     meta = meta_of(folder)
     assert (meta["status"], meta["attempts"][0]["exit_status"]) == ("interrupted", 75)
     epochs = len(rows_of(folder))
     # The same command continues, until it is stopped by the harm done to it.
-    again = train(*COMMAND, folder, "--num_epochs=500", harm="60:raise_error")
+    again = train(*COMMAND, folder, "--num_epochs=5000", harm="60:raise_error")
     assert again.returncode == 1
     assert f"of epoch {epochs + 1}" in again.stdout or f"after epoch {epochs}" in again.stdout
     rows = [int(row["epoch"]) for row in rows_of(folder)]
@@ -385,11 +391,15 @@ def test_a_folder_is_for_one_process_at_a_time(
     first = started(*COMMAND, folder, "--num_epochs=3", harm="50:wait")
     stdout = folder / "stdout.txt"
     wait_for(lambda: stdout.exists() and "waiting" in stdout.read_text())
+    # It waits, but what it has begun to write beside that goes on: a commit, its views.
+    first.send_signal(signal.SIGSTOP)
+    os.waitpid(first.pid, os.WUNTRACED)
     before = files_below(folder)
     second = train(*COMMAND, folder, "--num_epochs=3")
     assert second.returncode == 2
     assert str(first.pid) in second.stderr
     assert files_below(folder) == before
+    first.send_signal(signal.SIGCONT)
     first.kill()
     first.communicate()
     assert train(*COMMAND, folder, "--num_epochs=3").returncode == 0
@@ -400,8 +410,12 @@ def test_the_lock_dies_with_its_process_not_with_its_children(
 ) -> None:
     folder = tmp_path / "run"
     first = started(*COMMAND, folder, "--num_epochs=2", harm="50:leave_child_and_kill")
-    first.wait(timeout=60)  # not communicate: the child holds the pipe
-    assert train(*COMMAND, folder, "--num_epochs=2").returncode == 0
+    first.wait(timeout=LIMIT)  # not communicate: the child holds the pipe
+    (child,) = re.findall(r"^child (\d+)$", (folder / "stdout.txt").read_text(), re.MULTILINE)
+    try:
+        assert train(*COMMAND, folder, "--num_epochs=2").returncode == 0
+    finally:
+        os.kill(int(child), signal.SIGKILL)  # it was still there
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(train: Train, tmp_path: Path) -> None:
@@ -452,7 +466,7 @@ def write_cifar(folder: Path, which: str) -> Path:
         ),
         "cifar100": (["cifar-100-python/train", "cifar-100-python/test"], b"fine_labels"),
     }[which]
-    folder.mkdir()
+    folder.mkdir(parents=True)
     archive = folder / f"cifar-{which[5:]}-python.tar.gz"
     generator = np.random.default_rng(0)
     with tarfile.open(archive, "w:gz") as tar:
@@ -493,14 +507,70 @@ def test_cifar_is_trained_on_and_a_bad_archive_is_named(
     assert summary["num_examples"] == 40
 
 
-def test_without_network_and_copy_it_says_what_to_put_where(train: Train, tmp_path: Path) -> None:
-    # A proxy where nobody listens: no network, on any machine.
-    environment = {"DATA_DIR": str(tmp_path / "data"), "https_proxy": "http://127.0.0.1:9"}
-    done = train("cifar10", tmp_path / "run", env=environment)
-    assert done.returncode == 1
+# A proxy where nobody listens: no network, on any machine.
+NO_NETWORK = {"https_proxy": "http://127.0.0.1:9"}
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> dict[str, str]:
+    """The environment of somebody who has set nothing, with a home in which nothing is."""
+    (tmp_path / "home").mkdir()
+    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home")}
+
+
+@pytest.mark.parametrize("which", ["cifar10", "cifar100"])
+def test_cifar_is_trained_on_where_nothing_is_set(
+    which: str, bare: dict[str, str], lab: Path, tmp_path: Path
+) -> None:
+    archive = write_cifar(Path(bare["HOME"], ".keras", "datasets"), which)
+    before, folder = archive.read_bytes(), tmp_path / "run"
+    words = (sys.executable, "bin/train.py", which, folder, "--n_filters=10")
+    done = run(*words, cwd=lab, env=bare)
+    assert len(rows_of(folder)) == {"cifar10": 60, "cifar100": 80}[which]
+    assert "already finished" in run(*words, cwd=lab, env=bare).stdout
+    run(sys.executable, "bin/evaluate.py", folder, cwd=lab, env=bare)
+    summary = json.loads((folder / "eval" / "test.json").read_text())
+    assert summary["num_examples"] == 40
+    # Nothing was downloaded, over the archive or next to it.
+    assert "Downloading" not in done.stdout + done.stderr
+    assert files_below(archive.parent) == {archive.name: before}
+
+
+def test_what_is_evaluated_without_its_data_is_left_as_it_is(
+    bare: dict[str, str], lab: Path, tmp_path: Path
+) -> None:
+    archive = write_cifar(Path(bare["HOME"], ".keras", "datasets"), "cifar10")
+    folder = tmp_path / "run"
+    words = ("bin/train.py", "cifar10", folder, "--n_filters=2", "--num_epochs=1")
+    run(sys.executable, *words, cwd=lab, env=bare)
+    archive.unlink()
+    before = files_below(folder)
+    words = (sys.executable, "bin/evaluate.py", folder)
+    done = run(*words, cwd=lab, env=bare | NO_NETWORK, check=False)
+    assert done.returncode == 2
+    (sentence,) = [line for line in done.stderr.splitlines() if "evaluate.py" in line]
+    assert f"{archive.name} is not in {archive.parent} and" in sentence
+    assert "Traceback" not in done.stdout + done.stderr
+    assert files_below(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("variable", "place"),
+    [(None, "home/.keras/datasets"), ("KERAS_HOME", "cache/datasets"), ("DATA_DIR", "cache")],
+)
+def test_without_network_and_copy_it_says_what_to_put_where(
+    variable: str | None, place: str, bare: dict[str, str], lab: Path, tmp_path: Path
+) -> None:
+    environment = bare | NO_NETWORK | ({variable: str(tmp_path / "cache")} if variable else {})
+    folder = tmp_path / "run"
+    words = (sys.executable, "bin/train.py", "cifar10", folder, "--n_filters=2", "--num_epochs=1")
+    done = run(*words, cwd=lab, env=environment, check=False)
+    assert done.returncode == 2
     (sentence,) = [line for line in done.stderr.splitlines() if "train.py" in line]
-    assert f"not in {tmp_path / 'data'}" in sentence
+    assert f"cifar-10-python.tar.gz is not in {tmp_path / place} and" in sentence
     assert "cifar-10-python.tar.gz there" in sentence
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not folder.exists()
 
 
 def test_evaluate_alone_reads_the_test_set(train: Train, lab: Path, tmp_path: Path) -> None:
@@ -593,7 +663,7 @@ def test_a_progress_bar_on_a_terminal_and_nowhere_else(lab: Path, tmp_path: Path
             if not piece:
                 break
             shown += piece
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=LIMIT) == 0
         os.close(leader)
         return shown.decode()
 
@@ -612,14 +682,21 @@ def test_a_progress_bar_on_a_terminal_and_nowhere_else(lab: Path, tmp_path: Path
     assert "epoch" not in quiet
 
 
-def test_the_example_runner_is_a_program_of_its_own(lab: Path, tmp_path: Path) -> None:
-    script = "src/scripts/train_simple_cnn.py"
-    folder = tmp_path / "simple_cnn" / "first"
-    arguments = ("root", folder, "--n_layers=2", "--n_filters=4", "--num_epochs=1")
-    run(sys.executable, script, *arguments, cwd=lab)
-    assert (folder / "train_simple_cnn.py").read_bytes() == (lab / script).read_bytes()
-    assert len(rows_of(folder)) == 1
-    assert len((lab / script).read_text().splitlines()) <= 60
+def test_the_example_runner_is_a_program_of_its_own(
+    bare: dict[str, str], lab: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(lab, own, symlinks=True)
+    script = "src/scripts/train_simple_CNN.py"
+    bare["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), bare["PATH"]])
+    words = (f"./{script}", "root", "results/simple_cnn/first", "--n_layers=10")
+    run(*words, cwd=own, env=bare)
+    folder = own / "results" / "simple_cnn" / "first"
+    assert (folder / "train_simple_CNN.py").read_bytes() == (own / script).read_bytes()
+    assert len(rows_of(folder)) == 20
+    assert "already finished" in run(*words, cwd=own, env=bare).stdout
+    assert f"\n{' '.join(words)}\n" in (own / script).read_text()
+    assert len((own / script).read_text().splitlines()) <= 60
 
 
 def test_a_commit_of_the_project_is_named_clean(lab: Path, train: Train, tmp_path: Path) -> None:

@@ -90,14 +90,14 @@ def train(
 
 
 def wait_for(condition: Any) -> None:
-    for _ in range(600):
+    for _ in range(3000):
         try:
             if condition():
                 return
         except OSError:
             pass
         time.sleep(0.1)
-    pytest.fail("it took more than a minute")
+    pytest.fail("it took more than five minutes")
 
 
 def look(project: Path, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -184,7 +184,7 @@ def test_list_watches_until_it_is_told_to_stop(grid: Path) -> None:
     while said.count(b"running") < 2:
         said += os.read(master, 10_000)
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    assert process.wait(300) == 130
     os.close(master)
 
 

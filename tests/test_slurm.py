@@ -183,12 +183,16 @@ def test_nobody_sweeps_but_jobs_go_on_and_stop_ends_them(site: Site, swept: Path
     shutil.copytree(swept, folder)
     shutil.rmtree(folder / "seed=1")
     first = site.start(*site.sweep(folder, "--launcher=slurm"))
-    wait_for((folder / "seed=1" / "run.lock").exists)
+    frozen = freeze(folder / "seed=1")  # it would be done before it is told
     first.kill()
     first.communicate()
-    stopped = site.command("bin/sweep.py", "stop", folder)
-    assert stopped.returncode == 0, stopped.stderr
-    assert stopped.stdout.startswith(f"nobody sweeps {folder}; its jobs in SLURM were told to end")
+    (job,) = site.cluster.queue()
+    stop = site.start("bin/sweep.py", "stop", folder)
+    wait_for(lambda: "Requeue=0" in site.cluster.ask("scontrol", "show", "job", job))
+    os.kill(frozen, signal.SIGCONT)
+    said, problems = stop.communicate(timeout=LIMIT)
+    assert stop.returncode == 0, problems
+    assert said.startswith(f"nobody sweeps {folder}; its jobs in SLURM were told to end")
     assert not site.cluster.queue()
 
 

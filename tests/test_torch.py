@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,24 +24,43 @@ SITE_PACKAGES = "torch/site-packages"
 EXACT = ("model.h5", "history.csv")
 
 
+HARM = """
+import os
+import signal
+
+from src.hooks import Hook
+
+
+class Kill(Hook):
+    # Kills the process after the first step at which the file that KILL_AFTER names is there.
+
+    def after_step(self, global_step, last_results):
+        if os.path.exists(os.environ.get("KILL_AFTER", "")):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 @pytest.fixture(scope="module")
 def own(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project that finds PyTorch."""
     copy = tmp_path_factory.mktemp("torch") / "own"
     shutil.copytree(project, copy, symlinks=True)
+    (copy / "src" / "harm.py").write_text(HARM)
     installer = ("uv", "pip") if shutil.which("uv") else (sys.executable, "-m", "pip")
     options = [f"--target={copy / SITE_PACKAGES}", f"--constraint={ROOT / 'requirements.txt'}"]
     if folder := os.environ.get("PIP_FIND_LINKS"):  # of which uv knows nothing
         options.append(f"--find-links={folder}")
     if installer[0] == "uv":
         options.append(f"--python={sys.executable}")
-    run(*installer, "install", "--quiet", *options, *PACKAGES, timeout=900)
+    run(*installer, "install", "--quiet", *options, *PACKAGES, timeout=2400)
     return copy
 
 
-def command(own: Path, *words: str) -> subprocess.Popen[str]:
+def command(own: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
     # PyTorch's threads wait by spinning, which takes the processor from tests beside this one.
-    environment = os.environ | {"PYTHONPATH": str(own / SITE_PACKAGES), "OMP_NUM_THREADS": "1"}
+    environment = (
+        os.environ | {"PYTHONPATH": str(own / SITE_PACKAGES), "OMP_NUM_THREADS": "1"} | variables
+    )
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, *words], cwd=own, env=environment, stdout=pipe, stderr=pipe, text=True
@@ -51,21 +69,19 @@ def command(own: Path, *words: str) -> subprocess.Popen[str]:
 
 def train(own: Path, name: str, *words: str) -> None:
     process = command(own, "bin/train.py", "iterator_torch", f"results/{name}", *words)
-    said = process.communicate(timeout=300)
+    said = process.communicate(timeout=600)
     assert process.returncode == 0, said
 
 
 def test_killed_and_continued_it_ends_with_the_same_bytes(own: Path) -> None:
     words = ("--num_steps=200", "--checkpoint_seconds=0.05", "--log_freq=50")
+    words += ("--hooks=[{class: src.harm.Kill}]",)
     train(own, "straight", *words)
-    process = command(own, "bin/train.py", "iterator_torch", "results/killed", *words)
-    deadline = time.monotonic() + 120
-    while not (own / "results" / "killed" / "model_previous.h5").exists():  # the second commit
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    second_commit = str(own / "results" / "killed" / "model_previous.h5")
+    killed = ("bin/train.py", "iterator_torch", "results/killed", *words)
+    process = command(own, *killed, KILL_AFTER=second_commit)
+    said = process.communicate(timeout=600)
+    assert process.returncode == -signal.SIGKILL, said
     train(own, "killed", *words)
     for name in EXACT:
         straight, killed = (
@@ -81,7 +97,7 @@ def test_killed_and_continued_it_ends_with_the_same_bytes(own: Path) -> None:
 
 def test_the_run_is_evaluated(own: Path) -> None:
     process = command(own, "bin/evaluate.py", "results/straight")
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stderr
     assert "accuracy" in stdout.splitlines()[-1]
 
@@ -90,7 +106,7 @@ def test_what_no_checkpoint_would_hold_is_found_wherever_it_hangs(own: Path) -> 
     shutil.copy(Path(__file__).with_name("torch_iterators.py"), own / "src")
     build_all = "from src import torch_iterators; torch_iterators.main()"
     process = command(own, "-c", build_all)
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stderr
     for name, (expected, refusal) in json.loads(stdout).items():
         assert refusal == expected, name
@@ -100,7 +116,7 @@ def test_a_refusal_leaves_no_folder(own: Path) -> None:
     shutil.copy(Path(__file__).with_name("torch_iterators.py"), own / "src")
     scaler = "--iterator=src.torch_iterators.Scaler"
     process = command(own, "bin/train.py", "iterator_torch", "results/refused", scaler)
-    _, stderr = process.communicate(timeout=300)
+    _, stderr = process.communicate(timeout=600)
     assert process.returncode == 2, stderr
     assert "no checkpoint holds iterator.scaler (GradScaler)" in stderr.splitlines()[-1]
     assert not (own / "results" / "refused").exists()
@@ -115,9 +131,9 @@ def test_what_comes_too_late_to_be_restored_is_an_error(own: Path) -> None:
         "--iterator=src.torch_iterators.Late",
     )
     first = command(own, *words, "--num_steps=3")
-    assert first.wait(timeout=300) == 0, first.communicate()
+    assert first.wait(timeout=600) == 0, first.communicate()
     second = command(own, *words, "--num_steps=6")
-    _, stderr = second.communicate(timeout=300)
+    _, stderr = second.communicate(timeout=600)
     assert second.returncode == 1
     assert "second is in the checkpoint, but Late has none yet; make it in __init__" in stderr
 
@@ -135,6 +151,6 @@ def test_every_command_imports_triton_before_tensorflow(
     words: tuple[str, ...], said: str, own: Path
 ) -> None:
     process = command(own, *words)
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stdout + stderr
     assert said in stdout

@@ -3,6 +3,7 @@
 To add one, write a function like `get_digits` and enter it in `DATASETS`.
 """
 
+import contextlib
 import os
 import pickle
 import tarfile
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from src.batches import Array, ArrayBatches, Arrays, BatchSource
+from vegab import UsageError
 
 DIGITS = Path(__file__).resolve().parents[1] / "data" / "digits" / "digits.npz"
 
@@ -79,7 +81,8 @@ def get_cifar(config: Mapping[str, Any], which: str) -> Dataset:
         which: "cifar10" or "cifar100".
 
     Raises:
-        OSError: if the archive can be neither found nor downloaded, or cannot be read.
+        UsageError: if the archive can be neither found nor downloaded.
+        OSError: if it cannot be read.
     """
     source = CIFAR[which]
     archive = _cifar_archive(source)
@@ -211,11 +214,14 @@ CIFAR = {
 
 
 def _cifar_archive(source: CifarSource) -> Path:
-    """Return the archive in DATA_DIR, or in Keras' cache, downloading it if it is missing."""
+    """Return the archive in `_archive_folder`, downloading it if it is missing.
+
+    Raises:
+        UsageError: saying what to put where, if it cannot be downloaded.
+    """
     import keras
 
-    folder = Path(os.environ.get("DATA_DIR") or Path(keras.config.keras_home()) / "datasets")
-    path = folder.expanduser().resolve() / source.archive
+    path = _archive_folder() / source.archive
     if path.is_file():
         return path
     try:
@@ -227,12 +233,24 @@ def _cifar_archive(source: CifarSource) -> Path:
             cache_subdir=str(path.parent),
         )
     except Exception as error:  # Keras raises a bare Exception where the download fails
-        path.unlink(missing_ok=True)
-        raise FileNotFoundError(
-            f"{source.archive} is not in {path.parent} and could not be downloaded; "
+        with contextlib.suppress(OSError):  # the folder may be what is not there
+            path.unlink()
+        raise UsageError(
+            f"{source.archive} is not in {path.parent} and could not be downloaded ({error}); "
             f"put a copy of {source.url} there, or set DATA_DIR to the folder that holds it"
         ) from error
     return path
+
+
+def _archive_folder() -> Path:
+    """Return the folder DATA_DIR, or else `datasets` in Keras' cache: KERAS_HOME or ~/.keras.
+
+    Keras goes by the same variable, but has no public function that says where its cache is.
+    """
+    folder = os.environ.get("DATA_DIR")
+    if not folder:
+        folder = os.path.join(os.environ.get("KERAS_HOME") or "~/.keras", "datasets")
+    return Path(folder).expanduser().resolve()
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -26,7 +26,8 @@ from vegab.provenance import ENVIRONMENT
 from vegab.run_folder import IN_USE, living_owner
 
 OF_THE_NODE = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
-FROM_THE_SHELL = ("DATA_DIR", "PYTHONPATH")  # beside what a run records of its environment
+# Taken along besides what a run records of its environment.
+FROM_THE_SHELL = ("DATA_DIR", "KERAS_HOME", "PYTHONPATH")
 SHARE = re.compile(r"\d*|0?\.\d+")  # of GPUs: several, or a part of one
 SECONDS_TO_ANSWER = 5
 # A server of gRPC, as Ray's are, answers the one with the other, both of HTTP/2.

@@ -15,9 +15,14 @@ def build_simple_cnn(
 ) -> keras.Model:
     """Return a small convolutional network for images.
 
+    Each of the `n_layers` blocks halves the image and doubles the number of filters, as long as
+    there is an image to halve. Blocks after that only convolve: a pooling would leave nothing of
+    the image, and filters that went on doubling would be 16,384 in the tenth block, for which no
+    memory is large enough.
+
     Args:
-        config: `n_filters` of the first block, doubled in each of the `n_layers` blocks; `dropout`
-            in [0, 1) before the classifier.
+        config: `n_filters` of the first block; `n_layers`; `dropout` in [0, 1) before the
+            classifier.
         input_shape: (height, width, channels).
         num_classes: number of outputs.
 
@@ -27,11 +32,14 @@ def build_simple_cnn(
     """
     inputs = keras.Input(input_shape, name="image")
     x = inputs
-    for layer in range(config["n_layers"]):
-        x = layers.Conv2D(config["n_filters"] * 2**layer, 3, padding="same", use_bias=False)(x)
+    n_filters = config["n_filters"]
+    for _ in range(config["n_layers"]):
+        x = layers.Conv2D(n_filters, 3, padding="same", use_bias=False)(x)
         x = layers.BatchNormalization(momentum=0.9)(x)
         x = layers.Activation("relu")(x)
-        x = layers.MaxPooling2D()(x)
+        if min(x.shape[1:3]) > 1:
+            x = layers.MaxPooling2D()(x)
+            n_filters *= 2
     x = layers.Flatten()(x)
     x = layers.Dropout(config["dropout"])(x)
     # Probabilities are not in a shorter format, also where the layers above compute in one.

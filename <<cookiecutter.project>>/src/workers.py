@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import random
 import re
 import signal
 import socket
@@ -123,13 +124,31 @@ def cluster() -> tuple[int, tuple[str, ...]]:
     return rank, tuple(addresses)
 
 
+def free_ports(number: int) -> list[int]:
+    """Return ports of the loopback on which nothing listens.
+
+    They are below those that a system gives to connections and to whoever asks for any port, so
+    that nobody is given one of them before it is used.
+
+    Raises:
+        OSError: if there are not as many.
+    """
+    found: list[int] = []
+    every = range(FIRST_PORT, FIRST_PORT + NUM_PORTS)
+    for port in random.SystemRandom().sample(every, 1000):
+        if len(found) == number:
+            break
+        with contextlib.suppress(OSError), socket.socket() as tried:
+            tried.bind(("127.0.0.1", port))
+            found.append(port)
+    if len(found) < number:
+        raise OSError(f"of the ports from {every[0]} to {every[-1]}, no {number} are free")
+    return found
+
+
 def on_this_machine(number: int) -> list[str]:
     """Return `TF_CONFIG` for each of so many workers over loopback, at ports that are free now."""
-    with contextlib.ExitStack() as held:
-        sockets = [
-            held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)
-        ]
-        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(number)]
     tasks = [{"type": "worker", "index": index} for index in range(number)]
     return [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
 

@@ -46,7 +46,7 @@ def command() -> Command:
             env=os.environ | (env or {}),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
 
     return run

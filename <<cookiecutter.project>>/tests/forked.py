@@ -29,7 +29,7 @@ OWN = {"configs", "src", "tests", "vegab"}
 
 
 def run(
-    words: Sequence[str], folder: Path, env: Mapping[str, str], timeout: float = 120
+    words: Sequence[str], folder: Path, env: Mapping[str, str], timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """Run `python WORDS` in a folder, and return what `subprocess.run` would.
 

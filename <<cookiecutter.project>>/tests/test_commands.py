@@ -147,7 +147,7 @@ def test_evaluate_refuses(
         (("digits", "--n_filters=many"), "n_filters"),
         (("digits", "--n_filters=[1, 2]"), "n_filters"),
         (("digits", "--optimizer=adm"), "adam"),
-        (("digits", "--n_layers=9"), "simple_cnn"),
+        (("digits", "--model=keras.Sequential"), "does not take this config"),
         (("digits", "--hooks=[src.hooks.KeepCheckpoint]"), "did you mean 'KeepCheckpoints'"),
     ],
 )
@@ -182,7 +182,7 @@ def test_help_explains_every_key(command: Command) -> None:
 
 def test_the_example_runner_trains(quick_command: Command, tmp_path: Path) -> None:
     done = quick_command(
-        "src/scripts/train_simple_cnn.py",
+        "src/scripts/train_simple_CNN.py",
         "root",
         tmp_path / "simple_cnn" / "first",
         "--n_layers=2",
@@ -190,5 +190,5 @@ def test_the_example_runner_trains(quick_command: Command, tmp_path: Path) -> No
         "--num_epochs=1",
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "simple_cnn" / "first" / "train_simple_cnn.py").is_file()
+    assert (tmp_path / "simple_cnn" / "first" / "train_simple_CNN.py").is_file()
     assert (tmp_path / "simple_cnn" / "first" / "model.h5").is_file()

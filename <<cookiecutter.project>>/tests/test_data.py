@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from src.batches import ArrayBatches, batch_source
 from src.data import flip, get_cifar, get_digits, shift
+from vegab import UsageError
 
 
 def test_digits_have_the_shapes_and_ranges_that_are_promised(config: dict[str, Any]) -> None:
@@ -172,6 +173,22 @@ def test_cifar_is_read_from_data_dir(
     assert labels.tolist() == [label % 10 for label in range(20)]
 
 
+@pytest.mark.parametrize("keras_home", [None, "{home}/cache", "~/cache"])
+def test_cifar_is_read_from_the_cache_of_keras(
+    keras_home: str | None,
+    config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_cifar(tmp_path / ("cache" if keras_home else ".keras") / "datasets", "cifar10")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    if keras_home:
+        monkeypatch.setenv("KERAS_HOME", keras_home.format(home=tmp_path))
+    assert get_cifar(config, "cifar10").num_classes == 10
+
+
 def test_a_torn_archive_is_named(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +226,7 @@ def test_without_copy_and_network_it_says_what_to_put_where(
 
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     monkeypatch.setattr(keras.utils, "get_file", fail)
-    with pytest.raises(FileNotFoundError, match=r"put a copy of .*cifar-100-python.tar.gz there"):
+    with pytest.raises(UsageError, match=r"put a copy of .*cifar-100-python.tar.gz there"):
         get_cifar(config, "cifar100")
 
 

@@ -30,11 +30,6 @@ SMALL = ("--n_filters=2", "--n_layers=1", "--batch_size=63", "--lr_schedule=null
 WORDS = ("digits", *SMALL, "--num_epochs=8", "--checkpoint_steps=7", "--no_tensorboard")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return found.getsockname()[1]
-
-
 def start(run: Path, *more: str, number: int = 2) -> list[BaseProcess]:
     """Start the same command for each worker; what they say goes to folders beside the run."""
     command = ["bin/train.py", WORDS[0], str(run), *WORDS[1:], *more]
@@ -85,7 +80,7 @@ def test_two_workers_are_killed_stopped_and_continued(tmp_path: Path) -> None:
     processes[1].kill()
     died = time.monotonic()
     assert ends(processes) == [75, -signal.SIGKILL], said(killed)
-    assert time.monotonic() - died < 60
+    assert time.monotonic() - died < 120  # after 20 s of silence, on a machine that is busy
     kept = rows(killed)
     assert 2 <= len(kept) < 8
     shutil.copytree(killed, alone)
@@ -200,7 +195,7 @@ def test_what_is_wrong_with_a_cluster_is_said_in_one_line(command: Command, tmp_
 def test_workers_that_do_not_come_end_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    port = free_port()
+    (port,) = workers.free_ports(1)
     monkeypatch.setenv("TF_CONFIG", cluster(port))
     monkeypatch.setattr(workers, "SECONDS_TO_COME", 0.5)
     with pytest.raises(SystemExit) as ended:
@@ -210,7 +205,7 @@ def test_workers_that_do_not_come_end_the_others(
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_worker_that_dies_as_they_meet_ends_the_others(rank: int) -> None:
-    port = free_port()
+    (port,) = workers.free_ports(1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = cluster(port, rank, silent.getsockname()[1])
         script = "from src import workers; workers.SECONDS_TO_REGISTER = 2; workers.strategy()"

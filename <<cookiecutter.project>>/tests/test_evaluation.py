@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -485,25 +484,25 @@ def test_new_commits_are_evaluated_until_the_run_ends(
         (tmp_path / "new").write_text(json.dumps(state))
         (tmp_path / "new").rename(tmp_path / "model.h5")
 
-    def train() -> None:
-        for step in (1, 2, 2, 3):
-            commit(step)
-            time.sleep(0.4)
+    def end() -> None:
         commit(4)
-        status.write_text('{"status": "failed"}')
+        (tmp_path / "new").write_text('{"status": "failed"}')
+        (tmp_path / "new").rename(status)
 
-    thread = threading.Thread(target=train)
-    thread.start()
+    # What training does while a commit is evaluated, or some time after.
+    meanwhile = {1: lambda: commit(2), 2: lambda: commit(2)}
+    later = {2: lambda: commit(3), 3: end}
+    commit(1)
     steps = []
     for path in evaluation.checkpoints_to_evaluate(
         tmp_path, {"eval_forever": True}, tmp_path / "model.h5"
     ):
         step = read_state(path)["global_step"]
-        if step == 1:
-            time.sleep(0.2)
+        meanwhile.get(step, lambda: None)()
         assert read_state(path)["global_step"] == step
         steps.append(step)
-    thread.join()
+        if step in later:
+            threading.Timer(0.4, later[step]).start()
     assert steps == [1, 2, 3, 4]
     assert not list(tmp_path.glob(".evaluating*"))
 

@@ -42,6 +42,19 @@ def test_settings_reach_the_model(config: dict[str, Any]) -> None:
     assert filters(n_filters=3, n_layers=3) == [3, 6, 12]
 
 
+def test_a_deep_model_pools_and_doubles_while_there_is_an_image(config: dict[str, Any]) -> None:
+    config |= {"n_filters": 2, "n_layers": 10}
+
+    def shapes(*input_shape: int) -> list[tuple[int, ...]]:
+        model = MODELS["simple_cnn"](config, input_shape=input_shape, num_classes=10)
+        assert model.predict(np.zeros((1, *input_shape)), verbose=0).shape == (1, 10)
+        return [layer.output.shape[1:] for layer in model.layers if "conv" in layer.name]
+
+    assert shapes(8, 8, 1) == [(8, 8, 2), (4, 4, 4), (2, 2, 8)] + 7 * [(1, 1, 16)]
+    # The shorter side decides.
+    assert shapes(2, 8, 1) == [(2, 8, 2)] + 9 * [(1, 4, 4)]
+
+
 def test_the_seed_decides_the_initial_weights(config: dict[str, Any]) -> None:
     def weights(seed: int) -> bytes:
         return b"".join(
@@ -74,7 +87,7 @@ def test_optimizer_and_its_arguments_reach_keras(config: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_layers": 9}, "model 'simple_cnn' does not take this config"),
+        ({"model": "keras.Sequential"}, "'keras.Sequential' does not take this config"),
         ({"model": "simple_cn"}, "simple_cnn"),
         ({"dataset": "digit"}, "digits"),
         ({"optimizer": "adm"}, "adam"),

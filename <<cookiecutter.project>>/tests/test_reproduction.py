@@ -104,7 +104,7 @@ def do(project: Path) -> Do:
             cwd=project,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             preexec_fn=use_one_core,
         )
 

@@ -169,7 +169,7 @@ def test_a_search_that_is_killed_ends_as_one_that_is_not(command: Command, tmp_p
     killed.rename(straight)
     line = [sys.executable, "bin/sweep.py", "iterator_numpy", str(killed), *PRUNED]
     first = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while len(list(killed.glob("*/model.h5"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     first.kill()

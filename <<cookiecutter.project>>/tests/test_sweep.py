@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import operator
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -41,11 +42,21 @@ def start(*words: object) -> "subprocess.Popen[str]":
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    for _ in range(600):
+    for _ in range(3000):
         if condition():
             return
         time.sleep(0.1)
-    pytest.fail("it took more than a minute")
+    pytest.fail("it took more than five minutes")
+
+
+def is_told_to_end(pid: int) -> bool:
+    """Whether SIGTERM waits for a process that is stopped; not every system tells."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        time.sleep(5)
+        return True
+    pending = int(re.findall(r"ShdPnd:\s+(\w+)", status.read_text())[0], 16)
+    return bool(pending >> (signal.SIGTERM - 1) & 1)
 
 
 def trials_in(folder: Path) -> list[str]:
@@ -65,7 +76,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of four trials that nothing stopped."""
     folder = tmp_path_factory.mktemp("sweep") / "straight"
     process = start("root", folder, *SMALL, *GRID, "--jobs=2")
-    said, problems = process.communicate(timeout=120)
+    said, problems = process.communicate(timeout=600)
     assert process.returncode == 0, problems
     assert said.startswith("4 trials: 4 finished; best val_loss ")
     return folder
@@ -132,7 +143,7 @@ def test_sweeper_and_trials_that_are_killed_lose_nothing(swept: Path, tmp_path: 
             except ProcessLookupError:
                 continue
     second = start(*words)
-    said, problems = second.communicate(timeout=120)
+    said, problems = second.communicate(timeout=600)
     assert second.returncode == 0, problems
     assert said.startswith("4 trials: 4 finished")
     assert exact_files(folder) == exact_files(swept)
@@ -169,13 +180,18 @@ def test_a_sweep_is_told_to_stop_and_goes_on(swept: Path, command: Command, tmp_
     words = ("root", folder, *SMALL, *GRID, "--jobs=2")
     first = start(*words)
     wait_for(lambda: list(folder.glob("*/model.h5")))
+    # It would be done before it is told to stop, were the other commands slow to begin.
+    first.send_signal(signal.SIGSTOP)
     second = command("bin/sweep.py", *words)
     assert second.returncode == 2
     assert "is being swept by process" in second.stderr
-    stopped = command("bin/sweep.py", "stop", folder)
-    assert stopped.returncode == 0, stopped.stderr
-    assert first.wait(30) == 75
-    assert "waiting" in stopped.stdout
+    stop = start("stop", folder)
+    wait_for(lambda: is_told_to_end(first.pid))
+    first.send_signal(signal.SIGCONT)
+    said, problems = stop.communicate(timeout=600)
+    assert stop.returncode == 0, problems
+    assert first.wait(300) == 75
+    assert "waiting" in said
     states = {json.loads(path.read_text())["status"] for path in folder.glob("*/meta.json")}
     assert states <= {"interrupted", "finished"}
     assert command("bin/sweep.py", *words).returncode == 0

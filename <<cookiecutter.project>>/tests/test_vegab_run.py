@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -54,7 +55,7 @@ def prepare(config):
         raise RuntimeError("no such data")
     if config["mode"] == "prepare slowly":
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
+        time.sleep(600)
     return "prepared"
 
 class Held:
@@ -99,14 +100,14 @@ def work(config, save_path, prepared, *, note="none", twice=False):
                 print("line", i)
         print("stream", stream is not None)
     elif mode == "child lives":
-        child = subprocess.Popen(["sleep", "60"])
+        child = subprocess.Popen(["sleep", "600"])
         if os.fork() == 0:
-            time.sleep(60)
+            time.sleep(600)
         print("child", child.pid)
     if mode in ("wait", "child lives"):
         print("ready")
         os.write(1, b"half a line")
-        time.sleep(60)
+        time.sleep(600)
 
 if __name__ == "__main__":
     vegab.wrap(registry, work, plugins=[vegab.MetaSaver(position=position)], prepare=prepare)
@@ -127,7 +128,7 @@ def run(script: Path, tmp_path: Path) -> Run:
     """Runs the script in its folder to its end."""
 
     def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 60, **options}
+        options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300, **options}
         return subprocess.run([sys.executable, str(script), *arguments], **options)
 
     return run
@@ -135,9 +136,9 @@ def run(script: Path, tmp_path: Path) -> Run:
 
 @contextlib.contextmanager
 def started(script: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The script in a process group of its own, once it says `ready`; all dies at the end."""
+    """The script in a process group of its own, once it only waits; all dies at the end."""
     output = script.parent / arguments[1] / "stdout.txt"
-    said_before = read(output).count("ready\n")
+    said_before = read(output).count("half a line")  # the last that it writes
     process = subprocess.Popen(
         [sys.executable, str(script), *arguments],
         cwd=script.parent,
@@ -146,7 +147,7 @@ def started(script: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         start_new_session=True,
     )
     try:
-        wait_for(lambda: read(output).count("ready\n") > said_before)
+        wait_for(lambda: read(output).count("half a line") > said_before)
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -155,11 +156,11 @@ def started(script: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(400):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("waited 20 s in vain")
+    raise AssertionError("waited 300 s in vain")
 
 
 def read(path: Path) -> str:
@@ -421,7 +422,7 @@ def test_a_signal_interrupts_and_the_same_command_continues(
 ) -> None:
     with started(script, "root", "run", "--mode=wait") as process:
         process.send_signal(getattr(signal, name))
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 75
     assert said.decode() == (f"work.py: interrupted by {name}; the same command continues run\n")
     meta = meta_of(tmp_path / "run")
@@ -550,15 +551,16 @@ def test_where_nobody_reads_along_no_more_is_said_than_has_to_be(
 
 
 def test_a_closed_pipe_does_not_harm_the_run(script: Path, tmp_path: Path) -> None:
-    command = f"{sys.executable} work.py root run --mode=descriptors | true"
-    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=60)
+    command = f"{shlex.quote(sys.executable)} work.py root run --mode=descriptors | true"
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=300)
+    wait_for((tmp_path / "run" / "meta.json").exists)  # a shell may not wait for the first one
     wait_for(lambda: meta_of(tmp_path / "run")["status"] == "finished")
     assert "from a child\n" in read(tmp_path / "run" / "stdout.txt")
 
 
 def test_closed_descriptors_do_not_harm_the_run(script: Path, tmp_path: Path) -> None:
-    command = f"{sys.executable} work.py root run --mode=descriptors <&- >&- 2>&-"
-    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=60).returncode == 0
+    command = f"{shlex.quote(sys.executable)} work.py root run --mode=descriptors <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=300).returncode == 0
     assert "from a child\n" in read(tmp_path / "run" / "stdout.txt")
     assert "as C++ complains\n" in read(tmp_path / "run" / "stderr.txt")
 

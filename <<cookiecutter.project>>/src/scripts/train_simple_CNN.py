@@ -1,6 +1,7 @@
+#!/usr/bin/env python
 """A runner of its own for one family of experiments, on vegab alone: copy it and change it.
 
-python src/scripts/train_simple_cnn.py root results/simple_cnn/first --n_layers=2
+./src/scripts/train_simple_CNN.py root results/simple_cnn/first --n_layers=10
 """
 
 import sys
@@ -15,8 +16,8 @@ from vegab import Key
 registry = vegab.ConfigRegistry()
 registry.set_root_config(
     {
-        "n_filters": Key(32, "filters of the first block; each further block has twice as many"),
-        "n_layers": Key(2, "blocks of convolution, normalisation and pooling"),
+        "n_filters": Key(32, "filters of the first block; twice as many after each pooling"),
+        "n_layers": Key(2, "blocks of convolution, normalisation and pooling, down to one pixel"),
         "dropout": Key(0.2, "share of the classifier's inputs that is dropped in training"),
         "augmented": Key(True, "move training images at random"),
         "batch_size": Key(32, "examples in a step"),
