@@ -7,11 +7,14 @@ into something else (`min_delta` changes its sign there). A callback of one's ow
 """
 
 import logging
+import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -77,3 +80,27 @@ def is_known(callback: Any) -> bool:
     has_state = hasattr(callback, "get_state") and hasattr(callback, "set_state")
     keeps_nothing = not set(vars(callback)) - set(vars(keras.callbacks.Callback()))
     return has_state or type(callback) in FIELDS or keeps_nothing
+
+
+def plain_attributes(thing: Any) -> dict[str, str]:
+    """Return the plain values among an object's attributes as text, so that it tells a change."""
+    values = {name: _as_text(value) for name, value in getattr(thing, "__dict__", {}).items()}
+    return {name: text for name, text in values.items() if text is not None}
+
+
+def _as_text(value: Any) -> str | None:
+    """Return numbers, text, arrays, generators and what holds such as text; None: it is neither."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} {hash(value.tobytes())}"
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
+        return repr(value)
+    if isinstance(value, random.Random):
+        return str(hash(value.getstate()))
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    # Not any mapping: to read one of lazy results would compute them.
+    if isinstance(value, dict):
+        return str([(repr(key), _as_text(item)) for key, item in value.items()])
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return str([_as_text(item) for item in value])
+    return None

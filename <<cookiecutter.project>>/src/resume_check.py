@@ -50,7 +50,8 @@ def train(
         for number in (1, 2):
             os.dup2(file, number)
     save_path.mkdir(exist_ok=True)
-    experiment.build(config, str(save_path)).train(save_path, [KillAt(kill_at)])
+    prepared = experiment.build(config, str(save_path))
+    prepared.train(save_path, [*prepared.hooks(None), KillAt(kill_at)])
 
 
 def survey(config: Mapping[str, Any]) -> tuple[int, list[str]]:
