@@ -16,6 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from src.commit_file import DamagedCheckpointError
+
 log = logging.getLogger(__name__)
 
 FIELDS: dict[type, tuple[str, ...]] = {
@@ -45,12 +47,22 @@ def get(callback: Any) -> dict[str, Any]:
 
 
 def put(callback: Any, state: Mapping[str, Any]) -> None:
-    """Give a callback or hook the state that `get` returned."""
+    """Give a callback or hook the state that `get` returned.
+
+    Raises:
+        DamagedCheckpointError: if the state names what `get` does not return.
+    """
     if hasattr(callback, "set_state"):
         callback.set_state(state)
         return
-    for name, value in state.items():
-        setattr(callback, name, value)
+    fields, name = FIELDS.get(type(callback), ()), type(callback).__name__
+    if foreign := [key for key in state if key not in fields]:
+        raise DamagedCheckpointError(
+            f"the checkpoint is none of ours: it would set {', '.join(foreign)} of {name}, of "
+            f"which {', '.join(fields) or 'nothing'} is saved; put a good copy back"
+        )
+    for key, value in state.items():
+        setattr(callback, key, value)
 
 
 def get_all(callbacks: Sequence[Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from src import devices, fingerprint, workers
-from vegab import ConfigRegistry, UsageError, read_run, resolve
+from vegab import ConfigRegistry, UsageError, read_run, resolve, trust
 
 if TYPE_CHECKING:
     import keras
@@ -380,6 +380,8 @@ def prepare_process(
 def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
     """Return the config of a run; settings that are younger than it have their defaults.
 
+    From here on, what it names has to be of the project and its dependencies: see `vegab.trust`.
+
     Raises:
         UsageError: if the folder holds none.
     """
@@ -388,6 +390,7 @@ def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
             f"{folder} is not a run folder: it holds no config.json; name one that bin/train.py "
             "made"
         )
+    trust.confine()
     config = read_run(folder)["config"]
     return {**registry.defaults_for(config), **config}
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from src import callback_state, figures
 from src.batches import Array, require_at_least
 from src.checkpoint import write_atomically
+from src.commit_file import require_inside
 from src.datasets import leaves, make_examples, stack
 from src.history import best_of, csv_lines, is_lower_better
 
@@ -735,6 +736,7 @@ class KeepCheckpoints(Hook):
         it could remove the file.
         """
         folder = Path(self.checkpoints)
+        require_inside(self._name(step) for step, _ in state["kept"])
         known = {self._name(step) for step, _ in state["kept"]}
         for path in folder.glob("model-*.h5"):
             if self.NAME.fullmatch(path.name) and path.name not in known:

@@ -26,16 +26,21 @@ def run(config: dict[str, Any], tmp_path: Path) -> Path:
 
 def edit(run: Path, **changes: Any) -> None:
     """Change the fingerprint in a commit, as if it had been made elsewhere."""
-    with h5py.File(run / "model.h5", "r+") as file:
-        state = json.loads(file["training_state/state"][()])
-        for key, value in changes.items():
-            state["fingerprint"][key] = value
+    stored = fingerprint.stored_in(run)
+    assert stored is not None
+    edit_state(run / "model.h5", fingerprint=stored | changes)
+
+
+def edit_state(commit: Path, **changes: Any) -> None:
+    """Change the state in a commit, and its digest to go with that."""
+    with h5py.File(commit, "r+") as file:
+        state = json.loads(file["training_state/state"][()]) | changes
         del file["training_state/state"]
         file["training_state/state"] = json.dumps(state)
-    content = (run / "model.h5").read_bytes()
+    content = commit.read_bytes()
     digest = hashlib.sha256(content[USER_BLOCK:]).hexdigest().encode()
     head = (SIGNATURE + digest).ljust(USER_BLOCK, b"\0")
-    (run / "model.h5").write_bytes(head + content[USER_BLOCK:])
+    commit.write_bytes(head + content[USER_BLOCK:])
 
 
 def test_nothing_differs_in_the_same_place(config: dict[str, Any], run: Path) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vegab.config import Config, UsageError, differences, flatten, show_differences
+from vegab.trust import CONFIG, LOCK, META
 
-LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"
 IN_USE = "is in use by"  # in the sentence of who finds a folder locked
 
 # Folders that this process has locked. A record lock is lost as soon as its process closes *any*
