@@ -4,7 +4,6 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import devices, experiment, results, workers
+from src import devices, experiment, fingerprint, results, workers
 from vegab.run_folder import RunFolder
 
-EXTENDABLE = ("num_epochs", "num_steps", "epochs")
 EVALUATE = Path(__file__).with_name("evaluate.py")
 
 
@@ -119,8 +117,7 @@ def prepare(
         prepared.require_more_to_do(start, *given)
     if warm_start and not has_commit(Path(save_path)):
         prepared.warm_start(Path(warm_start), warm_start_vars)
-    # What the config names wrongly is refused now, before there is a run folder.
-    return replace(prepared, config_hooks=experiment.hooks_of(config))
+    return prepared
 
 
 def has_commit(folder: Path) -> bool:
@@ -181,7 +178,7 @@ class Launch(vegab.VegabPlugin):
         from src import launch_slurm
 
         experiment.check_ranges(args.resolved_config)
-        RunFolder(args.save_path, args.resolved_config, EXTENDABLE).check()
+        RunFolder(args.save_path, args.resolved_config, fingerprint.MAY_GROW).check()
         gpus = args.flags["gpus"]
         print(launch_slurm.submit_run(args.argv, args.save_path, gpus, **asked))
         sys.exit()
@@ -202,7 +199,7 @@ if __name__ == "__main__":
             vegab.MetaSaver(position=results.load_position, parent=parent),
         ],
         prepare=prepare,
-        extendable=EXTENDABLE,
+        extendable=fingerprint.MAY_GROW,
         save_path_key="model.model_dir",
         follows=workers.is_follower,
         short_flags={"c": "checkpoint", "r": "retrain", "e": "evaluation", "n": "name"},

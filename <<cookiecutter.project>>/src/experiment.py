@@ -48,7 +48,7 @@ class Experiment:
         own_hooks: those that the config's kind brings, beside what every run has.
         serving: how an exported model reads records, where training reads them, or None.
         settings: of the loop, where they are not in the config under the names of `training_loop`.
-        config_hooks: those that the config names, where they are made already.
+        config_hooks: those that the config names.
     """
 
     config: Mapping[str, Any]
@@ -63,7 +63,7 @@ class Experiment:
     own_hooks: Sequence["Hook"] = ()
     serving: Any = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    config_hooks: Sequence["Hook"] | None = None
+    config_hooks: Sequence["Hook"] = ()
 
     def train(
         self,
@@ -197,8 +197,7 @@ class Experiment:
             chosen.append(hooks.TensorBoard("epoch_" if self.own_hooks else None))
         if self.config["patience"]:
             chosen.append(hooks.EarlyStopping(self.config["patience"]))
-        named = hooks_of(self.config) if self.config_hooks is None else self.config_hooks
-        return [*chosen, *named, *self.own_hooks]
+        return [*chosen, *self.config_hooks, *self.own_hooks]
 
 
 @dataclass(frozen=True)
@@ -215,6 +214,7 @@ def build(
     resume_inexact: bool = False,
     start: Path | None = None,
     together: bool = False,
+    trains: bool = True,
 ) -> Experiment:
     """Import, read and build what the config names. Nothing is written.
 
@@ -225,6 +225,7 @@ def build(
         start: a commit of another run to go on from; then these are taken over from there, unless
             the config says otherwise.
         together: train with the other workers that the environment names; see `src.workers`.
+        trains: whether the hooks that the config names are needed.
 
     Raises:
         UsageError: if a value is out of range, a name leads nowhere, or the run in `save_path`
@@ -257,11 +258,13 @@ def build(
     all_workers = workers.Workers(strategy)
     if all_workers.num_replicas > 1:
         replicas.prepare(built.model)
+    # Made now, so that their code counts, and what the config names wrongly is refused.
+    config_hooks = hooks_of(config) if trains else []
     now = fingerprint.take(config, settings, built.dataset, all_workers.layout)
     shown = {key: json.dumps(value, sort_keys=True) for key, value in now.items()}
     all_workers.require_same(shown, "and would not make the same updates")
     inexact = inexactness(stored, now, save_path, resume_inexact)
-    return replace(built, fingerprint=now, inexact=inexact)
+    return replace(built, fingerprint=now, inexact=inexact, config_hooks=config_hooks)
 
 
 def build_compiled(config: Mapping[str, Any]) -> Experiment:

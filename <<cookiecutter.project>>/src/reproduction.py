@@ -508,7 +508,7 @@ def environment_of(original: Original) -> dict[str, str]:
     then = {k: v for k, v in recorded.items() if not NOT_TAKEN_OVER.fullmatch(k)}
     environment = {**kept, **here, **then}
     for key, name in fingerprint.READ_AT_IMPORT.items() if original.settings else ():
-        environment[name] = original.settings[key]
+        environment[name] = original.settings.get(key, "")
     devices = original.fingerprint.get("devices")
     if devices and "GPU" not in devices:
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -638,7 +638,9 @@ def causes(original: Original, again: Path | None) -> list[str]:
     then, now = original.fingerprint, fingerprint.stored_in(again) if again else None
     keys: tuple[str, ...] = ("code", "data", "versions", "processor")
     keys += ("devices", "layout", "settings")
-    if not now:
+    if now:
+        now = now | {"code": {k: v for k, v in now["code"].items() if k != STOP.name}}
+    else:
         keys, now = ("processor",), {"processor": fingerprint.processor_features()}
     for key in keys:
         if key in then:
