@@ -638,10 +638,10 @@ def causes(original: Original, again: Path | None) -> list[str]:
     then, now = original.fingerprint, fingerprint.stored_in(again) if again else None
     keys: tuple[str, ...] = ("code", "data", "versions", "processor")
     keys += ("devices", "layout", "settings")
-    if now:
-        now = now | {"code": {k: v for k, v in now["code"].items() if k != STOP.name}}
-    else:
+    if not now:
         keys, now = ("processor",), {"processor": fingerprint.processor_features()}
+    elif "code" in now:
+        now["code"].pop(STOP.name, None)  # which was laid beside it
     for key in keys:
         if key in then:
             found += fingerprint.differences({key: then[key]}, {key: now.get(key)})
