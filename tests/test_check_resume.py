@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from src.data import get_digits
+from src.hooks import Hook
 from src.models import build_simple_cnn
 
 
@@ -32,6 +33,15 @@ class Forgetful(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         self.steps += 1
         self.model.optimizer.learning_rate = 0.001 * self.steps
+
+
+class ForgetfulHook(Hook):
+    def __init__(self):
+        self.epochs = 0
+
+    def after_epoch(self, epoch):
+        self.epochs += 1
+        self.run.model.optimizer.learning_rate = 0.001 * self.epochs
 
 
 class Advancing:
@@ -108,11 +118,12 @@ def test_what_is_in_order_is_identical(faulty: Path) -> None:
     ("fault", "causes"),
     [
         ("--callbacks=[{class: faults:Forgetful}]", ("Forgetful is not saved", "faults.py, line")),
+        ("--hooks=[{class: faults:ForgetfulHook}]", ("a hook or the data that changes",)),
         ("--dataset=faults:get_advancing", ("not a function of position", "faults.py, line")),
         ("--model=faults:build_with_generator", ("generator of its own", "faults.py, line")),
         ("--model=faults:build_with_global_randomness", ("keeps a state that is not in the",)),
     ],
-    ids=["callback", "data", "generator", "operation"],
+    ids=["callback", "hook", "data", "generator", "operation"],
 )
 def test_a_planted_fault_is_found_and_named(
     fault: str, causes: tuple[str, ...], faulty: Path

@@ -545,8 +545,8 @@ def test_what_is_evaluated_without_its_data_is_left_as_it_is(
     run(sys.executable, *words, cwd=lab, env=bare)
     archive.unlink()
     before = files_below(folder)
-    words = (sys.executable, "bin/evaluate.py", folder)
-    done = run(*words, cwd=lab, env=bare | NO_NETWORK, check=False)
+    evaluated = (sys.executable, "bin/evaluate.py", folder)
+    done = run(*evaluated, cwd=lab, env=bare | NO_NETWORK, check=False)
     assert done.returncode == 2
     (sentence,) = [line for line in done.stderr.splitlines() if "evaluate.py" in line]
     assert f"{archive.name} is not in {archive.parent} and" in sentence

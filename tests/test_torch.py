@@ -21,6 +21,7 @@ from conftest import ROOT, run
 
 PACKAGES = ("torch==2.13.0", "triton==3.7.1; sys_platform == 'linux'")
 SITE_PACKAGES = "torch/site-packages"
+HOOK = "--hooks=[{class: src.harm.Kill}]"
 EXACT = ("model.h5", "history.csv")
 
 
@@ -74,12 +75,11 @@ def train(own: Path, name: str, *words: str) -> None:
 
 
 def test_killed_and_continued_it_ends_with_the_same_bytes(own: Path) -> None:
-    words = ("--num_steps=200", "--checkpoint_seconds=0.05", "--log_freq=50")
-    words += ("--hooks=[{class: src.harm.Kill}]",)
+    words = ("--num_steps=200", "--checkpoint_seconds=0.05", "--log_freq=50", HOOK)
     train(own, "straight", *words)
     second_commit = str(own / "results" / "killed" / "model_previous.h5")
-    killed = ("bin/train.py", "iterator_torch", "results/killed", *words)
-    process = command(own, *killed, KILL_AFTER=second_commit)
+    to_kill = ("bin/train.py", "iterator_torch", "results/killed", *words)
+    process = command(own, *to_kill, KILL_AFTER=second_commit)
     said = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL, said
     train(own, "killed", *words)

@@ -79,8 +79,8 @@ NOT_REPEATABLE = (
     "deterministic; look for generators of Python, NumPy or TensorFlow in model, data and callbacks"
 )
 STATE_LOST = (
-    "something keeps a state that is not in the commit: an attribute of a layer, a callback or the "
-    "data that changes along the way"
+    "something keeps a state that is not in the commit: an attribute of a layer, a callback, a "
+    "hook or the data that changes along the way"
 )
 
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import experiment, figures, results
+from src import experiment, figures, fingerprint, results
 from vegab.config import load_file, merge, resolve_references
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def evaluate_on_validation(folder: Path, config: Mapping[str, Any], checkpoint: 
     if not config["train"]["eval_feeder"]:
         raise vegab.UsageError(f"{folder} has no train.eval_feeder to evaluate on")
     path = experiment.commit_named(folder, checkpoint)
-    prepared = experiment.build(config)
+    prepared = experiment.build(config, trains=False)
     prepared.load(path)
     import keras
 
@@ -85,7 +85,12 @@ def evaluate_on_validation(folder: Path, config: Mapping[str, Any], checkpoint: 
 
     source = Validation(prepared.model, prepared.dataset.valid)
     figures = source.run(keras.callbacks.CallbackList(), stop=lambda: False) or {}
-    summary = {"checkpoint": path.name, "epoch": read_state(path)["epoch"], "split": "validation"}
+    summary = {
+        "checkpoint": path.name,
+        "epoch": read_state(path)["epoch"],
+        "split": "validation",
+        "code_differs": fingerprint.code_differs(path),
+    }
     write_summary(folder / "eval", summary, figures)
     shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
     print(f"validation, {path.name} of epoch {summary['epoch']}, in {folder / 'eval'}:  {shown}")
@@ -95,7 +100,7 @@ def evaluate_on_test_set(folder: Path, config: Mapping[str, Any], checkpoint: st
     """Write figures, predictions and confusion matrix of a run's model on the test set."""
     path = experiment.commit_named(folder, checkpoint)
     # The training batches are built but never drawn here.
-    prepared = experiment.build(config)
+    prepared = experiment.build(config, trains=False)
     prepared.load(path)
 
     import numpy as np
@@ -113,6 +118,7 @@ def evaluate_on_test_set(folder: Path, config: Mapping[str, Any], checkpoint: st
         "epoch": read_state(path)["epoch"],
         "split": "test",
         "num_examples": len(labels),
+        "code_differs": fingerprint.code_differs(path),
     }
     write_summary(output, summary, figures)
     num_classes = prepared.dataset.num_classes
@@ -215,12 +221,15 @@ def evaluate_with_iterator(folder: Path, checkpoint: str, asked: Asked) -> None:
         path = experiment.commit_named(folder, "latest" if takes_all else checkpoint)
     callbacks, arguments = callbacks_of(config)
     # What is not as in training is no hindrance here.
-    prepared = experiment.build(config, str(folder), resume_inexact=True)
+    prepared = experiment.build(config, str(folder), resume_inexact=True, trains=False)
     from src import evaluation
     from src.commit_file import read_state
 
     (folder / "eval").mkdir(exist_ok=True)
-    for commit in evaluation.checkpoints_to_evaluate(folder, config, path):
+    commits = evaluation.checkpoints_to_evaluate(folder, config, path)
+    for number, commit in enumerate(commits):
+        if number == 0:
+            fingerprint.code_differs(commit)
         step = read_state(commit)["global_step"]
         output = folder / "eval" / f"{asked.name}-{step}"
         try:

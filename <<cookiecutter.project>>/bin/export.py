@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import experiment
+from src import experiment, fingerprint
 
 
 def export(run: str, output: str, checkpoint: str = "best") -> None:
@@ -28,7 +28,7 @@ def export(run: str, output: str, checkpoint: str = "best") -> None:
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise vegab.UsageError(f"{output} is there already; give a new folder")
-    prepared = experiment.build(config)
+    prepared = experiment.build(config, trains=False)
     prepared.load(path)
     from src.export import export as write
 
@@ -37,6 +37,7 @@ def export(run: str, output: str, checkpoint: str = "best") -> None:
     signatures = write(prepared.model, features, prepared.serving, target)
     for name, inputs in signatures.items():
         print(f"{name}: {', '.join(f'{key} {spec}' for key, spec in inputs.items())}")
+    fingerprint.code_differs(path)
     print(f"{path.name} of {run}, in {output}: model.keras, saved_model")
 
 

@@ -11,10 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import devices, experiment, results, workers
+from src import devices, experiment, fingerprint, results, workers
 from vegab.run_folder import RunFolder
 
-EXTENDABLE = ("num_epochs", "num_steps", "epochs")
 EVALUATE = Path(__file__).with_name("evaluate.py")
 
 
@@ -188,7 +187,7 @@ class Launch(vegab.VegabPlugin):
         from src import launch_slurm
 
         experiment.check_ranges(args.resolved_config)
-        RunFolder(args.save_path, args.resolved_config, EXTENDABLE).check()
+        RunFolder(args.save_path, args.resolved_config, fingerprint.MAY_GROW).check()
         gpus = args.flags["gpus"]
         print(launch_slurm.submit_run(args.argv, args.save_path, gpus, **asked))
         sys.exit()
@@ -209,7 +208,7 @@ if __name__ == "__main__":
             vegab.MetaSaver(position=results.load_position, parent=parent),
         ],
         prepare=prepare,
-        extendable=EXTENDABLE,
+        extendable=fingerprint.MAY_GROW,
         save_path_key="model.model_dir",
         follows=workers.is_follower,
         short_flags={"c": "checkpoint", "r": "retrain", "e": "evaluation", "n": "name"},

@@ -7,11 +7,16 @@ into something else (`min_delta` changes its sign there). A callback of one's ow
 """
 
 import logging
+import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
+
+from src.commit_file import DamagedCheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +47,22 @@ def get(callback: Any) -> dict[str, Any]:
 
 
 def put(callback: Any, state: Mapping[str, Any]) -> None:
-    """Give a callback or hook the state that `get` returned."""
+    """Give a callback or hook the state that `get` returned.
+
+    Raises:
+        DamagedCheckpointError: if the state names what `get` does not return.
+    """
     if hasattr(callback, "set_state"):
         callback.set_state(state)
         return
-    for name, value in state.items():
-        setattr(callback, name, value)
+    fields, name = FIELDS.get(type(callback), ()), type(callback).__name__
+    if foreign := [key for key in state if key not in fields]:
+        raise DamagedCheckpointError(
+            f"the checkpoint is none of ours: it would set {', '.join(foreign)} of {name}, of "
+            f"which {', '.join(fields) or 'nothing'} is saved; put a good copy back"
+        )
+    for key, value in state.items():
+        setattr(callback, key, value)
 
 
 def get_all(callbacks: Sequence[Any]) -> dict[str, Any]:
@@ -77,3 +92,27 @@ def is_known(callback: Any) -> bool:
     has_state = hasattr(callback, "get_state") and hasattr(callback, "set_state")
     keeps_nothing = not set(vars(callback)) - set(vars(keras.callbacks.Callback()))
     return has_state or type(callback) in FIELDS or keeps_nothing
+
+
+def plain_attributes(thing: Any) -> dict[str, str]:
+    """Return the plain values among an object's attributes as text, so that it tells a change."""
+    values = {name: _as_text(value) for name, value in getattr(thing, "__dict__", {}).items()}
+    return {name: text for name, text in values.items() if text is not None}
+
+
+def _as_text(value: Any) -> str | None:
+    """Return numbers, text, arrays, generators and what holds such as text; None: it is neither."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} {hash(value.tobytes())}"
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
+        return repr(value)
+    if isinstance(value, random.Random):
+        return str(hash(value.getstate()))
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    # Not any mapping: to read one of lazy results would compute them.
+    if isinstance(value, dict):
+        return str([(repr(key), _as_text(item)) for key, item in value.items()])
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return str([_as_text(item) for item in value])
+    return None

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +53,25 @@ def head_of(path: Path | None) -> bytes:
         return file.read(USER_BLOCK)
 
 
+def leads_out(name: Any) -> bool:
+    """Whether a name of a file leads out of the folder which it is relative to, or is none."""
+    return not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts
+
+
+def require_inside(names: Iterable[Any]) -> None:
+    """Refuse names of files that lead out of the folder which they are relative to.
+
+    Raises:
+        DamagedCheckpointError: naming the first that does.
+    """
+    for name in names:
+        if leads_out(name):
+            raise DamagedCheckpointError(
+                f"the checkpoint is none of ours: it would write the file {name!r}, which lies "
+                "outside of the folder for it; put a good copy back"
+            )
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """Return what a commit says of its run: epoch, steps, best epoch, history and more.
 
@@ -63,9 +83,14 @@ def read_state(path: Path) -> dict[str, Any]:
             state = _with_arrays(json.loads(file[TEXT][()]), file)
             num_rows = state.pop("num_rows")
             state["history"] = rows_of(state.pop("columns"), file[HISTORY][:num_rows])
-            return state
+            if not all(isinstance(state.get(key, 0), int) for key in ("epoch", "global_step")):
+                raise ValueError("epoch and step, of which names of files are made, are no numbers")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedCheckpointError(f"{path} is no checkpoint of ours: {error}") from error
+    files = (state.get("steps") or {}).get("iterator", {}).get("files")
+    if isinstance(files, dict) and all(hasattr(content, "dtype") for content in files.values()):
+        require_inside(files)  # those of a `TemplateIterator`: refused before anything begins
+    return state
 
 
 class Commit(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from src import devices, fingerprint, workers
-from vegab import ConfigRegistry, UsageError, read_run, resolve
+from vegab import ConfigRegistry, UsageError, read_run, resolve, trust
 
 if TYPE_CHECKING:
     import keras
@@ -49,7 +49,7 @@ class Experiment:
         own_hooks: those that the config's kind brings, beside what every run has.
         serving: how an exported model reads records, where training reads them, or None.
         settings: of the loop, where they are not in the config under the names of `training_loop`.
-        config_hooks: those that the config names, where they are made already.
+        config_hooks: those that the config names.
         traced: its steps, where they are traced already.
         unsaved: what the iterator uses of PyTorch's and no commit holds.
     """
@@ -66,7 +66,7 @@ class Experiment:
     own_hooks: Sequence["Hook"] = ()
     serving: Any = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    config_hooks: Sequence["Hook"] | None = None
+    config_hooks: Sequence["Hook"] = ()
     traced: "Traced | None" = None
     unsaved: Sequence[str] = ()
 
@@ -108,30 +108,29 @@ class Experiment:
         )
 
     def trace(self, allow_inexact: bool) -> "Experiment":
-        """Make the config's hooks, and trace the steps of training and validation.
+        """Trace the steps of training and validation.
 
         Args:
             allow_inexact: note what a resume would not restore, instead of refusing it.
 
         Raises:
-            UsageError: if a hook cannot be made, or a step uses what no commit holds.
+            UsageError: if a step uses what no commit holds, and that is not allowed.
         """
         from src.training_loop import trace
 
-        hooks = hooks_of(self.config)
         settings = {**self.config, **self.settings}
         traced = trace(
             self.model,
             self.dataset.train,
             self.dataset.valid,
             self.callbacks,
-            hooks,
+            self.config_hooks,
             settings.get("num_steps"),
             self.iterator,
             allow_inexact,
             self.unsaved,
         )
-        return replace(self, config_hooks=hooks, traced=traced)
+        return replace(self, traced=traced)
 
     def has_another_rate(self, path: Path) -> bool:
         """Return whether the config has not the learning rates of the run that made a commit."""
@@ -229,8 +228,7 @@ class Experiment:
             chosen.append(hooks.TensorBoard("epoch_" if self.own_hooks else None))
         if self.config["patience"]:
             chosen.append(hooks.EarlyStopping(self.config["patience"]))
-        named = hooks_of(self.config) if self.config_hooks is None else self.config_hooks
-        return [*chosen, *named, *self.own_hooks]
+        return [*chosen, *self.config_hooks, *self.own_hooks]
 
 
 @dataclass(frozen=True)
@@ -247,6 +245,7 @@ def build(
     resume_inexact: bool = False,
     start: Path | None = None,
     together: bool = False,
+    trains: bool = True,
 ) -> Experiment:
     """Import, read and build what the config names. Nothing is written.
 
@@ -257,6 +256,7 @@ def build(
         start: a commit of another run to go on from; then these are taken over from there, unless
             the config says otherwise.
         together: train with the other workers that the environment names; see `src.workers`.
+        trains: whether the hooks that the config names are needed.
 
     Raises:
         UsageError: if a value is out of range, a name leads nowhere, or the run in `save_path`
@@ -291,11 +291,13 @@ def build(
     all_workers = workers.Workers(strategy)
     if all_workers.num_replicas > 1:
         replicas.prepare(built.model)
+    # Made now, so that their code counts, and what the config names wrongly is refused.
+    config_hooks = hooks_of(config) if trains else []
     now = fingerprint.take(config, settings, built.dataset, all_workers.layout)
     shown = {key: json.dumps(value, sort_keys=True) for key, value in now.items()}
     all_workers.require_same(shown, "and would not make the same updates")
     inexact = inexactness(stored, now, save_path, resume_inexact)
-    return replace(built, fingerprint=now, inexact=inexact)
+    return replace(built, fingerprint=now, inexact=inexact, config_hooks=config_hooks)
 
 
 def build_compiled(config: Mapping[str, Any]) -> Experiment:
@@ -414,6 +416,8 @@ def prepare_process(
 def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
     """Return the config of a run; settings that are younger than it have their defaults.
 
+    From here on, what it names has to be of the project and its dependencies: see `vegab.trust`.
+
     Raises:
         UsageError: if the folder holds none.
     """
@@ -422,6 +426,7 @@ def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
             f"{folder} is not a run folder: it holds no config.json; name one that bin/train.py "
             "made"
         )
+    trust.confine()
     config = read_run(folder)["config"]
     return {**registry.defaults_for(config), **config}
 

@@ -8,6 +8,7 @@ named: bits change with another version, another processor, other data or other 
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import platform
 import sys
@@ -15,17 +16,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vegab import trust
+from vegab.config import without
+
 ROOT = Path(__file__).resolve().parents[1]
 Fingerprint = dict[str, Any]
 
 # Changing these alone continues a run instead of making another of it.
-MAY_GROW = ("num_epochs", "num_steps", "epochs")
+MAY_GROW = ("num_epochs", "num_steps", "train.epochs")
+# Folders of the project whose code counts for nothing; see `code_digests`.
+CHANGES_NO_BIT = ("bin", "configs", "tests")
 # What the numbers of TensorFlow, oneDNN and NumPy depend on, of all that a processor can do.
 # TensorFlow, too, chooses by them whether it uses oneDNN, where the environment does not say.
 FEATURES = ("sse4_2", "avx", "avx2", "fma", "avx512", "avx_vnni", "amx", "asimd", "sve", "bf16")
 
-# What TensorFlow takes from the environment when it is imported; "" or nothing: its own choice.
-READ_AT_IMPORT = {"onednn": "TF_ENABLE_ONEDNN_OPTS", "xla_flags": "TF_XLA_FLAGS"}
+# What TensorFlow takes from the environment when it is imported, or at its first step; "" or
+# nothing, as in a commit that is older than a key: its own choice.
+READ_AT_IMPORT = {
+    "onednn": "TF_ENABLE_ONEDNN_OPTS",
+    "onednn_isa": "ONEDNN_MAX_CPU_ISA",
+    "onednn_fpmath": "ONEDNN_DEFAULT_FPMATH_MODE",
+    "onednn_fpmath_of_tensorflow": "TF_SET_ONEDNN_FPMATH_MODE",
+    "xla_flags": "TF_XLA_FLAGS",
+}
 
 
 def stored_in(run: str | Path) -> Fingerprint | None:
@@ -84,7 +97,7 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     for key, name in READ_AT_IMPORT.items():
         os.environ.pop(name, None)
-        if settings[key]:
+        if settings.get(key):
             os.environ[name] = settings[key]
     import tensorflow as tf
 
@@ -116,7 +129,10 @@ def take(
     # The loop and its hooks count among the code, also where they are not imported yet.
     import src.training_loop  # noqa: F401  # isort: skip
 
-    lasting = _without_what_may_grow(config)
+    lasting = dict(config)
+    for key in MAY_GROW:
+        with contextlib.suppress(KeyError):
+            lasting = without(lasting, key)
     devices = [device.device_type for device in tf.config.list_physical_devices()]
     for device in tf.config.list_physical_devices("GPU"):
         devices.append(tf.config.experimental.get_device_details(device).get("device_name", "GPU"))
@@ -167,28 +183,45 @@ def processor_features() -> list[str]:
 
 
 def code_digests() -> dict[str, str]:
-    """Return the SHA-256 of each module of `src` that is imported, by its path in the project."""
+    """Return the SHA-256 of each of the project's modules that is imported, by its path there.
+
+    Without those that change no bit: what reads the command line and the config, which is compared
+    itself, and tests.
+    """
     # The names first: to touch thousands of other modules takes time, most so after a fork.
-    names = [name for name in list(sys.modules) if name.partition(".")[0] in ("src", "__main__")]
+    own = {"__main__"}
+    for place in {ROOT, *(Path(entry) for entry in sys.path if trust.is_of_project(Path(entry)))}:
+        with contextlib.suppress(OSError):
+            own |= {name.partition(".")[0] for name in os.listdir(place)}
     files = {
         Path(file).resolve()
-        for name in names
-        if (file := getattr(sys.modules.get(name), "__file__", None))
+        for name in list(sys.modules)
+        if name.partition(".")[0] in own
+        and (file := getattr(sys.modules.get(name), "__file__", None))
+        and trust.is_of_project(Path(file))
     }
-    source = ROOT / "src"
     return {
         str(file.relative_to(ROOT)): _sha256(file.read_bytes())
         for file in sorted(files)
-        if file.is_relative_to(source) and file.suffix == ".py"
+        if file.suffix == ".py" and file.relative_to(ROOT).parts[0] not in CHANGES_NO_BIT
     }
 
 
-def _without_what_may_grow(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_what_may_grow(value) if isinstance(value, Mapping) else value
-        for key, value in config.items()
-        if key not in MAY_GROW
-    }
+def code_differs(commit: Path) -> list[str]:
+    """Return the source files that are not as they were when a commit was made; warn of them."""
+    then = (of(commit) or {}).get("code", {})
+    found = [
+        name
+        for name, digest in then.items()
+        if not (ROOT / name).is_file() or _sha256((ROOT / name).read_bytes()) != digest
+    ]
+    if found:
+        logging.getLogger(__name__).warning(
+            "%s %s changed since the run; the figures are of the code as it is now",
+            ", ".join(found),
+            "have" if len(found) > 1 else "has",
+        )
+    return found
 
 
 def _sha256(content: bytes) -> str:

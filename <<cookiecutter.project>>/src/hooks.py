@@ -25,6 +25,7 @@ from tqdm import tqdm
 from src import callback_state, figures
 from src.batches import Array, require_at_least
 from src.checkpoint import write_atomically
+from src.commit_file import require_inside
 from src.datasets import leaves, make_examples, stack
 from src.history import best_of, csv_lines, is_lower_better
 
@@ -95,7 +96,12 @@ class Hook:
         self.run = run
 
     def before_epoch(self, epoch: int) -> None:
-        """Called before the first step of an epoch, counted from 0."""
+        """Called before the first step of an epoch, counted from 0.
+
+        What it changes, such as the learning rate, holds in a resumed run as well: at an epoch's
+        beginning it is called after the state is restored. Where a run goes on within an epoch, it
+        is called before, and restoring brings back what has become of the change.
+        """
 
     def next_step(self, global_step: int) -> int | None:
         """Return the next number of steps done, above `global_step`, at which to act.
@@ -189,6 +195,8 @@ class Hooks:
             id(hook): self._sees_feeds[id(hook)] or _acts_before(hook) for hook in hooks
         }
         self._started: list[Hook] = []
+        # What a resumed run would begin with, of those that save nothing and may change the run.
+        self._at_start: dict[int, dict[str, Any]] = {}
 
     def start(self, run: Run) -> None:
         """Tell all of them of the run."""
@@ -197,6 +205,26 @@ class Hooks:
         for hook in self.hooks:
             self._call(hook, "before_training", run)
             self._started.append(hook)
+            has_state = getattr(type(hook), "get_state", Hook.get_state) is not Hook.get_state
+            if not (has_state or getattr(hook, "only_tells", False)):
+                self._at_start[id(hook)] = callback_state.plain_attributes(hook)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the states of all that have one; warn once of each whose changes are lost."""
+        for hook in self.hooks:
+            if id(hook) not in self._at_start:
+                continue
+            before, now = self._at_start[id(hook)], callback_state.plain_attributes(hook)
+            if changed := [name for name in now if before.get(name) != now[name]]:
+                del self._at_start[id(hook)]
+                log.warning(
+                    "hook %s changes its %s, which is not saved: a resumed run may differ; give it "
+                    "get_state() and set_state(state), with JSON values, or only_tells = True if "
+                    "all that it does is to write or to show",
+                    type(hook).__name__,
+                    ", ".join(changed),
+                )
+        return callback_state.get_all(self.hooks)
 
     def call(self, method: str, *arguments: Any) -> None:
         """Call a method of all hooks that have it.
@@ -645,7 +673,7 @@ class IntervalHook(Hook):
         self._calls.at_exception(error)
 
     def get_state(self) -> dict[str, Any]:
-        return callback_state.get_all(self.hooks)
+        return self._calls.get_state()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         callback_state.put_all(self.hooks, state)
@@ -708,6 +736,7 @@ class KeepCheckpoints(Hook):
         it could remove the file.
         """
         folder = Path(self.checkpoints)
+        require_inside(self._name(step) for step, _ in state["kept"])
         known = {self._name(step) for step, _ in state["kept"]}
         for path in folder.glob("model-*.h5"):
             if self.NAME.fullmatch(path.name) and path.name not in known:

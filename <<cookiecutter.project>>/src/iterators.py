@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from src.batches import random_generator
+from src.commit_file import require_inside
 from src.datasets import stack
 from src.hooks import Hook, give_addresses
 from src.steps import call_leaves, map_leaves
@@ -274,9 +275,14 @@ class TemplateIterator(PyHookedModelIterator):
         return state
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Have `restore` read the files."""
+        """Have `restore` read the files.
+
+        Raises:
+            DamagedCheckpointError: if one of them is to be written elsewhere; none is then.
+        """
         super().set_state(state)
         if "files" in state:
+            require_inside(state["files"])
             with tempfile.TemporaryDirectory() as name:
                 for relative, content in state["files"].items():
                     path = Path(name, relative)

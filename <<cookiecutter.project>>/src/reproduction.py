@@ -22,7 +22,7 @@ from typing import Any
 
 from src import fingerprint, workers
 from src.differences import Cells, Difference, commit_difference, history_difference, rows_in
-from vegab import UsageError, read_run
+from vegab import UsageError, read_run, trust
 from vegab.provenance import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,6 +129,7 @@ def read(folder: Path, epochs: int) -> Original:
     Raises:
         UsageError: if it cannot be.
     """
+    trust.confine()  # the process that runs it again, too
     run = read_run(folder)
     meta, config = run["meta"], run["config"]
     if not isinstance(meta, dict) or not meta.get("attempts") or not config:
@@ -388,8 +389,12 @@ def restore(original: Original, place: Path) -> list[str]:
 
 def restore_large(original: Original, name: str, project: Path) -> str:
     """Put a file that was too large to be copied in its place; return where it is from."""
+    from src.commit_file import leads_out
+
     git = original.meta.get("git") or {}
     target = project / name
+    if leads_out(name):
+        raise UsageError(f"{original.folder}: its meta.json names {name!r}, outside of the project")
     target.parent.mkdir(parents=True, exist_ok=True)
     was_changed = f"diff --git a/{name} b/{name}\n" in git.get("diff", "")
     if original.commit and not was_changed and shutil.which("git"):
@@ -503,7 +508,7 @@ def environment_of(original: Original) -> dict[str, str]:
     then = {k: v for k, v in recorded.items() if not NOT_TAKEN_OVER.fullmatch(k)}
     environment = {**kept, **here, **then}
     for key, name in fingerprint.READ_AT_IMPORT.items() if original.settings else ():
-        environment[name] = original.settings[key]
+        environment[name] = original.settings.get(key, "")
     devices = original.fingerprint.get("devices")
     if devices and "GPU" not in devices:
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -635,6 +640,8 @@ def causes(original: Original, again: Path | None) -> list[str]:
     keys += ("devices", "layout", "settings")
     if not now:
         keys, now = ("processor",), {"processor": fingerprint.processor_features()}
+    elif "code" in now:
+        now["code"].pop(STOP.name, None)  # which was laid beside it
     for key in keys:
         if key in then:
             found += fingerprint.differences({key: then[key]}, {key: now.get(key)})

@@ -50,7 +50,8 @@ def train(
         for number in (1, 2):
             os.dup2(file, number)
     save_path.mkdir(exist_ok=True)
-    experiment.build(config, str(save_path)).train(save_path, [KillAt(kill_at)])
+    prepared = experiment.build(config, str(save_path)).trace(allow_inexact=True)
+    prepared.train(save_path, [*prepared.hooks(None), KillAt(kill_at)])
 
 
 def survey(config: Mapping[str, Any]) -> tuple[int, list[str]]:
@@ -58,8 +59,11 @@ def survey(config: Mapping[str, Any]) -> tuple[int, list[str]]:
 
     Each says where that is.
     """
-    first, second = experiment.build(config), experiment.build(config)
-    found = [
+    first = experiment.build(config).trace(allow_inexact=True)
+    second = experiment.build(config)
+    assert first.traced is not None
+    found = [f"no checkpoint holds {name}" for name in first.traced.guard.found]
+    found += [
         f"the state of the callback {type(callback).__name__} is not saved "
         f"({place(type(callback))}); give it get_state() and set_state(state)"
         for callback in first.callbacks

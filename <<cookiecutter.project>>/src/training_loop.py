@@ -227,7 +227,7 @@ def training_loop(
                 "is_cut": False,
                 "stop_reason": run.stop_reason,
                 "history": run.history,
-                "hooks": callback_state.get_all(hooks),
+                "hooks": calls.get_state(),
                 "callbacks": callback_state.get_all(callbacks),
                 "inexact": state["inexact"],
                 "fingerprint": fingerprint or {},
@@ -261,9 +261,9 @@ def training_loop(
 
             for epoch in range(first_epoch, num_epochs):
                 # ---- begin the epoch, or restore the middle of it -------------------------------
-                calls.call("before_epoch", epoch)
                 if epoch == first_epoch and step:
-                    # What callbacks do as an epoch begins was done already; restoring undoes it.
+                    # What is done as an epoch begins was done already; restoring undoes it.
+                    calls.call("before_epoch", epoch)
                     keras_callbacks.on_epoch_begin(epoch)
                     restore()
                     log.info("continuing after step %d of epoch %d", step, epoch + 1)
@@ -271,6 +271,7 @@ def training_loop(
                     if epoch == first_epoch and not is_new:
                         restore()
                         log.info("continuing after epoch %d", epoch)
+                    calls.call("before_epoch", epoch)
                     steps.begin_epoch(epoch)
                     if learning_rates is not None:
                         rate = rate_in_epoch(learning_rates, epoch)

@@ -67,6 +67,6 @@ def _began_otherwise(run: str) -> bool:
     """Return whether a run's commit was made with TensorFlow set otherwise than here."""
     from src import fingerprint
 
-    settings = (fingerprint.stored_in(run) or {}).get("settings", {})
+    settings = (fingerprint.stored_in(run) or {}).get("settings")
     now = fingerprint.read_at_import()
-    return any(settings.get(key, now[key]) != now[key] for key in now)
+    return settings is not None and any(settings.get(key, "") != now[key] for key in now)

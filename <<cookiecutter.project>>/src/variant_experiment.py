@@ -1,6 +1,7 @@
 """From a variant, Deephub's form of a config, to feeders, model and hooks."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from src import hooks
@@ -200,6 +201,8 @@ def exporters_of(
     commits = {"FinalExporter": "model.h5", "BestExporter": "model_best.h5"}
     for name, entry in train["exporters"].items():
         key = f"train.exporters.{name}"
+        if Path(name).name != name:
+            raise UsageError(f"{key} names a folder in export/; give it a single word")
         kind = name_in(entry, key).rpartition(":")[2].rpartition(".")[2]
         if kind in commits:
             chosen.append(Export(name, commits[kind], features, serving))

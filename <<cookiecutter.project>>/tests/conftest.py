@@ -12,6 +12,7 @@ import pytest
 
 from configs import registry
 from tests import forked
+from vegab import trust
 
 ROOT = Path(__file__).resolve().parents[1]
 # nohup, or a shell's &, which the tests may be run by, makes children ignore these; what they start
@@ -20,6 +21,12 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def is_not_confined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no test leave to the next that a run's config was read."""
+    monkeypatch.setenv(trust.FLAG, "")
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from src import fingerprint
 from tests.conftest import ROOT, Command
+from tests.test_fingerprint import edit_state
 
 SMALL = ("--n_filters=4", "--n_layers=1")
 
@@ -121,6 +123,24 @@ def test_evaluate_takes_the_latest_or_a_path(quick_command: Command, run: Path) 
         assert done.returncode == 0, done.stderr
         summary = json.loads((run / "eval" / "test.json").read_text())
         assert summary["checkpoint"] == Path(name).name
+
+
+def test_evaluate_and_export_name_the_source_that_has_changed(
+    quick_command: Command, run: Path, tmp_path: Path
+) -> None:
+    quick_command("bin/evaluate.py", run)
+    assert json.loads((run / "eval" / "test.json").read_text())["code_differs"] == []
+    model = run / "model_best.h5"
+    stored = fingerprint.of(model)
+    assert stored is not None
+    edit_state(model, fingerprint=stored | {"code": stored["code"] | {"src/models.py": "0"}})
+    changed = "src/models.py has changed since the run; the figures are of the code as it is now"
+    for words in (("bin/evaluate.py", run), ("bin/export.py", run, tmp_path / "exported")):
+        done = quick_command(*words)
+        assert done.returncode == 0, done.stderr
+        assert changed in done.stderr
+    summary = json.loads((run / "eval" / "test.json").read_text())
+    assert summary["code_differs"] == ["src/models.py"]
 
 
 @pytest.mark.parametrize(

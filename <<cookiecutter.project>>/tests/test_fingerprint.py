@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from src import checkpoint, fingerprint
 from src.commit_file import SIGNATURE, USER_BLOCK
 from src.experiment import build
+from tests.conftest import ROOT, Command
 from tests.test_training_loop import train
 from vegab import UsageError
+from vegab.config import nested
 
 
 @pytest.fixture
@@ -26,16 +29,21 @@ def run(config: dict[str, Any], tmp_path: Path) -> Path:
 
 def edit(run: Path, **changes: Any) -> None:
     """Change the fingerprint in a commit, as if it had been made elsewhere."""
-    with h5py.File(run / "model.h5", "r+") as file:
-        state = json.loads(file["training_state/state"][()])
-        for key, value in changes.items():
-            state["fingerprint"][key] = value
+    stored = fingerprint.stored_in(run)
+    assert stored is not None
+    edit_state(run / "model.h5", fingerprint=stored | changes)
+
+
+def edit_state(commit: Path, **changes: Any) -> None:
+    """Change the state in a commit, and its digest to go with that."""
+    with h5py.File(commit, "r+") as file:
+        state = json.loads(file["training_state/state"][()]) | changes
         del file["training_state/state"]
         file["training_state/state"] = json.dumps(state)
-    content = (run / "model.h5").read_bytes()
+    content = commit.read_bytes()
     digest = hashlib.sha256(content[USER_BLOCK:]).hexdigest().encode()
     head = (SIGNATURE + digest).ljust(USER_BLOCK, b"\0")
-    (run / "model.h5").write_bytes(head + content[USER_BLOCK:])
+    commit.write_bytes(head + content[USER_BLOCK:])
 
 
 def test_nothing_differs_in_the_same_place(config: dict[str, Any], run: Path) -> None:
@@ -74,6 +82,77 @@ def test_settings_are_those_of_the_commit(config: dict[str, Any], run: Path) -> 
     stored["settings"]["threads"] = 7
     assert fingerprint.settings_of(config, stored)["threads"] == 7
     assert fingerprint.settings_of(config, None)["threads"] >= 1
+
+
+def test_a_commit_that_is_older_than_a_setting_goes_on(
+    config: dict[str, Any], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    stored = fingerprint.stored_in(run)
+    assert stored is not None
+    old = {k: v for k, v in stored["settings"].items() if not k.startswith("onednn_")}
+    edit(run, settings=old)
+    assert build(config, str(run)).inexact == []
+    assert "ONEDNN_MAX_CPU_ISA" not in os.environ  # it began without
+
+
+@pytest.mark.parametrize(
+    ("key", "may_grow"),
+    [
+        ("num_epochs", True),
+        ("num_steps", True),
+        ("train.epochs", True),
+        ("epochs", False),
+        ("model.num_steps", False),
+        ("callback_kwargs.mine.epochs", False),
+    ],
+)
+def test_what_may_grow_is_a_key_at_its_place(
+    key: str, may_grow: bool, config: dict[str, Any]
+) -> None:
+    dataset, settings = build(config).dataset, fingerprint.settings_of(config, None)
+    digests = [
+        fingerprint.take(config | nested(key, number), settings, dataset, "")["config"]
+        for number in (1, 2)
+    ]
+    assert (digests[0] == digests[1]) is may_grow
+
+
+def test_hooks_and_modules_outside_of_src_count(
+    config: dict[str, Any], quick_command: Command, tmp_path: Path
+) -> None:
+    code = ROOT / "own_of_a_test"
+    small = ("--n_filters=2", "--n_layers=1", "--batch_size=126", "--no_tensorboard")
+    hooks = "--hooks=[{class: own_of_a_test.hooks.Mine}]"
+    words = ("bin/train.py", "digits", tmp_path / "run", *small, hooks)
+    try:
+        code.mkdir()
+        (code / "hooks.py").write_text("from src.hooks import Hook\nclass Mine(Hook):\n    pass\n")
+        done = quick_command(*words, "--num_epochs=1")
+        assert done.returncode == 0, done.stderr
+        stored = fingerprint.stored_in(tmp_path / "run")
+        assert stored is not None
+        own = {name for name in stored["code"] if not name.startswith("src/")}
+        assert own == {"own_of_a_test/hooks.py"}
+        with open(code / "hooks.py", "a") as file:
+            file.write("    only_tells = True\n")
+        again = quick_command(*words, "--num_epochs=2")
+        assert again.returncode == 2
+        assert "own_of_a_test/hooks.py has changed" in again.stderr
+    finally:
+        shutil.rmtree(code)
+
+
+def test_source_that_differs_from_a_run_s_is_named(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert fingerprint.code_differs(run / "model.h5") == []
+    assert not caplog.records
+    stored = fingerprint.stored_in(run)
+    assert stored is not None
+    edit(run, code=stored["code"] | {"src/models.py": "0", "src/gone.py": "0"})
+    assert fingerprint.code_differs(run / "model.h5") == ["src/models.py", "src/gone.py"]
+    assert "src/models.py, src/gone.py have changed since the run" in caplog.text
 
 
 @pytest.mark.parametrize("name", fingerprint.READ_AT_IMPORT.values())

@@ -16,7 +16,7 @@ from src import checkpoint
 from src.batches import ArrayBatches
 from src.experiment import build
 from src.history import is_lower_better
-from src.hooks import EarlyStopping, Hook
+from src.hooks import EarlyStopping, Hook, IntervalHook, KeepCheckpoints
 from src.steps import Steps, _run_singly
 from src.training_loop import rate_in_epoch, training_loop
 from tests.interruptions import AfterStep, StopAt
@@ -113,6 +113,77 @@ def test_a_larger_number_of_epochs_goes_on_from_where_it_was(
     train(config | {"num_epochs": 3}, tmp_path / "extended")
     straight, extended = (tmp_path / run / "model.h5" for run in ("straight", "extended"))
     assert straight.read_bytes() == extended.read_bytes()
+
+
+class Warm(Hook):
+    """Sets the rate of an epoch as it begins, and changes it within."""
+
+    def before_epoch(self, epoch: int) -> None:
+        self.run.model.optimizer.learning_rate = 0.002 * (epoch + 1)
+
+    def next_step(self, global_step: int) -> int | None:
+        return (global_step // 20 + 1) * 20
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        optimizer = self.run.model.optimizer
+        optimizer.learning_rate = float(optimizer.learning_rate) / 2
+
+
+@pytest.mark.parametrize("steps", [80, 90], ids=["after an epoch", "within an epoch"])
+def test_what_a_hook_sets_before_an_epoch_holds_in_a_resumed_run(
+    steps: int, config: dict[str, Any], tmp_path: Path
+) -> None:
+    config |= {"num_epochs": 3}
+    train(config, tmp_path / "straight", hooks=(Warm(),))
+    with pytest.raises(SystemExit):
+        train(config, tmp_path / "resumed", hooks=(Warm(), StopAt(steps)))
+    train(config, tmp_path / "resumed", hooks=(Warm(),))
+    for name in ("model.h5", "history.csv"):
+        straight, resumed = (tmp_path / run / name for run in ("straight", "resumed"))
+        assert straight.read_bytes() == resumed.read_bytes(), name
+
+
+class Counts(Hook):
+    """Counts epochs."""
+
+    def __init__(self) -> None:
+        self.factors = [0.5, 0.1]
+        self.seen: dict[str, list[int]] = {"epochs": []}
+
+    def after_epoch(self, epoch: int) -> None:
+        self.seen["epochs"].append(epoch)
+
+
+class CountsForTheFuture(Counts):
+    def get_state(self) -> dict[str, Any]:
+        return self.seen
+
+    def set_state(self, state: Any) -> None:
+        self.seen = dict(state)
+
+
+class CountsToTell(Counts):
+    only_tells = True
+
+
+class Constant(Counts):
+    def after_epoch(self, epoch: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_hook_that_forgets_is_named_once(
+    within: bool, config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hooks: list[Hook] = [Counts(), CountsForTheFuture(), CountsToTell(), Constant()]
+    hooks += [EarlyStopping(patience=9), KeepCheckpoints(40, keep=1)]
+    if within:
+        hooks = [IntervalHook(hooks, 1)]
+    train(config, tmp_path, hooks=tuple(hooks))
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    (warning,) = [message for message in warnings if "not saved" in message]
+    assert warning.startswith("hook Counts changes its seen, which is not saved")
+    assert "get_state()" in warning
 
 
 def test_a_finished_run_makes_no_further_step(config: dict[str, Any], tmp_path: Path) -> None:

@@ -213,6 +213,15 @@ def test_the_same_command_again_says_that_it_is_finished(run: Run, tmp_path: Pat
     assert tree(tmp_path / "run") == before
 
 
+def test_what_may_grow_is_a_key_at_its_place(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_epochs": 1, "model": {"num_epochs": 1}}')
+    (tmp_path / "meta.json").write_text('{"attempts": [], "status": "finished"}')
+    grown = {"num_epochs": 2, "model": {"num_epochs": 1}}
+    RunFolder(str(tmp_path), grown, ["num_epochs"]).check()
+    with pytest.raises(UsageError, match=r"another config \(model\.num_epochs: 1 -> 2\)"):
+        RunFolder(str(tmp_path), grown | {"model": {"num_epochs": 2}}, ["num_epochs"]).check()
+
+
 def test_more_epochs_continue_a_finished_run(run: Run, tmp_path: Path) -> None:
     run("root", "run")
     assert run("root", "run", "--num_epochs=5").returncode == 0

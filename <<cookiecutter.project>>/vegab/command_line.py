@@ -91,7 +91,7 @@ def wrap(
         prepare: `prepare(config)` runs before the run folder is touched; it is also given
             `save_path` and the flags of `func` that it has parameters for. Its result is
             given to `func` as a third argument. What it finds wrong (UsageError) is a refusal.
-        extendable: names of keys that may grow in a run that exists.
+        extendable: dotted keys that may grow in a run that exists.
         explained: exceptions whose message says it all: their traceback goes to stderr.txt only.
         short_flags: letters for flags, as {"n": "note"}: `-n TEXT` is `--note=TEXT`.
         save_path_key: a dotted key that may stand for SAVE_PATH, in configs that have keys of their

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vegab import trust
+
 Config = dict[str, Any]
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
@@ -380,6 +382,7 @@ def load_file(path: Path, number_keys: bool = False, trail: tuple[Path, ...] = (
         raise UsageError(
             f"{path} holds {type_name(config)}; a config file holds a mapping of keys to values"
         )
+    trust.note_file((*trail, path), config)
     patterns = _pop_texts(config, "extend", "a list of file names", path)
     deleted = _pop_texts(config, "delete", "a list of keys that an extended file has", path)
     merged: Config = {}
@@ -736,6 +739,7 @@ class Draft:
                 config = self._deleted(config, key)
                 continue
             change = read_override(override, key, self.names, self.types, self.kind)
+            trust.note_typed(change)
             config = merge(self._emptied(config, key, change), change)
         config = self.kind.resolved(config)
         if self.kind.defaults:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
+from vegab import trust
 from vegab.config import UsageError, did_you_mean
 
 
@@ -17,6 +18,9 @@ def resolve(
 
     `name` is a registered name, `pkg.mod.Name`, `pkg.mod:Name` or `mod:Name` (`mod` in the package
     `search`). `key` is the config key that it stands at. Raises UsageError with key, name, reason.
+
+    A config of a run folder leads into the project and its dependencies only: see `vegab.trust`.
+    The object counts, not the name, for a module has all that it imports.
     """
     known = registered or {}
     if isinstance(name, str) and name in known:
@@ -33,10 +37,16 @@ def resolve(
             else f"{key}: there is no '{name}'; {expected}"
         )
     tried = list(_readings(name, search))
+    is_confined = trust.is_confined(name)
     for module_name, attributes in tried:
-        module = _import(module_name, key, name)
+        module = _import(module_name, key, name, is_confined)
         if module is not None:
-            return _attribute(module, attributes, key, name)
+            found = _attribute(module, attributes, key, name)
+            home = trust.home_of(found)
+            is_private = any(part.startswith("_") for part in attributes.split("."))
+            if is_confined and (is_private or not trust.is_inside(home)):
+                raise _refusal(key, name, home)
+            return found
     modules = " or ".join(module_name for module_name, _ in tried)
     raise UsageError(f"{key}: '{name}' cannot be imported: there is no module {modules}{names}")
 
@@ -59,9 +69,21 @@ def _readings(name: str, search: str) -> Iterator[tuple[str, str]]:
         yield ".".join(parts[:n]), ".".join(parts[n:])
 
 
-def _import(module: str, key: str, name: str) -> ModuleType | None:
+def _refusal(key: str, name: str, home: str) -> UsageError:
+    return UsageError(
+        f"{key}: '{name}' leads to {home}, and the config of a run may name only what the project "
+        "and the dependencies in pyproject.toml define; add what it needs there, or give a copy of "
+        "the config from outside of the run folder"
+    )
+
+
+def _import(module: str, key: str, name: str, is_confined: bool) -> ModuleType | None:
     try:
+        if is_confined and trust.is_inside(module) is False:
+            raise _refusal(key, name, module)
         return importlib.import_module(module)
+    except UsageError:
+        raise
     except Exception as error:
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module}.".startswith(f"{missing}."):

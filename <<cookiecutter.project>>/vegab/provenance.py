@@ -25,7 +25,8 @@ LARGEST_DIFF_IN_META = 1_000_000  # characters; code/uncommitted.diff has all of
 # Terraform keeps its tokens there.
 ENVIRONMENT = re.compile(
     r"CUDA_VISIBLE_DEVICES|KERAS_BACKEND|NVIDIA_TF32_OVERRIDE|OMP_NUM_THREADS|SLURM_JOB_ID|XLA_FLAGS"
-    r"|TF_(CPP|CUDNN|DETERMINISTIC|DISABLE|ENABLE|FORCE|GPU|NUM|USE|XLA)_\w+"
+    r"|ONEDNN_(MAX_CPU_ISA|DEFAULT_FPMATH_MODE)"
+    r"|TF_(CPP|CUDNN|DETERMINISTIC|DISABLE|ENABLE|FORCE|GPU|NUM|SET_ONEDNN|USE|XLA)_\w+"
 )
 NAME_AND_VERSION = re.compile(r"^(Name|Version): *(.*\S)", re.MULTILINE)  # in a package's METADATA
 PROJECT = Path(__file__).resolve().parents[1]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vegab.config import Config, UsageError, differences, flatten, show_differences
+from vegab.trust import CONFIG, LOCK, META
 
-LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"
 IN_USE = "is in use by"  # in the sentence of who finds a folder locked
 
 # Folders that this process has locked. A record lock is lost as soon as its process closes *any*
@@ -200,7 +200,7 @@ class RunFolder:
 
     def _extends(self, key: str, old: Any, new: Any) -> bool:
         numbers = all(type(value) in (int, float) for value in (old, new))
-        return key.rpartition(".")[2] in self.extendable and numbers and new > old
+        return key in self.extendable and numbers and new > old
 
     def _finished_sentence(self, meta: dict[str, Any]) -> str:
         position = (meta.get("attempts") or [{}])[-1].get("to") or {}
@@ -208,7 +208,7 @@ class RunFolder:
         growing = [
             f"--{key}"
             for key, value in flatten(self.config or {}).items()
-            if key.rpartition(".")[2] in self.extendable and type(value) in (int, float)
+            if key in self.extendable and type(value) in (int, float)
         ]
         sentence = f"{self.path} is already finished" + (f" ({reached})." if reached else ".")
         return sentence + (f" A larger {' or '.join(growing)} continues it." if growing else "")
