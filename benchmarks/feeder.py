@@ -47,10 +47,10 @@ WARM_UP = 2.0  # seconds
 
 
 def ours(folder: str) -> Iterator[int]:
-    """Draw as `src.steps` does one by one; yields the number of examples of each batch."""
+    """Draw as `Steps` does one by one; yields the number of examples of each batch."""
     import numpy as np
     import tensorflow as tf
-    from src.feeders import TFRecordExamplesFeeder
+    from engine.records.feeders import TFRecordExamplesFeeder
 
     feeder = TFRecordExamplesFeeder(
         f"{folder}/*.tfrecord",
@@ -160,7 +160,7 @@ class Side:
 def make(folder: Path, records: int) -> None:
     """Write records with random images, and metadata and index beside them."""
     import numpy as np
-    from src.tfrecords import generate, write_records
+    from engine.records.files import generate, write_records
 
     def examples(seed: int, number: int) -> Iterator[bytes]:
         generator = np.random.default_rng(seed)

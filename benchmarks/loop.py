@@ -41,6 +41,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from engine.experiment import Experiment
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ROOT / "<<cookiecutter.project>>"
 FOREVER = 10**6  # epochs; a side ends when the pipe to it is closed
@@ -91,7 +93,7 @@ def one_batch(config: Any) -> Any:
 def photographs(config: Any) -> Any:
     """Return 5,120 random images of the shape of CIFAR-10's, 40 batches of 128."""
     import numpy as np
-    from src.batches import ArrayBatches
+    from engine.batches import ArrayBatches
     from src.data import Dataset
 
     def prepare(images: Any) -> Any:
@@ -106,7 +108,7 @@ def photographs(config: Any) -> Any:
 
 def _repeated(config: Any, number: int) -> Any:
     import numpy as np
-    from src.batches import ArrayBatches
+    from engine.batches import ArrayBatches
 
     dataset = digits(config)
     once = dataset.train
@@ -138,7 +140,7 @@ def acting_hook(every: int, first: int = 0, before: bool = False) -> Any:
         first: the first one.
         before: whether it acts before the step as well.
     """
-    from src.hooks import Hook, IntervalHook
+    from engine.hooks.base import Hook, IntervalHook
 
     class Looks(Hook):
         def after_step(self, global_step: int, last_results: Any) -> None:
@@ -197,7 +199,7 @@ def train_py(job: dict[str, Any], make_hook: Callable[[], Any], built: Any = Non
     """Run `bin/train.py` with a hook more, before the others."""
     from src import experiment
 
-    hooks, build = experiment.Experiment.hooks, experiment.build
+    hooks, build = Experiment.hooks, experiment.build
 
     def with_ours(self: Any, terminal: Any) -> Any:
         return [make_hook(), *hooks(self, terminal)]
@@ -209,7 +211,7 @@ def train_py(job: dict[str, Any], make_hook: Callable[[], Any], built: Any = Non
             built()
         return done
 
-    experiment.Experiment.hooks = with_ours
+    Experiment.hooks = with_ours
     experiment.build = and_tell
     flags = [
         f"--{key}={json.dumps(value)}" if value is not False else f"--no_{key}"
@@ -224,7 +226,7 @@ def side_ours(job: dict[str, Any], meter: Meter) -> None:
     """Train with everything on."""
 
     def make_hook() -> Any:
-        from src.hooks import Hook
+        from engine.hooks.base import Hook
 
         class Turns(Hook):
             def after_epoch(self, epoch: int) -> None:
@@ -365,7 +367,7 @@ def side_stall(job: dict[str, Any], meter: Meter) -> None:
     save_at, num_pairs = every * 3 // 4, job["pairs"]
 
     def make_hook() -> Any:
-        from src.hooks import Hook
+        from engine.hooks.base import Hook
 
         class Stall(Hook):
             def before_training(self, run: Any) -> None:
@@ -416,7 +418,7 @@ def side_stop(job: dict[str, Any], meter: Meter) -> None:
     """Train ten steps and stop by SIGTERM."""
 
     def make_hook() -> Any:
-        from src.hooks import Hook
+        from engine.hooks.base import Hook
 
         class Stop(Hook):
             def next_step(self, global_step: int) -> int | None:
@@ -433,7 +435,7 @@ def side_stop(job: dict[str, Any], meter: Meter) -> None:
 
 def side_signalled(job: dict[str, Any], meter: Meter) -> None:
     """Train until a signal comes; tell once how long a step and a commit take."""
-    from src.checkpoint import Checkpoint
+    from engine.checkpoints.checkpoint import Checkpoint
 
     taken: dict[str, list[float]] = {"snapshot": [], "_write": []}
 
@@ -453,7 +455,7 @@ def side_signalled(job: dict[str, Any], meter: Meter) -> None:
         setattr(Checkpoint, name, timed(name))
 
     def make_hook() -> Any:
-        from src.hooks import Hook
+        from engine.hooks.base import Hook
 
         class Ready(Hook):
             def before_epoch(self, epoch: int) -> None:
@@ -473,7 +475,7 @@ def side_signalled(job: dict[str, Any], meter: Meter) -> None:
 def side_move(job: dict[str, Any], meter: Meter) -> None:
     """Move a stopped run to another step of its epoch, as if it had trained until there."""
     import h5py
-    from src.commit_file import SIGNATURE, TEXT, USER_BLOCK
+    from engine.checkpoints.file import SIGNATURE, TEXT, USER_BLOCK
 
     path = Path(job["folder"], "model.h5")
     with h5py.File(path, "r+") as file:
@@ -495,7 +497,7 @@ def side_resume(job: dict[str, Any], meter: Meter) -> None:
         start = time.perf_counter()
 
     def make_hook() -> Any:
-        from src.hooks import Hook
+        from engine.hooks.base import Hook
 
         class First(Hook):
             def next_step(self, global_step: int) -> int:
@@ -516,7 +518,7 @@ def side_epochs(job: dict[str, Any], meter: Meter) -> None:
     first, num_epochs = (110, 210), job["num_epochs"]
 
     def make_hook() -> Any:
-        from src.hooks import Hook
+        from engine.hooks.base import Hook
 
         class Watch(Hook):
             def before_training(self, run: Any) -> None:

@@ -37,8 +37,8 @@ def median_of(function: Callable[[], object], times: int = TIMES) -> float:
 def commit(folder: Path) -> str:
     """What one commit takes, of 26 million weights with Adam's two moments."""
     import keras
-    from src.checkpoint import RESTORE_ALL, Checkpoint, verify
-    from src.training_loop import NEW_RUN
+    from engine.checkpoints.checkpoint import RESTORE_ALL, Checkpoint, verify
+    from engine.training.session import NEW_RUN
 
     model = large_model({}, (8, 8, 1), 10)
     model.compile("adam", "sparse_categorical_crossentropy")
@@ -95,8 +95,8 @@ def run_folder(folder: Path) -> str:
 
 def history(folder: Path) -> str:
     """What reading and keeping a long history takes."""
-    from src.history import HistoryArray, csv_lines
-    from src.results import read_history
+    from engine.checkpoints.history import HistoryArray, csv_lines
+    from engine.runs.results import read_history
 
     columns = ("learning_rate", "loss", "accuracy", "val_loss", "val_accuracy")
     rows: list[dict[str, float]] = [
@@ -115,7 +115,7 @@ def history(folder: Path) -> str:
 
 def index(folder: Path) -> str:
     """What the index of TFRecord files takes."""
-    from src import tfrecords
+    from engine.records import files as tfrecords
 
     paths = [folder / f"{number}.tfrecord" for number in range(4)]
     for path in paths:

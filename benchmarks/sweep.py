@@ -105,7 +105,8 @@ def answers(folder: Path, pairs: int) -> str:
     runs.make(folder, 5_000)
     place = folder / "results"
     dry_run = [timed(lambda: call("root", folder / "new", *MANY, "--dry_run"))]
-    from src import sweep, sweep_trials
+    from engine.sweeps import definition as sweep_trials
+    from engine.sweeps import sweep
 
     trials = [sweep_trials.Trial(path.name, {}) for path in place.iterdir() if path.is_dir()]
     sweep.write(place, sweep_trials.Definition("root", {}, [], {}, {}, 0, 0), trials)
@@ -143,7 +144,7 @@ def workers(folder: Path, pairs: int) -> str:
 
 def train_together(run: Path, number: int) -> None:
     """Train the photographs of `loop.py` for seven epochs by so many workers."""
-    from src import workers
+    from engine.devices import workers
 
     settings = PHOTOGRAPHS | {"threads": 1 if number > 1 else None, "num_epochs": 7}
     flags = [
@@ -274,7 +275,7 @@ def sweeper(folder: Path, *words: str) -> dict[str, float]:
 
 def side_sweeper(folder: Path, words: list[str]) -> None:
     """In a process of its own: run `bin/sweep.py`, or only the processes that it would fork."""
-    from src import launch
+    from engine.sweeps import local as launch
 
     def start(self: Any, name: str, words: list[str], gpu: str) -> Any:
         places = (folder / "run", words[1])

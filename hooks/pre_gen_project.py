@@ -21,7 +21,19 @@ PACKAGES = (
     *("numpy", "optuna", "pandas", "pre-commit", "pytest", "pytest-xdist", "ray", "ruamel-yaml"),
     *("ruff", "submitit", "tensorboard", "tensorflow", "tensorflow-cpu", "torch", "tqdm"),
 )
-FOLDERS = ("bin", "configs", "data", "docs", "etc", "notebooks", "results", "src", "tests", "vegab")
+FOLDERS = (
+    "bin",
+    "configs",
+    "data",
+    "docs",
+    "engine",
+    "etc",
+    "notebooks",
+    "results",
+    "src",
+    "tests",
+    "vegab",
+)
 
 # All that TOML and YAML can hold in a quoted string (white space was made into blanks before).
 UNPRINTABLE = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

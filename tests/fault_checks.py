@@ -1,6 +1,6 @@
 """Many states of a run folder, each looked at as a resume does: NAME OUTPUT ARGUMENTS.
 
-Run by the fork server in a generated project, for `src.checkpoint` needs Keras.
+Run by the fork server in a generated project, for `engine.checkpoints.checkpoint` needs Keras.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoints.checkpoint import DamagedCheckpointError, latest_good
 from fault_lab import read_trace
-from src.checkpoint import DamagedCheckpointError, latest_good
 
 COMMITS = ("model.h5", "model_previous.h5", "model_best.h5")
 

@@ -10,8 +10,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from src.datasets import DatasetMixin
-from src.examples import ClassifierIterator, ClassifierTrainer, NumpyIterator, SoftmaxRegression
+from engine.iterators.datasets import DatasetMixin
+from src.examples.iterators.iterators import (
+    ClassifierIterator,
+    ClassifierTrainer,
+    NumpyIterator,
+    SoftmaxRegression,
+)
 
 
 class Few(DatasetMixin):

@@ -29,21 +29,17 @@ import matplotlib.pyplot
 import numpy as np
 import tensorflow as tf
 import vegab
+from engine.checkpoints import checkpoint
+from engine.devices import gpus as devices
+from engine.devices import workers
+from engine.hooks import base as hooks
+from engine.iterators import build as iterator_experiment
+from engine.iterators import steps as iterator_steps
+from engine.training import steps
+from engine.training.signals import SignalsToFlag
 from keras.src.random.seed_generator import global_seed_generator
-from src import (
-    checkpoint,
-    data,
-    devices,
-    examples,
-    experiment,
-    hooks,
-    iterator_experiment,
-    iterator_steps,
-    models,
-    steps,
-    training_loop,
-    workers,
-)
+from src import data, experiment, models, training_loop
+from src.examples.iterators import iterators as examples
 
 SHIM_MODES = {"count": 0, "kill": 1, "tear": 2, "fail": 3, "record": 4}
 
@@ -82,7 +78,7 @@ def attempt(
         for number, path in enumerate([os.devnull, output, output]):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), number)
         os.setsid()
-        for number in training_loop.SignalsToFlag.SIGNALS:
+        for number in SignalsToFlag.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.stdin = os.fdopen(0, closefd=False)

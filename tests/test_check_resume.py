@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from src.data import get_digits
-from src.hooks import Hook
+from engine.hooks import Hook
 from src.models import build_simple_cnn
 
 

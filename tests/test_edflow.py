@@ -29,7 +29,7 @@ PACKAGE = {
     "data.py": '''
 import numpy as np
 
-from src.datasets import DatasetMixin
+from engine.iterators.datasets import DatasetMixin
 
 
 class Line(DatasetMixin):
@@ -69,8 +69,8 @@ def build(config):
 import keras
 import numpy as np
 
-from src.hooks import Hook
-from src.iterators import TFBaseTrainer
+from engine.hooks import Hook
+from engine.iterators.base import TFBaseTrainer
 from your_model.record import note
 
 
@@ -122,7 +122,7 @@ class Stopper(Hook):
             os.kill(os.getpid(), signal.SIGTERM)
 ''',
     "plain.py": '''
-from src.iterators import PyHookedModelIterator
+from engine.iterators.base import PyHookedModelIterator
 from your_model.record import note
 
 
@@ -404,7 +404,7 @@ def test_one_dataset_and_no_model(lab: Lab) -> None:
 
 
 EDFLOW_NAMES = {
-    "src.iterators": (
+    "engine.iterators.base": (
         "PyHookedModelIterator",
         "TemplateIterator",
         "TFHookedModelIterator",
@@ -413,8 +413,8 @@ EDFLOW_NAMES = {
         "TFListTrainer",
         "TFBaseEvaluator",
     ),
-    "src.hooks": ("Hook",),
-    "src.datasets": ("DatasetMixin",),
+    "engine.hooks": ("Hook",),
+    "engine.iterators.datasets": ("DatasetMixin",),
 }
 
 

@@ -29,7 +29,7 @@ HARM = """
 import os
 import signal
 
-from src.hooks import Hook
+from engine.hooks import Hook
 
 
 class Kill(Hook):

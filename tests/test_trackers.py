@@ -34,7 +34,7 @@ import signal
 
 import mlflow
 
-from src.hooks import Hook
+from engine.hooks import Hook
 
 log_metrics = mlflow.log_metrics
 

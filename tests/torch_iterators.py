@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from src.iterators import PyHookedModelIterator, TemplateIterator
-from src.torch_example import TorchClassifierIterator
+from engine.iterators.base import PyHookedModelIterator, TemplateIterator
+from src.examples.iterators.torch_classifier import TorchClassifierIterator
 from torch import nn
 
 SCALER = torch.amp.GradScaler("cpu")
@@ -249,7 +249,8 @@ class Garbage(Start):
 def main() -> None:
     """Build each, and print what is said of it."""
     from configs import registry
-    from src import experiment, torch_guard
+    from engine.iterators import torch_guard
+    from src import experiment
     from vegab import UsageError
 
     said = {}

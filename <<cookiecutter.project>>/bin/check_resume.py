@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import differences, endings, experiment
+from engine import endings
+from engine.building import quiet_libraries
+from engine.checkpoints import differences
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = ("model.h5", "model_best.h5", "history.csv")
@@ -86,17 +88,17 @@ STATE_LOST = (
 
 def server() -> ForkServerContext:
     """Return what starts processes in which TensorFlow is imported already, but has not begun."""
-    experiment.quiet_libraries()
+    quiet_libraries()
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     os.environ["PYTHONHASHSEED"] = another_hash_seed()
     processes = get_context("forkserver")
-    processes.set_forkserver_preload(["src.resume_check"])
+    processes.set_forkserver_preload(["engine.runs.resume_check"])
     return processes
 
 
 def there(name: str, *arguments: Any) -> Any:
-    """Call a function of `src.resume_check` in a process that has it already; this one has not."""
-    from src import resume_check
+    """Call a function of `resume_check` in a process that has it already; this one has not."""
+    from engine.runs import resume_check
 
     return getattr(resume_check, name)(*arguments)
 

@@ -1,7 +1,8 @@
 """Evaluate a run on the test set; this is the only place where the test set is read.
 
 A run of a config with an iterator is evaluated on one of its splits instead: what the iterator
-makes of each example is stored, see src/evaluation.py, and handed to the config's callbacks.
+makes of each example is stored, see engine/iterators/evaluation.py, and handed to the config's
+callbacks.
 """
 
 import json
@@ -17,7 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import experiment, figures, fingerprint, results
+from engine import pictures as figures
+from engine.building import call
+from engine.experiment import commit_named, config_of
+from engine.iterators import StoredOutputs, newest_outputs, run_callbacks, splits_of
+from engine.runs import results
+from engine.training import fingerprint
+from src import experiment
 from vegab.config import load_file, merge, resolve_references
 
 log = logging.getLogger(__name__)
@@ -43,7 +50,7 @@ def evaluate(
         callbacks_only: call the callbacks with the newest outputs that are stored, without a model
     """
     folder = Path(run)
-    config = experiment.config_of(folder, registry)
+    config = config_of(folder, registry)
     if "iterator" in config:
         # Ended by a signal, it leaves nothing half written behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -75,13 +82,13 @@ def evaluate_on_validation(folder: Path, config: Mapping[str, Any], checkpoint: 
     """Write the figures of a variant's model on the records of its eval_feeder."""
     if not config["train"]["eval_feeder"]:
         raise vegab.UsageError(f"{folder} has no train.eval_feeder to evaluate on")
-    path = experiment.commit_named(folder, checkpoint)
+    path = commit_named(folder, checkpoint)
     prepared = experiment.build(config, trains=False)
     prepared.load(path)
     import keras
 
-    from src.checkpoint import read_state
-    from src.steps import Validation
+    from engine.checkpoints import read_state
+    from engine.training import Validation
 
     source = Validation(prepared.model, prepared.dataset.valid)
     figures = source.run(keras.callbacks.CallbackList(), stop=lambda: False) or {}
@@ -98,14 +105,14 @@ def evaluate_on_validation(folder: Path, config: Mapping[str, Any], checkpoint: 
 
 def evaluate_on_test_set(folder: Path, config: Mapping[str, Any], checkpoint: str) -> None:
     """Write figures, predictions and confusion matrix of a run's model on the test set."""
-    path = experiment.commit_named(folder, checkpoint)
+    path = commit_named(folder, checkpoint)
     # The training batches are built but never drawn here.
     prepared = experiment.build(config, trains=False)
     prepared.load(path)
 
     import numpy as np
 
-    from src.checkpoint import read_state
+    from engine.checkpoints import read_state
 
     features, labels = prepared.dataset.load_test()
     metrics = prepared.model.evaluate(features, labels, batch_size=256, verbose=0, return_dict=True)
@@ -136,13 +143,13 @@ def evaluate_on_test_set(folder: Path, config: Mapping[str, Any], checkpoint: st
 
 def write_summary(output: Path, summary: dict[str, Any], figures: Mapping[str, float]) -> None:
     """Write what was evaluated and the figures to `<split>.json` in a folder."""
-    from src.checkpoint import write_atomically
+    from vegab.files import write_atomically
 
     output.mkdir(exist_ok=True)
     # JSON knows no NaN.
     finite = {key: value if math.isfinite(value) else None for key, value in figures.items()}
     content = json.dumps(summary | finite, indent=2) + "\n"
-    write_atomically(output / f"{summary['split']}.json", content.encode())
+    write_atomically(output / f"{summary['split']}.json", content, sync=False)
 
 
 def write_classification(
@@ -159,7 +166,7 @@ def write_classification(
     """
     import pandas as pd
 
-    from src.checkpoint import write_atomically
+    from vegab.files import write_atomically
 
     predictions = probabilities.argmax(axis=1)
     columns = {
@@ -168,10 +175,10 @@ def write_classification(
         "probability": probabilities.max(axis=1),
     }
     table = pd.DataFrame(columns).rename_axis("index")
-    write_atomically(output / "predictions.csv", table.to_csv().encode())
+    write_atomically(output / "predictions.csv", table.to_csv(), sync=False)
     matrix = results.confusion_matrix(labels, predictions, probabilities.shape[1])
     per_class = results.per_class_figures(matrix)
-    write_atomically(output / "per_class.csv", per_class.to_csv().encode())
+    write_atomically(output / "per_class.csv", per_class.to_csv(), sync=False)
     figures.draw_confusion_matrix(matrix, output / "confusion_matrix.png", title)
     if getattr(features, "ndim", 0) == 4 and features.shape[-1] in (1, 3):
         figures.save_examples(features, output / "examples.png")
@@ -199,7 +206,7 @@ def asked_for(folder: Path, file: str, name: str, split: str) -> Asked:
     name = name or (Path(file).stem if file else split)
     if name.startswith(".") or Path(name).name != name:
         raise vegab.UsageError(f"outputs cannot be stored as {name!r}; give --name a single word")
-    splits = experiment.splits_of(config)
+    splits = splits_of(config)
     if split not in splits:
         raise vegab.UsageError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
     return Asked(config, name, split, file)
@@ -218,12 +225,12 @@ def evaluate_with_iterator(folder: Path, checkpoint: str, asked: Asked) -> None:
             log.info("%s has no monitor to tell its best commit: the latest is evaluated", folder)
     path = folder / "model.h5"
     if not is_waiting:
-        path = experiment.commit_named(folder, "latest" if takes_all else checkpoint)
+        path = commit_named(folder, "latest" if takes_all else checkpoint)
     callbacks, arguments = callbacks_of(config)
     # What is not as in training is no hindrance here.
     prepared = experiment.build(config, str(folder), resume_inexact=True, trains=False)
-    from src import evaluation
-    from src.commit_file import read_state
+    from engine.checkpoints import read_state
+    from engine.iterators import evaluation
 
     (folder / "eval").mkdir(exist_ok=True)
     commits = evaluation.checkpoints_to_evaluate(folder, config, path)
@@ -242,30 +249,29 @@ def evaluate_with_iterator(folder: Path, checkpoint: str, asked: Asked) -> None:
             ) from error
         assert prepared.iterator is not None
         data_in = prepared.iterator.datasets[asked.split]
-        scalars = evaluation.run_callbacks(output, data_in, config, callbacks, arguments)
+        scalars = run_callbacks(output, data_in, config, callbacks, arguments)
         tell(meta, output, scalars)
 
 
 def call_callbacks(folder: Path, asked: Asked) -> None:
     """Call the callbacks with stored outputs; neither model nor Keras is imported."""
-    from src import evaluation
 
-    output = evaluation.newest_outputs(folder / "eval", asked.name)
+    output = newest_outputs(folder / "eval", asked.name)
     if output is None:
         stored = sorted(path.parent.name for path in (folder / "eval").glob("[!.]*/meta.yaml"))
         raise vegab.UsageError(
             f"no outputs are stored as {asked.name} in {folder / 'eval'}; "
             + (f"there are {', '.join(stored)}" if stored else "evaluate without --callbacks_only")
         )
-    meta = evaluation.StoredOutputs(output).meta
+    meta = StoredOutputs(output).meta
     # Their own config, and what the file says now.
     config = meta["config"]
     if asked.file:
         config = resolve_references(merge(config, load_file(Path(asked.file), number_keys=True)))
     callbacks, arguments = callbacks_of(config)
-    key, name = experiment.splits_of(config)[meta["split"]]
-    data_in = experiment.call(config, key, vegab.resolve(name, key), config)
-    tell(meta, output, evaluation.run_callbacks(output, data_in, config, callbacks, arguments))
+    key, name = splits_of(config)[meta["split"]]
+    data_in = call(config, key, vegab.resolve(name, key), config)
+    tell(meta, output, run_callbacks(output, data_in, config, callbacks, arguments))
 
 
 def tell(meta: Mapping[str, Any], output: Path, scalars: Mapping[str, Any]) -> None:

@@ -7,7 +7,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import experiment, fingerprint
+from engine.experiment import commit_named, config_of
+from engine.training import fingerprint
+from src import experiment
 
 
 def export(run: str, output: str, checkpoint: str = "best") -> None:
@@ -19,8 +21,8 @@ def export(run: str, output: str, checkpoint: str = "best") -> None:
         checkpoint: "best", "latest", or the path of a checkpoint
     """
     folder, target = Path(run), Path(output)
-    config = experiment.config_of(folder, registry)
-    path = experiment.commit_named(folder, checkpoint)
+    config = config_of(folder, registry)
+    path = commit_named(folder, checkpoint)
     if "iterator" in config:
         raise vegab.UsageError(
             f"the config of {run} has an iterator, which alone knows what its model takes; export "
@@ -30,7 +32,7 @@ def export(run: str, output: str, checkpoint: str = "best") -> None:
         raise vegab.UsageError(f"{output} is there already; give a new folder")
     prepared = experiment.build(config, trains=False)
     prepared.load(path)
-    from src.export import export as write
+    from engine.hooks import export as write
 
     batch = prepared.dataset.train.batch(0, 0)
     features = batch[0] if isinstance(batch, tuple) else batch

@@ -15,7 +15,7 @@ from vegab.execution import say
 # isort: split
 import argh  # vegab tells what to do where it is not installed
 
-from src import curves, results
+from engine.runs import curves, results
 
 COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
 SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn underneath"

@@ -14,8 +14,9 @@ from vegab.execution import say
 # isort: split
 import argh  # vegab tells what to do where it is not installed
 
-from src import report as page
-from src import results
+from engine.runs import report as page
+from engine.runs import results
+from engine.sweeps import sweep_of
 
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
@@ -26,7 +27,8 @@ def report(*patterns: str, output: str = "report.html") -> None:
     """Write the page."""
     results.require_writable(output)
     paths, problems = results.find_runs(patterns)
-    size = page.write_report(results.read_runs(paths), Path(output), problems)
+    records = results.read_runs(paths)
+    size = page.write_report(records, Path(output), problems, sweep_of(records))
     print(f"{output}: {len(paths)} {'run' if len(paths) == 1 else 'runs'}, {size / 1e6:.2f} MB")
     for problem in problems:
         say(problem)

@@ -12,7 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from src import endings, reproduction
+from engine import endings
+from engine.runs import reproduction
 
 
 def reproduce(run: str, *, epochs: int = 0) -> None:

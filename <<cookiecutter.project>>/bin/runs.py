@@ -16,7 +16,7 @@ from vegab.execution import say
 # isort: split
 import argh  # vegab tells what to do where it is not installed
 
-from src import comparison, results
+from engine.runs import comparison, results
 
 FORMATS = ("table", "csv", "markdown", "latex", "json")
 SECONDS_BETWEEN = 2.0

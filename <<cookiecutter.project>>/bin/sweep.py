@@ -24,7 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import comparison, experiment, launch, launch_slurm, sweep, sweep_trials
+from engine.runs import comparison
+from engine.sweeps import definition as sweep_trials
+from engine.sweeps import local as launch
+from engine.sweeps import slurm as launch_slurm
+from engine.sweeps import sweep
+from src import experiment
 from vegab.config import (
     Override,
     UnknownKeyError,
@@ -37,8 +42,10 @@ from vegab.execution import say
 # isort: split
 import argh  # vegab tells what to do where it is not installed
 
+from engine.sweeps import SWEEP_PAGE, write_sweep
+
 OUTPUTS = ".output"
-PRUNING = "src.pruning.StopPoorTrial"
+PRUNING = "engine.sweeps.pruning.StopPoorTrial"
 Options = dict[str, Any]
 
 
@@ -144,7 +151,7 @@ def run(
         sweep.write(folder, definition, known, suggested)
         supply: sweep.Supply = sweep.AllAtOnce(known)
         if definition.search or definition.pruner:
-            from src.search import Search
+            from engine.sweeps import Search
 
             fixed = [trial.settings for trial in known]
             supply = Search(folder, definition, suggested if definition.search else fixed)
@@ -188,7 +195,7 @@ def definition_of(
         num_parallel=num_parallel,
     )
     if asked["search"] or asked["trials"] or asked["pruner"]:
-        from src import search
+        from engine.sweeps import search
 
         search.check(definition)
     elif bool(definition.num_random) != bool(definition.ranges):
@@ -209,7 +216,7 @@ def launcher_of(name: str, local: Options, slurm: Options, ray: Options) -> Any:
     if name == "slurm":
         return launch_slurm.SlurmLauncher(**slurm)
     if name == "ray":
-        from src.launch_ray import RayLauncher
+        from engine.sweeps import RayLauncher
 
         return RayLauncher(**ray)
     names = ("local", "slurm", "ray")
@@ -281,8 +288,6 @@ def train(
     """Train what is not done yet, say how the sweep stands, and return the exit code."""
     from tqdm import tqdm
 
-    from src import report
-
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda received, _: stops.append(received))
     line = "{bar}| {remaining} left{postfix}"
@@ -302,9 +307,9 @@ def train(
         for sentence in dict.fromkeys(sweeper.refused.values()):
             say(sentence.removeprefix("train.py: "))
         return sweep.REFUSED
-    report.write_sweep(records, folder)
+    write_sweep(records, folder)
     print(sweep.summary(records))
-    print(f"what the settings do: {folder / report.SWEEP_PAGE}", flush=True)
+    print(f"what the settings do: {folder / SWEEP_PAGE}", flush=True)
     for record in records:
         if record.state == "failed":
             say(f"{record.path} failed: {record.error}")

@@ -18,8 +18,9 @@ from vegab.execution import one_line, say
 # isort: split
 import argh  # vegab tells what to do where it is not installed
 
-from src import image_records, tfrecords
-from src.tfrecords import INDEX, LABELS, METADATA, MetadataError
+from engine.records import INDEX, LABELS, METADATA, MetadataError
+from engine.records import files as tfrecords
+from engine.records import images as image_records
 
 # What lies beside records and is none.
 COMPANIONS = (METADATA, INDEX, LABELS, "README.md")

@@ -11,7 +11,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from src import devices, experiment, fingerprint, results, workers
+from engine.devices import gpus as devices
+from engine.devices import workers
+from engine.experiment import Experiment, commit_to_fork
+from engine.runs import results
+from engine.training import fingerprint
+from src import experiment
 from vegab.run_folder import RunFolder
 
 EVALUATE = Path(__file__).with_name("evaluate.py")
@@ -20,7 +25,7 @@ EVALUATE = Path(__file__).with_name("evaluate.py")
 def train(
     config: dict[str, Any],
     save_path: str,
-    prepared: experiment.Experiment,
+    prepared: Experiment,
     *,
     checkpoint: str = "",
     retrain: bool = False,
@@ -75,7 +80,7 @@ def train(
         code = subprocess.run(command, check=False).returncode
         if code != 0:
             # Imported here: what a run imports is part of its fingerprint.
-            from src import endings
+            from engine import endings
 
             reason = endings.ending(code) if endings.signal_of(code) else "what it said is above"
             raise ChildProcessError(f"the evaluation with {file} failed: {reason}")
@@ -94,7 +99,7 @@ def prepare(
     warm_start_vars: str,
     evaluation: Sequence[str],
     gpus: str,
-) -> experiment.Experiment:
+) -> Experiment:
     """Build what the config stands for, and look at what the flags name.
 
     Raises:
@@ -142,7 +147,7 @@ def start_of(folder: Path, checkpoint: str, fork: str, from_epoch: int) -> Path 
     """
     if has_commit(folder) or not (checkpoint or fork):
         return None
-    return experiment.commit_to_fork(Path(fork), from_epoch).path if fork else commit_of(checkpoint)
+    return commit_to_fork(Path(fork), from_epoch).path if fork else commit_of(checkpoint)
 
 
 def commit_of(checkpoint: str) -> Path:
@@ -165,7 +170,7 @@ def parent(args: argparse.Namespace) -> dict[str, Any]:
     fork = args.flags["fork"]
     if not fork:
         return {}
-    commit = experiment.commit_to_fork(Path(fork), args.flags["from_epoch"])
+    commit = commit_to_fork(Path(fork), args.flags["from_epoch"])
     step = commit.state["global_step"]
     return {"path": fork, "from_epoch": commit.epoch, "from_step": step}
 
@@ -184,7 +189,7 @@ class Launch(vegab.VegabPlugin):
             given = args.flags["launcher"]
             raise vegab.UsageError(f"launcher is {given!r}; it is local or slurm")
         # Imported here: what a run imports is part of its fingerprint.
-        from src import launch_slurm
+        from engine.sweeps import slurm as launch_slurm
 
         experiment.check_ranges(args.resolved_config)
         RunFolder(args.save_path, args.resolved_config, fingerprint.MAY_GROW).check()

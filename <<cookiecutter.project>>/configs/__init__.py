@@ -21,7 +21,7 @@ COMMON = {
     "patience": Key(0, "stop after so many epochs without a better one; 0: never"),
     "on_nan": Key("stop", "or continue, when the loss is not a number"),
     "callbacks": Key([], "Keras callbacks: [{class: import path, argument: value}, …]"),
-    "hooks": Key([], "hooks of src/hooks.py or your own, in the same form"),
+    "hooks": Key([], "hooks of engine/hooks/base.py or your own, in the same form"),
     "tensorboard": Key(True, "write event files to tb/"),
 }
 

@@ -1,3 +1,3 @@
-"""The researcher's rooms: data, models, and what trains, records and reads them back."""
+"""The researcher's rooms: data, models, and how they are trained."""
 
-from src import import_order  # noqa: F401
+import engine  # noqa: F401

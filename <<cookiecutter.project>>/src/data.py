@@ -3,10 +3,6 @@
 To add one, write a function like `get_digits` and enter it in `DATASETS`.
 """
 
-import contextlib
-import os
-import pickle
-import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from src.batches import Array, ArrayBatches, Arrays, BatchSource
-from vegab import UsageError
+from engine.batches import Array, ArrayBatches, Arrays, BatchSource
+from engine.cifar import CIFAR, _cifar_archive, _read_cifar
 
 DIGITS = Path(__file__).resolve().parents[1] / "data" / "digits" / "digits.npz"
 
@@ -174,118 +170,3 @@ def _batches(
         prepare=prepare,
         augment=augment if config["augmented"] else None,
     )
-
-
-@dataclass(frozen=True)
-class CifarSource:
-    """Where a CIFAR archive comes from and what it holds (https://www.cs.toronto.edu/~kriz)."""
-
-    archive: str
-    sha256: str
-    train_files: tuple[str, ...]
-    test_files: tuple[str, ...]
-    label_key: bytes
-    num_classes: int
-
-    @property
-    def url(self) -> str:
-        """Where the authors keep it."""
-        return f"https://www.cs.toronto.edu/~kriz/{self.archive}"
-
-
-CIFAR = {
-    "cifar10": CifarSource(
-        archive="cifar-10-python.tar.gz",
-        sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-        train_files=tuple(f"cifar-10-batches-py/data_batch_{number}" for number in range(1, 6)),
-        test_files=("cifar-10-batches-py/test_batch",),
-        label_key=b"labels",
-        num_classes=10,
-    ),
-    "cifar100": CifarSource(
-        archive="cifar-100-python.tar.gz",
-        sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
-        train_files=("cifar-100-python/train",),
-        test_files=("cifar-100-python/test",),
-        label_key=b"fine_labels",
-        num_classes=100,
-    ),
-}
-
-
-def _cifar_archive(source: CifarSource) -> Path:
-    """Return the archive in `_archive_folder`, downloading it if it is missing.
-
-    Raises:
-        UsageError: saying what to put where, if it cannot be downloaded.
-    """
-    import keras
-
-    path = _archive_folder() / source.archive
-    if path.is_file():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        keras.utils.get_file(
-            source.archive,
-            origin=source.url,
-            file_hash=source.sha256,
-            cache_subdir=str(path.parent),
-        )
-    except Exception as error:  # Keras raises a bare Exception where the download fails
-        with contextlib.suppress(OSError):  # the folder may be what is not there
-            path.unlink()
-        raise UsageError(
-            f"{source.archive} is not in {path.parent} and could not be downloaded ({error}); "
-            f"put a copy of {source.url} there, or set DATA_DIR to the folder that holds it"
-        ) from error
-    return path
-
-
-def _archive_folder() -> Path:
-    """Return the folder DATA_DIR, or else `datasets` in Keras' cache: KERAS_HOME or ~/.keras.
-
-    Keras goes by the same variable, but has no public function that says where its cache is.
-    """
-    folder = os.environ.get("DATA_DIR")
-    if not folder:
-        folder = os.path.join(os.environ.get("KERAS_HOME") or "~/.keras", "datasets")
-    return Path(folder).expanduser().resolve()
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads the arrays in a CIFAR batch; every other object in a pickle is refused, not built."""
-
-    ALLOWED = (
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.numeric", "_frombuffer"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR archive does")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def _read_cifar(archive: Path, names: tuple[str, ...], label_key: bytes) -> Arrays:
-    """Read uint8 images (num_examples, 32, 32, 3) and uint8 labels out of the archive."""
-    images, labels = [], []
-    try:
-        with tarfile.open(archive) as tar:
-            for name in names:
-                member = tar.extractfile(name)
-                if member is None:
-                    raise ValueError(f"{name} is not a file")
-                batch = _ArrayUnpickler(member, encoding="bytes").load()
-                images.append(batch[b"data"].reshape(-1, 3, 32, 32))
-                labels.append(np.asarray(batch[label_key], dtype=np.uint8))
-    except Exception as error:  # a torn archive raises a dozen different types
-        raise OSError(
-            f"{archive} cannot be read as a CIFAR archive ({error}); "
-            "delete it to have it downloaded again, or put a good copy in its place"
-        ) from error
-    return np.concatenate(images).transpose(0, 2, 3, 1), np.concatenate(labels)

@@ -5,45 +5,45 @@ It is never given the test set.
 
 import functools
 import logging
-import signal
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import keras
 
-from src import callback_state, torch_guard
-from src.batches import BatchSource, batch_source
-from src.checkpoint import RESTORE_ALL, RESTORE_WEIGHTS, Checkpoint, Snapshot
-from src.guard import Guard, Unsaved
-from src.history import best_of, is_best, is_lower_better
-from src.hooks import Hook, Hooks, Run
-from src.iterator_steps import IteratorSteps, IteratorValidation
-from src.iterators import PyHookedModelIterator, TFHookedModelIterator
-from src.steps import Steps, Validation, has_all_variables, make_variables
-from src.workers import INTERRUPTED, Workers
+from engine.batches import batch_source
+from engine.checkpoints import (
+    RESTORE_ALL,
+    RESTORE_WEIGHTS,
+    Checkpoint,
+    Snapshot,
+    best_of,
+    callback_state,
+    is_best,
+    is_lower_better,
+)
+from engine.devices import INTERRUPTED, Workers
+from engine.hooks import Hook, Hooks, Run
+from engine.iterators import (
+    IteratorSteps,
+    IteratorValidation,
+    PyHookedModelIterator,
+)
+from engine.training import (
+    NEW_RUN,
+    SignalsToFlag,
+    Steps,
+    Traced,
+    Validation,
+    next_stop,
+    trace,
+)
 
 log = logging.getLogger(__name__)
-
 LearningRates = Sequence[tuple[int, float]]
-BEFORE_STEPS = ("set_model", "set_params", "on_train_begin")  # methods of callbacks
-NEW_RUN: dict[str, Any] = {
-    "epoch": 0,
-    "step": 0,
-    "global_step": 0,
-    "learning_rate": 0.0,
-    "results": {},
-    "steps": {},
-    "best_epoch": None,
-    "is_cut": False,
-    "stop_reason": None,
-    "hooks": {},
-    "callbacks": {},
-}
 
 
 def training_loop(
@@ -91,9 +91,10 @@ def training_loop(
         checkpoint_steps: commit every so many steps, beside the end of each epoch; 0: never.
         checkpoint_seconds: commit when so many seconds have passed; 0: never.
         seed: of the order of batches, where the data does not decide it.
-        fingerprint: what has to be the same when the run is resumed; see `src.fingerprint`.
+        fingerprint: what has to be the same when the run is resumed; see
+            `engine.training.fingerprint`.
         inexact: what is not, in this attempt; from here on the commits say so.
-        hooks: see `src.hooks`; those of the iterator come after them.
+        hooks: see `engine.hooks`; those of the iterator come after them.
         callbacks: any Keras callbacks.
         validation_seconds: validate at most every so many seconds of the process, and after the
             last epoch; the figures then depend on the clock. 0: after every epoch.
@@ -113,7 +114,7 @@ def training_loop(
             of another model.
         OSError: if a commit cannot be written.
         RuntimeError: if a hook fails; it is named.
-        UsageError: if a step uses what no commit holds; see `src.guard`.
+        UsageError: if a step uses what no commit holds; see `engine.training.guard`.
     """
     # ---- get ready -----------------------------------------------------------------------------
     workers = Workers(getattr(model, "distribute_strategy", None))
@@ -389,141 +390,9 @@ def training_loop(
     return run.history
 
 
-def next_stop(global_step: int, checkpoint_steps: int, hooks: Hooks) -> int:
-    """Return the first step after `global_step` at which somebody wants to act."""
-    stops = [hooks.next_stop(global_step)]
-    if checkpoint_steps:
-        stops.append((global_step // checkpoint_steps + 1) * checkpoint_steps)
-    return min((stop for stop in stops if stop is not None), default=global_step + 1_000_000)
-
-
-def looks_at_batches(callbacks: Sequence[keras.callbacks.Callback]) -> bool:
-    """Whether a callback has its own `on_train_batch_*`, so that steps cannot be grouped."""
-    names = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
-    for callback in callbacks:
-        for name in names:
-            if getattr(type(callback), name) is not getattr(keras.callbacks.Callback, name):
-                log.info("%s looks at each batch: steps run singly", type(callback).__name__)
-                return True
-    return False
-
-
 def rate_in_epoch(learning_rates: LearningRates, epoch: int) -> float:
     """Return the rate of the first pair whose `until_epoch` is above `epoch`, else the last one."""
     for until_epoch, rate in learning_rates:
         if epoch < until_epoch:
             return rate
     return learning_rates[-1][1]
-
-
-@dataclass(frozen=True)
-class Traced:
-    """Steps that were traced, and looked at, before there was a run folder.
-
-    Attributes:
-        guard: what has looked at them, and will look at those that are traced later.
-        steps: of the model; None: an iterator does them.
-        validation: of the model, or None.
-        may_be_outdated: whether hooks or callbacks of the user act before the first step, who may
-            change what it was traced from: then it is traced again.
-    """
-
-    guard: Guard
-    steps: Any = None
-    validation: Validation | None = None
-    may_be_outdated: bool = False
-
-
-def trace(
-    model: Any,
-    source: BatchSource,
-    valid: Any,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    hooks: Sequence[Hook] = (),
-    num_steps: int | None = None,
-    iterator: PyHookedModelIterator | None = None,
-    allow_inexact: bool = False,
-    unsaved: Sequence[str] = (),
-) -> Traced:
-    """Trace training step and validation step; see `training_loop` for the arguments.
-
-    Args:
-        allow_inexact: note what a resume would not restore, instead of refusing it.
-        unsaved: what was found already.
-
-    Raises:
-        UsageError: if a step uses what no commit holds, and that is not allowed.
-    """
-    guard = Guard(model, iterator, callbacks, hooks, allow_inexact)
-    guard.tell([Unsaved(name, torch_guard.REMEDY) for name in unsaved])
-    if iterator is not None:
-        if isinstance(iterator, TFHookedModelIterator):
-            iterator.look_at_traces(guard.look, source.batch(0, 0))
-        return Traced(guard)
-    if not has_all_variables(model):
-        make_variables(model, source.batch(0, 0))
-    steps = Steps(model, source, looks_at_batches(callbacks), num_steps, guard.look)
-    steps.compile()
-    validation = Validation(model, valid, guard.look) if valid is not None else None
-    if validation is not None:
-        validation.compile()
-    return Traced(guard, steps, validation, acts_before_steps(callbacks, hooks))
-
-
-def acts_before_steps(callbacks: Sequence[keras.callbacks.Callback], hooks: Sequence[Hook]) -> bool:
-    """Whether others than Keras' callbacks and this project's hooks act before the first step."""
-    methods = [getattr(type(each), name) for each in callbacks for name in BEFORE_STEPS]
-    methods += [type(hook).before_training for hook in hooks if hasattr(hook, "before_training")]
-    return any(not method.__module__.startswith(("keras.", "src.hooks")) for method in methods)
-
-
-class SignalsToFlag:
-    """Within the block, a signal to stop sets `name` and the step goes on to its end.
-
-    Of several workers, whichever got it, all see the name at the same step: when they agree. A
-    second SIGINT leaves at once. A SIGHUP that was ignored at the start, as by `nohup`, stays
-    ignored.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-
-    def __init__(self, workers: Workers) -> None:
-        self.workers = workers
-        self._received = self._agreed = 0
-
-    def __enter__(self) -> "SignalsToFlag":
-        self.before = {}
-        for number in self.SIGNALS:
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue
-            self.before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    @property
-    def name(self) -> str | None:
-        """The signal that came, or None."""
-        number = self._received if self.workers.number == 1 else self._agreed
-        return signal.Signals(number).name if number else None
-
-    def agree(self, *decisions: int) -> list[int]:
-        """Return what the chief has decided, and hear of signals to other workers.
-
-        All workers call it at the same place of the loop; one alone decides for itself.
-        """
-        rows = self.workers.gather([self._received, *decisions])
-        self._agreed = int(rows[:, 0].max())
-        return [int(decision) for decision in rows[0, 1:]]
-
-    def is_agreed(self) -> bool:
-        """Agree, and return whether a signal came."""
-        self.agree()
-        return self.name is not None
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._received = number

@@ -1,6 +1,6 @@
 """Runs commands in processes that are forked with the libraries imported, which saves seconds each.
 
-The trials of a sweep begin like that too; see `src.trial`.
+The trials of a sweep begin like that too; see `engine.sweeps.trial`.
 """
 
 import multiprocessing
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-# triton, where it is installed, comes before TensorFlow; see `src.import_order`.
+# triton, where it is installed, comes before TensorFlow; see `engine.import_order`.
 LIBRARIES = [
     "triton",
     "h5py",
@@ -25,7 +25,7 @@ LIBRARIES = [
     "tensorflow",
     "tqdm",
 ]
-OWN = {"configs", "src", "tests", "vegab"}
+OWN = {"configs", "engine", "src", "tests", "vegab"}
 
 
 def run(

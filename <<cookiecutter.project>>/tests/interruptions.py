@@ -4,7 +4,7 @@ import os
 import signal
 from typing import Any
 
-from src.hooks import Hook
+from engine.hooks.base import Hook
 
 
 class AfterStep(Hook):

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from src import checkpoint, results
-from src.checkpoint import Checkpoint
+from engine.checkpoints import checkpoint
+from engine.checkpoints.checkpoint import Checkpoint
+from engine.runs import results
 from src.experiment import build
 
 

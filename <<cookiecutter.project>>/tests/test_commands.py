@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from src import fingerprint
+from engine.training import fingerprint
 from tests.conftest import ROOT, Command
 from tests.test_fingerprint import edit_state
 
@@ -168,7 +168,7 @@ def test_evaluate_refuses(
         (("digits", "--n_filters=[1, 2]"), "n_filters"),
         (("digits", "--optimizer=adm"), "adam"),
         (("digits", "--model=keras.Sequential"), "does not take this config"),
-        (("digits", "--hooks=[src.hooks.KeepCheckpoint]"), "did you mean 'KeepCheckpoints'"),
+        (("digits", "--hooks=[engine.hooks.KeepCheckpoint]"), "did you mean 'KeepCheckpoints'"),
     ],
 )
 def test_train_refuses_in_one_sentence_and_writes_nothing(

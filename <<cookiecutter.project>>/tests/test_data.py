@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from src.batches import ArrayBatches, batch_source
+from engine.batches import ArrayBatches, batch_source
 from src.data import flip, get_cifar, get_digits, shift
 from vegab import UsageError
 

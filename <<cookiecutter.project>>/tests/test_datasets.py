@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src.batches import SHUFFLE_STREAM, batch_source, digest, random_generator
-from src.datasets import (
+from engine.batches import SHUFFLE_STREAM, batch_source, digest, random_generator
+from engine.iterators.datasets import (
     ConcatenatedDataset,
     CsvDataset,
     DatasetMixin,
@@ -557,7 +557,7 @@ def test_workers_that_die_again_are_an_error(
 def test_workers_outlive_ctrl_c_but_not_a_process_that_is_killed() -> None:
     program = """
 import sys
-from src.datasets import ExampleBatches
+from engine.iterators.datasets import ExampleBatches
 from tests.test_datasets import Process
 
 batches = ExampleBatches(Process(4), 4, 0, num_workers=1)

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from configs import registry
-from src import devices, workers
+from engine.devices import gpus as devices
+from engine.devices import workers
 from src.experiment import build
 from tests import forked
 from tests.conftest import ROOT, Command

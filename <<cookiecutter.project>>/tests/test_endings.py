@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from src import endings
-from src.sweep import AllAtOnce, Sweeper
-from src.sweep_trials import Trial
+from engine import endings
+from engine.sweeps.definition import Trial
+from engine.sweeps.sweep import AllAtOnce, Sweeper
 from tests.conftest import Command
 
 TRAP = "triton is imported after TensorFlow"

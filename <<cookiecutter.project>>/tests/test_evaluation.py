@@ -11,10 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src import evaluation
-from src.datasets import DatasetMixin
-from src.evaluation import OutputWriter, StoredOutputs, run_callbacks
+from engine.iterators import evaluation
+from engine.iterators.datasets import DatasetMixin
+from engine.iterators.outputs import (
+    OutputWriter,
+    StoredOutputs,
+    _yaml,
+    run_callbacks,
+)
 from tests.conftest import ROOT, Command
+from vegab.files import replacing_folder
 
 NUM_EXAMPLES = 10
 
@@ -23,7 +29,7 @@ MODELS = '''
 import keras
 import numpy as np
 
-from src.iterators import TemplateIterator, TFBaseEvaluator, TFBaseTrainer
+from engine.iterators.base import TemplateIterator, TFBaseEvaluator, TFBaseTrainer
 
 
 class Scale:
@@ -433,7 +439,7 @@ def test_each_kind_of_output_is_read_back_as_it_was(tmp_path: Path) -> None:
 
 def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
     with open(folder / "meta.yaml", "w") as file:
-        evaluation._yaml().dump(dict(meta), file)
+        _yaml().dump(dict(meta), file)
 
 
 @pytest.mark.parametrize(
@@ -467,12 +473,12 @@ def test_an_output_has_to_be_in_every_batch(tmp_path: Path) -> None:
 def test_new_commits_are_evaluated_until_the_run_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import src.commit_file
+    import engine.checkpoints.file
 
     def read_state(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
 
-    monkeypatch.setattr(src.commit_file, "read_state", read_state)
+    monkeypatch.setattr(engine.checkpoints.file, "read_state", read_state)
     monkeypatch.setattr(evaluation, "SECONDS_BETWEEN_LOOKS", 0.05)
     (tmp_path / "config.json").write_text('{"num_steps": 100}')
     status = tmp_path / "meta.json"
@@ -517,9 +523,8 @@ def test_new_commits_are_evaluated_until_the_run_ends(
 
 def test_an_older_result_is_replaced_as_a_whole(tmp_path: Path) -> None:
     for content in ("old", "new"):
-        (tmp_path / "partial").mkdir()
-        (tmp_path / "partial" / content).write_text(content)
-        evaluation._replace_folder(tmp_path / "target", tmp_path / "partial")
+        with replacing_folder(tmp_path / "target") as partial:
+            (partial / content).write_text(content)
     assert [path.name for path in tmp_path.rglob("*")] == ["target", "new"]
 
 

@@ -16,10 +16,18 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from src.batches import digest
-from src.features import ImageFeature, RawFeature
-from src.feeders import MemorySamplesFeeder, TFRecordExamplesFeeder
-from src.tfrecords import INDEX, METADATA, MetadataError, RecordError, generate, write_records
+from engine.batches import digest
+from engine.records.features import ImageFeature, RawFeature
+from engine.records.feeders import TFRecordExamplesFeeder
+from engine.records.files import (
+    INDEX,
+    METADATA,
+    MetadataError,
+    RecordError,
+    generate,
+    write_records,
+)
+from engine.records.memory import MemorySamplesFeeder
 from src.training_loop import training_loop
 from tests.interruptions import StopAt
 

@@ -10,8 +10,9 @@ from typing import Any
 import h5py
 import pytest
 
-from src import checkpoint, fingerprint
-from src.commit_file import SIGNATURE, USER_BLOCK
+from engine.checkpoints import checkpoint
+from engine.checkpoints.file import SIGNATURE, USER_BLOCK
+from engine.training import fingerprint
 from src.experiment import build
 from tests.conftest import ROOT, Command
 from tests.test_training_loop import train
@@ -127,7 +128,9 @@ def test_hooks_and_modules_outside_of_src_count(
     words = ("bin/train.py", "digits", tmp_path / "run", *small, hooks)
     try:
         code.mkdir()
-        (code / "hooks.py").write_text("from src.hooks import Hook\nclass Mine(Hook):\n    pass\n")
+        (code / "hooks.py").write_text(
+            "from engine.hooks import Hook\nclass Mine(Hook):\n    pass\n"
+        )
         done = quick_command(*words, "--num_epochs=1")
         assert done.returncode == 0, done.stderr
         stored = fingerprint.stored_in(tmp_path / "run")

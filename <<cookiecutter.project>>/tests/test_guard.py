@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 from configs import registry
-from src.examples import GANTrainer
+from src.examples.iterators.iterators import GANTrainer
 from src.experiment import build
 from src.training_loop import training_loop
 from tests.conftest import Command

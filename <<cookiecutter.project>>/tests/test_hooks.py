@@ -15,27 +15,19 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src import hooks as hooks_module
-from src.batches import ArrayBatches
-from src.checkpoint import read_state
-from src.datasets import DatasetMixin, ExampleBatches
-from src.figures import new_figure
-from src.hooks import (
-    EarlyStopping,
-    EpochLog,
-    Hook,
-    Hooks,
-    IntervalHook,
-    KeepCheckpoints,
-    LearningCurve,
-    LoggingHook,
-    Progress,
-    Run,
-    TensorBoard,
-    tile,
-)
-from src.iterators import PyHookedModelIterator, TemplateIterator
-from src.steps import Steps
+from engine.batches import ArrayBatches
+from engine.checkpoints.checkpoint import read_state
+from engine.hooks import progress
+from engine.hooks.base import Hook, Hooks, IntervalHook, Run
+from engine.hooks.keeping import KeepCheckpoints
+from engine.hooks.progress import EpochLog, LearningCurve, Progress, TensorBoard
+from engine.hooks.step_logs import LoggingHook, tile
+from engine.hooks.stopping import EarlyStopping
+from engine.iterators.base import PyHookedModelIterator, TemplateIterator
+from engine.iterators.build import of_iterators
+from engine.iterators.datasets import DatasetMixin, ExampleBatches
+from engine.pictures import new_figure
+from engine.training.steps import Steps
 from src.training_loop import training_loop
 
 NUM_EXAMPLES = 10
@@ -752,7 +744,7 @@ def test_the_usual_hooks_need_neither_loss_nor_rate_nor_monitor(
         "monitor_mode": "auto",
     }
     with caplog.at_level(logging.INFO):
-        run_iterator(tmp_path, [*usual, *hooks_module.of_iterators(config)], kind=kind)
+        run_iterator(tmp_path, [*usual, *of_iterators(config)], kind=kind)
     assert "epoch 2/2" in caplog.text
     assert len((tmp_path / "timing.csv").read_text().splitlines()) == 3
     assert names_in(tmp_path / "checkpoints") == {"model-8.h5"}
@@ -760,7 +752,7 @@ def test_the_usual_hooks_need_neither_loss_nor_rate_nor_monitor(
     assert (tmp_path / "learning_curve.png").exists() == has_figures
     tags = {"epoch_accuracy": [0, 1], "accuracy": [0, 2, 4, 6, 8]} if has_figures else {}
     assert tensorboard_steps(tmp_path / "tb" / "train") == tags
-    assert not hooks_module.of_iterators(config | {"ckpt_freq": None})[1:]
+    assert not of_iterators(config | {"ckpt_freq": None})[1:]
 
 
 def test_the_curve_of_a_short_run_is_drawn_once(
@@ -771,7 +763,7 @@ def test_the_curve_of_a_short_run_is_drawn_once(
     def draw(root: Path, history: Sequence[Any], best_epoch: int | None) -> None:
         drawn.append(len(history))
 
-    monkeypatch.setattr(hooks_module.figures, "draw_learning_curve", draw)
+    monkeypatch.setattr(progress.figures, "draw_learning_curve", draw)
     run_iterator(tmp_path / "short", [LearningCurve()])
     assert drawn == [2]
     monkeypatch.setattr(LearningCurve, "SECONDS_BEFORE", -1)

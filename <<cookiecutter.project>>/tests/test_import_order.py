@@ -15,8 +15,8 @@ TRITON = "import sys; print('after' if 'tensorflow' in sys.modules else 'before'
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("-c", "import src.trial"), "before"),
-        (("-c", "import src.resume_check"), "before"),
+        (("-c", "import engine.sweeps.trial"), "before"),
+        (("-c", "import engine.runs.resume_check"), "before"),
         (("-c", "import src, keras"), "before"),
         (("-m", "bin.train", "digits", "--no_such_flag"), ""),
         (("-m", "bin.runs", "list", "nowhere"), ""),

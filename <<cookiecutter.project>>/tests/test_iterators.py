@@ -16,21 +16,20 @@ import tensorflow as tf
 from keras import layers, ops
 
 from configs import registry
-from src.checkpoint import read_state
-from src.datasets import DatasetMixin
-from src.experiment import Experiment, build
-from src.hooks import Hook
-from src.iterator_experiment import NoModel
-from src.iterator_steps import IteratorSteps
-from src.iterators import (
-    PyHookedModelIterator,
-    TemplateIterator,
+from engine.checkpoints.checkpoint import read_state
+from engine.experiment import Experiment
+from engine.hooks.base import Hook
+from engine.iterators.base import PyHookedModelIterator, TemplateIterator, TFHookedModelIterator
+from engine.iterators.build import NoModel
+from engine.iterators.datasets import DatasetMixin
+from engine.iterators.steps import IteratorSteps
+from engine.iterators.trainers import (
     TFBaseEvaluator,
     TFBaseTrainer,
     TFFrequencyTrainer,
-    TFHookedModelIterator,
     TFListTrainer,
 )
+from src.experiment import build
 from src.training_loop import INTERRUPTED
 from tests.conftest import ROOT
 from vegab import UsageError
@@ -740,7 +739,7 @@ def test_there_is_dropout_in_training_alone(
     kind: type, split: str, test_mode: bool, drops: bool, full: Full
 ) -> None:
     config = full(model=path_of(dropout_model), test_mode=test_mode)
-    config["iterator"] = f"src.iterators.{kind.__name__}"
+    config["iterator"] = f"engine.iterators.base.{kind.__name__}"
     experiment = build(config)
     iterator, batch = the(experiment.iterator), first_batch(experiment)
     for place in ("train", split):  # what was compiled for another place is not for this one

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from src import curves, results
+from engine.runs import curves, results
 from tests.conftest import ROOT, Command
 from vegab import UsageError
 

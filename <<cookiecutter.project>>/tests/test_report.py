@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from src import effects, figures, report, results, sweep, sweep_trials
+from engine import pictures as figures
+from engine.runs import effects, report, results
+from engine.sweeps import definition as sweep_trials
+from engine.sweeps import sweep
+from engine.sweeps.page import write_sweep
 from tests.conftest import Command
 
 HOSTILE = "</script><script>alert(1)</script>&\u2028\"'"
@@ -330,7 +334,7 @@ def test_a_sweep_has_a_page_that_says_what_it_is_and_is_no_run(tmp_path: Path) -
         [sweep_trials.Trial(name, {}) for name in names],
     )
     records = sweep.states_of(tmp_path, sweep.read(tmp_path)[1])
-    report.write_sweep(records, tmp_path)
+    write_sweep(records, tmp_path)
     data = data_in(tmp_path / "sweep.html")
     assert [Path(run["path"]).name for run in data["runs"]] == names[:2]
     assert data["runs"][0]["href"] == "./n_filters%3D4/"
@@ -344,7 +348,7 @@ def test_a_sweep_has_a_page_that_says_what_it_is_and_is_no_run(tmp_path: Path) -
 
 
 def test_a_sweep_of_which_nothing_has_begun_has_no_page(tmp_path: Path) -> None:
-    report.write_sweep([results.RunRecord("a", state="waiting")], tmp_path)
+    write_sweep([results.RunRecord("a", state="waiting")], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import h5py
 import pytest
 
-from src import reproduction
-from src.commit_file import HISTORY, commits_of, read_state, weights_in
+from engine.checkpoints.file import HISTORY, commits_of, read_state, weights_in
+from engine.runs import reproduction
 from tests import forked
 from tests.conftest import ROOT
 from vegab import UsageError
@@ -41,7 +41,7 @@ CONFIG = {
     "tensorboard": False,
     "checkpoint_steps": 4,
     "hooks": [
-        {"class": "src.hooks.KeepCheckpoints", "every": STEPS, "keep": 3},
+        {"class": "engine.hooks.KeepCheckpoints", "every": STEPS, "keep": 3},
         {"class": "src.ending.EndAt"},
     ],
 }
@@ -49,7 +49,7 @@ ENDING = '''"""Ends the process after a step, as the environment says; by 0 it f
 
 import os
 
-from src.hooks import Hook
+from engine.hooks import Hook
 
 
 class EndAt(Hook):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-from src import figures, results
+from engine import pictures as figures
+from engine.runs import results
 from tests.conftest import ROOT, Command
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from src import sweep, sweep_trials
+from engine.sweeps import definition as sweep_trials
+from engine.sweeps import sweep
 from tests.conftest import ROOT, Command
 
 optuna = pytest.importorskip("optuna")
-search = pytest.importorskip("src.search")
+search = pytest.importorskip("engine.sweeps.search")
 
 EXACT = ("model.h5", "model_best.h5", "history.csv")
 

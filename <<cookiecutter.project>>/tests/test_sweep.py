@@ -18,9 +18,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from src import devices, launch, sweep_trials
-from src.sweep import FINISHED, REFUSED, AllAtOnce, Sweeper
-from src.sweep_trials import Trial
+from engine.devices import gpus as devices
+from engine.sweeps import definition as sweep_trials
+from engine.sweeps import local as launch
+from engine.sweeps.definition import Trial
+from engine.sweeps.sweep import FINISHED, REFUSED, AllAtOnce, Sweeper
 from tests.conftest import ROOT, Command
 from vegab import UsageError
 from vegab.config import find_key

@@ -23,15 +23,8 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from src import tfrecords
-from src.image_records import (
-    PictureError,
-    number_of_shards,
-    pictures_of,
-    split_and_shuffle,
-    write_pictures,
-)
-from src.tfrecords import (
+from engine.records import files as tfrecords
+from engine.records.files import (
     FRAME,
     INDEX,
     METADATA,
@@ -45,6 +38,13 @@ from src.tfrecords import (
     read_index,
     read_metadata,
     write_records,
+)
+from engine.records.images import (
+    PictureError,
+    number_of_shards,
+    pictures_of,
+    split_and_shuffle,
+    write_pictures,
 )
 from tests.conftest import ROOT, Command
 
@@ -884,7 +884,7 @@ def test_a_large_folder_has_several_shards(
 ) -> None:
     found, labels = pictures_of(pictures)
     size = sum(picture.path.stat().st_size for picture in found)
-    monkeypatch.setattr("src.image_records.SHARD_SIZE", size // 5 + 1)
+    monkeypatch.setattr("engine.records.images.SHARD_SIZE", size // 5 + 1)
     assert number_of_shards(found) == 5
     write_pictures(tmp_path / "out", {"train": found}, labels, {"train": 5})
     counts = [info.total_records for info in read_metadata(tmp_path / "out").values()]

@@ -12,12 +12,14 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from src import checkpoint
-from src.batches import ArrayBatches
+from engine.batches import ArrayBatches
+from engine.checkpoints import checkpoint
+from engine.checkpoints.history import is_lower_better
+from engine.hooks.base import Hook, IntervalHook
+from engine.hooks.keeping import KeepCheckpoints
+from engine.hooks.stopping import EarlyStopping
+from engine.training.steps import Steps, _run_singly
 from src.experiment import build
-from src.history import is_lower_better
-from src.hooks import EarlyStopping, Hook, IntervalHook, KeepCheckpoints
-from src.steps import Steps, _run_singly
 from src.training_loop import rate_in_epoch, training_loop
 from tests.interruptions import AfterStep, StopAt
 
@@ -367,7 +369,7 @@ def test_a_call_has_as_many_steps_as_a_signal_may_wait_for(
         return call(self, group)
 
     monkeypatch.setattr(Steps, "_call", takes_long)
-    monkeypatch.setattr("src.steps.time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr("engine.training.steps.time", SimpleNamespace(perf_counter=lambda: now))
     experiment = build(config)
     steps = Steps(experiment.model, experiment.dataset.train)
     steps.compile()

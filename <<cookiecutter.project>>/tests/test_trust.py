@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from configs import registry
-from src import callback_state, commit_file, experiment
-from src.hooks import KeepCheckpoints
-from src.iterators import TemplateIterator
+from engine.checkpoints import callback_state
+from engine.checkpoints import file as commit_file
+from engine.hooks.keeping import KeepCheckpoints
+from engine.iterators.base import TemplateIterator
+from src import experiment
 from tests.conftest import ROOT, Command
 from tests.test_fingerprint import edit_state
 from tests.test_training_loop import train
@@ -51,13 +53,13 @@ def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
         "builtins.eval",
         "functools.partial",
         "src.data.os.system",
-        "src.hooks:io.open",
+        "engine.hooks:io.open",
         "keras.src.utils.io_utils.sys.exit",
         "tests.test_trust:run_shell",
         "tests.test_trust.half_done",
         "tests.test_trust:text.join",
-        "src.hooks.Path.unlink",
-        "src.hooks.Hook.__subclasses__",
+        "engine.hooks.Path.unlink",
+        "engine.hooks.Hook.__subclasses__",
         "vegab.trust.note_typed",
         "pytest.main",
         "pip.main",
@@ -76,7 +78,7 @@ def test_a_name_of_a_stranger_leads_nowhere_else(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "src.hooks.KeepCheckpoints",
+        "engine.hooks.KeepCheckpoints",
         "hooks:EpochLog",
         "keras.callbacks.EarlyStopping",
         "keras.optimizers.schedules:CosineDecay",
@@ -93,7 +95,7 @@ def test_a_name_of_a_stranger_leads_into_project_and_dependencies(name: str) -> 
 @pytest.mark.usefixtures("stranger")
 def test_what_is_wrong_with_a_name_is_said_as_ever() -> None:
     with pytest.raises(UsageError, match="did you mean 'KeepCheckpoints'"):
-        resolve("src.hooks.KeepCheckpoint", "hooks")
+        resolve("engine.hooks.KeepCheckpoint", "hooks")
     with pytest.raises(UsageError, match=r"there is no module src\.nowhere or nowhere"):
         resolve("nowhere:Thing", "hooks")
 

@@ -16,12 +16,13 @@ import pytest
 import tensorflow as tf
 
 from configs import registry
-from src import devices, transfer
+from engine.checkpoints import transfer
+from engine.checkpoints.transfer import freeze, warm_start
+from engine.devices import gpus as devices
+from engine.hooks.base import Hook
+from engine.records.build import OneLabel, exporters_of
+from engine.records.memory import MemorySamplesFeeder
 from src.experiment import build
-from src.feeders import MemorySamplesFeeder
-from src.hooks import Hook
-from src.transfer import freeze, warm_start
-from src.variant_experiment import OneLabel, exporters_of
 from tests.conftest import Command
 from tests.interruptions import StopAt
 from vegab import UsageError
@@ -223,8 +224,8 @@ def test_rates_follow_a_schedule_by_name(tmp_path: Path, schedule: Any, rates: l
     "model",
     [
         {"type": "toy:DebugToyModel"},
-        {"type": "src.toy.DebugToyModel"},
-        {"module_path": "src.toy", "class_type": "DebugToyModel"},
+        {"type": "src.examples.toy.DebugToyModel"},
+        {"module_path": "src.examples.toy", "class_type": "DebugToyModel"},
         {"module_path": "deephub.models.registry.toy", "class_type": "DebugToyModel"},
     ],
 )

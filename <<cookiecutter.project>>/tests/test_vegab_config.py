@@ -328,7 +328,7 @@ def test_a_name_is_registered_or_imported() -> None:
     assert resolve("tiny", "model", {"tiny": 3}) == 3
     assert resolve("vegab.config.Key", "model") is Key
     assert resolve("vegab.config:Key", "model") is Key
-    assert resolve("config:Key", "model", search="vegab") is Key
+    assert resolve("config:Key", "model", search=["vegab"]) is Key
     assert resolve("vegab.config.Key.count", "model") is config.Key.count
 
 
@@ -353,7 +353,7 @@ def test_a_wrong_name_says_key_path_and_reason(
     (tmp_path / "broken.py").write_text("undefined_name\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UsageError) as refused:
-        resolve(name, "model", {"tiny": 3}, search="")
+        resolve(name, "model", {"tiny": 3}, search=())
     assert sentence in str(refused.value)
 
 

@@ -3,6 +3,7 @@
 from vegab.capture import terminal
 from vegab.command_line import main, wrap, wrap_commands, wrap_no_config_registry
 from vegab.config import ConfigRegistry, Key, UsageError, config_from_folder
+from vegab.files import ROOT
 from vegab.names import resolve
 from vegab.plugins import (
     AutomaticNamer,
@@ -15,6 +16,7 @@ from vegab.plugins import (
 from vegab.run_folder import read_run
 
 __all__ = [
+    "ROOT",
     "AutomaticNamer",
     "ConfigRegistry",
     "Key",

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from vegab.run_folder import write_atomically
+from vegab.files import write_atomically
 
 FILES = ("stdout.txt", "stderr.txt")
 ATTEMPT = re.compile(rb"^--- attempt \d+, ", re.MULTILINE)

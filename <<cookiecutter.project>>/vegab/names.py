@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from vegab import trust
 from vegab.config import UsageError, did_you_mean
 
+SEARCHED = ("src", "src.examples")  # where the mod of mod:Name is looked for first
+
 
 def resolve(
-    name: Any, key: str, registered: Mapping[str, Any] | None = None, search: str = "src"
+    name: Any,
+    key: str,
+    registered: Mapping[str, Any] | None = None,
+    search: Sequence[str] = SEARCHED,
 ) -> Any:
     """The object that a config names.
 
-    `name` is a registered name, `pkg.mod.Name`, `pkg.mod:Name` or `mod:Name` (`mod` in the package
+    `name` is a registered name, `pkg.mod.Name`, `pkg.mod:Name` or `mod:Name` (`mod` in the packages
     `search`). `key` is the config key that it stands at. Raises UsageError with key, name, reason.
 
     A config of a run folder leads into the project and its dependencies only: see `vegab.trust`.
@@ -36,7 +41,7 @@ def resolve(
             if hint
             else f"{key}: there is no '{name}'; {expected}"
         )
-    tried = list(_readings(name, search))
+    tried = list(readings(name, search))
     is_confined = trust.is_confined(name)
     for module_name, attributes in tried:
         module = _import(module_name, key, name, is_confined)
@@ -56,12 +61,11 @@ def _is_path(name: str) -> bool:
     return all(part.isidentifier() for part in parts)
 
 
-def _readings(name: str, search: str) -> Iterator[tuple[str, str]]:
+def readings(name: str, search: Sequence[str] = SEARCHED) -> Iterator[tuple[str, str]]:
     """Every (module, attributes) that a path can mean, in the order in which they are tried."""
     module, colon, attributes = name.partition(":")
     if colon:
-        if search:
-            yield f"{search}.{module}", attributes
+        yield from ((f"{package}.{module}", attributes) for package in search)
         yield module, attributes
         return
     parts = name.split(".")

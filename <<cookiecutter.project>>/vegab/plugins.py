@@ -16,7 +16,8 @@ from typing import Any
 
 from vegab import provenance
 from vegab.config import Config, UsageError, show
-from vegab.run_folder import CONFIG, EXIT_CODES, META, outcome, read_json, write_json
+from vegab.files import read_json, write_json
+from vegab.run_folder import CONFIG, EXIT_CODES, META, outcome
 
 
 class VegabPlugin:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vegab.config import Config, flatten
+from vegab.files import ROOT, replacing_folder
 from vegab.run_folder import LOCK
 
 LARGEST_COPIED_FILE = 1_000_000  # bytes; larger ones are named in meta.json, not copied
@@ -29,10 +30,9 @@ ENVIRONMENT = re.compile(
     r"|TF_(CPP|CUDNN|DETERMINISTIC|DISABLE|ENABLE|FORCE|GPU|NUM|SET_ONEDNN|USE|XLA)_\w+"
 )
 NAME_AND_VERSION = re.compile(r"^(Name|Version): *(.*\S)", re.MULTILINE)  # in a package's METADATA
-PROJECT = Path(__file__).resolve().parents[1]
 
 
-def run_quietly(*command: str, folder: Path = PROJECT) -> bytes | None:
+def run_quietly(*command: str, folder: Path = ROOT) -> bytes | None:
     """What a command prints, or None if it failed. It gets no input, and 20 seconds."""
     environment = {
         **os.environ,
@@ -77,20 +77,20 @@ def source_files() -> tuple[list[str], list[str]]:
     """
     tracked = _listed("--cached")
     if not tracked:  # no git, no commit, or the whole project is ignored by a repository around it
-        untracked = _listed("--others", "--exclude-standard") or list(_walk(PROJECT))
+        untracked = _listed("--others", "--exclude-standard") or list(_walk(ROOT))
     else:
         untracked = _listed("--others", "--exclude-standard")
     runs: dict[Path, bool] = {}
 
     def is_in_a_run(folder: Path) -> bool:
         if folder not in runs:
-            runs[folder] = folder != PROJECT and (
+            runs[folder] = folder != ROOT and (
                 (folder / LOCK).exists() or is_in_a_run(folder.parent)
             )
         return runs[folder]
 
     def kept(names: list[str]) -> list[str]:
-        paths = [(name, PROJECT / name) for name in sorted(set(names))]
+        paths = [(name, ROOT / name) for name in sorted(set(names))]
         return [
             n for n, p in paths if (p.is_file() or p.is_symlink()) and not is_in_a_run(p.parent)
         ]
@@ -155,7 +155,7 @@ def describe_git(untracked: list[str]) -> tuple[dict[str, Any] | None, bytes]:
 
 def _as_added(name: str) -> bytes:
     """A new text file as git would show it; of a binary or large one, its name."""
-    path, shown = PROJECT / name, os.fsencode(name)
+    path, shown = ROOT / name, os.fsencode(name)
     content = b"\0"
     with contextlib.suppress(OSError):
         if not path.is_symlink() and path.stat().st_size <= LARGEST_COPIED_FILE:
@@ -177,13 +177,10 @@ def _as_added(name: str) -> bytes:
 
 def copy_source(files: list[str], patch: bytes, destination: Path) -> list[str]:
     """Copies the source into a new folder; returns what was too large to copy."""
-    partial = destination.with_name(f".{destination.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     too_large = []
-    try:
+    with replacing_folder(destination) as partial:
         for name in files:
-            source, target = PROJECT / name, partial / name
+            source, target = ROOT / name, partial / name
             if not source.is_symlink() and source.stat().st_size > LARGEST_COPIED_FILE:
                 too_large.append(name)
                 continue
@@ -191,12 +188,6 @@ def copy_source(files: list[str], patch: bytes, destination: Path) -> list[str]:
             shutil.copy2(source, target, follow_symlinks=False)
         if patch:
             (partial / "uncommitted.diff").write_bytes(patch)
-        if destination.exists():
-            shutil.rmtree(destination)
-        partial.rename(destination)
-    except BaseException:  # a full disk needs the room for the record of the failure
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return too_large
 
 
@@ -204,7 +195,7 @@ def digest_of(files: list[str]) -> str:
     """One SHA-256 over names and content, to see whether the source changed between attempts."""
     total = hashlib.sha256()
     for name in files:
-        path = PROJECT / name
+        path = ROOT / name
         total.update(os.fsencode(name) + b"\0")
         if path.is_symlink():
             total.update(os.fsencode(os.readlink(path)))
@@ -225,8 +216,8 @@ def describe_command() -> dict[str, Any]:
     return {
         "argv": words,
         "line": shlex.join(words),
-        "folder": os.path.relpath(os.getcwd(), PROJECT),
-        "script": os.path.relpath(os.path.realpath(sys.argv[0]), PROJECT),
+        "folder": os.path.relpath(os.getcwd(), ROOT),
+        "script": os.path.relpath(os.path.realpath(sys.argv[0]), ROOT),
     }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vegab.config import Config, UsageError, differences, flatten, show_differences
+from vegab.files import read_json
 from vegab.trust import CONFIG, LOCK, META
 
 IN_USE = "is in use by"  # in the sentence of who finds a folder locked
@@ -21,42 +22,6 @@ IN_USE = "is in use by"  # in the sentence of who finds a folder locked
 # Folders that this process has locked. A record lock is lost as soon as its process closes *any*
 # descriptor of the file, so nothing in this process may open the lock file of a folder in here.
 _locked_here: set[str] = set()
-
-
-def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Replaces a file in one step: after a crash it has the old content or the new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode(errors="replace"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Writes a JSON file atomically."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
-
-
-def read_json(path: str | Path) -> Any:
-    """A JSON file's content, or None if it is not there. Raises UsageError if it is broken."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
 
 
 EXIT_CODES = {"finished": 0, "failed": 1, "wrong usage": 2, "interrupted": 75}

@@ -32,8 +32,8 @@ def train(config: dict[str, Any], save_path: str) -> None:
     """Train the small CNN on the digits into the folder SAVE_PATH."""
     import keras
 
+    from engine.hooks import EpochLog, LearningCurve
     from src.data import get_digits
-    from src.hooks import EpochLog, LearningCurve
     from src.models import build_simple_cnn
     from src.training_loop import training_loop
 

@@ -1,0 +1,142 @@
+"""Builds what a config names, checks ranges, and names the key in a refusal."""
+
+import logging
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vegab import ROOT, UsageError, resolve
+
+if TYPE_CHECKING:
+    import keras
+
+    from engine.hooks import Hook
+
+CHOICES = {
+    "precision": ("float32", "mixed_bfloat16", "mixed_float16", "float64"),
+    "on_nan": ("stop", "continue"),
+    "monitor_mode": ("auto", "min", "max"),
+}
+MAX_SEED = 2**32 - 1
+
+
+def callbacks_of(config: Mapping[str, Any]) -> list["keras.callbacks.Callback"]:
+    """Return the Keras callbacks that a config names."""
+    return [from_mapping(config, "callbacks", entry) for entry in config["callbacks"]]
+
+
+def hooks_of(config: Mapping[str, Any]) -> list["Hook"]:
+    """Return the hooks that a config names."""
+    return [from_mapping(config, "hooks", entry) for entry in config["hooks"]]
+
+
+def require_at_least_one(config: Mapping[str, Any], *keys: str, section: str = "") -> None:
+    """Refuse a number below 1, or what is none.
+
+    Raises:
+        UsageError: naming the key and the value.
+    """
+    for key in keys:
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise UsageError(f"{section}{key} is {config[key]!r}; it must be at least 1")
+
+
+def check_common_ranges(config: Mapping[str, Any]) -> None:
+    """Refuse what makes no sense for any config.
+
+    Raises:
+        UsageError: naming the key, the value and what it may be.
+    """
+    threads = config["threads"]
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise UsageError(f"threads is {threads!r}; it must be at least 1, or null: one a core")
+    for key in ("patience", "checkpoint_seconds"):
+        if config[key] < 0:
+            raise UsageError(f"{key} is {config[key]}; it must be at least 0 (0: never)")
+    if not 0 <= config["seed"] <= MAX_SEED:
+        raise UsageError(f"seed is {config['seed']}; it must be from 0 to {MAX_SEED}")
+    for key, choices in CHOICES.items():
+        if config[key] not in choices:
+            raise UsageError(f"{key} is {config[key]!r}; choose one of {', '.join(choices)}")
+
+
+def learning_rate_schedule(config: Mapping[str, Any], key: str, value: Any) -> Any:
+    """Return a Keras schedule over steps: {class: exponential, …}, or "0.1:1000:0.01".
+
+    The text is rates with the steps between at which they change.
+
+    Raises:
+        UsageError: if it is neither.
+    """
+    import keras
+
+    schedules = keras.optimizers.schedules
+    if isinstance(value, str) and ":" in value:
+        try:
+            numbers = [float(part) for part in value.split(":")]
+            return schedules.PiecewiseConstantDecay(
+                [int(step) for step in numbers[1::2]], numbers[::2]
+            )
+        except ValueError as error:
+            if value.replace(":", "").replace(".", "").isdecimal():
+                raise UsageError(f"{key} is {value!r}: {error}") from None
+    known = {
+        "exponential": schedules.ExponentialDecay,
+        "piecewise": schedules.PiecewiseConstantDecay,
+        "cosine": schedules.CosineDecay,
+        "cosine_restarts": schedules.CosineDecayRestarts,
+    }
+    return from_mapping(config, key, value, known)
+
+
+def from_mapping(
+    config: Mapping[str, Any], key: str, value: Any, registered: Mapping[str, Any] | None = None
+) -> Any:
+    """Call the class or function that `value` names: "path", or {class: path, argument: …}."""
+    arguments = dict(value) if isinstance(value, Mapping) else {"class": value}
+    name = arguments.pop("class", None)
+    if not isinstance(name, str):
+        raise UsageError(f"{key} is {value}; expected an import path, or a mapping with `class`")
+    return call(config, key, resolve(name, key, registered), **arguments)
+
+
+def call(
+    config: Mapping[str, Any], key: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    """Call what a key of the config names; a refusal names the key and the line that refused.
+
+    Raises:
+        UsageError: in place of a ValueError, a TypeError, or the KeyError of a key that is missing.
+    """
+    try:
+        return function(*args, **kwargs)
+    except (ValueError, TypeError, KeyError) as error:
+        logging.getLogger(__name__).debug("%s", traceback.format_exc())
+        frames = traceback.extract_tb(error.__traceback__)[1:]  # without this function's own
+        of_project = [
+            frame
+            for frame in frames
+            if Path(frame.filename).is_relative_to(ROOT) and "site-packages" not in frame.filename
+        ]
+        place = ""
+        if frames:
+            frame = (of_project or frames)[-1]
+            place = f"{Path(frame.filename).name}, line {frame.lineno}; "
+        reason = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)
+        reason = " ".join(reason.split())
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        raise UsageError(
+            f"{key} {value!r} does not take this config: {reason[:300]} ({place}-l DEBUG shows all)"
+        ) from error
+
+
+def quiet_libraries() -> None:
+    """Keep notices of matplotlib, and what can be of TensorFlow's, out of the output."""
+    for name in ("matplotlib", "absl", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not logging.getLogger().isEnabledFor(logging.DEBUG):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")

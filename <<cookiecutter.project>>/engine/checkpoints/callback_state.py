@@ -1,0 +1,116 @@
+"""What a callback or hook remembers between epochs, taken out and put back.
+
+Keras saves none of it. For Keras' own callbacks the fields are listed here: copying all of a
+callback's attributes would do harm, for some are settings that the constructor has already turned
+into something else (`min_delta` changes its sign there). A callback of one's own takes part by
+`get_state` and `set_state`.
+"""
+
+import logging
+import random
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from engine.checkpoints.file import DamagedCheckpointError
+
+log = logging.getLogger(__name__)
+FIELDS: dict[type, tuple[str, ...]] = {
+    keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch", "stopped_epoch", "best_weights"),
+    keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
+    keras.callbacks.ModelCheckpoint: ("best", "epochs_since_last_save"),
+    keras.callbacks.LearningRateScheduler: (),
+    keras.callbacks.TerminateOnNaN: (),
+    keras.callbacks.LambdaCallback: (),
+    keras.callbacks.CSVLogger: (),
+    keras.callbacks.TensorBoard: (),
+}
+# By these attributes they are told where to write.
+PLACES = ("filename", "filepath", "log_dir", "backup_dir")
+
+
+def get(callback: Any) -> dict[str, Any]:
+    """Return the state of a callback or hook, JSON values and arrays; {} if none is known."""
+    if hasattr(callback, "get_state"):
+        return callback.get_state()
+    return {
+        name: getattr(callback, name)
+        for name in FIELDS.get(type(callback), ())
+        if hasattr(callback, name)
+    }
+
+
+def put(callback: Any, state: Mapping[str, Any]) -> None:
+    """Give a callback or hook the state that `get` returned.
+
+    Raises:
+        DamagedCheckpointError: if the state names what `get` does not return.
+    """
+    if hasattr(callback, "set_state"):
+        callback.set_state(state)
+        return
+    fields, name = FIELDS.get(type(callback), ()), type(callback).__name__
+    if foreign := [key for key in state if key not in fields]:
+        raise DamagedCheckpointError(
+            f"the checkpoint is none of ours: it would set {', '.join(foreign)} of {name}, of "
+            f"which {', '.join(fields) or 'nothing'} is saved; put a good copy back"
+        )
+    for key, value in state.items():
+        setattr(callback, key, value)
+
+
+def get_all(callbacks: Sequence[Any]) -> dict[str, Any]:
+    """Return the states of callbacks or hooks by place and class, of those that have one."""
+    states = {f"{index} {type(item).__name__}": get(item) for index, item in enumerate(callbacks)}
+    return {name: state for name, state in states.items() if state}
+
+
+def put_all(callbacks: Sequence[Any], states: Mapping[str, Any]) -> None:
+    """Give callbacks or hooks what `get_all` returned."""
+    for index, item in enumerate(callbacks):
+        if state := states.get(f"{index} {type(item).__name__}"):
+            put(item, state)
+
+
+def redirect(callbacks: Sequence[Any], folder: Path) -> None:
+    """Let Keras' callbacks write into a folder, whatever file or folder they were given."""
+    for number, callback in enumerate(callbacks):
+        for name in PLACES:
+            if getattr(callback, name, None):
+                place = Path(getattr(callback, name))
+                setattr(callback, name, str(folder / f"{number}-{place.name}"))
+
+
+def is_known(callback: Any) -> bool:
+    """Whether the state of a callback is saved, so that a resumed run can be exact."""
+    has_state = hasattr(callback, "get_state") and hasattr(callback, "set_state")
+    keeps_nothing = not set(vars(callback)) - set(vars(keras.callbacks.Callback()))
+    return has_state or type(callback) in FIELDS or keeps_nothing
+
+
+def plain_attributes(thing: Any) -> dict[str, str]:
+    """Return the plain values among an object's attributes as text, so that it tells a change."""
+    values = {name: _as_text(value) for name, value in getattr(thing, "__dict__", {}).items()}
+    return {name: text for name, text in values.items() if text is not None}
+
+
+def _as_text(value: Any) -> str | None:
+    """Return numbers, text, arrays, generators and what holds such as text; None: it is neither."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} {hash(value.tobytes())}"
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
+        return repr(value)
+    if isinstance(value, random.Random):
+        return str(hash(value.getstate()))
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    # Not any mapping: to read one of lazy results would compute them.
+    if isinstance(value, dict):
+        return str([(repr(key), _as_text(item)) for key, item in value.items()])
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return str([_as_text(item) for item in value])
+    return None

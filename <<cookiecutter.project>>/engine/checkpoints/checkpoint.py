@@ -1,0 +1,590 @@
+"""One atomic commit of everything that a run needs to go on.
+
+`model.h5` is the commit. It is an ordinary Keras HDF5 file, so that `keras.models.load_model` opens
+it, with two additions: the group `training_state` (optimizer, seeds, position, history, hooks), and
+in the first 512 bytes, which HDF5 leaves to its user, the SHA-256 of all bytes that follow. It is
+written under another name, synced, and renamed: from the first commit on there is at every instant
+a whole `model.h5`, the old or the new.
+
+`model_previous.h5` is the commit before, `model_best.h5` the best one. `history.csv` and
+`loop_state.pkl` are views for people and for other programs: they are written from the commit and
+never read back to resume.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import pickle
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.random.seed_generator import global_seed_generator
+
+from engine.checkpoints.file import (
+    BEST,
+    KEPT,
+    LATEST,
+    PREVIOUS,
+    STATE,
+    DamagedCheckpointError,
+    commits_of,
+    head_of,
+    read_state,
+    run_of,
+    verify,
+    weights_in,
+)
+from engine.checkpoints.history import HistoryArray, csv_lines
+from engine.checkpoints.layout import CommitLayout, path_of
+from engine.checkpoints.transfer import as_if_none_were_frozen
+from engine.devices import Workers, replicas
+from vegab.files import link, sync_to_disk, write_atomically
+
+log = logging.getLogger(__name__)
+HISTORY_CSV = "history.csv"
+LOOP_STATE = "loop_state.pkl"
+RESTORE_ALL: tuple[str, ...] = ("variables", "optimizer", "metrics")  # groups, beside weights
+RESTORE_WEIGHTS: tuple[str, ...] = ("variables",)
+EARLY_SNAPSHOTS = 50  # of a process, which do not win back the time that compiling takes
+SECONDS_FOR_FILES = 60
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a commit holds, which training can no longer change.
+
+    Attributes:
+        values: of each variable, in the order of the groups; TensorFlow copies what it is about to
+            change while it is still held here. Arrays where each replica has its own.
+        state: JSON values, and arrays; without the history.
+        rows: the history, a row per finished epoch.
+        history: the same as an array.
+        columns: of the array; see `HistoryArray`.
+    """
+
+    values: list[Any]
+    state: dict[str, Any]
+    rows: list[Mapping[str, Any]]
+    history: np.ndarray
+    columns: dict[str, bool]
+
+
+class Checkpoint:
+    """Writes a model's commits, off the training thread and one at a time, and reads them back.
+
+    Args:
+        folder: the run folder.
+        model: compiled; before `prepare`, its weights, metrics and optimizer variables are made.
+            None, or not a Keras model: there are the variables alone.
+        variables: returns those of an iterator by group ("variables", "optimizer", "metrics"),
+            beside the model's weights; None: the model has them all.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Any,
+        variables: Callable[[], dict[str, list[Any]]] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.model = model if isinstance(model, keras.Model) else None
+        self._variables = variables
+        self._groups: dict[str, list[Any]] = {}
+        self._layout: CommitLayout | None = None
+        self._num_snapshots = 0
+        self._history = HistoryArray()
+        self._rows_in_csv: int | None = None  # None: whatever is in the file is written anew
+        self._columns_in_csv: list[str] = []
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._pending: Future[None] | None = None
+        self._found: Path | None = None
+        self._workers = Workers(self.model.distribute_strategy if self.model else None)
+
+    def prepare(self) -> None:
+        """Find all variables, and describe the model as it is before anything is restored."""
+        beside = (self._variables or functools.partial(variables_of, self.model))()
+        self._groups = {"weights": self.model.weights if self.model else [], **beside}
+        variables = [variable for group in self._groups.values() for variable in group]
+        self._read_variables = lambda: [_tensor(variable) for variable in variables]
+        self._read_at_once = tf.function(self._read_variables, autograph=False)
+        self._of_each = [n for n, v in enumerate(variables) if replicas.has_one_each(v)]
+        self._agreement = replicas.Agreement(variables, self._workers)
+        self._layout = CommitLayout(self.model, self._groups, self._workers.num_replicas)
+
+    def snapshot(self, state: Mapping[str, Any]) -> Snapshot:
+        """Take the model's variables as they are now.
+
+        Args:
+            state: JSON values, arrays among them; "history" is a list with a row per finished
+                epoch, of numbers, to which rows are only ever appended.
+
+        Raises:
+            UsageError: if the copies of the model on several devices are not the same.
+        """
+        if self._layout is None:
+            self.prepare()
+        rows = list(state["history"])
+        self._history.follow(rows)
+        # To read all in one call takes a quarter of the time, but it has to be compiled.
+        self._num_snapshots += 1
+        is_early = self._num_snapshots <= EARLY_SNAPSHOTS
+        values = list(self._read_variables() if is_early else self._read_at_once())
+        self._agreement.require()
+        of_each = [values[n].numpy() for n in self._of_each]
+        for n, array in zip(self._of_each, replicas.gather(of_each, self._workers), strict=True):
+            values[n] = array
+        return Snapshot(
+            values=values,
+            state=_copy(_without_history(state)),
+            rows=rows,
+            history=self._history.values,
+            columns=dict(self._history.columns),
+        )
+
+    def commit(
+        self,
+        snapshot: Snapshot,
+        is_best: bool = False,
+        keep_as: str | None = None,
+        discard: Sequence[str] = (),
+    ) -> None:
+        """Start to make a snapshot the latest commit; an earlier one is finished first.
+
+        A worker that is not the chief writes nothing.
+
+        Args:
+            snapshot: what to commit.
+            is_best: whether it is the best one, too.
+            keep_as: a name that it is to be kept under in `checkpoints/`.
+            discard: names in `checkpoints/` that are superfluous once it is there.
+
+        Raises:
+            OSError: if the earlier one could not be written.
+        """
+        self.wait()
+        if not self._workers.is_chief:
+            return
+        self._pending = self._executor.submit(self._write, snapshot, is_best, keep_as, discard)
+
+    def wait(self) -> None:
+        """Return when the commit that was started last is on disk.
+
+        Raises:
+            OSError: if it could not be written; the commits that were there stay as they were.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def finish(self) -> None:
+        """Have the last commit on the disk, and the views too, which until now only the system has.
+
+        Raises:
+            OSError: if something could not be written.
+        """
+        self.wait()
+        if not self._workers.is_chief:
+            return
+        for name in (HISTORY_CSV, LOOP_STATE):
+            sync_to_disk(self.folder / name)
+        sync_to_disk(self.folder)
+
+    def close(self) -> None:
+        """Finish what was started, and let the writing thread go. Raises nothing."""
+        self._executor.shutdown()
+
+    def read(self) -> dict[str, Any] | None:
+        """Find the latest good commit and return its state; None if there is none.
+
+        A damaged file is set aside under the name `*.damaged` and the commit before it is used. The
+        views are written anew, so that one that was lost or edited is right again; so is the best
+        commit where it can be. All that is done by the chief; other workers read the same commit.
+
+        Raises:
+            DamagedCheckpointError: if there are commits, and none of them is good; or if this is
+                another worker, and it does not find the chief's.
+        """
+        if self._workers.is_chief:
+            self._found = latest_good(self.folder)
+        candidates = [self.folder / LATEST, self.folder / PREVIOUS]
+        self._found = self._same_as_chief(self._found, candidates)
+        if self._found is None:
+            return None
+        state = read_state(self._found)
+        self._history.follow(state["history"])
+        if not self._workers.is_chief:
+            return state
+        if state["best_epoch"] is not None:
+            look_after_best(self.folder, state["best_epoch"])
+        self._write_views(_without_history(state), state["history"], list(self._history.columns))
+        self._rows_in_csv = None  # the last row may be taken back, as that of an epoch cut short
+        return state
+
+    def read_other(self, path: Path) -> dict[str, Any]:
+        """Return the state of a commit that another run has made, for `restore` to go on from.
+
+        Raises:
+            DamagedCheckpointError: if it is not whole, or not the chief's.
+        """
+        verify(path)
+        self._found = self._same_as_chief(path, [path])
+        return read_state(path)
+
+    def _same_as_chief(self, path: Path | None, candidates: Sequence[Path]) -> Path | None:
+        """Return the file of the commit that the chief has found, or None if it has found none.
+
+        Args:
+            path: what the chief has found.
+            candidates: where another worker looks for it.
+        """
+        if self._workers.number == 1:
+            return path
+        wanted, *_ = self._workers.gather_bytes(head_of(path))
+        if self._workers.is_chief or not any(wanted):
+            return path if self._workers.is_chief else None
+        for _ in range(SECONDS_FOR_FILES):  # a file system of many machines may be late
+            for candidate in candidates:
+                if candidate.exists() and head_of(candidate) == wanted:
+                    verify(candidate)
+                    return candidate
+            time.sleep(1)
+        raise DamagedCheckpointError(
+            f"worker {self._workers.rank} does not find the chief's commit in {self.folder}; all "
+            "workers need the same folder"
+        )
+
+    def take_along(self, state: Mapping[str, Any], best_epoch: int | None) -> None:
+        """Link, of the run whose commit was read, the best commit until then and those it kept.
+
+        A folder `checkpoints` without a run around it, and other runs' commits in it, are left.
+
+        Args:
+            state: of the commit that was read.
+            best_epoch: the best until then, by the monitor of this run; where its commit is there
+                no more, there is no best commit until an epoch is better.
+        """
+        path = self._found
+        assert path is not None
+        if not self._workers.is_chief:
+            return
+        run = run_of(path)
+        earlier = [commit for commit in commits_of(run) if _leads_to(state, commit.state)]
+        for commit in earlier:
+            if commit.path.parent.name == KEPT and (run / LATEST).exists():
+                (self.folder / KEPT).mkdir(exist_ok=True)
+                link(commit.path, self.folder / KEPT / commit.path.name)
+        if best_epoch is None:
+            return
+        for candidate, its in [(path, state), *((commit.path, commit.state) for commit in earlier)]:
+            has_ended = its["step"] == 0 or its["is_cut"]
+            if has_ended and len(its["history"]) == best_epoch + 1:
+                with contextlib.suppress(DamagedCheckpointError):
+                    verify(candidate)
+                    link(candidate, self.folder / BEST)
+                    return
+        log.info(
+            "the weights of epoch %d, the best so far, are not kept in %s; the next better epoch "
+            "makes %s",
+            best_epoch + 1,
+            run,
+            BEST,
+        )
+
+    def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
+        """Assign the weights of the commit that was read, and other groups of its variables.
+
+        Raises:
+            ValueError: if the commit belongs to another model or optimizer.
+        """
+        path = self._found
+        assert path is not None
+        if self.model is not None:
+            load_weights(path, self.model)
+        with h5py.File(path, "r") as file:
+            for group in groups:
+                _assign(file[STATE][group], self._groups[group], path, self._workers)
+        if "optimizer" not in groups:
+            self._layout = None  # the first steps may make variables that are not there yet
+
+    def fits(self, groups: Sequence[str]) -> bool:
+        """Whether there is nothing to restore, or every variable that `restore` asks for."""
+        if self._found is None or "optimizer" not in groups:
+            return True
+        with h5py.File(self._found, "r") as file:
+            return all(
+                saved_variables(file[STATE][group]) == wanted_variables(self._groups[group])
+                for group in groups
+            )
+
+    def require_fit(self, groups: Sequence[str]) -> None:
+        """Look whether `restore` will succeed, and change nothing.
+
+        Of an iterator, what is there already: a first step may make more variables.
+
+        Raises:
+            ValueError: naming what the commit and this model have not in common.
+        """
+        path = self._found
+        assert path is not None
+        with h5py.File(path, "r") as file:
+            if self.model is not None:
+                saved = [(_plain(name), dataset.shape) for name, dataset in weights_in(file)]
+                _compare(saved, wanted_variables(self.model.weights), path)
+            for group in groups:
+                saved, wanted = (
+                    saved_variables(file[STATE][group]),
+                    wanted_variables(self._groups[group]),
+                )
+                are_all_there = self._variables is None or group == "variables"
+                if are_all_there or set(wanted) - set(saved):
+                    _compare(saved, wanted, path)
+
+    def _write(
+        self,
+        snapshot: Snapshot,
+        is_best: bool,
+        keep_as: str | None = None,
+        discard: Sequence[str] = (),
+    ) -> None:
+        folder, temporary = self.folder, self.folder / f".{LATEST}.partial"
+        try:
+            temporary.write_bytes(self._content(snapshot))
+            sync_to_disk(temporary)
+            # The links come first: a kill between them and the rename leaves the latest commit in
+            # its place, and what is then repeated makes the same links again.
+            if is_best:
+                link(temporary, folder / BEST)
+            if keep_as:
+                (folder / KEPT).mkdir(exist_ok=True)
+                link(temporary, folder / KEPT / keep_as)
+                sync_to_disk(folder / KEPT)
+            if (folder / LATEST).exists():
+                link(folder / LATEST, folder / PREVIOUS)
+            os.replace(temporary, folder / LATEST)
+            sync_to_disk(folder)
+            for name in discard:
+                (folder / KEPT / name).unlink(missing_ok=True)
+            self._write_views(snapshot.state, snapshot.rows, list(snapshot.columns))
+        except OSError as error:
+            raise OSError(
+                f"{folder / LATEST} or a file that belongs to it could not be written "
+                f"({error.strerror}); the last commit is whole, and the same command continues "
+                "once the cause is gone"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _content(self, snapshot: Snapshot) -> memoryview:
+        """Return the bytes of a commit; they depend on model and state alone."""
+        values = [np.asarray(value) for value in snapshot.values]
+        state = snapshot.state | {"columns": snapshot.columns, "num_rows": len(snapshot.rows)}
+        assert self._layout is not None
+        return self._layout.put_together(values, state, snapshot.history).data
+
+    def _write_views(
+        self, position: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], columns: list[str]
+    ) -> None:
+        """Write `loop_state.pkl`, and append to `history.csv`, or make it anew.
+
+        They are not synced: what a power cut takes, the next attempt writes anew.
+        """
+        path = self.folder / HISTORY_CSV
+        known, self._rows_in_csv = self._rows_in_csv, None
+        is_other = known is None or known > len(rows) or columns != self._columns_in_csv
+        if known is None or is_other or not path.exists():
+            write_atomically(path, csv_lines(columns, rows), sync=False)
+        elif known < len(rows):
+            with open(path, "a") as file:
+                file.write(csv_lines(columns, rows[known:], header=False))
+        write_atomically(
+            self.folder / LOOP_STATE,
+            pickle.dumps(_plain_values(position), protocol=4),
+            sync=False,
+        )
+        self._rows_in_csv, self._columns_in_csv = len(rows), columns
+
+
+def latest_good(folder: Path) -> Path | None:
+    """Return the newest whole commit of a run, or None if it has none yet.
+
+    A damaged one before it is renamed to `*.damaged`, and named in a warning.
+
+    Raises:
+        DamagedCheckpointError: if there are commits, and none of them is good.
+    """
+    damaged = []
+    for path in (folder / LATEST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            verify(path)
+        except DamagedCheckpointError as error:
+            log.warning("%s", error)
+            damaged.append(path)
+            continue
+        for bad in damaged:
+            os.replace(bad, bad.with_name(f"{bad.name}.damaged"))
+            log.warning("%s is set aside as %s.damaged; %s is used", bad, bad.name, path.name)
+        return path
+    if damaged:
+        raise DamagedCheckpointError(
+            f"no commit in {folder} is whole ({', '.join(path.name for path in damaged)}); "
+            "put a good copy back, or start anew in another folder"
+        )
+    return None
+
+
+def look_after_best(folder: Path, best_epoch: int) -> None:
+    """Link `model_best.h5` anew if it was lost or damaged; if that cannot be, say so once."""
+    path = folder / BEST
+    try:
+        verify(path)
+        # It may be newer: a kill came between the link to it and the commit, which comes again.
+        if len(read_state(path)["history"]) > best_epoch:
+            return
+        harm = "is of another epoch"
+    except FileNotFoundError:
+        harm = "is gone"
+    except DamagedCheckpointError:
+        harm = "is damaged"
+        os.replace(path, path.with_name(f"{path.name}.damaged"))
+    for candidate in (folder / LATEST, folder / PREVIOUS):
+        try:
+            verify(candidate)
+            state = read_state(candidate)
+        except OSError:
+            continue
+        ends_epoch = state["step"] == 0 or state["is_cut"]
+        if ends_epoch and len(state["history"]) == best_epoch + 1:
+            link(candidate, path)
+            log.warning("%s %s; it is made anew from %s", path, harm, candidate.name)
+            return
+    log.warning(
+        "%s %s and cannot be made anew: the weights of epoch %d, the best so far, are lost; "
+        "training goes on, and the next better epoch makes it again",
+        path,
+        harm,
+        best_epoch + 1,
+    )
+
+
+def load_weights(path: Path, model: keras.Model) -> None:
+    """Assign a commit's weights alone, as evaluation needs them.
+
+    Raises:
+        ValueError: if they are those of another model.
+    """
+    with h5py.File(path, "r") as file:
+        by_keras = "model_weights" in file
+        if STATE in file and not by_keras:
+            workers = Workers(model.distribute_strategy)
+            _assign(file[STATE]["weights"], model.weights, path, workers)
+    if by_keras:
+        try:
+            with as_if_none_were_frozen(model):
+                model.load_weights(path)
+        except ValueError as error:
+            raise ValueError(f"{path} was written by another model: {error}") from error
+
+
+def variables_of(model: keras.Model) -> dict[str, list[Any]]:
+    """Return the variables that a compiled model has beside its weights, by group."""
+    weights = {id(weight) for weight in model.weights}
+    beside = [variable for variable in model.variables if id(variable) not in weights]
+    optimizers = replicas.optimizers_of(model)
+    return {
+        # What draws without a seed of its own draws from the global generator.
+        "variables": [*beside, global_seed_generator().state],
+        "optimizer": [v for optimizer in optimizers for v in optimizer.variables],
+        "metrics": [variable for metric in model.metrics for variable in metric.variables],
+    }
+
+
+def _tensor(variable: Any) -> tf.Tensor:
+    if replicas.has_one_each(variable):
+        return tf.stack([part.read_value() for part in replicas.components(variable)])
+    is_of_keras = isinstance(variable, keras.Variable)
+    return tf.convert_to_tensor(variable.value if is_of_keras else variable)
+
+
+def _assign(group: h5py.Group, variables: Sequence[Any], path: Path, workers: Workers) -> None:
+    _compare(saved_variables(group), wanted_variables(variables), path)
+    for dataset, variable in zip(group.values(), variables, strict=True):
+        value, has_replicas = dataset[()], replicas.NUM_REPLICAS in dataset.attrs
+        if replicas.has_one_each(variable):
+            replicas.assign(variable, value if has_replicas else value[np.newaxis], workers)
+        else:
+            variable.assign(value.sum(axis=0, dtype=value.dtype) if has_replicas else value)
+
+
+def saved_variables(group: h5py.Group) -> list[tuple[str, tuple[int, ...]]]:
+    """Return path and shape of the variables in a group of a commit."""
+    return [
+        (_plain(dataset.attrs["path"]), dataset.shape[replicas.NUM_REPLICAS in dataset.attrs :])
+        for dataset in group.values()
+    ]
+
+
+def wanted_variables(variables: Sequence[Any]) -> list[tuple[str, tuple[int, ...]]]:
+    """Return path and shape of variables, as `saved_variables` does."""
+    return [(_plain(path_of(variable)), tuple(variable.shape)) for variable in variables]
+
+
+def _compare(
+    saved: Sequence[tuple[str, tuple[int, ...]]],
+    wanted: Sequence[tuple[str, tuple[int, ...]]],
+    path: Path,
+) -> None:
+    if sorted(saved) != sorted(wanted):
+        differing = sorted(f"{name} {shape}" for name, shape in set(saved) ^ set(wanted))
+        raise ValueError(
+            f"{path} was written by another model or optimizer; these are in one of them only: "
+            f"{', '.join(differing[:6])}"
+        )
+
+
+def _plain(path: str) -> str:
+    """Drop the numbers that Keras adds to a name when a process makes a second layer of a kind."""
+    return re.sub(r"_\d+(?=_|/|$)", "", path)
+
+
+def _leads_to(state: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
+    """Whether a state can be one of the same run before another, or that itself."""
+    rows = earlier["history"]
+    # As text: a NaN in a row does not equal itself.
+    has_same_rows = repr(state["history"][: len(rows)]) == repr(rows)
+    return has_same_rows and earlier["global_step"] <= state["global_step"]
+
+
+def _without_history(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key != "history"}
+
+
+def _plain_values(value: Any) -> Any:
+    """Return JSON values with the shape of each array in its place."""
+    if isinstance(value, Mapping):
+        return {key: _plain_values(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_values(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return f"{value.dtype} of shape {value.shape}" if value.shape else value.item()
+    return value
+
+
+def _copy(value: Any) -> Any:
+    """Return a copy of JSON values and arrays; tuples become lists, as JSON has them."""
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(item) for item in value]
+    return np.array(value) if isinstance(value, np.ndarray | np.generic) else value

@@ -1,0 +1,158 @@
+"""To begin with weights of another run, and to train some weights only."""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import h5py
+import keras
+import numpy as np
+
+from engine.checkpoints.file import verify, weights_in
+
+LATEST = "model.h5"
+KERAS_FILES = (".keras", ".weights.h5")
+_frozen: WeakKeyDictionary[keras.Model, list[Any]] = WeakKeyDictionary()
+
+
+class Taken(NamedTuple):
+    """Paths of a model's weights: those that a checkpoint gave, and the others."""
+
+    taken: list[str]
+    left: list[str]
+
+
+def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Taken:
+    """Assign weights of a checkpoint to those of a model that have the same path.
+
+    The averages of batch normalisation count among them, and weights that are not to be trained.
+
+    Args:
+        model: with its weights made.
+        checkpoint: a commit, a run folder (its latest commit), a `.keras` or `.weights.h5` file.
+        pattern: regular expression, which has to match the beginning of a weight's path, such as
+            `.*kernel` or `(?!head)`.
+
+    Raises:
+        ValueError: if the expression is none, no weight is taken, or one has another shape.
+        OSError: if the file cannot be read.
+    """
+    wanted = {
+        weight.path: weight
+        for weight in model.weights
+        if matching(pattern, weight.path, "--warm_start_vars")
+    }
+    path = checkpoint / LATEST if checkpoint.is_dir() else checkpoint
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    saved = _from_keras(model, path) if path.name.endswith(KERAS_FILES) else _from_commit(path)
+    taken = sorted(wanted.keys() & saved.keys())
+    if not taken:
+        raise ValueError(
+            f"{path} has no weight for {pattern!r}; the model's are "
+            f"{_some([weight.path for weight in model.weights])}, "
+            f"the file's {_some(sorted(saved))}"
+        )
+    for name in taken:
+        if saved[name].shape != wanted[name].shape:
+            raise ValueError(
+                f"{path} has {name} of the shape {saved[name].shape}, the model of "
+                f"{tuple(wanted[name].shape)}; exclude it by --warm_start_vars"
+            )
+    for name in taken:
+        wanted[name].assign(saved[name])
+    return Taken(taken, sorted({weight.path for weight in model.weights} - {*taken}))
+
+
+def _from_commit(path: Path) -> dict[str, np.ndarray]:
+    """Return the weights of a commit by path."""
+    verify(path)
+    with h5py.File(path, "r") as file:
+        return {name: dataset[()] for name, dataset in weights_in(file)}
+
+
+def _from_keras(model: keras.Model, path: Path) -> dict[str, np.ndarray]:
+    """Return what Keras finds in a file of its own for the weights of a model, by path.
+
+    Such a file knows layers, not paths: Keras reads it into the model, and what it has not touched
+    is still not a number afterwards.
+    """
+    before = [array_of(weight) for weight in model.weights]
+    floats = [w for w in model.weights if np.issubdtype(array_of(w).dtype, np.floating)]
+    try:
+        for weight in floats:
+            weight.assign(np.full(weight.shape, np.nan))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.load_weights(path, skip_mismatch=True)
+        read = {weight.path: array_of(weight) for weight in floats}
+    finally:
+        for weight, value in zip(model.weights, before, strict=True):
+            weight.assign(value)
+    return {name: value for name, value in read.items() if not np.isnan(value).all()}
+
+
+def array_of(weight: Any) -> np.ndarray:
+    """Return a copy of a weight's value."""
+    return np.array(keras.ops.convert_to_numpy(weight))
+
+
+def freeze(model: keras.Model, pattern: str) -> None:
+    """Train only the weights whose path matches a regular expression from its beginning on.
+
+    Raises:
+        ValueError: if the expression is none, or matches none of them.
+    """
+    trained = [w.path for w in model.trainable_weights if matching(pattern, w.path, "fine_tune")]
+    if not trained:
+        raise ValueError(
+            f"fine_tune {pattern!r} matches no weight; there are "
+            f"{_some([weight.path for weight in model.trainable_weights])}"
+        )
+    others = [weight for weight in model.trainable_weights if weight.path not in trained]
+    for weight in others:
+        weight.trainable = False
+    _frozen[model] = others
+
+
+@contextmanager
+def as_if_none_were_frozen(model: Any) -> Iterator[None]:
+    """Within the block, the weights are in the order in which Keras' HDF5 format has them.
+
+    It has those first that are trained, and who loads the file knows nothing of `freeze`.
+    """
+    frozen: Sequence[Any] = _frozen.get(model, []) if isinstance(model, keras.Model) else []
+    for weight in frozen:
+        weight.trainable = True
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.trainable = False
+
+
+def matching(pattern: str, path: str, key: str) -> bool:
+    """Whether a path matches a regular expression from its beginning on.
+
+    Raises:
+        ValueError: if the expression is none.
+    """
+    try:
+        return re.match(pattern, path) is not None
+    except re.error as error:
+        raise ValueError(f"{key}: {pattern!r} is no regular expression: {error}") from None
+
+
+def shown(result: Taken, checkpoint: Path) -> str:
+    """Return the sentence that tells what was taken."""
+    left = f"; not {_some(result.left)}" if result.left else ""
+    return f"warm start: {len(result.taken)} weights taken from {checkpoint}{left}"
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    more = f", … ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "none"

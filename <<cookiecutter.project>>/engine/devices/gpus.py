@@ -1,0 +1,95 @@
+"""Which GPUs a run may use, chosen before TensorFlow is imported, and several of them at once."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+from contextlib import AbstractContextManager
+
+from engine.devices import workers
+from vegab import UsageError
+
+IDLE = "-1"
+SEVERAL = "PROJECT_NUM_GPUS"  # how many were asked for, for this process and its children
+MOST_PERCENT, MOST_MEMORY = 5, 5  # of use, and MiB: below both a GPU is idle
+
+
+def choose_gpus(gpus: str) -> None:
+    """Let TensorFlow see some GPUs alone.
+
+    Args:
+        gpus: numbers such as "0" or "0,1", "none" for the CPU, "-1" for the idle ones, "" for what
+            the environment says.
+
+    Raises:
+        UsageError: if it is none of these, or no GPU is idle.
+    """
+    if not gpus:
+        return
+    numbers = [] if gpus == "none" else gpus.split(",")
+    if gpus == IDLE:
+        numbers = idle_gpus()
+        if not numbers:
+            raise UsageError(
+                "--gpus=-1: no GPU is idle here; wait, or give --gpus=none for the CPU"
+            )
+    if not all(number.isdecimal() for number in numbers):
+        raise UsageError(f"--gpus={gpus}: give numbers such as 0 or 0,1, or none, or -1")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(numbers) or "-1"
+    os.environ[SEVERAL] = str(len(numbers))
+
+
+def scope(together: bool = False) -> AbstractContextManager[object]:
+    """Return what a model is to be built in: a copy on each GPU, if several were asked for.
+
+    Every copy is given a part of each batch, and all of them make the same update.
+
+    Args:
+        together: train with the other workers that the environment names, if it does; see
+            `engine.devices.workers`.
+
+    Raises:
+        UsageError: if TensorFlow does not see as many GPUs, or a worker's port is in use.
+        SystemExit: with code 75, if the other workers do not come.
+    """
+    wanted = int(os.environ.get(SEVERAL, "0"))
+    with_others = together and workers.worker().number > 1
+    if wanted < 2 and not with_others:
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    if with_others:
+        # To ask for logical devices would start TensorFlow before it knows of the others.
+        names = [device.name for device in tf.config.list_physical_devices("GPU")]
+    else:
+        names = device_names()
+    if len(names) < wanted:
+        raise UsageError(f"--gpus asks for {wanted} GPUs; TensorFlow sees {len(names)}")
+    if with_others:
+        return workers.strategy().scope()
+    # TensorFlow's own choice for processors crashes in synchronised batch normalisation.
+    on_processors = not any("GPU" in name for name in names)
+    reduction = tf.distribute.ReductionToOneDevice() if on_processors else None
+    return tf.distribute.MirroredStrategy(names, cross_device_ops=reduction).scope()
+
+
+def device_names() -> list[str]:
+    """Return the names of the GPUs that TensorFlow sees."""
+    import tensorflow as tf
+
+    return [device.name for device in tf.config.list_logical_devices("GPU")]
+
+
+def idle_gpus() -> list[str]:
+    """Return the numbers of the GPUs that nobody uses, as nvidia-smi tells; none without it."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = "--query-gpu=index,utilization.gpu,memory.used"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    found = []
+    for line in done.stdout.splitlines():
+        number, percent, memory = (part.strip() for part in line.split(","))
+        if int(percent) < MOST_PERCENT and int(memory) < MOST_MEMORY:
+            found.append(number)
+    return found

@@ -1,0 +1,230 @@
+"""Copies of a model on several devices: what is the same in all of them, and what each has alone.
+
+Weights and the optimizer's variables are the same: every replica makes the same update. Metrics are
+not, for each replica counts its own part of a batch; a commit holds them of every replica.
+"""
+
+import contextlib
+import functools
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.random.seed_generator import global_seed_generator
+
+from engine.devices.workers import Workers
+from vegab import UsageError
+
+NUM_REPLICAS = "num_replicas"  # attribute of a commit's dataset: its first dimension
+_part = threading.local()  # of the batch that is trained on; each replica is traced in a thread
+
+
+def make_seed_generator() -> None:
+    """Let the generator come into being that draws where no layer has one of its own.
+
+    It could not do so within a function that is compiled for several replicas. Its seed is drawn
+    from Python's generator, as those of initial weights are: they shall be those of one device.
+    """
+    before = random.getstate()
+    global_seed_generator()
+    random.setstate(before)
+
+
+def prepare(model: Any) -> None:
+    """Make a model fit for training on several devices: what goes over a batch goes over the whole.
+
+    Raises:
+        UsageError: if its steps cannot be shared out.
+    """
+    if model.run_eagerly:
+        raise UsageError("a model with run_eagerly trains on one device; compile it without")
+    if getattr(model.optimizer, "gradient_accumulation_steps", None):
+        raise UsageError(
+            "accumulate_steps needs one device, for each would add up gradients of its own; give "
+            "a larger batch_size instead"
+        )
+    if getattr(model.optimizer, "ema_overwrite_frequency", None):
+        raise UsageError("ema_overwrite_frequency needs one device; leave it out")
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True
+            if type(layer)._moments is keras.layers.BatchNormalization._moments:
+                layer._moments = functools.partial(_moments, layer)
+    for optimizer in optimizers_of(model):
+        add_up = optimizer._all_reduce_sum_gradients
+        optimizer.scale_loss = functools.partial(_scale_loss, optimizer.scale_loss)
+        optimizer.apply = functools.partial(_apply, optimizer.apply, add_up)
+        for each in (optimizer, getattr(optimizer, "inner_optimizer", optimizer)):
+            each._all_reduce_sum_gradients = list  # not a second time
+
+
+def optimizers_of(model: Any) -> list[keras.Optimizer]:
+    """Return the optimizer that a model was compiled with, and others that it has."""
+    others = [value for value in vars(model).values() if isinstance(value, keras.Optimizer)]
+    return list({id(optimizer): optimizer for optimizer in (model.optimizer, *others)}.values())
+
+
+@contextlib.contextmanager
+def part_of(size: tf.Tensor, whole: tf.Tensor) -> Iterator[None]:
+    """Say how many examples of a batch this replica trains on, and how many the batch has."""
+    parts = tf.distribute.get_replica_context().num_replicas_in_sync
+    _part.weight = tf.cast(tf.where(size < whole, size * parts / whole, 1.0), tf.float32)
+    try:
+        yield
+    finally:
+        del _part.weight
+
+
+def _scale_loss(scale_loss: Callable[[tf.Tensor], tf.Tensor], loss: tf.Tensor) -> tf.Tensor:
+    """Have the loss of a part count by its examples; for Keras, each part has as many."""
+    return scale_loss(loss * tf.cast(getattr(_part, "weight", 1.0), loss.dtype))
+
+
+def _apply(
+    apply: Callable[..., None],
+    add_up: Callable[..., Any],
+    gradients: Sequence[Any],
+    variables: Sequence[Any],
+) -> None:
+    """Make an update by the gradients of the whole batch.
+
+    Keras adds up those of all replicas after it has clipped each replica's own, and has looked
+    whether they are finite.
+    """
+    if tf.distribute.get_replica_context() is not None:
+        gradients = [sums for sums, _ in add_up(list(zip(gradients, variables, strict=True)))]
+    apply(gradients, variables)
+
+
+def _moments(layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
+    """Return mean and variance over the whole batch.
+
+    Keras' own does it by three messages to the other workers, which take longer than the sums.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or mask is not None:
+        return keras.layers.BatchNormalization._moments(layer, inputs, mask)
+    axes = layer._reduction_axes
+    count = tf.cast(tf.size(inputs) // inputs.shape[layer.axis], inputs.dtype)
+    total, squares, count = sum_over_replicas(
+        [tf.reduce_sum(inputs, axes), tf.reduce_sum(tf.square(inputs), axes), count]
+    )
+    mean = total / count
+    return mean, tf.maximum(squares / count - tf.square(mean), 0.0)
+
+
+def sum_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Return the sum over all replicas of each tensor, by one message for each dtype.
+
+    To be called by each replica. Gradients go through.
+    """
+    context = tf.distribute.get_replica_context()
+    summed: dict[int, tf.Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        numbers = [number for number, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        flat = tf.concat([tf.reshape(tensors[number], [-1]) for number in numbers], axis=0)
+        sums = context.all_reduce(tf.distribute.ReduceOp.SUM, flat)
+        parts = tf.split(sums, [tensors[number].shape.num_elements() for number in numbers])
+        for number, part in zip(numbers, parts, strict=True):
+            summed[number] = tf.reshape(part, tensors[number].shape)
+    return [summed[number] for number in range(len(tensors))]
+
+
+def has_one_each(variable: Any) -> bool:
+    """Whether each replica has a value of its own for a variable, as for metrics."""
+    value = getattr(variable, "value", variable)
+    synchronization = getattr(value, "synchronization", None)
+    return len(components(variable)) > 0 and synchronization == tf.VariableSynchronization.ON_READ
+
+
+def components(variable: Any) -> Sequence[tf.Variable]:
+    """Return the variable of each replica in this process; none, if there is but one device."""
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    return value.values if isinstance(value, tf.distribute.DistributedValues) else ()
+
+
+class Agreement:
+    """Whether the copies of a model are the same, bit for bit, on all devices of all workers.
+
+    Args:
+        variables: of the model; those of which each replica has its own do not count.
+        workers: of the model's strategy.
+    """
+
+    def __init__(self, variables: Sequence[Any], workers: Workers) -> None:
+        self.workers = workers
+        self.variables = [v for v in variables if components(v) and not has_one_each(v)]
+        parts = [components(variable) for variable in self.variables]
+
+        def digests() -> tf.Tensor:
+            """Return uint8 of shape (variables, replicas here, 8)."""
+            return tf.stack([tf.stack([_digest(one) for one in copies]) for copies in parts])
+
+        self._digests = tf.function(digests) if workers.num_replicas > 1 and parts else None
+
+    def require(self) -> None:
+        """Compare them now; all workers call this at the same step.
+
+        Raises:
+            UsageError: naming a variable that differs.
+        """
+        if self._digests is None:
+            return
+        mine = self._digests().numpy()
+        rows = self.workers.gather_bytes(mine.tobytes())
+        found = np.stack([np.frombuffer(row, np.uint8).reshape(mine.shape) for row in rows])
+        differs = (found != found[:1, :, :1]).any(axis=(0, 2, 3))
+        if differs.any():
+            variable = self.variables[int(differs.argmax())]
+            raise UsageError(
+                f"{getattr(variable, 'path', variable.name)} is not the same on all devices: what "
+                "sets it goes by the part of a batch that a device sees; train this model on one"
+            )
+
+
+def _digest(variable: tf.Variable) -> tf.Tensor:
+    return tf.fingerprint(variable.read_value()[tf.newaxis])[0]
+
+
+def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:
+    """Return values of this worker's replicas with those of all others before and after them.
+
+    Args:
+        values: arrays of shape (replicas here, ...).
+        workers: all of them call this.
+
+    Returns:
+        arrays of shape (replicas, ...).
+    """
+    rows = workers.gather_bytes(b"".join(array.tobytes() for array in values))
+    gathered, begin = [], 0
+    for array in values:
+        parts = [
+            np.frombuffer(row[begin : begin + array.nbytes], array.dtype).reshape(array.shape)
+            for row in rows
+        ]
+        gathered.append(np.concatenate(parts))
+        begin += array.nbytes
+    return gathered
+
+
+def assign(variable: Any, values: np.ndarray, workers: Workers) -> None:
+    """Give each replica here its own value back.
+
+    If there were more or fewer replicas before, the first one takes over what they had in all.
+
+    Args:
+        variable: one of which each replica has its own.
+        values: of shape (replicas, ...).
+        workers: of the model's strategy.
+    """
+    if len(values) != workers.num_replicas:
+        first = values.sum(axis=0, dtype=values.dtype)
+        values = np.stack([first, *[np.zeros_like(first)] * (workers.num_replicas - 1)])
+    here = components(variable)
+    for number, component in enumerate(here, start=workers.rank * len(here)):
+        component.assign(values[number])

@@ -1,0 +1,393 @@
+"""Several processes that train one model together, on one machine or many.
+
+Each runs the same command. `TF_CONFIG` or SLURM tells it which of them it is; the first one, the
+chief, is the only one that writes the run folder.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import json
+import logging
+import os
+import random
+import re
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vegab import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tensorflow as tf
+
+log = logging.getLogger(__name__)
+INTERRUPTED = 75  # exit code: the same commands continue
+SECONDS_TO_COME = 300  # that the workers wait for each other at the start
+SECONDS_TO_REGISTER = 45  # once all are there, with TensorFlow's service, or all end
+SECONDS_OF_SILENCE = 20  # after which a worker is taken for dead
+FIRST_PORT, NUM_PORTS, PORTS_PER_JOB = 20_000, 12_000, 64  # below those that systems hand out
+EXAMPLE = '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
+
+
+class Worker(NamedTuple):
+    """Which of how many workers a process is; the chief has the rank 0."""
+
+    rank: int
+    number: int
+
+
+def worker() -> Worker:
+    """Return which worker this process is, as the environment says: (0, 1) if it names no others.
+
+    Raises:
+        UsageError: if `TF_CONFIG` is torn.
+    """
+    if os.environ.get("TF_CONFIG"):
+        rank, addresses = _tf_config(os.environ["TF_CONFIG"])
+        return Worker(rank, len(addresses))
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return Worker(int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"]))
+    return Worker(0, 1)
+
+
+def is_follower() -> bool:
+    """Return whether this process is a worker other than the chief, which writes nothing."""
+    return worker().rank > 0
+
+
+def strategy() -> "tf.distribute.Strategy":
+    """Meet the other workers; return the strategy by which all of them train one model.
+
+    TensorFlow may not have run anything before. The servers that it starts listen on all networks
+    of the machine.
+
+    Raises:
+        UsageError: if this worker's port is in use.
+        SystemExit: with code 75, if the others do not come. If they come and then are silent, the
+            process itself ends with this code.
+    """
+    import tensorflow as tf
+    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+    from tensorflow.python.eager import context  # no public name sets how long a worker is missed
+
+    rank, addresses = cluster()
+    _meet(rank, addresses)
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        cluster_register_timeout_in_ms=SECONDS_TO_REGISTER * 1000,
+        heartbeat_timeout_in_ms=SECONDS_OF_SILENCE * 1000,
+        coordinated_jobs=[
+            coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(addresses))
+        ],
+    )
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(addresses)}),
+        task_type="worker",
+        task_id=rank,
+        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+        rpc_layer="grpc",
+    )
+    with _unless_too_late():
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+
+
+def cluster() -> tuple[int, tuple[str, ...]]:
+    """Return this worker's rank, and the address of each, as "host:port"."""
+    if os.environ.get("TF_CONFIG"):
+        return _tf_config(os.environ["TF_CONFIG"])
+    import tensorflow as tf
+    from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver
+
+    rank, number = worker()
+    # Jobs that share a machine must not meet: each has ports of its own.
+    job = int(os.environ.get("SLURM_JOB_ID", "0")) * PORTS_PER_JOB
+    # GPUs are SLURM's business; the resolver asks for a number, and fails at 0.
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        port_base=FIRST_PORT + job % NUM_PORTS,
+        gpus_per_node=number,
+        gpus_per_task=1,
+        auto_set_gpu=False,
+    )
+    addresses = resolver.cluster_spec().as_dict()["worker"]
+    # It sorts the machines by name, n10 before n9; SLURM numbers the tasks in its own order.
+    hosts = slurm_cluster_resolver.expand_hostlist(os.environ["SLURM_STEP_NODELIST"])
+    addresses.sort(key=lambda address: hosts.index(address.rpartition(":")[0]))
+    return rank, tuple(addresses)
+
+
+def free_ports(number: int) -> list[int]:
+    """Return ports of the loopback on which nothing listens.
+
+    They are below those that a system gives to connections and to whoever asks for any port, so
+    that nobody is given one of them before it is used.
+
+    Raises:
+        OSError: if there are not as many.
+    """
+    found: list[int] = []
+    every = range(FIRST_PORT, FIRST_PORT + NUM_PORTS)
+    for port in random.SystemRandom().sample(every, 1000):
+        if len(found) == number:
+            break
+        with contextlib.suppress(OSError), socket.socket() as tried:
+            tried.bind(("127.0.0.1", port))
+            found.append(port)
+    if len(found) < number:
+        raise OSError(f"of the ports from {every[0]} to {every[-1]}, no {number} are free")
+    return found
+
+
+def on_this_machine(number: int) -> list[str]:
+    """Return `TF_CONFIG` for each of so many workers over loopback, at ports that are free now."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(number)]
+    tasks = [{"type": "worker", "index": index} for index in range(number)]
+    return [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
+
+
+def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
+    """Return what `TF_CONFIG` says: this worker's rank, and the addresses of all, chief first.
+
+    Raises:
+        UsageError: if it is torn.
+    """
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise UsageError(
+            f"TF_CONFIG is no JSON ({error}); expected {EXAMPLE}, or unset it"
+        ) from None
+    cluster = config.get("cluster") if isinstance(config, dict) else None
+    task = config.get("task") if isinstance(config, dict) else None
+    if not isinstance(cluster, dict) or not cluster or not isinstance(task, dict):
+        raise UsageError(f"TF_CONFIG has no cluster or no task; expected {EXAMPLE}, or unset it")
+    if strange := sorted(set(cluster) - {"chief", "worker"}):
+        raise UsageError(f"TF_CONFIG names {', '.join(strange)}; expected chief and worker alone")
+    by_type = {
+        kind: cluster[kind] for kind in ("chief", "worker") if isinstance(cluster.get(kind), list)
+    }
+    for address in (address for addresses in by_type.values() for address in addresses):
+        if not isinstance(address, str) or not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", address):
+            raise UsageError(f"TF_CONFIG has the address {address!r}; expected HOST:PORT")
+    kind, index = task.get("type"), task.get("index")
+    mine = by_type.get(kind, []) if isinstance(kind, str) else []
+    if type(index) is not int or not 0 <= index < len(mine):
+        raise UsageError(
+            f"TF_CONFIG says that this is {kind} {index!r}, and its cluster has "
+            f"{' and '.join(f'{len(them)} {of}' for of, them in by_type.items()) or 'none'}; "
+            "indices begin with 0"
+        )
+    before = len(by_type.get("chief", [])) if kind == "worker" else 0
+    return before + index, tuple(address for them in by_type.values() for address in them)
+
+
+def _meet(rank: int, addresses: Sequence[str]) -> None:
+    """Return when all workers are there: TensorFlow's own waiting heeds no signal, and no time.
+
+    The chief waits for the others to listen, and they for the chief, which then is in TensorFlow.
+
+    Raises:
+        UsageError: if this worker's port is in use.
+        SystemExit: with code 75, if the others do not come.
+    """
+    port = int(addresses[rank].rpartition(":")[2])
+    with socket.socket() as mine:
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            mine.bind(("", port))
+            if rank > 0:
+                mine.listen()
+        except OSError as error:
+            raise UsageError(
+                f"worker {rank} is to listen on port {port} ({addresses[rank]}), and cannot: "
+                f"{error.strerror}; wait for who has it, or name another port for all workers"
+            ) from None
+        until = time.monotonic() + SECONDS_TO_COME
+        missing = list(addresses[1:] if rank == 0 else addresses[:1])
+        log.info("worker %d of %d waits for %s", rank, len(addresses), ", ".join(missing))
+        while missing:
+            missing = [address for address in missing if not _listens(address)]
+            if missing and time.monotonic() > until:
+                log.error(
+                    "%s did not come within %d s; start all workers anew",
+                    ", ".join(missing),
+                    SECONDS_TO_COME,
+                )
+                raise SystemExit(INTERRUPTED)
+            time.sleep(0.2 if missing else 0)
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), 2):
+        return True
+    return False
+
+
+class _Event(ctypes.Structure):
+    """What a timer does at its end: `struct sigevent` of timer_create(2) on Linux."""
+
+    _fields_ = (
+        ("value", ctypes.c_ssize_t),
+        ("signal", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("function", ctypes.c_void_p),
+        ("padding", ctypes.c_char * 40),
+    )
+
+
+@contextlib.contextmanager
+def _unless_too_late() -> Iterator[None]:
+    """End the process with code 75 if TensorFlow's start takes too long: a worker died meanwhile.
+
+    While it waits, Python runs nothing, no thread and no handler, so that a timer of the C library
+    calls `_exit(75)`; systems other than Linux have none. TensorFlow then has a handler of its own
+    for SIGTERM, in place of which the one that was there is set again.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    log.info("all are there; if one dies now, this ends within %d s", SECONDS_TO_REGISTER)
+    library, timer, call_in_a_thread = ctypes.CDLL(None), ctypes.c_void_p(), 2
+    leave = ctypes.cast(library._exit, ctypes.c_void_p)
+    event = _Event(value=INTERRUPTED, notify=call_in_a_thread, function=leave.value)
+    length = (ctypes.c_long * 4)(0, 0, SECONDS_TO_REGISTER, 0)  # no repetition, then seconds
+    if library.timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)):
+        raise OSError("the system gives no timer, without which a worker may wait for ever")
+    library.timer_settime(timer, 0, length, None)
+    try:
+        yield
+    finally:
+        library.timer_delete(timer)
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+@contextlib.contextmanager
+def ends_with_the_others() -> Iterator[None]:
+    """Turn what TensorFlow raises when another worker is gone into exit code 75."""
+    try:
+        yield
+        return
+    except Exception as error:
+        if worker().number == 1 or not _tells_of_another(error):
+            raise
+        log.debug("%s", error)
+        traceback.clear_frames(error.__traceback__)  # TensorFlow's threads end before Python does
+    log.error("another worker is gone; the last commit is kept: start all workers anew")
+    raise SystemExit(INTERRUPTED)
+
+
+def _tells_of_another(error: BaseException | None) -> bool:
+    import tensorflow as tf
+
+    absence = (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.FailedPreconditionError,
+    )
+    # A hook that fails is named by an error of its own.
+    return error is not None and (isinstance(error, absence) or _tells_of_another(error.__cause__))
+
+
+@functools.cache
+def _adder(strategy: Any) -> Callable[["np.ndarray"], Any]:
+    """Return a function that adds up matrices of integers, of each replica one."""
+    import tensorflow as tf
+
+    def on_replica(rows: tf.Tensor) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(rows))
+
+    def add_up(rows: tf.Tensor) -> tf.Tensor:
+        sums = strategy.run(on_replica, args=(rows,))
+        return strategy.experimental_local_results(sums)[0]
+
+    signature = [tf.TensorSpec([None, None], tf.int64)]
+    return tf.function(add_up, input_signature=signature, autograph=False)
+
+
+class Workers:
+    """What the workers of a strategy tell each other; one process alone has nobody to ask.
+
+    Args:
+        strategy: of the model, or None.
+
+    Attributes:
+        rank: of this worker.
+        number: of workers.
+        num_replicas: copies of the model, of all workers.
+    """
+
+    def __init__(self, strategy: Any) -> None:
+        resolver = strategy.cluster_resolver if strategy is not None else None
+        self.strategy = strategy
+        self.rank: int = resolver.task_id if resolver is not None else 0
+        self.number = len(resolver.cluster_spec().as_dict()["worker"]) if resolver else 1
+        self.num_replicas: int = strategy.num_replicas_in_sync if strategy is not None else 1
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is the worker that writes."""
+        return self.rank == 0
+
+    @property
+    def layout(self) -> str:
+        """How the work is shared out, in words."""
+        devices = self.num_replicas // self.number
+        each = f"{devices} device{'s' * (devices > 1)}"
+        return f"{self.number} workers with {each} each" if self.number > 1 else each
+
+    def gather(self, numbers: "Sequence[int] | np.ndarray") -> "np.ndarray":
+        """Return what each worker has given, int64 of shape (number, len(numbers)).
+
+        All have to call it, at the same place of the program, with as many numbers.
+        """
+        import numpy as np
+
+        mine = np.asarray(numbers, np.int64)
+        if self.number == 1:
+            return mine[np.newaxis]
+        rows = np.zeros((self.number, len(mine)), np.int64)
+        rows[self.rank] = mine
+        replicas_here = self.num_replicas // self.number
+        return _adder(self.strategy)(rows).numpy() // replicas_here
+
+    def gather_bytes(self, content: bytes) -> list[bytes]:
+        """Return what each worker has given, all of the same length; see `gather`."""
+        import numpy as np
+
+        padded = content + bytes(-len(content) % 4)
+        words = np.frombuffer(padded, np.uint32)
+        return [row.astype(np.uint32).tobytes()[: len(content)] for row in self.gather(words)]
+
+    def require_same(self, things: Mapping[str, str], meaning: str) -> None:
+        """Compare what should be the same for all workers.
+
+        Args:
+            things: texts by name.
+            meaning: of them all, for the message.
+
+        Raises:
+            UsageError: on all workers, naming those that differ.
+        """
+        digests = b"".join(hashlib.sha256(text.encode()).digest() for text in things.values())
+        rows = self.gather_bytes(digests)
+        differing = [
+            name
+            for number, name in enumerate(things)
+            if len({row[32 * number : 32 * (number + 1)] for row in rows}) > 1
+        ]
+        if differing:
+            raise UsageError(
+                f"the workers differ in {', '.join(differing)} {meaning}; start the same command "
+                "on machines of one kind"
+            )

@@ -1,0 +1,408 @@
+"""What happens around the steps of training: progress, curves, logs, checkpoints, early stopping.
+
+A hook overrides what it needs of `Hook`. Hooks run in the order of the list. A hook with
+state of its own returns it from `get_state`; it is committed with the model under the name of the
+hook's class, and given back on resume.
+"""
+
+import inspect
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.batches import require_at_least
+from engine.checkpoints import callback_state
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """What hooks may look at; one object for the whole run, kept up to date by the loop.
+
+    Attributes:
+        root: the run folder.
+        model: the model in training.
+        num_epochs: epochs when the run is finished.
+        steps_per_epoch: steps in an epoch.
+        history: a row per finished epoch.
+        global_step: steps done since the run began, over all attempts.
+        best_epoch: the best epoch by `monitor` so far, or None.
+        monitor: column of the history that says how good the model is, or None.
+        num_steps: steps when the run is finished, or None: those of `num_epochs` epochs.
+        validates_seldom: whether there are epochs without validation.
+        iterator: what does the steps, or None: the model's own training step does.
+        results: the figures of the epoch so far.
+        keep_as: set it in `after_step` to have a commit made now and kept under this name in
+            `checkpoints/` too.
+        discard: names in `checkpoints/` that this commit makes superfluous.
+        stop_reason: set it to end the run after this epoch.
+    """
+
+    root: Path
+    model: Any
+    num_epochs: int
+    steps_per_epoch: int
+    history: list[dict[str, Any]]
+    global_step: int
+    best_epoch: int | None
+    monitor: str | None
+    num_steps: int | None = None
+    validates_seldom: bool = False
+    iterator: Any = None
+    results: Mapping[str, float] = field(default_factory=dict)
+    keep_as: str | None = None
+    discard: Sequence[str] = ()
+    stop_reason: str | None = None
+
+
+class Hook:
+    """Does nothing; override what you need.
+
+    Attributes:
+        run: what there is to know of the run, from `before_training` on.
+        root: the run folder; `code`, `checkpoints`, `train` and `eval` are folders in it.
+        only_tells: whether all that it does is to write or to show. Of several workers, the chief
+            alone has it act. A hook that may change the run acts on all of them; what it writes
+            into `root` is kept by the chief alone.
+    """
+
+    only_tells = False
+    run: Run
+    root: str
+    code: str
+    checkpoints: str
+    train: str
+    eval: str
+
+    def before_training(self, run: Run) -> None:
+        """Called once, before the state is restored."""
+        self.run = run
+
+    def before_epoch(self, epoch: int) -> None:
+        """Called before the first step of an epoch, counted from 0.
+
+        What it changes, such as the learning rate, holds in a resumed run as well: at an epoch's
+        beginning it is called after the state is restored. Where a run goes on within an epoch, it
+        is called before, and restoring brings back what has become of the change.
+        """
+
+    def next_step(self, global_step: int) -> int | None:
+        """Return the next number of steps done, above `global_step`, at which to act.
+
+        `after_step` is then called with that number, and `before_step` with the one below it. None:
+        a hook that has a `before_step` acts at every step, another one whenever a call of many
+        steps ends.
+        """
+        return None
+
+    def acts_before(self) -> bool:
+        """Whether `before_step` is to be called; if nobody's is, steps may be grouped."""
+        return type(self).before_step is not Hook.before_step
+
+    def before_step(
+        self, global_step: int, fetches: dict[str, Any], feeds: Any, batch: Any
+    ) -> None:
+        """Called before a step, when `global_step` steps are done.
+
+        Args:
+            global_step: steps done.
+            fetches: nested functions that the step will call; what is changed here is what it does.
+            feeds: a copy of the batch, which the step is given; change it as you like.
+            batch: as the data has it; leave it alone.
+        """
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        """Called after a step, when `global_step` steps are done.
+
+        `after_step(self, global_step, fetches, feeds, batch)` is called too, if it is written so.
+
+        Args:
+            global_step: steps done, one more than `before_step` was told.
+            last_results: of a Keras model, its metrics over the epoch so far; of an iterator, what
+                its `run` has returned.
+        """
+
+    def after_epoch(self, epoch: int) -> None:
+        """Called after validation, before the commit; the epoch's row is `run.history[-1]`."""
+
+    def after_training(self) -> None:
+        """Called when the last epoch is committed."""
+
+    def at_exception(self, error: BaseException) -> None:
+        """Called when training ends by an exception or a signal."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as JSON values."""
+        return {}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `get_state` returned at the last commit."""
+
+
+ADDRESSES = ("code", "checkpoints", "train", "eval")
+
+
+def give_addresses(thing: Any, root: Path) -> None:
+    """Set the attributes by which hooks and iterators find the run folder and what is in it."""
+    thing.root = str(root)
+    for name in ADDRESSES:
+        setattr(thing, name, str(root / name))
+
+
+class Hooks:
+    """Calls hooks in their order, each when it wants to act; one that fails is named.
+
+    Args:
+        hooks: in the order in which they are called.
+        seldom: those of them that act at every `hook_freq`-th step alone, beginning with the first.
+        hook_freq: at least 1.
+        is_chief: whether this process is the one that writes.
+    """
+
+    def __init__(
+        self,
+        hooks: Sequence[Hook],
+        seldom: Sequence[Hook] = (),
+        hook_freq: int = 1,
+        is_chief: bool = True,
+    ) -> None:
+        self.hooks = list(hooks)
+        # They count all the same for where a call of many steps is to end.
+        self._mute = {
+            id(hook) for hook in hooks if getattr(hook, "only_tells", False) and not is_chief
+        }
+        self._seldom = {id(hook) for hook in seldom} if hook_freq > 1 else set()
+        self._hook_freq = hook_freq
+        self._sees_feeds = {id(hook): _takes_feeds(hook) for hook in hooks}
+        self._acts_before = {
+            id(hook): self._sees_feeds[id(hook)] or _acts_before(hook) for hook in hooks
+        }
+        self._started: list[Hook] = []
+        # What a resumed run would begin with, of those that save nothing and may change the run.
+        self._at_start: dict[int, dict[str, Any]] = {}
+
+    def start(self, run: Run) -> None:
+        """Tell all of them of the run."""
+        for hook in self.hooks:
+            give_addresses(hook, run.root)
+        for hook in self.hooks:
+            self._call(hook, "before_training", run)
+            self._started.append(hook)
+            has_state = getattr(type(hook), "get_state", Hook.get_state) is not Hook.get_state
+            if not (has_state or getattr(hook, "only_tells", False)):
+                self._at_start[id(hook)] = callback_state.plain_attributes(hook)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the states of all that have one; warn once of each whose changes are lost."""
+        for hook in self.hooks:
+            if id(hook) not in self._at_start:
+                continue
+            before, now = self._at_start[id(hook)], callback_state.plain_attributes(hook)
+            if changed := [name for name in now if before.get(name) != now[name]]:
+                del self._at_start[id(hook)]
+                log.warning(
+                    "hook %s changes its %s, which is not saved: a resumed run may differ; give it "
+                    "get_state() and set_state(state), with JSON values, or only_tells = True if "
+                    "all that it does is to write or to show",
+                    type(hook).__name__,
+                    ", ".join(changed),
+                )
+        return callback_state.get_all(self.hooks)
+
+    def call(self, method: str, *arguments: Any) -> None:
+        """Call a method of all hooks that have it.
+
+        Raises:
+            OSError, FloatingPointError, RuntimeError: naming the hook, if it fails.
+        """
+        for hook in self.hooks:
+            self._call(hook, method, *arguments)
+
+    def has_one_before(self) -> bool:
+        """Whether there is a hook that acts before a step."""
+        return any(self._acts_before.values())
+
+    def next_stop(self, global_step: int) -> int | None:
+        """Return the next step above `global_step` before or after which somebody acts."""
+        stops = []
+        for hook in self.hooks:
+            step = self._acts_at(hook, global_step)
+            if step is not None:
+                before = self._acts_before[id(hook)] and step - 1 > global_step
+                stops.append(step - 1 if before else step)
+        return min(stops, default=None)
+
+    def act_before(self, global_step: int) -> list[Hook]:
+        """Return the hooks whose `before_step` is to be called before the next step."""
+        return [
+            hook
+            for hook in self.hooks
+            if self._acts_before[id(hook)] and self._acts_at(hook, global_step) == global_step + 1
+        ]
+
+    def before_step(
+        self, hooks: Sequence[Hook], global_step: int, fetches: Any, feeds: Any, batch: Any
+    ) -> None:
+        """Call `before_step` of some hooks."""
+        for hook in hooks:
+            self._call(hook, "before_step", global_step, fetches, feeds, batch)
+
+    def after_step(self, begun_at: int, global_step: int, results: Any, *seen: Any) -> None:
+        """Call `after_step` of those that want to act at `global_step`.
+
+        Args:
+            begun_at: global step at which the call of one or many steps began.
+            global_step: steps done.
+            results: of the step.
+            seen: fetches, feeds and batch, where there was but one step.
+        """
+        for hook in self.hooks:
+            step = self._acts_at(hook, begun_at)
+            if step is None or step == global_step:
+                with_feeds = self._sees_feeds[id(hook)]
+                self._call(hook, "after_step", global_step, *(seen if with_feeds else (results,)))
+
+    def at_exception(self, error: BaseException) -> None:
+        """Tell those that know of the run; one that fails at that is named in the log."""
+        for hook in self._started:
+            try:
+                self._call(hook, "at_exception", error)
+            except Exception as another:
+                log.error("%s", another)
+
+    def _acts_at(self, hook: Hook, global_step: int) -> int | None:
+        step = hook.next_step(global_step) if hasattr(hook, "next_step") else None
+        if step is None and id(hook) in self._seldom:
+            return -(-global_step // self._hook_freq) * self._hook_freq + 1
+        if step is None and self._acts_before[id(hook)]:
+            return global_step + 1
+        return step
+
+    def _call(self, hook: Hook, method: str, *arguments: Any) -> None:
+        function = getattr(hook, method, None)
+        if function is None or id(hook) in self._mute:
+            return
+        try:
+            function(*arguments)
+        except Exception as error:
+            if isinstance(hook, IntervalHook):
+                raise  # it has named the one of its hooks that failed
+            kinds = (OSError, FloatingPointError)
+            kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+            what = str(error) if kind is not RuntimeError else f"{type(error).__name__}: {error}"
+            raise kind(f"hook {type(hook).__name__} failed in {method}: {what}") from error
+
+
+def _acts_before(hook: Any) -> bool:
+    """Whether a hook, be it a `Hook` or not, has something to do before a step."""
+    return hook.acts_before() if hasattr(hook, "acts_before") else hasattr(hook, "before_step")
+
+
+def _takes_feeds(hook: Any) -> bool:
+    """Whether `after_step` is written as (global_step, fetches, feeds, batch)."""
+    parameters = (
+        inspect.signature(hook.after_step).parameters.values()
+        if hasattr(hook, "after_step")
+        else ()
+    )
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) == 4
+
+
+class IntervalHook(Hook):
+    """Lets its hooks act at certain steps alone, as `before_step` numbers them: 0 is the first.
+
+    These are `start` and every `interval`-th step from there on. With `max_interval` the interval
+    doubles each time until it is that, and the next step is the next multiple of it: 1 and 1000
+    give 0, 2, 4, 8, …, 512, 1000, 2000, …. They depend on nothing else, so a resumed run finds them
+    again without a state.
+
+    Args:
+        hooks: called in this order; a `next_step` of their own makes them act more seldom.
+        interval: steps from one time to the next, at least 1.
+        start: the first step, at least 0.
+        stop: no step from this one on; None: there is no end.
+        max_interval: at least 1; None: the interval stays as it is.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    NEVER = sys.maxsize
+
+    def __init__(
+        self,
+        hooks: Sequence[Hook],
+        interval: int,
+        start: int = 0,
+        stop: int | None = None,
+        max_interval: int | None = None,
+    ) -> None:
+        most = interval if max_interval is None else max_interval
+        require_at_least(1, interval=interval, max_interval=most)
+        require_at_least(0, start=start)
+        self.hooks = list(hooks)
+        self.interval = interval
+        self.start = start
+        self.stop = stop
+        self.max_interval = most
+        self._calls = Hooks(self.hooks)
+        self._seen: tuple[Any, ...] = ()
+
+    def next_step(self, global_step: int) -> int:
+        """Return the next number of steps done at which one of these steps is done."""
+        due = self.first_due(global_step)
+        return self.NEVER if due is None else due + 1
+
+    def first_due(self, step: int) -> int | None:
+        """Return the first step from `step` on at which to act, or None if there is none."""
+        due, interval = self.start, self.interval
+        while due < step:
+            if interval == self.max_interval:  # from here on, all multiples of it
+                missing = step - self.start
+            else:
+                interval = min(2 * interval, self.max_interval)
+                missing = due + 1 - self.start
+            due = self.start + -(-missing // interval) * interval
+        return due if self.stop is None or due < self.stop else None
+
+    def acts_before(self) -> bool:
+        return self._calls.has_one_before()
+
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        self._calls.start(run)
+
+    def before_epoch(self, epoch: int) -> None:
+        self._calls.call("before_epoch", epoch)
+
+    def before_step(
+        self, global_step: int, fetches: dict[str, Any], feeds: Any, batch: Any
+    ) -> None:
+        if self.first_due(global_step) == global_step:
+            self._seen = fetches, feeds, batch
+            acting = self._calls.act_before(global_step)
+            self._calls.before_step(acting, global_step, fetches, feeds, batch)
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        if self.first_due(global_step - 1) == global_step - 1:
+            seen, self._seen = self._seen, ()
+            self._calls.after_step(global_step - 1, global_step, last_results, *seen)
+
+    def after_epoch(self, epoch: int) -> None:
+        self._calls.call("after_epoch", epoch)
+
+    def after_training(self) -> None:
+        self._calls.call("after_training")
+
+    def at_exception(self, error: BaseException) -> None:
+        self._calls.at_exception(error)
+
+    def get_state(self) -> dict[str, Any]:
+        return self._calls.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        callback_state.put_all(self.hooks, state)

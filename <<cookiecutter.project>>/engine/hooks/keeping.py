@@ -1,0 +1,101 @@
+"""Keeps checkpoints every N steps, and not too many of them."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.batches import require_at_least
+from engine.checkpoints import is_lower_better, require_inside
+from engine.hooks.base import Hook, Run
+
+
+class KeepCheckpoints(Hook):
+    """Keeps a commit every so many steps as `checkpoints/model-<steps done>.h5`, and not too many.
+
+    A value is that of the epoch so far, for a "val_…" column that of the epoch before. A checkpoint
+    without a finite one counts as the worst, and of two that are equally good the newer is kept.
+
+    Args:
+        every: steps from one to the next, at least 1.
+        keep: how many stay, at least 1.
+        monitor: column of the history that says which are the best; None: the newest stay.
+        monitor_mode: "min" or "max", whichever is better; "auto" goes by the name.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    NAME = re.compile(r"model-[0-9]+\.h5")
+
+    def __init__(
+        self, every: int, keep: int = 5, monitor: str | None = None, monitor_mode: str = "auto"
+    ) -> None:
+        require_at_least(1, every=every, keep=keep)
+        self.every = every
+        self.keep = keep
+        self.monitor = monitor
+        self.monitor_mode = monitor_mode
+        self.kept: list[tuple[int, float | None]] = []  # steps done and value, oldest first
+
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        self.lower_is_better = is_lower_better(self.monitor, self.monitor_mode)
+
+    def next_step(self, global_step: int) -> int:
+        return (global_step // self.every + 1) * self.every
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        if global_step % self.every:
+            return
+        self.kept.append((global_step, self._value()))
+        best = sorted(self.kept, key=self._rank)[: self.keep]
+        # A new one that is superfluous is committed all the same: a resume goes on from there.
+        self.run.keep_as = self._name(global_step)
+        self.run.discard = [
+            self._name(step) for step, value in self.kept if (step, value) not in best
+        ]
+        self.kept = sorted(best)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"kept": [[step, value] for step, value in self.kept]}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take back the list, less what is not there, as in a run that began with another's commit.
+
+        A file that is not in the list is of an attempt that was killed before its commit, or before
+        it could remove the file.
+        """
+        folder = Path(self.checkpoints)
+        require_inside(self._name(step) for step, _ in state["kept"])
+        known = {self._name(step) for step, _ in state["kept"]}
+        for path in folder.glob("model-*.h5"):
+            if self.NAME.fullmatch(path.name) and path.name not in known:
+                path.unlink()
+        self.kept = [
+            (step, value) for step, value in state["kept"] if (folder / self._name(step)).exists()
+        ]
+
+    def _value(self) -> float | None:
+        """Return what `monitor` is now, or None where there is no finite value yet."""
+        if self.monitor is None:
+            return None
+        of_validation = self.monitor.startswith("val_")
+        rows = self.run.history if of_validation else [self.run.results]
+        found = next((row for row in reversed(rows) if self.monitor in row), None)
+        if found is None and any(rows) and not (of_validation and self.run.validates_seldom):
+            raise ValueError(f"monitor is {self.monitor!r}; there are {', '.join(rows[-1])}")
+        value = found[self.monitor] if found else math.nan
+        return value if math.isfinite(value) else None
+
+    def _rank(self, entry: tuple[int, float | None]) -> tuple[float, int]:
+        """Return a key that sorts the best first."""
+        step, value = entry
+        if value is None:
+            return math.inf, -step
+        return value if self.lower_is_better else -value, -step
+
+    @staticmethod
+    def _name(global_step: int) -> str:
+        return f"model-{global_step}.h5"

@@ -1,0 +1,201 @@
+"""Shows how the training goes: a bar, a line an epoch, the learning curve, TensorBoard."""
+
+import csv
+import io
+import logging
+import time
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from engine import pictures as figures
+from engine.checkpoints import (
+    csv_lines,
+)
+from engine.hooks.base import Hook, Run, log
+from vegab.files import write_atomically
+
+
+class EpochLog(Hook):
+    """Logs a line per epoch and appends its wall-clock figures to `timing.csv`."""
+
+    only_tells = True
+    COLUMNS = ("epoch", "seconds", "steps_per_second", "finished_at")
+
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        path = run.root / "timing.csv"
+        rows: list[dict[str, Any]] = []
+        if path.exists():
+            with open(path, newline="") as file:
+                rows = [row for row in csv.DictReader(file) if row["epoch"].isdecimal()]
+        # An epoch that was done but not committed is done again.
+        kept = [row for row in rows if int(row["epoch"]) < len(run.history)]
+        write_atomically(path, csv_lines(self.COLUMNS, kept), sync=False)
+
+    def before_epoch(self, epoch: int) -> None:
+        self.start = time.perf_counter()
+        self.steps_before = self.run.global_step
+
+    def after_epoch(self, epoch: int) -> None:
+        seconds = time.perf_counter() - self.start
+        row = {key: value for key, value in self.run.history[-1].items() if key != "epoch"}
+        figures = "  ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in row.items()
+        )
+        log.info("epoch %d/%d  %s  %.1f s", epoch + 1, self.run.num_epochs, figures, seconds)
+        timing = {
+            "epoch": epoch,
+            "seconds": round(seconds, 3),
+            "steps_per_second": round((self.run.global_step - self.steps_before) / seconds, 1),
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        with open(self.run.root / "timing.csv", "a") as file:
+            file.write(csv_lines(self.COLUMNS, [timing], header=False))
+
+
+class Progress(Hook):
+    """Shows a bar with epoch, step, loss, rate and time left on a terminal.
+
+    Args:
+        terminal: where to draw; None, as when the output goes to a file: nothing is drawn.
+    """
+
+    only_tells = True
+
+    def __init__(self, terminal: TextIO | None) -> None:
+        self.terminal = terminal
+
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        self.bar = tqdm(
+            total=run.num_steps or run.num_epochs * run.steps_per_epoch,
+            initial=run.global_step,
+            file=self.terminal or io.StringIO(),
+            disable=self.terminal is None or not log.isEnabledFor(logging.INFO),
+            unit="step",
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def before_epoch(self, epoch: int) -> None:
+        self.bar.set_description(f"epoch {epoch + 1}/{self.run.num_epochs}", refresh=False)
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        for name, value in list(self.run.results.items())[:1]:
+            self.bar.set_postfix_str(f"{name} {value:.4f}", refresh=False)
+        self.bar.update(global_step - self.bar.n)
+
+    def after_training(self) -> None:
+        self.bar.close()
+
+    def at_exception(self, error: BaseException) -> None:
+        self.bar.close()
+
+
+class LearningCurve(Hook):
+    """Draws `learning_curve.png` after an epoch, not too often, and at the end or a failure."""
+
+    only_tells = True
+    SECONDS_BEFORE = 10.0  # a short run draws it once
+    SECONDS_BETWEEN = 30.0
+    SHARE_OF_TIME = 0.01  # a long history takes long to draw
+
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        self.next_at = time.monotonic() + self.SECONDS_BEFORE
+
+    def after_epoch(self, epoch: int) -> None:
+        if time.monotonic() > self.next_at:
+            self._draw()
+
+    def after_training(self) -> None:
+        self._draw()
+
+    def at_exception(self, error: BaseException) -> None:
+        if not isinstance(error, SystemExit | KeyboardInterrupt):  # an interruption cannot wait
+            self._draw()
+
+    def _draw(self) -> None:
+        if not self.run.history:
+            return
+        start = time.monotonic()
+        try:
+            figures.draw_learning_curve(self.run.root, self.run.history, self.run.best_epoch)
+        except OSError as error:  # a picture is no reason to stop; a commit that fails is
+            log.warning("learning_curve.png could not be written (%s)", error.strerror)
+        end = time.monotonic()
+        self.next_at = end + max(self.SECONDS_BETWEEN, (end - start) / self.SHARE_OF_TIME)
+
+
+class TensorBoard(Hook):
+    """Writes the history to `tb/train` and `tb/validation`, which TensorBoard overlays.
+
+    Args:
+        prefix: of the tags; None: "epoch_" with an iterator, where "loss" is a curve over steps.
+    """
+
+    only_tells = True
+
+    def __init__(self, prefix: str | None = None) -> None:
+        self.prefix = prefix
+
+    def before_training(self, run: Run) -> None:
+        from tensorboard.summary import Writer
+
+        super().before_training(run)
+        self.writers = {
+            name: Writer(str(run.root / "tb" / name)) for name in ("train", "validation")
+        }
+
+    def after_epoch(self, epoch: int) -> None:
+        for key, value in self.run.history[-1].items():
+            if key in ("epoch", "step"):
+                continue
+            split = "validation" if key.startswith("val_") else "train"
+            prefix = self.prefix
+            if prefix is None:
+                prefix = "" if self.run.iterator is None else "epoch_"
+            tag = prefix + key.removeprefix("val_")
+            self.writers[split].add_scalar(tag, value, step=epoch)
+        for writer in self.writers.values():
+            writer.flush()
+
+    def after_training(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+        self.writers = {}  # a later hook's failure comes here again
+
+    def at_exception(self, error: BaseException) -> None:
+        self.after_training()
+
+
+class LastMetrics(Hook):
+    """Writes the last figures of training and of validation to `metrics.csv`, a row each."""
+
+    only_tells = True
+
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        self._write()
+
+    def after_epoch(self, epoch: int) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        history = self.run.history
+        with_validation = [row for row in history if any(key.startswith("val_") for key in row)]
+        rows = []
+        for split, of_split in (("train", history), ("validation", with_validation)):
+            for row in of_split[-1:]:
+                figures = {
+                    key.removeprefix("val_"): value
+                    for key, value in row.items()
+                    if key.startswith("val_") is (split == "validation")
+                }
+                place = {"split": split, "epoch": row["epoch"], "step": row["step"]}
+                rows.append(place | figures)
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        if rows:
+            write_atomically(self.run.root / "metrics.csv", csv_lines(columns, rows), sync=False)

@@ -1,0 +1,183 @@
+"""Logs scalars, images and figures of single steps."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from engine import pictures as figures
+from engine.batches import Array
+from engine.hooks.base import Hook, log
+from engine.iterators import make_examples, stack
+from engine.trees import leaves
+from vegab.files import write_atomically
+
+
+class LoggingHook(Hook):
+    """Logs scalars, images and figures, under the step's number as `before_step` sees it.
+
+    What there is: an operation of the iterator returns {"scalars": …, "images": …, "figures": …},
+    each by name, names nested in dictionaries being joined by "/". If there is no such operation,
+    the scalars are the figures of the epoch so far.
+
+    Scalars become a line of the log, images a grid in `train/<name>_<step>.png`, figures of
+    matplotlib such a file too, after which they are closed. All go to TensorBoard in `tb/train`.
+
+    Images are arrays of shape (N, H, W, C) or (H, W, C) with C in 1, 3, 4, of uint8 or of floats.
+    Floats are taken as in [-1, 1] if one of the array is negative, and if not, as in [0, 1].
+
+    Args:
+        log_ops: names of operations; "train/log_op" is "log_op". "validation/log_op" is the same
+            operation of a `TemplateIterator` on a validation batch, which depends on the step; all
+            that it returns has "validation/" before its name.
+        tensorboard: whether to write for TensorBoard.
+    """
+
+    only_tells = True
+    VALIDATION = "validation/"
+
+    def __init__(
+        self,
+        log_ops: Sequence[str] = ("log_op", "validation/log_op"),
+        tensorboard: bool = True,
+    ) -> None:
+        self.log_ops = [name.removeprefix("train/") for name in log_ops]
+        self.tensorboard = tensorboard
+        self._writer: Any = None
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        step = global_step - 1
+        logs = self._logs(step, last_results)
+        scalars = {name: float(value) for name, value in logs["scalars"].items()}
+        if scalars:
+            figures = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+            log.info("step %d: %s", step, figures)
+        pictures = {name: self._save_image(name, step, i) for name, i in logs["images"].items()}
+        pictures |= {name: self._save_figure(name, step, f) for name, f in logs["figures"].items()}
+        if self.tensorboard and (scalars or pictures):
+            self._write(step, scalars, pictures)
+
+    def after_epoch(self, epoch: int) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+    def after_training(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def at_exception(self, error: BaseException) -> None:
+        self.after_training()
+
+    def _logs(self, step: int, last_results: Any) -> dict[str, dict[str, Any]]:
+        """Return by kind what there is to log, by its name."""
+        ops = last_results.get("step_ops") if isinstance(last_results, Mapping) else None
+        ops = ops if isinstance(ops, Mapping) else {}
+        found = [("", ops[name]) for name in self.log_ops if name in ops]
+        if not found:
+            found.append(("", {"scalars": self.run.results}))
+        of_validation = [
+            name.removeprefix(self.VALIDATION)
+            for name in self.log_ops
+            if name.startswith(self.VALIDATION)
+        ]
+        if of_validation:
+            computed = self._validation_results(step, of_validation)
+            found += [(self.VALIDATION, result) for result in computed]
+        logs: dict[str, dict[str, Any]] = {"scalars": {}, "images": {}, "figures": {}}
+        for prefix, result in found:
+            for kind, named in logs.items():
+                named |= {prefix + name: value for name, value in leaves(result.get(kind, {}))}
+        return logs
+
+    def _validation_results(self, step: int, names: Sequence[str]) -> list[Any]:
+        """Return what operations of a `TemplateIterator` give for a validation batch."""
+        iterator = self.run.iterator
+        if not hasattr(iterator, "step_op") or "validation" not in iterator.datasets:
+            return []
+        dataset, config = iterator.datasets["validation"], iterator.config
+        batch_size = min(config.get("test_batch_size") or config["batch_size"], len(dataset))
+        indices = [(step * batch_size + number) % len(dataset) for number in range(batch_size)]
+        batch = stack(make_examples(dataset, indices, config.get("seed", 0), epoch=0))
+        place = iterator.get_global_step(), iterator.get_epoch_step(), iterator.get_batch_step()
+        iterator.set_position(*place, "validation")
+        try:
+            ops = iterator.step_op(iterator.model, **batch)
+            return [ops[name]() for name in names if name in ops]
+        finally:
+            iterator.set_position(*place)
+
+    def _save_image(self, name: str, step: int, images: Any) -> Array:
+        picture = tile(_pixels(name, images))
+        write_atomically(self._path(name, step), tf.io.encode_png(picture).numpy())
+        return picture
+
+    def _save_figure(self, name: str, step: int, figure: Any) -> Array:
+        from matplotlib import pyplot
+
+        path = self._path(name, step)
+        figures.save_figure(figure, path)
+        pyplot.close(figure)  # it keeps those that it has made
+        return tf.io.decode_png(path.read_bytes(), channels=4).numpy()
+
+    def _path(self, name: str, step: int) -> Path:
+        Path(self.train).mkdir(exist_ok=True)
+        file_name = re.sub(r"[^\w.-]", "_", name)
+        return Path(self.train, f"{file_name}_{step:08d}.png")
+
+    def _write(
+        self, step: int, scalars: Mapping[str, float], pictures: Mapping[str, Array]
+    ) -> None:
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(str(Path(self.root, "tb", "train")))
+        with self._writer.as_default(step):
+            for name, value in scalars.items():
+                tf.summary.scalar(name, value)
+            for name, picture in pictures.items():
+                tf.summary.image(name, picture[np.newaxis])
+
+
+def tile(images: Array) -> Array:
+    """Return images as one, in rows from left to right; what is left over is 0.
+
+    Args:
+        images: uint8 or float array of shape (N, H, W, C), N at least 1.
+
+    Returns:
+        array of the same dtype and shape (rows * H, columns * W, C): as many columns as rows, or
+        one more.
+    """
+    number, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(number))
+    rows = math.ceil(number / columns)
+    cells = np.zeros((rows * columns, height, width, channels), images.dtype)
+    cells[:number] = images
+    grid = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width, channels)
+
+
+def _pixels(name: str, images: Any) -> Array:
+    """Return images as uint8 of shape (N, H, W, C); see `LoggingHook`.
+
+    Raises:
+        ValueError: if they are no images.
+    """
+    array = np.asarray(images)
+    array = array[np.newaxis] if array.ndim == 3 else array
+    is_float = np.issubdtype(array.dtype, np.floating)
+    if array.ndim != 4 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
+        raise ValueError(
+            f"image {name!r} has the shape {np.shape(images)}; expected (N, H, W, C) or (H, W, C) "
+            "with 1, 3 or 4 channels"
+        )
+    if not is_float and array.dtype != np.uint8:
+        raise ValueError(f"image {name!r} is of {array.dtype}; expected uint8, or floats")
+    if not is_float:
+        return array
+    array = np.nan_to_num(array.astype(np.float64))
+    array = (array + 1) / 2 if array.min() < 0 else array
+    return np.rint(array.clip(0, 1) * 255).astype(np.uint8)

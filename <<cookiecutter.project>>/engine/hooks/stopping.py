@@ -1,0 +1,80 @@
+"""Ends the training when it no longer gets better."""
+
+import math
+
+from engine.batches import require_at_least
+from engine.checkpoints import best_of, is_lower_better
+from engine.hooks.base import Hook, Run
+
+
+class EarlyStopping(Hook):
+    """Ends the run when `monitor` has not improved for `patience` epochs.
+
+    The count needs no state: it is the distance to the best epoch, which the loop keeps.
+
+    Args:
+        patience: epochs, or steps.
+        monitor: column of the history; None: the run's own.
+        monitor_mode: "min" or "max", whichever is better; "auto" goes by the name. It counts for a
+            `monitor` that is given here.
+        stop_on_nan: end the run, too, when the column is not a finite number.
+        in_steps: count steps; it is looked at the ends of epochs all the same.
+        min_steps: never stop before so many steps.
+        every_steps: look at the first end of an epoch after each multiple of so many steps.
+    """
+
+    def __init__(
+        self,
+        patience: int,
+        monitor: str | None = None,
+        monitor_mode: str = "auto",
+        stop_on_nan: bool = False,
+        in_steps: bool = False,
+        min_steps: int = 0,
+        every_steps: int = 1,
+    ) -> None:
+        require_at_least(1, patience=patience, every_steps=every_steps)
+        self.patience = patience
+        self.in_steps = in_steps
+        self.min_steps = min_steps
+        self.every_steps = every_steps
+        self.monitor = monitor
+        self.monitor_mode = monitor_mode
+        self.stop_on_nan = stop_on_nan
+
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        self.lower_is_better = is_lower_better(self.monitor, self.monitor_mode)
+
+    def after_epoch(self, epoch: int) -> None:
+        monitor, row = self.monitor or self.run.monitor, self.run.history[-1]
+        if monitor is None:
+            return
+        if monitor not in row:
+            if self.run.validates_seldom:
+                return
+            raise ValueError(f"monitor is {monitor!r}; the history has {', '.join(row)}")
+        if self.stop_on_nan and not math.isfinite(row[monitor]):
+            self.run.stop_reason = f"{monitor} is {row[monitor]}"
+            return
+        best, history = self._best_epoch(), self.run.history
+        if best is None or not self._is_time():
+            return
+        unit, since = "epochs", epoch - best
+        if self.in_steps:
+            unit, since = "steps", row["step"] - history[best]["step"]
+        if since >= self.patience:
+            self.run.stop_reason = f"{monitor} has not improved for {self.patience} {unit}"
+
+    def _is_time(self) -> bool:
+        """Whether there were enough steps, and a multiple of `every_steps` since the last epoch."""
+        if self.min_steps == 0 and self.every_steps == 1:
+            return True
+        step, *earlier = [row["step"] for row in reversed(self.run.history)][:2]
+        before = earlier[0] if earlier else 0
+        return step >= self.min_steps and step // self.every_steps > before // self.every_steps
+
+    def _best_epoch(self) -> int | None:
+        if self.monitor is None:
+            return self.run.best_epoch
+        return best_of(self.run.history, self.monitor, self.lower_is_better)

@@ -1,0 +1,520 @@
+"""Iterators say what one step of training does; the training loop calls them, step by step.
+
+A compiled Keras model needs none. The family is EDflow's, from the plain to the special:
+`PyHookedModelIterator` calls any functions, `TemplateIterator` has lazy operations to train, log
+and evaluate, `TFHookedModelIterator` compiles its steps, `TFBaseTrainer` makes them of losses,
+`TFFrequencyTrainer` and `TFListTrainer` take losses in turn, `TFBaseEvaluator` only evaluates.
+`TorchHookedModelIterator` is in `engine/iterators/torch_iterator.py`, how the loop runs them all in
+`engine/iterators/steps.py`.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from engine.batches import random_generator
+from engine.checkpoints import require_inside
+from engine.hooks import Hook, give_addresses
+from engine.iterators.datasets import stack
+from engine.trees import call_leaves, map_leaves
+
+FIXED_EXAMPLES_STREAM = 4
+Feeds = Mapping[str, Any]
+
+
+class PyHookedModelIterator:
+    """Calls functions of the model and the batch; any framework, or none.
+
+    A subclass returns them from `step_ops`. Random numbers of Python, NumPy and PyTorch that a step
+    draws are a function of seed and step. What has to survive a kill are Keras' and TensorFlow's
+    models, optimizers and variables among the attributes of iterator and model, which are found
+    there, and what `get_state` returns.
+
+    Attributes:
+        config: the resolved config.
+        model: what the config's `model` has made.
+        datasets: by split, "train" and perhaps "validation".
+        hooks: append yours; they act at every `hook_freq`-th step.
+        test_mode: whether this is an evaluation.
+        root: the run folder; `code`, `checkpoints`, `train` and `eval` are folders in it.
+        logger: of this class.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        root: str,
+        model: Any,
+        datasets: Mapping[str, Any],
+        hook_freq: int = 1,
+        num_epochs: int = 1,
+        hooks: Sequence[Hook] = (),
+        **_: Any,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.datasets = dict(datasets)
+        self.hook_freq = hook_freq
+        self.num_epochs = num_epochs
+        self.hooks = list(hooks)
+        self.test_mode = bool(config.get("test_mode", False))
+        self.logger = logging.getLogger(type(self).__name__)
+        give_addresses(self, Path(root))
+        self._global_step = 0
+        self._epoch = 0
+        self._batch_step = 0
+        self._split = "train"
+        self._fixed_examples: dict[str, Any] = {}
+
+    # ---- what a subclass gives ------------------------------------------------------------------
+
+    def step_ops(self) -> Any:
+        """Return a function, or nested dictionaries or lists of them; each is called with the
+        model and the batch's entries as keywords."""
+        raise NotImplementedError(f"{type(self).__name__} has no step_ops")
+
+    def validate(self, batch: Feeds) -> Mapping[str, float]:
+        """Return figures of a validation batch; they are averaged into `val_…` of the history."""
+        return {}
+
+    def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
+        """Return what is to be stored for each example of a batch: arrays, lists of strings, and
+        under "labels" arrays to be stored together; by default what `eval_op(model, **batch)`
+        returns."""
+        if not hasattr(self, "eval_op"):
+            raise TypeError(
+                f"{type(self).__name__} has no eval_op(model, **batch), so nothing can be stored"
+            )
+        return self.eval_op(self.model, **batch)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return JSON values and arrays that have to survive a kill, beside Keras' variables."""
+        if hasattr(self.model, "get_state"):
+            return {"model": self.model.get_state()}
+        return {}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `get_state` returned."""
+        if "model" in state:
+            self.model.set_state(state["model"])
+
+    def set_weights(self, state: Mapping[str, Any]) -> None:
+        """Take of another run's state what a new training of the same model begins with."""
+        if "model" in state:
+            self.model.set_state(state["model"])
+
+    # ---- what it can ask ------------------------------------------------------------------------
+
+    def get_global_step(self, *_: Any, **__: Any) -> int:
+        """Return the number of steps done."""
+        return self._global_step
+
+    def get_epoch_step(self, *_: Any, **__: Any) -> int:
+        """Return the epoch, counted from 0."""
+        return self._epoch
+
+    def get_batch_step(self, *_: Any, **__: Any) -> int:
+        """Return the step within the epoch, counted from 0."""
+        return self._batch_step
+
+    def get_split(self, *_: Any, **__: Any) -> str:
+        """Return "train", or the split that is validated or evaluated."""
+        return self._split
+
+    def get_fixed_examples(self, split: str) -> dict[str, Any]:
+        """Return the same examples of a split in every process, stacked as a batch is.
+
+        Their indices are the config's `fixed_example_indices[split]`, else as many as a batch has,
+        drawn from that split by the seed.
+        """
+        if split not in self._fixed_examples:
+            dataset = self.datasets[split]
+            self._fixed_examples[split] = stack(
+                [dataset[int(index)] for index in self.fixed_example_indices(split)]
+            )
+        return self._fixed_examples[split]
+
+    def fixed_example_indices(self, split: str) -> list[int]:
+        """Return the indices of the fixed examples of a split.
+
+        Raises:
+            ValueError: if the config has one that is out of range, or there is no such split.
+        """
+        if split not in self.datasets:
+            splits = ", ".join(self.datasets)
+            raise ValueError(f"fixed_example_indices has {split!r}; the splits are {splits}")
+        length = len(self.datasets[split])
+        given = (self.config.get("fixed_example_indices") or {}).get(split)
+        if given is None:
+            generator = random_generator(self.config.get("seed", 0), 0, FIXED_EXAMPLES_STREAM)
+            number = min(self.config["batch_size"], length)
+            return sorted(generator.choice(length, number, replace=False).tolist())
+        outside = [index for index in given if not 0 <= index < length]
+        if outside:
+            raise ValueError(
+                f"fixed_example_indices.{split} has {outside[0]}, but that split has {length} "
+                f"examples; give indices from 0 to {length - 1}"
+            )
+        return list(given)
+
+    # ---- what the loop does with it -------------------------------------------------------------
+
+    def initialize(self, checkpoint_path: str | None = None) -> None:
+        """Called once before the first step."""
+
+    def run(self, fetches: Mapping[str, Any], feed_dict: Feeds) -> Any:
+        """Call every function in `fetches` with the feeds; return results of the same shape."""
+        return call_leaves(fetches, self.model, **feed_dict)
+
+    def figures(self, results: Any) -> dict[str, float]:
+        """Return the figures among the results of a step, which the history keeps the means of.
+
+        A number that `train_op` or `step_ops` itself returns is the loss.
+        """
+        return dict(_figures(results.get("step_ops"), ()))
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The rate in force, for the history; None: there is none to tell."""
+        return None
+
+    def variables(self) -> dict[str, list[Any]]:
+        """Return the variables of Keras and TensorFlow that iterator and model have, by group."""
+        return _variables_of(self)
+
+    def make_variables(self, batch: Feeds) -> None:
+        """Make the variables that come into being with the first batch, without a step."""
+
+    def set_position(
+        self, global_step: int, epoch: int, batch_step: int, split: str = "train"
+    ) -> None:
+        """Tell where the run stands."""
+        self._global_step, self._epoch = global_step, epoch
+        self._batch_step, self._split = batch_step, split
+
+
+class TemplateIterator(PyHookedModelIterator):
+    """Has operations to train, to log and to evaluate, each computed only if somebody reads it.
+
+    A subclass returns them from `step_op`, and may save and restore in files of its own; these
+    become part of the commit.
+    """
+
+    def step_op(self, model: Any, **batch: Any) -> Mapping[str, Any]:
+        """Return functions without arguments.
+
+        `train_op` trains and may return a loss, or figures by name; `log_op` returns a dictionary
+        of "scalars", "images" and "figures"; `eval_op` one of arrays, with arrays under "labels".
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no step_op")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write what has to survive a kill to a file or folder of that name."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Read back what `save` has written."""
+
+    def step_ops(self) -> Any:
+        """Return `step_op`."""
+        return self.step_op
+
+    def run(self, fetches: Mapping[str, Any], feed_dict: Feeds) -> Any:
+        """Train, and leave what else there is to be computed to who reads it."""
+        results = super().run(fetches, feed_dict)
+        if isinstance(results.get("step_ops"), Mapping):
+            results["step_ops"] = LazyResults(results["step_ops"])
+            for name in self.train_ops:
+                if name in results["step_ops"]:
+                    results["step_ops"][name]
+        return results
+
+    @property
+    def train_ops(self) -> list[str]:
+        """Names of the operations that are read at every step; EDflow's "train/…" counts too."""
+        names = self.config.get("train_ops") or ["train_op"]
+        return [name.removeprefix("train/") for name in names]
+
+    def figures(self, results: Any) -> dict[str, float]:
+        """Return the figures that training has returned."""
+        ops = results.get("step_ops", {})
+        read = {name: ops[name] for name in self.train_ops if name in ops}
+        return dict(_figures(read, ()))
+
+    def validate(self, batch: Feeds) -> Mapping[str, float]:
+        """Return the scalars of `log_op`."""
+        ops = self.step_op(self.model, **batch)
+        logs = ops["log_op"]() if "log_op" in ops else {}
+        return dict(_figures(logs.get("scalars", {}), ()))
+
+    def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
+        """Return what `eval_op` does."""
+        ops = self.step_op(self.model, **batch)
+        if "eval_op" not in ops:
+            raise TypeError(
+                f"step_op of {type(self).__name__} returns no eval_op, so nothing can be stored"
+            )
+        return ops["eval_op"]()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the files that `save` writes, beside what any iterator has."""
+        state = super().get_state()
+        if type(self).save is not TemplateIterator.save:
+            with tempfile.TemporaryDirectory() as name:
+                self.save(str(Path(name, "checkpoint")))
+                state["files"] = {
+                    str(path.relative_to(name)): np.frombuffer(path.read_bytes(), np.uint8)
+                    for path in sorted(Path(name).rglob("*"))
+                    if path.is_file()
+                }
+        return state
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Have `restore` read the files.
+
+        Raises:
+            DamagedCheckpointError: if one of them is to be written elsewhere; none is then.
+        """
+        super().set_state(state)
+        if "files" in state:
+            require_inside(state["files"])
+            with tempfile.TemporaryDirectory() as name:
+                for relative, content in state["files"].items():
+                    path = Path(name, relative)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(np.asarray(content, np.uint8).tobytes())
+                self.restore(str(Path(name, "checkpoint")))
+
+    def set_weights(self, state: Mapping[str, Any]) -> None:
+        """Have `restore` read the files; what it makes of them is up to it."""
+        self.set_state(state)
+
+
+class LazyResults(Mapping[str, Any]):
+    """Results by name; one that is a function is called when it is read first."""
+
+    def __init__(self, results: Mapping[str, Any]) -> None:
+        self._results = dict(results)
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._results[name]
+        if callable(value):
+            value = self._results[name] = value()
+        if isinstance(value, dict):
+            value = self._results[name] = LazyResults(value)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._results)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+
+class TFHookedModelIterator(PyHookedModelIterator):
+    """Compiles what `step_ops` returns, once for each set of functions and shapes of a batch."""
+
+    MOST_COMPILED = 20
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._step_variable = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._compiled: dict[Any, Any] = {}
+        self._traced: list[Any] = []
+        self._look: Callable[[Any], None] | None = None
+
+    @property
+    def is_training(self) -> bool:
+        """What to give layers as `training`: false in validation, evaluation and `test_mode`."""
+        return self._split == "train" and not self.test_mode
+
+    def step_ops(self) -> Any:
+        """Return the model's outputs; a subclass returns what trains it."""
+        return self.outputs
+
+    def outputs(self, model: keras.Model, **batch: Any) -> Any:
+        """Call a Keras model with the entries of the batch that have its inputs' names."""
+        if not getattr(model, "inputs", None):
+            raise TypeError(
+                f"{type(self).__name__} does not know what to give {type(model).__name__}, which "
+                "is no functional model; write an iterator with an eval_op(model, **batch)"
+            )
+        names = [tensor.name for tensor in model.inputs]
+        missing = [name for name in names if name not in batch]
+        if missing:
+            raise ValueError(f"the batch has {', '.join(batch)}; the model's input is {missing[0]}")
+        inputs = {name: batch[name] for name in names}
+        outputs = model(inputs if len(names) > 1 else inputs[names[0]], training=self.is_training)
+        return outputs if isinstance(outputs, dict) else {"outputs": outputs}
+
+    def eval_op(self, model: Any, **batch: Any) -> Mapping[str, Any]:
+        """Return what evaluation stores: the model's outputs; a subclass may return others."""
+        return self.outputs(model, **batch)
+
+    def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
+        """Return what `eval_op` does, compiled."""
+        return self.run({"step_ops": self.eval_op}, batch)["step_ops"]
+
+    def run(self, fetches: Mapping[str, Any], feed_dict: Feeds) -> Any:
+        """Call the functions under "step_ops" in one compiled call, all others as they are."""
+        others = {name: item for name, item in fetches.items() if name != "step_ops"}
+        results = call_leaves(others, self.model, **feed_dict)
+        if "step_ops" in fetches:
+            self._step_variable.assign(self._global_step)
+            function, tensors = self._compile(fetches["step_ops"]), _tensors(feed_dict)
+            num_traces = function.experimental_get_tracing_count()
+            computed = function(tensors)
+            if function.experimental_get_tracing_count() != num_traces:
+                self._note(function.get_concrete_function(tensors))
+            results["step_ops"] = keras.tree.map_structure(_to_numpy, computed)
+        return results
+
+    def make_variables(self, batch: Feeds) -> None:
+        """Trace a step without running it."""
+        self._trace(self.step_ops(), batch)
+
+    def look_at_traces(self, look: Callable[[Any], None], batch: Feeds) -> None:
+        """Trace what is known beforehand; call a function with that and with all later traces."""
+        place = self._global_step, self._epoch, self._batch_step
+        for split, ops in self.known_ops():
+            self.set_position(*place, split)
+            self._trace(ops, batch)
+        self.set_position(*place)
+        self._look = look
+        for traced in self._traced:
+            look(traced)
+
+    def known_ops(self) -> Iterator[tuple[str, Any]]:
+        """Yield split and functions of each kind of step that is known before the first."""
+        yield "train", self.step_ops()
+
+    def _trace(self, ops: Any, batch: Feeds) -> None:
+        function, tensors = self._compile(ops), _tensors(batch)
+        num_traces = function.experimental_get_tracing_count()
+        traced = function.get_concrete_function(tensors)
+        if function.experimental_get_tracing_count() != num_traces:
+            self._note(traced)
+
+    def _note(self, traced: Any) -> None:
+        self._traced.append(traced)
+        if self._look is not None:
+            self._look(traced)
+
+    def variables(self) -> dict[str, list[Any]]:
+        """Return the variables of iterator and model, without the step, which is a position."""
+        return _variables_of(self, beside=self.of_position())
+
+    def of_position(self) -> list[Any]:
+        """Return the variables that tell a step where the run stands."""
+        return [self._step_variable]
+
+    def _compile(self, ops: Any) -> Any:
+        key = (self.is_training, *_leaves(ops, ()))
+        if key not in self._compiled:
+            if len(self._compiled) == self.MOST_COMPILED:
+                self.logger.warning(
+                    "step_ops has returned %d sets of functions, each of which is compiled; return "
+                    "the same ones at every step",
+                    self.MOST_COMPILED,
+                )
+            self._compiled[key] = tf.function(
+                lambda feeds: call_leaves(ops, self.model, **feeds), autograph=False
+            )
+        return self._compiled[key]
+
+
+def _figures(results: Any, path: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers among nested results by their path, without the words that all have."""
+    if isinstance(results, Mapping):
+        for name, item in results.items():
+            yield from _figures(item, path if name == "train_op" else (*path, str(name)))
+    elif isinstance(results, list | tuple):
+        for number, item in enumerate(results):
+            yield from _figures(item, (*path, str(number)))
+    elif isinstance(results, int | float | np.number) or getattr(results, "shape", None) == ():
+        yield "/".join(path) or "loss", float(results)
+
+
+def _leaves(nested: Any, path: tuple[Any, ...]) -> Iterator[Any]:
+    if isinstance(nested, Mapping):
+        for name, item in nested.items():
+            yield from _leaves(item, (*path, name))
+    elif isinstance(nested, list | tuple):
+        for number, item in enumerate(nested):
+            yield from _leaves(item, (*path, number))
+    else:
+        yield path, nested
+
+
+def _tensors(feeds: Feeds) -> dict[str, Any]:
+    return {name: map_leaves(item, tf.convert_to_tensor) for name, item in feeds.items()}
+
+
+def _to_numpy(value: Any) -> Any:
+    return value.numpy() if isinstance(value, tf.Tensor) else value
+
+
+def _variables_of(owner: Any, beside: Sequence[Any] = ()) -> dict[str, list[Any]]:
+    """Return the variables among the attributes of an object and of its `model`, by group.
+
+    The weights of a Keras model, which Keras writes itself, are left out.
+    """
+    groups: dict[str, list[Any]] = {"variables": [], "optimizer": [], "metrics": []}
+    model = getattr(owner, "model", None)
+    weights = model.weights if isinstance(model, keras.Model) else []
+    seen = {id(thing) for thing in (*weights, *beside)}
+
+    def add(group: str, variables: Sequence[Any]) -> None:
+        for variable in variables:
+            if id(variable) not in seen:
+                seen.add(id(variable))
+                groups[group].append(variable)
+
+    def look(value: Any, depth: int) -> None:
+        if isinstance(value, keras.Optimizer):
+            add("optimizer", value.variables)
+        elif isinstance(value, keras.Metric):
+            add("metrics", value.variables)
+        elif isinstance(value, keras.Layer):
+            add("variables", value.variables)
+            for item in vars(value).values():
+                look_within(item, depth)
+        elif isinstance(value, keras.random.SeedGenerator):
+            add("variables", [value.state])
+        elif isinstance(value, keras.Variable | tf.Variable):
+            add("variables", [value])
+        elif isinstance(value, tf.Module):
+            add("variables", value.variables)
+        else:
+            look_within(value, depth)
+
+    def look_within(value: Any, depth: int) -> None:
+        if depth > 3 or id(value) in seen:
+            return
+        if isinstance(value, Mapping):
+            for item in list(value.values()):
+                look(item, depth + 1)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                look(item, depth + 1)
+        elif isinstance(value, keras.Optimizer | keras.Metric | keras.random.SeedGenerator):
+            look(value, depth + 1)
+
+    for thing in (owner, model):
+        if thing is None:
+            continue
+        if isinstance(thing, keras.Layer):
+            look(thing, 0)
+        else:
+            for item in list(vars(thing).values()) if hasattr(thing, "__dict__") else []:
+                look(item, 0)
+    # What draws without a seed of its own draws from the global generator.
+    from keras.src.random.seed_generator import global_seed_generator
+
+    add("variables", [global_seed_generator().state])
+    return groups

@@ -1,0 +1,584 @@
+"""Datasets that give one example at a time, as a dict, and batches made of them.
+
+An example may be read from a file, drawn at random or made of another dataset's. Its randomness is
+a function of seed, epoch and index: the same in every process and in whatever order it is made.
+
+Nothing here imports Keras until a batch source is built, so that worker processes start fast.
+"""
+
+import multiprocessing
+import operator
+import os
+import pickle
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextvars import ContextVar
+from functools import cache, cached_property
+from typing import Any, Self, overload
+
+import numpy as np
+
+from engine.batches import SHUFFLE_STREAM, Array, random_generator, require_at_least
+
+Example = dict[str, Any]
+# Next to the streams of `engine.batches`; no two streams overlap.
+EXAMPLE_STREAM = 2
+NO_INDEX = 2**63 - 1
+_generator_in_hand: ContextVar[np.random.Generator | None] = ContextVar("generator", default=None)
+
+
+def example_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Return a generator that depends on nothing but its arguments; no two of them overlap."""
+    philox = np.random.Philox(key=[seed, epoch], counter=[0, 0, index, EXAMPLE_STREAM])
+    return np.random.Generator(philox)
+
+
+class DatasetMixin:
+    """A dataset of examples. A subclass gives `get_example` and `__len__`.
+
+    A subclass may set `self.data` to another dataset instead, and inherits from it what it does not
+    define itself.
+
+    `dataset[index]` is a copy of the example with its index under "index_". Functions among the
+    values, nested ones too, are called and replaced by what they return: an image that is read by
+    a function is only read when somebody asks for the example. `dataset[2:5]` and `dataset[[7, 3]]`
+    are lists of examples, `a + b` and `3 * a` are datasets.
+
+    Attributes:
+        append_labels: put the labels of an example under "labels_".
+    """
+
+    append_labels: bool = False
+    data: Any
+
+    def get_example(self, index: int) -> Example:
+        """Return the example at `index`, which is in [0, len(self))."""
+        if not hasattr(self, "data"):
+            raise TypeError(f"{type(self).__name__} has no get_example(index), nor data to ask")
+        return self.data[index]
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        if not hasattr(self, "data"):
+            raise TypeError(f"{type(self).__name__} has no __len__, nor data to ask")
+        return len(self.data)
+
+    @cached_property
+    def labels(self) -> dict[str, Array]:
+        """Arrays with one entry per example: what is known of it without loading it."""
+        data = getattr(self, "data", None)
+        return dict(data.labels) if isinstance(data, DatasetMixin) else {}
+
+    @property
+    def prng(self) -> np.random.Generator:
+        """Generator of the example in hand, shared by all the datasets that have a part in it.
+
+        In a batch it is a function of seed, epoch and index, as are then the global generators of
+        `random` and NumPy. For `dataset[index]` alone it is that of seed 0 and epoch 0, and where
+        there is no example in hand, a new one at every access, always the same.
+        """
+        return _generator_in_hand.get() or example_generator(0, 0, NO_INDEX)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | Array) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Array) -> Example | list[Example]:
+        """Return the example at `index`, or the list of those at the indices of a slice or list.
+
+        Raises:
+            IndexError: if an index is out of range.
+            TypeError: if `get_example` returns anything but a dict.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if isinstance(index, (Sequence, np.ndarray)):
+            return [self[operator.index(i)] for i in index]
+        length = len(self)
+        if not -length <= index < length:
+            raise IndexError(f"index {index} of {type(self).__name__} with {length} examples")
+        index = operator.index(index) % length
+        if _generator_in_hand.get():
+            return self._loaded_example(index)
+        token = _generator_in_hand.set(example_generator(0, 0, index))
+        try:
+            return self._loaded_example(index)
+        finally:
+            _generator_in_hand.reset(token)
+
+    def __iter__(self) -> Iterator[Example]:
+        # Without it, Python would take an IndexError in get_example for the end.
+        return (self[index] for index in range(len(self)))
+
+    def __add__(self, other: "DatasetMixin") -> "ConcatenatedDataset":
+        return ConcatenatedDataset(self, other)
+
+    def __mul__(self, times: int) -> "ConcatenatedDataset":
+        return ConcatenatedDataset(*[self] * times)
+
+    __rmul__ = __mul__
+
+    def _loaded_example(self, index: int) -> Example:
+        example = self.get_example(index)
+        if not isinstance(example, dict):
+            kind = type(example).__name__
+            raise TypeError(f"{type(self).__name__} gave a {kind} as an example; expected a dict")
+        example = _load(example) | {"index_": index}
+        if self.append_labels:
+            example["labels_"] = _labels_at(self, index)
+        return example
+
+
+class SubDataset(DatasetMixin):
+    """The examples of `data` at `subindices`, in that order; an index may come more than once.
+
+    Raises:
+        IndexError: if a subindex is not in [0, len(data)).
+    """
+
+    def __init__(self, data: DatasetMixin, subindices: Iterable[int]) -> None:
+        self.data = data
+        self.subindices = np.array([operator.index(i) for i in subindices], np.int64)
+        outside = (self.subindices < 0) | (self.subindices >= len(data))
+        if outside.any():
+            first = self.subindices[outside][0]
+            raise IndexError(f"subindex {first} of a dataset with {len(data)} examples")
+
+    def __len__(self) -> int:
+        return len(self.subindices)
+
+    def get_example(self, index: int) -> Example:
+        return self.data[int(self.subindices[index])]
+
+    @cached_property
+    def labels(self) -> dict[str, Array]:
+        """The labels of `data` at the subindices."""
+        return {
+            key: np.asarray(values)[self.subindices] for key, values in self.data.labels.items()
+        }
+
+
+class ConcatenatedDataset(DatasetMixin):
+    """One dataset after the other.
+
+    Args:
+        datasets: at least one.
+        balanced: repeat the shorter ones until each is as long as the longest.
+
+    Raises:
+        ValueError: if there are no datasets, or an empty one is to be repeated.
+    """
+
+    def __init__(self, *datasets: DatasetMixin, balanced: bool = False) -> None:
+        if not datasets:
+            raise ValueError("there are no datasets to concatenate; expected at least one")
+        self.datasets = list(datasets)
+        longest = max(map(len, datasets))
+        if balanced and longest:
+            if not all(map(len, datasets)):
+                raise ValueError("an empty dataset cannot be repeated to balance the others")
+            self.datasets = [SubDataset(data, np.arange(longest) % len(data)) for data in datasets]
+        self._ends = np.cumsum([len(data) for data in self.datasets])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def get_example(self, index: int) -> Example:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        # From its end, as its negative indices count.
+        return self.datasets[which][index - int(self._ends[which])]
+
+    @cached_property
+    def labels(self) -> dict[str, Array]:
+        """The labels that all the datasets have."""
+        first, *others = [data.labels for data in self.datasets]
+        return {
+            key: np.concatenate([values, *(labels[key] for labels in others)])
+            for key, values in first.items()
+            if all(key in labels for labels in others)
+        }
+
+
+class CsvDataset(DatasetMixin):
+    """The rows of a CSV file: its columns are the labels, a row is an example.
+
+    Args:
+        config: `csv_path` is the file, `csv_arguments` (optional) are keyword arguments for
+            `pandas.read_csv`.
+
+    Raises:
+        ValueError: if the config has no `csv_path`.
+        OSError: if the file cannot be read.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        import pandas as pd
+
+        if "csv_path" not in config:
+            raise ValueError("the config of a CsvDataset needs the key csv_path, a file's path")
+        table = pd.read_csv(config["csv_path"], **config.get("csv_arguments") or {})
+        self._num_rows = len(table)
+        self.labels = {str(key): _as_array(column) for key, column in table.items()}
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def get_example(self, index: int) -> Example:
+        return _labels_at(self, index)
+
+
+class LabelDataset(DatasetMixin):
+    """The labels of `data` as examples; the examples themselves are not loaded."""
+
+    def __init__(self, data: DatasetMixin) -> None:
+        self.data = data
+
+    def get_example(self, index: int) -> Example:
+        return _labels_at(self, index)
+
+
+class ExtraLabelsDataset(DatasetMixin):
+    """`data` with further labels.
+
+    Args:
+        data: the dataset.
+        labeler: called once with `data` and each index, returns a dict of that example's labels.
+    """
+
+    def __init__(
+        self, data: DatasetMixin, labeler: Callable[[DatasetMixin, int], Mapping[str, Any]]
+    ) -> None:
+        self.data = data
+        # The labeler is not kept: it may be a lambda, which could not go to a worker process.
+        extra = [
+            {key: np.asarray(value) for key, value in labeler(data, index).items()}
+            for index in range(len(data))
+        ]
+        self.labels = data.labels | (stack(extra) if extra else {})
+
+
+class ProcessedDataset(DatasetMixin):
+    """`data` with its examples processed.
+
+    Args:
+        data: the dataset.
+        process: called with an example's entries as keyword arguments, returns a dict.
+        update: merge that dict into the example; if not, it replaces the example.
+    """
+
+    def __init__(
+        self, data: DatasetMixin, process: Callable[..., Example], update: bool = True
+    ) -> None:
+        self.data = data
+        self.process = process
+        self.update = update
+
+    def get_example(self, index: int) -> Example:
+        example = self.data[index]
+        del example["index_"]
+        processed = self.process(**example)
+        return example | processed if self.update else processed
+
+
+def make_examples(
+    dataset: DatasetMixin, indices: Iterable[int], seed: int, epoch: int
+) -> list[Example]:
+    """Return the examples at `indices`; each is a function of seed, epoch and its index.
+
+    What an example draws from `prng`, from `random` and from NumPy's global generator is so
+    determined; the global generators are left as they were.
+
+    Raises:
+        RuntimeError: if an example cannot be made; it names the dataset, the index and the reason.
+    """
+    states = random.getstate(), np.random.get_state()
+    try:
+        return [_make_example(dataset, int(index), seed, epoch) for index in indices]
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one dict whose leaves are those of the examples, stacked into arrays.
+
+    Dicts and lists stay what they are, with the same keys and lengths; tuples become lists. A leaf
+    of shape (...) in n examples becomes an array of shape (n, ...) of its dtype: Python numbers
+    become int64, float64 or bool arrays, and strings a unicode array.
+
+    Raises:
+        ValueError: if there are no examples, or they differ in their keys, in a leaf's shape or in
+            its kind; it names the path of keys, such as "views/0/image".
+    """
+    if not examples:
+        raise ValueError("there are no examples to stack; expected at least one")
+    return _stack_columns(examples, "")
+
+
+class ExampleBatches:
+    """Batches of a dataset's examples: a batch source for training, and a `keras.utils.PyDataset`.
+
+    A batch is the stacked dict of its examples, see `stack`. Every example comes once an epoch.
+    As a PyDataset, for `predict` and `evaluate`, it holds the batches of epoch 0.
+
+    It is made a `keras.utils.PyDataset` when it is built. Were it one by its definition, each
+    worker process would import TensorFlow, which takes seconds, for nothing.
+
+    Args:
+        dataset: the examples; at least one.
+        batch_size: examples a batch, at least 1; the last batch of an epoch may be smaller.
+        seed: order and randomness of the examples are functions of it, at least 0.
+        shuffle: a new order every epoch; if not, the dataset's own.
+        num_workers: processes that make the examples; 0: this one does. The batches are the same.
+            The dataset is pickled for the workers, once: changes after the first batch do not
+            reach them. A script that is run with workers needs `if __name__ == "__main__"`.
+        max_batches: an epoch ends after so many batches, at least 1; None: with the examples.
+
+    Raises:
+        TypeError: if the dataset has no length.
+        ValueError: if it is empty, or an argument is out of range.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        import keras
+
+        names = {"__doc__": cls.__doc__, "__module__": cls.__module__}
+        return super().__new__(type(cls.__name__, (cls, keras.utils.PyDataset), names))
+
+    def __init__(
+        self,
+        dataset: DatasetMixin,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        num_workers: int = 0,
+        max_batches: int | None = None,
+    ) -> None:
+        super().__init__()
+        if len(dataset) == 0:
+            raise ValueError(f"{type(dataset).__name__} has no examples; expected at least one")
+        most = 1 if max_batches is None else max_batches
+        require_at_least(1, batch_size=batch_size, max_batches=most)
+        require_at_least(0, seed=seed, num_workers=num_workers)
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.num_workers = num_workers
+        self.max_batches = max_batches
+        self._epoch: int | None = None
+        self._order = np.arange(len(dataset))
+        self._pool: ProcessPoolExecutor | None = None
+        self._workers: Sequence[Any] = ()
+        self._ahead: dict[tuple[int, int], list[Future[list[Example]]]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch, as a PyDataset does."""
+        return self.steps_per_epoch
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        """Return the batch at `step` of epoch 0."""
+        return self.batch(0, step)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch, the last and perhaps smaller one included."""
+        steps = -(-len(self._order) // self.batch_size)
+        return steps if self.max_batches is None else min(steps, self.max_batches)
+
+    def batch(self, epoch: int, step: int) -> dict[str, Any]:
+        """Return the batch at `step` of `epoch`, both counted from 0.
+
+        Raises:
+            IndexError: if the epoch has no such step.
+            RuntimeError: if an example cannot be made, or the worker processes died.
+            ValueError: if the examples do not stack, or the dataset cannot go to a worker process.
+        """
+        if not 0 <= step < self.steps_per_epoch:
+            raise IndexError(f"step {step} of an epoch with {self.steps_per_epoch} steps")
+        if self.num_workers:
+            return stack(self._examples_of_workers(epoch, step))
+        return stack(make_examples(self.dataset, self._indices(epoch, step), self.seed, epoch))
+
+    def close(self) -> None:
+        """End the worker processes; a batch that is asked for later starts new ones."""
+        self._ahead = {}
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def _indices(self, epoch: int, step: int) -> Array:
+        if self.shuffle and epoch != self._epoch:
+            generator = random_generator(self.seed, epoch, SHUFFLE_STREAM)
+            self._order = generator.permutation(len(self._order))
+            self._epoch = epoch
+        return self._order[step * self.batch_size : (step + 1) * self.batch_size]
+
+    def _examples_of_workers(self, epoch: int, step: int) -> list[Example]:
+        for _ in range(2):
+            try:
+                asked = self._ahead.pop((epoch, step), None) or self._submit(epoch, step)
+                # The workers make the next batch while the model learns from this one.
+                if step + 1 < self.steps_per_epoch:
+                    self._ahead = {(epoch, step + 1): self._submit(epoch, step + 1)}
+                return [example for part in asked for example in part.result()]
+            except BrokenProcessPool:
+                # A batch scheduler sends its SIGTERM to the workers too, and the step that this
+                # process wants to end before it stops needs them.
+                self.close()
+        from engine import endings
+
+        # The pool ends the others by SIGTERM.
+        codes = {worker.exitcode or 0 for worker in self._workers} - {0}
+        code = min(codes - {-signal.SIGTERM} or codes, default=1)
+        raise RuntimeError(
+            f"a worker process that makes the examples of {type(self.dataset).__name__} died "
+            f"twice: {endings.ending(code)}"
+        )
+
+    def _submit(self, epoch: int, step: int) -> list[Future[list[Example]]]:
+        """Have the batch made by the workers, a part by each; these run in order."""
+        for future in (future for parts in self._ahead.values() for future in parts):
+            future.cancel()
+        self._ahead = {}
+        pool = self._pool = self._pool or self._start_pool()
+        indices = self._indices(epoch, step)
+        parts = np.array_split(indices, min(self.num_workers, len(indices)))
+        made = [pool.submit(_examples_in_worker, part, self.seed, epoch) for part in parts]
+        self._workers = multiprocessing.active_children()
+        return made
+
+    def _start_pool(self) -> ProcessPoolExecutor:
+        try:
+            pickled = pickle.dumps(self.dataset)
+        except Exception as error:  # pickle raises half a dozen types
+            raise _not_for_workers(type(self.dataset).__name__, error) from error
+        return ProcessPoolExecutor(
+            self.num_workers,
+            # A fork would copy TensorFlow's locks without the threads that release them.
+            multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(type(self.dataset).__name__, pickled),
+        )
+
+
+def _load(value: Any) -> Any:
+    """Copy nested dicts and lists and call the functions in them."""
+    if isinstance(value, dict):
+        return {key: _load(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_load(entry) for entry in value]
+    if isinstance(value, tuple):
+        return tuple(_load(entry) for entry in value)
+    return _load(value()) if callable(value) else value
+
+
+def _labels_at(dataset: DatasetMixin, index: int) -> Example:
+    return {key: values[index] for key, values in dataset.labels.items()}
+
+
+def _as_array(column: Any) -> Array:
+    """Return a column of a table; text as unicode, unless some of it is missing."""
+    array = column.to_numpy()
+    is_text = array.dtype == object and all(isinstance(entry, str) for entry in array)
+    return array.astype(np.str_) if is_text else array
+
+
+def _make_example(dataset: DatasetMixin, index: int, seed: int, epoch: int) -> Example:
+    generator = example_generator(seed, epoch, index)
+    random.seed(int(generator.integers(2**32)))
+    np.random.seed(int(generator.integers(2**32)))
+    token = _generator_in_hand.set(generator)
+    try:
+        return dataset[index]
+    except Exception as error:
+        kind = type(error).__name__
+        message = f"example {index} of {type(dataset).__name__}: {kind}: {error}"
+        raise RuntimeError(message) from error
+    finally:
+        _generator_in_hand.reset(token)
+
+
+def _stack_columns(rows: Sequence[Mapping[Any, Any]], path: str) -> dict[Any, Any]:
+    for row in rows:
+        if lacking := row.keys() ^ rows[0].keys():
+            key = min(lacking, key=str)
+            raise ValueError(f"'{path}{key}' is in some of the examples, but not in all")
+    return {key: _stack_values([row[key] for row in rows], f"{path}{key}") for key in rows[0]}
+
+
+def _stack_values(values: list[Any], path: str) -> Any:
+    if all(isinstance(value, dict) for value in values):
+        return _stack_columns(values, f"{path}/")
+    if all(isinstance(value, (list, tuple)) for value in values):
+        columns = _stack_columns([dict(enumerate(value)) for value in values], f"{path}/")
+        return list(columns.values())
+    arrays = []
+    for value in values:
+        if isinstance(value, (dict, list, tuple)) or (array := np.asarray(value)).dtype == object:
+            kind = type(value).__name__
+            raise ValueError(f"'{path}' is a {kind} in one of the examples; it cannot stack")
+        arrays.append(array)
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) > 1:
+        listed = " and ".join(map(str, shapes))
+        raise ValueError(f"'{path}' has the shapes {listed}; examples must have the same")
+    if len({array.dtype.kind in "SU" for array in arrays}) > 1:
+        raise ValueError(f"'{path}' is text in some of the examples, but not in all")
+    return np.stack(arrays)
+
+
+# What follows runs in a worker process. The dataset stays pickled there until it is asked for
+# examples: an error then reaches the one who asked, an error at the start would not.
+_dataset_name = ""
+_pickled_dataset = b""
+
+
+def _start_worker(name: str, pickled: bytes) -> None:
+    global _dataset_name, _pickled_dataset
+    _dataset_name, _pickled_dataset = name, pickled
+    # A terminal sends these to workers too; the process that started them decides what to do.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    # The GPU's memory is for training, should the dataset use TensorFlow.
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, be it by SIGKILL.
+
+    The pool's own pipes do not tell: a worker holds both ends of them.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _examples_in_worker(indices: Array, seed: int, epoch: int) -> list[Example]:
+    return make_examples(_unpickled_dataset(), indices, seed, epoch)
+
+
+@cache
+def _unpickled_dataset() -> DatasetMixin:
+    global _pickled_dataset
+    try:
+        dataset = pickle.loads(_pickled_dataset)
+    except Exception as error:
+        raise _not_for_workers(_dataset_name, error) from error
+    _pickled_dataset = b""
+    return dataset
+
+
+def _not_for_workers(name: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())
+    return ValueError(
+        f"{name} cannot be pickled for worker processes ({reason}); set n_data_processes to 0"
+    )

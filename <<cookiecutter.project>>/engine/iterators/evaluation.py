@@ -1,0 +1,294 @@
+"""What an iterator makes of each example of a split, stored by index, and what is made of that.
+
+`evaluate_split` writes a folder, `StoredOutputs` reads it as a dataset, `run_callbacks` hands it to
+functions that compute figures. The last two need neither a model nor Keras. The folder holds
+
+    meta.yaml                            split, checkpoint, step, kinds of the outputs, config
+    model_outputs/<key>/000012.npy       the output of example 12 (text: .txt); of images a .png too
+    labels/<name>.npy                    a number or label of every example, a row each
+    scalars.json                         what callbacks have returned
+
+and no path that would be wrong once the run folder is moved.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.runs import results
+from vegab.files import replacing_folder
+
+if TYPE_CHECKING:
+    from engine.experiment import Experiment
+from engine.iterators.outputs import META, OutputWriter, _yaml
+
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_LOOKS = 2.0
+KEPT = re.compile(r"model-([0-9]+)\.h5")
+
+
+class OtherModelError(ValueError):
+    """A commit that does not hold what the model to be evaluated needs."""
+
+
+class NoOutputsError(TypeError):
+    """An iterator that has nothing to be stored."""
+
+
+def evaluate_split(
+    experiment: "Experiment", checkpoint: Path, output: Path, split: str
+) -> dict[str, Any]:
+    """Restore a commit and store what the iterator's `evaluate` returns for each example.
+
+    Args:
+        experiment: with an iterator.
+        checkpoint: a commit.
+        output: the folder to write; an older one is replaced when the new one is whole.
+        split: one of the iterator's datasets.
+
+    Returns:
+        What `meta.yaml` says.
+
+    Raises:
+        OtherModelError: if the commit belongs to another model.
+        NoOutputsError: if the iterator has no eval_op.
+        ValueError: if it returns what cannot be stored by example.
+        OSError: if the commit is damaged, or something cannot be written.
+    """
+    from tqdm import tqdm
+
+    from engine.iterators.datasets import ExampleBatches
+    from engine.iterators.steps import sow
+
+    iterator, config = experiment.iterator, experiment.config
+    assert iterator is not None
+    dataset = iterator.datasets[split]
+    batches = ExampleBatches(
+        dataset,
+        config["test_batch_size"] or config["batch_size"],
+        config["seed"],
+        shuffle=False,
+        num_workers=config["n_data_processes"],
+    )
+    with contextlib.closing(batches), replacing_folder(output) as partial:
+        iterator.set_position(0, 0, 0, split)
+        state = restore(iterator, checkpoint, batches.batch(0, 0))
+        writer = OutputWriter(partial)
+        for step in tqdm(range(len(batches)), desc=split, unit="batch", leave=False, disable=None):
+            batch = batches.batch(0, step)
+            iterator.set_position(state["global_step"], state["epoch"], step, split)
+            sow(config["seed"], step)
+            size = min(batches.batch_size, len(dataset) - writer.num_examples)
+            writer.add(_evaluate(iterator, batch), size)
+        writer.add_labels(getattr(dataset, "labels", None) or {})
+        name = f"{type(iterator).__module__}:{type(iterator).__name__}"
+        meta = {
+            "description": f"what {name} made of each example of the split {split}",
+            "split": split,
+            "checkpoint": checkpoint.name,
+            "global_step": state["global_step"],
+            "num_examples": len(dataset),
+            **writer.finish(),
+            "config": dict(config),
+        }
+        with open(partial / META, "w", encoding="utf-8") as file:
+            _yaml().dump(meta, file)
+    return meta
+
+
+def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Give model and iterator the state of a commit; return what it says of its run.
+
+    Variables that are there only after a step are made by evaluating `batch`. What the commit has
+    for training alone, such as optimizers, is left where this iterator has none of it.
+
+    Raises:
+        OtherModelError: if it has not what the model needs.
+        OSError: if it is damaged.
+    """
+    from engine.checkpoints import RESTORE_WEIGHTS, Checkpoint
+
+    checkpoint = Checkpoint(path.parent, iterator.model, iterator.variables)
+    try:
+        state = checkpoint.read_other(path)
+        checkpoint.prepare()
+        if _error_of(lambda: checkpoint.require_fit(RESTORE_WEIGHTS)):
+            _evaluate(iterator, batch)
+            checkpoint.prepare()
+        if error := _error_of(lambda: _restore(checkpoint, iterator, path, state["steps"])):
+            reason = " ".join(str(error).replace(str(path), path.name).split())
+            raise OtherModelError(reason) from error
+    finally:
+        checkpoint.close()
+    return state
+
+
+def _restore(checkpoint: Any, iterator: Any, path: Path, steps: Mapping[str, Any]) -> None:
+    from engine.checkpoints import RESTORE_ALL, load_weights
+
+    if "iterator" not in steps:
+        raise ValueError(f"{path} is of a run without an iterator")
+    if checkpoint.fits(RESTORE_ALL):
+        checkpoint.restore(RESTORE_ALL)
+    else:
+        checkpoint.require_fit(())
+        if checkpoint.model is not None:
+            load_weights(path, checkpoint.model)
+        _assign_found(path, iterator.variables()["variables"])
+    try:
+        iterator.set_state(steps["iterator"])
+    except KeyError:
+        iterator.set_weights(steps["iterator"])  # another iterator over the same model
+
+
+def _error_of(function: Callable[[], Any]) -> Exception | None:
+    """Return the exception by which Keras, PyTorch or we refuse a commit, or None."""
+    try:
+        function()
+    except (ValueError, KeyError, RuntimeError) as error:
+        return error
+    return None
+
+
+def _assign_found(path: Path, variables: list[Any]) -> None:
+    """Assign variables that the commit has as often as they are here; it may have others too."""
+    import h5py
+
+    from engine.checkpoints import STATE, saved_variables, wanted_variables
+
+    with h5py.File(path, "r") as file:
+        datasets = list(file[STATE]["variables"].values())
+        saved = saved_variables(file[STATE]["variables"])
+        wanted = wanted_variables(variables)
+        # Of two that are alike here and three there, nobody knows which is which.
+        known = Counter(saved)
+        lacking = sorted(key for key, number in Counter(wanted).items() if known[key] != number)
+        if lacking:
+            names = ", ".join(f"{name} {shape}" for name, shape in lacking[:6])
+            raise ValueError(
+                f"{path} was written by another model; it has not these, or not as often: {names}"
+            )
+        for key, variable in zip(wanted, variables, strict=True):
+            place = saved.index(key)
+            saved.pop(place)
+            variable.assign(datasets.pop(place)[()])
+    if saved:
+        names = ", ".join(f"{name} {shape}" for name, shape in saved[:6])
+        log.warning("%s has variables that evaluation does not use: %s", path.name, names)
+
+
+def _evaluate(iterator: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the iterator has to be stored.
+
+    Raises:
+        NoOutputsError: if it has no eval_op, or that returns no dictionary.
+    """
+    try:
+        outputs = iterator.evaluate(batch)
+    except TypeError as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        if (Path(place.filename).name, place.name) == ("iterators.py", "evaluate"):
+            raise NoOutputsError(str(error)) from error
+        raise
+    if not isinstance(outputs, Mapping):
+        raise NoOutputsError(
+            f"eval_op of {type(iterator).__name__} returns a {type(outputs).__name__}; expected a "
+            "dictionary with an array or a list for each output"
+        )
+    return outputs
+
+
+def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -> Iterator[Path]:
+    """Yield commits, each under a second name, so that it stays as it is until the next is asked.
+
+    With `eval_all` these are all that the run has kept, in the order of steps, then its latest;
+    with `eval_forever` the latest, then each newer one, until the run has ended; else the given
+    one. No global step comes twice.
+    """
+    from engine.checkpoints import read_state
+
+    seen: set[int] = set()
+    paths = [given]
+    if config.get("eval_all"):
+        kept = {
+            int(match[1]): path
+            for path in (run / "checkpoints").glob("model-*.h5")
+            if (match := KEPT.fullmatch(path.name))
+        }
+        paths = [*(kept[step] for step in sorted(kept)), run / "model.h5"]
+    elif config.get("eval_forever"):
+        paths = []
+    for path in paths:
+        if config.get("eval_all") and not path.exists():
+            continue  # it was superfluous by now
+        with held(path, run) as commit:
+            step = read_state(commit)["global_step"]
+            if step not in seen:
+                seen.add(step)
+                yield commit
+    if config.get("eval_forever"):
+        yield from _as_they_come(run, seen)
+
+
+def _as_they_come(run: Path, seen: set[int]) -> Iterator[Path]:
+    from engine.checkpoints import read_state
+
+    latest, looked_at = run / "model.h5", None
+    while True:
+        # Asked first: the last commit is there before the run says that it has ended.
+        is_over = has_ended(run)
+        status = os.stat(latest) if latest.exists() else None
+        now = (status.st_ino, status.st_mtime_ns) if status else None
+        if status and now != looked_at:
+            looked_at = now
+            with held(latest, run) as commit:
+                state = read_state(commit)
+                is_over = is_over or _is_final(state, results.load_config(run))
+                if state["global_step"] not in seen:
+                    seen.add(state["global_step"])
+                    yield commit
+            if not is_over:
+                log.info("waiting for a commit after step %d of %s", state["global_step"], run)
+        if is_over:
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def has_ended(run: Path) -> bool:
+    """Whether a run says that it has ended, however it has."""
+    if not (run / "meta.json").exists():
+        return False
+    return results.load_meta(run).get("status") in ("finished", "failed", "interrupted")
+
+
+def _is_final(state: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a commit is a run's last: training may itself wait for its evaluation to end."""
+    if state["stop_reason"]:
+        return True
+    if config.get("num_steps") is not None:
+        is_open = state["step"] > 0 and not state["is_cut"]  # its epoch has yet to be ended
+        return state["global_step"] >= config["num_steps"] and not is_open
+    return state["epoch"] >= (config.get("num_epochs") or math.inf)
+
+
+@contextmanager
+def held(path: Path, folder: Path) -> Iterator[Path]:
+    """Give a commit a second name in `folder`, which training does not replace."""
+    with tempfile.TemporaryDirectory(prefix=".evaluating-", dir=folder) as name:
+        second = Path(name, path.name)
+        try:
+            os.link(path, second)
+        except OSError:
+            shutil.copyfile(path, second)
+        yield second

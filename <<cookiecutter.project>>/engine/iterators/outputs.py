@@ -1,0 +1,297 @@
+"""Stores what an evaluation makes of each example, and reads it back for callbacks."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ruamel.yaml import YAML
+
+from engine.iterators.datasets import Array, DatasetMixin, Example
+from engine.trees import leaves
+from vegab.files import write_json
+
+if TYPE_CHECKING:
+    pass
+from engine.iterators.evaluation import log
+
+META = "meta.yaml"
+OUTPUTS = "model_outputs"
+LABELS = "labels"
+SCALARS = "scalars.json"
+Callback = Callable[..., Any]
+
+
+class OutputWriter:
+    """Writes outputs of one batch after the other into a folder, by the index of the example.
+
+    An output is "text" or an "array" in a file per example, an "image" that has a PNG beside its
+    array, or a "number", of which all examples' are in one file, as labels are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.num_examples = 0
+        self._kinds: dict[str, str] = {}
+        self._rows: dict[str, list[Array]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, outputs: Mapping[str, Any], size: int) -> None:
+        """Store the outputs of the next `size` examples.
+
+        Raises:
+            ValueError: if one is not there for each of them, or has no place to be stored at.
+        """
+        labels = outputs.get(LABELS, {})
+        labels = labels if isinstance(labels, Mapping) else {LABELS: labels}
+        for name, value in _named(labels):
+            self._add_rows(name, np.asarray(_rows(value, size, name)), "label")
+        for key, value in _named({k: v for k, v in outputs.items() if k != LABELS}):
+            rows = _rows(value, size, key)
+            if isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype.kind != "U":
+                self._add_rows(key, rows, "number")
+            else:
+                self._counts[key] += size
+                self._write_files(key, rows)
+        self.num_examples += size
+
+    def add_labels(self, labels: Mapping[str, Any]) -> None:
+        """Store the labels of the dataset, where the outputs have none of that name."""
+        for name, value in _named(labels):
+            if name in self._rows:
+                continue
+            try:
+                rows = np.asarray(_rows(value, self.num_examples, name))
+            except ValueError as error:
+                log.warning("a label of the dataset is not stored: %s", error)
+                continue
+            self._add_rows(name, rows, "label")
+
+    def finish(self) -> dict[str, Any]:
+        """Write what all examples share a file for; return the kinds of outputs and labels."""
+        for key, count in self._counts.items():
+            if count != self.num_examples:
+                raise ValueError(f"the output {key!r} is missing in some of the batches")
+            if any(other.startswith(f"{key}/") for other in self._kinds):
+                raise ValueError(f"the output {key!r} is an output and a dictionary of others")
+        for name, parts in self._rows.items():
+            path = self.folder / LABELS / f"{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.concatenate(parts), allow_pickle=False)
+        outputs = {key: kind for key, kind in self._kinds.items() if kind != "label"}
+        return {"outputs": outputs, "labels": list(self._rows)}
+
+    def _note(self, key: str, kind: str) -> None:
+        before = self._kinds.setdefault(key, kind)
+        if {before, kind} == {"array", "image"}:
+            self._kinds[key] = "array"  # not all of them can be shown
+        elif before != kind:
+            raise ValueError(f"the output {key!r} is a {before} once and a {kind} elsewhere")
+
+    def _add_rows(self, name: str, rows: Array, kind: str) -> None:
+        self._note(name, kind)
+        self._counts[name] += len(rows)
+        self._rows.setdefault(name, []).append(rows)
+
+    def _write_files(self, key: str, rows: Array | list[Array]) -> None:
+        folder = self.folder / OUTPUTS / key
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, row in enumerate(rows, start=self.num_examples):
+            path = folder / f"{index:06d}"
+            if isinstance(row, str):
+                self._note(key, "text")
+                path.with_suffix(".txt").write_bytes(row.encode())
+                continue
+            np.save(path.with_suffix(".npy"), row, allow_pickle=False)
+            image = as_image(row)
+            self._note(key, "array" if image is None else "image")
+            if image is not None:
+                import tensorflow as tf
+
+                path.with_suffix(".png").write_bytes(tf.io.encode_png(image).numpy())
+
+
+def as_image(array: Array) -> Array | None:
+    """Return uint8 or float in [-1, 1] of shape (height, width, 1, 3 or 4) as uint8, else None."""
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        return None
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind == "f" and array.min() >= -1 and array.max() <= 1:
+        return np.rint((array.astype(np.float32) + 1) * 127.5).astype(np.uint8)
+    return None
+
+
+def _named(outputs: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield outputs by name, which has to be a path in a folder."""
+    for key, value in leaves(outputs):
+        if any(part in ("", ".", "..") for part in key.split("/")):
+            raise ValueError(f"the output {key!r} cannot be stored under that name")
+        yield key, value
+
+
+def _rows(value: Any, size: int, name: str) -> Array | list[Array]:
+    """Return an output with a row for each of `size` examples, as one array where that can be.
+
+    Raises:
+        ValueError: if there are not so many rows.
+    """
+    rows: Array | list[Array]
+    if isinstance(value, list | tuple):
+        rows = [_plain_array(row, name) for row in value]
+        if len({row.shape for row in rows}) == 1:
+            rows = np.stack(rows)
+    else:
+        rows = _plain_array(value, name)
+    if isinstance(rows, np.ndarray) and not rows.ndim:
+        raise ValueError(f"the output {name!r} is a single value; expected one for each example")
+    if len(rows) != size:
+        raise ValueError(f"the output {name!r} has {len(rows)} rows for {size} examples")
+    return rows
+
+
+def _plain_array(value: Any, name: str) -> Array:
+    """Return an array that can be read without unpickling anything."""
+    array = np.asarray(value)
+    if array.dtype.kind in "SO":
+        items = [
+            item.decode() if isinstance(item, bytes) else item for item in array.ravel().tolist()
+        ]
+        if not all(isinstance(item, str) for item in items):
+            raise ValueError(f"the output {name!r} has values that are neither numbers nor text")
+        array = np.array(items, dtype=np.str_).reshape(array.shape)
+    if array.dtype.name == "bfloat16":  # which NumPy itself does not know
+        array = array.astype(np.float32)
+    return array
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    return yaml
+
+
+class StoredOutputs(DatasetMixin):
+    """The outputs in a folder that `evaluate_split` has written, by example.
+
+    An example has the outputs as `evaluate` returned them, nested where they were; files are read
+    when it is asked for. `labels` are memory-mapped.
+
+    Attributes:
+        folder: where they are.
+        meta: what `meta.yaml` says.
+
+    Raises:
+        FileNotFoundError: if the folder has no outputs.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.meta: dict[str, Any] = _yaml().load((self.folder / META).read_text(encoding="utf-8"))
+
+    def __len__(self) -> int:
+        return self.meta["num_examples"]
+
+    def get_example(self, index: int) -> Example:
+        example: Example = {}
+        for key, kind in self.meta["outputs"].items():
+            *parents, name = key.split("/")
+            place = example
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[name] = self._read(key, kind, index)
+        return example
+
+    @cached_property
+    def labels(self) -> dict[str, Array]:
+        """Labels, and the outputs that are numbers, one row per example."""
+        return {
+            name: np.load(self.folder / LABELS / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in self.meta["labels"]
+        }
+
+    def _read(self, key: str, kind: str, index: int) -> Any:
+        path = self.folder / OUTPUTS / key / f"{index:06d}"
+        if kind == "number":
+            return self.labels[key][index]
+        if kind == "text":
+            return path.with_suffix(".txt").read_bytes().decode()
+        # Mapped to memory, each would keep a file open.
+        return np.load(path.with_suffix(".npy"), allow_pickle=False)
+
+
+def newest_outputs(folder: Path, name: str) -> Path | None:
+    """Return the folder `<name>-<global step>` of the highest step, or None if there is none."""
+    steps = {
+        int(match[1]): path
+        for path in folder.glob("*")
+        if (match := re.fullmatch(f"{re.escape(name)}-([0-9]+)", path.name))
+        and (path / META).is_file()
+    }
+    return steps[max(steps)] if steps else None
+
+
+def run_callbacks(
+    output: Path,
+    data_in: Any,
+    config: Mapping[str, Any],
+    callbacks: Mapping[str, Callback],
+    callback_kwargs: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, float]]:
+    """Call functions with what is stored; log the numbers they return, and keep them.
+
+    Args:
+        output: the folder.
+        data_in: the dataset that was evaluated.
+        config: of the evaluation.
+        callbacks: by name; called as `(root, data_in, data_out, config, **kwargs)`.
+        callback_kwargs: further arguments by the callback's name.
+
+    Returns:
+        The numbers by callback, as they are in `scalars.json`, beside those of earlier calls.
+
+    Raises:
+        RuntimeError: if a callback fails; it is named.
+    """
+    path = output / SCALARS
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    returned: dict[str, dict[str, float]] = {}
+    for name, callback in callbacks.items():
+        data_out = StoredOutputs(output)
+        try:
+            result = callback(
+                str(output), data_in, data_out, config, **callback_kwargs.get(name, {})
+            )
+        except Exception as error:
+            raise RuntimeError(
+                f"callback {name} failed: {type(error).__name__}: {error}; the outputs stay in "
+                f"{output}"
+            ) from error
+        if not isinstance(result, Mapping):
+            continue
+        returned[name] = dict(_numbers(result))
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in returned[name].items())
+        log.info("%s: %s", name, shown or "no numbers")
+        # JSON knows no NaN.
+        kept[name] = {
+            key: value if math.isfinite(value) else None for key, value in returned[name].items()
+        }
+        write_json(path, kept)
+    return returned
+
+
+def _numbers(result: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers among what a callback returned: its own, and those under "scalars"."""
+    for name, value in result.items():
+        if isinstance(value, Mapping):
+            if path or name == "scalars":
+                yield from _numbers(value, f"{path}{name}/")
+        elif isinstance(value, Real) or getattr(value, "shape", None) == ():
+            yield f"{path}{name}".removeprefix("scalars/"), float(value)

@@ -1,0 +1,191 @@
+"""How the training loop runs an iterator: a step at a time, and validation."""
+
+import random
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.random.seed_generator import global_seed_generator
+
+from engine.batches import BatchSource, random_generator
+from engine.iterators.base import Feeds, PyHookedModelIterator
+from engine.training import Before, Call
+from engine.trees import copied
+
+STEP_STREAM = 3  # of random numbers that a step draws
+
+
+class IteratorSteps:
+    """Runs an iterator step by step, with hooks before each of them.
+
+    Args:
+        iterator: what a step does.
+        source: batches by epoch and step.
+        seed: of the random numbers that steps draw.
+    """
+
+    one_by_one = True
+    size = 1
+
+    def __init__(self, iterator: PyHookedModelIterator, source: BatchSource, seed: int) -> None:
+        self.iterator = iterator
+        self.source = source
+        self.seed = seed
+        self._sums: dict[str, list[float]] = {}
+        self._made = False
+        # Without processes of its own, making a batch draws from the same generators as a step.
+        self._ahead: tuple[tuple[int, int], Future[Any]] | None = None
+        has_workers = getattr(source, "num_workers", 0) > 0
+        self._executor = ThreadPoolExecutor(1, "batches") if has_workers else None
+        # It comes into being, with a seed that Python draws, when it is asked for first.
+        global_seed_generator()
+
+    def compile(self) -> None:
+        """Make the variables that come into being with the first batch."""
+        self._make(self.source.batch(0, 0))
+
+    def dry_run(self) -> None:
+        """Make a step for the sake of what comes into being by it; what it changes is restored."""
+        self.run(0, 0, 1, 1)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start the figures of an epoch."""
+        self.iterator.set_position(epoch * self.source.steps_per_epoch, epoch, 0)
+        self._sums = {}
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The rate in force, if the iterator tells it."""
+        return self.iterator.learning_rate
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what is to be committed beside variables."""
+        return {"sums": self._sums, "iterator": self.iterator.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `get_state` returned."""
+        self._sums = {name: list(pair) for name, pair in state["sums"].items()}
+        self.iterator.set_state(state["iterator"])
+
+    def set_weights(self, state: Mapping[str, Any]) -> None:
+        """Take the weights out of what `get_state` returned in another run."""
+        self.iterator.set_weights(state["iterator"])
+
+    def run(
+        self,
+        epoch: int,
+        step: int,
+        until: int,
+        then: int,
+        before: Before | None = None,
+    ) -> Call:
+        """Run one step of `epoch`; the arguments are those of `Steps.run`."""
+        iterator = self.iterator
+        global_step = epoch * self.source.steps_per_epoch + step
+        batch = self._take(epoch, step)
+        self._make(batch)
+        iterator.set_position(global_step, epoch, step)
+        sow(self.seed, global_step)
+        feeds = copied(batch)
+        fetches = {"global_step": iterator.get_global_step, "step_ops": copied(iterator.step_ops())}
+        if before:
+            before(fetches, feeds, batch)
+        results = iterator.run(fetches, feeds)
+        figures = iterator.figures(results)
+        for name, value in figures.items():
+            total = self._sums.setdefault(name, [0.0, 0])
+            total[0] += value
+            total[1] += 1
+        iterator.set_position(global_step + 1, epoch, step)
+        return Call(
+            step=step + 1,
+            results={name: total / number for name, (total, number) in self._sums.items()},
+            not_finite=None if all(map(np.isfinite, figures.values())) else step,
+            last_results=results,
+            seen=(fetches, feeds, batch),
+        )
+
+    def close(self) -> None:
+        """Let threads and processes go that make batches ready."""
+        if self._executor:
+            self._executor.shutdown(cancel_futures=True)
+        if hasattr(self.source, "close"):
+            self.source.close()
+
+    def _make(self, batch: Feeds) -> None:
+        if not self._made:
+            self._made = True
+            self.iterator.initialize()
+            self.iterator.make_variables(batch)
+
+    def _take(self, epoch: int, step: int) -> Any:
+        if self._executor is None:
+            return self.source.batch(epoch, step)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == (epoch, step):
+            batch = ahead[1].result()
+        else:
+            batch = self._executor.submit(self.source.batch, epoch, step).result()
+        is_last = step + 1 == self.source.steps_per_epoch
+        place = (epoch + 1, 0) if is_last else (epoch, step + 1)
+        self._ahead = place, self._executor.submit(self.source.batch, *place)
+        return batch
+
+
+class IteratorValidation:
+    """Averages what an iterator's `validate` returns over a split.
+
+    Args:
+        iterator: what computes the figures.
+        source: batches in order.
+        seed: of the random numbers that it draws.
+    """
+
+    def __init__(self, iterator: PyHookedModelIterator, source: BatchSource, seed: int) -> None:
+        self.iterator = iterator
+        self.source = source
+        self.seed = seed
+
+    def run(
+        self, callbacks: keras.callbacks.CallbackList, stop: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Return means over the examples, or None if `stop` said so after a batch."""
+        iterator = self.iterator
+        place = iterator.get_global_step(), iterator.get_epoch_step(), iterator.get_batch_step()
+        sums: dict[str, float] = {}
+        num_examples = 0
+        callbacks.on_test_begin()
+        for step in range(self.source.steps_per_epoch):
+            batch = self.source.batch(0, step)
+            iterator.set_position(place[0], place[1], step, "validation")
+            sow(self.seed, step)
+            callbacks.on_test_batch_begin(step)
+            figures = iterator.validate(batch)
+            callbacks.on_test_batch_end(step, dict(figures))
+            if not figures or stop():
+                break
+            size = len(keras.tree.flatten(batch)[0])
+            num_examples += size
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + size * value
+        iterator.set_position(*place)
+        if stop():
+            return None
+        logs = {name: total / num_examples for name, total in sums.items()}
+        callbacks.on_test_end(logs)
+        return logs
+
+
+def sow(seed: int, step: int) -> None:
+    """Make what a step draws from the generators of Python, NumPy and PyTorch depend on it alone.
+
+    Keras' generators keep their state in variables, which are part of every commit.
+    """
+    number = int(random_generator(seed, step, STEP_STREAM).integers(2**32))
+    random.seed(number)
+    np.random.seed(number)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(number)

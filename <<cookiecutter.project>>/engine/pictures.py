@@ -1,0 +1,148 @@
+"""Draws: learning curves of one run or many, confusion matrices. Needs no Keras."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vegab.files import replacing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+NUM_EXAMPLES = 16  # that an evaluation keeps a picture of
+
+
+def draw_learning_curve(
+    run: Path, history: Sequence[Mapping[str, Any]], best_epoch: int | None
+) -> None:
+    """Draw `learning_curve.png`: loss and first metric, training and validation, best epoch marked.
+
+    Args:
+        run: the run folder, also the title.
+        history: a row per epoch.
+        best_epoch: from 0; None: no mark.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    columns = [key for key in history[0] if key not in ("epoch", "step", "learning_rate")]
+    metrics = [key for key in columns if not key.startswith("val_")][:2]
+    if not metrics:
+        return
+    width, height = 4.2 * len(metrics), 3.2
+    # Margins that are looked for take longer than all the drawing, and each run draws this.
+    figure = new_figure(width, height, layout=None)
+    figure.subplots_adjust(
+        left=0.7 / width, right=1 - 0.15 / width, bottom=0.5 / height, top=1 - 0.6 / height,
+        wspace=0.2,
+    )  # fmt: skip
+    epochs = [row["epoch"] + 1 for row in history]
+    explained: set[str] = set()
+    for index, metric in enumerate(metrics, start=1):
+        axes = figure.add_subplot(1, len(metrics), index)
+        # Told apart by line style as well as by colour, for print and for the colour-blind.
+        for key, color, line, label in (
+            (metric, "#0072B2", "-", "train"),
+            (f"val_{metric}", "#D55E00", "--", "validation"),
+        ):
+            if key not in columns:
+                continue
+            values = [row.get(key, float("nan")) for row in history]
+            axes.plot(epochs, values, color=color, linestyle=line, marker=".", label=label)
+            if best_epoch is not None:
+                best = values[best_epoch]
+                axes.plot(best_epoch + 1, best, "o", color=color, markersize=8, fillstyle="none")
+        if best_epoch is not None:
+            axes.axvline(
+                best_epoch + 1,
+                color="0.6",
+                linewidth=1,
+                zorder=0,
+                label=f"best epoch ({best_epoch + 1})",
+            )
+        axes.set_title(metric, fontsize=10, y=1.0)  # else matplotlib looks for what is in its way
+        axes.set_xlabel("epoch")
+        axes.ticklabel_format(axis="y", scilimits=(-4, 5))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.locator_params(axis="y", nbins=5)
+        axes.spines[["top", "right"]].set_visible(False)
+        labels = set(axes.get_legend_handles_labels()[1])
+        if not labels <= explained:
+            axes.legend(frameon=False)
+            explained |= labels
+    figure.suptitle(run.name, fontsize=11)
+    save_figure(figure, run / "learning_curve.png")
+
+
+def draw_confusion_matrix(matrix: "np.ndarray", path: Path, title: str) -> None:
+    """Draw counts of labels (rows) against predictions (columns).
+
+    Args:
+        matrix: int array of shape (num_classes, num_classes).
+        path: a PNG file.
+        title: above the picture.
+    """
+    num_classes = len(matrix)
+    figure = new_figure(width=5.2, height=4.8)
+    axes = figure.add_subplot()
+    shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if num_classes <= 20:  # more would not be legible
+        for label in range(num_classes):
+            for prediction in range(num_classes):
+                count = matrix[label, prediction]
+                if count:
+                    dark = shares[label, prediction] > 0.5
+                    axes.text(
+                        prediction,
+                        label,
+                        str(count),
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="white" if dark else "black",
+                    )
+        axes.set_xticks(range(num_classes))
+        axes.set_yticks(range(num_classes))
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("label")
+    axes.set_title(title, fontsize=11)
+    figure.colorbar(image, ax=axes, label="share of the label", shrink=0.8)
+    save_figure(figure, path)
+
+
+def save_examples(images: "np.ndarray", path: Path) -> None:
+    """Write the first images of a set side by side, a pixel for a pixel.
+
+    Args:
+        images: shape (num_images, height, width, 1 or 3); the least value of the set becomes 0,
+            the largest 255.
+        path: a PNG file.
+    """
+    import numpy as np
+    from matplotlib.image import imsave
+
+    low, high = float(images.min()), float(images.max())
+    strip = np.concatenate(images[:NUM_EXAMPLES].astype(np.float64), axis=1)
+    pixels = np.rint((strip - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+    # Equal pictures are equal files, whichever version of matplotlib writes them.
+    nameless = {"Software": ""}
+    colours = pixels.repeat(3 // pixels.shape[2], axis=2)
+    with replacing(path, sync=False) as temporary:
+        imsave(temporary, colours, format="png", metadata=nameless)
+
+
+def new_figure(
+    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+) -> "Figure":
+    """Return an empty figure, in inches, that needs no display."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG of 150 dots per inch; whoever has the old one open never sees half of the new."""
+    quickly = {"compress_level": 1}  # half the time for a tenth more bytes
+    with replacing(path, sync=False) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, pil_kwargs=quickly)

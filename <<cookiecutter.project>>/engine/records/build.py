@@ -1,0 +1,247 @@
+"""From a variant, Deephub's form of a config, to feeders, model and hooks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vegab import UsageError, resolve
+
+if TYPE_CHECKING:
+    pass
+
+
+from engine.building import call, callbacks_of, learning_rate_schedule, require_at_least_one
+from engine.checkpoints import is_lower_better
+from engine.experiment import Experiment, Splits
+from engine.hooks import EarlyStopping, Export, KeepCheckpoints, LastMetrics, LoggingHook
+from engine.hooks import base as hooks
+from engine.records.feeders import TFRecordExamplesFeeder
+from engine.records.memory import MemorySamplesFeeder
+from engine.training import make_variables
+
+
+def check_ranges_of_variant(config: Mapping[str, Any]) -> None:
+    """See `check_ranges`."""
+    train = config["train"]
+    if not train["train_feeder"]:
+        raise UsageError("the key 'train.train_feeder' is missing: {type: a feeder, …}")
+    numbers = ("save_checkpoint_steps", "early_stopping_hook_run_every_steps")
+    given = [key for key in numbers if train[key] is not None]
+    steps = [f"early_stopping_steps_without_{change}" for change in ("decrease", "increase")]
+    given += [key for key in steps if train[key] is not None]
+    require_at_least_one(train, "epochs", "save_summary_steps", *given, section="train.")
+    for one, other in (steps, ("save_checkpoint_steps", "save_checkpoint_secs")):
+        if train[one] is not None and train[other] is not None:
+            raise UsageError(
+                f"train.{one} is {train[one]} and train.{other} is {train[other]}; give one of "
+                f"them (--delete train.{other})"
+            )
+    for key in ("save_checkpoint_secs", "validation_secs"):
+        value = train[key]
+        if value is not None and (not isinstance(value, int | float) or value <= 0):
+            raise UsageError(f"train.{key} is {value!r}; it must be a number of seconds above 0")
+    if train["validation_secs"] and not train["eval_feeder"]:
+        raise UsageError("train.validation_secs needs a train.eval_feeder to validate on")
+
+
+FEEDERS = {
+    "TFRecordExamplesFeeder": TFRecordExamplesFeeder,
+    "MemorySamplesFeeder": MemorySamplesFeeder,
+}
+OLD_PACKAGE = "deephub."  # what a variant that was written for Deephub names
+LATER_SPELLING = ("module_path", "class_type")
+
+
+def build_variant(config: Mapping[str, Any]) -> Experiment:
+    """Build what a variant names; see `experiment.build`.
+
+    Raises:
+        UsageError, OSError: as `experiment.build` does.
+    """
+    train = config["train"]
+    train_feeder = make_feeder(config, "train.train_feeder")
+    train_feeder.until_epochs = train["epochs"]
+    eval_feeder = make_feeder(config, "train.eval_feeder") if train["eval_feeder"] else None
+    splits = Splits(
+        train=OneLabel(train_feeder),
+        valid=OneLabel(eval_feeder.one_pass()) if eval_feeder else None,
+    )
+    reads_records = isinstance(train_feeder, TFRecordExamplesFeeder)
+    serving = train_feeder.serving_features() if reads_records else None
+    model = make_model(config)
+    if train["lr_schedule"] is not None:
+        model.optimizer.learning_rate = learning_rate_schedule(
+            config, "train.lr_schedule", train["lr_schedule"]
+        )
+    first = call(config, "train.train_feeder", splits.train.batch, 0, 0)
+    call(config, "model", make_variables, model, first, train["fine_tune"])
+    features = first[0] if isinstance(first, tuple) else first
+    monitor = monitor_of(config)
+    call(config, "monitor", is_lower_better, monitor, config["monitor_mode"])
+    return Experiment(
+        config=config,
+        dataset=splits,
+        model=model,
+        learning_rates=None,
+        monitor=monitor,
+        callbacks=callbacks_of(config),
+        own_hooks=[
+            *hooks_of(config, monitor),
+            *exporters_of(config, monitor, splits.train.steps_per_epoch, features, serving),
+        ],
+        serving=serving,
+        settings={
+            "num_epochs": None,
+            "num_steps": train_feeder.total_steps(train["epochs"]),
+            "checkpoint_steps": train["save_checkpoint_steps"] or 0,
+            "checkpoint_seconds": train["save_checkpoint_secs"] or 0,
+            "validation_seconds": train["validation_secs"] or 0,
+        },
+    )
+
+
+class OneLabel:
+    """A feeder's batches, with the only label as it is instead of by its name.
+
+    Keras takes labels by name only where the model's outputs have names.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+        return self.source.steps_per_epoch
+
+    def batch(self, epoch: int, step: int) -> Any:
+        """Return features by name, and labels, if any: one array, or several by name."""
+        batch = self.source.batch(epoch, step)
+        if isinstance(batch, tuple) and isinstance(batch[1], Mapping) and len(batch[1]) == 1:
+            return batch[0], next(iter(batch[1].values()))
+        return batch
+
+    def digest(self) -> str:
+        """Return the feeder's digest."""
+        return self.source.digest()
+
+
+def make_feeder(config: Mapping[str, Any], key: str) -> Any:
+    """Return the feeder that stands at `key`.
+
+    Raises:
+        UsageError: if it cannot be made.
+    """
+    try:
+        return made(config, key, FEEDERS, seed=config["seed"])
+    except OSError as error:
+        raise UsageError(f"{key}: {error}") from error
+
+
+def make_model(config: Mapping[str, Any]) -> Any:
+    """Return the compiled Keras model that `model` stands for.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    import keras
+
+    model = made(config, "model", {})
+    if hasattr(model, "keras_model_fn"):
+        model = call(config, "model", model.keras_model_fn)
+    if not isinstance(model, keras.Model) or not model.compiled:
+        raise UsageError(
+            f"model {name_in(config['model'], 'model')} gives a {type(model).__name__}; expected a "
+            "compiled Keras model, or an object whose keras_model_fn() returns one"
+        )
+    return model
+
+
+def made(config: Mapping[str, Any], key: str, registered: Mapping[str, Any], **more: Any) -> Any:
+    """Return what the mapping at `key` names, called with the mapping's other entries.
+
+    Raises:
+        UsageError: if it cannot be found, or refuses its arguments.
+    """
+    entry: Any = config
+    for name in key.split("."):
+        entry = entry[name]
+    name = name_in(entry, key)
+    ours = name.rpartition(":")[2] if name.startswith(OLD_PACKAGE) else name
+    if ours != name and ours not in registered:
+        # deephub.models.registry.toy:DebugToyModel is toy:DebugToyModel here.
+        ours = f"{name.rpartition(':')[0].rpartition('.')[2]}:{ours}"
+    kind = resolve(ours, f"{key}.type", registered)
+    given = {k: v for k, v in entry.items() if k not in ("type", *LATER_SPELLING)}
+    return call(config, key, kind, **given, **more)
+
+
+def name_in(entry: Mapping[str, Any], key: str) -> str:
+    """Return the name of the class in a mapping: `type`, or `module_path` and `class_type`."""
+    if "type" in entry:
+        return str(entry["type"])
+    if "class_type" not in entry:
+        raise UsageError(f"{key} has no type; give an import path such as toy:DebugToyModel")
+    module, name = entry.get("module_path"), entry["class_type"]
+    return f"{module}:{name}" if module else str(name)
+
+
+def monitor_of(config: Mapping[str, Any]) -> str:
+    """Return the column that decides which epoch is the best."""
+    train = config["train"]
+    metric = config["monitor"] or train["early_stopping_metric"] or "loss"
+    of_validation = train["eval_feeder"] and not metric.startswith("val_")
+    return f"val_{metric}" if of_validation else metric
+
+
+def hooks_of(config: Mapping[str, Any], monitor: str) -> list[hooks.Hook]:
+    """Return the hooks that a variant asks for by its keys."""
+    train = config["train"]
+    chosen: list[hooks.Hook] = [
+        LastMetrics(),
+        hooks.IntervalHook(
+            [LoggingHook(tensorboard=config["tensorboard"])], train["save_summary_steps"]
+        ),
+    ]
+    decrease = train["early_stopping_steps_without_decrease"]
+    increase = train["early_stopping_steps_without_increase"]
+    if decrease or increase:
+        stopping = EarlyStopping(
+            decrease or increase,
+            monitor,
+            "min" if decrease else "max",
+            in_steps=True,
+            min_steps=train["early_stopping_min_steps"],
+            every_steps=train["early_stopping_hook_run_every_steps"] or 1,
+        )
+        chosen.append(stopping)
+    return chosen
+
+
+def exporters_of(
+    config: Mapping[str, Any], monitor: str, steps_per_epoch: int, features: Any, serving: Any
+) -> list[hooks.Hook]:
+    """Return a hook for each of `train.exporters`.
+
+    Raises:
+        UsageError: if one is of a kind that is not known, or has an argument that is not.
+    """
+    train = config["train"]
+    chosen: list[hooks.Hook] = []
+    commits = {"FinalExporter": "model.h5", "BestExporter": "model_best.h5"}
+    for name, entry in train["exporters"].items():
+        key = f"train.exporters.{name}"
+        if Path(name).name != name:
+            raise UsageError(f"{key} names a folder in export/; give it a single word")
+        kind = name_in(entry, key).rpartition(":")[2].rpartition(".")[2]
+        if kind in commits:
+            chosen.append(Export(name, commits[kind], features, serving))
+        elif kind == "BestCheckpointCopier":
+            every = train["save_checkpoint_steps"] or steps_per_epoch
+            keep = entry.get("checkpoints_to_keep", 5)
+            chosen.append(call(config, key, KeepCheckpoints, every, keep, monitor, "min"))
+        else:
+            raise UsageError(
+                f"{key} is a {kind}; choose BestExporter, FinalExporter or BestCheckpointCopier"
+            )
+    return chosen

@@ -1,0 +1,487 @@
+"""What a record holds, by name: features of TensorFlow, images, and arrays as raw bytes.
+
+A map of features has names as keys, and as values features of `tf.io`, the ones from here, or
+mappings such as `{type: FixedLenFeature, shape: [1], dtype: int64}`. TensorFlow is imported where
+it is needed: importing this is fast.
+"""
+
+import difflib
+import importlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.records.layouts import Layouts, Wanted
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Features = dict[str, Any]
+STORED = ("int64", "float32", "string")  # what a tf.train.Example can hold
+DECODE_FORMATS = ("auto", "jpeg", "png", "gif", "bmp")
+OTHER_HOMES = ("deephub.", "tensorflow")  # module paths by which Deephub's variants name features
+
+
+class DecodedFeature(ABC):
+    """A feature that stands in a record as one string, and is decoded to an array."""
+
+    @abstractmethod
+    def decode(self, contents: "tf.Tensor", num_parallel: int) -> "tf.Tensor":
+        """Return the arrays, (batch, ...), of strings of shape (batch,); runs in a graph."""
+
+
+@dataclass(frozen=True)
+class ImageFeature(DecodedFeature):
+    """An encoded image.
+
+    It becomes an array (height, width, channels), or (frames, height, width, channels) where
+    `decode_format` is "gif"; "auto" takes the first frame. Without resizing, the images of a batch
+    have to be of one size.
+
+    Attributes:
+        resize_height: pixels, bilinear; goes with `resize_width`.
+        resize_width: pixels.
+        channels: 1 (grey), 3 (red, green, blue), or 0: as many as the image has.
+        decode_format: "jpeg", "png", "gif", "bmp", or "auto", which looks at the image.
+        enforced_dtype: floats are in [0, 1], integers fill their range; None: uint8.
+        standard_scaling: scale to [-1, 1], which needs floats.
+        post_op: called with the image, a tensor; returns another one. Runs in a graph.
+
+    Raises:
+        ValueError: if one of them is out of range, or half of a size is missing.
+    """
+
+    resize_height: int | None = None
+    resize_width: int | None = None
+    channels: int = 3
+    decode_format: str = "auto"
+    enforced_dtype: Any = "float32"
+    standard_scaling: bool = False
+    post_op: Callable[["tf.Tensor"], "tf.Tensor"] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.resize_height is None) != (self.resize_width is None):
+            raise ValueError("resize_height and resize_width go together; one of them is missing")
+        size = (self.resize_height, self.resize_width)
+        if any(side is not None and side < 1 for side in size):
+            raise ValueError(f"resize_height and resize_width are {size}; they must be at least 1")
+        if self.channels not in (0, 1, 3):
+            raise ValueError(f"channels is {self.channels}; expected 0, 1 or 3")
+        if self.decode_format not in DECODE_FORMATS:
+            raise ValueError(
+                f"decode_format is {self.decode_format!r}; expected {', '.join(DECODE_FORMATS)}"
+            )
+        if self.enforced_dtype is not None:
+            object.__setattr__(self, "enforced_dtype", _dtype(self.enforced_dtype).name)
+        if self.standard_scaling and "float" not in (self.enforced_dtype or ""):
+            raise ValueError(
+                f"standard_scaling needs floats, but enforced_dtype is {self.enforced_dtype}"
+            )
+
+    def decode(self, contents: "tf.Tensor", num_parallel: int) -> "tf.Tensor":
+        """Return the images of encoded ones."""
+        import tensorflow as tf
+
+        one = tf.function(
+            self._decode_one, input_signature=[tf.TensorSpec([], tf.string)], autograph=False
+        ).get_concrete_function()
+        result = one.structured_outputs
+        return tf.map_fn(
+            one,
+            contents,
+            fn_output_signature=tf.TensorSpec(result.shape, result.dtype),
+            parallel_iterations=num_parallel,
+        )
+
+    def _decode_one(self, content: "tf.Tensor") -> "tf.Tensor":
+        import tensorflow as tf
+
+        image = self._decode_bytes(content)
+        if self.enforced_dtype is not None:
+            image = tf.image.convert_image_dtype(image, self.enforced_dtype, saturate=True)
+        if self.resize_height is not None:
+            resized = tf.image.resize(image, [self.resize_height, self.resize_width])
+            if image.dtype.is_integer:
+                resized = tf.round(resized)
+            image = tf.saturate_cast(resized, image.dtype)
+        if self.standard_scaling:
+            image = (image - 0.5) * 2
+        return image if self.post_op is None else self.post_op(image)
+
+    def _decode_bytes(self, content: "tf.Tensor") -> "tf.Tensor":
+        import tensorflow as tf
+
+        def as_it_is() -> "tf.Tensor":
+            return _with_channels(
+                tf.io.decode_image(content, expand_animations=False), self.channels
+            )
+
+        if self.decode_format == "jpeg":
+            return tf.io.decode_jpeg(content, channels=self.channels)
+        if self.decode_format == "png":
+            return tf.io.decode_png(content, channels=self.channels)
+        if self.decode_format == "gif":
+            return _with_channels(tf.io.decode_gif(content), self.channels)
+        if self.decode_format == "bmp":
+            return _with_channels(tf.io.decode_bmp(content), self.channels)
+        # TensorFlow makes a JPEG or PNG grey while it decodes it, and refuses to do so with others.
+        is_other = tf.strings.regex_full_match(tf.strings.substr(content, 0, 3), "GIF|BM(?s:.)")
+        image = tf.cond(
+            is_other,
+            as_it_is,
+            lambda: tf.io.decode_image(content, channels=self.channels, expand_animations=False),
+        )
+        image.set_shape([None, None, self.channels or None])
+        return image
+
+
+@dataclass(frozen=True)
+class RawFeature(DecodedFeature):
+    """An array as the bytes of its values, as `array.tobytes()` gives them.
+
+    Attributes:
+        shape: of the array.
+        dtype: of the array, little-endian.
+    """
+
+    shape: Sequence[int]
+    dtype: Any = "uint8"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "dtype", _dtype(self.dtype).name)
+
+    @property
+    def num_bytes(self) -> int:
+        """The length of the string."""
+        return math.prod(self.shape) * _dtype(self.dtype).size
+
+    def decode(self, contents: "tf.Tensor", num_parallel: int) -> "tf.Tensor":
+        """Return the arrays of strings."""
+        import tensorflow as tf
+
+        return tf.reshape(
+            tf.io.decode_raw(contents, self.dtype), [tf.shape(contents)[0], *self.shape]
+        )
+
+
+def make_features(entries: Mapping[str, Any], where: str) -> Features:
+    """Return a map of features whose values are features.
+
+    Args:
+        entries: names and features, or mappings with `type` (or `module_path` and `class_type`)
+            and the arguments of that class.
+        where: how the map is called in an error.
+
+    Raises:
+        ValueError: if a type cannot be found, or does not take these arguments.
+    """
+    if not isinstance(entries, Mapping) or not entries:
+        raise ValueError(f"{where} is {entries!r}; expected names and features, at least one")
+    return {str(name): _make(entry, f"{where}.{name}") for name, entry in entries.items()}
+
+
+class Parser:
+    """Makes arrays of serialized `tf.train.Example`s.
+
+    What has no fixed length comes as a dense array, padded with zeros (strings: empty ones) to the
+    longest of the batch.
+
+    Args:
+        features: the map of the features.
+        labels: the map of the labels, or None: there are none.
+        num_parallel: images decoded at a time.
+    """
+
+    def __init__(self, features: Features, labels: Features | None, num_parallel: int) -> None:
+        self.features = features
+        self.labels = labels
+        self.num_parallel = num_parallel
+        self.maps = {"features_map": features} | ({"labels_map": labels} if labels else {})
+
+    def parse(self, serialized: "tf.Tensor") -> Any:
+        """Return features, or (features, labels), of strings of shape (batch,); runs in a graph."""
+        import tensorflow as tf
+
+        # One pass over the records parses both maps, but for names that each reads in its own way.
+        first: Features = {}
+        for features in self.maps.values():
+            first = stored(features) | first
+        parsed = tf.io.parse_example(serialized, first)
+        parts = []
+        for features in self.maps.values():
+            own = stored(features)
+            others = {name: own[name] for name in own if repr(own[name]) != repr(first[name])}
+            values = parsed | (tf.io.parse_example(serialized, others) if others else {})
+            parts.append(
+                {name: self._dense(feature, values[name]) for name, feature in features.items()}
+            )
+        return tuple(parts) if self.labels is not None else parts[0]
+
+    def _dense(self, feature: Any, value: Any) -> "tf.Tensor":
+        import tensorflow as tf
+
+        if isinstance(feature, DecodedFeature):
+            return feature.decode(value, self.num_parallel)
+        if isinstance(value, tf.sparse.SparseTensor):
+            return tf.sparse.to_dense(value)
+        if isinstance(value, tf.RaggedTensor):
+            return value.to_tensor()
+        return value
+
+    def layouts(self) -> Layouts | None:
+        """Return what parses records of one layout, or None where values have no fixed size."""
+        import tensorflow as tf
+
+        wanted: dict[Any, tuple[str, Wanted]] = {}
+        for where, features in self.maps.items():
+            for name, feature in features.items():
+                if isinstance(feature, RawFeature) and np.dtype(feature.dtype).kind in "biuf":
+                    wish = Wanted("string", tuple(feature.shape), feature.dtype)
+                elif isinstance(feature, tf.io.FixedLenFeature):
+                    shape = tuple(tf.TensorShape(feature.shape).as_list())
+                    wish = Wanted(_dtype(feature.dtype).name, shape)
+                else:
+                    return None
+                wanted[where, name] = name, wish
+        return Layouts(wanted)
+
+    def arranged(self, values: Mapping[tuple[str, str], Any]) -> Any:
+        """Return what `layouts` parses as `parse` does."""
+        parts = [
+            {name: values[where, name] for name in features}
+            for where, features in self.maps.items()
+        ]
+        return tuple(parts) if self.labels is not None else parts[0]
+
+    def missing(self, found: set[str]) -> dict[str, str]:
+        """Return the names in a record that are not among `found`, and the maps that name them."""
+        return {
+            key: where
+            for where, features in self.maps.items()
+            for name, feature in features.items()
+            for key in _keys(name, feature)
+            if key not in found
+        }
+
+    def fault(self, serialized: bytes) -> str | None:
+        """Return what is wrong with a record, to be read after its name, or None."""
+        import tensorflow as tf
+
+        try:
+            held = {name: _held(value) for name, value in _example(serialized).items()}
+        except ValueError:
+            return "is no tf.train.Example"
+        for where, features in self.maps.items():
+            for name, feature in features.items():
+                if fault := _fault(name, feature, held, where):
+                    return fault
+        try:
+            self.parse(tf.constant([serialized]))
+        except (tf.errors.InvalidArgumentError, ValueError) as error:
+            return f"cannot be decoded: {first_line(error)}"
+        return None
+
+
+def stored(features: Features) -> Features:
+    """Return the features as TensorFlow parses them: what is decoded, as strings."""
+    import tensorflow as tf
+
+    string = tf.io.FixedLenFeature([], tf.string)
+    return {
+        name: string if isinstance(feature, DecodedFeature) else feature
+        for name, feature in features.items()
+    }
+
+
+def names_in(serialized: bytes) -> set[str]:
+    """Return the names of what a record holds.
+
+    Raises:
+        ValueError: if it is no `tf.train.Example`.
+    """
+    return set(_example(serialized))
+
+
+def described(features: Features | None) -> str:
+    """Return a map of features as text, the same in every process."""
+    lines = []
+    for name, feature in sorted((features or {}).items()):
+        post_op = getattr(feature, "post_op", None)
+        text = repr(feature).replace(repr(post_op), getattr(post_op, "__qualname__", "post_op"))
+        lines.append(f"{name}: {text}")
+    return "\n".join(lines)
+
+
+def first_line(error: Exception) -> str:
+    """Return what TensorFlow says in an error, without the name of the operation."""
+    text = getattr(error, "message", None) or str(error)
+    return text.strip().splitlines()[0].rpartition("}} ")[2].partition(" [Op:")[0]
+
+
+def _make(entry: Any, where: str) -> Any:
+    import tensorflow as tf
+
+    classes = _classes()
+    if not isinstance(entry, Mapping):
+        if isinstance(entry, tuple(classes.values())):
+            return _checked(entry, where)
+        raise ValueError(
+            f"{where} is {entry!r}; expected a feature, or a mapping with its type and arguments"
+        )
+    arguments = dict(entry)
+    module_path = arguments.pop("module_path", None)
+    name = arguments.pop("class_type", None) or arguments.pop("type", None)
+    if not isinstance(name, str):
+        raise ValueError(f"{where} has no type; expected one of {', '.join(classes)}")
+    made = _find(name, module_path, where)
+    for key in ("dtype", "row_splits_dtype"):
+        if isinstance(arguments.get(key), str):
+            try:
+                arguments[key] = _dtype(arguments[key])
+            except ValueError as error:
+                raise ValueError(f"{where}.{key}: {error}") from error
+    if isinstance(arguments.get("partitions"), list | tuple):
+        arguments["partitions"] = [
+            _partition(part, f"{where}.partitions") for part in arguments["partitions"]
+        ]
+    try:
+        return _checked(made(**arguments), where)
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        text = str(error).replace("__new__() ", "").replace("__init__() ", "")
+        raise ValueError(f"{where}: {made.__name__}: {text}") from error
+
+
+def _classes() -> dict[str, type]:
+    import tensorflow as tf
+
+    found = {name: getattr(tf.io, name) for name in dir(tf.io) if name.endswith("Feature")}
+    return {"ImageFeature": ImageFeature, "RawFeature": RawFeature} | found
+
+
+def _find(name: str, module_path: str | None, where: str) -> type:
+    """Return a class of features by its name."""
+    classes = _classes()
+    path, _, bare = name.replace(":", ".").rpartition(".")
+    path = module_path or path
+    if not path or path.startswith(OTHER_HOMES) or path in ("tf", "tf.io", __name__):
+        if bare in classes:
+            return classes[bare]
+        searched = f"{__name__} and tensorflow.io"
+        close = difflib.get_close_matches(bare, classes, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"{where}: no type {bare!r} in {searched}{hint}")
+    try:
+        found = getattr(importlib.import_module(path), bare, None)
+    except ImportError as error:
+        raise ValueError(f"{where}: no type {bare!r} in {path}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, (DecodedFeature, *classes.values()))):
+        raise ValueError(f"{where}: no type of feature {bare!r} in {path}")
+    return found
+
+
+def _partition(part: Any, where: str) -> Any:
+    import tensorflow as tf
+
+    if not isinstance(part, Mapping):
+        return part
+    arguments = dict(part)
+    name = str(arguments.pop("type", None))
+    made = getattr(tf.io.RaggedFeature, name.rpartition(".")[2], None)
+    if made is None:
+        raise ValueError(f"no type {name!r} in tensorflow.io.RaggedFeature ({where})")
+    return made(**arguments)
+
+
+def _checked(feature: Any, where: str) -> Any:
+    """Return a feature that records can hold."""
+    if not isinstance(feature, DecodedFeature):
+        dtype = _dtype(feature.dtype).name
+        if dtype not in STORED:
+            raise ValueError(f"{where}: dtype is {dtype}; a record holds {', '.join(STORED)}")
+    return feature
+
+
+def _dtype(dtype: Any) -> "tf.DType":
+    import tensorflow as tf
+
+    try:
+        return tf.dtypes.as_dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"no such dtype as {dtype!r}") from error
+
+
+def _with_channels(image: "tf.Tensor", channels: int) -> "tf.Tensor":
+    """Return an image of 1, 3 or 4 channels with 1 or 3; 0: as it is."""
+    import tensorflow as tf
+
+    if channels == 0:
+        return image
+    # A grey image's only channel is repeated, and the fourth one, transparency, left out.
+    coloured = tf.repeat(image, tf.where(tf.shape(image)[-1] < 3, 3, 1), axis=-1)[..., :3]
+    coloured = tf.ensure_shape(coloured, [*image.shape[:-1], 3])
+    return coloured if channels == 3 else tf.image.rgb_to_grayscale(coloured)
+
+
+def _keys(name: str, feature: Any) -> list[str]:
+    """Return the names in a record that a feature reads and that have to be somewhere."""
+    import tensorflow as tf
+
+    if isinstance(feature, tf.io.FixedLenFeature) and feature.default_value is not None:
+        return []
+    if isinstance(feature, tf.io.SparseFeature):
+        index = feature.index_key
+        return [*([index] if isinstance(index, str) else index), feature.value_key]
+    if isinstance(feature, tf.io.RaggedFeature):
+        parts = [part.key for part in feature.partitions if hasattr(part, "key")]
+        return [feature.value_key or name, *parts]
+    return [name]
+
+
+def _example(serialized: bytes) -> Mapping[str, Any]:
+    import tensorflow as tf
+
+    try:
+        return tf.train.Example.FromString(serialized).features.feature
+    except Exception as error:  # protobuf's own class has no public name that all versions share
+        raise ValueError("no tf.train.Example") from error
+
+
+def _held(value: Any) -> tuple[str, Sequence[Any]]:
+    """Return dtype and values of a feature in a record; a feature without values has no dtype."""
+    kind = value.WhichOneof("kind")
+    dtypes = {"int64_list": "int64", "float_list": "float32", "bytes_list": "string"}
+    return dtypes.get(kind, ""), getattr(value, kind).value if kind else ()
+
+
+def _fault(
+    name: str, feature: Any, held: Mapping[str, tuple[str, Sequence[Any]]], where: str
+) -> str | None:
+    import tensorflow as tf
+
+    spec = stored({name: feature})[name]
+    is_fixed = isinstance(spec, tf.io.FixedLenFeature)
+    key = getattr(spec, "value_key", None) or name
+    dtype, values = held.get(key, ("", ()))
+    if not dtype:
+        if is_fixed and spec.default_value is None:
+            names = ", ".join(sorted(held)) or "nothing"
+            return f"has no feature {key!r}, which {where} names; it has {names}"
+        return None
+    wanted = _dtype(spec.dtype).name
+    if dtype != wanted:
+        return f"has {dtype} in feature {key!r}, but {where} says {wanted}"
+    if is_fixed and len(values) != math.prod(tf.TensorShape(spec.shape).as_list()):
+        shape = tf.TensorShape(spec.shape).as_list()
+        return f"has {len(values)} values in feature {key!r}, but {where} says shape {shape}"
+    if isinstance(feature, RawFeature) and len(values[0]) != feature.num_bytes:
+        shape = list(feature.shape)
+        return (
+            f"has {len(values[0])} bytes in feature {key!r}, but {where} says shape {shape} "
+            f"of {feature.dtype}, which is {feature.num_bytes}"
+        )
+    return None

@@ -1,0 +1,524 @@
+"""Batch sources over TFRecord files and over what is in memory.
+
+A feeder is an endless stream: one pass over the examples after the other, each in an order of its
+own, cut into batches. Batches cross the ends of passes: 8 examples in batches of 6 are 7 batches
+in 5 passes. The batch at a step of an epoch is a function of the seed and of that position alone,
+so there is no state to save.
+"""
+
+import copy
+import glob
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from engine.batches import SHUFFLE_STREAM, Array, random_generator, require_at_least
+from engine.records.features import Parser, described, first_line, make_features, names_in, stored
+from engine.records.files import (
+    INDEX,
+    LABELS,
+    METADATA,
+    MetadataError,
+    RecordError,
+    file_info,
+    generate,
+    read_index,
+)
+from engine.records.layouts import Layouts
+from engine.records.reading import Record, Records, _Ahead, _Indexed, _Stream
+
+log = logging.getLogger(__name__)
+COMPRESSIONS = ("", "GZIP", "ZLIB")
+# Features that a record may be without are looked for in so many.
+LOOKED_AT = 1000
+
+
+class Feeder:
+    """Batches of examples that are counted from 0, in an order that seed and pass decide.
+
+    Args:
+        num_examples: in one pass.
+        batch_size: examples a batch, from 1 to `num_examples`.
+        drop_remainder: leave out a batch at the end that is not full.
+        shuffle: give every pass an order of its own.
+        seed: orders are functions of it, at least 0.
+
+    Attributes:
+        until_epochs: passes over the data; there is nothing after them, so that the last batch may
+            be smaller. None: it never ends.
+
+    Raises:
+        ValueError: if batch size or seed is out of range.
+    """
+
+    until_epochs: int | None = None
+
+    def __init__(
+        self, num_examples: int, batch_size: int, drop_remainder: bool, shuffle: bool, seed: int
+    ) -> None:
+        require_at_least(1, batch_size=batch_size)
+        require_at_least(0, seed=seed)
+        if batch_size > num_examples:
+            raise ValueError(f"batch_size is {batch_size}, but there are {num_examples} examples")
+        self.num_examples = num_examples
+        self.batch_size = batch_size
+        self.drop_remainder = drop_remainder
+        self.shuffle = shuffle
+        self.seed = seed
+        self._orders: dict[int, Array] = {}
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return self.num_examples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch, which may be a little more or less than one pass."""
+        return self.total_steps(1)
+
+    def total_steps(self, epochs: int) -> int:
+        """Return the number of batches in so many passes."""
+        full, rest = divmod(epochs * self.num_examples, self.batch_size)
+        return full + (1 if rest and not self.drop_remainder else 0)
+
+    def batch(self, epoch: int, step: int) -> Any:
+        """Return the batch at `step` of `epoch`, both counted from 0.
+
+        Raises:
+            IndexError: if the epoch has no such step, or it is after `until_epochs`.
+        """
+        if epoch < 0 or not 0 <= step < self.steps_per_epoch:
+            raise IndexError(
+                f"step {step} of epoch {epoch}; an epoch has {self.steps_per_epoch} steps"
+            )
+        number = epoch * self.steps_per_epoch + step
+        first = number * self.batch_size
+        last = first + self.batch_size
+        if self.until_epochs is not None:
+            if number >= self.total_steps(self.until_epochs):
+                raise IndexError(
+                    f"step {step} of epoch {epoch} is after {self.until_epochs} passes over "
+                    f"{self.num_examples} examples"
+                )
+            last = min(last, self.until_epochs * self.num_examples)
+        return self._examples(first, last)
+
+    def one_pass(self) -> "OnePass":
+        """Return the batches of one pass in order, for an evaluation; the last may be smaller."""
+        return OnePass(self._in_order())
+
+    def digest(self) -> str:
+        """Return a SHA-256 (hex) of what the batches depend on."""
+        raise NotImplementedError
+
+    def _in_order(self) -> Self:
+        feeder = copy.copy(self)
+        feeder.shuffle, feeder.drop_remainder = False, False
+        feeder.until_epochs = 1
+        feeder._orders = {}
+        return feeder
+
+    def _examples(self, first: int, last: int) -> Any:
+        """Return the batch from one position in the stream to another."""
+        raise NotImplementedError
+
+    def _rows(self, first: int, last: int) -> Array:
+        """Return which examples stand there: int64, shape (last - first,)."""
+        number, place = divmod(first, self.num_examples)
+        rows = self._order(number)[place : place + last - first]
+        while len(rows) < last - first:
+            number += 1
+            rows = np.append(rows, self._order(number)[: last - first - len(rows)])
+        return rows
+
+    def _order(self, number: int) -> Array:
+        """Return the examples in the order of a pass."""
+        order = self._orders.get(number)
+        if order is None:
+            if self.shuffle:
+                generator = random_generator(self.seed, number, SHUFFLE_STREAM)
+                order = generator.permutation(self.num_examples)
+            else:
+                order = np.arange(self.num_examples)
+            # A batch meets two passes at most; the ones before them have had their day.
+            kept = {n: other for n, other in self._orders.items() if n == number - 1}
+            self._orders = kept | {number: order}
+        return order
+
+    def _options(self) -> str:
+        return f"{self.num_examples} {self.batch_size} {self.drop_remainder} {self.shuffle}" + (
+            f" {self.seed}" if self.shuffle else ""
+        )
+
+
+class OnePass:
+    """One pass over a feeder's examples, in order: a batch source that is alike in every epoch."""
+
+    def __init__(self, feeder: Feeder) -> None:
+        self._feeder = feeder
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self._feeder)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches, the last and perhaps smaller one included."""
+        return self._feeder.steps_per_epoch
+
+    def batch(self, epoch: int, step: int) -> Any:
+        """Return the batch at `step`, counted from 0.
+
+        Raises:
+            IndexError: if there is no such step.
+        """
+        return self._feeder.batch(0, step)
+
+    def digest(self) -> str:
+        """Return a SHA-256 (hex) of what the batches depend on."""
+        return self._feeder.digest()
+
+
+class Serving(NamedTuple):
+    """How an exported model reads records, which have no labels then.
+
+    Attributes:
+        spec: names and features of `tf.io`, as `tf.io.parse_example` takes them.
+        parse: a function of serialized examples, a tensor of strings of shape (batch,), that
+            returns the features as dense tensors; for use in a `tf.function`.
+    """
+
+    spec: dict[str, Any]
+    parse: Any
+
+
+class TFRecordExamplesFeeder(Feeder):
+    """Batches of `tf.train.Example`s in TFRecord files.
+
+    With an index of the records beside the files, any record is at hand at once: each pass is
+    shuffled as a whole, and a run goes on at any step without reading what was before. Without one,
+    or where files are compressed, records are read as a stream: several files side by side,
+    shuffled in a window, and a run goes on by reading the pass again up to where it was. Each
+    record's checksum is looked at. Both give the same batches in every process.
+
+    Batches are dicts of arrays; with `labels_map`, pairs of such dicts. Strings are arrays of
+    `bytes` objects, shape (batch, ...). What has no fixed length (VarLenFeature, RaggedFeature,
+    SparseFeature) is padded with zeros or empty strings to the longest of the batch.
+
+    Args:
+        file_patterns: a glob, or several; the files of all of them, sorted.
+        features_map: names and features: `{type: FixedLenFeature, shape: [1], dtype: int64}`, also
+            with `module_path` and `class_type` for `type`, or features of TensorFlow. Beside
+            those of `tf.io` there are `ImageFeature` and `RawFeature` of `engine.records.features`.
+        labels_map: the same for labels, or None. A name may stand in both maps.
+        max_examples: take so many from the start of the files; -1: all.
+        batch_size: examples a batch.
+        drop_remainder: leave out a batch at the end that is not full.
+        shuffle: give every pass an order of its own.
+        shuffle_buffer_size: records in the window, where they are read as a stream.
+        num_parallel_maps: images decoded at a time; None: one for each core.
+        num_parallel_reads: files read side by side, where they are read as a stream and shuffled;
+            the order depends on it.
+        prefetch: batches whose records a thread reads ahead, while others are parsed, which helps
+            where the disk is slow; None: none, as the training loop makes a batch ahead anyway.
+        auto_generate_meta: write metadata and index where they are missing or outdated.
+        compression: "", "GZIP" or "ZLIB".
+        on_corrupt: "fail", or "skip": the place of a corrupt record is taken by the next sound
+            one in the files (in a stream, where the rest of a file is lost with it, by sound ones
+            from the start of the files at the end of the pass), so that batches stay full.
+            `one_pass()` leaves corrupt records out instead; it reads all records once for that.
+        seed: orders are functions of it.
+
+    Attributes:
+        random_access: whether there is an index.
+
+    Raises:
+        FileNotFoundError: if a pattern matches no file.
+        MetadataError: if metadata are missing or outdated; it says what to run.
+        ValueError: if a value is out of range, a type of feature cannot be found, or the records
+            do not hold what the maps say.
+        RecordError: if a record is corrupt; `batch` raises it too.
+    """
+
+    def __init__(
+        self,
+        file_patterns: str | Path | Sequence[str | Path],
+        features_map: Mapping[str, Any],
+        labels_map: Mapping[str, Any] | None = None,
+        max_examples: int = -1,
+        batch_size: int = 128,
+        drop_remainder: bool = False,
+        shuffle: bool = True,
+        shuffle_buffer_size: int = 10000,
+        num_parallel_maps: int | None = None,
+        num_parallel_reads: int = 32,
+        prefetch: int | None = None,
+        auto_generate_meta: bool = False,
+        compression: str | None = "",
+        on_corrupt: str = "fail",
+        seed: int = 0,
+    ) -> None:
+        require_at_least(
+            1,
+            shuffle_buffer_size=shuffle_buffer_size,
+            num_parallel_reads=num_parallel_reads,
+            num_parallel_maps=1 if num_parallel_maps is None else num_parallel_maps,
+        )
+        require_at_least(0, prefetch=prefetch or 0)
+        compression = (compression or "").upper()
+        if compression not in COMPRESSIONS:
+            raise ValueError(f"compression is {compression!r}; expected '', GZIP or ZLIB")
+        if on_corrupt not in ("fail", "skip"):
+            raise ValueError(f"on_corrupt is {on_corrupt!r}; expected fail or skip")
+        self.paths = matching_files(file_patterns)
+        features = make_features(features_map, "features_map")
+        labels = make_features(labels_map, "labels_map") if labels_map is not None else None
+        if auto_generate_meta:
+            _generate_missing(self.paths, compression)
+        self._infos = [file_info(path) for path in self.paths]
+        totals = [info.total_records for info in self._infos]
+        if max_examples == 0 or max_examples < -1:
+            raise ValueError(f"max_examples is {max_examples}; expected -1 (all) or at least 1")
+        if max_examples > sum(totals):
+            raise ValueError(
+                f"max_examples is {max_examples}, but {self._named()} hold {sum(totals)}"
+            )
+        num_examples = sum(totals) if max_examples == -1 else max_examples
+        before = np.cumsum([0, *totals[:-1]])
+        counts = np.clip(num_examples - before, 0, totals).tolist()
+        super().__init__(num_examples, batch_size, drop_remainder, shuffle, seed)
+        self.max_examples = max_examples
+        self.on_corrupt = on_corrupt
+        self.compression = compression
+        self._parser = Parser(features, labels, num_parallel_maps or os.cpu_count() or 1)
+        self._parse = self._compiled()
+        self._layouts: Layouts | None = None
+        self._corrupt: set[tuple[Path, int]] = set()
+        self.prefetch = prefetch or 0
+        self._ahead = _Ahead(self._records)
+        self._sound: Array | None = None  # of one pass that leaves corrupt records out
+        indexes = [None if compression else read_index(path) for path in self.paths]
+        found = [index for index in indexes if index is not None]
+        self.random_access = len(found) == len(self.paths)
+        self._indexed = _Indexed(self.paths, found, counts) if self.random_access else None
+        self._stream = _Stream(
+            self.paths,
+            counts,
+            compression,
+            window=min(shuffle_buffer_size, num_examples),
+            side_by_side=num_parallel_reads,
+            seed=seed if shuffle else None,
+            on_corrupt=self._seen_corrupt,
+        )
+        self._log_access()
+        self._check_records()
+        # The first record was parsed by TensorFlow, so that what it finds fault with was seen.
+        self._layouts = self._parser.layouts()
+
+    @property
+    def corrupt_records(self) -> int:
+        """How many corrupt records were met so far, where they are skipped."""
+        return len(self._corrupt)
+
+    def serving_features(self) -> Serving:
+        """Return how an exported model reads records: as this feeder does, but without labels."""
+        parser = Parser(self._parser.features, None, self._parser.num_parallel)
+        return Serving(stored(parser.features), parser.parse)
+
+    def digest(self) -> str:
+        """Return a SHA-256 (hex) of the files' metadata and the options; reads no records."""
+        lines = [f"{path.name} {info}" for path, info in zip(self.paths, self._infos, strict=True)]
+        lines += [self._options(), self.compression, self.on_corrupt, str(self.max_examples)]
+        lines += [described(self._parser.features), described(self._parser.labels)]
+        lines += [str(self.random_access)]
+        if not self.random_access and self.shuffle:
+            lines += [f"{self._stream.window} {self._stream.side_by_side}"]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def _in_order(self) -> Self:
+        feeder = super()._in_order()
+        feeder._parse = feeder._compiled()  # each object its own, for threads of their own
+        feeder._layouts = self._parser.layouts()
+        feeder._ahead = _Ahead(feeder._records)
+        feeder._stream = self._stream.in_order()
+        if self.on_corrupt == "skip":
+            sound = (number for number, _ in self._numbered())
+            feeder._sound = np.fromiter(sound, np.int64)
+            feeder.num_examples = len(feeder._sound)
+            feeder.batch_size = min(feeder.batch_size, feeder.num_examples)
+            feeder._stream.total = feeder.num_examples
+        return feeder
+
+    def _compiled(self) -> Any:
+        import tensorflow as tf
+
+        return tf.function(
+            self._parser.parse,
+            input_signature=[tf.TensorSpec([None], tf.string)],
+            autograph=False,
+        )
+
+    def _examples(self, first: int, last: int) -> Any:
+        following = []
+        for number in range(1, self.prefetch + 1):
+            start = first + number * self.batch_size
+            end = start + self.batch_size
+            if self.until_epochs is not None:
+                end = min(end, self.until_epochs * self.num_examples)
+            if start < end:
+                following.append((start, end))
+        return self._parsed(self._ahead.read((first, last), following))
+
+    def _records(self, first: int, last: int) -> Records:
+        """Return the records from one position in the endless stream to another."""
+        if self._indexed is None:
+            return self._stream.read(first, last)
+        rows = self._rows(first, last)
+        if self._sound is not None:
+            rows = self._sound[rows]
+        try:
+            return self._indexed.read(rows)
+        except RecordError:
+            if self.on_corrupt == "fail":
+                raise
+        return Records.of(self._sound_record(self._indexed, row) for row in rows.tolist())
+
+    def _sound_record(self, indexed: "_Indexed", row: int) -> Record:
+        """Return the record at `row`, or the next sound one, with the first after the last."""
+        for other in chain(range(row, self.num_examples), range(row)):
+            try:
+                return indexed.read_one(other)
+            except RecordError as error:
+                self._seen_corrupt(error)
+        raise ValueError(f"each record of {self._named()} is corrupt")
+
+    def _seen_corrupt(self, error: RecordError) -> None:
+        """Count a corrupt record, or raise the error."""
+        if self.on_corrupt == "fail":
+            raise error
+        place = (error.path, error.offset)
+        if place not in self._corrupt:
+            self._corrupt.add(place)
+            lost = "it" if self.random_access else "it and the records after it in the file"
+            log.warning("%s; %s skipped, %d so far", error, lost, len(self._corrupt))
+
+    def _numbered(self) -> Iterator[tuple[int, Record]]:
+        """Give the sound records in order, with their numbers among all."""
+        if self._indexed is None:
+            yield from enumerate(self._stream.once())
+            return
+        for row in range(sum(self._indexed.counts)):
+            try:
+                yield row, self._indexed.read_one(row)
+            except RecordError as error:
+                self._seen_corrupt(error)
+
+    def _parsed(self, records: Records) -> Any:
+        import tensorflow as tf
+
+        if self._layouts is not None:
+            values = self._layouts.parse(records.data)
+            if values is not None:
+                return self._parser.arranged(values)
+        try:
+            parsed = self._parse(tf.constant(records.data, tf.string))
+        except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
+            # The second one is of a message that quotes a record.
+            raise self._explained(records, error) from error
+        return tf.nest.map_structure(lambda tensor: tensor.numpy(), parsed)
+
+    def _explained(self, records: Records, error: Exception) -> ValueError:
+        for data, file, number in zip(*records, strict=True):
+            if fault := self._parser.fault(data):
+                return ValueError(f"{self.paths[file]}, record {number} (from 0), {fault}")
+        # Each alone is in order.
+        paths = sorted({str(self.paths[file]) for file in records.files})
+        return ValueError(
+            f"records of {', '.join(paths)} do not fit in one batch, as images of several sizes "
+            f"without resize_height and resize_width do not: {first_line(error)}"
+        )
+
+    def _check_records(self) -> None:
+        """Parse the first record, and look for what a record may be without in some more."""
+        import tensorflow as tf
+
+        first = Records.of(record for _, record in islice(self._numbered(), 1))
+        if not first.data:
+            raise ValueError(f"each record of {self._named()} is corrupt")
+        try:
+            self._parsed(first)
+        except (ValueError, TypeError, tf.errors.OpError) as error:
+            raise self._explained(first, error) from error
+        found: set[str] = set()
+        for _, (_, _, data) in islice(self._numbered(), LOOKED_AT):
+            found |= names_in(data)
+            if not self._parser.missing(found):
+                return
+        for name, where in self._parser.missing(found).items():
+            looked_at = min(LOOKED_AT, self.num_examples)
+            raise ValueError(
+                f"{where} names {name!r}, which none of the first {looked_at} records of "
+                f"{self._named()} has; they have {', '.join(sorted(found)) or 'nothing'}"
+            )
+
+    def _named(self) -> str:
+        more = f" and {len(self.paths) - 1} more files" if len(self.paths) > 1 else ""
+        return f"{self.paths[0]}{more}"
+
+    def _log_access(self) -> None:
+        files = f"{len(self.paths)} files" if len(self.paths) > 1 else self.paths[0].name
+        window = f"a window of {self._stream.window}"
+        order = "as a whole" if self.random_access else f"in {window}"
+        how = f"shuffled {order}" if self.shuffle else "in their order"
+        if self.random_access:
+            log.info("%s: %d examples, read by their index, %s", files, self.num_examples, how)
+            return
+        why = f"{self.compression} files" if self.compression else f"no {INDEX}"
+        log.info(
+            "%s: %d examples, read as a stream (%s), %s; a resumed run reads its pass up to where "
+            "it was",
+            files,
+            self.num_examples,
+            why,
+            how,
+        )
+
+
+def matching_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the files that globs match, sorted, each once; not those that describe others.
+
+    Raises:
+        FileNotFoundError: if a pattern matches none.
+    """
+    paths: set[Path] = set()
+    patterns = [patterns] if isinstance(patterns, str | Path) else patterns
+    for pattern in patterns:
+        found = {Path(name) for name in glob.glob(str(pattern), recursive=True)}
+        found = {
+            path for path in found if path.name not in (METADATA, INDEX, LABELS) and path.is_file()
+        }
+        if not found:
+            raise FileNotFoundError(f"no file matches {str(pattern)!r}")
+        paths |= found
+    if not paths:
+        raise FileNotFoundError("file_patterns is empty; expected a glob, or a list of them")
+    return sorted(paths)
+
+
+def _generate_missing(paths: list[Path], compression: str) -> None:
+    for path in paths:
+        try:
+            file_info(path)
+            if compression or read_index(path) is not None:
+                continue
+        except MetadataError:
+            pass  # missing or outdated: made now; corrupt: said by `generate`
+        for problem in generate(paths, compression=compression).problems.values():
+            raise MetadataError(f"no metadata could be made: {problem}")
+        return

@@ -1,0 +1,661 @@
+"""TFRecord files: records read in order or at random, and the metadata and index beside them.
+
+A record is framed by a uint64 (little-endian), its length, a uint32, the masked CRC32C of these
+eight bytes, then the data, and a uint32, the masked CRC32C of the data. No byte is handed on whose
+CRC was not compared.
+
+`_tfrecord_metadata.json` says of each file in its folder how many records it holds, and what it was
+when they were counted. `_tfrecord_index.npz` says where each record of an uncompressed file begins:
+whoever has it can read any record without those before it. It is a view: made from the files, and
+not used where it does not fit them.
+
+Nothing here imports TensorFlow.
+"""
+
+import array
+import contextlib
+import fcntl
+import functools
+import gzip
+import hashlib
+import io
+import json
+import os
+import shlex
+import struct
+import weakref
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import google_crc32c
+import numpy as np
+
+from vegab.files import replacing, write_atomically
+
+METADATA = "_tfrecord_metadata.json"
+INDEX = "_tfrecord_index.npz"
+LABELS = "labels.txt"  # where the pictures of a folder became records: the name of each label
+VERSION = 1
+COMPRESSIONS = ("", "GZIP", "ZLIB")
+HEADER = struct.Struct("<QI")
+FOOTER = struct.Struct("<I")
+FRAME = HEADER.size + FOOTER.size  # bytes of a record beside its data
+PIECE = 2**20  # bytes that are read at once
+MOST_OPEN = 128  # files; a process may often have no more than 256
+
+
+class RecordError(OSError):
+    """A record that is torn, or whose bytes are not those that were written.
+
+    Attributes:
+        path: the file.
+        offset: where the record begins, in bytes; in a compressed file, of what it unpacks to.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, offset: int, reason: str) -> None:
+        super().__init__(f"{path}: the record at byte {offset} {reason}")
+        self.path, self.offset, self.reason = path, offset, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.offset, self.reason)
+
+
+class MetadataError(ValueError):
+    """Metadata that is missing, corrupt or of other bytes than the file's."""
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What the metadata says of a file.
+
+    Attributes:
+        total_records: how many it holds.
+        file_size: in bytes, as it lies on the disk.
+        md5_hash: of these bytes, 32 hexadecimal digits.
+    """
+
+    total_records: int
+    file_size: int
+    md5_hash: str
+
+
+@dataclass
+class Generated:
+    """What `generate` did with each file.
+
+    Attributes:
+        made: files whose entry is new.
+        kept: files whose entry was right.
+        problems: for each file that could not be read to its end, why.
+    """
+
+    made: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+    problems: dict[Path, str] = field(default_factory=dict)
+
+
+def generate_command(target: Path) -> str:
+    """Return the command that makes the metadata of a file or of all files in a folder."""
+    pattern = target / "*" if target.is_dir() else target
+    return f"python bin/tfrecords.py generate-metadata {shlex.quote(str(pattern))}"
+
+
+def read_metadata(folder: Path) -> dict[str, FileInfo]:
+    """Return what the metadata of a folder says of each file; an empty dict if there is none.
+
+    Raises:
+        MetadataError: if it is corrupt, or of another version.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return dict(_parsed(*_identity(Path(folder) / METADATA)))
+    return {}
+
+
+def file_info(path: Path, deep: bool = False) -> FileInfo:
+    """Return what the metadata says of a file, if the file still is what it was.
+
+    Args:
+        path: a file of records, compressed or not.
+        deep: compare its MD5 too, which reads it all, and not just its size.
+
+    Raises:
+        MetadataError: if the metadata is missing or corrupt, or the file is missing or has changed.
+    """
+    path = Path(path)
+    entries = read_metadata(path.parent)
+    info = entries.get(path.name)
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise MetadataError(_missing(path, listed=info is not None)) from None
+    if info is None and not (path.parent / METADATA).exists():
+        raise MetadataError(
+            f"{path} has no metadata, as there is no {METADATA} beside it; type: "
+            + generate_command(path.parent)
+        )
+    if info is None:
+        raise MetadataError(f"{path} is not in {METADATA}; type: {generate_command(path)}")
+    if size != info.file_size:
+        raise MetadataError(
+            f"{path} has {size} bytes, but its metadata is of {info.file_size}; if the file is "
+            f"right, type: {generate_command(path)}"
+        )
+    if deep and _md5(path) != info.md5_hash:
+        raise MetadataError(
+            f"{path} has the size that its metadata says, but other bytes (MD5); if the file is "
+            f"right, type: {generate_command(path)}"
+        )
+    return info
+
+
+def generate(
+    paths: Sequence[Path],
+    force: bool = False,
+    compression: str = "",
+    progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
+) -> Generated:
+    """Write metadata and index of files into the folders that they lie in.
+
+    An entry whose size and MD5 are the file's is kept, another is made by reading the file to its
+    end. Entries of files that are not among `paths` stay as they are. What was done is written when
+    the work is interrupted, too.
+
+    Args:
+        paths: files of records.
+        force: read all of them, whatever there is.
+        compression: "GZIP" or "ZLIB", or "" to find it from each file's first bytes.
+        progress: goes through the paths, and may show where the work stands.
+
+    Raises:
+        MetadataError: if metadata that is there is corrupt; its bytes stay as they are.
+        OSError: if a folder cannot be written.
+    """
+    _require_compression(compression)
+    paths = [Path(path) for path in paths]
+    before = {path.parent: read_metadata(path.parent) for path in paths}
+    found: dict[Path, dict[str, _Scanned]] = {}
+    result = Generated()
+    try:
+        for path in progress(paths):
+            known = before[path.parent].get(path.name)
+            try:
+                if known and not force and _is_up_to_date(path, known):
+                    result.kept.append(path)
+                    continue
+                scanned = _scan(path, compression or compression_of(path))
+            except OSError as error:
+                result.problems[path] = str(error)
+                continue
+            found.setdefault(path.parent, {})[path.name] = scanned
+            # A file that only lacked its index is no news.
+            (result.kept if scanned.info == known and not force else result.made).append(path)
+    finally:
+        for folder, scanned_files in found.items():
+            _save(folder, scanned_files)
+    return result
+
+
+def read_index(path: Path) -> np.ndarray | None:
+    """Return where the records of a file begin, or None if that is not known for this file.
+
+    Returns:
+        Read-only int64 array of shape (total_records + 1,), in bytes: where each record begins, and
+        the file's end. None for a compressed file, without an index, or with one that is damaged or
+        of a file of another size.
+    """
+    path = Path(path)
+    try:
+        offsets = _loaded(*_identity(path.parent / INDEX)).get(path.name)
+        info = read_metadata(path.parent).get(path.name)
+        size = path.stat().st_size
+    except (OSError, MetadataError):
+        return None
+    if offsets is None or offsets[-1] != size:
+        return None
+    return None if info and info.total_records != len(offsets) - 1 else offsets
+
+
+def compression_of(path: Path) -> str:
+    """Return "", "GZIP" or "ZLIB", by a file's first bytes. An empty file is not compressed.
+
+    The CRC of the first length tells an uncompressed file: by chance it is right in one of four
+    billion files of another kind.
+
+    Raises:
+        RecordError: if it is none of them.
+    """
+    with open(path, "rb") as file:
+        head = file.read(HEADER.size)
+    if not head or (len(head) == HEADER.size and _masked_crc(head[:8]) == HEADER.unpack(head)[1]):
+        return ""
+    if head.startswith(b"\x1f\x8b\x08"):
+        return "GZIP"
+    # Deflate with a window of at most 32 KiB, no dictionary, and the check bits of that.
+    if (
+        len(head) > 1
+        and head[0] & 0x8F == 8
+        and not head[1] & 0x20
+        and not (head[0] << 8 | head[1]) % 31
+    ):
+        return "ZLIB"
+    raise RecordError(Path(path), 0, "is torn, or this is no TFRecord file")
+
+
+def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
+    """Yield each record's offset in bytes and its data, in order, one at a time.
+
+    Args:
+        path: a file of records.
+        compression: "" for none, "GZIP" or "ZLIB"; the offsets are then those of what it unpacks
+            to.
+
+    Raises:
+        RecordError: at the first record that is torn or has another CRC; those before it come.
+    """
+    _require_compression(compression)
+    with open(path, "rb", buffering=PIECE) as file:
+        yield from _records(Path(path), file, compression, os.fstat(file.fileno()).st_size)
+
+
+class RecordFile:
+    """Any record of an uncompressed file, by its number.
+
+    Threads may share it. The file is opened when it is first read, and closed when this object is
+    gone, or earlier while many others are open.
+
+    Args:
+        path: a file of records.
+        offsets: int64 array of shape (number of records + 1,), as `read_index` returns it.
+    """
+
+    def __init__(self, path: Path, offsets: np.ndarray) -> None:
+        self.path = Path(path)
+        self.offsets = offsets
+        self._descriptor: _Descriptor | None = None
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return len(self.offsets) - 1
+
+    def read(self, number: int) -> bytes:
+        """Return the data of a record.
+
+        Args:
+            number: of the record, from 0.
+
+        Raises:
+            IndexError: if there is no such record.
+            RecordError: if the record is torn, has another CRC, or does not lie where it should.
+            OSError: if the file cannot be read.
+        """
+        if not 0 <= number < len(self.offsets) - 1:
+            raise IndexError(f"record {number} of {self.path}, which has {len(self)}")
+        start, end = self.offsets[number : number + 2].tolist()
+        descriptor = self._descriptor or self._open()
+        frame = os.pread(descriptor.number, end - start, start)
+        if len(frame) < end - start:
+            raise RecordError(self.path, start, "is torn: the file ends in it")
+        # Whole and as long as the index says, a header can only have these bytes.
+        if frame[: HEADER.size] != header(end - start - FRAME):
+            length = _checked_length(self.path, start, frame)
+            raise RecordError(self.path, start, f"has {length} bytes, unlike what the index says")
+        data = frame[HEADER.size : -FOOTER.size]
+        _check_data(self.path, start, data, frame[-FOOTER.size :])
+        return data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.offsets)
+
+    def _open(self) -> "_Descriptor":
+        # Threads that come here at once open the file twice; the superfluous one is closed.
+        descriptor = self._descriptor = _Descriptor(self.path)
+        _opened.append(weakref.ref(self))
+        if len(_opened) > MOST_OPEN:
+            oldest = _opened.popleft()()
+            if oldest is not None and oldest is not self:
+                oldest._descriptor = None
+        return descriptor
+
+
+def write_records(path: Path, records: Iterable[bytes], compression: str = "") -> int:
+    """Write a file of records; it is there when all are written, and not before.
+
+    Args:
+        path: the file, which is replaced if there is one.
+        records: the data of each.
+        compression: "" for none, "GZIP" or "ZLIB". The same records give the same bytes.
+
+    Returns:
+        How many there were.
+    """
+    _require_compression(compression)
+    number = 0
+    with (
+        replacing(path) as temporary,
+        open(temporary, "wb", buffering=PIECE) as file,
+        _compressed(file, compression) as stream,
+    ):
+        for data in records:
+            stream.write(header(len(data)))
+            stream.write(data)
+            stream.write(FOOTER.pack(_masked_crc(data)))
+            number += 1
+    return number
+
+
+def masked(crc: Any) -> Any:
+    """Return a CRC, or an array of them as uint64, as it stands in a file of records."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _masked_crc(data: bytes) -> int:
+    return masked(google_crc32c.value(data))
+
+
+@functools.lru_cache(maxsize=2**14)
+def header(length: int) -> bytes:
+    """Return the bytes that a record with so many bytes of data begins with."""
+    packed = struct.pack("<Q", length)
+    return packed + FOOTER.pack(_masked_crc(packed))
+
+
+def _records(
+    path: Path, file: BinaryIO, compression: str, size: int
+) -> Iterator[tuple[int, bytes]]:
+    """Yield offset and data of the records of a file of `size` bytes."""
+    stream = _decompressed(file, compression)
+    offset = 0
+    while head := _read(stream, HEADER.size, path, offset):
+        length = _checked_length(path, offset, head)
+        # A length is a number like any other in a file: no memory is set aside at its word.
+        if not compression and length > size - offset - FRAME:
+            raise RecordError(path, offset, "is torn: the file ends in it")
+        body = _read(stream, length + FOOTER.size, path, offset)
+        if len(body) < length + FOOTER.size:
+            raise RecordError(path, offset, "is torn: the file ends in it")
+        data = body[:length]
+        _check_data(path, offset, data, body[length:])
+        yield offset, data
+        offset += length + FRAME
+
+
+def _read(stream: BinaryIO, size: int, path: Path, offset: int) -> bytes:
+    """Return `size` bytes, or less where the stream ends; what is not there takes no memory."""
+    try:
+        if size <= PIECE:
+            return stream.read(size)
+        pieces = []
+        while size and (piece := stream.read(min(size, PIECE))):
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise RecordError(path, offset, f"cannot be unpacked: {error}") from error
+
+
+def _checked_length(path: Path, offset: int, frame: bytes) -> int:
+    """Return the length of the data of a record, of which `frame` holds at least the header."""
+    if len(frame) < HEADER.size:
+        raise RecordError(path, offset, "is torn: the file ends in it")
+    length, crc = HEADER.unpack_from(frame)
+    if _masked_crc(frame[:8]) != crc:
+        raise RecordError(path, offset, "is damaged: its length has another CRC")
+    return length
+
+
+def _check_data(path: Path, offset: int, data: bytes, footer: bytes) -> None:
+    if FOOTER.pack(_masked_crc(data)) != footer:
+        raise RecordError(path, offset, "is damaged: its data have another CRC")
+
+
+def _require_compression(compression: str) -> None:
+    if compression not in COMPRESSIONS:
+        raise ValueError(f"the compression is {compression!r}; it must be GZIP, ZLIB or empty")
+
+
+def _decompressed(file: BinaryIO, compression: str) -> Any:
+    if compression == "GZIP":
+        return gzip.GzipFile(fileobj=file, mode="rb")
+    if compression == "ZLIB":
+        return io.BufferedReader(_ZlibStream(file), PIECE)
+    return file
+
+
+class _ZlibStream(io.RawIOBase):
+    """What a zlib stream unpacks to."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._inflate = zlib.decompressobj()
+        self._unpacked = b""
+        self._is_empty = True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._unpacked:
+            packed = self._file.read(2**14)
+            if not packed:
+                if not self._inflate.eof and not self._is_empty:
+                    raise EOFError("the compressed data end early")
+                return 0
+            if self._inflate.eof:
+                raise zlib.error("something follows the compressed data")
+            self._is_empty = False
+            self._unpacked = self._inflate.decompress(packed)
+            if self._inflate.unused_data:
+                raise zlib.error("something follows the compressed data")
+        number = min(len(buffer), len(self._unpacked))
+        buffer[:number], self._unpacked = self._unpacked[:number], self._unpacked[number:]
+        return number
+
+
+class _Descriptor:
+    """An open file, closed when nobody refers to it any more, be it in the midst of a read."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+_opened: deque[weakref.ref[RecordFile]] = deque()
+
+
+def _identity(path: Path) -> tuple[Path, int, int, int]:
+    """Return what tells whether a file was replaced; a file is read anew only then."""
+    status = path.stat()
+    return path, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(path: Path, *_: int) -> Mapping[str, FileInfo]:
+    """Return the entries of a metadata file."""
+    advice = f"restore it, or move it away and type: {generate_command(path.parent)}"
+    try:
+        content = json.loads(path.read_bytes())
+        version, files = content["version"], content["files"]
+        if version == VERSION:
+            return {name: _entry(**entry) for name, entry in files.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise MetadataError(f"{path} is corrupt ({error}); {advice}") from error
+    raise MetadataError(f"{path} has version {version!r}, but only {VERSION} is known; {advice}")
+
+
+def _entry(total_records: int, file_size: int, md5_hash: str) -> FileInfo:
+    for number in (total_records, file_size):
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{number!r} is not a number of records or bytes")
+    if not isinstance(md5_hash, str):
+        raise ValueError(f"{md5_hash!r} is not an MD5")
+    return FileInfo(total_records, file_size, md5_hash)
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(path: Path, *_: int) -> Mapping[str, np.ndarray]:
+    """Return the offsets of each file in an index; nothing if it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            index = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
+        return {}
+    index = {name: offsets for name, offsets in index.items() if _are_offsets(offsets)}
+    for offsets in index.values():
+        offsets.flags.writeable = False
+    return index
+
+
+def _are_offsets(offsets: np.ndarray) -> bool:
+    is_list = offsets.dtype == np.int64 and offsets.ndim == 1 and len(offsets) > 0
+    return bool(is_list and offsets[0] == 0 and (np.diff(offsets) >= FRAME).all())
+
+
+def _missing(path: Path, listed: bool) -> str:
+    if not listed:
+        return f"there is no file {path}"
+    return (
+        f"there is no file {path}, which {METADATA} tells of; put it back, or move {METADATA} away "
+        f"and type: {generate_command(path.parent)}"
+    )
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _is_up_to_date(path: Path, info: FileInfo) -> bool:
+    """Return whether an entry is right, and the index as well if there should be one."""
+    if path.stat().st_size != info.file_size or _md5(path) != info.md5_hash:
+        return False
+    return compression_of(path) != "" or read_index(path) is not None
+
+
+@dataclass(frozen=True)
+class _Scanned:
+    info: FileInfo
+    offsets: np.ndarray | None  # None: the file is compressed
+
+
+def _scan(path: Path, compression: str) -> _Scanned:
+    """Read a file to its end, once: its records are counted and its bytes hashed on the way."""
+    starts = array.array("q")
+    end = 0
+    with open(path, "rb", buffering=0) as raw:
+        hashed = _HashedFile(raw)
+        stream = io.BufferedReader(hashed, PIECE)
+        for offset, data in _records(path, stream, compression, os.fstat(raw.fileno()).st_size):
+            starts.append(offset)
+            end = offset + len(data) + FRAME
+    starts.append(end)
+    info = FileInfo(len(starts) - 1, hashed.size, hashed.digest.hexdigest())
+    return _Scanned(info, None if compression else np.array(starts, dtype=np.int64))
+
+
+class _HashedFile(io.RawIOBase):
+    """A file whose size and MD5 are known once it was read to its end."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self.digest = hashlib.md5(usedforsecurity=False)
+        self.size = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        number = self._file.readinto(buffer)
+        self.digest.update(memoryview(buffer)[:number])
+        self.size += number
+        return number
+
+
+def _save(folder: Path, scanned: Mapping[str, _Scanned]) -> None:
+    """Add what was found to metadata and index, beside what another process may have added."""
+    with _locked(folder):
+        entries = read_metadata(folder)
+        entries |= {name: file.info for name, file in scanned.items()}
+        index: dict[str, np.ndarray] = {}
+        with contextlib.suppress(FileNotFoundError):
+            index |= _loaded(*_identity(folder / INDEX))
+        for name, file in scanned.items():
+            index.pop(name, None)
+            if file.offsets is not None:
+                index[name] = file.offsets
+        # The index comes first: it is only used where it agrees with the metadata.
+        if index or (folder / INDEX).exists():
+            _replace(folder / INDEX, _index_bytes(index))
+        if entries != read_metadata(folder):
+            files = {name: asdict(entries[name]) for name in sorted(entries)}
+            content = json.dumps({"version": VERSION, "files": files}, indent=4)
+            _replace(folder / METADATA, content.encode() + b"\n")
+
+
+def _index_bytes(index: Mapping[str, np.ndarray]) -> bytes:
+    """Return a .npz file; the same arrays give the same bytes, on every day and system."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(index):
+            member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            member.create_system = 3  # Unix
+            content = io.BytesIO()
+            np.lib.format.write_array(content, index[name], allow_pickle=False)
+            archive.writestr(member, content.getvalue())
+    return packed.getvalue()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Replace a file, unless it holds the same."""
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
+
+
+@contextlib.contextmanager
+def _compressed(file: BinaryIO, compression: str) -> Iterator[Any]:
+    if compression == "GZIP":
+        # Neither a time nor a name, so that the same records give the same bytes.
+        with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
+            yield packed
+    elif compression == "ZLIB":
+        stream = _ZlibWriter(file)
+        yield stream
+        stream.end()
+    else:
+        yield file
+
+
+class _ZlibWriter:
+    """Packs what is written to it into a zlib stream."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._deflate = zlib.compressobj()
+
+    def write(self, data: bytes) -> None:
+        self._file.write(self._deflate.compress(data))
+
+    def end(self) -> None:
+        self._file.write(self._deflate.flush())
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let no other process that asks for the lock write into the folder meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # A file system without locks is used without.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

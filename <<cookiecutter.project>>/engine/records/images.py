@@ -1,0 +1,210 @@
+"""Folders of pictures made into TFRecord files: a folder per label in, a record per picture out."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.records.files import LABELS, generate, write_records
+from vegab.files import replacing_folder
+
+log = logging.getLogger(__name__)
+SHARD_SIZE = 100 * 10**6  # bytes of pictures in a file
+SIGNATURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp"}
+
+
+class PictureError(ValueError):
+    """Pictures that cannot be made into records: none at all, or one that is unreadable."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is to become a record.
+
+    Attributes:
+        path: where it is.
+        name: the same from the folder of pictures on, with "/".
+        label: which of the sorted names of labels it has, from 0.
+        label_name: the name of the subfolder that it is in.
+    """
+
+    path: Path
+    name: str
+    label: int
+    label_name: str
+
+
+def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
+    """Return the pictures in a folder, sorted by label and name, and the names of the labels.
+
+    Each subfolder is a label, and all files in it and below are its pictures. Hidden ones are
+    left out.
+
+    Raises:
+        PictureError: if there is no subfolder, or a label has no picture.
+    """
+    labels = sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
+    )
+    if not labels:
+        raise PictureError(f"{folder} has no subfolder; put the pictures of each label into one")
+    pictures = []
+    for label, label_name in enumerate(labels):
+        names = sorted(
+            path.relative_to(folder).as_posix()
+            for path in (folder / label_name).rglob("*")
+            if path.is_file()
+        )
+        names = [name for name in names if not any(part[0] == "." for part in name.split("/"))]
+        if not names:
+            raise PictureError(f"{folder / label_name} holds no picture; fill or remove it")
+        pictures += [Picture(folder / name, name, label, label_name) for name in names]
+    beside = [path.name for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
+    if beside:
+        log.warning(
+            "%s: %d in the folder itself, such as %s, left out for want of a label",
+            folder,
+            len(beside),
+            min(beside),
+        )
+    return pictures, labels
+
+
+def split_and_shuffle(
+    pictures: Sequence[Picture], share: float, seed: int
+) -> dict[str, list[Picture]]:
+    """Divide pictures into "train" and, where there is a share for it, "validation".
+
+    A picture's name decides where it goes: no seed changes that, and of pictures that come later
+    about the share goes to validation. The order in each is a function of the names and the seed.
+    Hashes do both, since they are the same with every version of everything.
+
+    Args:
+        pictures: at least one, or two if they are divided.
+        share: of validation, at least 0 and below 1; it has at least one picture then.
+        seed: of the order.
+
+    Raises:
+        PictureError: if nothing is left for training.
+    """
+    number = max(1, round(share * len(pictures))) if share else 0
+    if number >= len(pictures):
+        raise PictureError(f"{number} of {len(pictures)} pictures for validation leave none")
+    ranked = sorted(pictures, key=lambda picture: _hash(picture.name))
+    splits = {"train": ranked[number:], "validation": ranked[:number]}
+    return {
+        name: sorted(split, key=lambda picture: _hash(f"{seed}/{picture.name}"))
+        for name, split in splits.items()
+        if split
+    }
+
+
+def number_of_shards(pictures: Sequence[Picture]) -> int:
+    """Return among how many files pictures are spread, so that each has 100 MB or less of them."""
+    size = sum(picture.path.stat().st_size for picture in pictures)
+    return min(max(1, -(-size // SHARD_SIZE)), len(pictures))
+
+
+def write_pictures(
+    output: Path,
+    splits: dict[str, list[Picture]],
+    labels: Sequence[str],
+    shards: dict[str, int],
+    skip_unreadable: bool = False,
+    progress: Callable[[Sequence[Picture]], Iterable[Picture]] = iter,
+) -> dict[str, int]:
+    """Write records, labels, metadata and index; the folder is there when all are, not before.
+
+    Args:
+        output: the folder, which is not there or empty.
+        splits: the pictures of each, in the order in which they are written.
+        labels: the names, in the order of the labels' numbers.
+        shards: the number of files of each split, at least 1 and at most one a picture.
+        skip_unreadable: name a file that is no picture, and go on without it.
+        progress: goes through the pictures of a file, and may show where the work stands.
+
+    Returns:
+        How many records each split has.
+
+    Raises:
+        PictureError: naming the first file that is no picture; nothing is written then.
+    """
+    output = output.resolve()
+    with replacing_folder(output) as partial:
+        numbers = {}
+        files = []
+        for split, pictures in splits.items():
+            numbers[split] = 0
+            for shard in range(shards[split]):
+                files.append(partial / f"{split}-{shard:05}-of-{shards[split]:05}")
+                first, last = (len(pictures) * n // shards[split] for n in (shard, shard + 1))
+                records = _records_of(progress(pictures[first:last]), skip_unreadable)
+                numbers[split] += write_records(files[-1], records)
+            if not numbers[split]:
+                raise PictureError(f"none of the files for {split} is a picture")
+        (partial / LABELS).write_text("".join(f"{label}\n" for label in labels))
+        generate(files)
+    return numbers
+
+
+def record_of(picture: Picture) -> bytes:
+    """Return a picture as a serialized Example, with its bytes as they are.
+
+    Its features are image/encoded (bytes), image/format (bytes: jpeg, png, gif or bmp),
+    image/height, image/width and image/channels (int64, in pixels and, for the last, 1 to 4),
+    image/label (int64), image/label_name and image/filename (bytes). Of an animated GIF they are
+    those of the first picture.
+
+    Raises:
+        PictureError: if the file cannot be decoded.
+    """
+    import tensorflow as tf
+
+    encoded = picture.path.read_bytes()
+    kind = next((kind for head, kind in SIGNATURES.items() if encoded.startswith(head)), None)
+    if kind is None:
+        raise PictureError(f"{picture.path} is no JPEG, PNG, GIF or BMP file")
+    try:
+        height, width, channels = tf.io.decode_image(encoded, expand_animations=False).shape
+    except tf.errors.InvalidArgumentError as error:
+        # The message begins with the name of the operation, and ends with that of the node.
+        reason = error.message.split("} ")[-1].split(" [Op:")[0].split("\n")[0].rstrip(".")
+        raise PictureError(f"{picture.path} is no {kind} that can be read: {reason}") from error
+    texts = {
+        "image/encoded": encoded,
+        "image/format": kind.encode(),
+        "image/label_name": os.fsencode(picture.label_name),
+        "image/filename": os.fsencode(picture.name),
+    }
+    numbers = {
+        "image/height": height,
+        "image/width": width,
+        "image/channels": channels,
+        "image/label": picture.label,
+    }
+    features: dict[str, Any] = {}
+    for name, text in texts.items():
+        features[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[text]))
+    for name, number in numbers.items():
+        features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=[number]))
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
+
+
+def _records_of(pictures: Iterable[Picture], skip_unreadable: bool) -> Iterator[bytes]:
+    for picture in pictures:
+        try:
+            record = record_of(picture)
+        except PictureError as error:
+            if not skip_unreadable:
+                raise
+            log.warning("%s; skipped", error)
+            continue
+        yield record
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(os.fsencode(text)).digest()

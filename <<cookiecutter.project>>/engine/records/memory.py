@@ -1,0 +1,127 @@
+"""Feeds batches from arrays and tables in memory."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from engine.batches import Array
+from engine.records.feeders import Feeder
+
+
+class MemorySamplesFeeder(Feeder):
+    """Batches of samples in memory.
+
+    Args:
+        x: features: an array, list, DataFrame, Series, dict of them, or list of dicts.
+        y: labels, of the same kinds, or None: batches are features only.
+        feed_as_dict: batches are dicts: by the names of columns, or, for what has none, by the
+            numbers of its columns ("0", "1", ...; an array of more than 2 dimensions is one
+            column). False: batches are arrays.
+        batch_size: samples a batch.
+        drop_remainder: leave out a batch at the end that is not full.
+        shuffle: give every pass an order of its own.
+        seed: orders are functions of it.
+
+    Raises:
+        ValueError: if first dimensions differ, a dict is not to be fed as one, or batch size or
+            seed is out of range.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any = None,
+        feed_as_dict: bool = True,
+        batch_size: int = 128,
+        drop_remainder: bool = False,
+        shuffle: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.x = _columns(x, "x", feed_as_dict)
+        self.y = None if y is None else _columns(y, "y", feed_as_dict)
+        shapes = {
+            name: array.shape
+            for part, values in (("x", self.x), ("y", self.y))
+            for name, array in _named_arrays(part, values)
+        }
+        num_samples = next(iter(shapes.values()))[0]
+        for name, shape in shapes.items():
+            if shape[0] != num_samples:
+                raise ValueError(
+                    f"{next(iter(shapes))} has {num_samples} samples and {name} has {shape[0]}; "
+                    "expected as many"
+                )
+        super().__init__(num_samples, batch_size, drop_remainder, shuffle, seed)
+
+    def digest(self) -> str:
+        """Return a SHA-256 (hex) of the samples, to the last byte, and the options."""
+        sha256 = hashlib.sha256(self._options().encode())
+        for part, values in (("x", self.x), ("y", self.y)):
+            for name, array in _named_arrays(part, values):
+                sha256.update(f"{name} {array.dtype} {array.shape}".encode())
+                is_object = array.dtype.hasobject
+                sha256.update(
+                    repr(array.tolist()).encode() if is_object else np.ascontiguousarray(array).data
+                )
+        return sha256.hexdigest()
+
+    def _examples(self, first: int, last: int) -> Any:
+        rows = self._rows(first, last)
+        x, y = (_taken(values, rows) for values in (self.x, self.y))
+        return x if y is None else (x, y)
+
+
+def _columns(values: Any, name: str, feed_as_dict: bool) -> Any:
+    """Return samples as an array, or a dict of arrays."""
+    rows = values if isinstance(values, list) else []
+    if rows and all(isinstance(row, Mapping) for row in rows):
+        keys = list(rows[0])
+        if any(list(row) != keys for row in rows):
+            raise ValueError(f"the dicts of {name} have different keys; expected {keys} in each")
+        columns = {str(key): np.asarray([row[key] for row in rows]) for key in keys}
+        return _checked_columns(columns if feed_as_dict else _beside(columns), name)
+    if isinstance(values, Mapping):
+        if not feed_as_dict:
+            raise ValueError(f"{name} is a dict, which feed_as_dict=False cannot make an array of")
+        columns = {str(key): np.asarray(column) for key, column in values.items()}
+        return _checked_columns(columns, name)
+    if hasattr(values, "columns"):  # a DataFrame
+        columns = {str(key): np.asarray(values[key]) for key in values.columns}
+        return _checked_columns(columns if feed_as_dict else _beside(columns), name)
+    array = np.asarray(values)
+    if not feed_as_dict:
+        return _checked_columns(array, name)
+    if hasattr(values, "index") and getattr(values, "name", None) is not None:  # a Series
+        return _checked_columns({str(values.name): array}, name)
+    if array.ndim == 2:
+        return _checked_columns({str(i): array[:, i] for i in range(array.shape[1])}, name)
+    return _checked_columns({"0": array}, name)
+
+
+def _beside(columns: dict[str, Array]) -> Array:
+    return np.stack(list(columns.values()), axis=-1) if columns else np.empty(0)
+
+
+def _checked_columns(values: Any, name: str) -> Any:
+    arrays = list(_named_arrays(name, values))
+    if not arrays:
+        raise ValueError(f"{name} has no columns; expected at least one")
+    for column, array in arrays:
+        if array.ndim == 0 or not len(array):
+            raise ValueError(f"{column} has no samples; expected at least one")
+    return values
+
+
+def _named_arrays(name: str, values: Any) -> Iterator[tuple[str, Array]]:
+    if isinstance(values, dict):
+        yield from ((f"{name}[{key!r}]", array) for key, array in values.items())
+    elif values is not None:
+        yield name, values
+
+
+def _taken(values: Any, rows: Array) -> Any:
+    if isinstance(values, dict):
+        return {key: array[rows] for key, array in values.items()}
+    return None if values is None else values[rows]

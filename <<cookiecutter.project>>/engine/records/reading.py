@@ -1,0 +1,290 @@
+"""Reads records from files in the order that the seed decides."""
+
+import copy
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+
+from engine.batches import SHUFFLE_STREAM, Array, random_generator
+from engine.records.files import (
+    FOOTER,
+    FRAME,
+    HEADER,
+    MetadataError,
+    RecordError,
+    RecordFile,
+    generate_command,
+    header,
+    masked,
+    read_all,
+)
+
+Record = tuple[int, int, bytes]  # number of the file, number in the file, content
+MOST_OPEN = 64  # files, beside those that others have open
+
+
+class Records(NamedTuple):
+    """Records to be parsed together, as three lists of one length.
+
+    A tuple for each record would keep Python's garbage collector busy.
+
+    Attributes:
+        data: their contents.
+        files: the numbers of their files.
+        numbers: their numbers in the file, from 0.
+    """
+
+    data: list[bytes]
+    files: list[int]
+    numbers: list[int]
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> "Records":
+        """Return records that come one by one."""
+        listed = list(records)
+        return cls(
+            [data for _, _, data in listed],
+            [file for file, _, _ in listed],
+            [number for _, number, _ in listed],
+        )
+
+
+class _Ahead:
+    """Reads, in a thread if asked to, what will be wanted next; what is read is the same.
+
+    Args:
+        read: called with two positions in the stream, never by two threads at a time.
+    """
+
+    def __init__(self, read: Callable[[int, int], Records]) -> None:
+        # Not a bound method, which would keep the feeder and its thread alive for ever.
+        self._read = weakref.WeakMethod(read)
+        self._executor: ThreadPoolExecutor | None = None
+        self._pending: dict[tuple[int, int], Future[Records]] = {}
+
+    def read(self, wanted: tuple[int, int], following: Sequence[tuple[int, int]]) -> Records:
+        """Return the records wanted, and begin to read those that follow."""
+        if self._executor is None:
+            if not following:
+                return self._call(wanted)
+            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="records")
+        if wanted not in self._pending:
+            for future in self._pending.values():
+                future.cancel()
+            self._pending = {}
+        for span in (wanted, *following):
+            if span not in self._pending:
+                self._pending[span] = self._executor.submit(self._call, span)
+        return self._pending.pop(wanted).result()
+
+    def _call(self, span: tuple[int, int]) -> Records:
+        read = self._read()
+        return read(*span) if read is not None else Records([], [], [])
+
+
+class _Indexed:
+    """Records at hand by their numbers among all.
+
+    Args:
+        paths: the files.
+        indexes: offsets of each file's records and its end.
+        counts: how many records of each file belong to the data.
+    """
+
+    def __init__(self, paths: list[Path], indexes: list[Array], counts: list[int]) -> None:
+        self.counts = counts
+        self._paths = paths
+        self._ends = np.cumsum(counts)
+        # One array for all files: where records begin, with each file's end after its last one.
+        lengths = [len(index) for index in indexes]
+        self._offsets = np.concatenate(indexes)
+        firsts = np.cumsum([0, *lengths[:-1]])
+        self._shifts = firsts - (self._ends - counts)
+        views = [self._offsets[i : i + n] for i, n in zip(firsts, lengths, strict=True)]
+        self._files = [RecordFile(*pair) for pair in zip(paths, views, strict=True)]
+        self._descriptors: OrderedDict[int, int] = OrderedDict()
+        # A descriptor that another thread closes might come back as that of another file.
+        self._lock = threading.Lock()
+        weakref.finalize(self, _close, self._descriptors)
+
+    def read(self, rows: Array) -> Records:
+        """Return records by their numbers.
+
+        Raises:
+            RecordError: if one is corrupt.
+        """
+        files = np.searchsorted(self._ends, rows, side="right")
+        places = rows + self._shifts[files]
+        starts = self._offsets[places]
+        sizes = (self._offsets[places + 1] - starts).tolist()
+        names = files.tolist()
+        numbers = (rows - (self._ends[files] - np.take(self.counts, files))).tolist()
+        with self._lock:
+            frames = [
+                os.pread(self._descriptors.get(file) or self._opened(file), size, start)
+                for file, size, start in zip(names, sizes, starts.tolist(), strict=True)
+            ]
+        data = [frame[HEADER.size : -FOOTER.size] for frame in frames]
+        # What does not look right is read again by what knows how to say why.
+        for i in np.flatnonzero(~self._are_sound(frames, data, sizes)).tolist():
+            data[i] = self._files[names[i]].read(numbers[i])
+        return Records(data, names, numbers)
+
+    def read_one(self, row: int) -> Record:
+        """Return a record by its number."""
+        (data,), (file,), (number,) = self.read(np.array([row]))
+        return file, number, data
+
+    def _are_sound(self, frames: list[bytes], data: list[bytes], sizes: list[int]) -> Array:
+        """Return which records are whole and have the right checksums: bool, shape (frames,).
+
+        Checksums are compared all at once, which takes half the time of one after the other.
+        """
+        are_whole = [
+            len(frame) == size and frame.startswith(header(size - FRAME))
+            for frame, size in zip(frames, sizes, strict=True)
+        ]
+        if not all(are_whole):
+            return np.zeros(len(frames), bool)
+        stored = np.frombuffer(b"".join([frame[-FOOTER.size :] for frame in frames]), "<u4")
+        found = np.array([google_crc32c.value(part) for part in data], np.uint64)
+        return masked(found) == stored
+
+    def _opened(self, file: int) -> int:
+        if len(self._descriptors) >= MOST_OPEN:
+            os.close(self._descriptors.popitem(last=False)[1])
+        descriptor = os.open(self._paths[file], os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptors[file] = descriptor
+        return descriptor
+
+
+def _close(descriptors: dict[int, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
+
+
+class _Stream:
+    """Records in the order of their files, or shuffled in a window.
+
+    Args:
+        paths: the files.
+        counts: how many records of each file belong to the data.
+        compression: of the files.
+        window: records to choose from.
+        side_by_side: files read at a time, one record from each in turn.
+        seed: of the order; None: that of the files.
+        on_corrupt: called with an error; what is left of that file is left out if it returns.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        counts: list[int],
+        compression: str,
+        window: int,
+        side_by_side: int,
+        seed: int | None,
+        on_corrupt: Any,
+    ) -> None:
+        self.paths = paths
+        self.counts = counts
+        self.compression = compression
+        self.window = window
+        self.side_by_side = side_by_side
+        self.seed = seed
+        self.on_corrupt = on_corrupt
+        self.total = sum(counts)
+        self._at: int | None = None
+        self._iterator: Iterator[Record] = iter(())
+
+    def in_order(self) -> "_Stream":
+        """Return a stream of the same records in the order of the files."""
+        stream = copy.copy(self)
+        stream.seed, stream._at = None, None
+        return stream
+
+    def read(self, first: int, last: int) -> Records:
+        """Return the records from one position in the endless stream to another."""
+        if self._at != first:
+            self._iterator = self._from(first)
+        self._at = None  # where it stands after an error is not known
+        records = Records.of(islice(self._iterator, last - first))
+        self._at = last
+        return records
+
+    def once(self) -> Iterator[Record]:
+        """Give the sound records of all files, one file after the other."""
+        for file in range(len(self.paths)):
+            yield from self._of_file(file)
+
+    def _from(self, first: int) -> Iterator[Record]:
+        number, place = divmod(first, self.total)
+        while True:
+            yield from islice(self._pass(number), place, None)
+            number, place = number + 1, 0
+
+    def _pass(self, number: int) -> Iterator[Record]:
+        """Give as many records as there are to be in a pass."""
+        records = self.once() if self.seed is None else self._shuffled(self.seed, number)
+        given = 0
+        while given < self.total:
+            before = given
+            for record in islice(records, self.total - given):
+                yield record
+                given += 1
+            if given == before:
+                raise ValueError(f"each record of {self.paths[0]} and its like is corrupt")
+            records = self.once()  # corrupt records have left places empty
+
+    def _shuffled(self, seed: int, number: int) -> Iterator[Record]:
+        generator = random_generator(seed, number, SHUFFLE_STREAM)
+        records = self._side_by_side(generator.permutation(len(self.paths)).tolist())
+        window = list(islice(records, self.window))
+        places: list[int] = []
+        for record in records:
+            if not places:  # numbers drawn one by one take longer than records to read
+                places = generator.integers(self.window, size=1024).tolist()
+            place = places.pop()
+            yield window[place]
+            window[place] = record
+        yield from (window[place] for place in generator.permutation(len(window)).tolist())
+
+    def _side_by_side(self, files: list[int]) -> Iterator[Record]:
+        waiting = iter([file for file in files if self.counts[file]])
+        reading = [self._of_file(file) for file in islice(waiting, self.side_by_side)]
+        while reading:
+            still = []
+            for records in reading:
+                record = next(records, None)
+                while record is None and (file := next(waiting, None)) is not None:
+                    records = self._of_file(file)
+                    record = next(records, None)
+                if record is not None:
+                    yield record
+                    still.append(records)
+            reading = still
+
+    def _of_file(self, file: int) -> Iterator[Record]:
+        number = 0
+        path, count = self.paths[file], self.counts[file]
+        try:
+            for _, data in islice(read_all(path, self.compression), count):
+                yield file, number, data
+                number += 1
+        except RecordError as error:
+            self.on_corrupt(error)
+            return
+        if number < count:
+            raise MetadataError(
+                f"{path} ends after {number} records, but its metadata say "
+                f"{count} or more; if the file is right, type: {generate_command(path)}"
+            )

@@ -1,0 +1,375 @@
+"""Draws the curves of many runs: a column of their histories, seeds as a mean with a band."""
+
+import io
+import json
+import logging
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.pictures import new_figure
+from engine.runs import comparison, results
+from engine.runs.results import RunRecord
+from vegab import UsageError
+from vegab.execution import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".pdf", ".svg")
+# Of Okabe and Ito (https://jfly.uni-koeln.de/color/), but for yellow, which white paper swallows.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+LINES = ("-", "--", "-.", ":")
+# As many as have no factor in common with the others: in grey print, too, no two curves that have
+# a name look the same.
+MARKERS = ("o", "s", "^", "D", "v")
+MOST_NAMED = 16  # curves; the rest is grey
+MOST_INSIDE = 5  # lines of a legend that is not beside the panels
+LONGEST_INSIDE = 28  # characters of such a line
+LONGEST_LINE = 44
+MOST_MARKED = 10  # points of a curve, but for those that stand alone
+# Names are text, and no LaTeX; PDF with TrueType fonts, as publishers ask for; the same identifiers
+# in each SVG.
+STYLE: dict[Any, Any] = {
+    "text.usetex": False,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "curves",
+    "font.size": 9,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A column of a run's history.
+
+    Attributes:
+        record: of the run.
+        x: epochs (from 1) or steps, float64 of shape (num_points,).
+        y: its values; NaN where they are not finite or cannot be drawn, which leaves a gap.
+    """
+
+    record: RunRecord
+    x: "np.ndarray"
+    y: "np.ndarray"
+
+
+def curves_of(
+    records: Sequence[RunRecord], asked: Sequence[str], x: str = "epoch", log_y: bool = False
+) -> tuple[dict[str, list[Curve]], list[str]]:
+    """Return the curves of each metric, and a sentence for whatever is not drawn as one expects.
+
+    Args:
+        records: of the runs.
+        asked: columns of `history.csv`; none: what the runs monitor.
+        x: "epoch" or "step".
+        log_y: whether values have to be above 0.
+
+    Raises:
+        UsageError: if there is nothing to draw of a metric.
+    """
+    import numpy as np
+
+    histories, problems = _histories(records)
+    columns = {key for rows in histories.values() for row in rows for key in row}
+    comparison.metrics_of(records, [metric for metric in asked if metric not in columns])
+    metrics = list(dict.fromkeys(asked or [r.monitor for r in records if r.monitor]))
+    if not metrics:
+        raise UsageError(
+            "no run has a history with a metric to draw by itself"
+            + (f"; name one by --metric: {', '.join(sorted(columns))}" if columns else "")
+        )
+    curves: dict[str, list[Curve]] = {metric: [] for metric in metrics}
+    for record in records:
+        rows = [{"epoch": n} | row for n, row in enumerate(histories.get(record.path, []))]
+        for metric in metrics if rows else ():
+            points = [(row[x], row[metric]) for row in rows if x in row and metric in row]
+            if not points:
+                problems.append(f"{record.path} has no {metric}")
+                continue
+            where, values = np.array(points, dtype=np.float64).T
+            usable = np.isfinite(values) & ((values > 0) | (not log_y))
+            if not usable.all():
+                problems.append(
+                    f"{record.path}: {metric} is not finite{' and above 0' * log_y} at "
+                    f"{(~usable).sum()} of {len(values)} points, which leaves a gap"
+                )
+            if usable.any():
+                values[~usable] = np.nan
+                curves[metric].append(Curve(record, where + (x == "epoch"), values))
+    for metric, there in curves.items():
+        if not there:
+            raise UsageError(f"no run has a finite value{' above 0' * log_y} of {metric!r}")
+    return curves, problems
+
+
+def _histories(
+    records: Sequence[RunRecord],
+) -> tuple[dict[str, list[dict[str, float]]], list[str]]:
+    """Return the histories that can be read, by path, and what is not right with runs."""
+    histories, problems = {}, []
+    for record in records:
+        if record.problem:
+            problems.append(f"{record.path}: {record.problem}")
+        try:
+            histories[record.path] = rows = results.read_history(record.path)
+        except (OSError, ValueError) as error:
+            if not record.problem:
+                problems.append(f"{record.path}: {error}")
+            continue
+        if record.state != "finished" or not rows:
+            of_how_many = f" of {record.num_epochs}" if record.num_epochs else ""
+            problems.append(f"{record.path}: {record.state}, {len(rows)}{of_how_many} epochs")
+    return histories, problems
+
+
+def smoothed(values: "np.ndarray", weight: float) -> "np.ndarray":
+    """Return an exponential moving average with bias correction, as TensorBoard draws it.
+
+    m(t) = weight * m(t - 1) + (1 - weight) * value(t), from m(0) = 0, over 1 - weight^t: Kingma and
+    Ba, "Adam: a method for stochastic optimization" (2015), section 3.
+
+    Args:
+        values: of shape (num_points,); a NaN stays one, and does not count.
+        weight: in [0, 1); 0 changes nothing.
+    """
+    import numpy as np
+
+    averages = np.full(len(values), np.nan)
+    average, num_values = 0.0, 0
+    for index, value in enumerate(values):
+        if np.isfinite(value):
+            average = weight * average + (1 - weight) * value
+            num_values += 1
+            averages[index] = average / (1 - weight**num_values)
+    return averages
+
+
+def mean_of(
+    curves: Sequence[tuple["np.ndarray", "np.ndarray"]],
+) -> tuple["np.ndarray", "np.ndarray", "np.ndarray"]:
+    """Return mean and standard deviation (n - 1) over the curves that reach each point.
+
+    Args:
+        curves: x and y of each, of shape (num_points,). Where one of them is NaN, the mean is.
+
+    Returns:
+        All x in order, the mean there, and the standard deviation: NaN where one curve is alone.
+    """
+    import numpy as np
+
+    x = np.unique(np.concatenate([own for own, _ in curves]))
+    table = np.full((len(curves), len(x)), np.nan)
+    reached = np.zeros(table.shape, dtype=bool)
+    for row, (own, values) in enumerate(curves):
+        places = np.searchsorted(x, own)
+        table[row, places], reached[row, places] = values, True
+    count = reached.sum(axis=0)
+    mean = table.sum(axis=0, where=reached) / count
+    squares = ((table - mean) ** 2).sum(axis=0, where=reached)
+    alone = count < 2
+    return x, mean, np.where(alone, np.nan, np.sqrt(squares / np.where(alone, 1, count - 1)))
+
+
+def draw(
+    curves: Mapping[str, Sequence[Curve]],
+    x: str = "epoch",
+    log_x: bool = False,
+    log_y: bool = False,
+    smooth: float = 0.0,
+) -> "Figure":
+    """Draw a panel per metric, and in it a curve per run, or per group of runs but for their seed.
+
+    Args:
+        curves: of each metric.
+        x: "epoch" or "step", below the panels.
+        log_x: a logarithmic axis.
+        log_y: the same, upright.
+        smooth: weight of the moving average, in [0, 1). Each run's curve is smoothed, then comes
+            the mean; the raw one is drawn underneath.
+    """
+    import matplotlib
+    from matplotlib.lines import Line2D
+
+    drawn = {curve.record.path: curve.record for some in curves.values() for curve in some}
+    groups = results.groups_of(list(drawn.values()))
+    labels, title = _legend(groups, smooth)
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    num_lines = sum(label.count("\n") + 1 for label in labels) + title.count("\n") + bool(title)
+    is_inside = num_lines <= MOST_INSIDE and longest <= LONGEST_INSIDE
+    num_columns = 2 if len(curves) == 4 else min(len(curves), 3)
+    num_rows = -(-len(curves) // num_columns)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(
+            width=4.4 * num_columns + (0 if is_inside else 0.6 + 0.065 * longest),
+            height=max(3.2 * num_rows, 0.3 + 0.15 * num_lines),
+        )
+        panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+        for axes in panels[len(curves) :]:
+            axes.remove()
+        for axes, (metric, there) in zip(panels, curves.items(), strict=False):
+            _draw_panel(axes, groups, there, smooth, log_x, log_y)
+            axes.set_xlabel(x)
+            axes.set_ylabel(printable(metric), parse_math=False)
+        handles = [Line2D([], [], **_style(n, len(groups))) for n in range(len(labels))]
+        words = [str(index) for index in range(len(labels))]
+        if is_inside:
+            legend = panels[0].legend(handles, words, loc="best", frameon=False)
+        else:
+            legend = figure.legend(handles, words, loc="outside right upper", frameon=False)
+        legend.set_title(title, prop={"size": 8})
+        legend.set_alignment("left")
+        # Set here, a name may hold $, or begin with _, which legend() of older releases leaves out.
+        for text, label in zip(legend.get_texts(), labels, strict=True):
+            text.set(text=label, parse_math=False, fontsize=8)
+    return figure
+
+
+def _legend(groups: Sequence[Sequence[RunRecord]], smooth: float) -> tuple[list[str], str]:
+    """Return what the curves are called, the last one for all that have no name, and a title."""
+    is_grouped = any(len(group) > 1 for group in groups)
+    records = [record for group in groups for record in group]
+    by_path = dict(
+        zip(
+            (record.path for record in records),
+            results.labels_of(records, without_repetitions=is_grouped),
+            strict=True,
+        )
+    )
+    labels = []
+    for group in groups:
+        label = by_path[group[0].path]
+        if len(group) > 1:
+            label = f"{label} (n = {len(group)})" if len(groups) > 1 else f"n = {len(group)}"
+        labels.append(
+            textwrap.fill(
+                printable(label),
+                LONGEST_LINE,
+                max_lines=3,
+                placeholder=" …",
+                break_on_hyphens=False,
+            )
+        )
+    num_more = len(labels) - MOST_NAMED + 1
+    if num_more > 1:
+        labels[MOST_NAMED - 1 :] = [f"and {num_more} more"]
+    title = ["mean ± standard deviation"] * is_grouped + [f"smoothed by {smooth:g}"] * (smooth > 0)
+    return labels, "\n".join(title)
+
+
+def _draw_panel(
+    axes: "Axes",
+    groups: Sequence[Sequence[RunRecord]],
+    curves: Sequence[Curve],
+    smooth: float,
+    log_x: bool,
+    log_y: bool,
+) -> None:
+    import numpy as np
+    from matplotlib.ticker import MaxNLocator
+
+    if log_x:
+        axes.set_xscale("log")
+        _write_out(axes.xaxis)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if log_y:
+        axes.set_yscale("log")
+        _write_out(axes.yaxis)
+    axes.spines[["top", "right"]].set_visible(False)
+    by_path = {curve.record.path: curve for curve in curves}
+    bands = []
+    for index, group in enumerate(groups):
+        there = [by_path[record.path] for record in group if record.path in by_path]
+        if not there:
+            continue
+        style = _style(index, len(groups))
+        x, mean, std = mean_of([(curve.x, smoothed(curve.y, smooth)) for curve in there])
+        if smooth:
+            _, raw, _ = mean_of([(curve.x, curve.y) for curve in there])
+            axes.plot(x, raw, color=style["color"], linewidth=0.7, alpha=0.4, zorder=1)
+        marked = _marked(np.log(x) if log_x else x, mean, index)
+        axes.plot(x, mean, markevery=marked, **style)
+        if style["marker"] and np.isfinite(std).any():
+            bands.append((x, mean, std, style["color"]))
+    bottom = axes.get_ylim()[0] if log_y else -np.inf  # of the lines: a band may go below 0
+    for x, mean, std, color in bands:
+        low = np.maximum(mean - std, bottom)
+        axes.fill_between(x, low, mean + std, color=color, alpha=0.2, linewidth=0, zorder=0)
+
+
+def _write_out(axis: "Axis") -> None:
+    """Write 0.5 along a logarithmic axis, where matplotlib would 5 times a power of ten."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(labelOnlyBase=False))
+
+
+def _style(index: int, num_curves: int) -> dict[str, Any]:
+    """Return how a curve looks, in colour, line and marker at once; one without a name is grey."""
+    if num_curves > MOST_NAMED and index >= MOST_NAMED - 1:
+        return {"color": "0.8", "linewidth": 0.7, "marker": "", "zorder": 0.5}
+    return {
+        "color": COLORS[index % len(COLORS)],
+        "linestyle": LINES[index % len(LINES)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linewidth": 1.3,
+        "markersize": 3.5,
+        "zorder": 2,
+    }
+
+
+def _marked(x: "np.ndarray", y: "np.ndarray", index: int) -> list[int]:
+    """Return the points that get a marker: all of a few, else some, and those without neighbours.
+
+    Args:
+        x: as far from each other as they are drawn.
+        y: NaN where nothing is drawn.
+        index: of the curve; those of other curves are marked elsewhere.
+    """
+    import numpy as np
+
+    there = np.flatnonzero(np.isfinite(y))
+    if len(there) <= MOST_MARKED:
+        return list(there)
+    targets = x[0] + (np.arange(MOST_MARKED) + index % 8 / 8) / MOST_MARKED * (x[-1] - x[0])
+    spread = there[np.searchsorted(x[there], targets[targets <= x[there[-1]]])]
+    is_gap = np.pad(np.isnan(y), 1, constant_values=True)
+    alone = there[is_gap[there] & is_gap[there + 2]]
+    return sorted({*spread, *alone})
+
+
+def content_of(figure: "Figure", form: str, title: str, provenance: Mapping[str, Any]) -> bytes:
+    """Return a picture whose metadata say which runs it shows; the same bytes each time.
+
+    Args:
+        figure: to draw.
+        form: one of `FORMATS`.
+        title: of the picture.
+        provenance: of which the runs and the project's commit are written.
+    """
+    import matplotlib
+
+    # ASCII with escapes: each format takes it, and a name that is no UTF-8 can be written.
+    origin = json.dumps({key: provenance[key] for key in ("project_commit", "runs")})
+    title = title.encode("ascii", "backslashreplace").decode()
+    metadata = {
+        ".png": {"Title": title, "Description": origin},
+        ".pdf": {"Title": title, "Subject": origin, "CreationDate": None},
+        ".svg": {"Title": title, "Description": origin, "Date": None},
+    }
+    logging.getLogger("fontTools").setLevel("WARNING")  # it tells of each glyph in a PDF
+    target = io.BytesIO()
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # one that the font lacks is drawn as a box
+        figure.savefig(target, format=form[1:], dpi=300, metadata=metadata[form])
+    return target.getvalue()

@@ -1,0 +1,347 @@
+"""The report: many run folders as one page, which needs no network and no server.
+
+`report_page.html` is the page, written by hand; it is filled here with what it is to show.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from engine.pictures import NUM_EXAMPLES
+from engine.runs import effects, results
+from engine.runs.results import RunRecord
+
+PAGE = Path(__file__).with_name("report_page.html")
+PLACE_FOR_DATA = '"the data"'
+LARGEST_PAGE = 10_000_000  # bytes
+SPACE_FOR_NOTES = 2_000
+MOST_VALUES = 500_000  # of all curves together, some 9 bytes each
+FEWEST_ROWS = 16  # of a curve, however many there are
+MOST_CLASSES = 100  # a larger confusion matrix could not be read, and would be megabytes
+LONGEST_SETTING = 2_000  # characters
+LARGEST_WHOLE = 2**53  # above it JavaScript's numbers have gaps
+LINKED = (
+    "history.csv",
+    "learning_curve.png",
+    "stdout.txt",
+    "stderr.txt",
+    "config.json",
+    "meta.json",
+    "eval/predictions.csv",
+    "eval/confusion_matrix.png",
+)
+
+
+def write_report(
+    records: Sequence[RunRecord],
+    page: Path,
+    problems: Sequence[str] = (),
+    sweep: Mapping[str, Any] | None = None,
+) -> int:
+    """Write the page and return its size in bytes.
+
+    Args:
+        records: of the runs.
+        page: the file; its links are relative to its folder.
+        problems: sentences to show above all else.
+        sweep: what `engine.sweeps.sweep_of` returns, if they are those of one sweep.
+    """
+    content = page_of(data_of(records, page.parent, problems, sweep))
+    results.write_atomically(page, content)
+    return len(content)
+
+
+def page_of(data: Mapping[str, Any]) -> bytes:
+    """Return the page with `data` in it."""
+    before, place, after = PAGE.read_text(encoding="utf-8").partition(PLACE_FOR_DATA)
+    assert place, f"{PAGE.name} has no place for the data"
+    return f"{before}{_as_json(data)}{after}".encode()
+
+
+def data_of(
+    records: Sequence[RunRecord],
+    folder: Path,
+    problems: Sequence[str],
+    sweep: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return what the page shows, as JSON values.
+
+    Args:
+        records: of the runs.
+        folder: what links are relative to.
+        problems: sentences to show above all else.
+        sweep: see `write_report`.
+    """
+    differing = results.differing_settings(records)
+    readable = next((record for record in records if record.config), RunRecord(""))
+    shared = results.settings_of(readable).items()
+    common = {key: _clipped(value) for key, value in shared if key not in differing}
+    sizes = [(record.epoch, len(record.metrics) + 3) for record in records]
+    # One is read after the other: together they would need hundreds of megabytes.
+    curves, stride = thinned(map(_history_of, records), sizes)
+    runs = [
+        _run_of(record, folder, differing) | {"history": curve}
+        for record, curve in zip(records, curves, strict=True)
+    ]
+    monitors = Counter(record.monitor for record in records if record.monitor)
+    monitor = monitors.most_common(1)[0][0] if monitors else None
+    notes = _plain(problems)
+    images: dict[str, Any] = {}
+    data = {
+        "provenance": _plain(results.provenance_of(records)),
+        "monitor": monitor,
+        "sweep": _plain(sweep),
+        "metrics": _metrics_of(records, curves),
+        "settings": {"differing": _plain(differing), "common": _plain(common)},
+        "effects": _plain(effects.effects_of(records, monitor)),
+        "runs": runs,
+        "images": images,
+        "notes": notes,
+    }
+    if stride > 1:
+        notes.append(
+            "Long curves are thinned, so that the page stays small: of the longest runs one epoch "
+            f"in {stride} is drawn, and the best and the last ones. Each history.csv has them all."
+        )
+    space = LARGEST_PAGE - len(page_of(data)) - SPACE_FOR_NOTES
+    if left_out := _add_examples(runs, images, space):
+        notes.append(
+            f"Examples and confusion matrices of {_count(left_out)} are left out, so that the page "
+            f"has less than {LARGEST_PAGE / 1e6:.0f} MB; a report on fewer runs has them."
+        )
+    if damaged := sum(1 for run in runs if run["problem"]):
+        told = f"{_count(damaged)} could not be read in full; the details say what is wrong."
+        notes.append(told)
+    return data
+
+
+def _count(runs: int) -> str:
+    return f"{runs} run" if runs == 1 else f"{runs} runs"
+
+
+def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[str, Any]:
+    settings = results.settings_of(record)
+    evaluations, problem = _evaluations_of(Path(record.path))
+    told = "; ".join(filter(None, (record.problem, problem)))
+    relative = os.path.relpath(os.path.abspath(record.path), os.path.abspath(folder))
+    entry = vars(record) | {
+        "problem": told,
+        # The dot: a name with a colon is a folder, not the scheme of an address.
+        "href": f"./{quote(os.fsencode(relative))}/",
+        "has_config": bool(record.config),
+        "settings": {key: _clipped(settings[key]) for key in differing if key in settings},
+        "evaluations": evaluations,
+        "files": [name for name in LINKED if os.path.exists(f"{record.path}/{name}")],
+    }
+    del entry["config"]
+    return _plain(entry)
+
+
+def _history_of(record: RunRecord) -> list[dict[str, float]]:
+    try:
+        rows = results.read_history(record.path)
+    except (OSError, ValueError):  # the record's problem says so
+        return []
+    numbered = [{"epoch": index, **row} for index, row in enumerate(rows)]
+    return sorted(numbered, key=lambda row: row["epoch"])
+
+
+def thinned(
+    histories: Iterable[list[dict[str, float]]], sizes: Sequence[tuple[int, int]]
+) -> tuple[list[dict[str, list]], int]:
+    """Return the curves of runs, with so few epochs that there are not too many values.
+
+    Of each run every 2^n-th epoch stays, so that runs of other lengths have them too; beside them
+    those where a column has its least and its largest value, and the last one.
+
+    Args:
+        histories: of each run, rows in the order of epochs.
+        sizes: how many rows and columns they have.
+
+    Returns:
+        Values by column, None where there is no number, of each run; epochs count from 1, as in
+        what a run prints. And the largest of the 2^n.
+    """
+    most_rows = longest = max((num_rows for num_rows, _ in sizes), default=0)
+
+    def stride_of(num_rows: int) -> int:
+        return 2 ** max(0, math.ceil(math.log2(num_rows / most_rows))) if num_rows else 1
+
+    def num_values() -> int:
+        return sum(num_rows // stride_of(num_rows) * columns for num_rows, columns in sizes)
+
+    while num_values() > MOST_VALUES and most_rows > FEWEST_ROWS:
+        most_rows = max(FEWEST_ROWS, most_rows // 2)
+    curves = [
+        _curve_of(rows, stride_of(num_rows))
+        for rows, (num_rows, _) in zip(histories, sizes, strict=True)
+    ]
+    return curves, stride_of(longest)
+
+
+def _curve_of(rows: Sequence[dict[str, float]], stride: int) -> dict[str, list]:
+    kept = set(range(0, len(rows), stride))
+    columns = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if key not in ("epoch", "step")
+    ]
+    if stride > 1:
+        kept.add(len(rows) - 1)
+        for key in columns:
+            finite = [i for i, row in enumerate(rows) if math.isfinite(row.get(key, math.nan))]
+            if finite:
+                kept |= {pick(finite, key=lambda i: rows[i][key]) for pick in (min, max)}
+    chosen = [rows[index] for index in sorted(kept)]
+    curve = {key: [_rounded(row.get(key)) for row in chosen] for key in columns}
+    return {"epoch": [int(row["epoch"]) + 1 for row in chosen], **curve} if chosen else {}
+
+
+def _rounded(value: float | None) -> float | int | None:
+    if value is None or not math.isfinite(value):
+        return None
+    short = float(f"{value:.6g}")
+    return int(short) if short.is_integer() and abs(short) < LARGEST_WHOLE else short
+
+
+def _metrics_of(
+    records: Sequence[RunRecord], curves: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return name and direction of each column, those of validation first."""
+    names = dict.fromkeys(key for curve in curves for key in curve if key != "epoch")
+    in_order = sorted(names, key=lambda name: (name == "learning_rate", name[:4] != "val_"))
+    configs = {key: record.config for record in reversed(records) for key in record.metrics}
+    return [
+        {"name": name, "lower": results.is_lower_better_in(configs.get(name, {}), name)}
+        for name in in_order
+    ]
+
+
+def _evaluations_of(run: Path) -> tuple[list[dict[str, Any]], str]:
+    """Return the figures that bin/evaluate.py has written, and what could not be read."""
+    evaluations, problems = [], []
+    paths = [run / "eval/test.json", run / "eval/validation.json"]
+    for path in [*filter(Path.exists, paths), *_newest_scalars(run)]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            read = _of_callbacks if path.name == "scalars.json" else _of_summary
+            split, about, figures = read(path, content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problems.append(f"{path.relative_to(run)} cannot be read ({error!r})")
+            continue
+        numbers = {k: v for k, v in figures.items() if v is None or isinstance(v, int | float)}
+        evaluations.append({"split": split, "about": about, "figures": _plain(numbers)})
+    return evaluations, "; ".join(problems)
+
+
+def _newest_scalars(run: Path) -> list[Path]:
+    """Return, of each evaluation of an iterator, what callbacks made of the latest step."""
+    steps: dict[str, int] = {}
+    for path in run.glob("eval/[!.]*-*/scalars.json"):
+        name, _, step = path.parent.name.rpartition("-")
+        if step.isdecimal():
+            steps[name] = max(int(step), steps.get(name, 0))
+    return [run / f"eval/{name}-{step}/scalars.json" for name, step in sorted(steps.items())]
+
+
+def _of_summary(path: Path, content: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    about = f"{content.pop('checkpoint')} of epoch {content.pop('epoch')}"
+    number = content.pop("num_examples", None)
+    about += f", {number} examples" if number else ""
+    return content.pop("split"), about, content
+
+
+def _of_callbacks(path: Path, content: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    name, _, step = path.parent.name.rpartition("-")
+    figures = {f"{k}/{key}": v for k, items in content.items() for key, v in items.items()}
+    return name, f"step {step}", figures
+
+
+def _add_examples(runs: Sequence[dict[str, Any]], images: dict[str, Any], space: int) -> int:
+    """Add examples and confusion matrices while there is space; return how many runs have none.
+
+    Args:
+        runs: as the page shows them; they get `matrix` and `examples`.
+        images: get the pictures.
+        space: bytes that may be added.
+    """
+    left_out = 0
+    for run in runs:
+        try:
+            details, pictures = _predictions_of(Path(run["path"]))
+        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+            what = f"eval/predictions.csv or eval/examples.png cannot be read ({error})"
+            run["problem"] = "; ".join(filter(None, (run["problem"], what)))
+            continue
+        new = {digest: picture for digest, picture in pictures.items() if digest not in images}
+        size = len(_as_json([details, new])) if details else 0
+        if size > space:
+            left_out += 1
+            continue
+        space -= size
+        run |= details
+        images |= new
+    return left_out
+
+
+def _predictions_of(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return a run's confusion matrix and first examples, and their picture by its digest."""
+    path, details, images = run / "eval/predictions.csv", {}, {}
+    if not path.exists():
+        return {}, {}
+    import pandas as pd
+
+    table = pd.read_csv(path)
+    labels, predictions = (table[key].to_numpy(int) for key in ("label", "prediction"))
+    num_classes = int(max(labels.max(), predictions.max())) + 1
+    if num_classes <= MOST_CLASSES and min(labels.min(), predictions.min()) >= 0:
+        counts = results.confusion_matrix(labels, predictions, num_classes)
+        details["matrix"] = counts.tolist()
+    picture = path.with_name("examples.png")
+    if picture.exists():
+        content = picture.read_bytes()
+        if not content.startswith(b"\x89PNG"):
+            raise ValueError("examples.png is no PNG")
+        width, height = struct.unpack(">II", content[16:24])
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        count = min(NUM_EXAMPLES, len(table))
+        images[digest] = {"source": source, "count": count, "width": width, "height": height}
+        shares = (_rounded(share) for share in table["probability"][:count])
+        rows = zip(labels[:count].tolist(), predictions[:count].tolist(), shares, strict=True)
+        details["examples"] = {"image": digest, "rows": [list(row) for row in rows]}
+    return details, images
+
+
+def _plain(value: Any) -> Any:
+    """Return a JSON value with what JavaScript's numbers and texts cannot hold as text."""
+    if isinstance(value, Mapping):
+        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):  # a file's name may be no UTF-8
+        return value.encode(errors="replace").decode()
+    is_large = isinstance(value, int) and abs(value) > LARGEST_WHOLE
+    if is_large or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    return value
+
+
+def _clipped(value: Any) -> Any:
+    """Return a setting, or the beginning of a long one as text."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return value if len(text) <= LONGEST_SETTING else f"{text[:LONGEST_SETTING]}…"
+
+
+def _as_json(data: Any) -> str:
+    """Return JSON that nothing in it can end, within an element `script`."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")

@@ -1,0 +1,679 @@
+"""Makes a run again from its folder alone, for `bin/reproduce.py`. It needs no TensorFlow.
+
+The order is that of events: what the folder says, its code restored, the run, the comparison.
+"""
+
+import contextlib
+import filecmp
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoints import Cells, Difference, commit_difference, history_difference, rows_in
+from engine.devices import workers
+from engine.training import fingerprint
+from vegab import ROOT, UsageError, read_run, trust
+from vegab.provenance import ENVIRONMENT
+
+# These say how a run went on, or what came after it; it is made again without them.
+NOT_FOR_THE_TRAINING = ("evaluation", "name", "resume_inexact", "fork", "from_epoch")
+# Of another machine, or of no consequence.
+NOT_TAKEN_OVER = re.compile(r"SLURM_JOB_ID|CUDA_VISIBLE_DEVICES|TF_CPP_\w+")
+# Of a commit's state: where it was made, which is compared apart.
+RECORD = ("fingerprint", "inexact")
+MOST_NAMES = 5
+INTERRUPTED = 75
+SURROUNDINGS = ("data", "devices", "layout", "settings")
+STOP = Path(__file__).with_name("stop_at.py")
+POLL = 0.05  # seconds between two looks at the history
+
+
+@dataclass(frozen=True)
+class Original:
+    """A run that is to be made again.
+
+    Attributes:
+        folder: as it was typed.
+        config: what it was made with.
+        meta: content of its meta.json.
+        status: finished, interrupted, failed or died.
+        state: of its latest commit.
+        rows: the history as text, of the epochs that are to be compared.
+        is_whole: whether that is all of a finished run.
+        place: epoch and step of the commit that is to be compared last.
+        global_step: steps done then.
+        code: its source as it ran.
+        commit: git's, when the run began, or None.
+        script: what ran, in `code`.
+        other_code: a phrase for each later attempt that ran other source.
+        start: the commit of another run that it began with, or None.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    meta: dict[str, Any]
+    status: str
+    state: dict[str, Any]
+    rows: list[Cells]
+    is_whole: bool
+    place: tuple[int, int]
+    global_step: int
+    code: Path
+    commit: str | None
+    script: Path
+    other_code: list[str]
+    start: Path | None
+
+    @property
+    def typed_in(self) -> Path:
+        """Where its command was typed, in the project as it is now."""
+        return typed_in(self.meta)
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The flags that it began with."""
+        return self.meta.get("flags") or {}
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What its bits depend on, as the commit has it."""
+        return self.state.get("fingerprint") or {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Threads and the like; {} where the run's script does not keep them."""
+        return self.fingerprint.get("settings") or {}
+
+    @property
+    def num_workers(self) -> int:
+        """How many processes trained it."""
+        several = re.match(r"(\d+) workers", self.fingerprint.get("layout", ""))
+        return int(several[1]) if several else 1
+
+    @property
+    def stop(self) -> dict[str, Any] | None:
+        """The callback that ends it at `place` when it is run again.
+
+        None: it ends by itself, or its config has no callbacks.
+        """
+        ends_by_itself = self.is_whole or (self.state["is_cut"] and self.place[1])
+        if ends_by_itself or not isinstance(self.config.get("callbacks"), list):
+            return None
+        epoch, step = self.place
+        if step:
+            return {"class": f"{STOP.stem}.StopAfterStep", "epoch": epoch, "step": step}
+        return {"class": f"{STOP.stem}.StopAfterEpoch", "epoch": epoch}
+
+
+def read(folder: Path, epochs: int) -> Original:
+    """Look whether a run can be made again, and touch nothing.
+
+    Args:
+        folder: of the run.
+        epochs: how many are to be compared, from the first on; 0: all that it has.
+
+    Raises:
+        UsageError: if it cannot be.
+    """
+    trust.confine()  # the process that runs it again, too
+    run = read_run(folder)
+    meta, config = run["meta"], run["config"]
+    if not isinstance(meta, dict) or not meta.get("attempts") or not config:
+        raise UsageError(f"{folder} is not a run folder; name one that bin/train.py made")
+    if run["state"] == "running":
+        raise UsageError(f"{folder} is still running; wait for it, or stop it")
+    state = last_state(folder)
+    done = len(state["history"])
+    if done == 0:
+        raise UsageError(f"{folder} has not finished an epoch; there is nothing to compare")
+    if not 0 <= epochs <= done:
+        raise UsageError(f"--epochs is {epochs}; {folder} has {done} epochs")
+    is_part = epochs not in (0, done)
+    begun, code = code_of(folder, meta)
+    original = Original(
+        folder=folder,
+        config=config,
+        meta=meta,
+        status=run["state"],
+        state=state,
+        rows=history_of(folder, state)[: epochs or done],
+        is_whole=run["state"] == "finished" and not is_part,
+        place=(epochs, 0) if is_part else (state["epoch"], state["step"]),
+        global_step=(state["history"][epochs - 1]["step"] if is_part else state["global_step"]),
+        code=code,
+        commit=meta["attempts"][begun].get("git_commit"),
+        script=script_of(meta, code),
+        other_code=other_code(folder, meta["attempts"][begun:], code),
+        start=start_of(folder, meta),
+    )
+    refuse_what_is_missing(original)
+    begun_with = epochs_in(original.start) if not original.flags.get("retrain") else 0
+    if is_part and epochs <= begun_with:
+        raise UsageError(
+            f"--epochs is {epochs}; the first {begun_with} of {folder} are those of the run that "
+            f"it began with; give at least {begun_with + 1}"
+        )
+    return original
+
+
+def last_state(folder: Path) -> dict[str, Any]:
+    """Return the state in the latest commit.
+
+    Raises:
+        UsageError: if there is none, or it or the best one is damaged.
+    """
+    from engine.checkpoints import BEST, LATEST, DamagedCheckpointError, read_state, verify
+
+    if not (folder / LATEST).is_file():
+        raise UsageError(f"{folder} has no {LATEST}; there is nothing to compare")
+    try:
+        for name in (LATEST, BEST):
+            with contextlib.suppress(FileNotFoundError):
+                verify(folder / name)
+        return read_state(folder / LATEST)
+    except DamagedCheckpointError as error:
+        raise UsageError(f"{error}; put a good copy back") from error
+
+
+def history_of(folder: Path, state: Mapping[str, Any]) -> list[Cells]:
+    """Return the rows of `history.csv`; where a kill left some of them out, those of the commit.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    try:
+        rows, committed = rows_in(folder), committed_rows(state)
+    except ValueError as error:
+        raise UsageError(f"{error}; delete it, for model.h5 has all of it") from error
+    return [*rows[: len(committed)], *committed[len(rows) :]]
+
+
+def committed_rows(state: Mapping[str, Any]) -> list[Cells]:
+    """Return the history of a commit as `history.csv` has it."""
+    import csv
+
+    from engine.checkpoints import csv_lines
+
+    rows = state["history"]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return list(csv.DictReader(csv_lines(columns, rows).splitlines()))
+
+
+def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, Path]:
+    """Return the attempt with which the run began, from 0, and the folder with its source.
+
+    An attempt that finds nothing committed begins the run anew.
+
+    Raises:
+        UsageError: if the source is gone.
+    """
+    attempts = meta["attempts"]
+    begun = max((i for i, attempt in enumerate(attempts) if attempt.get("from") == {}), default=0)
+    names = [attempt["code"]["folder"] for attempt in attempts[begun:] if "code" in attempt]
+    code = folder / (names[0] if names else "code")
+    if not code.is_dir():
+        raise UsageError(f"{code} is gone, and with it the source that was run")
+    return begun, code
+
+
+def script_of(meta: Mapping[str, Any], code: Path) -> Path:
+    """Return what was run, relative to the source.
+
+    Raises:
+        UsageError: if it is not there.
+    """
+    command = meta.get("command") or {}
+    words = [word for word in command.get("argv", []) if word.endswith(".py")]
+    typed = Path(command.get("script") or os.path.join(command.get("folder", ""), *words[:1]))
+    # An older record may have the path on another machine: its end is in the source.
+    for start in range(len(typed.parts)):
+        script = Path(*typed.parts[start:])
+        if ".." not in script.parts and (code / script).is_file() and not script.is_absolute():
+            return script
+    raise UsageError(f"the script that was run, {typed}, is not in {code}")
+
+
+def other_code(folder: Path, attempts: Sequence[Mapping[str, Any]], code: Path) -> list[str]:
+    """Return a phrase for each attempt that made steps with other source than the first one."""
+    found = []
+    for attempt in attempts:
+        name = (attempt.get("code") or {}).get("folder", code.name)
+        went_on = attempt.get("from") is None or attempt.get("from") != attempt.get("to")
+        if name != code.name and went_on and (folder / name).is_dir():
+            files = differing_files(code, folder / name)
+            if files:
+                found.append(f"a later attempt ran other code ({name}: {listed(files)})")
+    return list(dict.fromkeys(found))
+
+
+def differing_files(one: Path, other: Path) -> list[str]:
+    """Return the files that are not the same in two folders of source, without those of prose."""
+    files = {
+        path.relative_to(folder)
+        for folder in (one, other)
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".md", ".diff", ".pyc")
+    }
+    names = [str(file) for file in files if file.parts[0] not in ("docs", "etc", "tests")]
+    _, different, missing = filecmp.cmpfiles(one, other, names, shallow=False)
+    return sorted([*different, *missing])
+
+
+def typed_in(meta: Mapping[str, Any]) -> Path:
+    """Return where a run's command was typed, in the project as it is now."""
+    return ROOT / (meta.get("command") or {}).get("folder", ".")
+
+
+def start_of(folder: Path, meta: Mapping[str, Any]) -> Path | None:
+    """Return the commit that --fork or --checkpoint began with, or None.
+
+    Raises:
+        UsageError: if it is not kept any more, is damaged, or belongs to another run by now.
+    """
+    from engine.checkpoints import LATEST, DamagedCheckpointError, commits_of, verify
+
+    parent, checkpoint = meta.get("parent") or {}, (meta.get("flags") or {}).get("checkpoint")
+    if "from_step" in parent:
+        place = typed_in(meta) / parent["path"]
+        what = f"{folder} began with the state of {parent['path']} after step {parent['from_step']}"
+        steps = parent["from_step"]
+        paths = [c.path for c in commits_of(place) if c.state["global_step"] == steps]
+        attempts = read_run(place)["meta"].get("attempts")
+        if attempts and attempts[0].get("start") != parent.get("started"):
+            raise UsageError(f"{what}, and that folder holds another run now")
+    elif checkpoint:
+        path = typed_in(meta) / checkpoint
+        what = f"{folder} began with --checkpoint={checkpoint}"
+        paths = [path / LATEST if path.is_dir() else path]
+    else:
+        return None
+    for path in paths:
+        try:
+            verify(path)
+            return path.resolve()
+        except FileNotFoundError:
+            continue
+        except DamagedCheckpointError as error:
+            raise UsageError(f"{what}; {error}") from error
+    raise UsageError(f"{what}, which is not there any more")
+
+
+def epochs_in(commit: Path | None) -> int:
+    """Return how many epochs are done in a commit; 0 if there is none."""
+    from engine.checkpoints import read_state
+
+    return len(read_state(commit)["history"]) if commit else 0
+
+
+def refuse_what_is_missing(original: Original) -> None:
+    """Refuse a run whose weights to begin with, or whose GPUs, are not there.
+
+    Raises:
+        UsageError: naming them.
+    """
+    weights = original.flags.get("warm_start")
+    if weights and not (original.typed_in / weights).exists():
+        raise UsageError(
+            f"{original.folder} began with --warm_start={weights}, which is not there any more"
+        )
+    if original.num_workers > 1 and "GPU" in original.fingerprint.get("devices", []):
+        raise UsageError(
+            f"{original.folder} was trained by {original.fingerprint['layout']}, on GPUs; give its "
+            "command there with another folder, and compare both model.h5 by cmp"
+        )
+    wanted = [
+        int(part) for part in str(original.flags.get("gpus", "")).split(",") if part.isdigit()
+    ]
+    if not wanted:
+        return
+    present: list[str] = []
+    if shutil.which("nvidia-smi"):
+        done = subprocess.run(["nvidia-smi", "-L"], check=False, capture_output=True, text=True)
+        present = [line for line in done.stdout.splitlines() if line.startswith("GPU ")]
+    if max(wanted) >= len(present):
+        raise UsageError(
+            f"{original.folder} ran with --gpus={original.flags['gpus']}; "
+            f"here {len(present) or 'no'} GPUs are to be seen"
+        )
+
+
+def restore(original: Original, place: Path) -> list[str]:
+    """Put source and config of a run into a folder, as they were.
+
+    Returns:
+        A line for all that is not from the run folder, and for what is set as it was then.
+    """
+    project = place / "code"
+    shutil.copytree(original.code, project, symlinks=True)
+    (project / "uncommitted.diff").unlink(missing_ok=True)
+    found = [
+        f"{name} {restore_large(original, name, project)}"
+        for name in original.meta.get("files_too_large_to_copy") or []
+    ]
+    linked = link_missing(ROOT / "data", project / "data")
+    if linked:
+        names = listed([os.path.relpath(path, project) for path in linked])
+        found.append(f"{names} from the project's data/")
+    lines = [f"not from the run folder: {'; '.join(found)}"] if found else []
+    if original.meta.get("flags") is None:
+        lines.append("its flags are not recorded: it is run without any")
+    config, threads = dict(original.config), original.settings.get("threads")
+    if threads and "threads" in config:
+        of_its_own = fingerprint.settings_of(config, None)["threads"]
+        if threads != of_its_own:
+            config["threads"] = threads
+            lines.append(f"threads: {threads} as then, not {of_its_own}")
+    if original.stop:
+        shutil.copy(STOP, project)
+        config["callbacks"] = [*config["callbacks"], original.stop]
+    (place / "config.json").write_text(json.dumps(config))
+    return lines
+
+
+def restore_large(original: Original, name: str, project: Path) -> str:
+    """Put a file that was too large to be copied in its place; return where it is from."""
+    from engine.checkpoints import leads_out
+
+    git = original.meta.get("git") or {}
+    target = project / name
+    if leads_out(name):
+        raise UsageError(f"{original.folder}: its meta.json names {name!r}, outside of the project")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    was_changed = f"diff --git a/{name} b/{name}\n" in git.get("diff", "")
+    if original.commit and not was_changed and shutil.which("git"):
+        command = ["git", "show", f"{original.commit}:./{name}"]
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
+        if done.returncode == 0:
+            target.write_bytes(done.stdout)
+            return f"from git at {original.commit[:7]}"
+    if (ROOT / name).is_file():
+        target.symlink_to(ROOT / name)
+        return "from the project as it is now"
+    return "is missing: neither git nor the project has it"
+
+
+def link_missing(source: Path, target: Path) -> list[Path]:
+    """Link what is in a folder and not in another one, which may be missing; return the links."""
+    links: list[Path] = []
+    if not source.is_dir():
+        return links
+    target.mkdir(exist_ok=True)
+    for path in sorted(source.iterdir()):
+        there = target / path.name
+        if path.is_dir() and there.is_dir():
+            links += link_missing(path, there)
+        elif not os.path.lexists(there):
+            there.symlink_to(path)
+            links.append(there)
+    return links
+
+
+def run_again(original: Original, place: Path, show: Callable[[int], object]) -> int:
+    """Run what `restore` has put there into `place/run`, and stop it after the epochs to compare.
+
+    Args:
+        original: the run.
+        place: a folder of its own.
+        show: called with the number of epochs done, often.
+
+    Returns:
+        The exit code of the process.
+    """
+    children = begin(original, place)
+    chief = children[0]
+    is_told = False
+    try:
+        while chief.poll() is None:
+            done = len(rows_in(place / "run"))
+            show(min(done, len(original.rows)))
+            is_there = done >= len(original.rows) and not original.is_whole
+            if is_there and not original.stop and not is_told:
+                chief.terminate()  # it commits, and ends, as do the others
+                is_told = True
+            time.sleep(POLL)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)  # with its worker processes
+                child.wait()
+    show(min(len(rows_in(place / "run")), len(original.rows)))
+    return chief.returncode
+
+
+def begin(original: Original, place: Path) -> list[subprocess.Popen[bytes]]:
+    """Start the processes that train, the one that writes first; they are on this machine."""
+    folder = original.typed_in.resolve()
+    if folder.is_relative_to(ROOT):
+        folder = place / "code" / folder.relative_to(ROOT)
+    environment = environment_of(original)
+    each: list[dict[str, str]] = [{}]
+    if original.num_workers > 1:
+        each = [{"TF_CONFIG": text} for text in workers.on_this_machine(original.num_workers)]
+    children = []
+    for rank, its_own in enumerate(each):
+        with open(place / ("output.txt" if rank == 0 else f"output-{rank}.txt"), "wb") as output:
+            child = subprocess.Popen(
+                command_of(original, place),
+                cwd=folder if folder.is_dir() else place / "code",
+                env=environment | its_own,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for this process, which ends the others
+            )
+        children.append(child)
+    return children
+
+
+def command_of(original: Original, place: Path) -> list[str]:
+    """Return the command that makes a run again in `place`, with the flags that it began with."""
+    command = [sys.executable, str(place / "code" / original.script)]
+    command += [str(place / "config.json"), str(place / "run")]
+    flags = {k: v for k, v in original.flags.items() if k not in NOT_FOR_THE_TRAINING}
+    if original.start:
+        flags["checkpoint"] = str(original.start)
+    if flags.get("warm_start"):
+        flags["warm_start"] = str((original.typed_in / flags["warm_start"]).resolve())
+    for name, value in flags.items():
+        texts = value if isinstance(value, list) else [json.dumps(value)]
+        command += [f"--{name}={text}" for text in texts]
+    return command
+
+
+def environment_of(original: Original) -> dict[str, str]:
+    """Return the variables to make a run again with: its own, where bits hang on them."""
+    recorded = original.meta.get("environment") or {}
+    kept = {k: v for k, v in os.environ.items() if not ENVIRONMENT.fullmatch(k)}
+    here = {k: v for k, v in os.environ.items() if NOT_TAKEN_OVER.fullmatch(k)}
+    then = {k: v for k, v in recorded.items() if not NOT_TAKEN_OVER.fullmatch(k)}
+    environment = {**kept, **here, **then}
+    for key, name in fingerprint.READ_AT_IMPORT.items() if original.settings else ():
+        environment[name] = original.settings.get(key, "")
+    devices = original.fingerprint.get("devices")
+    if devices and "GPU" not in devices:
+        environment["CUDA_VISIBLE_DEVICES"] = "-1"
+    if "DATA_DIR" in environment:
+        environment["DATA_DIR"] = str(Path(environment["DATA_DIR"]).expanduser().absolute())
+    return environment
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a comparison.
+
+    Attributes:
+        compared: what was, such as "history.csv (5 epochs)".
+        difference: the first one, or None.
+        left_out: a sentence, if it was not the weights.
+    """
+
+    compared: list[str]
+    difference: Difference | None = None
+    left_out: str = ""
+
+
+def compare(original: Original, again: Path) -> Result:
+    """Compare history and weights of a run and of the same run made again."""
+    number = len(original.rows)
+    compared = [f"history.csv ({number} epoch{'s' * (number > 1)})"]
+    others = rows_in(again)
+    difference = history_difference(
+        original.rows, others if original.is_whole else others[: len(original.rows)]
+    )
+    if difference:
+        place = f"history.csv, {difference.place}"
+        return Result(compared, difference._replace(place=place))
+    pairs, left_out = pairs_of_commits(original, again)
+    for one, other in pairs:
+        compared.append(str(one.relative_to(original.folder)))
+        if not (one.exists() and other.exists()):
+            there = ("there" if path.exists() else "nothing" for path in (one, other))
+            return Result(compared, Difference(compared[-1], *there))
+        if not filecmp.cmp(one, other, shallow=False):
+            difference = commit_difference(one, other, ignored=RECORD)
+        if difference:
+            place = f"{compared[-1]}, {difference.place}"
+            return Result(compared, difference._replace(place=place))
+    return Result(compared, None, left_out)
+
+
+def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, Path]], str]:
+    """Return the commits of a run that are to be compared, each with that of the other run.
+
+    And a sentence, if the weights after what is compared of the history are in none of them.
+    """
+    from engine.checkpoints import BEST, LATEST, commits_of
+
+    folder, (epoch, step) = original.folder, original.place
+    ones, others = commits_of(folder), commits_of(again)
+    # Of several names of one commit the first counts, which is that of the latest.
+    there = {(c.state["epoch"], c.state["step"]): c.path for c in reversed(others)}
+    is_own_end = original.place == (original.state["epoch"], original.state["step"])
+    if original.is_whole or (is_own_end and there.get((epoch, step)) == again / LATEST):
+        # A kill may come between a new best one and the commit that makes it count.
+        is_early = any(
+            commit.path.name == BEST and len(commit.state["history"]) > len(original.rows)
+            for commit in ones
+        )
+        names = [LATEST] if is_early else [LATEST, BEST]
+        pairs = [(folder / name, again / name) for name in names]
+        return [pair for pair in pairs if pair[0].exists() or pair[1].exists()], ""
+    if is_own_end:
+        ones = [commit for commit in ones if commit.path.name == LATEST]
+    else:
+        ones = [commit for commit in ones if commit.ends_epoch and commit.epoch == epoch]
+    for commit in ones:
+        # One of an epoch's last step is made before the epoch's end, and is another one.
+        place = commit.state["epoch"], commit.state["step"]
+        if place in there:
+            return [(commit.path, there[place])], ""
+    weights = f"the weights after epoch {epoch}" + f", step {step}," * bool(step)
+    if ones:
+        return [], f"{weights} were not kept when it was run again, and were not compared"
+    return [], f"{weights} are not kept in {folder}, and were not compared"
+
+
+def comes_as_far(original: Original, again: Path) -> bool:
+    """Return whether a run made again has done all the steps that are to be compared."""
+    from engine.checkpoints import commits_of
+
+    steps = (commit.state["global_step"] for commit in commits_of(again))
+    return max(steps, default=0) >= original.global_step
+
+
+def surroundings(original: Original, again: Path) -> str:
+    """Return a line on what else the bits depend on and can only be seen in a run made again.
+
+    It is "" where that has come to nothing.
+    """
+    then, now = original.fingerprint, fingerprint.stored_in(again)
+    if not then:
+        return "data, devices and settings are not recorded"
+    if not now:
+        return ""
+    keys = [key for key in SURROUNDINGS if key in then]
+    one, other = ({key: its.get(key) for key in keys} for its in (then, now))
+    return line_of(fingerprint.differences(one, other), "data, devices and settings")
+
+
+def line_of(found: Sequence[str], names: str) -> str:
+    """Return a line that says whether what has these names is as it was."""
+    return f"not as it was then: {'; '.join(found)}" if found else f"{names} are the same"
+
+
+def causes(original: Original, again: Path | None) -> list[str]:
+    """Return what may be why two runs differ, the likeliest first.
+
+    Args:
+        original: the run.
+        again: the same run made again, or None: what can be told before.
+    """
+    found = list(original.other_code)
+    for entry in original.state.get("inexact") or []:
+        what = "; ".join(entry["differs"])
+        found.append(f"it was continued inexactly after step {entry['global_step']} ({what})")
+    then, now = original.fingerprint, fingerprint.stored_in(again) if again else None
+    keys: tuple[str, ...] = ("code", "data", "versions", "processor")
+    keys += ("devices", "layout", "settings")
+    if not now:
+        keys, now = ("processor",), {"processor": fingerprint.processor_features()}
+    elif "code" in now:
+        now["code"].pop(STOP.name, None)  # which was laid beside it
+    for key in keys:
+        if key in then:
+            found += fingerprint.differences({key: then[key]}, {key: now.get(key)})
+    if original.config.get("deterministic") is False and "GPU" in then.get("devices", []):
+        found.append("it ran with operations that are not deterministic (deterministic: false)")
+    python = original.meta.get("python")
+    if python and python != platform.python_version():
+        found.append(f"Python {python}, now {platform.python_version()}")
+    packages = differing_packages(original.meta.get("packages") or {})
+    if "versions" in keys and then.get("versions"):
+        packages = {k: v for k, v in packages.items() if k not in then["versions"]}
+    first = [
+        name for name in packages if name.startswith("tensorflow") or name in ("keras", "numpy")
+    ]
+    names = [*first, *(name for name in packages if name not in first)]
+    found += [packages[name] for name in names[:MOST_NAMES]]
+    if len(names) > MOST_NAMES:
+        found.append(f"{len(names) - MOST_NAMES} more packages")
+    return found
+
+
+def differing_packages(then: Mapping[str, str]) -> dict[str, str]:
+    """Return a phrase for each package whose version is another here, by its name."""
+    now: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        if distribution.metadata["Name"]:
+            now.setdefault(distribution.metadata["Name"], distribution.version)
+    return {
+        name: f"{name} {then.get(name, 'not installed')}, now {now.get(name, 'not installed')}"
+        for name in sorted({*then, *now}, key=str.lower)
+        if then.get(name) != now.get(name)
+    }
+
+
+def edited_cell(original: Original) -> str:
+    """Return a sentence if `history.csv` is not what the commit says, or "" if it is."""
+    committed = committed_rows(original.state)[: len(original.rows)]
+    difference = history_difference(original.rows, committed)
+    if difference is None:
+        return ""
+    return f"history.csv was changed after the run: its model.h5 has {difference.other}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names with commas, not too many of them."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,620 @@
+"""Reads run folders back: what each is, its config, history and figures. Needs no Keras.
+
+pandas and NumPy are imported where they are used, so that the command line answers at once.
+"""
+
+import csv
+import glob
+import json
+import math
+import os
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from engine.runs import index as run_index
+from vegab import ROOT, UsageError
+from vegab.config import did_you_mean, flatten, show
+from vegab.files import write_atomically
+from vegab.run_folder import state_now
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+
+# What the commands that read runs are told to read.
+PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
+FILES = ("config.json", "meta.json", "history.csv", "loop_state.pkl")
+NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
+# Columns of the history that are no figures of how good the model is.
+NO_METRICS = ("epoch", "step", "learning_rate")
+
+
+class Metric(NamedTuple):
+    """The finite values of a column of the history: the best one, its epoch (from 0), the last."""
+
+    best: float
+    best_epoch: int
+    last: float
+
+
+@dataclass
+class RunRecord:
+    """What a run folder says of its run.
+
+    Attributes:
+        path: the folder, as it was named or found.
+        state: running, finished, interrupted, failed, died (it was running, and its process is no
+            more), new (nothing ran here) or broken (config.json or meta.json cannot be read).
+        problem: what could not be read, in one sentence; "" if all could.
+        config_name: CONFIG as it was typed.
+        config: the resolved config; {} if it could not be read.
+        command: a line to paste.
+        commit: of git, or None.
+        is_dirty: whether there were uncommitted changes.
+        start: of the first attempt, ISO 8601 in UTC, or None.
+        end: of the last attempt, or None while it goes on, or if it died.
+        seconds: that the attempts took together.
+        num_attempts: how many there were.
+        epoch: epochs done.
+        num_epochs: of how many, or None.
+        global_step: steps done.
+        num_steps: of how many, or None.
+        monitor: column of the history that decides which epoch is the best, or None.
+        metrics: by column of the history.
+        error: of a failed run, the last line of what was raised.
+        parent: the run that this one is a fork of, or "".
+        is_inexact: whether it was continued, or may not be continued, bit for bit.
+    """
+
+    path: str
+    state: str = "new"
+    problem: str = ""
+    config_name: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    commit: str | None = None
+    is_dirty: bool = False
+    start: str | None = None
+    end: str | None = None
+    seconds: float = 0.0
+    num_attempts: int = 0
+    epoch: int = 0
+    num_epochs: int | None = None
+    global_step: int = 0
+    num_steps: int | None = None
+    monitor: str | None = None
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    error: str = ""
+    parent: str = ""
+    is_inexact: bool = False
+
+
+def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the run folders that patterns mean, each once, and a sentence per pattern with none.
+
+    Args:
+        patterns: run folders, folders below which runs lie, or globs of either.
+
+    Raises:
+        UsageError: if there is no run at all.
+    """
+    found: dict[str, str] = {}  # by what the path really is
+    problems = []
+    for pattern in patterns:
+        is_path = os.path.lexists(pattern)
+        hits = [pattern] if is_path else _naturally(glob.glob(pattern, recursive=True))
+        runs = [run for hit in hits if hit.strip() for run in _runs_below(os.path.normpath(hit))]
+        for run in runs:
+            found.setdefault(os.path.realpath(run), run)
+        if not runs:
+            problems.append(_no_run(pattern, hits))
+    if not found:
+        raise UsageError("; ".join(problems) or "no run was named; give a folder, such as results")
+    return list(found.values()), problems
+
+
+def _no_run(pattern: str, hits: Sequence[str]) -> str:
+    if hits:
+        return f"{pattern!r} holds no run; name a folder that bin/train.py made, or one above it"
+    folder, name = os.path.split(os.path.normpath(pattern))
+    siblings = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    return f"nothing matches {pattern!r}{did_you_mean(name, siblings)}"
+
+
+def _is_run(folder: str) -> bool:
+    return any(os.path.exists(f"{folder}/{name}") for name in ("run.lock", "meta.json"))
+
+
+def _runs_below(folder: str) -> list[str]:
+    """Return the folder if it is a run, else the runs below it, sorted.
+
+    Links are followed to a run, and not to a folder of runs: that may lead round in a circle.
+    """
+    if _is_run(folder):
+        return [folder]
+    try:
+        with os.scandir(folder) as entries:
+            names = [
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".")
+                and (entry.is_dir(follow_symlinks=False) or _is_run(entry.path))
+            ]
+    except OSError:
+        return []
+    return [run for name in _naturally(names) for run in _runs_below(os.path.join(folder, name))]
+
+
+def _naturally(names: Iterable[str]) -> list[str]:
+    """Sort names so that the numbers in them count: lr_2 before lr_10, and 0.003 before 0.01."""
+
+    def key(name: str) -> list[str | float]:
+        parts = NUMBER.split(name)
+        return [float(part) if index % 2 else part for index, part in enumerate(parts)]
+
+    return sorted(names, key=key)
+
+
+def read_runs(paths: Sequence[str]) -> list[RunRecord]:
+    """Return what run folders say of their runs; a broken one is said to be so.
+
+    What has not changed since it was read last comes from an index, see `engine.runs.index`.
+    """
+    records = [RunRecord(path, **entry) for path, entry in _entries(paths)]
+    now = datetime.now(UTC)
+    for record in records:
+        record.metrics = {key: Metric(*value) for key, value in record.metrics.items()}
+        # One that is finished is not taken up again but by a longer one, which says so at once.
+        if record.state != "finished":
+            record.state = state_now(record.path, record.state)
+        if record.state == "running":
+            record.seconds += (now - _time(record.end)).total_seconds() if record.end else 0.0
+            record.end = None
+        elif record.state == "died":
+            record.seconds += _seconds_until_last_commit(record)
+            record.end = None
+    return records
+
+
+def _entries(paths: Sequence[str]) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Yield each run's path and the arguments of its `RunRecord`."""
+    by_folder: dict[str, list[str]] = {}
+    for path in paths:
+        by_folder.setdefault(os.path.dirname(path), []).append(path)
+    entries: dict[str, dict[str, Any]] = {}
+    for folder, runs in by_folder.items():
+        stamps = {os.path.basename(path): _stamp(path) for path in runs}
+        known = run_index.read(folder, stamps)
+        new = {name: _read(os.path.join(folder, name)) for name in stamps if name not in known}
+        run_index.write(folder, {name: (stamps[name], entry) for name, entry in new.items()})
+        entries |= {os.path.join(folder, name): entry for name, entry in (known | new).items()}
+    return [(path, entries[path]) for path in paths]
+
+
+def _stamp(run: str) -> str:
+    """Return what changes whenever a file of a run does."""
+    stamps = []
+    for name in FILES:
+        try:
+            status = os.stat(f"{run}/{name}")
+            stamps.append(f"{status.st_ctime_ns:x}.{status.st_size:x}")
+        except OSError:
+            stamps.append("")
+    return " ".join(stamps)
+
+
+def _read(run: str) -> dict[str, Any]:
+    """Read a run folder; what is in it is JSON, and does not depend on the time of day."""
+    problems: list[str] = []
+    config = read_json(run, "config.json", problems)
+    meta = read_json(run, "meta.json", problems)
+    entry: dict[str, Any] = {"config": config}
+    try:
+        entry |= _of_meta(meta)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problems.append(f"meta.json is not what this version of the project writes ({error!r})")
+    history: list[dict[str, float]] = []
+    try:
+        history = read_history(run)
+    except (OSError, ValueError) as error:
+        problems.append(str(error))
+    state: dict[str, Any] = {}
+    try:
+        state = load_position(run)
+    except (OSError, pickle.UnpicklingError) as error:
+        problems.append(str(error))
+    try:
+        entry |= _of_history(config, history, state)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problems.append(f"config.json is not what this version of the project writes ({error!r})")
+    if not os.path.exists(f"{run}/config.json") and not os.path.exists(f"{run}/meta.json"):
+        return entry | {"state": "new"}  # it is about to begin, or never did
+    if problems:
+        entry["problem"] = "; ".join(problems)
+        if not config or not meta or "state" not in entry:
+            entry["state"] = "broken"
+    return entry
+
+
+def read_json(run: str, name: str, problems: list[str]) -> dict[str, Any]:
+    """Return the content of a run's JSON file; {} if it cannot be read, and why in `problems`."""
+    try:
+        with open(f"{run}/{name}", encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        problems.append(f"there is no {name}")
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(f"{name} cannot be read ({error})")
+        return {}
+    if not isinstance(content, dict):
+        problems.append(f"{name} holds no mapping")
+        return {}
+    return content
+
+
+def _of_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    attempts = meta.get("attempts") or []
+    git, command = meta.get("git") or {}, meta.get("command") or {}
+    words = command.get("argv") or []
+    seconds = sum(
+        (_time(attempt["end"]) - _time(attempt["start"])).total_seconds()
+        for attempt in attempts
+        if attempt.get("end")
+    )
+    last = attempts[-1] if attempts else {}
+    positional = [word for word in words[2:] if not str(word).startswith("-")]
+    return {
+        "state": str(meta.get("status", "new")),
+        "config_name": str(meta.get("config") or (positional[0] if positional else "")),
+        "command": str(command.get("line", "")),
+        "commit": str(git["commit"]) if git.get("commit") else None,
+        "is_dirty": bool(git.get("dirty")),
+        "start": _time(attempts[0]["start"]).isoformat() if attempts else None,
+        "end": _time(last.get("end") or last["start"]).isoformat() if attempts else None,
+        "seconds": seconds,
+        "num_attempts": len(attempts),
+        "error": (str(last.get("error") or "").strip().splitlines() or [""])[-1],
+        "parent": str((meta.get("parent") or {}).get("path", "")),
+    }
+
+
+def _of_history(
+    config: dict[str, Any], history: list[dict[str, float]], state: dict[str, Any]
+) -> dict[str, Any]:
+    train = config.get("train") or {}
+    num_epochs = config.get("num_epochs") or (isinstance(train, dict) and train.get("epochs"))
+    num_steps = config.get("num_steps")
+    last = history[-1] if history else {}
+    epochs = len(history)
+    steps = int(last.get("step", 0))
+    if num_steps and epochs and steps:
+        num_epochs = math.ceil(num_steps / (history[0].get("step") or steps))
+    elif num_epochs and epochs:
+        num_steps = round(steps / epochs * num_epochs)
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    metrics = {key: _metric(config, key, history) for key in columns if key not in NO_METRICS}
+    monitor = config.get("monitor")
+    for candidate in (str(monitor).removeprefix("val_"), "val_loss", "loss"):
+        if monitor in columns:
+            break
+        monitor = candidate if candidate in columns else monitor
+    return {
+        "epoch": max(epochs, state.get("epoch", 0)),
+        "num_epochs": num_epochs or None,
+        "global_step": max(steps, state.get("global_step", 0)),
+        "num_steps": num_steps or None,
+        "monitor": monitor if monitor in columns else None,
+        "is_inexact": bool(state.get("inexact")),
+        "metrics": {key: metric for key, metric in metrics.items() if metric},
+    }
+
+
+def _metric(config: dict[str, Any], key: str, history: list[dict[str, float]]) -> Metric | None:
+    cells = [row.get(key, math.nan) for row in history]
+    values = [(cell, index) for index, cell in enumerate(cells) if math.isfinite(cell)]
+    if not values:
+        return None
+    lower = is_lower_better_in(config, key)
+    best, epoch = min(values, key=lambda pair: (pair[0] if lower else -pair[0], pair[1]))
+    return Metric(best, epoch, values[-1][0])
+
+
+def is_lower_better_in(config: dict[str, Any], metric: str) -> bool:
+    """Whether less of a metric is better: by the config's `monitor_mode`, or by its name."""
+    from engine.checkpoints import is_lower_better
+
+    mode = config.get("monitor_mode", "auto") if metric == config.get("monitor") else "auto"
+    try:
+        return is_lower_better(metric, mode)
+    except ValueError:
+        return True
+
+
+def _time(text: Any) -> datetime:
+    time = datetime.fromisoformat(str(text))
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _seconds_until_last_commit(record: RunRecord) -> float:
+    """Return how long an attempt was alive that ended without a word, as far as its files know."""
+    try:
+        commit = os.stat(f"{record.path}/loop_state.pkl").st_mtime
+    except OSError:
+        return 0.0
+    return max(0.0, commit - _time(record.end).timestamp()) if record.end else 0.0
+
+
+def read_history(run: str | Path) -> list[dict[str, float]]:
+    """Return the rows of a run's `history.csv` by column; cells that a row lacks are not in it.
+
+    A last line that is being written this instant is left out.
+
+    Raises:
+        ValueError: if there is something else than numbers in it.
+        OSError: if it cannot be read.
+    """
+    try:
+        with open(
+            Path(run) / "history.csv", newline="", encoding="utf-8", errors="replace"
+        ) as file:
+            text = file.read()
+    except FileNotFoundError:
+        return []
+    complete = text[: text.rfind("\n") + 1]
+    try:
+        header, *lines = [line for line in csv.reader(complete.splitlines()) if line] or [[]]
+    except csv.Error as error:
+        raise ValueError(f"history.csv is damaged ({error})") from None
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        try:
+            cells = zip(header, line, strict=True)
+            rows.append({key: float(cell) for key, cell in cells if cell != ""})
+        except ValueError as error:
+            raise ValueError(f"line {number} of history.csv is damaged ({error})") from None
+    return rows
+
+
+def settings_of(record: RunRecord) -> dict[str, Any]:
+    """Return a run's config as one mapping of dotted keys: {"n_filters": 8, "train.epochs": 3}."""
+    return flatten(record.config)
+
+
+def differing_settings(records: Sequence[RunRecord]) -> list[str]:
+    """Return the settings that are not the same in all runs; where one has none, they differ.
+
+    Runs whose config cannot be read do not count.
+    """
+    every = [settings_of(record) for record in records if record.config]
+    keys = dict.fromkeys(key for settings in every for key in settings)
+    return [key for key in keys if len({_text(s.get(key, ...)) for s in every}) > 1]
+
+
+def is_repetition(key: str) -> bool:
+    """Return whether a setting makes no other kind of run, but the same again: a seed or a fold."""
+    return key.endswith("seed") or key.rpartition(".")[2] == "fold"
+
+
+def groups_of(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
+    """Return runs with the same settings, but for seeds and folds, together.
+
+    A run whose config cannot be read is a group of its own.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        settings = settings_of(record).items()
+        same = json.dumps(sorted((k, _text(v)) for k, v in settings if not is_repetition(k)))
+        groups.setdefault(same if record.config else record.path, []).append(record)
+    return list(groups.values())
+
+
+def labels_of(records: Sequence[RunRecord], without_repetitions: bool = False) -> list[str]:
+    """Return what differs, for each run: "n_filters=8, seed=1"; its path where nothing does.
+
+    Args:
+        records: of the runs.
+        without_repetitions: leave seeds and folds out.
+    """
+    keys = differing_settings(records)
+    if without_repetitions:
+        keys = [key for key in keys if not is_repetition(key)]
+    labels = []
+    for record in records:
+        settings = settings_of(record)
+        parts = [f"{key}={show(settings[key])}" for key in keys if key in settings]
+        labels.append(", ".join(parts) or record.path)
+    return labels
+
+
+def _text(value: Any) -> str:
+    """Return a text that is the same for the same values; `...` stands for none."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else repr(value)
+
+
+def provenance_of(records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Return what stands beside each figure and table: the command, the commit, the runs."""
+    return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "project_commit": _project_commit(),
+        "runs": [
+            {
+                "path": record.path,
+                "state": record.state,
+                "config_name": record.config_name,
+                "commit": record.commit,
+                "is_dirty": record.is_dirty,
+            }
+            for record in records
+        ],
+    }
+
+
+def _project_commit() -> str | None:
+    words = ("git", "rev-parse", "--verify", "--quiet", "HEAD")
+    try:
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return None
+    return done.stdout.strip() or None
+
+
+def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]) -> None:
+    """Write a file, and beside it, as `<name>.json`, where it comes from."""
+    text = json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"
+    beside = text.encode(errors="backslashreplace")  # a name that is no UTF-8 is escaped
+    write_atomically(path.with_name(f"{path.name}.json"), beside)
+    write_atomically(path, content)
+
+
+def require_writable(output: str) -> None:
+    """Refuse a file that could not be written, before anything is read or drawn.
+
+    Raises:
+        UsageError: naming it.
+    """
+    target = Path(output)
+    if not output.strip() or target.is_dir() or not os.access(target.parent, os.W_OK):
+        raise UsageError(f"--output={output} is no file that could be written")
+
+
+def load_runs(*patterns: str) -> "pd.DataFrame":
+    """Return a row per run: what it is, its settings, the best and last value of each metric.
+
+    Args:
+        patterns: as for `find_runs`.
+
+    Returns:
+        A frame indexed by path, with the columns state, epoch, dotted settings (`n_filters`) and
+        metrics (`val_loss best`, `val_loss last`).
+
+    Raises:
+        UsageError: if there is no run at all.
+    """
+    import pandas as pd
+
+    rows = []
+    for record in read_runs(find_runs(patterns)[0]):
+        row = {"path": record.path, "state": record.state, "epoch": record.epoch}
+        figures = {
+            f"{key} {which}": getattr(metric, which)
+            for key, metric in record.metrics.items()
+            for which in ("best", "last")
+        }
+        rows.append({**settings_of(record), **figures, **row})
+    return pd.DataFrame(rows).set_index("path")
+
+
+def load_history(run: str | Path) -> "pd.DataFrame":
+    """Return a run's `history.csv`, a row per epoch, indexed by epoch (from 0)."""
+    import pandas as pd
+
+    rows = pd.DataFrame(read_history(run) or {"epoch": [], "step": []})
+    return rows.astype({"epoch": int, "step": int}).set_index("epoch")
+
+
+def load_config(run: str | Path) -> dict[str, Any]:
+    """Return the config that a run was made with."""
+    return json.loads((Path(run) / "config.json").read_text())
+
+
+def load_meta(run: str | Path) -> dict[str, Any]:
+    """Return what `meta.json` says of a run: command, versions, commit, attempts, status."""
+    return json.loads((Path(run) / "meta.json").read_text())
+
+
+def load_position(run: str | Path) -> dict[str, Any]:
+    """Return epochs and steps done, as plain values, or {} before the first commit.
+
+    Raises:
+        pickle.UnpicklingError: if `loop_state.pkl` holds anything but plain values; nothing
+            in it is executed.
+    """
+    state = _loop_state(run)
+    keys = ("epoch", "global_step", *(["inexact"] if state.get("inexact") else []))
+    return {key: state[key] for key in keys if state}
+
+
+def load_fingerprint(run: str | Path) -> dict[str, Any]:
+    """Return what a run's bits depend on, as its last commit says; {} if nothing does.
+
+    Raises:
+        pickle.UnpicklingError: as `load_position` does.
+    """
+    return _loop_state(run).get("fingerprint") or {}
+
+
+def _loop_state(run: str | Path) -> dict[str, Any]:
+    path = Path(run) / "loop_state.pkl"
+    if not path.exists():
+        return {}
+    try:
+        with open(path, "rb") as file:
+            state = _PlainUnpickler(file).load()
+        if isinstance(state, dict) and {"epoch", "global_step"} <= state.keys():
+            return state
+        reason: object = "it holds no position"
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged pickle makes of itself
+        reason = error
+    raise pickle.UnpicklingError(f"loop_state.pkl cannot be read ({reason})")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds numbers, strings, lists and dictionaries; a pickle that asks for more is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(
+            f"loop_state.pkl names {module}.{name}; it should hold plain values alone"
+        )
+
+
+def confusion_matrix(
+    labels: "np.ndarray", predictions: "np.ndarray", num_classes: int
+) -> "np.ndarray":
+    """Count how often each label (row) was predicted as each class (column).
+
+    Args:
+        labels: int array of shape (num_examples,), values in [0, num_classes).
+        predictions: the same for what the model says.
+        num_classes: rows and columns.
+
+    Returns:
+        int64 array of shape (num_classes, num_classes).
+    """
+    import numpy as np
+
+    matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(matrix, (labels.astype(np.int64), predictions.astype(np.int64)), 1)
+    return matrix
+
+
+def per_class_figures(matrix: "np.ndarray") -> "pd.DataFrame":
+    """Return precision, recall, F1 (each in [0, 1], 0 where undefined) and support of each label.
+
+    Args:
+        matrix: counts of labels (rows) against predictions (columns).
+    """
+    import pandas as pd
+
+    hits = matrix.diagonal()
+    support, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
+    return pd.DataFrame(
+        {
+            "precision": hits / predicted.clip(min=1),
+            "recall": hits / support.clip(min=1),
+            "f1": 2 * hits / (support + predicted).clip(min=1),
+            "support": support,
+        }
+    ).rename_axis("label")

@@ -1,0 +1,295 @@
+"""What is asked of a sweep, and which trials that makes: their settings and their names."""
+
+import hashlib
+import itertools
+import json
+import math
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.runs import results
+from vegab import UsageError
+from vegab.config import did_you_mean, read_text, read_yaml, show
+
+PLAN = ("grid", "range", "random", "seeds", "folds", "search", "trials", "pruner")
+LONGEST_NAME = 150  # bytes, of a folder; file systems allow 255
+RANGE = re.compile(r"(?P<low>\S+?)\s*\.\.\s*(?P<high>\S+?)(?P<log>\s+log)?")
+DIGITS = 4  # of a number that is drawn: more say nothing, and make long names
+Settings = Mapping[str, Any]  # by dotted key
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+        name: of its folder in the sweep's.
+        settings: what sets it apart, by dotted key.
+    """
+
+    name: str
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a sweep is of.
+
+    Attributes:
+        config_name: CONFIG as it was typed.
+        config: resolved, what all trials share.
+        words: the command line of `bin/train.py` that it stands for, without the folder.
+        axes: values by dotted key; all combinations are trials.
+        ranges: "low..high" or "low..high log" by dotted key.
+        num_random: trials that are drawn from the ranges, for each combination.
+        num_seeds: seeds of each, counted up from the config's.
+        num_folds: parts of the data, each of which is validated on once; 0: no cross-validation.
+        search: "optuna" if that chooses from axes and ranges, or "".
+        num_trials: settings that it chooses.
+        pruner: what ends poor trials early, see `engine.sweeps.search`, or "".
+        num_parallel: the last so many trials before one are not known when that is chosen and
+            judged, for they may run at the same time.
+    """
+
+    config_name: str
+    config: Mapping[str, Any]
+    words: Sequence[str]
+    axes: Mapping[str, Sequence[Any]]
+    ranges: Mapping[str, str]
+    num_random: int
+    num_seeds: int
+    num_folds: int = 0
+    search: str = ""
+    num_trials: int = 0
+    pruner: str = ""
+    num_parallel: int = 1
+
+    @property
+    def num_repeats(self) -> int:
+        """Runs of the same settings."""
+        return max(self.num_seeds, 1) * max(self.num_folds, 1)
+
+    @property
+    def monitor(self) -> str | None:
+        """Column of the history that decides which trial is the best."""
+        return self.config.get("monitor")
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether less of that is better."""
+        return results.is_lower_better_in(dict(self.config), str(self.monitor))
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of a trial, or 0 if the config does not say."""
+        train = self.config.get("train")
+        epochs = train.get("epochs") if isinstance(train, Mapping) else None
+        return int(self.config.get("num_epochs") or epochs or 0)
+
+
+def with_plan(path: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what a plan asks for, and what the command line does beside it.
+
+    Raises:
+        UsageError: if the file is no plan.
+    """
+    plan = read_yaml(read_text(Path(path)), path)
+    if not isinstance(plan, dict):
+        raise UsageError(f"{path} holds no plan; give it some of {', '.join(PLAN)}")
+    for key in plan:
+        if key not in PLAN:
+            hint = did_you_mean(str(key), PLAN)
+            raise UsageError(f"{path}: unknown key '{key}'{hint} ({', '.join(PLAN)})")
+    for key in ("grid", "range"):
+        entries = plan.get(key) or {}
+        if not isinstance(entries, dict):
+            raise UsageError(f"{path}: {key} is a mapping, such as {{n_filters: [8, 16]}}")
+        for name, value in entries.items():
+            if key == "grid" and not isinstance(value, list):
+                raise UsageError(f"{path}: grid.{name} is {show(value)}; give a list")
+            text = ",".join(map(show, value)) if key == "grid" else value
+            asked[key].insert(0, f"{name}={text}")
+    for key in ("search", "pruner"):
+        if not isinstance(plan.get(key, ""), str):
+            raise UsageError(f"{path}: {key} is {show(plan[key])}; give a name")
+    rest = [key for key in PLAN if key not in ("grid", "range")]
+    return asked | {key: asked[key] or plan.get(key, asked[key]) for key in rest}
+
+
+def require_numbers(asked: dict[str, Any], least: dict[str, int]) -> None:
+    """Refuse what is no number, or too small a one.
+
+    Raises:
+        UsageError: naming it.
+    """
+    for name, limit in least.items():
+        if not isinstance(asked[name], int) or asked[name] < limit:
+            raise UsageError(f"{name} is {asked[name]!r}; it must be at least {limit}")
+
+
+def axes_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, list[Any]]:
+    """Read `--grid KEY=VALUE,VALUE,…`; the values are YAML.
+
+    Args:
+        texts: as typed.
+        key_of: returns the dotted key that a name means, or raises UsageError.
+
+    Raises:
+        UsageError: if a text is none of that form, has no value, or names a key again.
+    """
+    axes: dict[str, list[Any]] = {}
+    for text in texts:
+        key, values = _split(text, "--grid", "n_filters=8,16,32", key_of, axes)
+        read = read_yaml(f"[{values}]", f"--grid {text}")
+        if not read or len({show(value) for value in read}) < len(read):
+            what = "has the same value twice" if read else "has no value"
+            raise UsageError(f"--grid {text} {what}; give values as in n_filters=8,16,32")
+        axes[key] = read
+    return axes
+
+
+def ranges_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, str]:
+    """Read `--range KEY=LOW..HIGH`, or `'KEY=LOW..HIGH log'`; see `axes_of`."""
+    ranges: dict[str, str] = {}
+    for text in texts:
+        key, value = _split(text, "--range", "'learning_rate=1e-4..1e-1 log'", key_of, ranges)
+        bounds_of(value, f"--range {text}")
+        ranges[key] = value
+    return ranges
+
+
+def _split(
+    text: str, flag: str, example: str, key_of: Callable[[str], str], known: Mapping[str, Any]
+) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip() or not value.strip():
+        raise UsageError(f"{flag} {text!r} is not of the form {flag} {example}")
+    key = key_of(name.strip())
+    if key in known:
+        raise UsageError(f"{flag} {text}: {key} is given twice; put all its values into one")
+    return key, value.strip()
+
+
+def bounds_of(text: str, source: str) -> tuple[float, float, bool]:
+    """Return the ends of a range and whether it is logarithmic; two integers draw integers.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    match = RANGE.fullmatch(text)
+    ends = [read_yaml(match[end], source) if match else None for end in ("low", "high")]
+    numbers = [end for end in ends if isinstance(end, int | float) and not isinstance(end, bool)]
+    if match is None or len(numbers) < 2 or not numbers[0] < numbers[1]:
+        raise UsageError(f"{source} is no range; give one as 1e-4..1e-1, or '1e-4..1e-1 log'")
+    if match["log"] and numbers[0] <= 0:
+        raise UsageError(f"{source}: a logarithmic range begins above 0")
+    return numbers[0], numbers[1], bool(match["log"])
+
+
+def _draw(text: str, key: str, number: int, seed: int) -> Any:
+    """Draw a value of a range: a function of seed, key and number, so that more trials add some."""
+    low, high, is_log = bounds_of(text, key)
+    chance = random.Random(f"{seed} {key} {number}")
+    if isinstance(low, int) and isinstance(high, int) and not is_log:
+        return chance.randint(low, high)
+    drawn = math.exp(chance.uniform(math.log(low), math.log(high))) if is_log else None
+    drawn = chance.uniform(low, high) if drawn is None else drawn
+    if isinstance(low, int) and isinstance(high, int):
+        return min(max(round(drawn), low), high)
+    return shortened(drawn)
+
+
+def shortened(value: float) -> float:
+    """Return a number with as many digits as a setting needs."""
+    return float(f"{value:.{DIGITS}g}")
+
+
+def trials_of(definition: Definition) -> list[Trial]:
+    """Return the trials of a sweep, in the order in which they are run; of a search, none.
+
+    Raises:
+        UsageError: if there is none, or two would have the same folder.
+    """
+    if definition.search:
+        for key, values in definition.axes.items():
+            _require_names_of_their_own([{key: value} for value in values])
+        return []
+    first_seed = definition.config["seed"]
+    grid = [
+        dict(zip(definition.axes, values, strict=True))
+        for values in itertools.product(*definition.axes.values())
+    ]
+    drawn: list[dict[str, Any]] = [
+        {key: _draw(text, key, i, first_seed) for key, text in definition.ranges.items()}
+        for i in range(definition.num_random)
+    ] or [{}]
+    every = [
+        one | other | repeat
+        for one in grid
+        for other in drawn
+        for repeat in _repeats(definition, first_seed)
+    ]
+    if not any(every):
+        raise UsageError(
+            "the sweep varies nothing; give --grid, --range with --random, --seeds or --folds"
+        )
+    different = {show(settings): settings for settings in every}  # a draw may come twice
+    _require_names_of_their_own(list(different.values()))
+    return [Trial(name_of(settings), settings) for settings in different.values()]
+
+
+def _require_names_of_their_own(every: Sequence[Settings]) -> None:
+    by_name: dict[str, Settings] = {}
+    for settings in every:
+        other = by_name.setdefault(name_of(settings), settings)
+        if other is not settings:
+            name = name_of(settings)
+            raise UsageError(f"{show(other)} and {show(settings)} would both be called {name}")
+
+
+def _repeats(definition: Definition, first_seed: int) -> list[dict[str, Any]]:
+    seeds: list[dict[str, Any]] = [{"seed": first_seed + i} for i in range(definition.num_seeds)]
+    folds: list[dict[str, Any]] = [{"fold": i} for i in range(definition.num_folds)]
+    return [seed | fold for seed in seeds or [{}] for fold in folds or [{}]]
+
+
+def repeated(definition: Definition, settings: Settings) -> list[Trial]:
+    """Return the trials of settings that a search has chosen: one for each seed and fold.
+
+    Where nothing is searched for, the settings are those of one trial.
+    """
+    repeats = _repeats(definition, definition.config["seed"]) if definition.search else [{}]
+    every = [{**settings, **repeat} for repeat in repeats]
+    return [Trial(name_of(each), each) for each in every]
+
+
+def corners(definition: Definition) -> list[Trial]:
+    """Return trials with the ends of all ranges and every value of all axes, to look at first."""
+    ends = {key: bounds_of(text, key)[:2] for key, text in definition.ranges.items()}
+    choices = {**ends, **definition.axes}
+    number = max((len(values) for values in choices.values()), default=0)
+    return [
+        trial
+        for i in range(number)
+        for trial in repeated(
+            definition, {key: values[min(i, len(values) - 1)] for key, values in choices.items()}
+        )
+    ]
+
+
+def name_of(settings: Settings) -> str:
+    """Return the name of a trial's folder: "n_filters=8,seed=1", safe in file names and shells."""
+    parts = []
+    for key, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        safe = re.sub(r"[^\w.,+-]+", "-", text).strip("-")
+        parts.append(f"{key.rpartition('.')[2]}={safe.replace('-,-', ',')}")
+    name = ",".join(parts)
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    mark = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return name.encode()[: LONGEST_NAME - 9].decode(errors="ignore") + f"~{mark}"

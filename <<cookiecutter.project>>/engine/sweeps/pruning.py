@@ -1,0 +1,47 @@
+"""Ends a trial of a sweep early, where it is poor beside earlier ones."""
+
+import json
+from pathlib import Path
+
+from engine.hooks import Hook, Run
+from engine.sweeps import search, sweep
+
+
+class StopPoorTrial(Hook):
+    """Asks a pruner of Optuna after each epoch; `bin/sweep.py --pruner` adds it to each trial.
+
+    What it knows of other trials does not change while the run goes on, nor later: a run that is
+    resumed or repeated ends at the same epoch.
+
+    Args:
+        sweep: folder of the sweep.
+    """
+
+    def __init__(self, sweep: str) -> None:
+        self.folder = Path(sweep)
+
+    def before_training(self, run: Run) -> None:
+        """Find out which trial this is.
+
+        Raises:
+            ValueError: if it is none of that sweep, or the sweep's journal has been cut.
+        """
+        super().before_training(run)
+        self.definition, _, self.suggested = sweep.read(self.folder)
+        config = json.loads((run.root / "config.json").read_text(encoding="utf-8"))
+        number = search.number_of(self.definition, self.suggested, config)
+        if number is None:
+            raise ValueError(f"no trial of {self.folder} has the settings of this run")
+        self.number = number
+        self.known = search.told(self.folder, self.definition)
+        if len(self.known) <= number - self.definition.num_parallel:
+            raise ValueError(f"{self.folder / search.JOURNAL} has lost trials before this one")
+
+    def after_epoch(self, epoch: int) -> None:
+        """End the run, if it is poor."""
+        curve = search.curve_in(self.run.history, self.definition)
+        _, is_poor = search.judge(self.definition, self.known, self.suggested, self.number, curve)
+        if is_poor:
+            self.run.stop_reason = (
+                f"poor beside earlier trials of {self.folder} ({self.definition.pruner} pruner)"
+            )

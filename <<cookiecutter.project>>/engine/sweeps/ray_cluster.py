@@ -1,0 +1,257 @@
+"""Trains the trials of a sweep on a Ray cluster, each in a process of its own on one of its nodes.
+
+What crosses machines beside is the shared folder alone: on every node the project, the sweep and
+Python lie at the same path.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.sweeps.local import ROOT, SECONDS_BETWEEN, Launcher
+from engine.sweeps.sweep import INTERRUPTED, REFUSED
+from vegab import UsageError
+from vegab.execution import one_line
+from vegab.provenance import ENVIRONMENT
+from vegab.run_folder import IN_USE, living_owner
+
+OF_THE_NODE = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
+# Taken along besides what a run records of its environment.
+FROM_THE_SHELL = ("DATA_DIR", "KERAS_HOME", "PYTHONPATH")
+SHARE = re.compile(r"\d*|0?\.\d+")  # of GPUs: several, or a part of one
+SECONDS_TO_ANSWER = 5
+# A server of gRPC, as Ray's are, answers the one with the other, both of HTTP/2.
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+SETTINGS_FRAME = 4
+# A cluster of this machine alone: it listens on loopback, and tells nobody that it is there.
+ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+OBJECT_STORE = 80 * 2**20  # bytes; an exit code is all that goes through it
+
+
+class RayLauncher(Launcher):
+    """Runs command lines of `bin/train.py`, each in a task of Ray.
+
+    Args:
+        gpus: how many for each, or "".
+        address: of a cluster, such as "head:6379", or "auto"; "": what RAY_ADDRESS says, or else
+            one that is started on this machine and ends with this process.
+        max_parallel: how many at a time; 0: as many as there is room for.
+        threads: of each, which has as many cores; None: all cores of a node, or one beside GPUs.
+        outputs: shared folder for what they say until their run folder is open.
+        is_stopped: whether to stop; those that run are then told to commit and end.
+
+    Raises:
+        UsageError: if Ray is not installed, or does not listen at the address.
+    """
+
+    def __init__(
+        self,
+        gpus: str,
+        address: str,
+        max_parallel: int,
+        threads: int | None,
+        outputs: Path,
+        is_stopped: Callable[[], bool],
+    ) -> None:
+        self.max_parallel = max_parallel
+        self.outputs = outputs
+        self.is_stopped = is_stopped
+        if not SHARE.fullmatch(gpus):
+            raise UsageError(f"gpus is {gpus!r}; give how many each trial needs, such as 1 or 0.5")
+        self.num_gpus = float(gpus or 0)
+        self.threads = threads
+        self.address = address or os.environ.get("RAY_ADDRESS") or "local"
+        if self.address == "local":
+            for name, value in ALONE.items():
+                os.environ.setdefault(name, value)  # Ray looks when it is imported
+        try:
+            import ray
+        except ImportError:
+            raise UsageError('--launcher ray needs Ray: pip install "ray>=2.40"') from None
+        self._ray: Any = ray
+        if self.address not in ("auto", "local"):
+            _require_answer(self.address)
+        self._problems: dict[str, str] = {}
+
+    def run(
+        self,
+        commands: Mapping[str, Sequence[str]],
+        tell: Callable[[Sequence[str], Mapping[str, int]], Mapping[str, Sequence[str]]],
+    ) -> dict[str, int]:
+        """Run commands by name until all have ended; see `LocalLauncher.run`."""
+        try:
+            self._connect()
+        except UsageError as error:
+            self._problems = dict.fromkeys(commands, str(error))
+            return dict.fromkeys(commands, REFUSED)
+        # Of a node that died Ray tells at length, whatever it was asked to do.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            return self._run(commands, tell)
+
+    def _run(
+        self,
+        commands: Mapping[str, Sequence[str]],
+        tell: Callable[[Sequence[str], Mapping[str, int]], Mapping[str, Sequence[str]]],
+    ) -> dict[str, int]:
+        self.outputs.mkdir(exist_ok=True)
+        options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        train = self._ray.remote(max_retries=-1, **options)(_task())  # a node may die at any time
+        place, environment = os.getcwd(), _environment_here()
+        if 0 < self.num_gpus < 1:  # else TensorFlow takes the whole memory for one
+            environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+        waiting = deque(commands)
+        running: dict[Any, str] = {}
+        codes: dict[str, int] = {}
+        is_told = False
+        while running or (waiting and not self.is_stopped()):
+            most = self.max_parallel or max(self._room(), 1)
+            while waiting and len(running) < most and not self.is_stopped():
+                name = waiting.popleft()
+                output = str(self.outputs / f"{name}.txt")
+                running[train.remote(list(commands[name]), place, environment, output)] = name
+            if more := tell(list(running.values()), codes):
+                commands = {**commands, **more}
+                waiting.extend(more)
+                continue
+            ended, _ = self._ray.wait(list(running), timeout=SECONDS_BETWEEN)
+            if self.is_stopped() and not is_told:
+                is_told = True
+                for task in running:
+                    self._ray.cancel(task)
+            for task in ended:
+                name = running.pop(task)
+                try:
+                    codes[name] = self._ray.get(task)
+                except self._ray.exceptions.TaskCancelledError:
+                    continue  # it had not begun
+                except self._ray.exceptions.RayError as error:
+                    codes[name] = REFUSED
+                    problem = str(error).strip().splitlines()[-1]
+                    self._problems[name] = f"{name} did not begin: {problem}"
+        tell([], codes)
+        return codes
+
+    def said(self, name: str) -> str:
+        """Return the last line that a command wrote before its run folder was open, or ""."""
+        return self._problems.get(name) or super().said(name)
+
+    def _connect(self) -> None:
+        """Raise UsageError if Ray cannot be used, or no node of it has as many GPUs."""
+        if not self._ray.is_initialized():
+            options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+            if self.address == "local":
+                options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+            handler = signal.getsignal(signal.SIGTERM)
+            try:
+                self._ray.init(self.address, **options)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                where = repr(self.address)
+                raise UsageError(f"Ray cannot be used at {where}: {one_line(error)}") from None
+            signal.signal(signal.SIGTERM, handler)  # Ray has one of its own
+        cores = [node["CPU"] for node in self._nodes()] or [1]
+        self.num_cpus = min(self.threads or (1 if self.num_gpus else min(cores)), max(cores))
+        if not self._room():
+            most = max((node.get("GPU", 0) for node in self._nodes()), default=0)
+            raise UsageError(
+                f"each trial is to have {self.num_gpus:g} GPUs, but no node of Ray has more than "
+                f"{most:g}; give a smaller --gpus"
+            )
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """Return what each living node that computes has, by resource."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        return [node for node in nodes if node.get("CPU")]
+
+    def _room(self) -> int:
+        """Return how many trials fit on all nodes."""
+        needs = [("CPU", self.num_cpus), *([("GPU", self.num_gpus)] if self.num_gpus else [])]
+        return sum(
+            int(min(node.get(name, 0) / number for name, number in needs)) for node in self._nodes()
+        )
+
+
+def _require_answer(address: str) -> None:
+    """Raise UsageError if no Ray listens: to find that out, Ray itself takes two minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER) as server:
+            server.settimeout(SECONDS_TO_ANSWER)
+            server.sendall(GREETING)
+            if server.recv(4)[3:] == bytes([SETTINGS_FRAME]):
+                return
+    except (OSError, ValueError, OverflowError):
+        pass
+    raise UsageError(
+        f"no Ray listens at {address!r}; give the address that `ray start --head` tells, "
+        "such as head:6379, or none to start one on this machine"
+    )
+
+
+def _environment_here() -> dict[str, str]:
+    """Return what a run records of its environment, and where it finds data and code."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in FROM_THE_SHELL or (ENVIRONMENT.fullmatch(name) and name not in OF_THE_NODE)
+    }
+
+
+def _task() -> Callable[..., int]:
+    """Return `train` in a form that crosses machines whole: a worker knows nothing of `src`."""
+    root = str(ROOT)
+
+    def task(*arguments: Any) -> int:
+        sys.path.insert(0, root)
+        pass
+
+        return train(*arguments)
+
+    return task
+
+
+def train(words: list[str], place: str, environment: dict[str, str], output: str) -> int:
+    """Run `bin/train.py` as if it were typed in the sweeper's shell, and return its exit code.
+
+    This is a task of Ray, which runs again if its worker dies. The trial of a worker that died may
+    live on, and is waited for.
+    """
+    kept = {k: v for k, v in os.environ.items() if k in OF_THE_NODE or not ENVIRONMENT.fullmatch(k)}
+    command = [sys.executable, os.path.relpath(ROOT / "bin" / "train.py", place), *words]
+    run = os.path.join(place, words[1])
+    process = None
+    try:
+        while True:
+            while living_owner(run):
+                time.sleep(SECONDS_BETWEEN)
+            with open(os.path.join(place, output), "w") as file:
+                process = subprocess.Popen(
+                    command,
+                    cwd=place,
+                    env=kept | environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                )
+            # Ray's cancellation is an exception between two instructions; it ends no call of wait.
+            while process.poll() is None:
+                time.sleep(SECONDS_BETWEEN)
+            if process.returncode != REFUSED:
+                return process.returncode
+            if IN_USE not in Path(place, output).read_text(errors="replace"):
+                return REFUSED
+    except KeyboardInterrupt:
+        if process is None or process.returncode == REFUSED:
+            return INTERRUPTED
+        process.terminate()
+        return process.wait()

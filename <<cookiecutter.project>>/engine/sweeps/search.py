@@ -1,0 +1,344 @@
+"""Trials that depend on earlier ones: Optuna chooses their settings, and ends the poor ones.
+
+Trial n is chosen and judged by what is known of the trials before it but for the last
+`num_parallel`, whatever else has ended by then. So a sweep that was killed and went on has the
+trials of one that ran through, and each of these is bit for bit the same. Optuna is imported where
+it is used.
+"""
+
+import os
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.runs import RunRecord, results
+from engine.sweeps import definition as sweep_trials
+from engine.sweeps import sweep
+from engine.sweeps.definition import Definition, Settings, Trial
+from vegab import UsageError
+from vegab.config import did_you_mean, read_yaml, show
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+JOURNAL = "optuna.log"
+STUDY = "sweep"
+ENGINES, PRUNERS = ("optuna",), ("median", "halving", "hyperband")
+INSTALL = 'pip install "optuna>=4.5"'
+
+
+class Search:
+    """The trials of a sweep of which Optuna knows.
+
+    Args:
+        folder: of the sweep, which is locked for this process.
+        definition: of it.
+        suggested: settings that were chosen earlier, in order; without a search, those of all
+            trials.
+    """
+
+    def __init__(self, folder: Path, definition: Definition, suggested: Sequence[Settings]) -> None:
+        self.folder = folder
+        self.definition = definition
+        self.suggested = list(suggested)
+        self._journal = _open_journal(folder / JOURNAL, definition)
+
+    def advance(
+        self,
+        states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
+        given_up: Collection[str],
+    ) -> tuple[list[Trial], list[Trial]]:
+        """Tell Optuna what has ended, and choose what is to follow.
+
+        Args:
+            states_of: returns what the folders of trials say.
+            given_up: names of trials that were refused.
+
+        Returns:
+            All trials that there are by now, and those of them that may be trained by now.
+        """
+        known = self.known()
+        while len(known) < len(self.suggested):
+            ended = self._outcome(known, states_of, given_up)
+            if ended is None:
+                break
+            self._journal.add_trial(ended)
+            known = self.known()
+        ready = len(known) + self.definition.num_parallel
+        is_longer = False
+        if self.definition.search:
+            while len(self.suggested) < min(self.definition.num_trials, ready):
+                self.suggested.append(suggest(self.definition, known, self.suggested))
+                is_longer = True
+        trials = self.trials(len(self.suggested))
+        if is_longer:
+            sweep.write(self.folder, self.definition, trials, self.suggested)
+        return trials, self.trials(ready)
+
+    def known(self) -> list["FrozenTrial"]:
+        """Return the trials that Optuna was told of, in order."""
+        return self._journal.get_trials(deepcopy=False)
+
+    def trials(self, number: int) -> list[Trial]:
+        """Return the run folders of the first `number` settings, each once."""
+        every = (
+            trial
+            for settings in self.suggested[:number]
+            for trial in sweep_trials.repeated(self.definition, settings)
+        )
+        return list({trial.name: trial for trial in every}.values())
+
+    def _outcome(
+        self,
+        known: Sequence["FrozenTrial"],
+        states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
+        given_up: Collection[str],
+    ) -> "FrozenTrial | None":
+        """Return how the first trial ended that Optuna does not know yet, or None if it has not."""
+        from optuna.trial import TrialState, create_trial
+
+        number = len(known)
+        settings = self.suggested[number]
+        trials = sweep_trials.repeated(self.definition, settings)
+        records = states_of(trials)
+        what = _what_it_is(self.definition, settings)
+        has_failed = [
+            record.state in ("failed", "broken") or trial.name in given_up
+            for trial, record in zip(trials, records, strict=True)
+        ]
+        if any(has_failed):
+            return create_trial(state=TrialState.FAIL, **what)
+        if any(record.state != "finished" for record in records):
+            return None
+        curves = [curve_of(record.path, self.definition) for record in records]
+        if not all(curves):
+            return create_trial(state=TrialState.FAIL, **what)
+        if len(curves) == 1:
+            judged, is_poor = judge(self.definition, known, self.suggested, number, curves[0])
+            what["intermediate_values"] = judged.intermediate_values
+            what["system_attrs"] = judged.system_attrs
+            if is_poor:
+                return create_trial(state=TrialState.PRUNED, value=curves[0][-1][1], **what)
+        best = min if self.definition.lower_is_better else max
+        values = [best(value for _, value in curve) for curve in curves]
+        mean = sum(values) / len(values)
+        return create_trial(state=TrialState.COMPLETE, value=mean, **what)
+
+
+def check(definition: Definition) -> None:
+    """Look whether what a definition asks of Optuna can be had.
+
+    Raises:
+        UsageError: saying what cannot.
+    """
+    for name, value, choices in (
+        ("search", definition.search, ENGINES),
+        ("pruner", definition.pruner, PRUNERS),
+    ):
+        if value and value not in choices:
+            hint = did_you_mean(value, choices)
+            raise UsageError(f"{name} is {value!r}{hint}; it is one of {', '.join(choices)}")
+    if bool(definition.search) != bool(definition.num_trials):
+        raise UsageError("--search and --trials belong together; give both or none")
+    if definition.search and definition.num_random:
+        raise UsageError("--search chooses by itself; leave --random out")
+    if definition.search and not (definition.ranges or definition.axes):
+        raise UsageError("--search needs something to choose from: give --range or --grid")
+    if definition.pruner and definition.search and definition.num_repeats > 1:
+        raise UsageError("--pruner compares single runs; leave out --seeds and --folds, or it")
+    if not (definition.search or definition.pruner):
+        return
+    if not definition.monitor:
+        raise UsageError("the config says not which trial is best; add --monitor, as val_loss")
+    if definition.pruner == "hyperband" and not definition.num_epochs:
+        raise UsageError("--pruner hyperband needs num_epochs in the config; choose another pruner")
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise UsageError(f"--search and --pruner need Optuna: {INSTALL}") from None
+
+
+def suggest(
+    definition: Definition, known: Sequence["FrozenTrial"], suggested: Sequence[Settings]
+) -> Settings:
+    """Return the settings of the next trial, by the tree-structured Parzen estimator.
+
+    Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011; as Optuna has it.
+    """
+    import optuna
+
+    number = len(suggested)
+    seed = random.Random(f"{definition.config['seed']} {number}").getrandbits(32)
+    # Trials that still run count as poor ones, so that no two of them are nearly the same.
+    sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    study = _study_before(definition, known, suggested, number, sampler)
+    chosen = study.ask(_distributions(definition)).params
+    return {key: _rounded(definition, key, value) for key, value in chosen.items()}
+
+
+def judge(
+    definition: Definition,
+    known: Sequence["FrozenTrial"],
+    suggested: Sequence[Settings],
+    number: int,
+    curve: Sequence[tuple[int, float]],
+) -> tuple["FrozenTrial", bool]:
+    """Look at a trial as Optuna's pruner does after each epoch, up to where it would end it.
+
+    Args:
+        definition: of the sweep.
+        known: the trials that have ended.
+        suggested: settings of all trials, up to this one at least.
+        number: of this trial.
+        curve: epochs done, and what is monitored.
+
+    Returns:
+        The trial with what the pruner has noted in it, and whether it is poor.
+    """
+    import optuna
+
+    study = _study_before(definition, known, suggested, number, optuna.samplers.RandomSampler(0))
+    trial = study.ask()
+    is_poor = False
+    for epoch, value in curve:
+        trial.report(value, epoch)
+        is_poor = bool(definition.pruner) and trial.should_prune()
+        if is_poor:
+            break
+    return study.get_trials(deepcopy=False)[-1], is_poor
+
+
+def _study_before(
+    definition: Definition,
+    known: Sequence["FrozenTrial"],
+    suggested: Sequence[Settings],
+    number: int,
+    sampler: Any,
+) -> "Study":
+    """Return a study in memory that holds what is known when trial `number` begins."""
+    from optuna.trial import TrialState, create_trial
+
+    study = _new_study(definition, sampler=sampler, pruner=_pruner(definition))
+    num_known = max(0, number - definition.num_parallel + 1)
+    for trial in known[:num_known]:
+        study.add_trial(trial)
+    for settings in suggested[num_known:number]:
+        what = _what_it_is(definition, settings)
+        study.add_trial(create_trial(state=TrialState.RUNNING, **what))
+    return study
+
+
+def _new_study(definition: Definition, **arguments: Any) -> "Study":
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    direction = optuna.study.StudyDirection(1 if definition.lower_is_better else 2)
+    return optuna.create_study(study_name=STUDY, direction=direction, **arguments)
+
+
+def _pruner(definition: Definition) -> Any:
+    from optuna import pruners
+
+    if definition.pruner == "median":
+        return pruners.MedianPruner()
+    if definition.pruner == "halving":
+        return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    if definition.pruner == "hyperband":
+        return pruners.HyperbandPruner(min_resource=1, max_resource=definition.num_epochs)
+    return pruners.NopPruner()
+
+
+def _distributions(definition: Definition) -> dict[str, "BaseDistribution"]:
+    """Return what each key is chosen from; values of a grid stand there as text."""
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    found: dict[str, BaseDistribution] = {}
+    for key, text in definition.ranges.items():
+        low, high, is_log = sweep_trials.bounds_of(text, key)
+        if isinstance(low, int) and isinstance(high, int):
+            found[key] = IntDistribution(low, high, log=is_log)
+        else:
+            found[key] = FloatDistribution(low, high, log=is_log)
+    for key, values in definition.axes.items():
+        found[key] = CategoricalDistribution([show(value) for value in values])
+    return found
+
+
+def _rounded(definition: Definition, key: str, value: Any) -> Any:
+    """Return a value of Optuna's as it stands in the config and in the folder's name."""
+    if key in definition.axes:
+        return read_yaml(value, key)
+    if isinstance(value, float):
+        low, high, _ = sweep_trials.bounds_of(definition.ranges[key], key)
+        return min(max(sweep_trials.shortened(value), float(low)), float(high))
+    return value
+
+
+def _what_it_is(definition: Definition, settings: Settings) -> dict[str, Any]:
+    """Return a trial's settings in Optuna's terms: chosen by it, or a note beside."""
+    if not definition.search:
+        return {"user_attrs": {"settings": dict(settings)}}
+    params = {
+        key: show(value) if key in definition.axes else value for key, value in settings.items()
+    }
+    return {"params": params, "distributions": _distributions(definition)}
+
+
+def curve_of(run: str | Path, definition: Definition) -> list[tuple[int, float]]:
+    """Return epochs done and what is monitored, for each epoch that a run validated."""
+    return curve_in(results.read_history(run), definition)
+
+
+def curve_in(
+    history: Sequence[Mapping[str, Any]], definition: Definition
+) -> list[tuple[int, float]]:
+    """Return epochs done and what is monitored, for each row of a history that has it."""
+    from engine.checkpoints import shortest
+
+    monitor = str(definition.monitor)
+    # As history.csv has it, so that a trial that is going on is judged as it will stand there.
+    return [
+        (int(row["epoch"]) + 1, float(shortest(row[monitor]))) for row in history if monitor in row
+    ]
+
+
+def number_of(
+    definition: Definition, suggested: Sequence[Settings], config: Mapping[str, Any]
+) -> int | None:
+    """Return which trial a config is that of, or None."""
+
+    def value_of(key: str) -> Any:
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    for number, settings in enumerate(suggested):
+        if all(value_of(key) == value for key, value in settings.items()):
+            return number
+    return None
+
+
+def told(folder: Path, definition: Definition) -> list["FrozenTrial"]:
+    """Return the trials in a sweep's journal, which may be written to meanwhile."""
+    return _open_journal(folder / JOURNAL, definition, writes=False).get_trials(deepcopy=False)
+
+
+def _open_journal(path: Path, definition: Definition, writes: bool = True) -> "Study":
+    """Open Optuna's journal; one process may write to it, which holds the sweep's lock."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if writes and path.exists():
+        Path(f"{path}.lock").unlink(missing_ok=True)  # left by a process that was killed
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)  # and so is half a line
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    return _new_study(definition, storage=storage, load_if_exists=True)

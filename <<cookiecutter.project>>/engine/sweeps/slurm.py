@@ -1,0 +1,419 @@
+"""Trains in SLURM's jobs, which submitit submits: the trials of a sweep, or one run.
+
+SLURM says which jobs there are; what crosses machines beside is the shared folder alone. A job
+that SLURM interrupts, because its time is up or another job needs its place, commits and is queued
+again as the same job. One that is told to stop is not: SLURM itself then refuses to.
+"""
+
+import contextlib
+import functools
+import io
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.sweeps.local import SECONDS_BETWEEN, Launcher
+from vegab import ROOT, UsageError
+from vegab.config import did_you_mean, read_text, read_yaml
+from vegab.files import read_json, write_json
+
+SITE = ROOT / "configs" / "slurm.yaml"
+# All but the last three are options of sbatch.
+KEYS = (
+    *("account", "qos", "cpus_per_task", "mem", "constraint", "gres", "exclude"),
+    *("seconds_to_commit", "setup", "sbatch"),
+)
+SECONDS_TO_COMMIT = 120
+JOBS, LOGS = "slurm.json", "slurm"
+FLAGS = ("launcher", "nodes", "gpus", "partition", "time")  # of bin/train.py
+LARGEST_ARRAY = 1000  # SLURM's own limit is 1,001 tasks, where the site has set no other
+KILLED = -9
+NOT_NOW = "Requested node configuration is not available"  # so says sbatch of nodes that are down
+LOOKS = 10  # so many waits for each squeue, which burdens a cluster
+# 75: it has committed; 138 and 143: SIGUSR1 or SIGTERM came before it had begun.
+QUEUE_AGAIN = """\
+code=$?
+task=${SLURM_ARRAY_TASK_ID:-}
+case $code in
+  75|138|143) scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${task:+_$task}" && exit ;;
+esac"""
+
+
+class Task(NamedTuple):
+    """A place in SLURM's queue.
+
+    Attributes:
+        job: the name of the array of jobs.
+        position: in the array.
+        number: what SLURM calls it, such as 12_3; "" while that is not known.
+        state: such as PENDING or RUNNING.
+    """
+
+    job: str
+    position: int
+    number: str
+    state: str
+
+
+class SlurmLauncher(Launcher):
+    """Runs command lines of `bin/train.py`, each in a job of an array.
+
+    Jobs outlive this process: another launcher with the same `outputs` finds them again.
+
+    Args:
+        gpus: how many for each, or "".
+        partition: where to queue, or "" for the site's default.
+        time: limit of a job in SLURM's form, or "" for the partition's.
+        max_parallel: how many at a time; 0: as many as there is room for.
+        outputs: folder for what they say until their run folder is open.
+        is_stopped: whether to stop; those that run are then told to commit and end.
+
+    Raises:
+        UsageError: if there is no SLURM here, or it refuses what is asked of it.
+    """
+
+    def __init__(
+        self,
+        gpus: str,
+        partition: str,
+        time: str,
+        max_parallel: int,
+        outputs: Path,
+        is_stopped: Callable[[], bool],
+    ) -> None:
+        self.options = options_of(gpus, partition, time)
+        self.max_parallel = max_parallel
+        self.outputs = outputs
+        self.is_stopped = is_stopped
+
+    def adopted(self) -> set[str]:
+        """Return the names of the commands that SLURM has jobs of."""
+        return set(tasks_of(self.outputs))
+
+    def run(
+        self,
+        commands: Mapping[str, Sequence[str]],
+        tell: Callable[[Sequence[str], Mapping[str, int]], Mapping[str, Sequence[str]]],
+    ) -> dict[str, int]:
+        """Run commands by name until all have ended; see `LocalLauncher.run`.
+
+        What an earlier launcher has submitted is not submitted again.
+
+        Raises:
+            UsageError: if sbatch refuses them.
+        """
+        self.outputs.mkdir(exist_ok=True)
+        self._take_back()
+        there = tasks_of(self.outputs)
+        queued = {name: task for name, task in there.items() if name in commands}
+        codes: dict[str, int] = {}
+        while True:
+            waiting = [name for name in commands if name not in queued and name not in codes]
+            was_stopped = self.is_stopped()
+            if was_stopped:
+                stop(queued.values())
+            elif waiting and not (queued and self.max_parallel):
+                queued |= self._submit({name: commands[name] for name in waiting[:LARGEST_ARRAY]})
+                continue
+            if not queued:
+                break
+            for _ in range(LOOKS):
+                running = [name for name, task in queued.items() if task.state != "PENDING"]
+                commands = {**commands, **tell(running, codes)}
+                time.sleep(SECONDS_BETWEEN)
+                if self.is_stopped() != was_stopped:
+                    break
+            with contextlib.suppress(UsageError):  # SLURM's controller may be away for a while
+                there = tasks_of(self.outputs)
+                for name in queued.keys() - there.keys():
+                    code = self._code_of(queued.pop(name))
+                    if code is not None or not self.is_stopped():
+                        codes[name] = KILLED if code is None else code
+                queued = {name: there[name] for name in queued}
+        tell([], codes)
+        jobs = read_json(self.outputs / JOBS) or {}
+        write_json(self.outputs / JOBS, {task.job: jobs[task.job] for task in there.values()})
+        return codes
+
+    def said(self, name: str) -> str:
+        """Return the last line that a command wrote before its run folder was open."""
+        return f"{super().said(name)} ({self.outputs / LOGS} holds what the jobs said)"
+
+    def _submit(self, commands: Mapping[str, Sequence[str]]) -> dict[str, Task]:
+        """Submit an array, and return its tasks.
+
+        It is noted before, and again when it is whole: submitit writes what the jobs wait for
+        after it has submitted them. What was cut short in between is taken back.
+        """
+        job = f"{_safe(self.outputs.resolve().parent.name)}-{secrets.token_hex(4)}"
+        lines = []
+        for name, words in commands.items():
+            output = self.outputs / f"{name}.txt"
+            output.unlink(missing_ok=True)
+            lines.append(f"{line_of(words, self.options)} > {shlex.quote(str(output))} 2>&1")
+        before = read_json(self.outputs / JOBS) or {}
+        noted = {"commands": list(commands), "is_whole": False}
+        write_json(self.outputs / JOBS, before | {job: noted})
+        try:
+            submit(self.options, job, lines, self.outputs / LOGS, self.max_parallel)
+        except UsageError:
+            write_json(self.outputs / JOBS, before)
+            raise
+        write_json(self.outputs / JOBS, before | {job: noted | {"is_whole": True}})
+        return {name: Task(job, i, "", "PENDING") for i, name in enumerate(commands)}
+
+    def _take_back(self) -> None:
+        """Cancel what was not submitted as a whole; what runs of it commits."""
+        jobs = read_json(self.outputs / JOBS) or {}
+        torn = [job for job, noted in jobs.items() if not noted["is_whole"]]
+        for job in torn:
+            ask("scancel", f"--name={job}")
+        while torn and any(task.job in torn for task in tasks_of(self.outputs).values()):
+            time.sleep(SECONDS_BETWEEN)
+        if torn:
+            write_json(self.outputs / JOBS, {job: jobs[job] for job in jobs if job not in torn})
+
+    def _code_of(self, task: Task) -> int | None:
+        """Return how a task's command ended, or None if the job was killed."""
+        try:
+            file = self.outputs / LOGS / f"{task.job}_{task.position}.code"
+            return int(file.read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def submit_run(
+    argv: Sequence[str], save_path: str, gpus: str, partition: str, time: str, nodes: int
+) -> str:
+    """Submit a job that runs `bin/train.py` on each of its nodes, and return a line about it.
+
+    Args:
+        argv: the command line after the program's name; the launcher's own flags are left out.
+        save_path: the run folder.
+        gpus: how many on each node, or "".
+        partition: where to queue, or "" for the site's default.
+        time: limit of the job in SLURM's form, or "" for the partition's.
+        nodes: how many.
+
+    Raises:
+        UsageError: if there is no SLURM here, or it refuses what is asked of it.
+    """
+    if nodes < 1:
+        raise UsageError(f"nodes is {nodes}; it must be at least 1")
+    options = options_of(gpus, partition, time, nodes)
+    run = Path(os.path.normpath(save_path))
+    logs = run.parent / ".slurm"
+    number = submit(options, _safe(run.name), [line_of(_without_own(argv), options)], logs)
+    return f"job {number} trains {run}; what it says: {logs / f'{number}_0_log.out'}"
+
+
+def _without_own(argv: Sequence[str]) -> list[str]:
+    """Return a command line without the launcher's flags."""
+    words, rest = [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, _ = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or flag not in FLAGS:
+            words.append(word)
+        elif not equals:
+            del rest[:1]
+    return words
+
+
+def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str, Any]:
+    """Return what is asked of SLURM, which it has been asked about, and `setup`.
+
+    Raises:
+        UsageError: if submitit or sbatch is missing, or slurm.yaml or SLURM's answer says no.
+    """
+    if gpus and not re.fullmatch("[1-9][0-9]*", gpus):
+        raise UsageError(f"gpus is {gpus!r}; with --launcher slurm give how many, such as 1")
+    try:
+        import submitit  # noqa: F401
+    except ModuleNotFoundError:
+        raise UsageError(
+            '--launcher slurm needs submitit; type pip install "submitit>=1.5.2"'
+        ) from None
+    if not shutil.which("sbatch"):
+        raise UsageError(
+            "--launcher slurm finds no sbatch; type the command where SLURM's are, "
+            "as on the login node of a cluster"
+        )
+    site = read_site()
+    setup = site.pop("setup", [])
+    seconds = site.pop("seconds_to_commit", SECONDS_TO_COMMIT)
+    asked = {
+        **site.pop("sbatch", {}),
+        **site,
+        **{key: value for key, value in (("partition", partition), ("time", time)) if value},
+        **({"gpus_per_node": int(gpus)} if gpus else {}),
+        "nodes": nodes,
+        "ntasks_per_node": 1,
+        "signal": f"USR1@{seconds}",
+        "requeue": True,
+    }
+    flags = [
+        f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for key, value in asked.items()
+    ]
+    try:
+        ask("sbatch", "--test-only", *flags, "--wrap=true")
+    except UsageError as error:
+        if NOT_NOW not in str(error):
+            raise
+    return asked | {"setup": setup}
+
+
+def read_site() -> dict[str, Any]:
+    """Return what configs/slurm.yaml says.
+
+    Raises:
+        UsageError: if it has a key that is none.
+    """
+    if not SITE.exists():
+        return {}
+    shown = os.path.relpath(SITE)
+    site = read_yaml(read_text(SITE), shown) or {}
+    if not isinstance(site, dict):
+        raise UsageError(f"{shown} is no mapping; give it some of {', '.join(KEYS)}")
+    for key, value in site.items():
+        if key not in KEYS:
+            hint = did_you_mean(str(key), KEYS)
+            raise UsageError(f"{shown}: unknown key '{key}'{hint} ({', '.join(KEYS)})")
+        expected = {"setup": list, "sbatch": dict, "seconds_to_commit": int}.get(key, (str, int))
+        if not isinstance(value, expected):
+            raise UsageError(f"{shown}: {key} is {value!r}; the comments there show what it may be")
+    return site
+
+
+def line_of(words: Sequence[str], options: Mapping[str, Any]) -> str:
+    """Return the line for a shell that is `bin/train.py` with a command line."""
+    program = os.path.relpath(ROOT / "bin" / "train.py")
+    line = f"exec {shlex.join([sys.executable, program, *words])}"
+    # Of one GPU, SLURM lets the job see no other; several are to be asked for, by their numbers.
+    return line + " --gpus=$CUDA_VISIBLE_DEVICES" * (options.get("gpus_per_node", 0) > 1)
+
+
+def submit(
+    options: Mapping[str, Any],
+    name: str,
+    lines: Sequence[str],
+    logs: Path,
+    max_parallel: int = 0,
+) -> str:
+    """Submit a job, or an array of them, and return its number.
+
+    Args:
+        options: see `options_of`.
+        name: of the job.
+        lines: for a shell, one a job.
+        logs: folder for the batch scripts, what the jobs say, and their exit codes.
+        max_parallel: how many jobs at a time; 0: as many as there is room for.
+
+    Raises:
+        UsageError: if sbatch refuses them.
+    """
+    import submitit
+
+    code_file = f"{shlex.quote(str(logs.absolute() / name))}_${{task:-0}}.code"
+    cpus = options.get("cpus_per_task")
+    executor = submitit.SlurmExecutor(logs)
+    executor.update_parameters(
+        job_name=name,
+        nodes=options["nodes"],
+        ntasks_per_node=1,
+        array_parallelism=max_parallel or len(lines),
+        time=None,  # submitit's is 5 minutes
+        wckey=None,
+        stderr_to_stdout=True,
+        srun_args=[f"--cpus-per-task={cpus}"] if cpus else [],  # srun does not take it over
+        setup=[*options["setup"], "set +e"],
+        teardown=[QUEUE_AGAIN, f"echo $code > {code_file}", "exit $code"],
+        additional_parameters={key: options[key] for key in options if key != "setup"},
+    )
+    # The task becomes the run: SLURM's signals reach nothing else.
+    starts = [functools.partial(os.execv, "/bin/sh", ["sh", "-c", line]) for line in lines]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            jobs = executor.submit_array(starts)
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        raise UsageError(_first_line(str(error), "sbatch")) from None
+    return jobs[0].job_id.partition("_")[0]
+
+
+def tasks_of(outputs: Path) -> dict[str, Task]:
+    """Return what SLURM's queue has of the commands that were submitted, by their names.
+
+    Raises:
+        UsageError: if SLURM does not answer.
+    """
+    jobs = read_json(outputs / JOBS)
+    if not jobs:
+        return {}
+    found = {}
+    names = ",".join(jobs)
+    for line in ask(
+        "squeue", "--noheader", "--array", f"--name={names}", "--format=%j %K %T %i"
+    ).splitlines():
+        job, position, state, number = line.split()
+        index = int(position) if position.isdecimal() else 0  # a job that is no array
+        found[jobs[job]["commands"][index]] = Task(job, index, number, state)
+    return found
+
+
+def stop(tasks: Iterable[Task]) -> None:
+    """Cancel jobs that wait, and have those that run commit and end for good."""
+    tasks = list(tasks)
+    running = [task.number for task in tasks if task.state not in ("PENDING", "COMPLETING")]
+    with contextlib.suppress(UsageError):  # they end, or are told again
+        for job in {task.job for task in tasks if task.state == "PENDING"}:
+            ask("scancel", "--state=PENDING", f"--name={job}")
+        if running:
+            ask("scontrol", "update", f"JobId={','.join(running)}", "Requeue=0")
+            ask("scancel", "--signal=TERM", *running)
+
+
+def stop_all(outputs: Path) -> bool:
+    """Stop what a launcher that is gone has left in SLURM's queue, and wait until it has ended.
+
+    Returns:
+        Whether it had left anything.
+
+    Raises:
+        UsageError: if SLURM does not answer.
+    """
+    was_there = False
+    while tasks := tasks_of(outputs):
+        was_there = True
+        stop(tasks.values())
+        time.sleep(SECONDS_BETWEEN * LOOKS)
+    return was_there
+
+
+def ask(*command: str) -> str:
+    """Return what a command of SLURM's says.
+
+    Raises:
+        UsageError: with the first line of its complaint, if it has one.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UsageError(_first_line(done.stderr, command[0]))
+    return done.stdout
+
+
+def _first_line(complaint: str, program: str) -> str:
+    line = (complaint.strip().splitlines() or ["nothing"])[0]
+    return f"{program} says: {line.removeprefix(f'{program}: ').removeprefix('error: ')}"
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name) or "run"

@@ -1,0 +1,369 @@
+"""A sweep on the disk: what it is, how far each trial is, and what has them trained.
+
+Needs no Keras. A trial is an ordinary run folder, made by what `bin/train.py` does. What the sweep
+is stands in `sweep.json`; how far it is, its trials' folders say.
+"""
+
+import fcntl
+import functools
+import json
+import os
+import shlex
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from engine import endings
+from engine.runs import RunRecord, results
+from engine.sweeps.definition import Definition, Settings, Trial, trials_of
+from vegab import UsageError
+from vegab.config import differences, show_differences
+from vegab.files import read_json, write_json
+from vegab.run_folder import IN_USE, living_owner
+
+SWEEP, LOCK = "sweep.json", "sweep.lock"
+STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
+# Exit codes of bin/train.py.
+FINISHED, REFUSED, INTERRUPTED = 0, 2, 75
+SECONDS_BETWEEN = 0.5
+MOST_LINES, NUM_BEST = 40, 10  # of `status`
+# What `sweep.json` calls the attributes of a `Definition`.
+NAMES = {
+    "config_name": "config_name",
+    "words": "words",
+    "config": "config",
+    "axes": "grid",
+    "ranges": "range",
+    "num_random": "random",
+    "num_seeds": "seeds",
+    "num_folds": "folds",
+    "search": "search",
+    "num_trials": "trials_asked",
+    "pruner": "pruner",
+    "num_parallel": "num_parallel",
+}
+# These a search cannot change on its way.
+SEARCHED = ("grid", "range", "seeds", "folds")
+
+
+def known_trials(folder: Path, definition: Definition) -> list[Trial]:
+    """Return the trials of a definition and those of the sweep that is in the folder already.
+
+    A larger grid, more seeds or more draws add their trials to those that are there. A search goes
+    on from what it has chosen; more trials are added to it.
+
+    Raises:
+        UsageError: if the folder holds something else, or the sweep of another config, or a search
+            of another kind.
+    """
+    trials = trials_of(definition)
+    if not (folder / SWEEP).exists():
+        if any(name != LOCK for name in _names_in(folder)):
+            raise UsageError(f"{folder} holds files but no sweep; choose a new or an empty folder")
+        return trials
+    before, there, _ = read(folder)
+    changes = differences(dict(before.config), dict(definition.config))
+    if changes:
+        raise UsageError(
+            f"{folder} holds a sweep of another config ({show_differences(changes)}); "
+            "choose another folder"
+        )
+    fixed = ["search", "pruner", *(SEARCHED if definition.search else ())]
+    old, new = as_json(before), as_json(definition)
+    changes = differences({key: old[key] for key in fixed}, {key: new[key] for key in fixed})
+    if changes:
+        raise UsageError(
+            f"{folder} holds another sweep ({show_differences(changes)}); choose another folder"
+        )
+    names = {trial.name for trial in there}
+    return [*there, *(trial for trial in trials if trial.name not in names)]
+
+
+def as_begun(folder: Path, definition: Definition) -> Definition:
+    """Return a definition with what a sweep that goes on keeps, whatever room there is now."""
+    if not (folder / SWEEP).exists():
+        return definition
+    return replace(definition, num_parallel=read(folder)[0].num_parallel)
+
+
+def suggested_in(folder: Path) -> list[Settings]:
+    """Return the settings that the search in a folder has chosen so far."""
+    return read(folder)[2] if (folder / SWEEP).exists() else []
+
+
+def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
+    """Return what `sweep.json` says: of what it is, the trials, and what a search has chosen.
+
+    Without a search, the last are the settings of all trials.
+
+    Raises:
+        UsageError: if there is none, or it is none.
+    """
+    content = read_json(folder / SWEEP)
+    if content is None:
+        raise UsageError(f"{folder} holds no sweep; name a folder that bin/sweep.py made")
+    try:
+        trials = [Trial(entry["name"], entry["settings"]) for entry in content["trials"]]
+        definition = Definition(**{name: content[key] for name, key in NAMES.items()})
+        return definition, trials, content["suggested"] or [trial.settings for trial in trials]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{folder / SWEEP} is not one of this project's ({error!r})") from error
+
+
+def write(
+    folder: Path,
+    definition: Definition,
+    trials: Sequence[Trial],
+    suggested: Sequence[Settings] = (),
+) -> None:
+    """Keep what a sweep is."""
+    content = {
+        **as_json(definition),
+        "suggested": list(map(dict, suggested)) if definition.search else [],
+        "trials": [{"name": t.name, "settings": dict(t.settings)} for t in trials],
+    }
+    write_json(folder / SWEEP, content)
+
+
+def as_json(definition: Definition) -> dict[str, Any]:
+    """Return what a sweep is as `sweep.json` has it."""
+    return json.loads(json.dumps({key: getattr(definition, name) for name, key in NAMES.items()}))
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UsageError(f"{folder}: {error.strerror}; choose another folder") from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a sweep's folder, which is made, for this process.
+
+    Raises:
+        UsageError: if another one holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "a+")  # noqa: SIM115 (it is closed below)
+    except OSError as error:
+        raise UsageError(f"{folder}: {error.strerror}; choose another folder") from None
+    with lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = owner_of(folder) or {"pid": "(unknown)", "host": "an unknown host"}
+            raise UsageError(
+                f"{folder} is being swept by process {owner['pid']} on {owner['host']}; "
+                f"python bin/sweep.py stop {shlex.quote(str(folder))} ends that"
+            ) from None
+        lock.truncate(0)
+        lock.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        lock.flush()
+        yield
+
+
+def owner_of(folder: Path) -> dict[str, Any] | None:
+    """Return host and process of who sweeps a folder, or None."""
+    try:
+        with open(folder / LOCK) as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return None
+            except OSError:
+                return json.load(lock)
+    except (OSError, ValueError):
+        return None
+
+
+def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
+    """Return what the folder of each trial says; the state of one that has none is "waiting"."""
+    paths = [os.path.join(folder, trial.name) for trial in trials]
+    there = [path for path in paths if os.path.exists(path)]
+    records = {record.path: record for record in results.read_runs(there)}
+    return [records.get(path) or RunRecord(path, state="waiting") for path in paths]
+
+
+def best_of(records: Sequence[RunRecord]) -> RunRecord | None:
+    """Return the run, of those that did not fail, that is best by what it monitors, or None."""
+    known = [
+        record
+        for record in records
+        if record.monitor in record.metrics and record.state not in ("failed", "broken")
+    ]
+    if not known:
+        return None
+    monitor = str(known[0].monitor)
+    sign = 1 if results.is_lower_better_in(known[0].config, monitor) else -1
+    same = (record for record in known if record.monitor == monitor)
+    return min(same, key=lambda record: sign * _figure(record))
+
+
+def _figure(record: RunRecord) -> float:
+    return record.metrics[str(record.monitor)].best
+
+
+def to_look_at(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return all trials, or of many those that are on their way or went wrong, and the best."""
+    if len(records) <= MOST_LINES:
+        return list(records)
+    known = [record for record in records if record.state not in ("waiting", "new", "finished")]
+    finished = [record for record in records if record.state == "finished"]
+    best: list[RunRecord] = []
+    while len(best) < NUM_BEST and (found := best_of(finished)):
+        best.append(found)
+        finished.remove(found)
+    return [*known[: MOST_LINES - NUM_BEST], *best]
+
+
+def summary(records: Sequence[RunRecord]) -> str:
+    """Return a line: how many trials are in each state, and the best of them."""
+    states = Counter(record.state for record in records)
+    text = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
+    early = sum(
+        record.state == "finished" and record.epoch < (record.num_epochs or 0) for record in records
+    )
+    text += f" ({early} of them early)" if early else ""
+    best = best_of(records)
+    found = f"; best {best.monitor} {_figure(best):.4g}: {best.path}" if best else ""
+    return f"{len(records)} trials: {text}{found}"
+
+
+class Supply(Protocol):
+    """What says which trials there are, and which may begin; see `engine.sweeps.search.Search`."""
+
+    def advance(
+        self,
+        states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
+        given_up: Collection[str],
+    ) -> tuple[list[Trial], list[Trial]]:
+        """Return all trials by now, and those that may be trained by now."""
+
+
+@dataclass(frozen=True)
+class AllAtOnce:
+    """Trials that do not depend on each other."""
+
+    trials: list[Trial]
+
+    def advance(
+        self,
+        states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
+        given_up: Collection[str],
+    ) -> tuple[list[Trial], list[Trial]]:
+        """Return all of them, twice."""
+        return self.trials, self.trials
+
+
+class Sweeper:
+    """Trains what is not done yet.
+
+    Args:
+        folder: of the sweep, which is locked for this process.
+        supply: what says which trials there are.
+        command_of: returns the command line of `bin/train.py` for a trial.
+        launcher: starts them; see `engine.sweeps.local`.
+        show: called with how many trials run, are done and have failed, and the best so far.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        supply: Supply,
+        command_of: Callable[[Trial], Sequence[str]],
+        launcher: Any,
+        show: Callable[[int, int, int, str], None],
+    ) -> None:
+        self.folder = folder
+        self.supply = supply
+        self.command_of = command_of
+        self.launcher = launcher
+        self.show = show
+        self.refused: dict[str, str] = {}  # what those said that left no folder
+        self.died: dict[str, str] = {}  # how, of those that left a folder
+        self.num_refusals = 0  # of bin/train.py itself
+        self._best: RunRecord | None = None
+        self._begun: set[str] = set()
+        self._num_ready = self._num_ended = self._num_done = self._num_failed = 0
+
+    def run(self, retry_failed: bool) -> list[RunRecord]:
+        """Train until all are done or failed, or until it is told to stop; return their records.
+
+        Trials that another process trains, as those of a sweeper that was killed, are waited for.
+        """
+        done = ("finished",) if retry_failed else ("finished", "failed", "broken")
+        tried: set[str] = set()
+        while True:
+            every, ready = self._advance()
+            records = states_of(self.folder, every)
+            self._best = best_of(records)
+            states = dict(zip((trial.name for trial in every), records, strict=True))
+            adopted = self.launcher.adopted()
+            left = [
+                trial
+                for trial in ready
+                if states[trial.name].state not in done and trial.name not in tried
+                if states[trial.name].state != "running" or trial.name in adopted
+            ]
+            elsewhere = [trial.name for trial in ready if states[trial.name].state == "running"]
+            if self.launcher.is_stopped() or not (left or elsewhere):
+                return records
+            self._num_ready, self._num_ended = len(ready), 0
+            self._num_done = sum(record.state == "finished" for record in records)
+            self._num_failed = sum(record.state in done for record in records) - self._num_done
+            if left:
+                self._begun = {trial.name for trial in ready}
+                codes = self.launcher.run(self._commands(left), self._tell)
+            else:
+                codes = {}
+                while not self.launcher.is_stopped() and all(
+                    living_owner(self.folder / name) for name in elsewhere
+                ):
+                    self._tell(elsewhere, {})
+                    time.sleep(SECONDS_BETWEEN)
+            # One that found its folder in use is tried again; whose it was may have ended by now.
+            for name, code in codes.items():
+                if code == REFUSED and IN_USE in self.launcher.said(name):
+                    continue
+                tried.add(name)
+                has_begun = code in (FINISHED, INTERRUPTED) or (self.folder / name).exists()
+                is_dead = endings.signal_of(code) and not self.launcher.is_stopped()
+                if code == REFUSED or not has_begun:
+                    said = self.launcher.said(name)
+                    self.refused[name] = (
+                        f"{name}: {endings.ending(code)} ({said})" if is_dead else said
+                    )
+                    self.num_refusals += code == REFUSED
+                elif is_dead:
+                    self.died[name] = endings.ending(code)
+
+    def _advance(self) -> tuple[list[Trial], list[Trial]]:
+        return self.supply.advance(functools.partial(states_of, self.folder), self.refused)
+
+    def _commands(self, trials: Sequence[Trial]) -> dict[str, Sequence[str]]:
+        return {trial.name: self.command_of(trial) for trial in trials}
+
+    def _tell(self, running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
+        """Say how it stands; return commands that may follow because others have ended."""
+        new: list[Trial] = []
+        if ended := [*codes][self._num_ended :]:
+            self._num_ended = len(codes)
+            paths = [os.path.join(self.folder, name) for name in ended]
+            self._best = best_of([*filter(None, [self._best]), *results.read_runs(paths)])
+            self._num_done += sum(codes[name] == FINISHED for name in ended)
+            self._num_failed += sum(codes[name] not in (FINISHED, INTERRUPTED) for name in ended)
+            ready = self._advance()[1]
+            new = [trial for trial in ready[self._num_ready :] if trial.name not in self._begun]
+            self._num_ready = len(ready)
+            self._begun |= {trial.name for trial in new}
+        best = f"best {self._best.monitor} {_figure(self._best):.4g}" if self._best else ""
+        self.show(len(running), self._num_done, self._num_failed, best)
+        return self._commands(new)

@@ -1,0 +1,203 @@
+"""What has to be the same for a resumed run to end bit for bit as if it had never stopped.
+
+Some of it can be set, and is: a resumed process takes over the number of threads, oneDNN and
+determinism from the commit, before TensorFlow starts. The rest is compared, and a difference is
+named: bits change with another version, another processor, other data or other code.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.training import sources
+from vegab.config import without
+
+Fingerprint = dict[str, Any]
+
+# Changing these alone continues a run instead of making another of it.
+MAY_GROW = ("num_epochs", "num_steps", "train.epochs")
+# What the numbers of TensorFlow, oneDNN and NumPy depend on, of all that a processor can do.
+# TensorFlow, too, chooses by them whether it uses oneDNN, where the environment does not say.
+FEATURES = ("sse4_2", "avx", "avx2", "fma", "avx512", "avx_vnni", "amx", "asimd", "sve", "bf16")
+# What TensorFlow takes from the environment when it is imported, or at its first step; "" or
+# nothing, as in a commit that is older than a key: its own choice.
+READ_AT_IMPORT = {
+    "onednn": "TF_ENABLE_ONEDNN_OPTS",
+    "onednn_isa": "ONEDNN_MAX_CPU_ISA",
+    "onednn_fpmath": "ONEDNN_DEFAULT_FPMATH_MODE",
+    "onednn_fpmath_of_tensorflow": "TF_SET_ONEDNN_FPMATH_MODE",
+    "xla_flags": "TF_XLA_FLAGS",
+}
+
+
+def stored_in(run: str | Path) -> Fingerprint | None:
+    """Return the fingerprint in a run's latest commit, or None; it needs no Keras."""
+    from engine.checkpoints import LATEST, PREVIOUS
+
+    return of(Path(run, LATEST)) or of(Path(run, PREVIOUS))
+
+
+def of(commit: Path) -> Fingerprint | None:
+    """Return the fingerprint in a commit, or None; it needs no Keras."""
+    from engine.checkpoints import read_state, verify
+
+    try:
+        verify(commit)
+        return read_state(commit)["fingerprint"] or None
+    except (OSError, KeyError, ValueError):
+        return None  # missing or damaged; what is to be said of that is said on restoring
+
+
+def settings_of(
+    config: Mapping[str, Any], stored: Fingerprint | None, start: Fingerprint | None = None
+) -> dict[str, Any]:
+    """Return what can be set: as the commit has it, or for a new run as config and machine say.
+
+    Args:
+        config: the resolved config.
+        stored: of the run's own commit, or None.
+        start: of the commit of another run that a new one begins with, or None. What the config
+            leaves open is as there, so that a fork goes on as that run would have.
+    """
+    if stored is not None:
+        return stored["settings"]
+    if start is not None:
+        threads = config["threads"] or start["settings"]["threads"]
+        return start["settings"] | {"threads": threads, "deterministic": config["deterministic"]}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "threads": config["threads"] or cores,
+        "deterministic": config["deterministic"],
+        **read_at_import(),
+    }
+
+
+def read_at_import() -> dict[str, str]:
+    """Return the settings that TensorFlow takes from the environment, as they are in it."""
+    return {key: os.environ.get(name, "") for key, name in READ_AT_IMPORT.items()}
+
+
+def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Set what `settings_of` returned and import TensorFlow, before anything else does.
+
+    Returns:
+        The settings as they are now. In a process where TensorFlow has started already, as in a
+        notebook, the number of threads stays as it was; 0 means TensorFlow's own choice.
+    """
+    for key, name in READ_AT_IMPORT.items():
+        os.environ.pop(name, None)
+        if settings.get(key):
+            os.environ[name] = settings[key]
+    import tensorflow as tf
+
+    threading = tf.config.threading
+    if threading.get_intra_op_parallelism_threads() != settings["threads"]:
+        with contextlib.suppress(RuntimeError):
+            threading.set_intra_op_parallelism_threads(settings["threads"])
+            # Never one alone: data is made ready beside the operation that waits for it.
+            threading.set_inter_op_parallelism_threads(max(settings["threads"], 2))
+    if settings["deterministic"]:
+        tf.config.experimental.enable_op_determinism()
+    return {**settings, "threads": threading.get_intra_op_parallelism_threads()}
+
+
+def take(
+    config: Mapping[str, Any], settings: Mapping[str, Any], dataset: Any, layout: str
+) -> Fingerprint:
+    """Return the fingerprint of a run that is about to start or to go on.
+
+    `dataset` has training batches as `train`, and arrays or batches as `valid`, or None. `layout`
+    says how many devices and workers share the work.
+    """
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from engine.batches import digest
+
+    lasting = dict(config)
+    for key in MAY_GROW:
+        with contextlib.suppress(KeyError):
+            lasting = without(lasting, key)
+    devices = [device.device_type for device in tf.config.list_physical_devices()]
+    for device in tf.config.list_physical_devices("GPU"):
+        devices.append(tf.config.experimental.get_device_details(device).get("device_name", "GPU"))
+    return {
+        "settings": dict(settings),
+        "versions": {
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+        "processor": processor_features(),
+        "devices": devices,
+        "layout": layout,
+        "config": _sha256(json.dumps(lasting, sort_keys=True).encode()),
+        "data": digest(dataset.train, dataset.valid),
+        "code": sources.digests(config),
+    }
+
+
+def differences(stored: Fingerprint, now: Fingerprint, where: str = "") -> list[str]:
+    """Return a phrase for each thing that differs, such as "versions numpy: 2.3.1, now 2.4.6"."""
+    found = []
+    for key in sorted({*stored, *now}):
+        old, new = stored.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{where}{key} ")
+        elif old != new and key in ("data", "config"):
+            found.append(f"the {key} is another")
+        elif old != new and where == "code " and key == sources.ENGINE:
+            found.append("the engine is another version")
+        elif old != new and where == "code ":
+            verb = "is new" if old is None else "is gone" if new is None else "has changed"
+            found.append(f"{key} {verb}")
+        elif old != new:
+            found.append(f"{where}{key}: {_show(old)}, now {_show(new)}")
+    return found
+
+
+def processor_features() -> list[str]:
+    """Return the kind of processor, and those of its instructions that numbers depend on."""
+    flags: set[str] = set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                flags = set(line.partition(":")[2].split())
+                break
+    except OSError:
+        pass  # not Linux: the kind has to do
+    return [platform.machine(), *sorted(flag for flag in flags if flag.startswith(FEATURES))]
+
+
+def code_differs(commit: Path) -> list[str]:
+    """Return the source files that are not as they were when a commit was made; warn of them."""
+    then = (of(commit) or {}).get("code", {})
+    found = [
+        name
+        for name, digest in then.items()
+        if name != sources.ENGINE and sources.digest_of(name) != digest
+    ]
+    if sources.ENGINE in then and sources.digests({})[sources.ENGINE] != then[sources.ENGINE]:
+        found.append(sources.ENGINE)
+    if found:
+        logging.getLogger(__name__).warning(
+            "%s %s changed since the run; the figures are of the code as it is now",
+            ", ".join(found),
+            "have" if len(found) > 1 else "has",
+        )
+    return found
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _show(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

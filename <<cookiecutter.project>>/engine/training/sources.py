@@ -1,0 +1,163 @@
+"""Finds the code that a run depends on, by reading the imports of what its config names.
+
+What a process happens to have imported does not matter. Comments and docstrings are no change.
+"""
+
+import ast
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vegab import ROOT, trust
+from vegab.files import write_atomically
+from vegab.names import readings
+
+BUILDS_ALL = "src.experiment"  # whatever a config names, this builds it
+ENGINE = "engine"
+KNOWN = Path(importlib.util.cache_from_source(__file__)).with_name("sources.json")
+# What reads the command line and the config, which is compared itself, and tests.
+CHANGES_NO_BIT = ("bin", "configs", "tests", "vegab")
+_new: list[str] = []  # keys of what is not kept yet
+
+
+class Source(NamedTuple):
+    """What counts of a Python file: a digest of its code, and the modules that it may import."""
+
+    digest: str
+    imports: list[str]
+
+
+def digests(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return a SHA-256 for each file of the project that a config leads to, by its path there.
+
+    The machinery's files have one in common, under the name "engine".
+    """
+    found: dict[str, str] = {}
+    of_engine: dict[str, str] = {}
+    open_modules = [BUILDS_ALL, *_named_by(config)]
+    seen = set(open_modules)
+    while open_modules:
+        file = _file_of(open_modules.pop())
+        if file is None:
+            continue
+        name = str(file.relative_to(ROOT))
+        source = _source(file)
+        (of_engine if name.startswith(f"{ENGINE}/") else found)[name] = source.digest
+        new = [module for module in source.imports if module not in seen]
+        seen.update(new)
+        open_modules += new
+    _keep_known()
+    return dict(sorted(found.items())) | {ENGINE: _joined(of_engine)}
+
+
+def digest_of(name: str) -> str | None:
+    """Return the digest of a file of the project as it is now, or None if it cannot be read."""
+    try:
+        return _source(ROOT / name).digest
+    except OSError:
+        return None
+
+
+def _named_by(value: Any) -> Iterator[str]:
+    """Yield the modules that texts in a config may name."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _named_by(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _named_by(item)
+    elif isinstance(value, str):
+        yield from (module for module, _ in readings(value))
+
+
+@functools.cache
+def _file_of(module: str) -> Path | None:
+    """Return the file of one of the project's modules whose code counts, or None."""
+    top, *rest = module.split(".")
+    if top not in _places():
+        return None
+    path = Path(_places()[top], top, *rest)
+    files = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
+
+
+@functools.cache
+def _places() -> dict[str, Path]:
+    """Return, by the name of a module or package of the project that counts, where it lies."""
+    found: dict[str, Path] = {}
+    for place in [*map(Path, sys.path), ROOT]:
+        if trust.is_of_project(place):
+            for path in place.resolve().glob("*"):
+                if path.stem not in CHANGES_NO_BIT and trust.is_of_project(path):
+                    found[path.stem] = path.parent
+    return found
+
+
+def _source(file: Path) -> Source:
+    """Return what counts of a file: as it is known, or read anew."""
+    content = file.read_bytes()
+    key = f"{sys.version_info.minor} {hashlib.sha256(content).hexdigest()}"
+    if key not in _known():
+        _known()[key] = list(_read(content, file))
+        _new.append(key)
+    return Source(*_known()[key])
+
+
+@functools.cache
+def _known() -> dict[str, list[Any]]:
+    """Return sources by the digest of all their bytes; to parse a project takes 0.3 s."""
+    try:
+        return json.loads(KNOWN.read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def _keep_known() -> None:
+    """Keep what was read beside the modules that Python has compiled, as Python does."""
+    if _new and not sys.dont_write_bytecode:
+        _new.clear()
+        with contextlib.suppress(OSError):
+            write_atomically(KNOWN, json.dumps(_known()), sync=False)
+
+
+def _read(content: bytes, file: Path) -> Source:
+    try:
+        tree = ast.parse(content)
+    except SyntaxError:  # what imports it will say so
+        return Source(hashlib.sha256(content).hexdigest(), [])
+    package = list(file.resolve().relative_to(ROOT).with_suffix("").parts[:-1])
+    imports: dict[str, None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports.update(dict.fromkeys(alias.name for alias in node.names))
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            imports.update(dict.fromkeys([module, *(f"{module}.{a.name}" for a in node.names)]))
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _is_text(body[0]):
+            body[0] = ast.Expr(ast.Constant(None))
+    with_parents = {
+        ".".join(parts[:number])
+        for parts in (module.split(".") for module in imports)
+        for number in range(1, len(parts) + 1)
+        if parts[0] in _places()
+    }
+    digest = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+    return Source(digest, sorted(with_parents))
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    is_value = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return is_value and isinstance(statement.value.value, str)  # type: ignore[attr-defined]
+
+
+def _joined(digests: Mapping[str, str]) -> str:
+    text = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(text.encode()).hexdigest()

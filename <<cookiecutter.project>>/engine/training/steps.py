@@ -1,0 +1,533 @@
+"""Many steps in one compiled call, on batches that are made ready while the call before runs.
+
+How steps are grouped changes no bit of the result: every step is a compiled function of its batch
+and of the model's variables, and which one that is depends on nothing but the step's place in the
+run and the shapes of its batch. As in `model.fit`, AutoGraph converts nothing.
+"""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
+from tensorflow.python.eager import context  # no public name says what concerns one thread
+
+from engine.batches import BatchSource
+from engine.checkpoints import freeze
+from engine.devices import Workers, replicas
+from engine.trees import call_leaves, copied
+
+LOOPS = ("StatelessWhile", "While")  # types of operations
+
+
+class Call(NamedTuple):
+    """What a call of one or many steps did.
+
+    Attributes:
+        step: the step after the last one done, in the epoch.
+        results: figures of the epoch so far.
+        not_finite: the first step whose loss is not a finite number, or None.
+        last_results: what hooks are told of the last step.
+        seen: its fetches, feeds and batch, if hooks were called before it.
+    """
+
+    step: int
+    results: dict[str, float]
+    not_finite: int | None
+    last_results: Any
+    seen: tuple[Any, ...] = ()
+
+
+# Called before a step with (fetches, feeds, batch), the first two of which it may change.
+Before = Callable[[dict[str, Any], Any, Any], None]
+# Called with a step that was traced, a concrete function.
+Look = Callable[[Any], None]
+
+
+class _Group(NamedTuple):
+    """Batches of equal shapes.
+
+    Attributes:
+        num_steps: number of batches.
+        batches: tensors; stacked if they are run at once, so that each has a first dimension more,
+            else a list.
+        signature: of one batch.
+        kind: the signature as text, and whether they are run at once.
+    """
+
+    num_steps: int
+    batches: Any
+    signature: Any
+    kind: tuple[str, bool]
+
+
+class Steps:
+    """Runs a model's training steps on a batch source.
+
+    Args:
+        model: compiled, with weights, metrics and optimizer variables made.
+        source: batches by epoch and step.
+        one_by_one: never group steps, as callbacks need that look at each of them.
+        num_steps: steps in all, beyond which the source is not asked; None: there is no end.
+        look: called with each step that is traced, a concrete function.
+    """
+
+    # A signal may have to wait for the end of a call, and a progress bar too.
+    SECONDS_PER_CALL = 0.08
+    SECONDS_PER_CALL_OF_WORKERS = 1.0  # they agree after each call, in some 10 ms
+    MOST_STEPS = 1000
+    # A run of short epochs makes these singly, for if it ends soon it does not win back the time
+    # that it takes to compile a function of many.
+    FIRST_STEPS = 100
+
+    def __init__(
+        self,
+        model: keras.Model,
+        source: BatchSource,
+        one_by_one: bool = False,
+        num_steps: int | None = None,
+        look: Look | None = None,
+    ) -> None:
+        self.model = model
+        self.source = source
+        self._look = look
+        self.num_steps = num_steps
+        self.size = 1
+        self.one_by_one = one_by_one
+        self._calls: dict[tuple[str, bool], Callable[[Any], Any]] = {}
+        self._traced: dict[str, Any] = {}
+        self._usual = ""
+        is_alone = Workers(model.distribute_strategy).number == 1
+        self._seconds = self.SECONDS_PER_CALL if is_alone else self.SECONDS_PER_CALL_OF_WORKERS
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
+
+    def compile(self) -> None:
+        """Compile for the first batch; what a train step makes for itself is made thereby.
+
+        That may be the variables of a second optimizer, which have to be there to be restored.
+        What is compiled already stays.
+        """
+        if self._usual:
+            return
+        first = self._executor.submit(self._stack, 0, 0, 1).result()
+        self._usual = first.kind[0]
+        self._trace(first.signature)
+
+    def forget(self) -> None:
+        """Forget what was compiled: what it was traced from may be another by now."""
+        self._usual = ""
+        self._traced = {}
+        self._calls = {}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start the figures of an epoch."""
+        self.model.reset_metrics()
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The rate in force, if there is one."""
+        return float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what is to be committed beside the variables: nothing."""
+        return {}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `get_state` returned."""
+
+    def set_weights(self, state: Mapping[str, Any]) -> None:
+        """Take the weights out of what `get_state` returned in another run."""
+
+    def run(
+        self, epoch: int, step: int, until: int, then: int, before: Before | None = None
+    ) -> Call:
+        """Run steps of `epoch` from `step` on, at least one, and none from `until` on.
+
+        `then` is where the next call is to stop, if it begins at `until`: its batches are made
+        ready. With `before`, one step alone is run.
+        """
+        group = self._take(epoch, step, step + 1 if before else until)
+        after, steps_per_epoch = step + group.num_steps, self.source.steps_per_epoch
+        if after == steps_per_epoch:
+            self._make_ready(epoch + 1, 0, steps_per_epoch)
+        else:
+            self._make_ready(epoch, after, until if after < until else then)
+        known = group.kind in self._calls
+        start = time.perf_counter()
+        if before:
+            return self._run_with(before, group, epoch, step)
+        results, finite = self._call(group)
+        finite = np.asarray(finite)
+        if known and not self.one_by_one:  # the first call of a kind may have been compiled
+            seconds = (time.perf_counter() - start) / group.num_steps
+            self.size = int(min(max(self._seconds / seconds, 1), self.MOST_STEPS))
+        figures = floats(results)
+        return Call(
+            step=after,
+            results=figures,
+            not_finite=None if finite.all() else step + int(finite.argmin()),
+            last_results=figures,
+        )
+
+    def close(self) -> None:
+        """Let the thread go that makes batches ready."""
+        self._executor.shutdown(cancel_futures=True)
+
+    def _call(self, group: _Group) -> Any:
+        """Run a group; return the last step's results, and which losses are finite."""
+        if group.kind not in self._calls:
+            self._calls[group.kind] = self._compile(group)
+        return self._calls[group.kind](group.batches)
+
+    def _run_with(self, before: Before, group: _Group, epoch: int, step: int) -> Call:
+        """Run one step with what hooks have made of its batch, and of what it does."""
+        arrays = keras.tree.map_structure(lambda tensor: tensor.numpy(), group.batches)
+        is_stacked = group.kind[1]
+        batch = keras.tree.map_structure(lambda a: a[0], arrays) if is_stacked else arrays[0]
+        fetches: dict[str, Any] = {"train_op": functools.partial(self._train_on, epoch, step)}
+        feeds = copied(batch)
+        before(fetches, feeds, batch)
+        if isinstance(batch, tuple) and isinstance(feeds, list):
+            feeds = tuple(feeds)
+        results = call_leaves(fetches, feeds)
+        figures = results.get("train_op", {})
+        figures = figures if isinstance(figures, dict) else {}
+        not_finite = step if not np.isfinite(figures.get("loss", 0.0)) else None
+        return Call(step + 1, figures, not_finite, results | figures, (fetches, feeds, batch))
+
+    def _train_on(self, epoch: int, step: int, batch: Any) -> dict[str, float]:
+        return floats(self._call(self._group([batch], epoch, step))[0])
+
+    def _take(self, epoch: int, step: int, until: int) -> _Group:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            place, group = ahead
+            if place == (epoch, step) and step + group.result().num_steps <= until:
+                return group.result()
+        size = self._size_at(epoch, step, until)
+        return self._executor.submit(self._stack, epoch, step, size).result()
+
+    def _make_ready(self, epoch: int, step: int, until: int) -> None:
+        if self.num_steps is not None:
+            until = min(until, self.num_steps - epoch * self.source.steps_per_epoch)
+        size = self._size_at(epoch, step, until)
+        if size < 1:
+            return
+        self._ahead = (epoch, step), self._executor.submit(self._stack, epoch, step, size)
+
+    def _size_at(self, epoch: int, step: int, until: int) -> int:
+        """Return how many steps from there on make a group."""
+        size, early = min(self.size, until - step), self._early_steps_from(epoch, step)
+        return min(size, early) if early > 0 else size
+
+    def _early_steps_from(self, epoch: int, step: int) -> int:
+        """Return how many steps are still to be made singly; after the last one, less than 1."""
+        steps_per_epoch = self.source.steps_per_epoch
+        first_steps = self.FIRST_STEPS if steps_per_epoch < self.FIRST_STEPS else 0
+        return first_steps - epoch * steps_per_epoch - step
+
+    def _stack(self, epoch: int, step: int, size: int) -> _Group:
+        batches: list[Any] = []
+        for number in range(step, step + size):
+            batch = keras.tree.map_structure(np.asarray, self.source.batch(epoch, number))
+            if batches and _shapes(batch) != _shapes(batches[0]):
+                break  # the last batch of an epoch may be smaller: it is a group of its own
+            batches.append(batch)
+        return self._group(batches, epoch, step)
+
+    def _group(self, batches: list[Any], epoch: int, step: int) -> _Group:
+        signature = keras.tree.map_structure(_signature, batches[0])
+        kind = str(signature)
+        at_once = (
+            kind == self._usual
+            and self._early_steps_from(epoch, step) <= 0
+            and not self.model.run_eagerly
+        )
+        if at_once:
+            tensors = keras.tree.map_structure(lambda *arrays: _stacked(arrays), *batches)
+        else:
+            tensors = [keras.tree.map_structure(tf.convert_to_tensor, batch) for batch in batches]
+        return _Group(len(batches), tensors, signature, (kind, at_once))
+
+    def _compile(self, group: _Group) -> Callable[[Any], Any]:
+        """Return a function of batches: the last step's results, and which losses are finite."""
+        one_step = self._trace(group.signature)
+        if not group.kind[1]:
+            return functools.partial(_run_singly, one_step)
+        outputs = one_step.structured_outputs
+
+        def many_steps(batches: Any) -> Any:
+            num_steps = tf.shape(keras.tree.flatten(batches)[0])[0]
+
+            def body(number: tf.Tensor, _: Any, finite: tf.TensorArray) -> Any:
+                results = one_step(keras.tree.map_structure(lambda array: array[number], batches))
+                is_finite = tf.math.is_finite(results.get("loss", 0.0))
+                return number + 1, results, finite.write(number, is_finite)
+
+            start = keras.tree.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), outputs)
+            finite = tf.TensorArray(tf.bool, size=num_steps)
+            _, results, finite = tf.while_loop(
+                lambda number, *_: number < num_steps,
+                body,
+                (tf.constant(0), start, finite),
+                parallel_iterations=1,
+            )
+            return results, finite.stack()
+
+        signature = keras.tree.map_structure(_many_of, group.signature)
+        return tf.function(
+            many_steps, input_signature=[signature], autograph=False
+        ).get_concrete_function()
+
+    def _trace(self, signature: Any) -> Any:
+        """Return the compiled step for a batch: if it can be, the same for any number of examples.
+
+        A smaller last batch then costs no second trace. Steps that loop, as recurrent layers do,
+        are traced for each number, for they would take a quarter as long again. A model with
+        `run_eagerly` is not compiled.
+        """
+        if self.model.run_eagerly:
+            return self.model.train_step
+        any_number = keras.tree.map_structure(_of_any_number, signature)
+        if str(any_number) not in self._traced:
+            try:
+                traced = self._traced_for(any_number)
+            except Exception:  # a model may have to know the number; if it is not that, see below
+                traced = None
+            loops = traced and any(op.type in LOOPS for op in traced.graph.get_operations())
+            self._traced[str(any_number)] = None if loops else self._looked_at(traced)
+        if self._traced[str(any_number)]:
+            return self._traced[str(any_number)]
+        if self._traced.get(str(signature)) is None:
+            self._traced[str(signature)] = self._looked_at(self._traced_for(signature))
+        return self._traced[str(signature)]
+
+    def _looked_at(self, traced: Any) -> Any:
+        if traced is not None and self._look is not None:
+            self._look(traced)
+        return traced
+
+    def _traced_for(self, signature: Any) -> Any:
+        train_step = on_all_replicas(self.model, self.model.train_step)
+        step = tf.function(train_step, jit_compile=self.model.jit_compile, autograph=False)
+        return step.get_concrete_function(signature)
+
+
+def _run_singly(one_step: Callable[[Any], Any], batches: list[Any]) -> Any:
+    losses = []
+    results: Any = {}
+    with _as_traced():
+        for batch in batches:
+            results = one_step(batch)
+            losses.append(results.get("loss", 0.0))
+    return results, [np.isfinite(float(loss)) for loss in losses]
+
+
+@contextlib.contextmanager
+def _as_traced() -> Iterator[None]:
+    """Let functions that this thread calls run as they were traced.
+
+    For Grappler to rewrite a step takes longer than a hundred steps win back. It stays as it is for
+    other threads, in which functions of the data may be called.
+    """
+    eager = context.context()
+    usual = eager.function_call_options
+    config = tf.compat.v1.ConfigProto.FromString(usual.config_proto_serialized)
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    eager.function_call_options = context.FunctionCallOptions(usual.executor_type, config)
+    try:
+        yield
+    finally:
+        eager.function_call_options = usual
+
+
+def on_all_replicas(
+    model: keras.Model, step: Callable[[Any], Mapping[str, Any]]
+) -> Callable[[Any], Mapping[str, Any]]:
+    """Return a step of which every replica of the model's strategy does a part of the batch.
+
+    The parts differ by one example at most. Of a batch with fewer examples than replicas, each does
+    the whole.
+    """
+    strategy = model.distribute_strategy
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        return step
+
+    generator = global_seed_generator()
+    metrics = [v for v in model.metrics_variables if replicas.has_one_each(v)]
+
+    def on_part(batch: Any) -> list[tf.Tensor]:
+        # Each replica is traced in a thread of its own, and Keras would make one for each thread.
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+        context = tf.distribute.get_replica_context()
+        number, parts = context.replica_id_in_sync_group, context.num_replicas_in_sync
+
+        def part(tensor: tf.Tensor) -> tf.Tensor:
+            size = tf.shape(tensor)[0]
+            begin, end = number * size // parts, (number + 1) * size // parts
+            return tf.cond(size < parts, lambda: tensor, lambda: tensor[begin:end])
+
+        mine = keras.tree.map_structure(part, batch)
+        sizes = [tf.shape(keras.tree.flatten(each)[0])[0] for each in (mine, batch)]
+        with replicas.part_of(*sizes):
+            step(mine)
+        return replicas.sum_over_replicas([tf.convert_to_tensor(v.value) for v in metrics])
+
+    def on_all(batch: Any) -> Mapping[str, Any]:
+        sums = [strategy.experimental_local_results(s)[0] for s in strategy.run(on_part, (batch,))]
+        with keras.StatelessScope(list(zip(metrics, sums, strict=True))):
+            return model.get_metrics_result()
+
+    return on_all
+
+
+def floats(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics as floats; those that a model returns nested, as one dictionary."""
+    flat: dict[str, float] = {}
+    for name, value in results.items():
+        flat |= floats(value) if isinstance(value, Mapping) else {name: float(value)}
+    return flat
+
+
+def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None) -> dict[str, Any]:
+    """Make the variables that come into being with the first batch, and change none.
+
+    These are the weights of a subclassed model, the metrics' and the optimizer's. With `fine_tune`,
+    only weights whose path it matches are trained. Returns what a test step returns, or {} for a
+    model that cannot be tested.
+
+    Raises:
+        ValueError: if model and batch do not fit, or `fine_tune` matches no weight.
+    """
+    batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
+    results: dict[str, Any] = {}
+    try:
+        test_step = on_all_replicas(model, model.test_step)
+        is_alone = test_step == model.test_step
+        results = dict((test_step if is_alone else tf.function(test_step, autograph=False))(batch))
+    except (NotImplementedError, ValueError):
+        if model.loss is not None:
+            raise
+        model(batch[0] if isinstance(batch, tuple) else batch, training=False)
+    model.reset_metrics()
+    if fine_tune is not None:
+        freeze(model, fine_tune)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return results
+
+
+def has_all_variables(model: keras.Model) -> bool:
+    """Return whether `make_variables` has nothing left to do."""
+    return model.optimizer.built and all(getattr(m, "built", True) for m in model.metrics)
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> tf.Tensor:
+    if len(arrays) == 1:
+        return tf.convert_to_tensor(arrays[0][np.newaxis])  # no copy
+    return tf.convert_to_tensor(np.stack(arrays))
+
+
+def _signature(array: np.ndarray) -> tf.TensorSpec:
+    return tf.TensorSpec(array.shape, array.dtype)
+
+
+def _many_of(one: tf.TensorSpec) -> tf.TensorSpec:
+    # Any number of steps, but not of examples: a recurrent layer would take half as long again.
+    return tf.TensorSpec([None, *one.shape], one.dtype)
+
+
+def _of_any_number(array: tf.TensorSpec) -> tf.TensorSpec:
+    return tf.TensorSpec([None, *array.shape[1:]] if array.shape else [], array.dtype)
+
+
+def _shapes(batch: Any) -> list[tuple[int, ...]]:
+    return [array.shape for array in keras.tree.flatten(batch)]
+
+
+class Slices:
+    """Arrays as batches in their order, the same in every epoch.
+
+    Args:
+        examples: arrays (features, labels), perhaps nested, with the same first dimension.
+        batch_size: examples at a time.
+    """
+
+    def __init__(self, examples: Any, batch_size: int = 256) -> None:
+        self.examples = keras.tree.map_structure(np.asarray, examples)
+        self.batch_size = batch_size
+        self.num_examples = len(keras.tree.flatten(self.examples)[0])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches, the last and perhaps smaller one included."""
+        return -(-self.num_examples // self.batch_size)
+
+    def batch(self, epoch: int, step: int) -> Any:
+        """Return the batch at `step`."""
+        rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        return keras.tree.map_structure(lambda array: array[rows], self.examples)
+
+
+class Validation:
+    """Evaluates a model, compiled once for all epochs, and stops when asked to.
+
+    Args:
+        model: compiled.
+        examples: a batch source, of which epoch 0 is used; or arrays (features, labels), perhaps
+            nested, with the same first dimension.
+        look: called with each step that is traced, a concrete function.
+    """
+
+    def __init__(self, model: keras.Model, examples: Any, look: Look | None = None) -> None:
+        self.model = model
+        self._look = look
+        self._num_traces = 0
+        self.source: BatchSource = examples if hasattr(examples, "batch") else Slices(examples)
+        self._test_step = model.test_step
+        if not model.run_eagerly:
+            test_step = on_all_replicas(model, model.test_step)
+            self._test_step = tf.function(test_step, jit_compile=model.jit_compile, autograph=False)
+
+    def compile(self) -> None:
+        """Trace the step for the first batch."""
+        if not self.model.run_eagerly:
+            batch = keras.tree.map_structure(np.asarray, self.source.batch(0, 0))
+            signature = keras.tree.map_structure(_signature, batch)
+            self._test_step.get_concrete_function(signature)
+            self._look_at_new_trace(signature)
+
+    def _look_at_new_trace(self, batch: Any) -> None:
+        if self._look is None or self.model.run_eagerly:
+            return
+        num_traces = self._test_step.experimental_get_tracing_count()
+        if num_traces != self._num_traces:
+            self._num_traces = num_traces
+            self._look(self._test_step.get_concrete_function(batch))
+
+    def run(
+        self, callbacks: keras.callbacks.CallbackList, stop: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Return the metrics over all examples, or None if `stop` said so after a batch."""
+        self.model.reset_metrics()
+        callbacks.on_test_begin()
+        results: dict[str, Any] = {}
+        for step in range(self.source.steps_per_epoch):
+            batch = keras.tree.map_structure(tf.convert_to_tensor, self.source.batch(0, step))
+            callbacks.on_test_batch_begin(step)
+            results = self._test_step(batch)
+            self._look_at_new_trace(batch)
+            callbacks.on_test_batch_end(step, results)
+            if stop():
+                return None
+        logs = floats(results)
+        callbacks.on_test_end(logs)
+        return logs

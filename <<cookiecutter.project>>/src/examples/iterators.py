@@ -1,0 +1,297 @@
+"""Iterators on the bundled digits, one of each kind: copy the one that is nearest to yours.
+
+`configs/iterator_*.yaml` and `configs/gan.yaml` train them; the one for PyTorch is in
+`src/examples/torch_classifier.py`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers, ops
+
+from engine.iterators import (
+    DatasetMixin,
+    PyHookedModelIterator,
+    TemplateIterator,
+    TFBaseTrainer,
+    TFFrequencyTrainer,
+    TFHookedModelIterator,
+    TFListTrainer,
+)
+from src.data import get_digits
+
+Config = Mapping[str, Any]
+
+
+class Digits(DatasetMixin):
+    """Handwritten digits: `image`, float32 of shape (8, 8, 1) in [-1, 1], and `label`, 0 to 9."""
+
+    split = "train"
+
+    def __init__(self, config: Config) -> None:
+        digits = get_digits({"batch_size": 1, "seed": 0, "augmented": False})
+        if self.split == "train":
+            # The arrays themselves: the order in which they come is the iterator's affair.
+            images, labels = digits.train.features / 16, digits.train.labels  # type: ignore[attr-defined]
+        else:
+            assert digits.valid is not None
+            images, labels = digits.valid
+        self.images = (2 * images - 1).astype(np.float32)
+        self.labels = {"label": labels.astype(np.int32)}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def get_example(self, index: int) -> dict[str, Any]:
+        """Return an image and its label."""
+        return {"image": self.images[index], "label": self.labels["label"][index]}
+
+
+class ValidationDigits(Digits):
+    """The digits to validate on."""
+
+    split = "validation"
+
+
+class SoftmaxRegression:
+    """A linear classifier in NumPy."""
+
+    def __init__(self, config: Config) -> None:
+        self.weights = np.zeros((64, 10))
+
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """Return probabilities, float64 of shape (batch, 10)."""
+        logits = image.reshape(len(image), 64) @ self.weights
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what has to survive a kill."""
+        return {"weights": self.weights}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self.weights = np.array(state["weights"])
+
+
+class NumpyIterator(PyHookedModelIterator):
+    """Trains it by gradient descent."""
+
+    def step_ops(self) -> Any:
+        """Return what trains."""
+        return {"train_op": self.train_op}
+
+    def train_op(
+        self, model: SoftmaxRegression, image: np.ndarray, label: np.ndarray, **_: Any
+    ) -> float:
+        """Make a step; return the loss before it."""
+        probabilities = model.probabilities(image)
+        errors = probabilities - np.eye(10)[label]
+        model.weights -= self.config["lr"] * image.reshape(len(image), 64).T @ errors / len(image)
+        return cross_entropy(probabilities, label)
+
+    def validate(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        """Return loss and accuracy."""
+        probabilities = self.model.probabilities(batch["image"])
+        accuracy = float((probabilities.argmax(axis=1) == batch["label"]).mean())
+        return {"loss": cross_entropy(probabilities, batch["label"]), "accuracy": accuracy}
+
+    def eval_op(
+        self, model: SoftmaxRegression, image: np.ndarray, label: np.ndarray, **_: Any
+    ) -> dict[str, Any]:
+        """Return what evaluation stores."""
+        return {"labels": {"prediction": model.probabilities(image).argmax(axis=1)}}
+
+
+def cross_entropy(probabilities: np.ndarray, label: np.ndarray) -> float:
+    """Return the mean of -log of the labels' probabilities."""
+    return float(-np.log(probabilities[np.arange(len(label)), label]).mean())
+
+
+def build_classifier(config: Config) -> keras.Model:
+    """Return a network whose input is `image` and whose output are logits."""
+    inputs = keras.Input((8, 8, 1), name="image")
+    x = layers.Flatten()(inputs)
+    x = layers.Dense(config.get("n_units", 64), activation="relu")(x)
+    x = layers.Dropout(0.2)(x)
+    return keras.Model(inputs, layers.Dense(10)(x), name="classifier")
+
+
+class ClassifierIterator(TemplateIterator):
+    """Trains, logs and evaluates a classifier by operations of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.optimizer = keras.optimizers.Adam(self.config["lr"])
+        self.optimizer.build(self.model.trainable_variables)
+        self.train_on = tf.function(self._train_on)
+
+    def step_op(self, model: keras.Model, **batch: Any) -> dict[str, Any]:
+        """Return the operations, none of which is computed unless somebody reads it."""
+        image, label = batch["image"], batch["label"]
+
+        def train_op() -> float:
+            return float(self.train_on(image, label))
+
+        def log_op() -> dict[str, Any]:
+            logits = ops.convert_to_numpy(model(image, training=False))
+            accuracy = float((logits.argmax(axis=1) == label).mean())
+            fixed = self.get_fixed_examples("train")
+            return {"scalars": {"accuracy": accuracy}, "images": {"fixed": fixed["image"]}}
+
+        def eval_op() -> dict[str, Any]:
+            logits = ops.convert_to_numpy(model(image, training=not self.test_mode))
+            return {"logits": logits, "labels": {"prediction": logits.argmax(axis=1)}}
+
+        return {"train_op": train_op, "log_op": log_op, "eval_op": eval_op}
+
+    def _train_on(self, image: Any, label: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = sparse_cross_entropy(label, self.model(image, training=True))
+        variables = self.model.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+
+class CompiledIterator(TFHookedModelIterator):
+    """The same training, compiled by the iterator."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.optimizer = keras.optimizers.Adam(self.config["lr"])
+        self.optimizer.build(self.model.trainable_variables)
+
+    def step_ops(self) -> Any:
+        """Return what trains."""
+        return {"train_op": self.train_op}
+
+    def train_op(self, model: keras.Model, image: Any, label: Any, **_: Any) -> Any:
+        """Make a step; return the loss before it."""
+        with tf.GradientTape() as tape:
+            loss = sparse_cross_entropy(label, model(image, training=self.is_training))
+        variables = model.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+
+class ClassifierTrainer(TFBaseTrainer):
+    """The same by its loss alone; the name is in the path of the variables that it trains."""
+
+    def make_loss_ops(self, model: keras.Model, **batch: Any) -> dict[str, Any]:
+        """Return the classifier's loss."""
+        logits = model(batch["image"], training=self.is_training)
+        return {"dense": sparse_cross_entropy(batch["label"], logits)}
+
+    def make_log_ops(self, model: keras.Model, **batch: Any) -> dict[str, Any]:
+        """Return the accuracy."""
+        predictions = ops.argmax(model(batch["image"], training=False), axis=1)
+        hits = ops.equal(predictions, ops.cast(batch["label"], predictions.dtype))
+        return {"accuracy": ops.mean(ops.cast(hits, "float32"))}
+
+
+def sparse_cross_entropy(label: Any, logits: Any) -> Any:
+    """Return the mean cross entropy, a scalar."""
+    return ops.mean(ops.sparse_categorical_crossentropy(label, logits, from_logits=True))
+
+
+class GAN(keras.Model):
+    """A generator of digits, and a critic that tells them from real ones."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(name="gan")
+        self.num_noise = config.get("n_noise", 16)
+        self.generator = keras.Sequential(
+            [
+                keras.Input((self.num_noise,)),
+                layers.Dense(64, activation="relu"),
+                layers.Dense(64, activation="tanh"),
+                layers.Reshape((8, 8, 1)),
+            ],
+            name="generator",
+        )
+        self.critic = keras.Sequential(
+            [
+                keras.Input((8, 8, 1)),
+                layers.Flatten(),
+                layers.Dense(64, activation="leaky_relu"),
+                layers.Dropout(0.2),
+                layers.Dense(1),
+            ],
+            name="critic",
+        )
+        self.seed_generator = keras.random.SeedGenerator(config["seed"])
+        self.built = True
+
+    def generate(self, number: Any) -> Any:
+        """Return images, float32 of shape (number, 8, 8, 1) in [-1, 1]."""
+        noise = keras.random.normal((number, self.num_noise), seed=self.seed_generator)
+        return self.generator(noise)
+
+
+class GANTrainer(TFFrequencyTrainer):
+    """Trains generator and critic in turn, as `opt_frequency` says."""
+
+    opt_frequency = {"generator": 1, "critic": 1}  # noqa: RUF012
+
+    def make_loss_ops(self, model: GAN, **batch: Any) -> dict[str, Any]:
+        """Return the loss of either part (the non-saturating one of Goodfellow et al., 2014)."""
+        real = batch["image"]
+        fake = model.generate(ops.shape(real)[0])
+        on_real = model.critic(real, training=self.is_training)
+        on_fake = model.critic(fake, training=self.is_training)
+        return {
+            "generator": ops.mean(ops.softplus(-on_fake)),
+            "critic": ops.mean(ops.softplus(-on_real)) + ops.mean(ops.softplus(on_fake)),
+        }
+
+    def eval_op(self, model: GAN, **batch: Any) -> dict[str, Any]:
+        """Return an image for every real one."""
+        return {"image": model.generate(ops.shape(batch["image"])[0])}
+
+
+class Autoencoder(keras.Model):
+    """An encoder with a classifier and a decoder on top."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(name="autoencoder")
+        self.encoder = keras.Sequential(
+            [keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(32, activation="relu")],
+            name="encoder",
+        )
+        self.classifier = keras.Sequential(
+            [keras.Input((32,)), layers.Dense(10)], name="classifier"
+        )
+        self.decoder = keras.Sequential(
+            [keras.Input((32,)), layers.Dense(64), layers.Reshape((8, 8, 1))], name="decoder"
+        )
+        self.built = True
+
+
+class AutoencoderTrainer(TFListTrainer):
+    """Learns to classify at one step, and to decode, half as fast, at the next."""
+
+    def make_loss_ops(self, model: Autoencoder, **batch: Any) -> list[dict[str, Any]]:
+        """Return the losses of either turn."""
+        code = model.encoder(batch["image"])
+        class_loss = sparse_cross_entropy(batch["label"], model.classifier(code))
+        error = ops.mean(ops.square(model.decoder(code) - batch["image"]))
+        return [{"encoder": class_loss, "classifier": class_loss}, {"decoder": error}]
+
+    def get_learning_rate_multiplier(self, index: int) -> float:
+        """Return the factor on the learning rate of a turn."""
+        return 1.0 if index == 0 else 0.5
+
+    def eval_op(self, model: Autoencoder, **batch: Any) -> dict[str, Any]:
+        """Return what is decoded."""
+        return {"decoded": model.decoder(model.encoder(batch["image"]))}
+
+
+def accuracy(
+    root: str, data_in: DatasetMixin, data_out: DatasetMixin, config: Config, **_: Any
+) -> dict[str, Any]:
+    """Return the share of predictions that are the labels, as a callback of evaluation."""
+    hits = data_out.labels["prediction"] == data_in.labels["label"]
+    return {"scalars": {"accuracy": float(hits.mean())}}

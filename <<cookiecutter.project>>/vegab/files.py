@@ -1,0 +1,101 @@
+"""Replaces files and folders in one step, and says where the project lies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vegab.config import UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, sync: bool = True) -> Iterator[Path]:
+    """A path to write a new file at, which takes the place of `path` at the end of the block.
+
+    A reader, and a kill, find the old content or the new. If the block fails, the old one stays.
+    With `sync` the new one is on the disk at the end, so that a power cut cannot take it.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+        if sync:
+            sync_to_disk(temporary)
+        os.replace(temporary, path)
+        if sync:
+            sync_to_disk(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, content: str | bytes, sync: bool = True) -> None:
+    """Replaces the content of a file; see `replacing`."""
+    with replacing(path, sync) as temporary:
+        text = content if isinstance(content, bytes) else content.encode(errors="replace")
+        temporary.write_bytes(text)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `path` at the end of the block.
+
+    A kill leaves the old one or the new one, whole. If the block fails, the old one stays.
+    """
+    path = Path(path)
+    partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(path, old)
+        os.replace(partial, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """Makes `target` another name of a file, in one step; a copy where there are no hard links."""
+    temporary = target.with_name(f".{target.name}.partial")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+        sync_to_disk(temporary)
+    os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # it stays where both were one file already
+
+
+def sync_to_disk(path: str | Path) -> None:
+    """Has a file or folder on the disk, not only in the system's memory, on return."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Replaces a file by a value as JSON; see `replacing`."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """A JSON file's content, or None if it is not there. Raises UsageError if it is broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
