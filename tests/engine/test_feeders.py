@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from interruptions import StopAt
 
 from engine.batches import digest
 from engine.records.features import ImageFeature, RawFeature
@@ -29,7 +30,6 @@ from engine.records.files import (
 )
 from engine.records.memory import MemorySamplesFeeder
 from src.training_loop import training_loop
-from tests.interruptions import StopAt
 
 INT = {"type": "FixedLenFeature", "shape": [], "dtype": "int64"}
 NUMBER = {"number": INT}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
+from machinery import ROOT
 
 from configs import registry
 from engine.checkpoints.checkpoint import read_state
@@ -31,7 +32,6 @@ from engine.iterators.trainers import (
 )
 from src.experiment import build
 from src.training_loop import INTERRUPTED
-from tests.conftest import ROOT
 from vegab import UsageError
 
 Settings = Mapping[str, Any]

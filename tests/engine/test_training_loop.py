@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from interruptions import AfterStep, StopAt
 from tensorflow.python.eager import context
 
 from engine.batches import ArrayBatches
@@ -21,7 +22,6 @@ from engine.hooks.stopping import EarlyStopping
 from engine.training.steps import Steps, _run_singly
 from src.experiment import build
 from src.training_loop import rate_in_epoch, training_loop
-from tests.interruptions import AfterStep, StopAt
 
 History = list[dict[str, Any]]
 
