@@ -12,6 +12,7 @@ import pytest
 from conftest import Baker, run
 
 
+@pytest.mark.slow
 def test_make_demo_trains_a_project_of_the_defaults(
     template: Path, python_with_cookiecutter: Callable[[str], Path], tmp_path: Path
 ) -> None:

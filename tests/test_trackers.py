@@ -22,6 +22,8 @@ import pytest
 from conftest import run
 from test_readme import code_blocks, commands_of
 
+pytestmark = pytest.mark.slow
+
 REQUIREMENTS = Path(__file__).with_name("requirements-trackers.txt")
 SMALL = ("--n_filters=4", "--n_layers=1", "--num_epochs=3")
 NUM_STEPS = 40  # in an epoch
