@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+
 from engine.iterators.datasets import DatasetMixin
 from src.examples.iterators import (
     ClassifierIterator,

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+
 from engine.iterators.base import PyHookedModelIterator, TemplateIterator
 from src.examples.iterators.torch_classifier import TorchClassifierIterator
-from torch import nn
 
 SCALER = torch.amp.GradScaler("cpu")
 NETS: dict[str, Any] = {}

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from interruptions import AfterStep, StopAt
+from loops import loop
 from tensorflow.python.eager import context
 
 from engine.batches import ArrayBatches
@@ -21,8 +23,6 @@ from engine.hooks.keeping import KeepCheckpoints
 from engine.hooks.stopping import EarlyStopping
 from engine.training.steps import Steps, _run_singly
 from src.experiment import build
-from tests.interruptions import AfterStep, StopAt
-from tests.loops import loop
 
 History = list[dict[str, Any]]
 

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from loops import loop
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.batches import ArrayBatches
@@ -28,7 +29,6 @@ from engine.iterators.build import of_iterators
 from engine.iterators.datasets import DatasetMixin, ExampleBatches
 from engine.pictures import new_figure
 from engine.training.steps import Steps
-from tests.loops import loop
 
 NUM_EXAMPLES = 10
 

@@ -14,6 +14,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from interruptions import StopAt
+from machinery import Command
 
 from configs import registry
 from engine.checkpoints import transfer
@@ -24,8 +26,6 @@ from engine.records.build import OneLabel, exporters_of
 from engine.records.memory import MemorySamplesFeeder
 from src import experiment as experiments
 from src.experiment import build
-from tests.conftest import Command
-from tests.interruptions import StopAt
 from vegab import UsageError
 from vegab.config import Override
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
+from machinery import ROOT
 
 import src.experiment
 from configs import registry
@@ -32,7 +33,6 @@ from engine.iterators.trainers import (
     TFListTrainer,
 )
 from src.experiment import build
-from tests.conftest import ROOT
 from vegab import UsageError
 
 Settings = Mapping[str, Any]

@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from interruptions import StopAt
+from loops import loop
 
 from engine.batches import digest
 from engine.records.features import ImageFeature, RawFeature
@@ -28,8 +30,6 @@ from engine.records.files import (
     write_records,
 )
 from engine.records.memory import MemorySamplesFeeder
-from tests.interruptions import StopAt
-from tests.loops import loop
 
 INT = {"type": "FixedLenFeature", "shape": [], "dtype": "int64"}
 NUMBER = {"number": INT}
