@@ -1,4 +1,4 @@
-"""Acts around the steps of training: progress, logs, curves, checkpoints to keep, early stopping."""
+"""Acts around the steps of training: progress, logs, curves, kept checkpoints, early stopping."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""ROOM"""
+"""Begins or resumes a run, runs its steps, and compares what must be the same on a resume."""
 
 from typing import TYPE_CHECKING
 
