@@ -1,4 +1,4 @@
-"""ROOM"""
+"""Acts around the steps of training: progress, logs, curves, kept checkpoints, early stopping."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""ROOM"""
+"""Trains and evaluates by iterators, over datasets of examples (EDflow)."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""ROOM"""
+"""Reads, writes and feeds TFRecord files, and builds the variants that train on them (Deephub)."""
 
 from typing import TYPE_CHECKING
 
