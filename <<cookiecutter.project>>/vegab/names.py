@@ -8,7 +8,8 @@ from types import ModuleType
 from typing import Any
 
 from vegab import trust
-from vegab.config import UsageError, did_you_mean
+from vegab.config import did_you_mean
+from vegab.exits import UsageError
 
 SEARCHED = ("src", "src.examples")  # where the mod of mod:Name is looked for first
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vegab.config import Config, flatten
-from vegab.files import ROOT, replacing_folder
-from vegab.run_folder import LOCK
+from vegab.files import LOCK, ROOT, replacing_folder
 
 LARGEST_COPIED_FILE = 1_000_000  # bytes; larger ones are named in meta.json, not copied
 LARGEST_DIFF_IN_META = 1_000_000  # characters; code/uncommitted.diff has all of it
