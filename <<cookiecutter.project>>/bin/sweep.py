@@ -173,8 +173,7 @@ def definition_of(
 ) -> sweep_trials.Definition:
     """Return what a sweep is that is asked for, once all of it is known to make sense.
 
-    Raises:
-        vegab.UsageError: if it does not.
+    Raises vegab.UsageError if it does not.
     """
     args = TYPED.args
     given = dict(args.overrides)
@@ -208,8 +207,7 @@ def definition_of(
 def launcher_of(name: str, local: Options, slurm: Options, ray: Options) -> Any:
     """Return what starts trials, made with its own options; nothing is on the disk yet.
 
-    Raises:
-        vegab.UsageError: if there is no such launcher, or it cannot be had here.
+    Raises vegab.UsageError if there is no such launcher, or it cannot be had here.
     """
     if name == "local":
         return launch.LocalLauncher(**local)
@@ -262,8 +260,7 @@ def words_of(
 def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> None:
     """Resolve each trial's config, and look at its ranges.
 
-    Raises:
-        vegab.UsageError: naming the trial that cannot be.
+    Raises vegab.UsageError, naming the trial that cannot be.
     """
     given = [Override(key, value, adds=True) for key, value in args.overrides.items()]
     given += [Override(key, None, deletes=True) for key in args.delete]

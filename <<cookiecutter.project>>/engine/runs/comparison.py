@@ -89,8 +89,7 @@ def listing(records: Sequence[RunRecord]) -> Table:
 def sorted_records(records: Sequence[RunRecord], column: str) -> list[RunRecord]:
     """Sort runs by a column of `listing`; a `-` before its name turns the order around.
 
-    Raises:
-        UsageError: if there is no such column.
+    Raises UsageError if there is no such column.
     """
     order = {record.path: index for index, record in enumerate(records)}
     keys: dict[str, Callable[[RunRecord], Any]] = {
@@ -161,8 +160,7 @@ def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
 def metrics_of(records: Sequence[RunRecord], asked: Sequence[str]) -> list[str]:
     """Return the metrics to show: those that were asked for, or all that a run has.
 
-    Raises:
-        UsageError: if no run has one that was asked for.
+    Raises UsageError if no run has one that was asked for.
     """
     known = list(dict.fromkeys(metric for record in records for metric in record.metrics))
     for metric in asked:
@@ -177,12 +175,11 @@ def metrics_of(records: Sequence[RunRecord], asked: Sequence[str]) -> list[str]:
 def sorted_table(table: Table, column: str) -> Table:
     """Sort rows by a column, cells without a value last; a `-` before the name turns them around.
 
+    Raises UsageError if there is no such column.
+
     Args:
         table: of runs.
         column: a name, or that of a metric, which stands for its best value.
-
-    Raises:
-        UsageError: if there is no such column.
     """
     name = column.removeprefix("-")
     for candidate in (name, f"{name} best"):

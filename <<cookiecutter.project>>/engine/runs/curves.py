@@ -63,14 +63,13 @@ def curves_of(
 ) -> tuple[dict[str, list[Curve]], list[str]]:
     """Return the curves of each metric, and a sentence for whatever is not drawn as one expects.
 
+    Raises UsageError if there is nothing to draw of a metric.
+
     Args:
         records: of the runs.
         asked: columns of `history.csv`; none: what the runs monitor.
         x: "epoch" or "step".
         log_y: whether values have to be above 0.
-
-    Raises:
-        UsageError: if there is nothing to draw of a metric.
     """
     import numpy as np
 

@@ -119,12 +119,11 @@ class Original:
 def read(folder: Path, epochs: int) -> Original:
     """Look whether a run can be made again, and touch nothing.
 
+    Raises UsageError if it cannot be.
+
     Args:
         folder: of the run.
         epochs: how many are to be compared, from the first on; 0: all that it has.
-
-    Raises:
-        UsageError: if it cannot be.
     """
     trust.confine()  # the process that runs it again, too
     run = read_run(folder)
@@ -170,8 +169,7 @@ def read(folder: Path, epochs: int) -> Original:
 def last_state(folder: Path) -> dict[str, Any]:
     """Return the state in the latest commit.
 
-    Raises:
-        UsageError: if there is none, or it or the best one is damaged.
+    Raises UsageError if there is none, or it or the best one is damaged.
     """
     from engine.checkpoints import BEST, LATEST, DamagedCheckpointError, read_state, verify
 
@@ -189,8 +187,7 @@ def last_state(folder: Path) -> dict[str, Any]:
 def history_of(folder: Path, state: Mapping[str, Any]) -> list[Cells]:
     """Return the rows of `history.csv`; where a kill left some of them out, those of the commit.
 
-    Raises:
-        UsageError: if it cannot be read.
+    Raises UsageError if it cannot be read.
     """
     try:
         rows, committed = rows_in(folder), committed_rows(state)
@@ -213,10 +210,8 @@ def committed_rows(state: Mapping[str, Any]) -> list[Cells]:
 def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, Path]:
     """Return the attempt with which the run began, from 0, and the folder with its source.
 
-    An attempt that finds nothing committed begins the run anew.
-
-    Raises:
-        UsageError: if the source is gone.
+    An attempt that finds nothing committed begins the run anew. Raises UsageError if the source is
+    gone.
     """
     attempts = meta["attempts"]
     begun = max((i for i, attempt in enumerate(attempts) if attempt.get("from") == {}), default=0)
@@ -228,11 +223,7 @@ def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, Path]:
 
 
 def script_of(meta: Mapping[str, Any], code: Path) -> Path:
-    """Return what was run, relative to the source.
-
-    Raises:
-        UsageError: if it is not there.
-    """
+    """Return what was run, relative to the source. Raises UsageError if it is not there."""
     command = meta.get("command") or {}
     words = [word for word in command.get("argv", []) if word.endswith(".py")]
     typed = Path(command.get("script") or os.path.join(command.get("folder", ""), *words[:1]))
@@ -278,8 +269,7 @@ def typed_in(meta: Mapping[str, Any]) -> Path:
 def start_of(folder: Path, meta: Mapping[str, Any]) -> Path | None:
     """Return the commit that --fork or --checkpoint began with, or None.
 
-    Raises:
-        UsageError: if it is not kept any more, is damaged, or belongs to another run by now.
+    Raises UsageError if it is not kept any more, is damaged, or belongs to another run by now.
     """
     from engine.checkpoints import LATEST, DamagedCheckpointError, commits_of, verify
 
@@ -319,8 +309,7 @@ def epochs_in(commit: Path | None) -> int:
 def refuse_what_is_missing(original: Original) -> None:
     """Refuse a run whose weights to begin with, or whose GPUs, are not there.
 
-    Raises:
-        UsageError: naming them.
+    Raises UsageError, naming them.
     """
     weights = original.flags.get("warm_start")
     if weights and not (original.typed_in / weights).exists():

@@ -101,11 +101,10 @@ class RunRecord:
 def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the run folders that patterns mean, each once, and a sentence per pattern with none.
 
+    Raises UsageError if there is no run at all.
+
     Args:
         patterns: run folders, folders below which runs lie, or globs of either.
-
-    Raises:
-        UsageError: if there is no run at all.
     """
     found: dict[str, str] = {}  # by what the path really is
     problems = []
@@ -357,11 +356,8 @@ def _seconds_until_last_commit(record: RunRecord) -> float:
 def read_history(run: str | Path) -> list[dict[str, float]]:
     """Return the rows of a run's `history.csv` by column; cells that a row lacks are not in it.
 
-    A last line that is being written this instant is left out.
-
-    Raises:
-        ValueError: if there is something else than numbers in it.
-        OSError: if it cannot be read.
+    A last line that is being written this instant is left out. Raises ValueError if there is
+    something else than numbers in it. Raises OSError if it cannot be read.
     """
     try:
         with open(
@@ -480,8 +476,7 @@ def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]
 def require_writable(output: str) -> None:
     """Refuse a file that could not be written, before anything is read or drawn.
 
-    Raises:
-        UsageError: naming it.
+    Raises UsageError, naming it.
     """
     target = Path(output)
     if not output.strip() or target.is_dir() or not os.access(target.parent, os.W_OK):
@@ -491,15 +486,14 @@ def require_writable(output: str) -> None:
 def load_runs(*patterns: str) -> "pd.DataFrame":
     """Return a row per run: what it is, its settings, the best and last value of each metric.
 
+    Raises UsageError if there is no run at all.
+
     Args:
         patterns: as for `find_runs`.
 
     Returns:
         A frame indexed by path, with the columns state, epoch, dotted settings (`n_filters`) and
         metrics (`val_loss best`, `val_loss last`).
-
-    Raises:
-        UsageError: if there is no run at all.
     """
     import pandas as pd
 
@@ -536,9 +530,8 @@ def load_meta(run: str | Path) -> dict[str, Any]:
 def load_position(run: str | Path) -> dict[str, Any]:
     """Return epochs and steps done, as plain values, or {} before the first commit.
 
-    Raises:
-        pickle.UnpicklingError: if `loop_state.pkl` holds anything but plain values; nothing
-            in it is executed.
+    Raises pickle.UnpicklingError if `loop_state.pkl` holds anything but plain values; nothing in it
+    is executed.
     """
     state = _loop_state(run)
     keys = ("epoch", "global_step", *(["inexact"] if state.get("inexact") else []))
@@ -548,8 +541,7 @@ def load_position(run: str | Path) -> dict[str, Any]:
 def load_fingerprint(run: str | Path) -> dict[str, Any]:
     """Return what a run's bits depend on, as its last commit says; {} if nothing does.
 
-    Raises:
-        pickle.UnpicklingError: as `load_position` does.
+    Raises pickle.UnpicklingError: as `load_position` does.
     """
     return _loop_state(run).get("fingerprint") or {}
 

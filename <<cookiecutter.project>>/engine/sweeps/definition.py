@@ -94,8 +94,7 @@ class Definition:
 def with_plan(path: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Return what a plan asks for, and what the command line does beside it.
 
-    Raises:
-        UsageError: if the file is no plan.
+    Raises UsageError if the file is no plan.
     """
     plan = read_yaml(read_text(Path(path)), path)
     if not isinstance(plan, dict):
@@ -121,11 +120,7 @@ def with_plan(path: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_numbers(asked: dict[str, Any], least: dict[str, int]) -> None:
-    """Refuse what is no number, or too small a one.
-
-    Raises:
-        UsageError: naming it.
-    """
+    """Refuse what is no number, or too small a one. Raises UsageError, naming it."""
     for name, limit in least.items():
         if not isinstance(asked[name], int) or asked[name] < limit:
             raise UsageError(f"{name} is {asked[name]!r}; it must be at least {limit}")
@@ -134,12 +129,11 @@ def require_numbers(asked: dict[str, Any], least: dict[str, int]) -> None:
 def axes_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, list[Any]]:
     """Read `--grid KEY=VALUE,VALUE,…`; the values are YAML.
 
+    Raises UsageError if a text is none of that form, has no value, or names a key again.
+
     Args:
         texts: as typed.
         key_of: returns the dotted key that a name means, or raises UsageError.
-
-    Raises:
-        UsageError: if a text is none of that form, has no value, or names a key again.
     """
     axes: dict[str, list[Any]] = {}
     for text in texts:
@@ -177,8 +171,7 @@ def _split(
 def bounds_of(text: str, source: str) -> tuple[float, float, bool]:
     """Return the ends of a range and whether it is logarithmic; two integers draw integers.
 
-    Raises:
-        UsageError: if it is none.
+    Raises UsageError if it is none.
     """
     match = RANGE.fullmatch(text)
     ends = [read_yaml(match[end], source) if match else None for end in ("low", "high")]
@@ -211,8 +204,7 @@ def shortened(value: float) -> float:
 def trials_of(definition: Definition) -> list[Trial]:
     """Return the trials of a sweep, in the order in which they are run; of a search, none.
 
-    Raises:
-        UsageError: if there is none, or two would have the same folder.
+    Raises UsageError if there is none, or two would have the same folder.
     """
     if definition.search:
         for key, values in definition.axes.items():

@@ -50,6 +50,8 @@ class Launcher:
 class LocalLauncher(Launcher):
     """Runs command lines of `bin/train.py`, each in a process that is forked with all imported.
 
+    Raises UsageError if `gpus` names none, or has no room for as many.
+
     Args:
         jobs: how many at a time, at least 1; None: as many as there is room for.
         gpus: to share out, in the form of `bin/train.py --gpus`; "": none in particular.
@@ -57,9 +59,6 @@ class LocalLauncher(Launcher):
         threads: of each; None: one a core.
         outputs: folder for what they say until their run folder is open.
         is_stopped: whether to stop; those that run are then told to commit and end.
-
-    Raises:
-        UsageError: if `gpus` names none, or has no room for as many.
     """
 
     def __init__(

@@ -41,6 +41,8 @@ OBJECT_STORE = 80 * 2**20  # bytes; an exit code is all that goes through it
 class RayLauncher(Launcher):
     """Runs command lines of `bin/train.py`, each in a task of Ray.
 
+    Raises UsageError if Ray is not installed, or does not listen at the address.
+
     Args:
         gpus: how many for each, or "".
         address: of a cluster, such as "head:6379", or "auto"; "": what RAY_ADDRESS says, or else
@@ -49,9 +51,6 @@ class RayLauncher(Launcher):
         threads: of each, which has as many cores; None: all cores of a node, or one beside GPUs.
         outputs: shared folder for what they say until their run folder is open.
         is_stopped: whether to stop; those that run are then told to commit and end.
-
-    Raises:
-        UsageError: if Ray is not installed, or does not listen at the address.
     """
 
     def __init__(

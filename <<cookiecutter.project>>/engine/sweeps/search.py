@@ -131,8 +131,7 @@ class Search:
 def check(definition: Definition) -> None:
     """Look whether what a definition asks of Optuna can be had.
 
-    Raises:
-        UsageError: saying what cannot.
+    Raises UsageError, saying what cannot.
     """
     for name, value, choices in (
         ("search", definition.search, ENGINES),

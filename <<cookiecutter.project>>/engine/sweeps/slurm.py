@@ -66,7 +66,8 @@ class Task(NamedTuple):
 class SlurmLauncher(Launcher):
     """Runs command lines of `bin/train.py`, each in a job of an array.
 
-    Jobs outlive this process: another launcher with the same `outputs` finds them again.
+    Jobs outlive this process: another launcher with the same `outputs` finds them again. Raises
+    UsageError if there is no SLURM here, or it refuses what is asked of it.
 
     Args:
         gpus: how many for each, or "".
@@ -75,9 +76,6 @@ class SlurmLauncher(Launcher):
         max_parallel: how many at a time; 0: as many as there is room for.
         outputs: folder for what they say until their run folder is open.
         is_stopped: whether to stop; those that run are then told to commit and end.
-
-    Raises:
-        UsageError: if there is no SLURM here, or it refuses what is asked of it.
     """
 
     def __init__(
@@ -105,10 +103,8 @@ class SlurmLauncher(Launcher):
     ) -> dict[str, int]:
         """Run commands by name until all have ended; see `LocalLauncher.run`.
 
-        What an earlier launcher has submitted is not submitted again.
-
-        Raises:
-            UsageError: if sbatch refuses them.
+        What an earlier launcher has submitted is not submitted again. Raises UsageError if sbatch
+        refuses them.
         """
         self.outputs.mkdir(exist_ok=True)
         self._take_back()
@@ -195,6 +191,8 @@ def submit_run(
 ) -> str:
     """Submit a job that runs `bin/train.py` on each of its nodes, and return a line about it.
 
+    Raises UsageError if there is no SLURM here, or it refuses what is asked of it.
+
     Args:
         argv: the command line after the program's name; the launcher's own flags are left out.
         save_path: the run folder.
@@ -202,9 +200,6 @@ def submit_run(
         partition: where to queue, or "" for the site's default.
         time: limit of the job in SLURM's form, or "" for the partition's.
         nodes: how many.
-
-    Raises:
-        UsageError: if there is no SLURM here, or it refuses what is asked of it.
     """
     if nodes < 1:
         raise UsageError(f"nodes is {nodes}; it must be at least 1")
@@ -231,8 +226,7 @@ def _without_own(argv: Sequence[str]) -> list[str]:
 def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str, Any]:
     """Return what is asked of SLURM, which it has been asked about, and `setup`.
 
-    Raises:
-        UsageError: if submitit or sbatch is missing, or slurm.yaml or SLURM's answer says no.
+    Raises UsageError if submitit or sbatch is missing, or slurm.yaml or SLURM's answer says no.
     """
     if gpus and not re.fullmatch("[1-9][0-9]*", gpus):
         raise UsageError(f"gpus is {gpus!r}; with --launcher slurm give how many, such as 1")
@@ -273,11 +267,7 @@ def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str
 
 
 def read_site() -> dict[str, Any]:
-    """Return what configs/slurm.yaml says.
-
-    Raises:
-        UsageError: if it has a key that is none.
-    """
+    """Return what configs/slurm.yaml says. Raises UsageError if it has a key that is none."""
     if not SITE.exists():
         return {}
     shown = os.path.relpath(SITE)
@@ -311,15 +301,14 @@ def submit(
 ) -> str:
     """Submit a job, or an array of them, and return its number.
 
+    Raises UsageError if sbatch refuses them.
+
     Args:
         options: see `options_of`.
         name: of the job.
         lines: for a shell, one a job.
         logs: folder for the batch scripts, what the jobs say, and their exit codes.
         max_parallel: how many jobs at a time; 0: as many as there is room for.
-
-    Raises:
-        UsageError: if sbatch refuses them.
     """
     import submitit
 
@@ -352,8 +341,7 @@ def submit(
 def tasks_of(outputs: Path) -> dict[str, Task]:
     """Return what SLURM's queue has of the commands that were submitted, by their names.
 
-    Raises:
-        UsageError: if SLURM does not answer.
+    Raises UsageError if SLURM does not answer.
     """
     jobs = read_json(outputs / JOBS)
     if not jobs:
@@ -384,11 +372,10 @@ def stop(tasks: Iterable[Task]) -> None:
 def stop_all(outputs: Path) -> bool:
     """Stop what a launcher that is gone has left in SLURM's queue, and wait until it has ended.
 
+    Raises UsageError if SLURM does not answer.
+
     Returns:
         Whether it had left anything.
-
-    Raises:
-        UsageError: if SLURM does not answer.
     """
     was_there = False
     while tasks := tasks_of(outputs):
@@ -401,8 +388,7 @@ def stop_all(outputs: Path) -> bool:
 def ask(*command: str) -> str:
     """Return what a command of SLURM's says.
 
-    Raises:
-        UsageError: with the first line of its complaint, if it has one.
+    Raises UsageError, with the first line of its complaint, if it has one.
     """
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

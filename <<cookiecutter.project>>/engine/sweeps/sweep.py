@@ -55,11 +55,8 @@ def known_trials(folder: Path, definition: Definition) -> list[Trial]:
     """Return the trials of a definition and those of the sweep that is in the folder already.
 
     A larger grid, more seeds or more draws add their trials to those that are there. A search goes
-    on from what it has chosen; more trials are added to it.
-
-    Raises:
-        UsageError: if the folder holds something else, or the sweep of another config, or a search
-            of another kind.
+    on from what it has chosen; more trials are added to it. Raises UsageError if the folder holds
+    something else, or the sweep of another config, or a search of another kind.
     """
     trials = trials_of(definition)
     if not (folder / SWEEP).exists():
@@ -99,10 +96,8 @@ def suggested_in(folder: Path) -> list[Settings]:
 def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
     """Return what `sweep.json` says: of what it is, the trials, and what a search has chosen.
 
-    Without a search, the last are the settings of all trials.
-
-    Raises:
-        UsageError: if there is none, or it is none.
+    Without a search, the last are the settings of all trials. Raises UsageError if there is none,
+    or it is none.
     """
     content = read_json(folder / SWEEP)
     if content is None:
@@ -148,8 +143,7 @@ def _names_in(folder: Path) -> list[str]:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a sweep's folder, which is made, for this process.
 
-    Raises:
-        UsageError: if another one holds it, or it cannot be made.
+    Raises UsageError if another one holds it, or it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
