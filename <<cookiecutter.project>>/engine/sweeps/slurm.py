@@ -16,11 +16,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.sweeps.local import SECONDS_BETWEEN, Launcher
+from engine.sweeps.local import SECONDS_BETWEEN, Commands, Launcher, Tell
 from vegab import ROOT, UsageError
 from vegab.config import did_you_mean, read_text, read_yaml
 from vegab.files import read_json, write_json
@@ -48,19 +48,12 @@ esac"""
 
 
 class Task(NamedTuple):
-    """A place in SLURM's queue.
+    """A place in SLURM's queue."""
 
-    Attributes:
-        job: the name of the array of jobs.
-        position: in the array.
-        number: what SLURM calls it, such as 12_3; "" while that is not known.
-        state: such as PENDING or RUNNING.
-    """
-
-    job: str
-    position: int
-    number: str
-    state: str
+    job: str  # the name of the array of jobs
+    position: int  # in the array
+    number: str  # what SLURM calls it, such as 12_3; "" while that is not known
+    state: str  # such as PENDING or RUNNING
 
 
 class SlurmLauncher(Launcher):
@@ -74,34 +67,22 @@ class SlurmLauncher(Launcher):
         partition: where to queue, or "" for the site's default.
         time: limit of a job in SLURM's form, or "" for the partition's.
         max_parallel: how many at a time; 0: as many as there is room for.
-        outputs: folder for what they say until their run folder is open.
-        is_stopped: whether to stop; those that run are then told to commit and end.
+        options: see `Launcher`.
     """
 
     def __init__(
-        self,
-        gpus: str,
-        partition: str,
-        time: str,
-        max_parallel: int,
-        outputs: Path,
-        is_stopped: Callable[[], bool],
+        self, gpus: str, partition: str, time: str, max_parallel: int, **options: Any
     ) -> None:
+        super().__init__(**options)
         self.options = options_of(gpus, partition, time)
         self.max_parallel = max_parallel
-        self.outputs = outputs
-        self.is_stopped = is_stopped
 
     def adopted(self) -> set[str]:
         """Return the names of the commands that SLURM has jobs of."""
         return set(tasks_of(self.outputs))
 
-    def run(
-        self,
-        commands: Mapping[str, Sequence[str]],
-        tell: Callable[[Sequence[str], Mapping[str, int]], Mapping[str, Sequence[str]]],
-    ) -> dict[str, int]:
-        """Run commands by name until all have ended; see `LocalLauncher.run`.
+    def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
+        """Run commands by name until all have ended; see `Launcher.run`.
 
         What an earlier launcher has submitted is not submitted again. Raises UsageError if sbatch
         refuses them.
@@ -143,7 +124,7 @@ class SlurmLauncher(Launcher):
         """Return the last line that a command wrote before its run folder was open."""
         return f"{super().said(name)} ({self.outputs / LOGS} holds what the jobs said)"
 
-    def _submit(self, commands: Mapping[str, Sequence[str]]) -> dict[str, Task]:
+    def _submit(self, commands: Commands) -> dict[str, Task]:
         """Submit an array, and return its tasks.
 
         It is noted before, and again when it is whole: submitit writes what the jobs wait for
@@ -152,7 +133,7 @@ class SlurmLauncher(Launcher):
         job = f"{_safe(self.outputs.resolve().parent.name)}-{secrets.token_hex(4)}"
         lines = []
         for name, words in commands.items():
-            output = self.outputs / f"{name}.txt"
+            output = self.output(name)
             output.unlink(missing_ok=True)
             lines.append(f"{line_of(words, self.options)} > {shlex.quote(str(output))} 2>&1")
         before = read_json(self.outputs / JOBS) or {}
@@ -191,15 +172,8 @@ def submit_run(
 ) -> str:
     """Submit a job that runs `bin/train.py` on each of its nodes, and return a line about it.
 
-    Raises UsageError if there is no SLURM here, or it refuses what is asked of it.
-
-    Args:
-        argv: the command line after the program's name; the launcher's own flags are left out.
-        save_path: the run folder.
-        gpus: how many on each node, or "".
-        partition: where to queue, or "" for the site's default.
-        time: limit of the job in SLURM's form, or "" for the partition's.
-        nodes: how many.
+    Of the command line `argv`, the launcher's own flags are left out. The others are as for
+    `SlurmLauncher`. Raises UsageError if there is no SLURM here, or it refuses what is asked of it.
     """
     if nodes < 1:
         raise UsageError(f"nodes is {nodes}; it must be at least 1")

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,30 +23,14 @@ from engine.runs import RunRecord, results
 from engine.sweeps.definition import Definition, Settings, Trial, trials_of
 from vegab import UsageError
 from vegab.config import differences, show_differences
-from vegab.files import read_json, write_json
+from vegab.exits import FINISHED, INTERRUPTED, REFUSED
+from vegab.files import FORMAT, read_json, write_json
 from vegab.run_folder import IN_USE, living_owner
 
 SWEEP, LOCK = "sweep.json", "sweep.lock"
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
-# Exit codes of bin/train.py.
-FINISHED, REFUSED, INTERRUPTED = 0, 2, 75
 SECONDS_BETWEEN = 0.5
 MOST_LINES, NUM_BEST = 40, 10  # of `status`
-# What `sweep.json` calls the attributes of a `Definition`.
-NAMES = {
-    "config_name": "config_name",
-    "words": "words",
-    "config": "config",
-    "axes": "grid",
-    "ranges": "range",
-    "num_random": "random",
-    "num_seeds": "seeds",
-    "num_folds": "folds",
-    "search": "search",
-    "num_trials": "trials_asked",
-    "pruner": "pruner",
-    "num_parallel": "num_parallel",
-}
 # These a search cannot change on its way.
 SEARCHED = ("grid", "range", "seeds", "folds")
 
@@ -71,8 +55,8 @@ def known_trials(folder: Path, definition: Definition) -> list[Trial]:
             "choose another folder"
         )
     fixed = ["search", "pruner", *(SEARCHED if definition.search else ())]
-    old, new = as_json(before), as_json(definition)
-    changes = differences({key: old[key] for key in fixed}, {key: new[key] for key in fixed})
+    old, new = ({key: getattr(each, key) for key in fixed} for each in (before, definition))
+    changes = differences(old, new)
     if changes:
         raise UsageError(
             f"{folder} holds another sweep ({show_differences(changes)}); choose another folder"
@@ -104,7 +88,7 @@ def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
         raise UsageError(f"{folder} holds no sweep; name a folder that bin/sweep.py made")
     try:
         trials = [Trial(entry["name"], entry["settings"]) for entry in content["trials"]]
-        definition = Definition(**{name: content[key] for name, key in NAMES.items()})
+        definition = Definition(**content["definition"])
         return definition, trials, content["suggested"] or [trial.settings for trial in trials]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{folder / SWEEP} is not one of this project's ({error!r})") from error
@@ -118,16 +102,12 @@ def write(
 ) -> None:
     """Keep what a sweep is."""
     content = {
-        **as_json(definition),
+        "format": FORMAT,
+        "definition": asdict(definition),
         "suggested": list(map(dict, suggested)) if definition.search else [],
         "trials": [{"name": t.name, "settings": dict(t.settings)} for t in trials],
     }
     write_json(folder / SWEEP, content)
-
-
-def as_json(definition: Definition) -> dict[str, Any]:
-    """Return what a sweep is as `sweep.json` has it."""
-    return json.loads(json.dumps({key: getattr(definition, name) for name, key in NAMES.items()}))
 
 
 def _names_in(folder: Path) -> list[str]:
