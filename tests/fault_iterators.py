@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from engine.iterators.datasets import DatasetMixin
-from src.examples.iterators.iterators import (
+from src.examples.iterators import (
     ClassifierIterator,
     ClassifierTrainer,
     NumpyIterator,

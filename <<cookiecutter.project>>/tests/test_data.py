@@ -17,7 +17,7 @@ def test_digits_have_the_shapes_and_ranges_that_are_promised(config: dict[str, A
     for features, labels in (digits.train.batch(0, 0), digits.valid, digits.load_test()):
         assert features.min() == 0
         assert features.max() == 1
-        assert set(labels.tolist()) == set(range(digits.num_classes))
+        assert set(labels.tolist()) == set(range(10))
 
 
 def test_no_test_or_validation_image_is_trained_on(config: dict[str, Any]) -> None:

@@ -270,7 +270,7 @@ tf.config.set_logical_device_configuration(processor, two)
 
 from configs import registry
 from src import devices
-from src.experiment import build
+from src.experiment import build, train
 from interruptions import StopAt
 from vegab import UsageError
 
@@ -284,7 +284,7 @@ config = registry["digits"] | {
 def train(name, *hooks, **settings):
     folder = Path(sys.argv[1], name)
     folder.mkdir(exist_ok=True)
-    build(config | settings, str(folder)).train(folder, hooks)
+    train(build(config | settings, str(folder)), folder, hooks)
 
 
 def refused(*arguments, **settings):

@@ -1,6 +1,7 @@
 """A resume that could not be exact is refused, with what differs."""
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from test_training_loop import train
 
 from engine.checkpoints import checkpoint
 from engine.checkpoints.file import SIGNATURE, USER_BLOCK
-from engine.training import fingerprint
+from engine.training import fingerprint, sources
 from src.experiment import build
 from vegab import UsageError
 from vegab.config import nested
@@ -58,6 +59,7 @@ def test_nothing_differs_in_the_same_place(config: dict[str, Any], run: Path) ->
         ({"versions": {"tensorflow": "1.0"}}, "versions tensorflow: 1.0, now "),
         ({"data": "0"}, "the data is another"),
         ({"code": {"src/models.py": "0"}}, "src/models.py has changed"),
+        ({"code": {"engine": "0"}}, "the engine is another version"),
         ({"processor": ["abacus"]}, "processor: abacus, now "),
         ({"devices": ["TPU"]}, "devices: TPU, now CPU"),
     ],
@@ -136,8 +138,11 @@ def test_hooks_and_modules_outside_of_src_count(tmp_path: Path) -> None:
     own = {name for name in stored["code"] if not name.startswith("src/")}
     assert own == {"engine", "own/hooks.py"}
     with open(hooks, "a") as file:
+        file.write("    # a comment is no change\n")
+    assert forked.run([*words, "--num_epochs=2"], project, os.environ).returncode == 0
+    with open(hooks, "a") as file:
         file.write("    only_tells = True\n")
-    again = forked.run([*words, "--num_epochs=2"], project, os.environ)
+    again = forked.run([*words, "--num_epochs=3"], project, os.environ)
     assert again.returncode == 2
     assert "own/hooks.py has changed" in again.stderr
 
@@ -176,3 +181,20 @@ def test_other_data_has_another_digest(config: dict[str, Any]) -> None:
         build(config | {"batch_size": 16}).fingerprint["data"],
     ]
     assert digests[0] != digests[1]
+
+
+def test_what_a_process_has_imported_does_not_matter(config: dict[str, Any]) -> None:
+    code = sources.digests(config)
+    importlib.import_module("src.examples.iterators")
+    assert sources.digests(config) == code
+    assert set(code) == {
+        "engine",
+        *(f"src/{name}.py" for name in ("__init__", "data", "experiment", "models")),
+        "src/training_loop.py",
+    }
+
+
+def test_what_a_config_names_counts_with_what_that_imports(config: dict[str, Any]) -> None:
+    named = sources.digests(config | {"model": "toy:DebugToyModel"})
+    assert "src/examples/toy.py" in named
+    assert "src/examples/toy.py" not in sources.digests(config)

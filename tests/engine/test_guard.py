@@ -9,13 +9,13 @@ import keras
 import pytest
 import tensorflow as tf
 from keras import layers
+from loops import loop
 from machinery import Command
 
 from configs import registry
 from engine.training import guard
 from src.examples.iterators import GANTrainer
-from src.experiment import build
-from src.training_loop import training_loop
+from src.experiment import build, train
 from vegab import UsageError
 
 IN_MODULE = keras.Variable(0.0, trainable=False)
@@ -251,10 +251,10 @@ def test_what_no_checkpoint_holds_is_refused_by_name(kind: str, quick: dict[str,
         config["dataset"] = f"{HERE}.without_validation"
     prepared = build(config)
     with pytest.raises(UsageError, match=REFUSED[kind]) as refusal:
-        prepared.trace(allow_inexact=False)
+        prepared.with_work(allow_inexact=False)
     assert "--allow_inexact" in str(refusal.value)
-    traced = prepared.trace(allow_inexact=True).traced
-    assert traced is not None and len(traced.guard.found) > 0
+    work = prepared.with_work(allow_inexact=True).work
+    assert work is not None and len(work.guard.found) > 0
 
 
 def without_validation(config: Mapping[str, Any]) -> Any:
@@ -313,8 +313,8 @@ def test_what_checkpoints_hold_is_not_refused(
     kind: str, precision: str, quick: dict[str, Any]
 ) -> None:
     prepared = build(quick | {"model": f"{HERE}.{kind}", "precision": precision})
-    traced = prepared.trace(allow_inexact=False).traced
-    assert traced is not None and traced.guard.found == []
+    work = prepared.with_work(allow_inexact=False).work
+    assert work is not None and work.guard.found == []
 
 
 class NoisyGAN(GANTrainer):
@@ -330,14 +330,14 @@ def test_the_steps_of_an_iterator_are_looked_at_in_every_turn() -> None:
     config = registry["gan"] | {"iterator": f"{HERE}.NoisyGAN"}
     prepared = build(config)
     with pytest.raises(UsageError, match="RandomUniform, in test_guard"):
-        prepared.trace(allow_inexact=False)
+        prepared.with_work(allow_inexact=False)
 
 
 def test_the_loop_looks_by_itself(quick: dict[str, Any], tmp_path: Path) -> None:
     prepared = build(quick | {"model": f"{HERE}.normal"})
     data = prepared.dataset
     with pytest.raises(UsageError, match="RandomStandardNormal"):
-        training_loop(prepared.model, data.train, data.valid, tmp_path, num_epochs=1)
+        loop(prepared.model, data.train, data.valid, tmp_path, num_epochs=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -370,7 +370,7 @@ def test_what_callbacks_set_before_the_first_step_counts(
 ) -> None:
     callbacks = [{"class": f"{HERE}.SetsRate"}]
     prepared = build(quick | {"model": f"{HERE}.scaled", "callbacks": callbacks})
-    prepared.trace(allow_inexact=False).train(tmp_path, [])
+    train(prepared.with_work(allow_inexact=False), tmp_path, [])
     rows = (tmp_path / "history.csv").read_text().splitlines()
     assert rows[0].split(",")[3] == "loss"
     assert float(rows[1].split(",")[3]) == 0.0

@@ -131,7 +131,7 @@ def test_a_config_from_a_run_folder_is_a_stranger_s(
         file.write_text('{"extend": "../lure.json"}')
     config = registry.resolve(str(file), bases)
     with pytest.raises(UsageError, match="leads to subprocess"):
-        experiment.build_compiled(config)
+        experiment.experiment_of(config, None)
 
 
 def test_what_was_typed_may_name_anything(

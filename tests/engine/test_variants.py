@@ -24,8 +24,9 @@ from engine.devices import gpus as devices
 from engine.hooks.base import Hook
 from engine.records.build import OneLabel, exporters_of
 from engine.records.memory import MemorySamplesFeeder
+from src import experiment as experiments
 from src.experiment import build
-from vegab import UsageError
+from vegab import UsageError, resolve
 from vegab.config import Override
 
 FEEDERS = (
@@ -47,7 +48,7 @@ def train(folder: Path, *more: Hook, **changes: Any) -> list[dict[str, str]]:
     """Train a variant, or continue; return the rows of its history."""
     experiment = build(variant(**changes), str(folder))
     folder.mkdir(exist_ok=True)
-    experiment.train(folder, [*experiment.hooks(None), *more])
+    experiments.train(experiment, folder, [*experiment.hooks(None), *more])
     with open(folder / "history.csv", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -238,6 +239,17 @@ def test_classes_are_found_in_either_spelling(model: dict[str, str]) -> None:
     assert build(config).model.get_layer("hidden").units == 7
 
 
+def test_names_of_edflow_lead_to_their_homes() -> None:
+    from engine.hooks import Hook
+    from engine.iterators import DatasetMixin, TFBaseTrainer
+
+    assert resolve("edflow.iterators.tf_trainer.TFBaseTrainer", "iterator") is TFBaseTrainer
+    assert resolve("edflow.data.dataset_mixin:DatasetMixin", "dataset") is DatasetMixin
+    assert resolve("edflow.hooks.hook.Hook", "hooks") is Hook
+    with pytest.raises(UsageError, match="there is no module"):
+        resolve("edflow.nowhere.Nothing", "hooks")
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -266,7 +278,7 @@ def test_feeders_from_memory_and_without_labels(tmp_path: Path) -> None:
     config = variant(train__epochs=2, train__validation_secs=None)
     config["train"] |= {"train_feeder": {**feeder, "y": [0, 1, 2, 3]}, "eval_feeder": {}}
     experiment = build(config, str(tmp_path))
-    experiment.train(tmp_path, experiment.hooks(None))
+    experiments.train(experiment, tmp_path, experiment.hooks(None))
     assert (tmp_path / "history.csv").read_text().splitlines()[-1].startswith("1,4,")
     without_labels = OneLabel(MemorySamplesFeeder({"number": numbers}, batch_size=2))
     assert without_labels.batch(0, 0).keys() == {"number"}
@@ -347,7 +359,7 @@ def test_a_warm_start_is_told_and_acts_only_without_a_commit(
 
 def test_a_warm_start_and_fine_tuning_go_together(config: dict[str, Any], tmp_path: Path) -> None:
     experiment = build(config)
-    experiment.train(tmp_path, [])
+    experiments.train(experiment, tmp_path, [])
     tuned = build(config | {"fine_tune": "dense.*"})
     trained = sorted(weight.path for weight in tuned.model.trainable_weights)
     assert trained == ["dense/bias", "dense/kernel"]
