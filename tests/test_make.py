@@ -35,7 +35,7 @@ def test_make_demo_trains_a_project_of_the_defaults(
 
 def test_the_template_explains_itself(template: Path) -> None:
     said = run("make", cwd=template).stdout
-    for goal in ("demo", "test", "lint", "lock", "benchmark"):
+    for goal in ("demo", "test", "test-all", "fault-test", "lint", "lock", "benchmark"):
         assert f"make {goal}" in said
 
 
