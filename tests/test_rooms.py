@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from machinery import ROOT
+from machinery import ROOT, Command
 
 # From left to right. Files of one group may import each other, but for the rooms of the second.
 ORDER = [
@@ -169,3 +169,12 @@ def test_there_is_no_circle() -> None:
 
     for module in sorted(graph):
         visit(module, ())
+
+
+@pytest.mark.parametrize("script", sorted(file.name for file in (ROOT / "bin").glob("*.py")))
+def test_help_needs_no_tensorflow(script: str, command: Command) -> None:
+    done = command("-X", "importtime", f"bin/{script}", "--help")
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0
+    assert "vegab" in modules
+    assert not modules & {"tensorflow", "keras", "h5py", "matplotlib", "torch"}
