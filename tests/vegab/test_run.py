@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machinery import ROOT
 
 from vegab import AutomaticNamer, ConfigRegistry, UsageError, wrap, wrap_no_config_registry
 from vegab.run_folder import RunFolder
-
-ROOT = Path(__file__).resolve().parents[1]
 
 SCRIPT = '''
 """A script with no deep learning in sight."""

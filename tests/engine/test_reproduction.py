@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import h5py
 import pytest
+from machinery import ROOT
 
 from engine.checkpoints.file import HISTORY, commits_of, read_state, weights_in
 from engine.runs import reproduction
-from tests import forked
-from tests.conftest import ROOT
 from vegab import UsageError
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

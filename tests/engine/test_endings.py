@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+from machinery import Command
 
 from engine import endings
 from engine.sweeps.definition import Trial
 from engine.sweeps.sweep import AllAtOnce, Sweeper
-from tests.conftest import Command
 
 TRAP = "triton is imported after TensorFlow"
 

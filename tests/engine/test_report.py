@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from machinery import Command
 from matplotlib.image import imread
 
 from engine import pictures as figures
@@ -16,7 +17,6 @@ from engine.runs import effects, report, results
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
 from engine.sweeps.page import write_sweep
-from tests.conftest import Command
 
 HOSTILE = "</script><script>alert(1)</script>&\u2028\"'"
 

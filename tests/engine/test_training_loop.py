@@ -10,18 +10,19 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from interruptions import AfterStep, StopAt
+from loops import loop
 from tensorflow.python.eager import context
 
 from engine.batches import ArrayBatches
 from engine.checkpoints import checkpoint
 from engine.checkpoints.history import is_lower_better
+from engine.hooks import LearningRates
 from engine.hooks.base import Hook, IntervalHook
 from engine.hooks.keeping import KeepCheckpoints
 from engine.hooks.stopping import EarlyStopping
 from engine.training.steps import Steps, _run_singly
 from src.experiment import build
-from src.training_loop import rate_in_epoch, training_loop
-from tests.interruptions import AfterStep, StopAt
 
 History = list[dict[str, Any]]
 
@@ -43,12 +44,14 @@ def train(
         "monitor": experiment.monitor,
         "callbacks": experiment.callbacks,
     }
-    return training_loop(
+    valid = (arguments | changes).pop("valid")
+    return loop(
         experiment.model,
         experiment.dataset.train,
-        save_path=folder,
+        valid,
+        folder,
         hooks=hooks,
-        **(arguments | changes),
+        **{k: v for k, v in (arguments | changes).items() if k != "valid"},
     )
 
 
@@ -70,7 +73,7 @@ def test_the_rate_in_force_stands_in_the_history(config: dict[str, Any], tmp_pat
 
 
 def test_the_schedule_holds_while_epoch_is_below_until() -> None:
-    rates = [rate_in_epoch([(3, 0.1), (6, 0.01)], epoch) for epoch in range(8)]
+    rates = [LearningRates([(3, 0.1), (6, 0.01)]).rate_in(epoch) for epoch in range(8)]
     assert rates == [0.1] * 3 + [0.01] * 5
 
 
@@ -271,16 +274,16 @@ def test_a_loss_that_is_not_a_number(on_nan: str, config: dict[str, Any], tmp_pa
     dataset = build(config).dataset
     arguments: dict[str, Any] = {"num_epochs": 2, "on_nan": on_nan, "hooks": [DivergeAt(50)]}
     if on_nan == "continue":
-        training_loop(diverging_model(), dataset.train, dataset.valid, tmp_path, **arguments)
+        loop(diverging_model(), dataset.train, dataset.valid, tmp_path, **arguments)
         assert (tmp_path / "history.csv").read_text().count("nan") == 2
         assert checkpoint.read_state(tmp_path / "model_best.h5")["epoch"] == 1
         return
     with pytest.raises(FloatingPointError, match=r"step 11 of epoch 2"):
-        training_loop(diverging_model(), dataset.train, dataset.valid, tmp_path, **arguments)
+        loop(diverging_model(), dataset.train, dataset.valid, tmp_path, **arguments)
     assert checkpoint.read_state(tmp_path / "model.h5")["epoch"] == 1
     arguments["hooks"] = []
     model = diverging_model()
-    history = training_loop(model, dataset.train, dataset.valid, tmp_path, **arguments)
+    history = loop(model, dataset.train, dataset.valid, tmp_path, **arguments)
     assert len(history) == 2
     assert np.isfinite(history[1]["loss"])
 
@@ -482,7 +485,7 @@ def test_a_model_that_runs_eagerly_is_not_compiled(tmp_path: Path) -> None:
     model = TellsHow([keras.Input((4,)), keras.layers.Dense(2)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss, run_eagerly=True)
-    training_loop(model, source, None, tmp_path, num_epochs=20, monitor="loss")
+    loop(model, source, None, tmp_path, num_epochs=20, monitor="loss")
     assert list(model.eagerly) == [True] * 60  # beyond the first steps, too
 
 
@@ -501,7 +504,7 @@ def test_a_smaller_last_batch_is_traced_anew_only_where_it_has_to_be(
     source = ArrayBatches(features, np.arange(67) % 2, batch_size=32, seed=0)
     model = kind([keras.Input((4, 4)), layer(), keras.layers.Dense(2)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    training_loop(model, source, None, tmp_path, num_epochs=2, monitor="loss")
+    loop(model, source, None, tmp_path, num_epochs=2, monitor="loss")
     assert set(model.traces) == expected
     # A tf.function may call what it traces twice, but no step is traced a second time.
     assert len(model.traces) <= 2 * len(expected)
@@ -575,7 +578,7 @@ def test_a_second_optimizer_that_is_built_late_is_resumed(
         model.compile("sgd", loss)
         folder.mkdir(exist_ok=True)
         hooks = (StopAt(stop),) if stop else ()
-        training_loop(model, dataset.train, None, folder, num_epochs=2, monitor="loss", hooks=hooks)
+        loop(model, dataset.train, None, folder, num_epochs=2, monitor="loss", hooks=hooks)
 
     run(tmp_path / "straight")
     with pytest.raises(SystemExit):
@@ -622,7 +625,7 @@ def test_a_model_with_steps_of_its_own_trains(config: dict[str, Any], tmp_path: 
     model = OwnSteps(inputs, outputs)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=["accuracy"])
-    history = training_loop(model, dataset.train, dataset.valid, tmp_path, num_epochs=2)
+    history = loop(model, dataset.train, dataset.valid, tmp_path, num_epochs=2)
     assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(history[0])
     assert history[1]["loss"] < history[0]["loss"]
 

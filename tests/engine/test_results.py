@@ -5,11 +5,11 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from machinery import ROOT, Command
 from nbclient import NotebookClient
 
 from engine import pictures as figures
 from engine.runs import results
-from tests.conftest import ROOT, Command
 
 
 def test_a_confusion_matrix_counts_labels_against_predictions() -> None:

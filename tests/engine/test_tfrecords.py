@@ -22,6 +22,7 @@ from types import ModuleType
 import google_crc32c
 import numpy as np
 import pytest
+from machinery import ROOT, Command
 
 from engine.records import files as tfrecords
 from engine.records.files import (
@@ -46,7 +47,6 @@ from engine.records.images import (
     split_and_shuffle,
     write_pictures,
 )
-from tests.conftest import ROOT, Command
 
 TOY = ROOT / "data" / "toy"
 RECORDS = [

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from machinery import ROOT, Command
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
 from engine.runs import curves, results
-from tests.conftest import ROOT, Command
 from vegab import UsageError
 
 PLOT = str(ROOT / "bin" / "plot.py")

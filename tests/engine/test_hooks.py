@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from loops import loop
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.batches import ArrayBatches
@@ -28,7 +29,6 @@ from engine.iterators.build import of_iterators
 from engine.iterators.datasets import DatasetMixin, ExampleBatches
 from engine.pictures import new_figure
 from engine.training.steps import Steps
-from src.training_loop import training_loop
 
 NUM_EXAMPLES = 10
 
@@ -108,7 +108,7 @@ def run_iterator(
     iterator = kind(config, str(folder), Total(), datasets, hook_freq, hooks=own_hooks)
     source = ExampleBatches(Numbers(), batch_size, seed=0)
     arguments: dict[str, Any] = {"num_epochs": 2, "monitor": None, "iterator": iterator}
-    training_loop(iterator.model, source, None, folder, hooks=hooks, **(arguments | changes))
+    loop(iterator.model, source, None, folder, hooks=hooks, **(arguments | changes))
     return iterator.model
 
 
@@ -126,7 +126,7 @@ def run_keras(
     features = np.ones((2 * num_steps, 3), np.float32)
     source = ArrayBatches(features, features[:, :1], batch_size=2, seed=0)
     arguments: dict[str, Any] = {"num_epochs": 2, "monitor": "loss"}
-    training_loop(model, source, None, folder, hooks=hooks, **(arguments | changes))
+    loop(model, source, None, folder, hooks=hooks, **(arguments | changes))
     return model
 
 

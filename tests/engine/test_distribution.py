@@ -14,14 +14,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+from machinery import ROOT, Command
 
 from configs import registry
 from engine.devices import gpus as devices
 from engine.devices import workers
 from src.experiment import build
-from tests import forked
-from tests.conftest import ROOT, Command
 from vegab import UsageError
 
 LIMIT = 300  # seconds, after which a worker counts as hung
@@ -270,8 +270,8 @@ tf.config.set_logical_device_configuration(processor, two)
 
 from configs import registry
 from src import devices
-from src.experiment import build
-from tests.interruptions import StopAt
+from src.experiment import build, train
+from interruptions import StopAt
 from vegab import UsageError
 
 devices.device_names = lambda: ["CPU:0", "CPU:1"]
@@ -284,7 +284,7 @@ config = registry["digits"] | {
 def train(name, *hooks, **settings):
     folder = Path(sys.argv[1], name)
     folder.mkdir(exist_ok=True)
-    build(config | settings, str(folder)).train(folder, hooks)
+    train(build(config | settings, str(folder)), folder, hooks)
 
 
 def refused(*arguments, **settings):

@@ -14,6 +14,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from interruptions import StopAt
+from machinery import Command
 
 from configs import registry
 from engine.checkpoints import transfer
@@ -22,9 +24,8 @@ from engine.devices import gpus as devices
 from engine.hooks.base import Hook
 from engine.records.build import OneLabel, exporters_of
 from engine.records.memory import MemorySamplesFeeder
+from src import experiment as experiments
 from src.experiment import build
-from tests.conftest import Command
-from tests.interruptions import StopAt
 from vegab import UsageError
 from vegab.config import Override
 
@@ -47,7 +48,7 @@ def train(folder: Path, *more: Hook, **changes: Any) -> list[dict[str, str]]:
     """Train a variant, or continue; return the rows of its history."""
     experiment = build(variant(**changes), str(folder))
     folder.mkdir(exist_ok=True)
-    experiment.train(folder, [*experiment.hooks(None), *more])
+    experiments.train(experiment, folder, [*experiment.hooks(None), *more])
     with open(folder / "history.csv", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -266,7 +267,7 @@ def test_feeders_from_memory_and_without_labels(tmp_path: Path) -> None:
     config = variant(train__epochs=2, train__validation_secs=None)
     config["train"] |= {"train_feeder": {**feeder, "y": [0, 1, 2, 3]}, "eval_feeder": {}}
     experiment = build(config, str(tmp_path))
-    experiment.train(tmp_path, experiment.hooks(None))
+    experiments.train(experiment, tmp_path, experiment.hooks(None))
     assert (tmp_path / "history.csv").read_text().splitlines()[-1].startswith("1,4,")
     without_labels = OneLabel(MemorySamplesFeeder({"number": numbers}, batch_size=2))
     assert without_labels.batch(0, 0).keys() == {"number"}
@@ -347,7 +348,7 @@ def test_a_warm_start_is_told_and_acts_only_without_a_commit(
 
 def test_a_warm_start_and_fine_tuning_go_together(config: dict[str, Any], tmp_path: Path) -> None:
     experiment = build(config)
-    experiment.train(tmp_path, [])
+    experiments.train(experiment, tmp_path, [])
     tuned = build(config | {"fine_tune": "dense.*"})
     trained = sorted(weight.path for weight in tuned.model.trainable_weights)
     assert trained == ["dense/bias", "dense/kernel"]

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
+from machinery import ROOT
 
+import src.experiment
 from configs import registry
 from engine.checkpoints.checkpoint import read_state
+from engine.devices import INTERRUPTED
 from engine.experiment import Experiment
 from engine.hooks.base import Hook
 from engine.iterators.base import PyHookedModelIterator, TemplateIterator, TFHookedModelIterator
@@ -30,8 +33,6 @@ from engine.iterators.trainers import (
     TFListTrainer,
 )
 from src.experiment import build
-from src.training_loop import INTERRUPTED
-from tests.conftest import ROOT
 from vegab import UsageError
 
 Settings = Mapping[str, Any]
@@ -395,7 +396,7 @@ def train(config: dict[str, Any], folder: Path, *hooks: Hook) -> Experiment:
     """Train as `bin/train.py` does: begin, or go on where the folder's last commit stands."""
     folder.mkdir(exist_ok=True)
     experiment = build(config, str(folder))
-    experiment.train(folder, hooks)
+    src.experiment.train(experiment, folder, hooks)
     return experiment
 
 
@@ -444,7 +445,7 @@ def interrupt(config: dict[str, Any], folder: Path, stop: int, *hooks: Hook) -> 
     folder.mkdir(exist_ok=True)
     experiment = build(config, str(folder))
     with pytest.raises(SystemExit) as stopped:
-        experiment.train(folder, [*hooks, StopAt(stop)])
+        src.experiment.train(experiment, folder, [*hooks, StopAt(stop)])
     assert stopped.value.code == INTERRUPTED
     return experiment
 

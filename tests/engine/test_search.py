@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machinery import ROOT, Command
 
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
-from tests.conftest import ROOT, Command
 
 optuna = pytest.importorskip("optuna")
 search = pytest.importorskip("engine.sweeps.search")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from machinery import ROOT
 
 from engine.batches import SHUFFLE_STREAM, batch_source, digest, random_generator
 from engine.iterators.datasets import (
@@ -29,7 +30,6 @@ from engine.iterators.datasets import (
 )
 
 # Keras is imported where it is needed: worker processes import this file for its datasets.
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Numbers(DatasetMixin):
@@ -558,7 +558,7 @@ def test_workers_outlive_ctrl_c_but_not_a_process_that_is_killed() -> None:
     program = """
 import sys
 from engine.iterators.datasets import ExampleBatches
-from tests.test_datasets import Process
+from test_datasets import Process
 
 batches = ExampleBatches(Process(4), 4, 0, num_workers=1)
 for epoch, _ in enumerate(sys.stdin):

@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from interruptions import StopAt
+from loops import loop
 
 from engine.batches import digest
 from engine.records.features import ImageFeature, RawFeature
@@ -28,8 +30,6 @@ from engine.records.files import (
     write_records,
 )
 from engine.records.memory import MemorySamplesFeeder
-from src.training_loop import training_loop
-from tests.interruptions import StopAt
 
 INT = {"type": "FixedLenFeature", "shape": [], "dtype": "int64"}
 NUMBER = {"number": INT}
@@ -692,7 +692,7 @@ def trained(source: TFRecordExamplesFeeder, folder: Path, stop_at: int | None = 
     steps = source.total_steps(5)
     assert steps == 13
     hooks = () if stop_at is None else (StopAt(stop_at, signal.SIGTERM),)
-    training_loop(model, source, None, folder, num_steps=steps, monitor="loss", hooks=hooks)
+    loop(model, source, None, folder, num_steps=steps, monitor="loss", hooks=hooks)
 
 
 def test_a_stopped_training_ends_as_if_it_had_not_been(points: Any, tmp_path: Path) -> None:

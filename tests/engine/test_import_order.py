@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.conftest import ROOT
+from machinery import ROOT
 
 TRITON = "import sys; print('after' if 'tensorflow' in sys.modules else 'before')"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from machinery import ROOT, Command
 
 from engine.iterators import evaluation
 from engine.iterators.datasets import DatasetMixin
@@ -19,7 +20,6 @@ from engine.iterators.outputs import (
     _yaml,
     run_callbacks,
 )
-from tests.conftest import ROOT, Command
 from vegab.files import replacing_folder
 
 NUM_EXAMPLES = 10
@@ -135,8 +135,8 @@ CONFIG = {
     "iterator": "evaluation_models:Scaling",
     "model": "evaluation_models:Scale",
     "datasets": {
-        "train": "tests.test_evaluation:Numbers",
-        "validation": "tests.test_evaluation:Numbers",
+        "train": "test_evaluation:Numbers",
+        "validation": "test_evaluation:Numbers",
     },
     "batch_size": 4,
     "test_batch_size": 3,
@@ -145,7 +145,7 @@ CONFIG = {
     "ckpt_keep": 9,
     "tensorboard": False,
     "width": 8,
-    "eval_callbacks": {"compare": "tests.test_evaluation:compare"},
+    "eval_callbacks": {"compare": "test_evaluation:compare"},
     "callback_kwargs": {"compare": {"factor": 10}},
 }
 
@@ -250,7 +250,7 @@ def test_outputs_are_stored_by_index_and_move_with_the_run(
     for folder in (moved, run):  # where it was, the outputs are still needed
         assert (folder / "eval" / "validation-7").is_dir()
     more = here / "more.yaml"
-    more.write_text("eval_callbacks: {light: tests.test_evaluation.import_nothing}\n")
+    more.write_text("eval_callbacks: {light: test_evaluation.import_nothing}\n")
     words = ("bin/evaluate.py", moved, "--callbacks_only", "-e", more, "-n", "validation")
     again = command(*words, env={"PYTHONPATH": str(here)})  # it imports nothing heavy
     assert again.returncode == 0, again.stderr
@@ -265,8 +265,8 @@ def test_every_kept_checkpoint_is_evaluated_once(do: Do, run: Path, here: Path) 
     # EDflow's places of callbacks count as well.
     (here / "all.yaml").write_text(
         "eval_all: true\n"
-        "eval_hook: {eval_callbacks: {first: tests.test_evaluation:compare}}\n"
-        "eval_pipeline: {callbacks: {second: tests.test_evaluation:compare},"
+        "eval_hook: {eval_callbacks: {first: test_evaluation:compare}}\n"
+        "eval_pipeline: {callbacks: {second: test_evaluation:compare},"
         " callback_kwargs: {second: {factor: 2}}}\n"
     )
     done = do("bin/evaluate.py", run, "-e", here / "all.yaml", "--split=train")
@@ -323,7 +323,7 @@ def test_evaluation_is_in_test_mode_unless_the_file_says_otherwise(
         (["-e", "nowhere.yaml"], "cannot read nowhere.yaml"),
         (["-n", "a/b"], "outputs cannot be stored as 'a/b'"),
         (["-e", "{typo}", "-e", "{typo}"], "would be stored as typo"),
-        (["-e", "{typo}"], "eval_callbacks.compare: 'tests.test_evaluation:compar"),
+        (["-e", "{typo}"], "eval_callbacks.compare: 'test_evaluation:compar"),
         (["-e", "{nothing}"], "step_op of NothingToStore returns no eval_op"),
         (["-e", "{arguments}"], "callback_kwargs.compere is for no callback"),
     ],
@@ -332,7 +332,7 @@ def test_a_refusal_is_one_sentence(
     arguments: list[str], message: str, do: Do, run: Path, here: Path
 ) -> None:
     files = {
-        "typo": "eval_callbacks: {compare: 'tests.test_evaluation:compar'}",
+        "typo": "eval_callbacks: {compare: 'test_evaluation:compar'}",
         "nothing": "iterator: evaluation_models:NothingToStore",
         "arguments": "callback_kwargs: {compere: {}}",
     }
@@ -363,7 +363,7 @@ def test_the_commit_of_another_model_is_refused_by_names(
 
 def test_a_failing_callback_is_named_and_outputs_stay(do: Do, run: Path, here: Path) -> None:
     (here / "fails.yaml").write_text(
-        "eval_callbacks: {compare: null, broken: 'tests.test_evaluation:fail'}\n"
+        "eval_callbacks: {compare: null, broken: 'test_evaluation:fail'}\n"
     )
     if not (run / "eval" / "validation-7").is_dir():
         assert do("bin/evaluate.py", run).returncode == 0

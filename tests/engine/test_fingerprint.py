@@ -1,21 +1,23 @@
 """A resume that could not be exact is refused, with what differs."""
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import forked
 import h5py
 import pytest
+from machinery import ROOT
+from test_training_loop import train
 
 from engine.checkpoints import checkpoint
 from engine.checkpoints.file import SIGNATURE, USER_BLOCK
-from engine.training import fingerprint
+from engine.training import fingerprint, sources
 from src.experiment import build
-from tests.conftest import ROOT, Command
-from tests.test_training_loop import train
 from vegab import UsageError
 from vegab.config import nested
 
@@ -57,6 +59,7 @@ def test_nothing_differs_in_the_same_place(config: dict[str, Any], run: Path) ->
         ({"versions": {"tensorflow": "1.0"}}, "versions tensorflow: 1.0, now "),
         ({"data": "0"}, "the data is another"),
         ({"code": {"src/models.py": "0"}}, "src/models.py has changed"),
+        ({"code": {"engine": "0"}}, "the engine is another version"),
         ({"processor": ["abacus"]}, "processor: abacus, now "),
         ({"devices": ["TPU"]}, "devices: TPU, now CPU"),
     ],
@@ -119,31 +122,29 @@ def test_what_may_grow_is_a_key_at_its_place(
     assert (digests[0] == digests[1]) is may_grow
 
 
-def test_hooks_and_modules_outside_of_src_count(
-    config: dict[str, Any], quick_command: Command, tmp_path: Path
-) -> None:
-    code = ROOT / "own_of_a_test"
+def test_hooks_and_modules_outside_of_src_count(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    for room in ("bin", "configs", "data", "engine", "src", "vegab"):
+        shutil.copytree(ROOT / room, project / room, ignore=shutil.ignore_patterns("__pycache__"))
+    (project / "own").mkdir()
+    hooks = project / "own" / "hooks.py"
+    hooks.write_text("from engine.hooks import Hook\nclass Mine(Hook):\n    pass\n")
     small = ("--n_filters=2", "--n_layers=1", "--batch_size=126", "--no_tensorboard")
-    hooks = "--hooks=[{class: own_of_a_test.hooks.Mine}]"
-    words = ("bin/train.py", "digits", tmp_path / "run", *small, hooks)
-    try:
-        code.mkdir()
-        (code / "hooks.py").write_text(
-            "from engine.hooks import Hook\nclass Mine(Hook):\n    pass\n"
-        )
-        done = quick_command(*words, "--num_epochs=1")
-        assert done.returncode == 0, done.stderr
-        stored = fingerprint.stored_in(tmp_path / "run")
-        assert stored is not None
-        own = {name for name in stored["code"] if not name.startswith("src/")}
-        assert own == {"own_of_a_test/hooks.py"}
-        with open(code / "hooks.py", "a") as file:
-            file.write("    only_tells = True\n")
-        again = quick_command(*words, "--num_epochs=2")
-        assert again.returncode == 2
-        assert "own_of_a_test/hooks.py has changed" in again.stderr
-    finally:
-        shutil.rmtree(code)
+    words = ("bin/train.py", "digits", "run", *small, "--hooks=[{class: own.hooks.Mine}]")
+    done = forked.run([*words, "--num_epochs=1"], project, os.environ)
+    assert done.returncode == 0, done.stderr
+    stored = fingerprint.stored_in(project / "run")
+    assert stored is not None
+    own = {name for name in stored["code"] if not name.startswith("src/")}
+    assert own == {"engine", "own/hooks.py"}
+    with open(hooks, "a") as file:
+        file.write("    # a comment is no change\n")
+    assert forked.run([*words, "--num_epochs=2"], project, os.environ).returncode == 0
+    with open(hooks, "a") as file:
+        file.write("    only_tells = True\n")
+    again = forked.run([*words, "--num_epochs=3"], project, os.environ)
+    assert again.returncode == 2
+    assert "own/hooks.py has changed" in again.stderr
 
 
 def test_source_that_differs_from_a_run_s_is_named(
@@ -180,3 +181,20 @@ def test_other_data_has_another_digest(config: dict[str, Any]) -> None:
         build(config | {"batch_size": 16}).fingerprint["data"],
     ]
     assert digests[0] != digests[1]
+
+
+def test_what_a_process_has_imported_does_not_matter(config: dict[str, Any]) -> None:
+    code = sources.digests(config)
+    importlib.import_module("src.examples.iterators")
+    assert sources.digests(config) == code
+    assert set(code) == {
+        "engine",
+        *(f"src/{name}.py" for name in ("__init__", "data", "experiment", "models")),
+        "src/training_loop.py",
+    }
+
+
+def test_what_a_config_names_counts_with_what_that_imports(config: dict[str, Any]) -> None:
+    named = sources.digests(config | {"model": "toy:DebugToyModel"})
+    assert "src/examples/toy.py" in named
+    assert "src/examples/toy.py" not in sources.digests(config)
