@@ -196,8 +196,7 @@ class Asked(NamedTuple):
 def asked_for(folder: Path, file: str, name: str, split: str) -> Asked:
     """Return the evaluation that an -e, or none, asks for.
 
-    Raises:
-        vegab.UsageError: if the file does not fit the run's config, or there is no such split.
+    Raises vegab.UsageError if the file does not fit the run's config, or there is no such split.
     """
     own = folder / "config.json"
     config = registry.resolve(file or str(own), bases=[own])
@@ -289,10 +288,8 @@ def tell(meta: Mapping[str, Any], output: Path, scalars: Mapping[str, Any]) -> N
 def callbacks_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Import the callbacks of a config, and return them and their arguments by name.
 
-    EDflow's places for them, `eval_hook` and `eval_pipeline`, count as well.
-
-    Raises:
-        vegab.UsageError: if one cannot be imported, or arguments are for none of them.
+    EDflow's places for them, `eval_hook` and `eval_pipeline`, count as well. Raises
+    vegab.UsageError if one cannot be imported, or arguments are for none of them.
     """
     hook, pipeline = config.get("eval_hook") or {}, config.get("eval_pipeline") or {}
     callbacks: dict[str, Any] = {}

@@ -272,43 +272,6 @@ def test_values_of_no_fixed_length_are_padded(tmp_path: Path) -> None:
     assert batch["nested"].tolist() == [[[1, 0], [2, 3]], [[4, 0], [0, 0]]]
 
 
-def test_fast_and_general_parsing_agree(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-
-    def record(number: int) -> bytes:
-        return example(
-            number=int(random.integers(-(2**63), 2**63) >> int(random.integers(64))),
-            # Also swapped, so that records of one length differ in where their integers end.
-            pair=[number, number**3][:: -1 if number % 2 else 1],
-            floats=[float(value) for value in random.normal(size=3)],
-            text=bytes(random.integers(0, 256, int(random.integers(3)), np.uint8)),
-            raw=random.normal(size=(2, 3)).astype("<f4").tobytes(),
-        )
-
-    fixed: dict[str, Any] = {"type": "FixedLenFeature"}
-    spec = {
-        "number": fixed | {"shape": [], "dtype": "int64"},
-        "pair": fixed | {"shape": [2, 1], "dtype": "int64"},
-        "floats": fixed | {"shape": [3], "dtype": "float32"},
-        "text": fixed | {"shape": [], "dtype": "string"},
-        "raw": {"type": "RawFeature", "shape": [2, 3], "dtype": "float32"},
-    }
-    records = [record(number) for number in range(200)]
-    made = feeder(write(tmp_path / "data", {"x": records}), features_map=spec, batch_size=50)
-    assert made._layouts is not None
-    for step in range(4):
-        fast = made.batch(0, step)
-        rows = made._rows(step * 50, step * 50 + 50)
-        chosen = [records[row] for row in rows.tolist()]
-        general = made._parse(tf.constant(chosen))
-        for name in spec:
-            expected = general[name].numpy()
-            assert fast[name].dtype == expected.dtype, name
-            np.testing.assert_array_equal(fast[name], expected, name)
-    few = [example(number=number, other=[1] * (1 + number % 3)) for number in range(1, 9)]
-    assert made._layouts.parse(few) is None
-
-
 def image(seed: int, height: int = 6, width: int = 4) -> Any:
     shape = (height, width, 3)
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
@@ -507,8 +470,14 @@ def fixed(shape: list[int], dtype: str = "int64") -> dict[str, Any]:
         ({"compression": "BZ2"}, "compression"),
         ({"features_map": {}}, "features_map is {}; expected names"),
         ({"features_map": {"number": 3}}, r"features_map\.number is 3"),
-        ({"features_map": {"number": {"type": "FixdLenFeature"}}}, "did you mean FixedLenFeature"),
-        ({"features_map": {"number": {"type": "x.y:Z"}}}, r"features_map\.number: no type 'Z' in"),
+        (
+            {"features_map": {"number": {"type": "FixdLenFeature"}}},
+            "did you mean 'Fixed",
+        ),
+        (
+            {"features_map": {"number": {"type": "x.y:Z"}}},
+            "number: 'x.y:Z' cannot be imp",
+        ),
         ({"features_map": {"number": {"type": "VarLenFeature"}}}, "VarLenFeature.*dtype"),
         ({"features_map": {"number": fixed([], "int23")}}, "no such dtype as 'int23'"),
         ({"features_map": {"number": fixed([], "int32")}}, "a record holds int64, float32"),

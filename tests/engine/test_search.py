@@ -29,12 +29,12 @@ def definition(**changes: Any) -> sweep_trials.Definition:
         "config_name": "root",
         "config": {"seed": 3, "lr": 0.1, "kind": "a", "monitor": "val_loss", "num_epochs": 9},
         "words": [],
-        "axes": {"kind": ["a", [1, 2]]},
-        "ranges": {"lr": "1e-4..1 log"},
-        "num_random": 0,
-        "num_seeds": 0,
+        "grid": {"kind": ["a", [1, 2]]},
+        "range": {"lr": "1e-4..1 log"},
+        "random": 0,
+        "seeds": 0,
         "search": "optuna",
-        "num_trials": 20,
+        "trials": 20,
         "num_parallel": 3,
     }
     return sweep_trials.Definition(**(asked | changes))
@@ -104,7 +104,7 @@ def test_neither_order_nor_kills_change_what_is_chosen_and_told(
 
 
 def test_it_learns_from_trials_that_have_ended(tmp_path: Path) -> None:
-    told = definition(num_trials=40, num_parallel=1)
+    told = definition(trials=40, num_parallel=1)
     suggested, _ = swept(tmp_path / "sweep", told, random.Random(0))
     losses = [loss_of(settings, 8) for settings in suggested]
     assert sum(losses[-15:]) < 0.6 * sum(losses[:15])
@@ -113,15 +113,15 @@ def test_it_learns_from_trials_that_have_ended(tmp_path: Path) -> None:
 
 
 def test_more_trials_go_on_from_those_that_are_there(tmp_path: Path) -> None:
-    few, _ = swept(tmp_path / "few", definition(num_trials=6), random.Random(0))
-    longer, _ = swept(tmp_path / "few", definition(num_trials=12), random.Random(0))
-    many, _ = swept(tmp_path / "many", definition(num_trials=12), random.Random(5))
+    few, _ = swept(tmp_path / "few", definition(trials=6), random.Random(0))
+    longer, _ = swept(tmp_path / "few", definition(trials=12), random.Random(0))
+    many, _ = swept(tmp_path / "many", definition(trials=12), random.Random(5))
     assert longer[:6] == few
     assert longer == many
 
 
 def test_what_a_setting_is_worth_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
-    told = definition(num_seeds=3, num_trials=4)
+    told = definition(seeds=3, trials=4)
     suggested, known = swept(tmp_path / "sweep", told, random.Random(0))
     assert len(list((tmp_path / "sweep").glob("*/meta.json"))) == 12
     for settings, (_, _, values, _, _) in zip(suggested, known, strict=True):
@@ -137,10 +137,10 @@ def test_a_trial_that_fails_is_known_as_such_and_the_search_goes_on(tmp_path: Pa
 
 
 def test_half_a_line_and_a_lock_in_the_journal_are_no_harm(tmp_path: Path) -> None:
-    told = definition(num_trials=6)
+    told = definition(trials=6)
     first, _ = swept(tmp_path / "first", told, random.Random(0))
     folder = tmp_path / "torn"
-    swept(folder, definition(num_trials=3), random.Random(0))
+    swept(folder, definition(trials=3), random.Random(0))
     with open(folder / search.JOURNAL, "a") as journal:
         journal.write('{"op_code": 4, "worker')
     os.symlink("nowhere", folder / f"{search.JOURNAL}.lock")
@@ -220,9 +220,9 @@ def test_a_mistake_is_one_sentence_and_touches_nothing(
 
 
 def test_a_search_keeps_to_what_it_chooses_from(tmp_path: Path) -> None:
-    told = definition(num_trials=3)
+    told = definition(trials=3)
     swept(tmp_path / "sweep", told, random.Random(0))
-    other = definition(num_trials=3, ranges={"lr": "1e-3..1 log"})
+    other = definition(trials=3, range={"lr": "1e-3..1 log"})
     with pytest.raises(sweep.UsageError, match=r"another sweep \(range.lr: "):
         sweep.known_trials(tmp_path / "sweep", other)
-    assert sweep.known_trials(tmp_path / "sweep", definition(num_trials=9))
+    assert sweep.known_trials(tmp_path / "sweep", definition(trials=9))

@@ -374,18 +374,18 @@ def definition(**changes: object) -> sweep_trials.Definition:
         "config_name": "root",
         "config": {"seed": 7, "lr": 0.1, "n": 3},
         "words": [],
-        "axes": {},
-        "ranges": {},
-        "num_random": 0,
-        "num_seeds": 0,
+        "grid": {},
+        "range": {},
+        "random": 0,
+        "seeds": 0,
     }
     return sweep_trials.Definition(**(asked | changes))  # type: ignore[arg-type]
 
 
 def test_draws_lie_in_their_ranges_and_more_of_them_add_to_the_first() -> None:
     ranges = {"lr": "1e-4..1e-1 log", "n": "2..5"}
-    many = sweep_trials.trials_of(definition(ranges=ranges, num_random=400))
-    few = sweep_trials.trials_of(definition(ranges=ranges, num_random=5))
+    many = sweep_trials.trials_of(definition(range=ranges, random=400))
+    few = sweep_trials.trials_of(definition(range=ranges, random=5))
     assert many[:5] == few
     rates = [float(trial.settings["lr"]) for trial in many]
     assert min(rates) >= 1e-4
@@ -398,7 +398,7 @@ def test_draws_lie_in_their_ranges_and_more_of_them_add_to_the_first() -> None:
 
 
 def test_seeds_count_up_from_the_config_s() -> None:
-    trials = sweep_trials.trials_of(definition(axes={"n": [1, 2]}, num_seeds=2))
+    trials = sweep_trials.trials_of(definition(grid={"n": [1, 2]}, seeds=2))
     assert [dict(trial.settings) for trial in trials] == [
         {"n": 1, "seed": 7},
         {"n": 1, "seed": 8},
@@ -410,14 +410,14 @@ def test_seeds_count_up_from_the_config_s() -> None:
 
 def test_a_long_name_is_cut_and_stays_its_own() -> None:
     axes = {f"a_rather_long_setting_{i}": [0.123456789] for i in range(9)} | {"n": [1, 2]}
-    one, other = (trial.name for trial in sweep_trials.trials_of(definition(axes=axes)))
+    one, other = (trial.name for trial in sweep_trials.trials_of(definition(grid=axes)))
     assert one != other
     assert len(one.encode()) == len(other.encode()) == 150
 
 
 def test_a_short_name_stands_for_a_nested_key() -> None:
     config = {"model": {"n_filters": 8}}
-    axes = sweep_trials.axes_of(["n_filters=8,16"], lambda name: find_key(config, name))
+    axes = sweep_trials.grid_of(["n_filters=8,16"], lambda name: find_key(config, name))
     assert axes == {"model.n_filters": [8, 16]}
     with pytest.raises(UsageError, match="unknown key"):
-        sweep_trials.axes_of(["filters=8"], lambda name: find_key(config, name))
+        sweep_trials.grid_of(["filters=8"], lambda name: find_key(config, name))

@@ -25,13 +25,13 @@ import pytest
 from machinery import ROOT, Command
 
 from engine.records import files as tfrecords
+from engine.records import reading
 from engine.records.files import (
     FRAME,
     INDEX,
     METADATA,
     MetadataError,
     RecordError,
-    RecordFile,
     compression_of,
     file_info,
     generate,
@@ -47,6 +47,7 @@ from engine.records.images import (
     split_and_shuffle,
     write_pictures,
 )
+from engine.records.reading import Indexed
 
 TOY = ROOT / "data" / "toy"
 RECORDS = [
@@ -154,7 +155,6 @@ def test_a_file_without_records(tmp_path: Path) -> None:
     offsets = read_index(path)
     assert offsets is not None
     assert offsets.tolist() == [0]
-    assert len(RecordFile(path, offsets)) == 0
 
 
 def test_a_failing_writer_leaves_the_old_file(path: Path) -> None:
@@ -173,39 +173,40 @@ def test_random_access_gives_what_reading_in_order_does(path: Path) -> None:
     offsets = read_index(path)
     assert offsets is not None
     assert offsets.dtype == np.int64
-    file = RecordFile(path, offsets)
-    assert len(file) == len(RECORDS)
+    file = indexed(path, offsets)
     numbers = random.Random(0).sample(range(len(RECORDS)), len(RECORDS))
-    assert [file.read(number) for number in numbers] == [RECORDS[number] for number in numbers]
-    for number in (-1, len(RECORDS)):
-        with pytest.raises(IndexError):
-            file.read(number)
+    assert file.read(np.array(numbers)).data == [RECORDS[number] for number in numbers]
 
 
 def test_threads_share_files_more_than_may_be_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tfrecords, "MOST_OPEN", 2)
-    tfrecords._opened.clear()
+    monkeypatch.setattr(reading, "MOST_OPEN", 2)
     paths = [tmp_path / str(number) for number in range(6)]
     contents = [[os.urandom(2000) for _ in range(50)] for _ in paths]
     for path, content in zip(paths, contents, strict=True):
         write_records(path, content)
     generate(paths)
     open_before = len(os.listdir("/dev/fd"))
-    files = [RecordFile(path, offsets_of(path)) for path in paths]
+    files = [Indexed(paths, [offsets_of(path) for path in paths], [50] * 6)]
 
     def read(seed: int) -> bool:
         places = random.Random(seed)
         chosen = [(places.randrange(6), places.randrange(50)) for _ in range(500)]
-        return all(files[file].read(record) == contents[file][record] for file, record in chosen)
+        return all(
+            files[0].read_one(file * 50 + record) == (file, record, contents[file][record])
+            for file, record in chosen
+        )
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(16)))
-    # One that is opened again is in the list twice, so that fewer may be open, never more.
     assert len(os.listdir("/dev/fd")) - open_before <= 2
     files.clear()
     assert len(os.listdir("/dev/fd")) == open_before
+
+
+def indexed(path: Path, offsets: np.ndarray) -> Indexed:
+    return Indexed([path], [offsets], [len(offsets) - 1])
 
 
 def offsets_of(path: Path) -> np.ndarray:
@@ -236,12 +237,12 @@ def test_a_flipped_bit_is_found(byte: int, path: Path) -> None:
     assert str(path) in str(caught.value)
     assert str(THIRD) in str(caught.value)
 
-    file = RecordFile(path, offsets)
+    file = indexed(path, offsets)
     with pytest.raises(RecordError) as caught:
-        file.read(3)
+        file.read_one(3)
     assert (caught.value.path, caught.value.offset) == (path, THIRD)
     for number in {*range(len(RECORDS))} - {3}:
-        assert file.read(number) == RECORDS[number]
+        assert file.read_one(number)[2] == RECORDS[number]
 
 
 @pytest.mark.parametrize("kept", [1, 8, 11, 12, 13, 30, 42, 45])
@@ -253,7 +254,7 @@ def test_a_torn_record_is_found(kept: int, path: Path) -> None:
         data_of(path)
     assert caught.value.offset == THIRD
     with pytest.raises(RecordError, match="is torn") as caught:
-        RecordFile(path, offsets).read(3)
+        indexed(path, offsets).read_one(3)
     assert caught.value.offset == THIRD
     assert read_index(path) is None
     assert "is torn" in generate([path]).problems[path]
@@ -482,13 +483,13 @@ def test_a_kill_leaves_the_old_metadata_or_the_new(rename: int, path: Path) -> N
     before = files_in(path.parent)
     write_records(path, RECORDS[:3])
     program = (
-        "import os, sys; from pathlib import Path; from src import tfrecords\n"
+        "import os, sys; from pathlib import Path; from engine.records import files\n"
         "left = [int(sys.argv[2])]; replace = os.replace\n"
         "def last(*names):\n"
         "    left[0] -= 1\n"
         "    replace(*names) if left[0] else os.kill(os.getpid(), 9)\n"
         "os.replace = last\n"
-        "tfrecords.generate([Path(sys.argv[1])])\n"
+        "files.generate([Path(sys.argv[1])])\n"
     )
     command = [sys.executable, "-c", program, str(path), str(rename)]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
@@ -564,9 +565,9 @@ def test_offsets_of_another_file_are_an_error_not_other_data(path: Path) -> None
     offsets[3] += 2
     for number in (2, 3):
         with pytest.raises(RecordError):
-            RecordFile(path, offsets).read(number)
+            indexed(path, offsets).read_one(number)
     with pytest.raises(RecordError, match="unlike what the index says"):
-        RecordFile(path, offsets[[0, 2]]).read(0)
+        indexed(path, offsets[[0, 2]]).read_one(0)
 
 
 # ------------------------------------------------------------------------------------ the commands

@@ -26,7 +26,7 @@ from engine.records.build import OneLabel, exporters_of
 from engine.records.memory import MemorySamplesFeeder
 from src import experiment as experiments
 from src.experiment import build
-from vegab import UsageError
+from vegab import UsageError, resolve
 from vegab.config import Override
 
 FEEDERS = (
@@ -237,6 +237,17 @@ def test_classes_are_found_in_either_spelling(model: dict[str, str]) -> None:
         del feeder["type"]
         feeder |= {"module_path": "deephub.feeders", "class_type": "TFRecordExamplesFeeder"}
     assert build(config).model.get_layer("hidden").units == 7
+
+
+def test_names_of_edflow_lead_to_their_homes() -> None:
+    from engine.hooks import Hook
+    from engine.iterators import DatasetMixin, TFBaseTrainer
+
+    assert resolve("edflow.iterators.tf_trainer.TFBaseTrainer", "iterator") is TFBaseTrainer
+    assert resolve("edflow.data.dataset_mixin:DatasetMixin", "dataset") is DatasetMixin
+    assert resolve("edflow.hooks.hook.Hook", "hooks") is Hook
+    with pytest.raises(UsageError, match="there is no module"):
+        resolve("edflow.nowhere.Nothing", "hooks")
 
 
 @pytest.mark.parametrize(

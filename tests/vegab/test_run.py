@@ -221,6 +221,32 @@ def test_what_may_grow_is_a_key_at_its_place(tmp_path: Path) -> None:
         RunFolder(str(tmp_path), grown | {"model": {"num_epochs": 2}}, ["num_epochs"]).check()
 
 
+def test_a_key_that_is_younger_than_a_run_had_its_default_there(tmp_path: Path) -> None:
+    registry = ConfigRegistry()
+    registry.set_root_config({"rate": 0.1, "young": 2, "data": {"seed": 8, "fold": 0}})
+    (tmp_path / "config.json").write_text('{"rate": 0.5, "data": {"seed": 9}}')
+    (tmp_path / "meta.json").write_text('{"attempts": []}')
+
+    def check(**changes: Any) -> None:
+        config = {"rate": 0.5, "young": 2, "data": {"seed": 9, "fold": 0}} | changes
+        RunFolder(str(tmp_path), config, [], registry.completed).check()
+
+    check()
+    with pytest.raises(UsageError, match=r"another config \(young: 2 -> 3\)"):
+        check(young=3)
+    with pytest.raises(UsageError, match=r"another config \(data.fold: 0 -> 1\)"):
+        check(data={"seed": 9, "fold": 1})
+
+
+def test_files_of_a_newer_format_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"format": 2}')  # a key of the owner's
+    (tmp_path / "meta.json").write_text('{"attempts": [], "format": 2}')
+    with pytest.raises(UsageError, match=r"meta.json: its format is 2, .* knows 1; use the newer"):
+        RunFolder(str(tmp_path), {"format": 2}, []).check()
+    (tmp_path / "meta.json").write_text('{"attempts": [], "format": 1}')
+    RunFolder(str(tmp_path), {"format": 2}, []).check()
+
+
 def test_more_epochs_continue_a_finished_run(run: Run, tmp_path: Path) -> None:
     run("root", "run")
     assert run("root", "run", "--num_epochs=5").returncode == 0

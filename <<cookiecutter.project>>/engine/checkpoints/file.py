@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +91,20 @@ def read_state(path: Path) -> dict[str, Any]:
     if isinstance(files, dict) and all(hasattr(content, "dtype") for content in files.values()):
         require_inside(files)  # those of a `TemplateIterator`: refused before anything begins
     return state
+
+
+def is_done(state: Mapping[str, Any], num_epochs: int | None, num_steps: int | None) -> bool:
+    """Whether nothing is left to train for a run that asks for so many epochs or, where that is
+    not None, steps.
+
+    An epoch whose steps are all done is open until its end, as its validation, is done, too.
+    """
+    if state["stop_reason"]:
+        return True
+    if num_steps is not None:
+        is_open = state["step"] > 0 and not state["is_cut"]
+        return state["global_step"] >= num_steps and not is_open
+    return num_epochs is not None and state["epoch"] >= num_epochs
 
 
 class Commit(NamedTuple):

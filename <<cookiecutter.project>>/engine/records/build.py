@@ -2,13 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from vegab import UsageError, resolve
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any
 
 from engine.building import callbacks_of, learning_rate_schedule, refusals_named
 from engine.checkpoints import is_lower_better
@@ -18,12 +12,12 @@ from engine.hooks import base as hooks
 from engine.records.feeders import TFRecordExamplesFeeder
 from engine.records.memory import MemorySamplesFeeder
 from engine.training import make_variables
+from vegab import UsageError, resolve
 
 FEEDERS = {
     "TFRecordExamplesFeeder": TFRecordExamplesFeeder,
     "MemorySamplesFeeder": MemorySamplesFeeder,
 }
-OLD_PACKAGE = "deephub."  # what a variant that was written for Deephub names
 LATER_SPELLING = ("module_path", "class_type")
 
 
@@ -144,12 +138,7 @@ def made(config: Mapping[str, Any], key: str, registered: Mapping[str, Any], **m
     entry: Any = config
     for name in key.split("."):
         entry = entry[name]
-    name = name_in(entry, key)
-    ours = name.rpartition(":")[2] if name.startswith(OLD_PACKAGE) else name
-    if ours != name and ours not in registered:
-        # deephub.models.registry.toy:DebugToyModel is toy:DebugToyModel here.
-        ours = f"{name.rpartition(':')[0].rpartition('.')[2]}:{ours}"
-    kind = resolve(ours, f"{key}.type", registered)
+    kind = resolve(name_in(entry, key), f"{key}.type", registered)
     given = {k: v for k, v in entry.items() if k not in ("type", *LATER_SPELLING)}
     with refusals_named(config, key):
         return kind(**given, **more)
