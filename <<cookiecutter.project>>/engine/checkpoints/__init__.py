@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from engine.checkpoints.file import DamagedCheckpointError as DamagedCheckpointError
     from engine.checkpoints.file import commit_after as commit_after
     from engine.checkpoints.file import commits_of as commits_of
+    from engine.checkpoints.file import is_done as is_done
     from engine.checkpoints.file import leads_out as leads_out
     from engine.checkpoints.file import read_state as read_state
     from engine.checkpoints.file import require_inside as require_inside

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +80,12 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         with h5py.File(path, "r") as file:
-            state = _with_arrays(json.loads(file[TEXT][()]), file)
+            
+            def with_array(value: dict[str, Any]) -> Any:
+                is_array = value.keys() == {ARRAY}
+                return file[f"{STATE}/arrays/{value[ARRAY]:05}"][()] if is_array else value
+
+            state = json.loads(file[TEXT][()], object_hook=with_array)
             num_rows = state.pop("num_rows")
             state["history"] = rows_of(state.pop("columns"), file[HISTORY][:num_rows])
             if not all(isinstance(state.get(key, 0), int) for key in ("epoch", "global_step")):
@@ -91,6 +96,21 @@ def read_state(path: Path) -> dict[str, Any]:
     if isinstance(files, dict) and all(hasattr(content, "dtype") for content in files.values()):
         require_inside(files)  # those of a `TemplateIterator`: refused before anything begins
     return state
+
+
+def is_done(state: Mapping[str, Any], num_epochs: float, num_steps: int | None) -> bool:
+    """Whether a run is finished with a commit: stopped, or as long as it was to be.
+
+    Args:
+        state: what `read_state` returns.
+        num_epochs: of the run, where there are no `num_steps`.
+        num_steps: of the run, or None. The epoch that the last of them cuts has to be ended, too.
+    """
+    if state["stop_reason"]:
+        return True
+    if num_steps is None:
+        return state["epoch"] >= num_epochs
+    return state["global_step"] >= num_steps and (state["step"] == 0 or state["is_cut"])
 
 
 class Commit(NamedTuple):
@@ -172,16 +192,6 @@ def weights_in(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
         for layer in group.attrs["layer_names"]
         for name in group[layer].attrs["weight_names"]
     ]
-
-
-def _with_arrays(value: Any, file: h5py.File) -> Any:
-    if isinstance(value, list):
-        return [_with_arrays(item, file) for item in value]
-    if isinstance(value, dict) and value.keys() == {ARRAY}:
-        return file[f"{STATE}/arrays/{value[ARRAY]:05}"][()]
-    if isinstance(value, dict):
-        return {key: _with_arrays(item, file) for key, item in value.items()}
-    return value
 
 
 def _refuse_foreign(path: Path) -> None:
