@@ -106,9 +106,8 @@ def there(name: str, *arguments: Any) -> Any:
 def survey(processes: ForkServerContext, config: dict[str, Any]) -> tuple[int, list[str]]:
     """Return what `resume_check.survey` does, from a process of its own.
 
-    Raises:
-        Exception: what it raises.
-        ChildProcessError: if the process dies; says by which signal.
+    Raises Exception: what it raises. Raises ChildProcessError if the process dies; says by which
+    signal.
     """
     receiver, sender = processes.Pipe(duplex=False)
     process = processes.Process(target=send_survey, args=(sender, config))

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import vegab
 from configs import registry
 from engine import pictures as figures
-from engine.building import call
+from engine.building import refusals_named
 from engine.experiment import commit_named, config_of
 from engine.iterators import StoredOutputs, newest_outputs, run_callbacks, splits_of
 from engine.runs import results
@@ -196,8 +196,7 @@ class Asked(NamedTuple):
 def asked_for(folder: Path, file: str, name: str, split: str) -> Asked:
     """Return the evaluation that an -e, or none, asks for.
 
-    Raises:
-        vegab.UsageError: if the file does not fit the run's config, or there is no such split.
+    Raises vegab.UsageError if the file does not fit the run's config, or there is no such split.
     """
     own = folder / "config.json"
     config = registry.resolve(file or str(own), bases=[own])
@@ -270,7 +269,9 @@ def call_callbacks(folder: Path, asked: Asked) -> None:
         config = resolve_references(merge(config, load_file(Path(asked.file), number_keys=True)))
     callbacks, arguments = callbacks_of(config)
     key, name = splits_of(config)[meta["split"]]
-    data_in = call(config, key, vegab.resolve(name, key), config)
+    make = vegab.resolve(name, key)
+    with refusals_named(config, key):
+        data_in = make(config)
     tell(meta, output, run_callbacks(output, data_in, config, callbacks, arguments))
 
 
@@ -287,10 +288,8 @@ def tell(meta: Mapping[str, Any], output: Path, scalars: Mapping[str, Any]) -> N
 def callbacks_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Import the callbacks of a config, and return them and their arguments by name.
 
-    EDflow's places for them, `eval_hook` and `eval_pipeline`, count as well.
-
-    Raises:
-        vegab.UsageError: if one cannot be imported, or arguments are for none of them.
+    EDflow's places for them, `eval_hook` and `eval_pipeline`, count as well. Raises
+    vegab.UsageError if one cannot be imported, or arguments are for none of them.
     """
     hook, pipeline = config.get("eval_hook") or {}, config.get("eval_pipeline") or {}
     callbacks: dict[str, Any] = {}

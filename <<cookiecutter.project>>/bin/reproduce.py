@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import vegab
 from engine import endings
 from engine.runs import reproduction
+from vegab.exits import INTERRUPTED, REFUSED
 
 
 def reproduce(run: str, *, epochs: int = 0) -> None:
@@ -61,12 +62,12 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     ) as bar:
         code = reproduction.run_again(original, place, lambda done: bar.update(done - bar.n))
     reason = endings.ending(code, (place / "output.txt").read_text(errors="replace"))
-    if code == 2:
+    if code == REFUSED:
         raise vegab.UsageError(f"{original.folder} cannot be run here: {reason}")
     if line := reproduction.surroundings(original, again):
         print(line)
     found = reproduction.causes(original, again)
-    fails = code not in (0, reproduction.INTERRUPTED)
+    fails = code not in (0, INTERRUPTED)
     # A run that failed then may fail again, past all that is compared.
     if fails and (original.is_whole or not reproduction.comes_as_far(original, again)):
         print(f"different: here it fails: {reason}")

@@ -30,14 +30,9 @@ from engine.sweeps import local as launch
 from engine.sweeps import slurm as launch_slurm
 from engine.sweeps import sweep
 from src import experiment
-from vegab.config import (
-    Override,
-    UnknownKeyError,
-    did_you_mean,
-    find_key,
-    show,
-)
+from vegab.config import Override, UnknownKeyError, did_you_mean, find_key, show
 from vegab.execution import say
+from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
 
 # isort: split
 import argh  # vegab tells what to do where it is not installed
@@ -143,7 +138,7 @@ def run(
         for trial in known:
             print(shlex.join(["python", "bin/train.py", *command_of(trial)]))
         if definition.search:
-            print(f"{definition.num_trials} settings in all, chosen as earlier ones end")
+            print(f"{definition.trials} settings in all, chosen as earlier ones end")
         return
     was_there, is_new = folder.exists(), not (folder / sweep.SWEEP).exists()
     with sweep.locked(folder):
@@ -155,9 +150,9 @@ def run(
 
             fixed = [trial.settings for trial in known]
             supply = Search(folder, definition, suggested if definition.search else fixed)
-        total = definition.num_trials * definition.num_repeats or len(known)
+        total = definition.trials * definition.num_repeats or len(known)
         code = train(folder, supply, total, command_of, starts, stops, retry_failed)
-    if code == sweep.REFUSED and is_new:  # nothing was trained: leave nothing behind
+    if code == REFUSED and is_new:  # nothing was trained: leave nothing behind
         shutil.rmtree(folder)
         if was_there:
             folder.mkdir()
@@ -173,32 +168,25 @@ def definition_of(
 ) -> sweep_trials.Definition:
     """Return what a sweep is that is asked for, once all of it is known to make sense.
 
-    Raises:
-        vegab.UsageError: if it does not.
+    Raises vegab.UsageError if it does not.
     """
     args = TYPED.args
     given = dict(args.overrides)
     if asked["pruner"]:
         given["hooks"] = [*config["hooks"], {"class": PRUNING, "sweep": str(folder)}]
+    read = {
+        "grid": sweep_trials.grid_of(asked["grid"], key_of),
+        "range": sweep_trials.ranges_of(asked["range"], key_of),
+    }
+    words = shared_words(args, given)
     definition = sweep_trials.Definition(
-        config_name=args.config,
-        config=config,
-        words=shared_words(args, given),
-        axes=sweep_trials.axes_of(asked["grid"], key_of),
-        ranges=sweep_trials.ranges_of(asked["range"], key_of),
-        num_random=asked["random"],
-        num_seeds=asked["seeds"],
-        num_folds=asked["folds"],
-        search=asked["search"],
-        num_trials=asked["trials"],
-        pruner=asked["pruner"],
-        num_parallel=num_parallel,
+        args.config, config, words, **(asked | read), num_parallel=num_parallel
     )
     if asked["search"] or asked["trials"] or asked["pruner"]:
         from engine.sweeps import search
 
         search.check(definition)
-    elif bool(definition.num_random) != bool(definition.ranges):
+    elif bool(definition.random) != bool(definition.range):
         raise vegab.UsageError(
             "--range needs --random, so many draws, or --search; and --random needs a --range"
         )
@@ -208,8 +196,7 @@ def definition_of(
 def launcher_of(name: str, local: Options, slurm: Options, ray: Options) -> Any:
     """Return what starts trials, made with its own options; nothing is on the disk yet.
 
-    Raises:
-        vegab.UsageError: if there is no such launcher, or it cannot be had here.
+    Raises vegab.UsageError if there is no such launcher, or it cannot be had here.
     """
     if name == "local":
         return launch.LocalLauncher(**local)
@@ -262,8 +249,7 @@ def words_of(
 def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> None:
     """Resolve each trial's config, and look at its ranges.
 
-    Raises:
-        vegab.UsageError: naming the trial that cannot be.
+    Raises vegab.UsageError, naming the trial that cannot be.
     """
     given = [Override(key, value, adds=True) for key, value in args.overrides.items()]
     given += [Override(key, None, deletes=True) for key in args.delete]
@@ -306,7 +292,7 @@ def train(
     if sweeper.num_refusals == len(records):
         for sentence in dict.fromkeys(sweeper.refused.values()):
             say(sentence.removeprefix("train.py: "))
-        return sweep.REFUSED
+        return REFUSED
     write_sweep(records, folder)
     print(sweep.summary(records))
     print(f"what the settings do: {folder / SWEEP_PAGE}", flush=True)
@@ -319,8 +305,8 @@ def train(
         say(sentence.removeprefix("train.py: "))
     if stops:
         say(f"interrupted; the same command continues {folder}")
-        return sweep.INTERRUPTED
-    return sweep.FINISHED if all(record.state == "finished" for record in records) else 1
+        return INTERRUPTED
+    return FINISHED if all(record.state == "finished" for record in records) else FAILED
 
 
 @argh.arg("folder", metavar="FOLDER", help="of a sweep")

@@ -139,12 +139,11 @@ def from_images(
 def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
     """Return the files that patterns mean, sorted.
 
+    Raises vegab.UsageError if a pattern means none.
+
     Args:
         patterns: paths or globs.
         listed: with those that the metadata tells of, and that are gone.
-
-    Raises:
-        vegab.UsageError: if a pattern means none.
     """
     found: set[Path] = set()
     for pattern in patterns:
@@ -175,8 +174,7 @@ def is_no_companion(path: Path) -> bool:
 def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> Iterator[tuple[str, ...]]:
     """Yield name, type, shape and number of records of each feature in serialized Examples.
 
-    Raises:
-        tfrecords.RecordError: at the first record that is no Example.
+    Raises tfrecords.RecordError, at the first record that is no Example.
     """
     from google.protobuf.message import DecodeError
     from tensorflow.core.example.example_pb2 import Example

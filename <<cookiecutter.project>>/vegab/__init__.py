@@ -2,7 +2,8 @@
 
 from vegab.capture import terminal
 from vegab.command_line import main, wrap, wrap_commands, wrap_no_config_registry
-from vegab.config import ConfigRegistry, Key, UsageError, config_from_folder
+from vegab.config import ConfigRegistry, Key, config_from_folder
+from vegab.exits import UsageError
 from vegab.files import ROOT
 from vegab.names import resolve
 from vegab.plugins import (

@@ -7,7 +7,6 @@ before, because a value may begin with `-`.
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
 import copy
 import functools
@@ -20,7 +19,6 @@ import re
 import shutil
 import sys
 import textwrap
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -31,7 +29,6 @@ from vegab.config import (
     Draft,
     Override,
     Schema,
-    UsageError,
     did_you_mean,
     differences,
     find_key,
@@ -44,8 +41,9 @@ from vegab.config import (
     without,
 )
 from vegab.execution import accompany, execute, one_line, say, script
+from vegab.exits import FAILED, FINISHED, REFUSED, UsageError, leave
 from vegab.plugins import VegabPlugin
-from vegab.run_folder import EXIT_CODES, AlreadyFinished, RunFolder
+from vegab.run_folder import AlreadyFinished, RunFolder
 
 try:
     import argh
@@ -55,7 +53,7 @@ except ModuleNotFoundError:
         f"{sys.executable} lacks argh, which the project needs; "
         "type make setup, then source .venv/bin/activate"
     )
-    sys.exit(EXIT_CODES["wrong usage"])
+    sys.exit(REFUSED)
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 OPTIONS_WITH_VALUE = ("-b", "--base", "-l", "--log_level", "--delete")
@@ -147,7 +145,7 @@ def wrap(
         args.given_flags = _without_defaults(keywords, flags)
         if args.dry_run and opens_folder:
             print(_as_yaml(config, differences(draft.named(), config)))
-            return EXIT_CODES["finished"]
+            return FINISHED
         for plugin in plugins:
             plugin.on_parsed_args(args)
         if not has_folder:
@@ -155,7 +153,7 @@ def wrap(
         if not opens_folder:
             call = functools.partial(func, config, args.save_path, dry_run=args.dry_run)
             return _call_without_folder(call, keywords, explained)
-        folder = RunFolder(args.save_path, config, extendable)
+        folder = RunFolder(args.save_path, config, extendable, config_registry.completed)
         if follows is not None and follows():
             return accompany(func, config, folder, keywords, prepare, explained)
         return execute(func, config, folder, keywords, plugins, prepare, explained)
@@ -238,7 +236,8 @@ def wrap_no_config_registry(
 
         if not keywords.get("save_path"):
             return _call_without_folder(by_name, keywords, explained)
-        folder = RunFolder(str(keywords.pop("save_path")), keywords, ())
+        defaults = {name: flag.default for name, flag in flags.items() if not flag.required}
+        folder = RunFolder(str(keywords.pop("save_path")), keywords, (), defaults.__or__)
 
         def with_save_path(config: Config, save_path: str) -> Any:
             return by_name(**config, save_path=save_path)
@@ -284,34 +283,18 @@ def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> No
         code = program(list(sys.argv[1:] if argv is None else argv))
     except UsageError as error:
         say(f"error: {one_line(error)}")
-        code = EXIT_CODES["wrong usage"]
+        code = REFUSED
     except RecursionError:
         say("error: a config refers to itself without end (look for YAML anchors: &a, *a)")
-        code = EXIT_CODES["wrong usage"]
+        code = REFUSED
     except AlreadyFinished as finished:
         print(finished)
-        code = EXIT_CODES["finished"]
+        code = FINISHED
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # `script --help | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if code == EXIT_CODES["interrupted"]:
-        _leave(code)
-    sys.exit(code)
-
-
-def _leave(code: int) -> NoReturn:
-    """Ends the process as `sys.exit` does, but at once: whoever interrupts it may not wait.
-
-    Threads are joined, and what was registered for the end is called; only Python's own tidying up
-    is left out, which takes a second where TensorFlow is loaded.
-    """
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, AttributeError, ValueError):
-            stream.flush()
-    os._exit(code)
+    leave(code)
 
 
 def _call_without_folder(
@@ -326,8 +309,8 @@ def _call_without_folder(
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except explained as error:
         say(f"failed: {one_line(error)}")
-        return EXIT_CODES["failed"]
-    return EXIT_CODES["finished"]
+        return FAILED
+    return FINISHED
 
 
 # ------------------------------------------------------------------------ reading the command line

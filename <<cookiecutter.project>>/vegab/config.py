@@ -20,16 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vegab import trust
+from vegab.exits import UsageError
 
 Config = dict[str, Any]
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 # {a/b} is a reference where it is a whole value, and the config's kind is open.
 BRACES = re.compile(r"\{([^${}\[\]:,'\"\s]+)\}")
-
-
-class UsageError(Exception):
-    """A mistake of the person who typed the command: one sentence, exit code 2, nothing written."""
 
 
 class UnknownKeyError(UsageError):
@@ -506,6 +503,11 @@ class ConfigRegistry:
     def defaults_for(self, config: Config) -> Config:
         """A deep copy of the defaults of the kind that a resolved config belongs to."""
         return copy.deepcopy(self._kind_of(config).defaults)
+
+    def completed(self, config: Config) -> Config:
+        """A resolved config of an earlier time; a key that is younger has its default."""
+        kind = self._kind_of(config)
+        return kind.resolved(merge(kind.defaults, config), strict=False)
 
     def __getitem__(self, name: str) -> Config:
         """A deep copy of root with the named config on it, references resolved."""

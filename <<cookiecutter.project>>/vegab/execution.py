@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vegab.capture import Capture, write_all
-from vegab.config import Config, UsageError
+from vegab.config import Config
+from vegab.exits import EXIT_CODES, UsageError, outcome
 from vegab.plugins import VegabPlugin
-from vegab.run_folder import EXIT_CODES, RunFolder, outcome
+from vegab.run_folder import RunFolder
 
 _IGNORED_AT_START = [
     name for name in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(name) == signal.SIG_IGN

@@ -1,4 +1,4 @@
-"""Replaces files and folders in one step, and says where the project lies."""
+"""Replaces files and folders in one step, and names what lies where."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vegab.config import UsageError
+from vegab.exits import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
+LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"  # what makes a folder that of a run
+FORMAT = 1  # of meta.json, whose number counts for config.json, too, and of sweep.json
 
 
 @contextlib.contextmanager
@@ -92,10 +94,21 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """A JSON file's content, or None if it is not there. Raises UsageError if it is broken."""
+    """A JSON file's content, or None if it is not there.
+
+    Raises UsageError if it is broken, or has a newer format than this version of the project.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from None
+    is_config = Path(path).name == CONFIG  # where a key of this name is the owner's
+    found = content.get("format") if isinstance(content, dict) and not is_config else None
+    if isinstance(found, int) and found > FORMAT:
+        raise UsageError(
+            f"cannot read {path}: its format is {found}, and this version of the project knows "
+            f"{FORMAT}; use the newer version that wrote it"
+        )
+    return content

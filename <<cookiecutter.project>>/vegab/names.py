@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 from vegab import trust
-from vegab.config import UsageError, did_you_mean
+from vegab.config import did_you_mean
+from vegab.exits import UsageError
 
 SEARCHED = ("src", "src.examples")  # where the mod of mod:Name is looked for first
 # Packages that this project took the place of, and where their names are looked for if they cannot

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from vegab import provenance
-from vegab.config import Config, UsageError, show
-from vegab.files import read_json, write_json
-from vegab.run_folder import CONFIG, EXIT_CODES, META, outcome
+from vegab.config import Config, show
+from vegab.exits import EXIT_CODES, UsageError, outcome
+from vegab.files import CONFIG, FORMAT, META, read_json, write_json
 
 
 class VegabPlugin:
@@ -84,6 +84,7 @@ class MetaSaver(VegabPlugin):
             }
         )
         self._meta = {
+            "format": FORMAT,
             "status": "running",
             "command": command,
             **self._origin(folder, meta, position),

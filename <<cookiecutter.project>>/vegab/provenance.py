@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vegab.config import Config, flatten
-from vegab.files import ROOT, replacing_folder
-from vegab.run_folder import LOCK
+from vegab.files import LOCK, ROOT, replacing_folder
 
 LARGEST_COPIED_FILE = 1_000_000  # bytes; larger ones are named in meta.json, not copied
 LARGEST_DIFF_IN_META = 1_000_000  # characters; code/uncommitted.diff has all of it
@@ -231,7 +230,7 @@ def describe_machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable_cores": usable_cores()},
         "memory_bytes": memory,
-        "gpus": _gpus(),
+        "gpus": ask_nvidia_smi("name,memory.total,driver_version"),
     }
 
 
@@ -249,11 +248,9 @@ def usable_cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _gpus() -> list[str]:
-    if not shutil.which("nvidia-smi"):
-        return []
-    fields = "--query-gpu=name,memory.total,driver_version"
-    answer = run_quietly("nvidia-smi", fields, "--format=csv,noheader")
+def ask_nvidia_smi(fields: str, form: str = "csv,noheader") -> list[str]:
+    """A line for each NVIDIA GPU, with the fields that are asked for; [] without nvidia-smi."""
+    answer = run_quietly("nvidia-smi", f"--query-gpu={fields}", f"--format={form}")
     return [line.strip() for line in (answer or b"").decode().splitlines() if line.strip()]
 
 

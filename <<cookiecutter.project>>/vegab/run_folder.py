@@ -9,32 +9,19 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from vegab.config import Config, UsageError, differences, flatten, show_differences
-from vegab.files import read_json
-from vegab.trust import CONFIG, LOCK, META
+from vegab.config import Config, differences, flatten, show_differences
+from vegab.exits import UsageError
+from vegab.files import CONFIG, LOCK, META, read_json
 
 IN_USE = "is in use by"  # in the sentence of who finds a folder locked
 
 # Folders that this process has locked. A record lock is lost as soon as its process closes *any*
 # descriptor of the file, so nothing in this process may open the lock file of a folder in here.
 _locked_here: set[str] = set()
-
-
-EXIT_CODES = {"finished": 0, "failed": 1, "wrong usage": 2, "interrupted": 75}
-
-
-def outcome(error: BaseException | None) -> str:
-    """How a call ended: finished, interrupted or failed. 75 is the exit code of an interruption."""
-    if error is None:
-        return "finished"
-    interrupted = isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, SystemExit) and error.code == 75
-    )
-    return "interrupted" if interrupted else "failed"
 
 
 class AlreadyFinished(Exception):  # noqa: N818 (it is news, not an error)
@@ -46,15 +33,23 @@ class RunFolder:
 
     `check` looks and touches nothing; `open` makes the folder and takes the lock; `close` gives it
     back. `path` is as it was typed, `absolute` stays right when the function changes directory.
+    `completed` gives a config of an earlier time the keys that are younger, with their defaults.
     """
 
-    def __init__(self, save_path: str, config: Config | None, extendable: Iterable[str]) -> None:
+    def __init__(
+        self,
+        save_path: str,
+        config: Config | None,
+        extendable: Iterable[str],
+        completed: Callable[[Config], Config] = dict,
+    ) -> None:
         if not save_path.strip():
             raise UsageError("SAVE_PATH is empty; give the folder of the run, as results/run")
         self.path = os.path.normpath(save_path)
         self.absolute = os.path.abspath(save_path)
         self.config = config
         self.extendable = tuple(extendable)
+        self.completed = completed
         self._lock: int | None = None
 
     def check(self, writes: bool = True) -> None:
@@ -149,17 +144,16 @@ class RunFolder:
     def _check_config(self) -> None:
         if self.config is None:
             return
-        before = read_json(self._file(CONFIG))
+        before, meta = read_json(self._file(CONFIG)), read_json(self._file(META)) or {}
         if not isinstance(before, dict):
             return
-        changes = differences(before, self.config)
+        changes = differences(self.completed(before), self.config)
         refused = {k: pair for k, pair in changes.items() if not self._extends(k, *pair)}
         if refused:
             raise UsageError(
                 f"{self.path} holds a run with another config ({show_differences(refused)}); "
                 "choose another SAVE_PATH"
             )
-        meta = read_json(self._file(META)) or {}
         if meta.get("status") == "finished" and not changes:
             raise AlreadyFinished(self._finished_sentence(meta))
 

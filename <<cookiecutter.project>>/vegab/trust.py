@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"  # what makes a folder that of a run
+from vegab.files import CONFIG, LOCK, META, ROOT
+
 # Folders of the project that a config has nothing to name in: this one could be told of trust.
 NO_CODE = ("data", "results", "vegab")
 FLAG = "VEGAB_CONFINED"

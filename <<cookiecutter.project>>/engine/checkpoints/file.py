@@ -98,19 +98,18 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def is_done(state: Mapping[str, Any], num_epochs: float, num_steps: int | None) -> bool:
-    """Whether a run is finished with a commit: stopped, or as long as it was to be.
+def is_done(state: Mapping[str, Any], num_epochs: int | None, num_steps: int | None) -> bool:
+    """Whether nothing is left to train for a run that asks for so many epochs or, where that is
+    not None, steps.
 
-    Args:
-        state: what `read_state` returns.
-        num_epochs: of the run, where there are no `num_steps`.
-        num_steps: of the run, or None. The epoch that the last of them cuts has to be ended, too.
+    An epoch whose steps are all done is open until its end, as its validation, is done, too.
     """
     if state["stop_reason"]:
         return True
-    if num_steps is None:
-        return state["epoch"] >= num_epochs
-    return state["global_step"] >= num_steps and (state["step"] == 0 or state["is_cut"])
+    if num_steps is not None:
+        is_open = state["step"] > 0 and not state["is_cut"]
+        return state["global_step"] >= num_steps and not is_open
+    return num_epochs is not None and state["epoch"] >= num_epochs
 
 
 class Commit(NamedTuple):

@@ -13,7 +13,6 @@ and no path that would be wrong once the run folder is moved.
 
 import contextlib
 import logging
-import math
 import os
 import re
 import tempfile
@@ -246,7 +245,7 @@ def _as_they_come(run: Path, seen: set[int]) -> Iterator[Path]:
                 config = results.load_config(run)
                 # Training may itself wait for its evaluation to end.
                 is_over = is_over or is_done(
-                    state, config.get("num_epochs") or math.inf, config.get("num_steps")
+                    state, config.get("num_epochs"), config.get("num_steps")
                 )
                 if state["global_step"] not in seen:
                     seen.add(state["global_step"])

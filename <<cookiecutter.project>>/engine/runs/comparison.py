@@ -10,7 +10,6 @@ import statistics
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,14 +45,8 @@ class Setting(NamedTuple):
     value: Any
 
 
-@dataclass(frozen=True)
-class Table:
-    """Columns and rows; None is a cell without a value.
-
-    Attributes:
-        columns: their names.
-        rows: as many cells as there are columns.
-    """
+class Table(NamedTuple):
+    """Columns and rows; None is a cell without a value."""
 
     columns: list[str]
     rows: list[list[Any]]
@@ -89,8 +82,7 @@ def listing(records: Sequence[RunRecord]) -> Table:
 def sorted_records(records: Sequence[RunRecord], column: str) -> list[RunRecord]:
     """Sort runs by a column of `listing`; a `-` before its name turns the order around.
 
-    Raises:
-        UsageError: if there is no such column.
+    Raises UsageError if there is no such column.
     """
     order = {record.path: index for index, record in enumerate(records)}
     keys: dict[str, Callable[[RunRecord], Any]] = {
@@ -118,11 +110,8 @@ def comparison(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
     rows = []
     for record in records:
         own = results.settings_of(record)
-        cells: list[Any] = [
-            record.path,
-            record.state,
-            Position(record.epoch, record.num_epochs),
-        ]
+        position = Position(record.epoch, record.num_epochs)
+        cells: list[Any] = [record.path, record.state, position]
         cells += [Setting(own[key]) if key in own else None for key in settings]
         for metric in metrics:
             figures = record.metrics.get(metric)
@@ -161,8 +150,7 @@ def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
 def metrics_of(records: Sequence[RunRecord], asked: Sequence[str]) -> list[str]:
     """Return the metrics to show: those that were asked for, or all that a run has.
 
-    Raises:
-        UsageError: if no run has one that was asked for.
+    Raises UsageError if no run has one that was asked for.
     """
     known = list(dict.fromkeys(metric for record in records for metric in record.metrics))
     for metric in asked:
@@ -177,12 +165,7 @@ def metrics_of(records: Sequence[RunRecord], asked: Sequence[str]) -> list[str]:
 def sorted_table(table: Table, column: str) -> Table:
     """Sort rows by a column, cells without a value last; a `-` before the name turns them around.
 
-    Args:
-        table: of runs.
-        column: a name, or that of a metric, which stands for its best value.
-
-    Raises:
-        UsageError: if there is no such column.
+    A metric's name stands for its best value. Raises UsageError if there is no such column.
     """
     name = column.removeprefix("-")
     for candidate in (name, f"{name} best"):
@@ -287,19 +270,10 @@ def as_latex(table: Table) -> str:
     r"""Return a tabular for LaTeX; it needs `\usepackage{booktabs}`."""
     kinds = ["r" if to_the_right else "l" for to_the_right in _to_the_right(table)]
     rows = [[_for_latex(_shown(cell)) for cell in row] for row in [table.columns, *table.rows]]
-    lines = [" & ".join(row) + r" \\" for row in rows]
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{''.join(kinds)}}}",
-            r"\toprule",
-            lines[0],
-            r"\midrule",
-            *lines[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    head, *body = [" & ".join(row) + r" \\" for row in rows]
+    begin = rf"\begin{{tabular}}{{{''.join(kinds)}}}"
+    lines = [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
 
 
 def as_json(table: Table, provenance: Mapping[str, Any]) -> str:

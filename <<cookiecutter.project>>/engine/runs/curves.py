@@ -45,17 +45,11 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A column of a run's history.
-
-    Attributes:
-        record: of the run.
-        x: epochs (from 1) or steps, float64 of shape (num_points,).
-        y: its values; NaN where they are not finite or cannot be drawn, which leaves a gap.
-    """
+    """A column of a run's history: float64 of shape (num_points,)."""
 
     record: RunRecord
-    x: "np.ndarray"
-    y: "np.ndarray"
+    x: "np.ndarray"  # epochs (from 1) or steps
+    y: "np.ndarray"  # NaN where a value is not finite or cannot be drawn, which leaves a gap
 
 
 def curves_of(
@@ -63,14 +57,13 @@ def curves_of(
 ) -> tuple[dict[str, list[Curve]], list[str]]:
     """Return the curves of each metric, and a sentence for whatever is not drawn as one expects.
 
+    Raises UsageError if there is nothing to draw of a metric.
+
     Args:
         records: of the runs.
         asked: columns of `history.csv`; none: what the runs monitor.
         x: "epoch" or "step".
         log_y: whether values have to be above 0.
-
-    Raises:
-        UsageError: if there is nothing to draw of a metric.
     """
     import numpy as np
 
@@ -137,16 +130,11 @@ def smoothed(values: "np.ndarray", weight: float) -> "np.ndarray":
         values: of shape (num_points,); a NaN stays one, and does not count.
         weight: in [0, 1); 0 changes nothing.
     """
-    import numpy as np
+    import pandas as pd
 
-    averages = np.full(len(values), np.nan)
-    average, num_values = 0.0, 0
-    for index, value in enumerate(values):
-        if np.isfinite(value):
-            average = weight * average + (1 - weight) * value
-            num_values += 1
-            averages[index] = average / (1 - weight**num_values)
-    return averages
+    series = pd.Series(values)
+    average = series.ewm(alpha=1 - weight, ignore_na=True).mean()
+    return average.where(series.notna()).to_numpy()
 
 
 def mean_of(
@@ -184,13 +172,7 @@ def draw(
 ) -> "Figure":
     """Draw a panel per metric, and in it a curve per run, or per group of runs but for their seed.
 
-    Args:
-        curves: of each metric.
-        x: "epoch" or "step", below the panels.
-        log_x: a logarithmic axis.
-        log_y: the same, upright.
-        smooth: weight of the moving average, in [0, 1). Each run's curve is smoothed, then comes
-            the mean; the raw one is drawn underneath.
+    Each run's curve is smoothed, then comes the mean; the raw one is drawn underneath.
     """
     import matplotlib
     from matplotlib.lines import Line2D
@@ -233,27 +215,17 @@ def _legend(groups: Sequence[Sequence[RunRecord]], smooth: float) -> tuple[list[
     """Return what the curves are called, the last one for all that have no name, and a title."""
     is_grouped = any(len(group) > 1 for group in groups)
     records = [record for group in groups for record in group]
-    by_path = dict(
-        zip(
-            (record.path for record in records),
-            results.labels_of(records, without_repetitions=is_grouped),
-            strict=True,
-        )
-    )
+    paths = (record.path for record in records)
+    by_path = dict(zip(paths, results.labels_of(records, is_grouped), strict=True))
     labels = []
     for group in groups:
         label = by_path[group[0].path]
         if len(group) > 1:
             label = f"{label} (n = {len(group)})" if len(groups) > 1 else f"n = {len(group)}"
-        labels.append(
-            textwrap.fill(
-                printable(label),
-                LONGEST_LINE,
-                max_lines=3,
-                placeholder=" …",
-                break_on_hyphens=False,
-            )
+        wrapped = textwrap.TextWrapper(
+            LONGEST_LINE, max_lines=3, placeholder=" …", break_on_hyphens=False
         )
+        labels.append(wrapped.fill(printable(label)))
     num_more = len(labels) - MOST_NAMED + 1
     if num_more > 1:
         labels[MOST_NAMED - 1 :] = [f"and {num_more} more"]
@@ -351,11 +323,7 @@ def _marked(x: "np.ndarray", y: "np.ndarray", index: int) -> list[int]:
 def content_of(figure: "Figure", form: str, title: str, provenance: Mapping[str, Any]) -> bytes:
     """Return a picture whose metadata say which runs it shows; the same bytes each time.
 
-    Args:
-        figure: to draw.
-        form: one of `FORMATS`.
-        title: of the picture.
-        provenance: of which the runs and the project's commit are written.
+    `form` is one of `FORMATS`; of the provenance, the runs and the project's commit are written.
     """
     import matplotlib
 

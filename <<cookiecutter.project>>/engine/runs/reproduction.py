@@ -4,6 +4,7 @@ The order is that of events: what the folder says, its code restored, the run, t
 """
 
 import contextlib
+import csv
 import filecmp
 import json
 import os
@@ -16,15 +17,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from engine import checkpoints
 from engine.checkpoints import Cells, Difference, commit_difference, history_difference, rows_in
 from engine.devices import workers
 from engine.training import fingerprint
 from vegab import ROOT, UsageError, read_run, trust
-from vegab.provenance import ENVIRONMENT
+from vegab.provenance import ENVIRONMENT, ask_nvidia_smi, describe_software, git
 
 # These say how a run went on, or what came after it; it is made again without them.
 NOT_FOR_THE_TRAINING = ("evaluation", "name", "resume_inexact", "fork", "from_epoch")
@@ -33,7 +34,6 @@ NOT_TAKEN_OVER = re.compile(r"SLURM_JOB_ID|CUDA_VISIBLE_DEVICES|TF_CPP_\w+")
 # Of a commit's state: where it was made, which is compared apart.
 RECORD = ("fingerprint", "inexact")
 MOST_NAMES = 5
-INTERRUPTED = 75
 SURROUNDINGS = ("data", "devices", "layout", "settings")
 STOP = Path(__file__).with_name("stop_at.py")
 POLL = 0.05  # seconds between two looks at the history
@@ -41,39 +41,22 @@ POLL = 0.05  # seconds between two looks at the history
 
 @dataclass(frozen=True)
 class Original:
-    """A run that is to be made again.
+    """A run that is to be made again."""
 
-    Attributes:
-        folder: as it was typed.
-        config: what it was made with.
-        meta: content of its meta.json.
-        status: finished, interrupted, failed or died.
-        state: of its latest commit.
-        rows: the history as text, of the epochs that are to be compared.
-        is_whole: whether that is all of a finished run.
-        place: epoch and step of the commit that is to be compared last.
-        global_step: steps done then.
-        code: its source as it ran.
-        commit: git's, when the run began, or None.
-        script: what ran, in `code`.
-        other_code: a phrase for each later attempt that ran other source.
-        start: the commit of another run that it began with, or None.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    meta: dict[str, Any]
-    status: str
-    state: dict[str, Any]
-    rows: list[Cells]
-    is_whole: bool
-    place: tuple[int, int]
-    global_step: int
-    code: Path
-    commit: str | None
-    script: Path
-    other_code: list[str]
-    start: Path | None
+    folder: Path  # as it was typed
+    config: dict[str, Any]  # what it was made with
+    meta: dict[str, Any]  # content of its meta.json
+    status: str  # finished, interrupted, failed or died
+    state: dict[str, Any]  # of its latest commit
+    rows: list[Cells]  # the history as text, of the epochs that are to be compared
+    is_whole: bool  # is that all of a finished run?
+    place: tuple[int, int]  # epoch and step of the commit that is to be compared last
+    global_step: int  # steps done then
+    code: Path  # its source as it ran
+    commit: str | None  # git's, when the run began
+    script: Path  # what ran, in `code`
+    other_code: list[str]  # a phrase for each later attempt that ran other source
+    start: Path | None  # the commit of another run that it began with
 
     @property
     def typed_in(self) -> Path:
@@ -117,14 +100,9 @@ class Original:
 
 
 def read(folder: Path, epochs: int) -> Original:
-    """Look whether a run can be made again, and touch nothing.
+    """Look whether a run can be made again, and touch nothing. Raises UsageError if it cannot be.
 
-    Args:
-        folder: of the run.
-        epochs: how many are to be compared, from the first on; 0: all that it has.
-
-    Raises:
-        UsageError: if it cannot be.
+    `epochs` says how many are to be compared, from the first on; 0: all that it has.
     """
     trust.confine()  # the process that runs it again, too
     run = read_run(folder)
@@ -170,27 +148,23 @@ def read(folder: Path, epochs: int) -> Original:
 def last_state(folder: Path) -> dict[str, Any]:
     """Return the state in the latest commit.
 
-    Raises:
-        UsageError: if there is none, or it or the best one is damaged.
+    Raises UsageError if there is none, or it or the best one is damaged.
     """
-    from engine.checkpoints import BEST, LATEST, DamagedCheckpointError, read_state, verify
-
-    if not (folder / LATEST).is_file():
-        raise UsageError(f"{folder} has no {LATEST}; there is nothing to compare")
+    if not (folder / checkpoints.LATEST).is_file():
+        raise UsageError(f"{folder} has no {checkpoints.LATEST}; there is nothing to compare")
     try:
-        for name in (LATEST, BEST):
+        for name in (checkpoints.LATEST, checkpoints.BEST):
             with contextlib.suppress(FileNotFoundError):
-                verify(folder / name)
-        return read_state(folder / LATEST)
-    except DamagedCheckpointError as error:
+                checkpoints.verify(folder / name)
+        return checkpoints.read_state(folder / checkpoints.LATEST)
+    except checkpoints.DamagedCheckpointError as error:
         raise UsageError(f"{error}; put a good copy back") from error
 
 
 def history_of(folder: Path, state: Mapping[str, Any]) -> list[Cells]:
     """Return the rows of `history.csv`; where a kill left some of them out, those of the commit.
 
-    Raises:
-        UsageError: if it cannot be read.
+    Raises UsageError if it cannot be read.
     """
     try:
         rows, committed = rows_in(folder), committed_rows(state)
@@ -201,22 +175,17 @@ def history_of(folder: Path, state: Mapping[str, Any]) -> list[Cells]:
 
 def committed_rows(state: Mapping[str, Any]) -> list[Cells]:
     """Return the history of a commit as `history.csv` has it."""
-    import csv
-
-    from engine.checkpoints import csv_lines
 
     rows = state["history"]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    return list(csv.DictReader(csv_lines(columns, rows).splitlines()))
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return list(csv.DictReader(checkpoints.csv_lines(list(columns), rows).splitlines()))
 
 
 def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, Path]:
     """Return the attempt with which the run began, from 0, and the folder with its source.
 
-    An attempt that finds nothing committed begins the run anew.
-
-    Raises:
-        UsageError: if the source is gone.
+    An attempt that finds nothing committed begins the run anew. Raises UsageError if the source is
+    gone.
     """
     attempts = meta["attempts"]
     begun = max((i for i, attempt in enumerate(attempts) if attempt.get("from") == {}), default=0)
@@ -228,20 +197,11 @@ def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, Path]:
 
 
 def script_of(meta: Mapping[str, Any], code: Path) -> Path:
-    """Return what was run, relative to the source.
-
-    Raises:
-        UsageError: if it is not there.
-    """
-    command = meta.get("command") or {}
-    words = [word for word in command.get("argv", []) if word.endswith(".py")]
-    typed = Path(command.get("script") or os.path.join(command.get("folder", ""), *words[:1]))
-    # An older record may have the path on another machine: its end is in the source.
-    for start in range(len(typed.parts)):
-        script = Path(*typed.parts[start:])
-        if ".." not in script.parts and (code / script).is_file() and not script.is_absolute():
-            return script
-    raise UsageError(f"the script that was run, {typed}, is not in {code}")
+    """Return what was run, relative to the source. Raises UsageError if it is not there."""
+    script = Path((meta.get("command") or {}).get("script", ""))
+    if checkpoints.leads_out(str(script)) or not (code / script).is_file():
+        raise UsageError(f"the script that was run, {script}, is not in {code}")
+    return script
 
 
 def other_code(folder: Path, attempts: Sequence[Mapping[str, Any]], code: Path) -> list[str]:
@@ -278,49 +238,43 @@ def typed_in(meta: Mapping[str, Any]) -> Path:
 def start_of(folder: Path, meta: Mapping[str, Any]) -> Path | None:
     """Return the commit that --fork or --checkpoint began with, or None.
 
-    Raises:
-        UsageError: if it is not kept any more, is damaged, or belongs to another run by now.
+    Raises UsageError if it is not kept any more, is damaged, or belongs to another run by now.
     """
-    from engine.checkpoints import LATEST, DamagedCheckpointError, commits_of, verify
-
     parent, checkpoint = meta.get("parent") or {}, (meta.get("flags") or {}).get("checkpoint")
     if "from_step" in parent:
         place = typed_in(meta) / parent["path"]
         what = f"{folder} began with the state of {parent['path']} after step {parent['from_step']}"
         steps = parent["from_step"]
-        paths = [c.path for c in commits_of(place) if c.state["global_step"] == steps]
+        paths = [c.path for c in checkpoints.commits_of(place) if c.state["global_step"] == steps]
         attempts = read_run(place)["meta"].get("attempts")
         if attempts and attempts[0].get("start") != parent.get("started"):
             raise UsageError(f"{what}, and that folder holds another run now")
     elif checkpoint:
         path = typed_in(meta) / checkpoint
         what = f"{folder} began with --checkpoint={checkpoint}"
-        paths = [path / LATEST if path.is_dir() else path]
+        paths = [path / checkpoints.LATEST if path.is_dir() else path]
     else:
         return None
     for path in paths:
         try:
-            verify(path)
+            checkpoints.verify(path)
             return path.resolve()
         except FileNotFoundError:
             continue
-        except DamagedCheckpointError as error:
+        except checkpoints.DamagedCheckpointError as error:
             raise UsageError(f"{what}; {error}") from error
     raise UsageError(f"{what}, which is not there any more")
 
 
 def epochs_in(commit: Path | None) -> int:
     """Return how many epochs are done in a commit; 0 if there is none."""
-    from engine.checkpoints import read_state
-
-    return len(read_state(commit)["history"]) if commit else 0
+    return len(checkpoints.read_state(commit)["history"]) if commit else 0
 
 
 def refuse_what_is_missing(original: Original) -> None:
     """Refuse a run whose weights to begin with, or whose GPUs, are not there.
 
-    Raises:
-        UsageError: naming them.
+    Raises UsageError, naming them.
     """
     weights = original.flags.get("warm_start")
     if weights and not (original.typed_in / weights).exists():
@@ -337,14 +291,11 @@ def refuse_what_is_missing(original: Original) -> None:
     ]
     if not wanted:
         return
-    present: list[str] = []
-    if shutil.which("nvidia-smi"):
-        done = subprocess.run(["nvidia-smi", "-L"], check=False, capture_output=True, text=True)
-        present = [line for line in done.stdout.splitlines() if line.startswith("GPU ")]
-    if max(wanted) >= len(present):
+    present = len(ask_nvidia_smi("name"))
+    if max(wanted) >= present:
         raise UsageError(
             f"{original.folder} ran with --gpus={original.flags['gpus']}; "
-            f"here {len(present) or 'no'} GPUs are to be seen"
+            f"here {present or 'no'} GPUs are to be seen"
         )
 
 
@@ -366,8 +317,6 @@ def restore(original: Original, place: Path) -> list[str]:
         names = listed([os.path.relpath(path, project) for path in linked])
         found.append(f"{names} from the project's data/")
     lines = [f"not from the run folder: {'; '.join(found)}"] if found else []
-    if original.meta.get("flags") is None:
-        lines.append("its flags are not recorded: it is run without any")
     config, threads = dict(original.config), original.settings.get("threads")
     if threads and "threads" in config:
         of_its_own = fingerprint.settings_of(config, None)["threads"]
@@ -383,19 +332,16 @@ def restore(original: Original, place: Path) -> list[str]:
 
 def restore_large(original: Original, name: str, project: Path) -> str:
     """Put a file that was too large to be copied in its place; return where it is from."""
-    from engine.checkpoints import leads_out
-
-    git = original.meta.get("git") or {}
+    patch = original.meta.get("git") or {}
     target = project / name
-    if leads_out(name):
+    if checkpoints.leads_out(name):
         raise UsageError(f"{original.folder}: its meta.json names {name!r}, outside of the project")
     target.parent.mkdir(parents=True, exist_ok=True)
-    was_changed = f"diff --git a/{name} b/{name}\n" in git.get("diff", "")
-    if original.commit and not was_changed and shutil.which("git"):
-        command = ["git", "show", f"{original.commit}:./{name}"]
-        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
-        if done.returncode == 0:
-            target.write_bytes(done.stdout)
+    was_changed = f"diff --git a/{name} b/{name}\n" in patch.get("diff", "")
+    if original.commit and not was_changed:
+        content = git("show", f"{original.commit}:./{name}")
+        if content is not None:
+            target.write_bytes(content)
             return f"from git at {original.commit[:7]}"
     if (ROOT / name).is_file():
         target.symlink_to(ROOT / name)
@@ -422,13 +368,7 @@ def link_missing(source: Path, target: Path) -> list[Path]:
 def run_again(original: Original, place: Path, show: Callable[[int], object]) -> int:
     """Run what `restore` has put there into `place/run`, and stop it after the epochs to compare.
 
-    Args:
-        original: the run.
-        place: a folder of its own.
-        show: called with the number of epochs done, often.
-
-    Returns:
-        The exit code of the process.
+    `show` is called with the number of epochs done, often. Return the exit code of the process.
     """
     children = begin(original, place)
     chief = children[0]
@@ -508,19 +448,12 @@ def environment_of(original: Original) -> dict[str, str]:
     return environment
 
 
-@dataclass(frozen=True)
-class Result:
-    """What came out of a comparison.
+class Result(NamedTuple):
+    """What came out of a comparison."""
 
-    Attributes:
-        compared: what was, such as "history.csv (5 epochs)".
-        difference: the first one, or None.
-        left_out: a sentence, if it was not the weights.
-    """
-
-    compared: list[str]
-    difference: Difference | None = None
-    left_out: str = ""
+    compared: list[str]  # what was, such as "history.csv (5 epochs)"
+    difference: Difference | None = None  # the first one
+    left_out: str = ""  # a sentence, if the weights were not compared
 
 
 def compare(original: Original, again: Path) -> Result:
@@ -528,9 +461,7 @@ def compare(original: Original, again: Path) -> Result:
     number = len(original.rows)
     compared = [f"history.csv ({number} epoch{'s' * (number > 1)})"]
     others = rows_in(again)
-    difference = history_difference(
-        original.rows, others if original.is_whole else others[: len(original.rows)]
-    )
+    difference = history_difference(original.rows, others if original.is_whole else others[:number])
     if difference:
         place = f"history.csv, {difference.place}"
         return Result(compared, difference._replace(place=place))
@@ -553,24 +484,23 @@ def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, 
 
     And a sentence, if the weights after what is compared of the history are in none of them.
     """
-    from engine.checkpoints import BEST, LATEST, commits_of
-
     folder, (epoch, step) = original.folder, original.place
-    ones, others = commits_of(folder), commits_of(again)
+    ones, others = checkpoints.commits_of(folder), checkpoints.commits_of(again)
     # Of several names of one commit the first counts, which is that of the latest.
     there = {(c.state["epoch"], c.state["step"]): c.path for c in reversed(others)}
     is_own_end = original.place == (original.state["epoch"], original.state["step"])
-    if original.is_whole or (is_own_end and there.get((epoch, step)) == again / LATEST):
+    if original.is_whole or (is_own_end and there.get((epoch, step)) == again / checkpoints.LATEST):
         # A kill may come between a new best one and the commit that makes it count.
         is_early = any(
-            commit.path.name == BEST and len(commit.state["history"]) > len(original.rows)
+            commit.path.name == checkpoints.BEST
+            and len(commit.state["history"]) > len(original.rows)
             for commit in ones
         )
-        names = [LATEST] if is_early else [LATEST, BEST]
+        names = [checkpoints.LATEST] if is_early else [checkpoints.LATEST, checkpoints.BEST]
         pairs = [(folder / name, again / name) for name in names]
         return [pair for pair in pairs if pair[0].exists() or pair[1].exists()], ""
     if is_own_end:
-        ones = [commit for commit in ones if commit.path.name == LATEST]
+        ones = [commit for commit in ones if commit.path.name == checkpoints.LATEST]
     else:
         ones = [commit for commit in ones if commit.ends_epoch and commit.epoch == epoch]
     for commit in ones:
@@ -586,9 +516,7 @@ def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, 
 
 def comes_as_far(original: Original, again: Path) -> bool:
     """Return whether a run made again has done all the steps that are to be compared."""
-    from engine.checkpoints import commits_of
-
-    steps = (commit.state["global_step"] for commit in commits_of(again))
+    steps = (commit.state["global_step"] for commit in checkpoints.commits_of(again))
     return max(steps, default=0) >= original.global_step
 
 
@@ -613,19 +541,15 @@ def line_of(found: Sequence[str], names: str) -> str:
 
 
 def causes(original: Original, again: Path | None) -> list[str]:
-    """Return what may be why two runs differ, the likeliest first.
-
-    Args:
-        original: the run.
-        again: the same run made again, or None: what can be told before.
+    """Return what may be why two runs differ, the likeliest first; without `again`, what can be
+    told before the run is made again.
     """
     found = list(original.other_code)
     for entry in original.state.get("inexact") or []:
         what = "; ".join(entry["differs"])
         found.append(f"it was continued inexactly after step {entry['global_step']} ({what})")
     then, now = original.fingerprint, fingerprint.stored_in(again) if again else None
-    keys: tuple[str, ...] = ("code", "data", "versions", "processor")
-    keys += ("devices", "layout", "settings")
+    keys: tuple[str, ...] = ("code", "data", "versions", "processor", *SURROUNDINGS[1:])
     if not now:
         keys, now = ("processor",), {"processor": fingerprint.processor_features()}
     elif "code" in now:
@@ -641,10 +565,7 @@ def causes(original: Original, again: Path | None) -> list[str]:
     packages = differing_packages(original.meta.get("packages") or {})
     if "versions" in keys and then.get("versions"):
         packages = {k: v for k, v in packages.items() if k not in then["versions"]}
-    first = [
-        name for name in packages if name.startswith("tensorflow") or name in ("keras", "numpy")
-    ]
-    names = [*first, *(name for name in packages if name not in first)]
+    names = sorted(packages, key=lambda name: not name.startswith(("tensorflow", "keras", "numpy")))
     found += [packages[name] for name in names[:MOST_NAMES]]
     if len(names) > MOST_NAMES:
         found.append(f"{len(names) - MOST_NAMES} more packages")
@@ -653,10 +574,7 @@ def causes(original: Original, again: Path | None) -> list[str]:
 
 def differing_packages(then: Mapping[str, str]) -> dict[str, str]:
     """Return a phrase for each package whose version is another here, by its name."""
-    now: dict[str, str] = {}
-    for distribution in metadata.distributions():
-        if distribution.metadata["Name"]:
-            now.setdefault(distribution.metadata["Name"], distribution.version)
+    now = describe_software()["packages"]
     return {
         name: f"{name} {then.get(name, 'not installed')}, now {now.get(name, 'not installed')}"
         for name in sorted({*then, *now}, key=str.lower)
@@ -676,4 +594,4 @@ def edited_cell(original: Original) -> str:
 def listed(names: Sequence[str]) -> str:
     """Return names with commas, not too many of them."""
     more = len(names) - MOST_NAMES
-    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:MOST_NAMES]) + f" and {more} more" * (more > 0)

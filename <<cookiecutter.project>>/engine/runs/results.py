@@ -3,7 +3,6 @@
 pandas and NumPy are imported where they are used, so that the command line answers at once.
 """
 
-import csv
 import glob
 import json
 import math
@@ -11,7 +10,6 @@ import os
 import pickle
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engine.checkpoints import rows_in
 from engine.runs import index as run_index
-from vegab import ROOT, UsageError
+from vegab import UsageError
 from vegab.config import did_you_mean, flatten, show
-from vegab.files import write_atomically
+from vegab.files import CONFIG, LOCK, META, write_atomically
+from vegab.provenance import git_words
 from vegab.run_folder import state_now
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # What the commands that read runs are told to read.
 PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
-FILES = ("config.json", "meta.json", "history.csv", "loop_state.pkl")
+FILES = (CONFIG, META, "history.csv", "loop_state.pkl")
 NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 # Columns of the history that are no figures of how good the model is.
 NO_METRICS = ("epoch", "step", "learning_rate")
@@ -48,64 +48,40 @@ class Metric(NamedTuple):
 
 @dataclass
 class RunRecord:
-    """What a run folder says of its run.
+    """What a run folder says of its run."""
 
-    Attributes:
-        path: the folder, as it was named or found.
-        state: running, finished, interrupted, failed, died (it was running, and its process is no
-            more), new (nothing ran here) or broken (config.json or meta.json cannot be read).
-        problem: what could not be read, in one sentence; "" if all could.
-        config_name: CONFIG as it was typed.
-        config: the resolved config; {} if it could not be read.
-        command: a line to paste.
-        commit: of git, or None.
-        is_dirty: whether there were uncommitted changes.
-        start: of the first attempt, ISO 8601 in UTC, or None.
-        end: of the last attempt, or None while it goes on, or if it died.
-        seconds: that the attempts took together.
-        num_attempts: how many there were.
-        epoch: epochs done.
-        num_epochs: of how many, or None.
-        global_step: steps done.
-        num_steps: of how many, or None.
-        monitor: column of the history that decides which epoch is the best, or None.
-        metrics: by column of the history.
-        error: of a failed run, the last line of what was raised.
-        parent: the run that this one is a fork of, or "".
-        is_inexact: whether it was continued, or may not be continued, bit for bit.
-    """
-
-    path: str
+    path: str  # the folder, as it was named or found
+    # running, finished, interrupted, failed, died (it was running, and its process is no more), new
+    # (nothing ran here) or broken (config.json or meta.json cannot be read)
     state: str = "new"
-    problem: str = ""
-    config_name: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
-    command: str = ""
-    commit: str | None = None
-    is_dirty: bool = False
-    start: str | None = None
-    end: str | None = None
-    seconds: float = 0.0
+    problem: str = ""  # what could not be read, in one sentence
+    config_name: str = ""  # CONFIG as it was typed
+    config: dict[str, Any] = field(default_factory=dict)  # {} if it could not be read
+    command: str = ""  # a line to paste
+    commit: str | None = None  # of git
+    is_dirty: bool = False  # were there uncommitted changes?
+    start: str | None = None  # of the first attempt, ISO 8601 in UTC
+    end: str | None = None  # of the last attempt; None while it goes on, or if it died
+    seconds: float = 0.0  # that the attempts took together
     num_attempts: int = 0
-    epoch: int = 0
-    num_epochs: int | None = None
-    global_step: int = 0
-    num_steps: int | None = None
-    monitor: str | None = None
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    error: str = ""
-    parent: str = ""
-    is_inexact: bool = False
+    epoch: int = 0  # epochs done
+    num_epochs: int | None = None  # of how many
+    global_step: int = 0  # steps done
+    num_steps: int | None = None  # of how many
+    monitor: str | None = None  # column of the history that decides which epoch is the best
+    metrics: dict[str, Metric] = field(default_factory=dict)  # by column of the history
+    error: str = ""  # of a failed run, the last line of what was raised
+    parent: str = ""  # the run that this one is a fork of
+    is_inexact: bool = False  # was it continued, or may it not be continued, bit for bit?
 
 
 def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the run folders that patterns mean, each once, and a sentence per pattern with none.
 
+    Raises UsageError if there is no run at all.
+
     Args:
         patterns: run folders, folders below which runs lie, or globs of either.
-
-    Raises:
-        UsageError: if there is no run at all.
     """
     found: dict[str, str] = {}  # by what the path really is
     problems = []
@@ -131,7 +107,7 @@ def _no_run(pattern: str, hits: Sequence[str]) -> str:
 
 
 def _is_run(folder: str) -> bool:
-    return any(os.path.exists(f"{folder}/{name}") for name in ("run.lock", "meta.json"))
+    return any(os.path.exists(f"{folder}/{name}") for name in (LOCK, META))
 
 
 def _runs_below(folder: str) -> list[str]:
@@ -215,8 +191,8 @@ def _stamp(run: str) -> str:
 def _read(run: str) -> dict[str, Any]:
     """Read a run folder; what is in it is JSON, and does not depend on the time of day."""
     problems: list[str] = []
-    config = read_json(run, "config.json", problems)
-    meta = read_json(run, "meta.json", problems)
+    config = read_json(run, CONFIG, problems)
+    meta = read_json(run, META, problems)
     entry: dict[str, Any] = {"config": config}
     try:
         entry |= _of_meta(meta)
@@ -236,7 +212,7 @@ def _read(run: str) -> dict[str, Any]:
         entry |= _of_history(config, history, state)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         problems.append(f"config.json is not what this version of the project writes ({error!r})")
-    if not os.path.exists(f"{run}/config.json") and not os.path.exists(f"{run}/meta.json"):
+    if not any(os.path.exists(f"{run}/{name}") for name in (CONFIG, META)):
         return entry | {"state": "new"}  # it is about to begin, or never did
     if problems:
         entry["problem"] = "; ".join(problems)
@@ -331,7 +307,7 @@ def _metric(config: dict[str, Any], key: str, history: list[dict[str, float]]) -
 
 def is_lower_better_in(config: dict[str, Any], metric: str) -> bool:
     """Whether less of a metric is better: by the config's `monitor_mode`, or by its name."""
-    from engine.checkpoints import is_lower_better
+    from engine.checkpoints import is_lower_better  # with NumPy
 
     mode = config.get("monitor_mode", "auto") if metric == config.get("monitor") else "auto"
     try:
@@ -357,30 +333,14 @@ def _seconds_until_last_commit(record: RunRecord) -> float:
 def read_history(run: str | Path) -> list[dict[str, float]]:
     """Return the rows of a run's `history.csv` by column; cells that a row lacks are not in it.
 
-    A last line that is being written this instant is left out.
-
-    Raises:
-        ValueError: if there is something else than numbers in it.
-        OSError: if it cannot be read.
+    A last line that is being written this instant is left out. Raises ValueError if there is
+    something else than numbers in it, OSError if it cannot be read.
     """
-    try:
-        with open(
-            Path(run) / "history.csv", newline="", encoding="utf-8", errors="replace"
-        ) as file:
-            text = file.read()
-    except FileNotFoundError:
-        return []
-    complete = text[: text.rfind("\n") + 1]
-    try:
-        header, *lines = [line for line in csv.reader(complete.splitlines()) if line] or [[]]
-    except csv.Error as error:
-        raise ValueError(f"history.csv is damaged ({error})") from None
     rows = []
-    for number, line in enumerate(lines, start=2):
+    for number, row in enumerate(rows_in(Path(run)), start=2):
         try:
-            cells = zip(header, line, strict=True)
-            rows.append({key: float(cell) for key, cell in cells if cell != ""})
-        except ValueError as error:
+            rows.append({key: float(cell) for key, cell in row.items() if cell != ""})
+        except (TypeError, ValueError) as error:  # too few cells, too many, or no number
             raise ValueError(f"line {number} of history.csv is damaged ({error})") from None
     return rows
 
@@ -446,7 +406,7 @@ def provenance_of(records: Sequence[RunRecord]) -> dict[str, Any]:
     return {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "project_commit": _project_commit(),
+        "project_commit": git_words("rev-parse", "--verify", "--quiet", "HEAD") or None,
         "runs": [
             {
                 "path": record.path,
@@ -460,15 +420,6 @@ def provenance_of(records: Sequence[RunRecord]) -> dict[str, Any]:
     }
 
 
-def _project_commit() -> str | None:
-    words = ("git", "rev-parse", "--verify", "--quiet", "HEAD")
-    try:
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError:  # no git
-        return None
-    return done.stdout.strip() or None
-
-
 def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]) -> None:
     """Write a file, and beside it, as `<name>.json`, where it comes from."""
     text = json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"
@@ -480,8 +431,7 @@ def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]
 def require_writable(output: str) -> None:
     """Refuse a file that could not be written, before anything is read or drawn.
 
-    Raises:
-        UsageError: naming it.
+    Raises UsageError, naming it.
     """
     target = Path(output)
     if not output.strip() or target.is_dir() or not os.access(target.parent, os.W_OK):
@@ -491,27 +441,23 @@ def require_writable(output: str) -> None:
 def load_runs(*patterns: str) -> "pd.DataFrame":
     """Return a row per run: what it is, its settings, the best and last value of each metric.
 
+    Raises UsageError if there is no run at all.
+
     Args:
         patterns: as for `find_runs`.
 
     Returns:
         A frame indexed by path, with the columns state, epoch, dotted settings (`n_filters`) and
         metrics (`val_loss best`, `val_loss last`).
-
-    Raises:
-        UsageError: if there is no run at all.
     """
     import pandas as pd
 
     rows = []
     for record in read_runs(find_runs(patterns)[0]):
-        row = {"path": record.path, "state": record.state, "epoch": record.epoch}
-        figures = {
-            f"{key} {which}": getattr(metric, which)
-            for key, metric in record.metrics.items()
-            for which in ("best", "last")
-        }
-        rows.append({**settings_of(record), **figures, **row})
+        row: dict[str, Any] = {"path": record.path, "state": record.state, "epoch": record.epoch}
+        for key, metric in record.metrics.items():
+            row |= {f"{key} best": metric.best, f"{key} last": metric.last}
+        rows.append(settings_of(record) | row)
     return pd.DataFrame(rows).set_index("path")
 
 
@@ -525,20 +471,19 @@ def load_history(run: str | Path) -> "pd.DataFrame":
 
 def load_config(run: str | Path) -> dict[str, Any]:
     """Return the config that a run was made with."""
-    return json.loads((Path(run) / "config.json").read_text())
+    return json.loads(Path(run, CONFIG).read_text())
 
 
 def load_meta(run: str | Path) -> dict[str, Any]:
     """Return what `meta.json` says of a run: command, versions, commit, attempts, status."""
-    return json.loads((Path(run) / "meta.json").read_text())
+    return json.loads(Path(run, META).read_text())
 
 
 def load_position(run: str | Path) -> dict[str, Any]:
     """Return epochs and steps done, as plain values, or {} before the first commit.
 
-    Raises:
-        pickle.UnpicklingError: if `loop_state.pkl` holds anything but plain values; nothing
-            in it is executed.
+    Raises pickle.UnpicklingError if `loop_state.pkl` holds anything but plain values; nothing in it
+    is executed.
     """
     state = _loop_state(run)
     keys = ("epoch", "global_step", *(["inexact"] if state.get("inexact") else []))
@@ -546,29 +491,23 @@ def load_position(run: str | Path) -> dict[str, Any]:
 
 
 def load_fingerprint(run: str | Path) -> dict[str, Any]:
-    """Return what a run's bits depend on, as its last commit says; {} if nothing does.
-
-    Raises:
-        pickle.UnpicklingError: as `load_position` does.
-    """
+    """Return what a run's bits depend on, as its last commit says; {} if nothing does."""
     return _loop_state(run).get("fingerprint") or {}
 
 
 def _loop_state(run: str | Path) -> dict[str, Any]:
-    path = Path(run) / "loop_state.pkl"
-    if not path.exists():
-        return {}
     try:
-        with open(path, "rb") as file:
+        with open(Path(run, "loop_state.pkl"), "rb") as file:
             state = _PlainUnpickler(file).load()
-        if isinstance(state, dict) and {"epoch", "global_step"} <= state.keys():
-            return state
-        reason: object = "it holds no position"
+        if not isinstance(state, dict) or not {"epoch", "global_step"} <= state.keys():
+            raise ValueError("it holds no position")
+        return state
+    except FileNotFoundError:
+        return {}
     except OSError:
         raise
     except Exception as error:  # whatever a damaged pickle makes of itself
-        reason = error
-    raise pickle.UnpicklingError(f"loop_state.pkl cannot be read ({reason})")
+        raise pickle.UnpicklingError(f"loop_state.pkl cannot be read ({error})") from None
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -585,13 +524,7 @@ def confusion_matrix(
 ) -> "np.ndarray":
     """Count how often each label (row) was predicted as each class (column).
 
-    Args:
-        labels: int array of shape (num_examples,), values in [0, num_classes).
-        predictions: the same for what the model says.
-        num_classes: rows and columns.
-
-    Returns:
-        int64 array of shape (num_classes, num_classes).
+    Labels and predictions are int arrays of shape (num_examples,), values in [0, num_classes).
     """
     import numpy as np
 
@@ -601,11 +534,7 @@ def confusion_matrix(
 
 
 def per_class_figures(matrix: "np.ndarray") -> "pd.DataFrame":
-    """Return precision, recall, F1 (each in [0, 1], 0 where undefined) and support of each label.
-
-    Args:
-        matrix: counts of labels (rows) against predictions (columns).
-    """
+    """Return precision, recall, F1 (0 where undefined) and support of each label (row)."""
     import pandas as pd
 
     hits = matrix.diagonal()

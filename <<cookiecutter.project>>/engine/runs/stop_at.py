@@ -11,11 +11,7 @@ import keras
 
 
 class StopAfterEpoch(keras.callbacks.Callback):
-    """Ends the run as Ctrl-C does, once an epoch is committed and before the next one begins.
-
-    Args:
-        epoch: how many are to be done.
-    """
+    """Ends the run as Ctrl-C does, once `epoch` epochs are committed and before the next one."""
 
     def __init__(self, epoch: int) -> None:
         super().__init__()
@@ -34,17 +30,12 @@ class StopAfterEpoch(keras.callbacks.Callback):
         """There is none."""
 
 
-class StopAfterStep(keras.callbacks.Callback):
-    """Ends the run as SIGTERM does, after a step within an epoch, which is committed.
-
-    Args:
-        epoch: of the step, from 0.
-        step: how many of that epoch are to be done, at least 1.
-    """
+class StopAfterStep(StopAfterEpoch):
+    """Ends the run as SIGTERM does, after step `step` (from 1) of an epoch (from 0): it commits."""
 
     def __init__(self, epoch: int, step: int) -> None:
-        super().__init__()
-        self.end = epoch, step
+        super().__init__(epoch)
+        self.step = step
         self.epoch = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -53,12 +44,5 @@ class StopAfterStep(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """End the run, if that is the place."""
-        if (self.epoch, batch + 1) == self.end:
+        if (self.epoch, batch + 1) == (self.end, self.step):
             signal.raise_signal(signal.SIGTERM)
-
-    def get_state(self) -> dict[str, Any]:
-        """There is none."""
-        return {}
-
-    def set_state(self, state: Any) -> None:
-        """There is none."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.runs import results
 from vegab import UsageError
@@ -22,56 +22,36 @@ DIGITS = 4  # of a number that is drawn: more say nothing, and make long names
 Settings = Mapping[str, Any]  # by dotted key
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One run of a sweep.
+class Trial(NamedTuple):
+    """One run of a sweep."""
 
-    Attributes:
-        name: of its folder in the sweep's.
-        settings: what sets it apart, by dotted key.
-    """
-
-    name: str
-    settings: Settings
+    name: str  # of its folder in the sweep's
+    settings: Settings  # what sets it apart
 
 
 @dataclass(frozen=True)
 class Definition:
-    """What a sweep is of.
+    """What a sweep is of."""
 
-    Attributes:
-        config_name: CONFIG as it was typed.
-        config: resolved, what all trials share.
-        words: the command line of `bin/train.py` that it stands for, without the folder.
-        axes: values by dotted key; all combinations are trials.
-        ranges: "low..high" or "low..high log" by dotted key.
-        num_random: trials that are drawn from the ranges, for each combination.
-        num_seeds: seeds of each, counted up from the config's.
-        num_folds: parts of the data, each of which is validated on once; 0: no cross-validation.
-        search: "optuna" if that chooses from axes and ranges, or "".
-        num_trials: settings that it chooses.
-        pruner: what ends poor trials early, see `engine.sweeps.search`, or "".
-        num_parallel: the last so many trials before one are not known when that is chosen and
-            judged, for they may run at the same time.
-    """
-
-    config_name: str
-    config: Mapping[str, Any]
-    words: Sequence[str]
-    axes: Mapping[str, Sequence[Any]]
-    ranges: Mapping[str, str]
-    num_random: int
-    num_seeds: int
-    num_folds: int = 0
-    search: str = ""
-    num_trials: int = 0
-    pruner: str = ""
+    config_name: str  # CONFIG as it was typed
+    config: Mapping[str, Any]  # resolved, what all trials share
+    words: Sequence[str]  # the command line of bin/train.py that it stands for, without the folder
+    grid: Mapping[str, Sequence[Any]]  # values by dotted key; all combinations are trials
+    range: Mapping[str, str]  # "low..high" or "low..high log" by dotted key
+    random: int  # trials that are drawn from the ranges, for each combination
+    seeds: int  # seeds of each, counted up from the config's
+    folds: int = 0  # parts of the data, each validated on once; 0: no cross-validation
+    search: str = ""  # "optuna" if that chooses from grid and ranges
+    trials: int = 0  # settings that it chooses
+    pruner: str = ""  # what ends poor trials early, see `engine.sweeps.search`
+    # The last so many trials before one are not known when that is chosen and judged, for they may
+    # run at the same time.
     num_parallel: int = 1
 
     @property
     def num_repeats(self) -> int:
         """Runs of the same settings."""
-        return max(self.num_seeds, 1) * max(self.num_folds, 1)
+        return max(self.seeds, 1) * max(self.folds, 1)
 
     @property
     def monitor(self) -> str | None:
@@ -94,8 +74,7 @@ class Definition:
 def with_plan(path: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Return what a plan asks for, and what the command line does beside it.
 
-    Raises:
-        UsageError: if the file is no plan.
+    Raises UsageError if the file is no plan.
     """
     plan = read_yaml(read_text(Path(path)), path)
     if not isinstance(plan, dict):
@@ -121,25 +100,20 @@ def with_plan(path: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_numbers(asked: dict[str, Any], least: dict[str, int]) -> None:
-    """Refuse what is no number, or too small a one.
-
-    Raises:
-        UsageError: naming it.
-    """
+    """Refuse what is no number, or too small a one. Raises UsageError, naming it."""
     for name, limit in least.items():
         if not isinstance(asked[name], int) or asked[name] < limit:
             raise UsageError(f"{name} is {asked[name]!r}; it must be at least {limit}")
 
 
-def axes_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, list[Any]]:
+def grid_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, list[Any]]:
     """Read `--grid KEY=VALUE,VALUE,…`; the values are YAML.
+
+    Raises UsageError if a text is none of that form, has no value, or names a key again.
 
     Args:
         texts: as typed.
         key_of: returns the dotted key that a name means, or raises UsageError.
-
-    Raises:
-        UsageError: if a text is none of that form, has no value, or names a key again.
     """
     axes: dict[str, list[Any]] = {}
     for text in texts:
@@ -153,7 +127,7 @@ def axes_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, lis
 
 
 def ranges_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, str]:
-    """Read `--range KEY=LOW..HIGH`, or `'KEY=LOW..HIGH log'`; see `axes_of`."""
+    """Read `--range KEY=LOW..HIGH`, or `'KEY=LOW..HIGH log'`; see `grid_of`."""
     ranges: dict[str, str] = {}
     for text in texts:
         key, value = _split(text, "--range", "'learning_rate=1e-4..1e-1 log'", key_of, ranges)
@@ -177,8 +151,7 @@ def _split(
 def bounds_of(text: str, source: str) -> tuple[float, float, bool]:
     """Return the ends of a range and whether it is logarithmic; two integers draw integers.
 
-    Raises:
-        UsageError: if it is none.
+    Raises UsageError if it is none.
     """
     match = RANGE.fullmatch(text)
     ends = [read_yaml(match[end], source) if match else None for end in ("low", "high")]
@@ -211,21 +184,20 @@ def shortened(value: float) -> float:
 def trials_of(definition: Definition) -> list[Trial]:
     """Return the trials of a sweep, in the order in which they are run; of a search, none.
 
-    Raises:
-        UsageError: if there is none, or two would have the same folder.
+    Raises UsageError if there is none, or two would have the same folder.
     """
     if definition.search:
-        for key, values in definition.axes.items():
+        for key, values in definition.grid.items():
             _require_names_of_their_own([{key: value} for value in values])
         return []
     first_seed = definition.config["seed"]
     grid = [
-        dict(zip(definition.axes, values, strict=True))
-        for values in itertools.product(*definition.axes.values())
+        dict(zip(definition.grid, values, strict=True))
+        for values in itertools.product(*definition.grid.values())
     ]
     drawn: list[dict[str, Any]] = [
-        {key: _draw(text, key, i, first_seed) for key, text in definition.ranges.items()}
-        for i in range(definition.num_random)
+        {key: _draw(text, key, i, first_seed) for key, text in definition.range.items()}
+        for i in range(definition.random)
     ] or [{}]
     every = [
         one | other | repeat
@@ -252,8 +224,8 @@ def _require_names_of_their_own(every: Sequence[Settings]) -> None:
 
 
 def _repeats(definition: Definition, first_seed: int) -> list[dict[str, Any]]:
-    seeds: list[dict[str, Any]] = [{"seed": first_seed + i} for i in range(definition.num_seeds)]
-    folds: list[dict[str, Any]] = [{"fold": i} for i in range(definition.num_folds)]
+    seeds: list[dict[str, Any]] = [{"seed": first_seed + i} for i in range(definition.seeds)]
+    folds: list[dict[str, Any]] = [{"fold": i} for i in range(definition.folds)]
     return [seed | fold for seed in seeds or [{}] for fold in folds or [{}]]
 
 
@@ -269,8 +241,8 @@ def repeated(definition: Definition, settings: Settings) -> list[Trial]:
 
 def corners(definition: Definition) -> list[Trial]:
     """Return trials with the ends of all ranges and every value of all axes, to look at first."""
-    ends = {key: bounds_of(text, key)[:2] for key, text in definition.ranges.items()}
-    choices = {**ends, **definition.axes}
+    ends = {key: bounds_of(text, key)[:2] for key, text in definition.range.items()}
+    choices = {**ends, **definition.grid}
     number = max((len(values) for values in choices.values()), default=0)
     return [
         trial

@@ -3,7 +3,6 @@
 import math
 import multiprocessing
 import os
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,18 +17,25 @@ from vegab import ROOT, UsageError
 from vegab.provenance import usable_cores
 
 SECONDS_BETWEEN = 0.5
+Commands = Mapping[str, Sequence[str]]
+Tell = Callable[[Sequence[str], Mapping[str, int]], Commands]
 
 
 class Launcher:
     """Runs command lines of `bin/train.py`, and touches the disk no sooner than in `run`.
 
-    Attributes:
+    A launcher that has not a `run` of its own says how a command begins, and what has ended.
+
+    Args:
         outputs: folder for what they say until their run folder is open.
-        num_parallel: how many a search may run at a time, where the command does not say.
+        is_stopped: whether to stop; those that run are then told to commit and end.
     """
 
-    outputs: Path
-    num_parallel = 8  # on a cluster, whose room changes
+    num_parallel = 8  # that a search may run at a time, on a cluster, whose room changes
+
+    def __init__(self, outputs: Path, is_stopped: Callable[[], bool]) -> None:
+        self.outputs = outputs
+        self.is_stopped = is_stopped
 
     def adopted(self) -> set[str]:
         """Return the names of the commands that go on, begun by a launcher that is gone.
@@ -41,51 +47,16 @@ class Launcher:
     def said(self, name: str) -> str:
         """Return the last line that a command wrote before its run folder was open."""
         try:
-            lines = (self.outputs / f"{name}.txt").read_text(errors="replace").strip().splitlines()
+            lines = self.output(name).read_text(errors="replace").strip().splitlines()
         except OSError:
             lines = []
         return lines[-1] if lines else f"{name} ended before it said anything"
 
+    def output(self, name: str) -> Path:
+        """Return the file for what a command says."""
+        return self.outputs / f"{name}.txt"
 
-class LocalLauncher(Launcher):
-    """Runs command lines of `bin/train.py`, each in a process that is forked with all imported.
-
-    Args:
-        jobs: how many at a time, at least 1; None: as many as there is room for.
-        gpus: to share out, in the form of `bin/train.py --gpus`; "": none in particular.
-        per_gpu: trials at a time on each of them.
-        threads: of each; None: one a core.
-        outputs: folder for what they say until their run folder is open.
-        is_stopped: whether to stop; those that run are then told to commit and end.
-
-    Raises:
-        UsageError: if `gpus` names none, or has no room for as many.
-    """
-
-    def __init__(
-        self,
-        jobs: int | None,
-        gpus: str,
-        per_gpu: int,
-        threads: int | None,
-        outputs: Path,
-        is_stopped: Callable[[], bool],
-    ) -> None:
-        self.places = places_of(jobs, gpus, per_gpu, threads)
-        self.num_parallel = len(self.places)
-        self.is_shared = bool(gpus) and per_gpu > 1
-        self.outputs = outputs
-        self.is_stopped = is_stopped
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(["engine.sweeps.trial"])
-
-    def run(
-        self,
-        commands: Mapping[str, Sequence[str]],
-        tell: Callable[[Sequence[str], Mapping[str, int]], Mapping[str, Sequence[str]]],
-    ) -> dict[str, int]:
+    def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
         """Run commands by name until all have ended, or `is_stopped` says so.
 
         Args:
@@ -100,43 +71,108 @@ class LocalLauncher(Launcher):
         """
         self.outputs.mkdir(exist_ok=True)
         waiting = deque(commands)
-        free = deque(self.places)
-        running: dict[str, Any] = {}
-        held: dict[str, str] = {}
+        running: dict[Any, str] = {}
         codes: dict[str, int] = {}
         is_told = False
         while running or (waiting and not self.is_stopped()):
-            while waiting and free and not self.is_stopped():
+            room = self.room()
+            while waiting and len(running) < room and not self.is_stopped():
                 name = waiting.popleft()
-                held[name] = free.popleft()
-                running[name] = self._start(name, commands[name], held[name])
-            if more := tell(list(running), codes):
+                running[self.begin(name, commands[name])] = name
+            if more := tell(list(running.values()), codes):
                 commands = {**commands, **more}
                 waiting.extend(more)
                 continue
-            wait([process.sentinel for process in running.values()], SECONDS_BETWEEN)
+            ended = self.ended(list(running))
             if self.is_stopped() and not is_told:
                 is_told = True
-                for process in running.values():
-                    if process.is_alive():
-                        os.kill(process.pid, signal.SIGTERM)
-            for name in [name for name, process in running.items() if not process.is_alive()]:
-                process = running.pop(name)
-                process.join()
-                codes[name] = process.exitcode
-                free.append(held.pop(name))
+                for one in running:
+                    self.end(one)
+            for one in ended:
+                name = running.pop(one)
+                code = self.code_of(one, name)
+                if code is not None:
+                    codes[name] = code
         tell([], codes)
         return codes
 
-    def _start(self, name: str, words: Sequence[str], gpu: str) -> Any:
-        output = self.outputs / f"{name}.txt"
+    def room(self) -> int:
+        """Return how many commands may run at a time."""
+        raise NotImplementedError
+
+    def begin(self, name: str, words: Sequence[str]) -> Any:
+        """Begin a command; return what stands for it."""
+        raise NotImplementedError
+
+    def ended(self, running: list[Any]) -> Sequence[Any]:
+        """Return those that have ended; wait for one, but not long."""
+        raise NotImplementedError
+
+    def end(self, one: Any) -> None:
+        """Tell one that runs to commit and end."""
+        raise NotImplementedError
+
+    def code_of(self, one: Any, name: str) -> int | None:
+        """Return the exit code of one that has ended; None: it had not begun."""
+        raise NotImplementedError
+
+
+class LocalLauncher(Launcher):
+    """Runs command lines of `bin/train.py`, each in a process that is forked with all imported.
+
+    Raises UsageError if `gpus` names none, or has no room for as many.
+
+    Args:
+        jobs: how many at a time, at least 1; None: as many as there is room for.
+        gpus: to share out, in the form of `bin/train.py --gpus`; "": none in particular.
+        per_gpu: trials at a time on each of them.
+        threads: of each; None: one a core.
+        options: see `Launcher`.
+    """
+
+    def __init__(
+        self, jobs: int | None, gpus: str, per_gpu: int, threads: int | None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.places = places_of(jobs, gpus, per_gpu, threads)
+        self.num_parallel = len(self.places)
+        self.is_shared = bool(gpus) and per_gpu > 1
+        self.held: dict[Any, str] = {}  # the place of each that runs
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+        self._processes = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload(["engine.sweeps.trial"])
+
+    def room(self) -> int:
+        """Return how many commands may run at a time."""
+        return self.num_parallel
+
+    def begin(self, name: str, words: Sequence[str]) -> Any:
+        """Begin a command, on the first place that is free."""
+        output, gpu = self.output(name), self.places.pop(0)
         output.unlink(missing_ok=True)
         arguments = (list(words), str(output), gpu, self.is_shared)
         process = self._processes.Process(target=_run, args=arguments)
+        self.held[process] = gpu
         # TensorFlow tells of itself when the fork server imports it.
         with _nothing_said(), _without_program():
             process.start()
         return process
+
+    def ended(self, running: list[Any]) -> list[Any]:
+        """Return the processes that have ended."""
+        wait([process.sentinel for process in running], SECONDS_BETWEEN)
+        return [process for process in running if not process.is_alive()]
+
+    def end(self, one: Any) -> None:
+        """Tell a process to commit and end."""
+        one.terminate()
+
+    def code_of(self, one: Any, name: str) -> int:
+        """Return the exit code of a process, whose place is free now."""
+        one.join()
+        self.places.append(self.held.pop(one))
+        return one.exitcode
 
 
 def places_of(jobs: int | None, gpus: str, per_gpu: int, threads: int | None) -> list[str]:

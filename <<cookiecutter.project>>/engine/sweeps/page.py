@@ -37,7 +37,7 @@ def sweep_of(records: Sequence[RunRecord]) -> dict[str, Any] | None:
     except UsageError:
         return None
     definition = [shlex.join([told.config_name, *told.words])]
-    for key, value in sweep.as_json(told).items():
+    for key, value in vars(told).items():
         if key in ("config_name", "words", "config", "num_parallel") or not value:
             continue
         each = value.items() if isinstance(value, dict) else []

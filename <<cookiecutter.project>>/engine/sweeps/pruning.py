@@ -23,8 +23,7 @@ class StopPoorTrial(Hook):
     def before_training(self, run: Run) -> None:
         """Find out which trial this is.
 
-        Raises:
-            ValueError: if it is none of that sweep, or the sweep's journal has been cut.
+        Raises ValueError if it is none of that sweep, or the sweep's journal has been cut.
         """
         super().before_training(run)
         self.definition, _, self.suggested = sweep.read(self.folder)

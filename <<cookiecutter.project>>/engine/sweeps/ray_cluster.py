@@ -13,15 +13,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.sweeps.local import ROOT, SECONDS_BETWEEN, Launcher
-from engine.sweeps.sweep import INTERRUPTED, REFUSED
-from vegab import UsageError
+from engine.sweeps.local import SECONDS_BETWEEN, Commands, Launcher, Tell
+from vegab import ROOT, UsageError
 from vegab.execution import one_line
+from vegab.exits import INTERRUPTED, REFUSED
 from vegab.provenance import ENVIRONMENT
 from vegab.run_folder import IN_USE, living_owner
 
@@ -41,31 +40,22 @@ OBJECT_STORE = 80 * 2**20  # bytes; an exit code is all that goes through it
 class RayLauncher(Launcher):
     """Runs command lines of `bin/train.py`, each in a task of Ray.
 
+    Raises UsageError if Ray is not installed, or does not listen at the address.
+
     Args:
         gpus: how many for each, or "".
         address: of a cluster, such as "head:6379", or "auto"; "": what RAY_ADDRESS says, or else
             one that is started on this machine and ends with this process.
         max_parallel: how many at a time; 0: as many as there is room for.
         threads: of each, which has as many cores; None: all cores of a node, or one beside GPUs.
-        outputs: shared folder for what they say until their run folder is open.
-        is_stopped: whether to stop; those that run are then told to commit and end.
-
-    Raises:
-        UsageError: if Ray is not installed, or does not listen at the address.
+        options: see `Launcher`; `outputs` is shared by all nodes.
     """
 
     def __init__(
-        self,
-        gpus: str,
-        address: str,
-        max_parallel: int,
-        threads: int | None,
-        outputs: Path,
-        is_stopped: Callable[[], bool],
+        self, gpus: str, address: str, max_parallel: int, threads: int | None, **options: Any
     ) -> None:
+        super().__init__(**options)
         self.max_parallel = max_parallel
-        self.outputs = outputs
-        self.is_stopped = is_stopped
         if not SHARE.fullmatch(gpus):
             raise UsageError(f"gpus is {gpus!r}; give how many each trial needs, such as 1 or 0.5")
         self.num_gpus = float(gpus or 0)
@@ -83,63 +73,49 @@ class RayLauncher(Launcher):
             _require_answer(self.address)
         self._problems: dict[str, str] = {}
 
-    def run(
-        self,
-        commands: Mapping[str, Sequence[str]],
-        tell: Callable[[Sequence[str], Mapping[str, int]], Mapping[str, Sequence[str]]],
-    ) -> dict[str, int]:
-        """Run commands by name until all have ended; see `LocalLauncher.run`."""
+    def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
+        """Run commands by name until all have ended; see `Launcher.run`."""
         try:
             self._connect()
         except UsageError as error:
             self._problems = dict.fromkeys(commands, str(error))
             return dict.fromkeys(commands, REFUSED)
+        options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        self._train = self._ray.remote(max_retries=-1, **options)(_task())  # a node may die
+        self._environment = _environment_here()
+        if 0 < self.num_gpus < 1:  # else TensorFlow takes the whole memory for one
+            self._environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
         # Of a node that died Ray tells at length, whatever it was asked to do.
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            return self._run(commands, tell)
+            return super().run(commands, tell)
 
-    def _run(
-        self,
-        commands: Mapping[str, Sequence[str]],
-        tell: Callable[[Sequence[str], Mapping[str, int]], Mapping[str, Sequence[str]]],
-    ) -> dict[str, int]:
-        self.outputs.mkdir(exist_ok=True)
-        options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
-        train = self._ray.remote(max_retries=-1, **options)(_task())  # a node may die at any time
-        place, environment = os.getcwd(), _environment_here()
-        if 0 < self.num_gpus < 1:  # else TensorFlow takes the whole memory for one
-            environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
-        waiting = deque(commands)
-        running: dict[Any, str] = {}
-        codes: dict[str, int] = {}
-        is_told = False
-        while running or (waiting and not self.is_stopped()):
-            most = self.max_parallel or max(self._room(), 1)
-            while waiting and len(running) < most and not self.is_stopped():
-                name = waiting.popleft()
-                output = str(self.outputs / f"{name}.txt")
-                running[train.remote(list(commands[name]), place, environment, output)] = name
-            if more := tell(list(running.values()), codes):
-                commands = {**commands, **more}
-                waiting.extend(more)
-                continue
-            ended, _ = self._ray.wait(list(running), timeout=SECONDS_BETWEEN)
-            if self.is_stopped() and not is_told:
-                is_told = True
-                for task in running:
-                    self._ray.cancel(task)
-            for task in ended:
-                name = running.pop(task)
-                try:
-                    codes[name] = self._ray.get(task)
-                except self._ray.exceptions.TaskCancelledError:
-                    continue  # it had not begun
-                except self._ray.exceptions.RayError as error:
-                    codes[name] = REFUSED
-                    problem = str(error).strip().splitlines()[-1]
-                    self._problems[name] = f"{name} did not begin: {problem}"
-        tell([], codes)
-        return codes
+    def room(self) -> int:
+        """Return how many commands may run at a time."""
+        return self.max_parallel or max(self._room(), 1)
+
+    def begin(self, name: str, words: Sequence[str]) -> Any:
+        """Begin a task."""
+        output = str(self.output(name))
+        return self._train.remote(list(words), os.getcwd(), self._environment, output)
+
+    def ended(self, running: list[Any]) -> Sequence[Any]:
+        """Return the tasks that have ended."""
+        return self._ray.wait(running, timeout=SECONDS_BETWEEN)[0]
+
+    def end(self, one: Any) -> None:
+        """Cancel a task: what it runs commits and ends."""
+        self._ray.cancel(one)
+
+    def code_of(self, one: Any, name: str) -> int | None:
+        """Return the exit code of what a task ran; None: it had not begun."""
+        try:
+            return self._ray.get(one)
+        except self._ray.exceptions.TaskCancelledError:
+            return None
+        except self._ray.exceptions.RayError as error:
+            problem = str(error).strip().splitlines()[-1]
+            self._problems[name] = f"{name} did not begin: {problem}"
+            return REFUSED
 
     def said(self, name: str) -> str:
         """Return the last line that a command wrote before its run folder was open, or ""."""
@@ -207,12 +183,12 @@ def _environment_here() -> dict[str, str]:
 
 
 def _task() -> Callable[..., int]:
-    """Return `train` in a form that crosses machines whole: a worker knows nothing of `src`."""
+    """Return `train` in a form that crosses machines whole: a worker knows nothing of `engine`."""
     root = str(ROOT)
 
     def task(*arguments: Any) -> int:
         sys.path.insert(0, root)
-        pass
+        from engine.sweeps.ray_cluster import train
 
         return train(*arguments)
 

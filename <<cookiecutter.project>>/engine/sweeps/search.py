@@ -70,7 +70,7 @@ class Search:
         ready = len(known) + self.definition.num_parallel
         is_longer = False
         if self.definition.search:
-            while len(self.suggested) < min(self.definition.num_trials, ready):
+            while len(self.suggested) < min(self.definition.trials, ready):
                 self.suggested.append(suggest(self.definition, known, self.suggested))
                 is_longer = True
         trials = self.trials(len(self.suggested))
@@ -131,8 +131,7 @@ class Search:
 def check(definition: Definition) -> None:
     """Look whether what a definition asks of Optuna can be had.
 
-    Raises:
-        UsageError: saying what cannot.
+    Raises UsageError, saying what cannot.
     """
     for name, value, choices in (
         ("search", definition.search, ENGINES),
@@ -141,11 +140,11 @@ def check(definition: Definition) -> None:
         if value and value not in choices:
             hint = did_you_mean(value, choices)
             raise UsageError(f"{name} is {value!r}{hint}; it is one of {', '.join(choices)}")
-    if bool(definition.search) != bool(definition.num_trials):
+    if bool(definition.search) != bool(definition.trials):
         raise UsageError("--search and --trials belong together; give both or none")
-    if definition.search and definition.num_random:
+    if definition.search and definition.random:
         raise UsageError("--search chooses by itself; leave --random out")
-    if definition.search and not (definition.ranges or definition.axes):
+    if definition.search and not (definition.range or definition.grid):
         raise UsageError("--search needs something to choose from: give --range or --grid")
     if definition.pruner and definition.search and definition.num_repeats > 1:
         raise UsageError("--pruner compares single runs; leave out --seeds and --folds, or it")
@@ -260,23 +259,23 @@ def _distributions(definition: Definition) -> dict[str, "BaseDistribution"]:
     )
 
     found: dict[str, BaseDistribution] = {}
-    for key, text in definition.ranges.items():
+    for key, text in definition.range.items():
         low, high, is_log = sweep_trials.bounds_of(text, key)
         if isinstance(low, int) and isinstance(high, int):
             found[key] = IntDistribution(low, high, log=is_log)
         else:
             found[key] = FloatDistribution(low, high, log=is_log)
-    for key, values in definition.axes.items():
+    for key, values in definition.grid.items():
         found[key] = CategoricalDistribution([show(value) for value in values])
     return found
 
 
 def _rounded(definition: Definition, key: str, value: Any) -> Any:
     """Return a value of Optuna's as it stands in the config and in the folder's name."""
-    if key in definition.axes:
+    if key in definition.grid:
         return read_yaml(value, key)
     if isinstance(value, float):
-        low, high, _ = sweep_trials.bounds_of(definition.ranges[key], key)
+        low, high, _ = sweep_trials.bounds_of(definition.range[key], key)
         return min(max(sweep_trials.shortened(value), float(low)), float(high))
     return value
 
@@ -286,7 +285,7 @@ def _what_it_is(definition: Definition, settings: Settings) -> dict[str, Any]:
     if not definition.search:
         return {"user_attrs": {"settings": dict(settings)}}
     params = {
-        key: show(value) if key in definition.axes else value for key, value in settings.items()
+        key: show(value) if key in definition.grid else value for key, value in settings.items()
     }
     return {"params": params, "distributions": _distributions(definition)}
 

@@ -16,11 +16,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.sweeps.local import SECONDS_BETWEEN, Launcher
+from engine.sweeps.local import SECONDS_BETWEEN, Commands, Launcher, Tell
 from vegab import ROOT, UsageError
 from vegab.config import did_you_mean, read_text, read_yaml
 from vegab.files import read_json, write_json
@@ -48,67 +48,44 @@ esac"""
 
 
 class Task(NamedTuple):
-    """A place in SLURM's queue.
+    """A place in SLURM's queue."""
 
-    Attributes:
-        job: the name of the array of jobs.
-        position: in the array.
-        number: what SLURM calls it, such as 12_3; "" while that is not known.
-        state: such as PENDING or RUNNING.
-    """
-
-    job: str
-    position: int
-    number: str
-    state: str
+    job: str  # the name of the array of jobs
+    position: int  # in the array
+    number: str  # what SLURM calls it, such as 12_3; "" while that is not known
+    state: str  # such as PENDING or RUNNING
 
 
 class SlurmLauncher(Launcher):
     """Runs command lines of `bin/train.py`, each in a job of an array.
 
-    Jobs outlive this process: another launcher with the same `outputs` finds them again.
+    Jobs outlive this process: another launcher with the same `outputs` finds them again. Raises
+    UsageError if there is no SLURM here, or it refuses what is asked of it.
 
     Args:
         gpus: how many for each, or "".
         partition: where to queue, or "" for the site's default.
         time: limit of a job in SLURM's form, or "" for the partition's.
         max_parallel: how many at a time; 0: as many as there is room for.
-        outputs: folder for what they say until their run folder is open.
-        is_stopped: whether to stop; those that run are then told to commit and end.
-
-    Raises:
-        UsageError: if there is no SLURM here, or it refuses what is asked of it.
+        options: see `Launcher`.
     """
 
     def __init__(
-        self,
-        gpus: str,
-        partition: str,
-        time: str,
-        max_parallel: int,
-        outputs: Path,
-        is_stopped: Callable[[], bool],
+        self, gpus: str, partition: str, time: str, max_parallel: int, **options: Any
     ) -> None:
+        super().__init__(**options)
         self.options = options_of(gpus, partition, time)
         self.max_parallel = max_parallel
-        self.outputs = outputs
-        self.is_stopped = is_stopped
 
     def adopted(self) -> set[str]:
         """Return the names of the commands that SLURM has jobs of."""
         return set(tasks_of(self.outputs))
 
-    def run(
-        self,
-        commands: Mapping[str, Sequence[str]],
-        tell: Callable[[Sequence[str], Mapping[str, int]], Mapping[str, Sequence[str]]],
-    ) -> dict[str, int]:
-        """Run commands by name until all have ended; see `LocalLauncher.run`.
+    def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
+        """Run commands by name until all have ended; see `Launcher.run`.
 
-        What an earlier launcher has submitted is not submitted again.
-
-        Raises:
-            UsageError: if sbatch refuses them.
+        What an earlier launcher has submitted is not submitted again. Raises UsageError if sbatch
+        refuses them.
         """
         self.outputs.mkdir(exist_ok=True)
         self._take_back()
@@ -147,7 +124,7 @@ class SlurmLauncher(Launcher):
         """Return the last line that a command wrote before its run folder was open."""
         return f"{super().said(name)} ({self.outputs / LOGS} holds what the jobs said)"
 
-    def _submit(self, commands: Mapping[str, Sequence[str]]) -> dict[str, Task]:
+    def _submit(self, commands: Commands) -> dict[str, Task]:
         """Submit an array, and return its tasks.
 
         It is noted before, and again when it is whole: submitit writes what the jobs wait for
@@ -156,7 +133,7 @@ class SlurmLauncher(Launcher):
         job = f"{_safe(self.outputs.resolve().parent.name)}-{secrets.token_hex(4)}"
         lines = []
         for name, words in commands.items():
-            output = self.outputs / f"{name}.txt"
+            output = self.output(name)
             output.unlink(missing_ok=True)
             lines.append(f"{line_of(words, self.options)} > {shlex.quote(str(output))} 2>&1")
         before = read_json(self.outputs / JOBS) or {}
@@ -195,16 +172,8 @@ def submit_run(
 ) -> str:
     """Submit a job that runs `bin/train.py` on each of its nodes, and return a line about it.
 
-    Args:
-        argv: the command line after the program's name; the launcher's own flags are left out.
-        save_path: the run folder.
-        gpus: how many on each node, or "".
-        partition: where to queue, or "" for the site's default.
-        time: limit of the job in SLURM's form, or "" for the partition's.
-        nodes: how many.
-
-    Raises:
-        UsageError: if there is no SLURM here, or it refuses what is asked of it.
+    Of the command line `argv`, the launcher's own flags are left out. The others are as for
+    `SlurmLauncher`. Raises UsageError if there is no SLURM here, or it refuses what is asked of it.
     """
     if nodes < 1:
         raise UsageError(f"nodes is {nodes}; it must be at least 1")
@@ -231,8 +200,7 @@ def _without_own(argv: Sequence[str]) -> list[str]:
 def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str, Any]:
     """Return what is asked of SLURM, which it has been asked about, and `setup`.
 
-    Raises:
-        UsageError: if submitit or sbatch is missing, or slurm.yaml or SLURM's answer says no.
+    Raises UsageError if submitit or sbatch is missing, or slurm.yaml or SLURM's answer says no.
     """
     if gpus and not re.fullmatch("[1-9][0-9]*", gpus):
         raise UsageError(f"gpus is {gpus!r}; with --launcher slurm give how many, such as 1")
@@ -273,11 +241,7 @@ def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str
 
 
 def read_site() -> dict[str, Any]:
-    """Return what configs/slurm.yaml says.
-
-    Raises:
-        UsageError: if it has a key that is none.
-    """
+    """Return what configs/slurm.yaml says. Raises UsageError if it has a key that is none."""
     if not SITE.exists():
         return {}
     shown = os.path.relpath(SITE)
@@ -311,15 +275,14 @@ def submit(
 ) -> str:
     """Submit a job, or an array of them, and return its number.
 
+    Raises UsageError if sbatch refuses them.
+
     Args:
         options: see `options_of`.
         name: of the job.
         lines: for a shell, one a job.
         logs: folder for the batch scripts, what the jobs say, and their exit codes.
         max_parallel: how many jobs at a time; 0: as many as there is room for.
-
-    Raises:
-        UsageError: if sbatch refuses them.
     """
     import submitit
 
@@ -352,8 +315,7 @@ def submit(
 def tasks_of(outputs: Path) -> dict[str, Task]:
     """Return what SLURM's queue has of the commands that were submitted, by their names.
 
-    Raises:
-        UsageError: if SLURM does not answer.
+    Raises UsageError if SLURM does not answer.
     """
     jobs = read_json(outputs / JOBS)
     if not jobs:
@@ -384,11 +346,10 @@ def stop(tasks: Iterable[Task]) -> None:
 def stop_all(outputs: Path) -> bool:
     """Stop what a launcher that is gone has left in SLURM's queue, and wait until it has ended.
 
+    Raises UsageError if SLURM does not answer.
+
     Returns:
         Whether it had left anything.
-
-    Raises:
-        UsageError: if SLURM does not answer.
     """
     was_there = False
     while tasks := tasks_of(outputs):
@@ -401,8 +362,7 @@ def stop_all(outputs: Path) -> bool:
 def ask(*command: str) -> str:
     """Return what a command of SLURM's says.
 
-    Raises:
-        UsageError: with the first line of its complaint, if it has one.
+    Raises UsageError, with the first line of its complaint, if it has one.
     """
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

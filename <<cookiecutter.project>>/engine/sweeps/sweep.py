@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,30 +23,14 @@ from engine.runs import RunRecord, results
 from engine.sweeps.definition import Definition, Settings, Trial, trials_of
 from vegab import UsageError
 from vegab.config import differences, show_differences
-from vegab.files import read_json, write_json
+from vegab.exits import FINISHED, INTERRUPTED, REFUSED
+from vegab.files import FORMAT, read_json, write_json
 from vegab.run_folder import IN_USE, living_owner
 
 SWEEP, LOCK = "sweep.json", "sweep.lock"
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
-# Exit codes of bin/train.py.
-FINISHED, REFUSED, INTERRUPTED = 0, 2, 75
 SECONDS_BETWEEN = 0.5
 MOST_LINES, NUM_BEST = 40, 10  # of `status`
-# What `sweep.json` calls the attributes of a `Definition`.
-NAMES = {
-    "config_name": "config_name",
-    "words": "words",
-    "config": "config",
-    "axes": "grid",
-    "ranges": "range",
-    "num_random": "random",
-    "num_seeds": "seeds",
-    "num_folds": "folds",
-    "search": "search",
-    "num_trials": "trials_asked",
-    "pruner": "pruner",
-    "num_parallel": "num_parallel",
-}
 # These a search cannot change on its way.
 SEARCHED = ("grid", "range", "seeds", "folds")
 
@@ -55,11 +39,8 @@ def known_trials(folder: Path, definition: Definition) -> list[Trial]:
     """Return the trials of a definition and those of the sweep that is in the folder already.
 
     A larger grid, more seeds or more draws add their trials to those that are there. A search goes
-    on from what it has chosen; more trials are added to it.
-
-    Raises:
-        UsageError: if the folder holds something else, or the sweep of another config, or a search
-            of another kind.
+    on from what it has chosen; more trials are added to it. Raises UsageError if the folder holds
+    something else, or the sweep of another config, or a search of another kind.
     """
     trials = trials_of(definition)
     if not (folder / SWEEP).exists():
@@ -74,8 +55,8 @@ def known_trials(folder: Path, definition: Definition) -> list[Trial]:
             "choose another folder"
         )
     fixed = ["search", "pruner", *(SEARCHED if definition.search else ())]
-    old, new = as_json(before), as_json(definition)
-    changes = differences({key: old[key] for key in fixed}, {key: new[key] for key in fixed})
+    old, new = ({key: getattr(each, key) for key in fixed} for each in (before, definition))
+    changes = differences(old, new)
     if changes:
         raise UsageError(
             f"{folder} holds another sweep ({show_differences(changes)}); choose another folder"
@@ -99,17 +80,15 @@ def suggested_in(folder: Path) -> list[Settings]:
 def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
     """Return what `sweep.json` says: of what it is, the trials, and what a search has chosen.
 
-    Without a search, the last are the settings of all trials.
-
-    Raises:
-        UsageError: if there is none, or it is none.
+    Without a search, the last are the settings of all trials. Raises UsageError if there is none,
+    or it is none.
     """
     content = read_json(folder / SWEEP)
     if content is None:
         raise UsageError(f"{folder} holds no sweep; name a folder that bin/sweep.py made")
     try:
         trials = [Trial(entry["name"], entry["settings"]) for entry in content["trials"]]
-        definition = Definition(**{name: content[key] for name, key in NAMES.items()})
+        definition = Definition(**content["definition"])
         return definition, trials, content["suggested"] or [trial.settings for trial in trials]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{folder / SWEEP} is not one of this project's ({error!r})") from error
@@ -123,16 +102,12 @@ def write(
 ) -> None:
     """Keep what a sweep is."""
     content = {
-        **as_json(definition),
+        "format": FORMAT,
+        "definition": asdict(definition),
         "suggested": list(map(dict, suggested)) if definition.search else [],
         "trials": [{"name": t.name, "settings": dict(t.settings)} for t in trials],
     }
     write_json(folder / SWEEP, content)
-
-
-def as_json(definition: Definition) -> dict[str, Any]:
-    """Return what a sweep is as `sweep.json` has it."""
-    return json.loads(json.dumps({key: getattr(definition, name) for name, key in NAMES.items()}))
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -148,8 +123,7 @@ def _names_in(folder: Path) -> list[str]:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a sweep's folder, which is made, for this process.
 
-    Raises:
-        UsageError: if another one holds it, or it cannot be made.
+    Raises UsageError if another one holds it, or it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
