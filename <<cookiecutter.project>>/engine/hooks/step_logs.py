@@ -13,7 +13,7 @@ from engine import pictures as figures
 from engine.batches import Array
 from engine.hooks.base import Hook, log
 from engine.iterators import make_examples, stack
-from engine.trees import leaves
+from engine.trees import by_path
 from vegab.files import write_atomically
 
 
@@ -91,7 +91,8 @@ class LoggingHook(Hook):
         logs: dict[str, dict[str, Any]] = {"scalars": {}, "images": {}, "figures": {}}
         for prefix, result in found:
             for kind, named in logs.items():
-                named |= {prefix + name: value for name, value in leaves(result.get(kind, {}))}
+                found_here = by_path(result.get(kind, {}))
+                named |= {prefix + name: value for name, value in found_here.items()}
         return logs
 
     def _validation_results(self, step: int, names: Sequence[str]) -> list[Any]:
