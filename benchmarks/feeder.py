@@ -50,6 +50,7 @@ def ours(folder: str) -> Iterator[int]:
     """Draw as `Steps` does one by one; yields the number of examples of each batch."""
     import numpy as np
     import tensorflow as tf
+
     from engine.records.feeders import TFRecordExamplesFeeder
 
     feeder = TFRecordExamplesFeeder(
@@ -160,6 +161,7 @@ class Side:
 def make(folder: Path, records: int) -> None:
     """Write records with random images, and metadata and index beside them."""
     import numpy as np
+
     from engine.records.files import generate, write_records
 
     def examples(seed: int, number: int) -> Iterator[bytes]:

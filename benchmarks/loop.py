@@ -93,6 +93,7 @@ def one_batch(config: Any) -> Any:
 def photographs(config: Any) -> Any:
     """Return 5,120 random images of the shape of CIFAR-10's, 40 batches of 128."""
     import numpy as np
+
     from engine.batches import ArrayBatches
     from src.data import Dataset
 
@@ -108,6 +109,7 @@ def photographs(config: Any) -> Any:
 
 def _repeated(config: Any, number: int) -> Any:
     import numpy as np
+
     from engine.batches import ArrayBatches
 
     dataset = digits(config)
@@ -285,6 +287,7 @@ def torch_network() -> Any:
 def torch_digits() -> Any:
     """Return the training digits as images and labels."""
     import torch
+
     from configs import registry
 
     source = digits(registry["digits"] | DIGITS).train
@@ -475,6 +478,7 @@ def side_signalled(job: dict[str, Any], meter: Meter) -> None:
 def side_move(job: dict[str, Any], meter: Meter) -> None:
     """Move a stopped run to another step of its epoch, as if it had trained until there."""
     import h5py
+
     from engine.checkpoints.file import SIGNATURE, TEXT, USER_BLOCK
 
     path = Path(job["folder"], "model.h5")

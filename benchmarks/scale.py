@@ -37,6 +37,7 @@ def median_of(function: Callable[[], object], times: int = TIMES) -> float:
 def commit(folder: Path) -> str:
     """What one commit takes, of 26 million weights with Adam's two moments."""
     import keras
+
     from engine.checkpoints.checkpoint import RESTORE_ALL, Checkpoint, verify
     from engine.training.session import NEW_RUN
 

@@ -21,6 +21,7 @@ import pytest
 from fault_lab import Lab, opened
 
 ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ["machinery"]
 TEMPLATE_FOLDER = "<<cookiecutter.project>>"
 FAIL_ON_SKIP = "TEMPLATE_TESTS_FAIL_ON_SKIP"
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoints.checkpoint import DamagedCheckpointError, latest_good
 from fault_lab import read_trace
+
+from engine.checkpoints.checkpoint import DamagedCheckpointError, latest_good
 
 COMMITS = ("model.h5", "model_previous.h5", "model_best.h5")
 

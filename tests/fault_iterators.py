@@ -10,8 +10,9 @@ from typing import Any
 
 import keras
 import numpy as np
+
 from engine.iterators.datasets import DatasetMixin
-from src.examples.iterators.iterators import (
+from src.examples.iterators import (
     ClassifierIterator,
     ClassifierTrainer,
     NumpyIterator,

@@ -28,6 +28,8 @@ import keras
 import matplotlib.pyplot
 import numpy as np
 import tensorflow as tf
+from keras.src.random.seed_generator import global_seed_generator
+
 import vegab
 from engine.checkpoints import checkpoint
 from engine.devices import gpus as devices
@@ -37,7 +39,6 @@ from engine.iterators import build as iterator_experiment
 from engine.iterators import steps as iterator_steps
 from engine.training import steps
 from engine.training.signals import SignalsToFlag
-from keras.src.random.seed_generator import global_seed_generator
 from src import data, experiment, models, training_loop
 from src.examples.iterators import iterators as examples
 

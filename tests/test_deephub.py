@@ -179,8 +179,8 @@ HERE: dict[str, Callable[..., None]] = {
 
 
 def test_every_row_of_the_table_has_a_test(project: Path) -> None:
-    readme = (project / "README.md").read_text()
-    section = readme.split("## Coming from Deephub")[1].split("\n## ")[0]
+    page = (project / "docs" / "records.md").read_text()
+    section = page.split("## Coming from Deephub")[1].split("\n## ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
     assert rows[0].strip() == "Deephub"
     assert {row.replace("`", "").strip() for row in rows[2:]} == {*HERE, *IN_THE_PROJECT}

@@ -560,7 +560,10 @@ COVERED: dict[str, tuple[Callable[..., None], ...]] = {
 
 def test_every_row_of_the_table_has_a_test(project: Path) -> None:
     section = (
-        (project / "README.md").read_text().split("## Coming from EDflow")[1].split("\n## ")[0]
+        (project / "docs" / "iterators.md")
+        .read_text()
+        .split("## Coming from EDflow")[1]
+        .split("\n## ")[0]
     )
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
     assert rows[0].strip() == "EDflow"

@@ -20,7 +20,8 @@ from typing import Any
 import h5py
 import pytest
 from conftest import run
-from test_readme import code_blocks, commands_of
+from test_docs import code_blocks
+from test_docs import words_of_commands as commands_of
 
 REQUIREMENTS = Path(__file__).with_name("requirements-trackers.txt")
 SMALL = ("--n_filters=4", "--n_layers=1", "--num_epochs=3")

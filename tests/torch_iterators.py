@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+
 from engine.iterators.base import PyHookedModelIterator, TemplateIterator
 from src.examples.iterators.torch_classifier import TorchClassifierIterator
-from torch import nn
 
 SCALER = torch.amp.GradScaler("cpu")
 NETS: dict[str, Any] = {}
@@ -264,7 +265,7 @@ def main() -> None:
             config["model"] = f"{__name__}.{kind.made_with.__name__}"
         NETS.clear()
         try:
-            experiment.build(config).trace(allow_inexact=False)
+            experiment.build(config).with_work(allow_inexact=False)
             refusal = ""
         except UsageError as error:
             refusal = str(error).partition(", so a resumed run would have")[0]

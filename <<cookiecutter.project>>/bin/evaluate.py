@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import vegab
 from configs import registry
 from engine import pictures as figures
-from engine.building import call
+from engine.building import refusals_named
 from engine.experiment import commit_named, config_of
 from engine.iterators import StoredOutputs, newest_outputs, run_callbacks, splits_of
 from engine.runs import results
@@ -269,7 +269,9 @@ def call_callbacks(folder: Path, asked: Asked) -> None:
         config = resolve_references(merge(config, load_file(Path(asked.file), number_keys=True)))
     callbacks, arguments = callbacks_of(config)
     key, name = splits_of(config)[meta["split"]]
-    data_in = call(config, key, vegab.resolve(name, key), config)
+    make = vegab.resolve(name, key)
+    with refusals_named(config, key):
+        data_in = make(config)
     tell(meta, output, run_callbacks(output, data_in, config, callbacks, arguments))
 
 

@@ -67,7 +67,8 @@ def train(
         time: slurm: limit of the job, such as 4:00:00; one that reaches it is queued again
     """
     with workers.ends_with_the_others():
-        prepared.train(
+        experiment.train(
+            prepared,
             Path(save_path),
             prepared.hooks(vegab.terminal()),
             start_from=start_of(Path(save_path), checkpoint, fork, from_epoch),
@@ -122,7 +123,11 @@ def prepare(
     devices.choose_gpus(gpus)
     with workers.ends_with_the_others():
         prepared = experiment.build(
-            config, save_path, resume_inexact, None if retrain else start, together=True
+            config,
+            save_path,
+            resume_inexact=resume_inexact,
+            start=None if retrain else start,
+            together=True,
         )
         if start:
             prepared.check_start(start, retrain, *given)
@@ -131,7 +136,7 @@ def prepare(
     if warm_start and not has_commit(Path(save_path)):
         prepared.warm_start(Path(warm_start), warm_start_vars)
     # What the config names wrongly is refused now, before there is a run folder.
-    return prepared.trace(allow_inexact)
+    return prepared.with_work(allow_inexact)
 
 
 def has_commit(folder: Path) -> bool:

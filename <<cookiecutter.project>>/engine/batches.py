@@ -7,6 +7,7 @@ at step 1,000 of epoch 7 asks for that batch and gets the same bits.
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Protocol
 
@@ -45,6 +46,35 @@ def require_at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
+
+
+class Ahead:
+    """Calls a function in a thread, and already for what will be wanted next.
+
+    Args:
+        function: never called by two threads at a time.
+        name: of the thread.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self._function = function
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._pending: dict[tuple[Any, ...], Future[Any]] = {}
+
+    def take(self, wanted: tuple[Any, ...], *following: tuple[Any, ...]) -> Any:
+        """Return what the function returns for `wanted`, and begin with what follows."""
+        if wanted not in self._pending:
+            for future in self._pending.values():
+                future.cancel()
+            self._pending = {}
+        for arguments in (wanted, *following):
+            if arguments not in self._pending:
+                self._pending[arguments] = self._executor.submit(self._function, *arguments)
+        return self._pending.pop(wanted).result()
+
+    def close(self) -> None:
+        """Let the thread go."""
+        self._executor.shutdown(cancel_futures=True)
 
 
 class ArrayBatches:

@@ -1,9 +1,10 @@
 """Builds what a config names, checks ranges, and names the key in a refusal."""
 
+import contextlib
 import logging
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,22 +100,24 @@ def from_mapping(
     name = arguments.pop("class", None)
     if not isinstance(name, str):
         raise UsageError(f"{key} is {value}; expected an import path, or a mapping with `class`")
-    return call(config, key, resolve(name, key, registered), **arguments)
+    found = resolve(name, key, registered)
+    with refusals_named(config, key):
+        return found(**arguments)
 
 
-def call(
-    config: Mapping[str, Any], key: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
-) -> Any:
-    """Call what a key of the config names; a refusal names the key and the line that refused.
+@contextlib.contextmanager
+def refusals_named(config: Mapping[str, Any], key: str) -> Iterator[None]:
+    """Within the block, what a key of the config names is called; a refusal names the key.
 
     Raises:
-        UsageError: in place of a ValueError, a TypeError, or the KeyError of a key that is missing.
+        UsageError: in place of a ValueError, a TypeError, or the KeyError of a key that is missing;
+            it names the key and the line that refused.
     """
     try:
-        return function(*args, **kwargs)
+        yield
     except (ValueError, TypeError, KeyError) as error:
         logging.getLogger(__name__).debug("%s", traceback.format_exc())
-        frames = traceback.extract_tb(error.__traceback__)[1:]  # without this function's own
+        frames = traceback.extract_tb(error.__traceback__)[2:]  # without those of the block
         of_project = [
             frame
             for frame in frames

@@ -1,11 +1,14 @@
 """What a config stands for, and the runs that it may begin with."""
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from engine.building import hooks_of, quiet_libraries
+from engine.devices import gpus, workers
 from engine.training import fingerprint
 from vegab import ConfigRegistry, UsageError, read_run, trust
 
@@ -14,10 +17,7 @@ if TYPE_CHECKING:
 
     from engine.checkpoints import Commit
     from engine.hooks import Hook
-    from engine.iterators import PyHookedModelIterator
-    from engine.training import Traced
-from engine.building import quiet_libraries
-from engine.hooks import EarlyStopping, EpochLog, LearningCurve, Progress, TensorBoard
+    from engine.training import Session, Unsaved, Work
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Experiment:
         dataset: training batches, validation arrays, and how to read the test set; with an
             iterator: `Splits`.
         model: compiled; with an iterator: any object.
-        learning_rates: pairs of `until_epoch` and rate, or None where the optimizer has its own.
+        learning_rates: pairs of `until_epoch` and rate, where the optimizer does not have its own.
         monitor: column of the history that decides which epoch is the best, or None.
         callbacks: Keras callbacks.
         fingerprint: what has to be the same when the run is resumed.
@@ -37,89 +37,96 @@ class Experiment:
         iterator: what does the steps, or None: the model's training step does.
         own_hooks: those that the config's kind brings, beside what every run has.
         serving: how an exported model reads records, where training reads them, or None.
-        settings: of the loop, where they are not in the config under the names of `training_loop`.
+        changes: settings of the loop that are not in the config under the names that root has.
         config_hooks: those that the config names.
-        traced: its steps, where they are traced already.
-        unsaved: what the iterator uses of PyTorch's and no commit holds.
+        work: its steps, where they are traced already.
+        unsaved: what the iterator uses of PyTorch's and no checkpoint holds.
     """
 
     config: Mapping[str, Any]
     dataset: Any
     model: Any
-    learning_rates: list[tuple[int, float]] | None
     monitor: str | None
     callbacks: list["keras.callbacks.Callback"]
     fingerprint: dict[str, Any] = field(default_factory=dict)
     inexact: list[str] = field(default_factory=list)
-    iterator: "PyHookedModelIterator | None" = None
+    iterator: Any = None
+    learning_rates: Sequence[tuple[int, float]] = ()
     own_hooks: Sequence["Hook"] = ()
     serving: Any = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
     config_hooks: Sequence["Hook"] = ()
-    traced: "Traced | None" = None
-    unsaved: Sequence[str] = ()
+    work: "Work | None" = None
+    unsaved: Sequence["Unsaved"] = ()
 
-    def train(
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How long to train and when to save, under the names that root has."""
+        return {**self.config, **self.changes}
+
+    def with_work(self, allow_inexact: bool = False) -> "Experiment":
+        """Trace the steps of training and validation.
+
+        Args:
+            allow_inexact: note what a resumed run would not restore, instead of refusing it.
+
+        Raises:
+            UsageError: if a step uses what no checkpoint holds, and that is not allowed.
+        """
+        from engine.training import work_on
+
+        work = work_on(
+            self.model,
+            self.dataset.train,
+            self.dataset.valid,
+            callbacks=self.callbacks,
+            hooks=self.config_hooks,
+            num_steps=self.settings.get("num_steps"),
+            seed=self.config["seed"],
+            iterator=self.iterator,
+            allow_inexact=allow_inexact,
+            unsaved=self.unsaved,
+        )
+        return replace(self, work=work)
+
+    def session(
         self,
         save_path: Path,
         hooks: Sequence["Hook"],
         start_from: Path | None = None,
         retrain: bool = False,
-    ) -> None:
-        """Train into a run folder, or go on where its last commit stands; see `training_loop`."""
-        from src.training_loop import training_loop
+    ) -> "Session":
+        """Begin or resume a run; see `engine.training.Session`."""
+        from engine.training import Session, Start
 
-        settings = {**self.config, **self.settings}
-        training_loop(
-            model=self.model,
-            train=self.dataset.train,
-            valid=self.dataset.valid,
-            save_path=save_path,
-            num_epochs=settings["num_epochs"] or 0,
-            num_steps=settings.get("num_steps"),
-            iterator=self.iterator,
-            traced=self.traced,
-            learning_rates=self.learning_rates,
-            monitor=self.monitor,
-            monitor_mode=settings["monitor_mode"],
-            on_nan=settings["on_nan"],
-            checkpoint_steps=settings.get("checkpoint_steps", 0),
-            checkpoint_seconds=settings["checkpoint_seconds"],
-            validation_seconds=settings.get("validation_seconds", 0),
-            seed=settings["seed"],
-            fingerprint=self.fingerprint,
-            inexact=self.inexact,
+        start = None
+        if start_from is not None:
+            rate = self._own_rate() if self.has_another_rate(start_from) else None
+            start = Start(start_from, retrain, rate)
+        work = self.work or self.with_work().work
+        assert work is not None
+        return Session(
+            save_path,
+            work,
             hooks=hooks,
             callbacks=self.callbacks,
-            start_from=start_from,
-            retrain=retrain,
-            new_rate=start_from is not None and self.has_another_rate(start_from),
+            num_epochs=self.settings["num_epochs"] or 0,
+            num_steps=self.settings.get("num_steps"),
+            monitor=self.monitor,
+            monitor_mode=self.settings["monitor_mode"],
+            start=start,
+            fingerprint=self.fingerprint,
+            inexact=self.inexact,
         )
 
-    def trace(self, allow_inexact: bool) -> "Experiment":
-        """Trace the steps of training and validation.
+    def _own_rate(self) -> Callable[[int], float]:
+        """Return what tells the learning rate of an epoch, as the config has it."""
+        from engine import hooks
 
-        Args:
-            allow_inexact: note what a resume would not restore, instead of refusing it.
-
-        Raises:
-            UsageError: if a step uses what no commit holds, and that is not allowed.
-        """
-        from engine.training import trace
-
-        settings = {**self.config, **self.settings}
-        traced = trace(
-            self.model,
-            self.dataset.train,
-            self.dataset.valid,
-            self.callbacks,
-            self.config_hooks,
-            settings.get("num_steps"),
-            self.iterator,
-            allow_inexact,
-            self.unsaved,
-        )
-        return replace(self, traced=traced)
+        if self.learning_rates:
+            return hooks.LearningRates(self.learning_rates).rate_in
+        rate = float(self.model.optimizer.learning_rate)
+        return lambda epoch: rate
 
     def has_another_rate(self, path: Path) -> bool:
         """Return whether the config has not the learning rates of the run that made a commit."""
@@ -159,8 +166,7 @@ class Experiment:
         from engine.checkpoints import read_state
 
         state = read_state(path)
-        settings = {**self.config, **self.settings}
-        num_epochs, num_steps = settings["num_epochs"], settings.get("num_steps")
+        num_epochs, num_steps = self.settings["num_epochs"], self.settings.get("num_steps")
         is_open = state["step"] > 0 and not state["is_cut"]
         if state["stop_reason"]:
             raise UsageError(
@@ -210,13 +216,17 @@ class Experiment:
 
     def hooks(self, terminal: TextIO | None) -> list["Hook"]:
         """Return what happens around the steps; `terminal` is where a progress bar may be drawn."""
+        from engine import hooks
 
-        chosen: list[Hook] = [Progress(terminal), EpochLog(), LearningCurve()]
+        chosen: list[Hook] = [hooks.Progress(terminal), hooks.EpochLog(), hooks.LearningCurve()]
         if self.config["tensorboard"]:
-            chosen.append(TensorBoard("epoch_" if self.own_hooks else None))
+            chosen.append(hooks.TensorBoard("epoch_" if self.own_hooks else None))
         if self.config["patience"]:
-            chosen.append(EarlyStopping(self.config["patience"]))
-        return [*chosen, *self.config_hooks, *self.own_hooks]
+            chosen.append(hooks.EarlyStopping(self.config["patience"]))
+        chosen += [*self.config_hooks, *self.own_hooks]
+        if self.learning_rates:
+            chosen.append(hooks.LearningRates(self.learning_rates))
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -225,6 +235,56 @@ class Splits:
 
     train: Any
     valid: Any
+
+
+def prepare(
+    make: Callable[[Mapping[str, Any], str | None], Experiment],
+    config: Mapping[str, Any],
+    save_path: str | None = None,
+    resume_inexact: bool = False,
+    start: Path | None = None,
+    together: bool = False,
+    trains: bool = True,
+) -> Experiment:
+    """Build an experiment in a process that is set up for it, and look whether it can be resumed.
+
+    Args:
+        make: builds it from the config and the run folder.
+        config: the resolved config, of any kind.
+        save_path: the run folder; what its checkpoint says of threads and the like is taken over.
+        resume_inexact: go on where the bits of an uninterrupted run cannot be had any more.
+        start: a checkpoint of another run to go on from; then these are taken over from there,
+            unless the config says otherwise.
+        together: train with the other workers that the environment names; see `engine.devices`.
+        trains: whether the hooks that the config names are needed.
+
+    Raises:
+        UsageError: if a name leads nowhere, or the run in `save_path` could not be resumed exactly.
+        OSError: if the data cannot be read.
+        SystemExit: with code 75, if other workers do not come, or are gone.
+    """
+    stored, settings = prepare_process(config, save_path, start)
+    from engine.devices import replicas
+    from engine.training import guard
+
+    if "iterator" in config and together and workers.worker().number > 1:
+        raise UsageError("a config with an iterator trains in one process; unset TF_CONFIG")
+    with gpus.scope(together) as several, guard.noting_lines():
+        if several is not None:
+            if "iterator" in config:
+                raise UsageError("a config with an iterator trains on one GPU; give --gpus one")
+            replicas.make_seed_generator()
+        built = make(config, save_path)
+    all_workers = workers.Workers(getattr(built.model, "distribute_strategy", None))
+    if all_workers.num_replicas > 1:
+        replicas.prepare(built.model)
+    # Made now, so that what the config names wrongly is refused.
+    config_hooks = hooks_of(config) if trains else []
+    now = fingerprint.take(config, settings, built.dataset, all_workers.layout)
+    shown = {key: json.dumps(value, sort_keys=True) for key, value in now.items()}
+    all_workers.require_same(shown, "and would not make the same updates")
+    inexact = inexactness(stored, now, save_path, resume_inexact)
+    return replace(built, fingerprint=now, inexact=inexact, config_hooks=config_hooks)
 
 
 def prepare_process(

@@ -25,15 +25,16 @@ class Dataset:
         valid: features and labels to validate on after each epoch, or None.
         load_test: reads the test set. It is called by evaluation alone: what training never holds
             cannot leak into it.
-        input_shape: shape of one example's features, without the batch dimension.
-        num_classes: labels are integers in [0, num_classes).
+        input_shape: shape of one example's features, without the batch dimension; None: as the
+            first batch has it.
+        num_classes: labels are integers in [0, num_classes); None: there are no classes.
     """
 
     train: BatchSource
     valid: Arrays | None
     load_test: Callable[[], Arrays]
-    input_shape: tuple[int, ...]
-    num_classes: int
+    input_shape: tuple[int, ...] | None = None
+    num_classes: int | None = None
 
 
 def get_digits(config: Mapping[str, Any]) -> Dataset:

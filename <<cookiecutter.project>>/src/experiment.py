@@ -1,128 +1,89 @@
-"""From a config to data, model, hooks and callbacks: what every command in `bin` needs."""
+"""From a config to data, model, optimizer and hooks, and on to the training loop."""
 
-import json
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engine.devices import gpus as devices
-from engine.devices import workers
-from engine.training import fingerprint
-from vegab import UsageError, resolve
-
-if TYPE_CHECKING:
-    pass
 from engine.building import (
-    call,
     callbacks_of,
     check_common_ranges,
-    hooks_of,
     learning_rate_schedule,
+    refusals_named,
     require_at_least_one,
 )
-from engine.experiment import Experiment, inexactness, prepare_process
+from engine.experiment import Experiment, prepare
 from engine.iterators import check_ranges_of_iterator
 from engine.records import check_ranges_of_variant
+from vegab import UsageError, resolve
 
 DEFAULT_RATE = 0.001
 
 
-def build(
-    config: Mapping[str, Any],
-    save_path: str | None = None,
-    resume_inexact: bool = False,
-    start: Path | None = None,
-    together: bool = False,
-    trains: bool = True,
-) -> Experiment:
-    """Import, read and build what the config names. Nothing is written.
+def build(config: Mapping[str, Any], save_path: str | None = None, **asked: Any) -> Experiment:
+    """Import, read and build what the config names, of whichever kind it is. Nothing is written.
 
     Args:
-        config: the resolved config, of any kind.
-        save_path: the run folder; what its commit says of threads and the like is taken over.
-        resume_inexact: go on where the bits of an uninterrupted run cannot be had any more.
-        start: a commit of another run to go on from; then these are taken over from there, unless
-            the config says otherwise.
-        together: train with the other workers that the environment names; see
-            `engine.devices`.
-        trains: whether the hooks that the config names are needed.
+        config: the resolved config.
+        save_path: the run folder; what its checkpoint says of threads and the like is taken over.
+        asked: see `engine.experiment.prepare`.
 
     Raises:
-        UsageError: if a value is out of range, a name leads nowhere, or the run in `save_path`
-            could not be resumed exactly.
-        OSError: if the data cannot be read.
-        SystemExit: with code 75, if other workers do not come, or are gone.
+        UsageError, OSError, SystemExit: as `engine.experiment.prepare` does.
     """
     check_ranges(config)
-    stored, settings = prepare_process(config, save_path, start)
-    from engine.training import guard
-
-    if "iterator" in config and together and workers.worker().number > 1:
-        raise UsageError("a config with an iterator trains in one process; unset TF_CONFIG")
-    with devices.scope(together) as several, guard.noting_lines():
-        if several is not None:
-            from engine.devices import replicas
-
-            replicas.make_seed_generator()
-        if "iterator" in config:
-            if several is not None:
-                raise UsageError("a config with an iterator trains on one GPU; give --gpus one")
-            from engine.iterators import build_iterator
-
-            built = build_iterator(config, save_path)
-        elif "train" in config:
-            from engine.records import build_variant
-
-            built = build_variant(config)
-        else:
-            built = build_compiled(config)
-    strategy = getattr(built.model, "distribute_strategy", None)
-    all_workers = workers.Workers(strategy)
-    if all_workers.num_replicas > 1:
-        replicas.prepare(built.model)
-    # Made now, so that their code counts, and what the config names wrongly is refused.
-    config_hooks = hooks_of(config) if trains else []
-    now = fingerprint.take(config, settings, built.dataset, all_workers.layout)
-    shown = {key: json.dumps(value, sort_keys=True) for key, value in now.items()}
-    all_workers.require_same(shown, "and would not make the same updates")
-    inexact = inexactness(stored, now, save_path, resume_inexact)
-    return replace(built, fingerprint=now, inexact=inexact, config_hooks=config_hooks)
+    return prepare(experiment_of, config, save_path, **asked)
 
 
-def build_compiled(config: Mapping[str, Any]) -> Experiment:
-    """Build what a config of root's kind names; see `build`.
+def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experiment:
+    """Build what a config names: read the data, build the model, compile it.
 
     Raises:
-        UsageError, OSError: as `build` does.
+        UsageError: if a name leads nowhere, or what it leads to does not take this config.
+        OSError: if the data cannot be read.
     """
+    if "iterator" in config:  # EDflow's kind
+        from engine.iterators import build_iterator
+
+        return build_iterator(config, save_path)
+    if "train" in config:  # Deephub's kind
+        from engine.records import build_variant
+
+        return build_variant(config)
+
     import keras
 
     from engine.batches import batch_source
+    from engine.checkpoints import is_lower_better
+    from engine.training import floats, make_variables
     from src.data import DATASETS, Dataset
-    from src.models import MODELS
+    from src.models import MODELS, Model
 
-    dataset = call(config, "dataset", resolve(config["dataset"], "dataset", DATASETS), config)
-    if not isinstance(dataset, Dataset):
-        raise UsageError(
-            f"dataset {config['dataset']!r} gives a {type(dataset).__name__}; expected a "
-            "src.data.Dataset, or, for a dataset of examples, a config with the key 'iterator'"
-        )
-    source = call(config, "dataset", batch_source, dataset.train, config["seed"])
-    dataset = replace(dataset, train=source)
-    model = call(
-        config,
-        "model",
-        resolve(config["model"], "model", MODELS),
-        config,
-        input_shape=dataset.input_shape,
-        num_classes=dataset.num_classes,
-    )
-    learning_rates, first_rate = learning_rate(config)
+    # ---- read the data ----
+    get_dataset = resolve(config["dataset"], "dataset", DATASETS)
+    with refusals_named(config, "dataset"):
+        dataset = get_dataset(config)
+        if not isinstance(dataset, Dataset):
+            raise UsageError(
+                f"dataset {config['dataset']!r} gives a {type(dataset).__name__}; expected a "
+                "src.data.Dataset, or, for a dataset of examples, a config with the key 'iterator'"
+            )
+        dataset = replace(dataset, train=batch_source(dataset.train, config["seed"]))
+        first = dataset.train.batch(0, 0)
+
+    # ---- build the model ----
+    entry = resolve(config["model"], "model", MODELS)
+    entry = entry if isinstance(entry, Model) else Model(entry)
+    with refusals_named(config, "model"):
+        model = entry.build(config, **wanted_by(entry.build, dataset, first))
+
+    # ---- compile it, unless it is compiled already ----
+    rates, first_rate = learning_rate(config)
     if model.compiled:
         refuse_what_is_compiled(config)
-        learning_rates = None
+        rates = []
     else:
         optimizers = {
             name.lower(): value
@@ -130,46 +91,96 @@ def build_compiled(config: Mapping[str, Any]) -> Experiment:
             if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
         }
         optimizer = resolve(config["optimizer"], "optimizer", optimizers)
-        accumulate_steps = config["accumulate_steps"]
-        accumulation = (
-            {"gradient_accumulation_steps": accumulate_steps} if accumulate_steps > 1 else {}
-        )
-        model.compile(
-            optimizer=call(
-                config,
-                "optimizer",
-                optimizer,
-                learning_rate=first_rate,
-                **accumulation,
-                **config["optimizer_arguments"],
-            ),
-            loss="sparse_categorical_crossentropy",
-            metrics=["accuracy"],
-            jit_compile=config["jit_compile"],
-        )
-    from engine.checkpoints import is_lower_better
-    from engine.training import floats, make_variables
+        arguments = {"learning_rate": first_rate, **config["optimizer_arguments"]}
+        if config["accumulate_steps"] > 1:
+            arguments["gradient_accumulation_steps"] = config["accumulate_steps"]
+        with refusals_named(config, "optimizer"):
+            optimizer = optimizer(**arguments)
+        jit_compile = config["jit_compile"]
+        model.compile(optimizer, entry.loss, metrics=list(entry.metrics), jit_compile=jit_compile)
 
+    # ---- a first batch shows whether model and data fit, before anything is written ----
+    with refusals_named(config, "model"):
+        metrics = floats(make_variables(model, first, config["fine_tune"]))
     monitor = config["monitor"]
     if dataset.valid is None:
         monitor = monitor.removeprefix("val_")
-    # A first batch shows whether model and data fit, before anything is written.
-    first, fine_tune = dataset.train.batch(0, 0), config["fine_tune"]
-    metrics = floats(call(config, "model", make_variables, model, first, fine_tune))
     if monitor.startswith("val_") and monitor.removeprefix("val_") not in metrics:
         raise UsageError(
             f"monitor is {config['monitor']!r}; choose one of {', '.join(sorted(metrics))}, "
             "or one with val_ before it"
         )
-    call(config, "monitor", is_lower_better, monitor, config["monitor_mode"])
+    with refusals_named(config, "monitor"):
+        is_lower_better(monitor, config["monitor_mode"])
     return Experiment(
         config=config,
         dataset=dataset,
         model=model,
-        learning_rates=learning_rates,
         monitor=monitor,
         callbacks=callbacks_of(config),
+        learning_rates=rates,
     )
+
+
+def train(
+    experiment: Experiment,
+    save_path: Path,
+    hooks: Sequence[Any],
+    start_from: Path | None = None,
+    retrain: bool = False,
+) -> None:
+    """Train into a run folder, or go on where its last checkpoint stands.
+
+    Args:
+        experiment: what the config stands for.
+        save_path: the run folder, which exists.
+        hooks: what happens around the steps; those of `experiment.hooks` in most cases.
+        start_from: a checkpoint of another run to begin with.
+        retrain: take only the weights from there, and begin at step 0.
+
+    Raises:
+        FloatingPointError, SystemExit, OSError, RuntimeError: as `training_loop` does.
+    """
+    from src.training_loop import training_loop
+
+    session = experiment.session(save_path, hooks, start_from, retrain)
+    settings = experiment.settings
+    training_loop(
+        session,
+        on_nan=settings["on_nan"],
+        checkpoint_steps=settings.get("checkpoint_steps", 0),
+        checkpoint_seconds=settings["checkpoint_seconds"],
+        validation_seconds=settings.get("validation_seconds", 0),
+    )
+
+
+def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
+    """Return what a model function asks for besides the config, by the names of its parameters.
+
+    Args:
+        build_model: the function.
+        dataset: its `input_shape` and `num_classes` may be None; the shape is then that of `first`.
+        first: the first batch.
+
+    Raises:
+        ValueError: if it asks for a number of classes that the dataset does not say.
+    """
+    parameters = inspect.signature(build_model).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
+    shape = dataset.input_shape
+    if shape is None and "input_shape" in names:
+        import keras
+
+        features = first[0] if isinstance(first, tuple) else first
+        shape = keras.tree.map_structure(lambda array: tuple(array.shape[1:]), features)
+    offered = {"input_shape": shape, "num_classes": dataset.num_classes, "dataset": dataset}
+    if "num_classes" in names and dataset.num_classes is None:
+        raise ValueError("it asks for num_classes, which the dataset does not say")
+    given = {name: value for name, value in offered.items() if name in names}
+    if takes_all:
+        given = {"input_shape": shape, "num_classes": dataset.num_classes} | given
+    return given
 
 
 def check_ranges(config: Mapping[str, Any]) -> None:
@@ -181,14 +192,10 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     check_common_ranges(config)
     if "iterator" in config:
         check_ranges_of_iterator(config)
-    elif "train" in config:
+        return
+    if "train" in config:
         check_ranges_of_variant(config)
-    else:
-        check_ranges_of_compiled(config)
-
-
-def check_ranges_of_compiled(config: Mapping[str, Any]) -> None:
-    """See `check_ranges`."""
+        return
     require_at_least_one(
         config, "batch_size", "num_epochs", "n_filters", "n_layers", "accumulate_steps"
     )
@@ -213,7 +220,7 @@ def check_ranges_of_compiled(config: Mapping[str, Any]) -> None:
         raise UsageError(f"learning_rate is {rate!r}; it must be a number above 0")
 
 
-def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]] | None, Any]:
+def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]], Any]:
     """Return the rates by epoch, if any, and what the optimizer starts with.
 
     Raises:
@@ -221,14 +228,14 @@ def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]] | 
     """
     schedule, rate = config["lr_schedule"], config["learning_rate"]
     if schedule is None:
-        return None, DEFAULT_RATE if rate is None else float(rate)
+        return [], DEFAULT_RATE if rate is None else float(rate)
     if rate is not None:
         raise UsageError(
             f"learning_rate is {rate} and there is an lr_schedule, {schedule}; "
             "add --lr_schedule=null to train at one rate"
         )
     if isinstance(schedule, Mapping | str):
-        return None, learning_rate_schedule(config, "lr_schedule", schedule)
+        return [], learning_rate_schedule(config, "lr_schedule", schedule)
     pairs = (
         [
             (pair[0], float(pair[1]))

@@ -1,10 +1,10 @@
-"""Models. Each function takes the config and the shape of the data, and returns a `keras.Model`.
+"""Models. Each function takes the config and what it needs of the data; it returns a Keras model.
 
-To add one, write a function like `build_simple_cnn` and enter it in `MODELS`.
+To add one, write a function like `build_simple_cnn` and enter it in `MODELS` with loss and metrics.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import keras
 from keras import layers
@@ -48,6 +48,21 @@ def build_simple_cnn(
     return keras.Model(inputs, outputs, name="simple_cnn")
 
 
-MODELS: dict[str, Callable[..., keras.Model]] = {
-    "simple_cnn": build_simple_cnn,
+class Model(NamedTuple):
+    """A model with its loss and metrics; a function that compiles its model needs neither.
+
+    Attributes:
+        build: called with the config and, if it has such parameters, `input_shape`, `num_classes`
+            and `dataset`.
+        loss: as Keras takes it.
+        metrics: as Keras takes them.
+    """
+
+    build: Callable[..., keras.Model]
+    loss: Any = "sparse_categorical_crossentropy"
+    metrics: Sequence[Any] = ("accuracy",)
+
+
+MODELS: dict[str, Model] = {
+    "simple_cnn": Model(build_simple_cnn),
 }

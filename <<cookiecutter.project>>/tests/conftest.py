@@ -11,22 +11,17 @@ from typing import Any
 import pytest
 
 from configs import registry
-from tests import forked
-from vegab import trust
 
 ROOT = Path(__file__).resolve().parents[1]
+# A model that trains in a second.
+SMALL = ("--n_filters=4", "--n_layers=1")
+
 # nohup, or a shell's &, which the tests may be run by, makes children ignore these; what they start
 # here must not.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(autouse=True)
-def is_not_confined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no test leave to the next that a run's config was read."""
-    monkeypatch.setenv(trust.FLAG, "")
 
 
 @pytest.fixture
@@ -40,14 +35,14 @@ def config() -> dict[str, Any]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def command() -> Command:
-    """Run `python SCRIPT ARGUMENTS` from the project's root."""
+    """Run `python SCRIPT ARGUMENTS` from the project's root, which is to end with `code`."""
 
     def run(
-        *arguments: object, env: dict[str, str] | None = None
+        *arguments: object, code: int = 0, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, *map(str, arguments)],
             cwd=ROOT,
             env=os.environ | (env or {}),
@@ -55,17 +50,7 @@ def command() -> Command:
             text=True,
             timeout=600,
         )
-
-    return run
-
-
-@pytest.fixture
-def quick_command() -> Command:
-    """Do as `command` does, but in a process that has the libraries imported; see `forked`."""
-
-    def run(
-        *arguments: object, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        return forked.run([*map(str, arguments)], ROOT, os.environ | (env or {}))
+        assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+        return done
 
     return run

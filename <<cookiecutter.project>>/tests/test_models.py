@@ -14,7 +14,7 @@ from vegab import UsageError
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_answers_with_probabilities(name: str, config: dict[str, Any]) -> None:
-    model = MODELS[name](config, input_shape=(8, 8, 1), num_classes=10)
+    model = MODELS[name].build(config, input_shape=(8, 8, 1), num_classes=10)
     probabilities = model.predict(np.zeros((3, 8, 8, 1)), verbose=0)
     assert probabilities.shape == (3, 10)
     assert probabilities.dtype == np.float32
@@ -26,7 +26,7 @@ def test_one_step_lowers_the_loss_of_its_batch(name: str, config: dict[str, Any]
     keras.utils.set_random_seed(0)
     # Dropout, which is random by design, would blur the comparison.
     config |= {"dropout": 0.0}
-    model = MODELS[name](config, input_shape=(8, 8, 1), num_classes=10)
+    model = MODELS[name].build(config, input_shape=(8, 8, 1), num_classes=10)
     model.compile("adam", "sparse_categorical_crossentropy")
     batch = get_digits(config).train.batch(0, 0)
     before = model.train_on_batch(*batch)
@@ -46,7 +46,7 @@ def test_a_deep_model_pools_and_doubles_while_there_is_an_image(config: dict[str
     config |= {"n_filters": 2, "n_layers": 10}
 
     def shapes(*input_shape: int) -> list[tuple[int, ...]]:
-        model = MODELS["simple_cnn"](config, input_shape=input_shape, num_classes=10)
+        model = MODELS["simple_cnn"].build(config, input_shape=input_shape, num_classes=10)
         assert model.predict(np.zeros((1, *input_shape)), verbose=0).shape == (1, 10)
         return [layer.output.shape[1:] for layer in model.layers if "conv" in layer.name]
 

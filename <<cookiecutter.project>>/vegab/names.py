@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
@@ -12,6 +13,12 @@ from vegab.config import did_you_mean
 from vegab.exits import UsageError
 
 SEARCHED = ("src", "src.examples")  # where the mod of mod:Name is looked for first
+# Packages that this project took the place of, and where their names are looked for if they cannot
+# be imported: as a registered name, in these modules, and as mod:Name for a.b.mod.Name.
+OTHER_HOMES: dict[str, tuple[str, ...]] = {
+    "edflow": ("engine.iterators", "engine.iterators.datasets", "engine.hooks"),
+    "deephub": (),
+}
 
 
 def resolve(
@@ -53,6 +60,15 @@ def resolve(
             if is_confined and (is_private or not trust.is_inside(home)):
                 raise _refusal(key, name, home)
             return found
+    package, *parts = name.replace(":", ".").split(".")
+    if package in OTHER_HOMES:
+        if parts[-1] in known:
+            return known[parts[-1]]
+        for home in OTHER_HOMES[package]:
+            with contextlib.suppress(UsageError):
+                return resolve(f"{home}:{parts[-1]}", key, search=())
+        if len(parts) > 1:
+            return resolve(":".join(parts[-2:]), key, registered, search)
     modules = " or ".join(module_name for module_name, _ in tried)
     raise UsageError(f"{key}: '{name}' cannot be imported: there is no module {modules}{names}")
 

@@ -1,4 +1,4 @@
-"""ROOM"""
+"""Writes, reads and verifies checkpoints, each one file with everything that a resume needs."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""ROOM"""
+"""Chooses GPUs, and keeps several workers and copies of the model in step."""
 
 from typing import TYPE_CHECKING
 

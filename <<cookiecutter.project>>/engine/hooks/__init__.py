@@ -1,4 +1,4 @@
-"""ROOM"""
+"""Acts around the steps of training: progress, logs, curves, kept checkpoints, early stopping."""
 
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from engine.hooks.progress import LearningCurve as LearningCurve
     from engine.hooks.progress import Progress as Progress
     from engine.hooks.progress import TensorBoard as TensorBoard
+    from engine.hooks.rates import LearningRates as LearningRates
     from engine.hooks.step_logs import LoggingHook as LoggingHook
     from engine.hooks.stopping import EarlyStopping as EarlyStopping
 else:

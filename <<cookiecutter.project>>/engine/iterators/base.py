@@ -18,10 +18,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from engine.batches import random_generator
+from engine.batches import BatchSource, random_generator
 from engine.checkpoints import require_inside
 from engine.hooks import Hook, give_addresses
 from engine.iterators.datasets import stack
+from engine.iterators.steps import IteratorSteps, IteratorValidation
 from engine.trees import call_leaves, map_leaves
 
 FIXED_EXAMPLES_STREAM = 4
@@ -187,6 +188,21 @@ class PyHookedModelIterator:
     def variables(self) -> dict[str, list[Any]]:
         """Return the variables of Keras and TensorFlow that iterator and model have, by group."""
         return _variables_of(self)
+
+    def make_steps(self, source: BatchSource, seed: int) -> IteratorSteps:
+        """Return what runs its steps on batches; `seed` is of the numbers that steps draw."""
+        return IteratorSteps(self, source, seed)
+
+    def make_validation(self, source: BatchSource, seed: int) -> IteratorValidation:
+        """Return what validates on batches; `seed` is of the numbers that it draws."""
+        return IteratorValidation(self, source, seed)
+
+    def look_at_traces(self, look: Callable[[Any], None], batch: Feeds) -> None:
+        """Call a function with each step that is traced; here none is."""
+
+    def of_position(self) -> list[Any]:
+        """Return the variables that tell a step where the run stands."""
+        return []
 
     def make_variables(self, batch: Feeds) -> None:
         """Make the variables that come into being with the first batch, without a step."""

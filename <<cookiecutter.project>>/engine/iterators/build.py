@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from engine.building import call, callbacks_of, require_at_least_one
+from engine.building import callbacks_of, refusals_named
 from engine.experiment import Experiment, Splits
 from engine.hooks import Hook, IntervalHook, KeepCheckpoints, LoggingHook
 from engine.iterators import torch_guard
 from engine.iterators.base import PyHookedModelIterator, TemplateIterator
 from engine.iterators.datasets import ExampleBatches
 from engine.iterators.trainers import TFBaseTrainer
+from engine.training import Unsaved
 from vegab import UsageError, resolve
 
 
@@ -20,18 +21,6 @@ def splits_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         names["dataset"] = "train", config["dataset"]
         names["validation_dataset"] = "validation", config["validation_dataset"]
     return {split: (key, path) for key, (split, path) in names.items() if path}
-
-
-def check_ranges_of_iterator(config: Mapping[str, Any]) -> None:
-    """See `check_ranges`."""
-    require_at_least_one(config, "batch_size", "hook_freq", "log_freq", "start_log_freq")
-    given = ("num_steps", "num_epochs", "test_batch_size", "ckpt_freq", "max_batches_per_epoch")
-    require_at_least_one(config, *(key for key in given if config[key] is not None))
-    require_at_least_one(config, "ckpt_keep")
-    if config["n_data_processes"] < 0:
-        raise UsageError(
-            f"n_data_processes is {config['n_data_processes']}; it must be at least 0 (0: none)"
-        )
 
 
 def of_iterators(config: Mapping[str, Any]) -> list[Hook]:
@@ -77,24 +66,27 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
     model_class = resolve(config["model"], "model") if config["model"] else NoModel
     kind = iterator_class(config)  # now PyTorch is imported, if they need it
     with torch_guard.watching() as made:
-        model = call(config, "model", model_class, config)
+        with refusals_named(config, "model"):
+            model = model_class(config)
         iterator = make_iterator(config, kind, save_path or ".", model, datasets)
     unsaved = torch_guard.unsaved(iterator, made)
     for split in config["fixed_example_indices"]:
-        call(config, "fixed_example_indices", iterator.fixed_example_indices, split)
+        with refusals_named(config, "fixed_example_indices"):
+            iterator.fixed_example_indices(split)
     splits = make_splits(config, datasets)
-    first = call(config, splits_of(config)["train"][0], splits.train.batch, 0, 0)
-    call(config, "iterator", iterator.make_variables, first)
+    with refusals_named(config, splits_of(config)["train"][0]):
+        first = splits.train.batch(0, 0)
+    with refusals_named(config, "iterator"):
+        iterator.make_variables(first)
     return Experiment(
         config=config,
         dataset=splits,
         model=model,
-        learning_rates=None,
         monitor=config["monitor"],
         callbacks=callbacks_of(config),
         iterator=iterator,
         own_hooks=of_iterators(config),
-        unsaved=unsaved,
+        unsaved=[Unsaved(name, torch_guard.REMEDY) for name in unsaved],
     )
 
 
@@ -109,7 +101,9 @@ def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"datasets has {', '.join(splits)}; expected at least train")
     datasets = {}
     for split, (key, name) in splits.items():
-        dataset = call(config, key, resolve(name, key), config)
+        make_dataset = resolve(name, key)
+        with refusals_named(config, key):
+            dataset = make_dataset(config)
         try:
             length = len(dataset)
         except TypeError:
@@ -158,33 +152,29 @@ def make_iterator(
     Raises:
         UsageError: if it does not take them.
     """
-    return call(
-        config,
-        "iterator",
-        kind,
-        config=config,
-        root=root,
-        model=model,
-        datasets=datasets,
-        hook_freq=config["hook_freq"],
-        num_epochs=config["num_epochs"] or 0,
-        hooks=[],
-    )
+    with refusals_named(config, "iterator"):
+        return kind(
+            config=config,
+            root=root,
+            model=model,
+            datasets=datasets,
+            hook_freq=config["hook_freq"],
+            num_epochs=config["num_epochs"] or 0,
+            hooks=[],
+        )
 
 
 def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> Splits:
     """Return training and validation data as batches."""
 
     def batches(split: str, **arguments: Any) -> ExampleBatches:
-        return call(
-            config,
-            splits_of(config)[split][0],
-            ExampleBatches,
-            datasets[split],
-            seed=config["seed"],
-            num_workers=config["n_data_processes"],
-            **arguments,
-        )
+        with refusals_named(config, splits_of(config)[split][0]):
+            return ExampleBatches(
+                datasets[split],
+                seed=config["seed"],
+                num_workers=config["n_data_processes"],
+                **arguments,
+            )
 
     most = config["max_batches_per_epoch"]
     return Splits(

@@ -1,6 +1,7 @@
 """Stores what an evaluation makes of each example, and reads it back for callbacks."""
 
 import json
+import logging
 import math
 import re
 from collections import Counter
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from ruamel.yaml import YAML
@@ -17,9 +18,7 @@ from engine.iterators.datasets import Array, DatasetMixin, Example
 from engine.trees import leaves
 from vegab.files import write_json
 
-if TYPE_CHECKING:
-    pass
-from engine.iterators.evaluation import log
+log = logging.getLogger(__name__)
 
 META = "meta.yaml"
 OUTPUTS = "model_outputs"

@@ -11,7 +11,6 @@ import numpy as np
 from keras.src.random.seed_generator import global_seed_generator
 
 from engine.batches import BatchSource, random_generator
-from engine.iterators.base import Feeds, PyHookedModelIterator
 from engine.training import Before, Call
 from engine.trees import copied
 
@@ -30,7 +29,7 @@ class IteratorSteps:
     one_by_one = True
     size = 1
 
-    def __init__(self, iterator: PyHookedModelIterator, source: BatchSource, seed: int) -> None:
+    def __init__(self, iterator: Any, source: BatchSource, seed: int) -> None:
         self.iterator = iterator
         self.source = source
         self.seed = seed
@@ -115,7 +114,7 @@ class IteratorSteps:
         if hasattr(self.source, "close"):
             self.source.close()
 
-    def _make(self, batch: Feeds) -> None:
+    def _make(self, batch: Mapping[str, Any]) -> None:
         if not self._made:
             self._made = True
             self.iterator.initialize()
@@ -144,7 +143,7 @@ class IteratorValidation:
         seed: of the random numbers that it draws.
     """
 
-    def __init__(self, iterator: PyHookedModelIterator, source: BatchSource, seed: int) -> None:
+    def __init__(self, iterator: Any, source: BatchSource, seed: int) -> None:
         self.iterator = iterator
         self.source = source
         self.seed = seed

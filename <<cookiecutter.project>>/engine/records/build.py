@@ -2,15 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vegab import UsageError, resolve
-
-if TYPE_CHECKING:
-    pass
-
-
-from engine.building import call, callbacks_of, learning_rate_schedule, require_at_least_one
+from engine.building import callbacks_of, learning_rate_schedule, refusals_named
 from engine.checkpoints import is_lower_better
 from engine.experiment import Experiment, Splits
 from engine.hooks import EarlyStopping, Export, KeepCheckpoints, LastMetrics, LoggingHook
@@ -18,37 +12,12 @@ from engine.hooks import base as hooks
 from engine.records.feeders import TFRecordExamplesFeeder
 from engine.records.memory import MemorySamplesFeeder
 from engine.training import make_variables
-
-
-def check_ranges_of_variant(config: Mapping[str, Any]) -> None:
-    """See `check_ranges`."""
-    train = config["train"]
-    if not train["train_feeder"]:
-        raise UsageError("the key 'train.train_feeder' is missing: {type: a feeder, …}")
-    numbers = ("save_checkpoint_steps", "early_stopping_hook_run_every_steps")
-    given = [key for key in numbers if train[key] is not None]
-    steps = [f"early_stopping_steps_without_{change}" for change in ("decrease", "increase")]
-    given += [key for key in steps if train[key] is not None]
-    require_at_least_one(train, "epochs", "save_summary_steps", *given, section="train.")
-    for one, other in (steps, ("save_checkpoint_steps", "save_checkpoint_secs")):
-        if train[one] is not None and train[other] is not None:
-            raise UsageError(
-                f"train.{one} is {train[one]} and train.{other} is {train[other]}; give one of "
-                f"them (--delete train.{other})"
-            )
-    for key in ("save_checkpoint_secs", "validation_secs"):
-        value = train[key]
-        if value is not None and (not isinstance(value, int | float) or value <= 0):
-            raise UsageError(f"train.{key} is {value!r}; it must be a number of seconds above 0")
-    if train["validation_secs"] and not train["eval_feeder"]:
-        raise UsageError("train.validation_secs needs a train.eval_feeder to validate on")
-
+from vegab import UsageError, resolve
 
 FEEDERS = {
     "TFRecordExamplesFeeder": TFRecordExamplesFeeder,
     "MemorySamplesFeeder": MemorySamplesFeeder,
 }
-OLD_PACKAGE = "deephub."  # what a variant that was written for Deephub names
 LATER_SPELLING = ("module_path", "class_type")
 
 
@@ -73,16 +42,18 @@ def build_variant(config: Mapping[str, Any]) -> Experiment:
         model.optimizer.learning_rate = learning_rate_schedule(
             config, "train.lr_schedule", train["lr_schedule"]
         )
-    first = call(config, "train.train_feeder", splits.train.batch, 0, 0)
-    call(config, "model", make_variables, model, first, train["fine_tune"])
+    with refusals_named(config, "train.train_feeder"):
+        first = splits.train.batch(0, 0)
+    with refusals_named(config, "model"):
+        make_variables(model, first, train["fine_tune"])
     features = first[0] if isinstance(first, tuple) else first
     monitor = monitor_of(config)
-    call(config, "monitor", is_lower_better, monitor, config["monitor_mode"])
+    with refusals_named(config, "monitor"):
+        is_lower_better(monitor, config["monitor_mode"])
     return Experiment(
         config=config,
         dataset=splits,
         model=model,
-        learning_rates=None,
         monitor=monitor,
         callbacks=callbacks_of(config),
         own_hooks=[
@@ -90,7 +61,7 @@ def build_variant(config: Mapping[str, Any]) -> Experiment:
             *exporters_of(config, monitor, splits.train.steps_per_epoch, features, serving),
         ],
         serving=serving,
-        settings={
+        changes={
             "num_epochs": None,
             "num_steps": train_feeder.total_steps(train["epochs"]),
             "checkpoint_steps": train["save_checkpoint_steps"] or 0,
@@ -148,7 +119,8 @@ def make_model(config: Mapping[str, Any]) -> Any:
 
     model = made(config, "model", {})
     if hasattr(model, "keras_model_fn"):
-        model = call(config, "model", model.keras_model_fn)
+        with refusals_named(config, "model"):
+            model = model.keras_model_fn()
     if not isinstance(model, keras.Model) or not model.compiled:
         raise UsageError(
             f"model {name_in(config['model'], 'model')} gives a {type(model).__name__}; expected a "
@@ -166,14 +138,10 @@ def made(config: Mapping[str, Any], key: str, registered: Mapping[str, Any], **m
     entry: Any = config
     for name in key.split("."):
         entry = entry[name]
-    name = name_in(entry, key)
-    ours = name.rpartition(":")[2] if name.startswith(OLD_PACKAGE) else name
-    if ours != name and ours not in registered:
-        # deephub.models.registry.toy:DebugToyModel is toy:DebugToyModel here.
-        ours = f"{name.rpartition(':')[0].rpartition('.')[2]}:{ours}"
-    kind = resolve(ours, f"{key}.type", registered)
+    kind = resolve(name_in(entry, key), f"{key}.type", registered)
     given = {k: v for k, v in entry.items() if k not in ("type", *LATER_SPELLING)}
-    return call(config, key, kind, **given, **more)
+    with refusals_named(config, key):
+        return kind(**given, **more)
 
 
 def name_in(entry: Mapping[str, Any], key: str) -> str:
@@ -239,7 +207,8 @@ def exporters_of(
         elif kind == "BestCheckpointCopier":
             every = train["save_checkpoint_steps"] or steps_per_epoch
             keep = entry.get("checkpoints_to_keep", 5)
-            chosen.append(call(config, key, KeepCheckpoints, every, keep, monitor, "min"))
+            with refusals_named(config, key):
+                chosen.append(KeepCheckpoints(every, keep, monitor, "min"))
         else:
             raise UsageError(
                 f"{key} is a {kind}; choose BestExporter, FinalExporter or BestCheckpointCopier"

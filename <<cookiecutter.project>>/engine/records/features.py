@@ -5,17 +5,13 @@ mappings such as `{type: FixedLenFeature, shape: [1], dtype: int64}`. TensorFlow
 it is needed: importing this is fast.
 """
 
-import difflib
-import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from engine.records.layouts import Layouts, Wanted
+from vegab import UsageError, resolve
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -23,7 +19,6 @@ if TYPE_CHECKING:
 Features = dict[str, Any]
 STORED = ("int64", "float32", "string")  # what a tf.train.Example can hold
 DECODE_FORMATS = ("auto", "jpeg", "png", "gif", "bmp")
-OTHER_HOMES = ("deephub.", "tensorflow")  # module paths by which Deephub's variants name features
 
 
 class DecodedFeature(ABC):
@@ -233,31 +228,6 @@ class Parser:
             return value.to_tensor()
         return value
 
-    def layouts(self) -> Layouts | None:
-        """Return what parses records of one layout, or None where values have no fixed size."""
-        import tensorflow as tf
-
-        wanted: dict[Any, tuple[str, Wanted]] = {}
-        for where, features in self.maps.items():
-            for name, feature in features.items():
-                if isinstance(feature, RawFeature) and np.dtype(feature.dtype).kind in "biuf":
-                    wish = Wanted("string", tuple(feature.shape), feature.dtype)
-                elif isinstance(feature, tf.io.FixedLenFeature):
-                    shape = tuple(tf.TensorShape(feature.shape).as_list())
-                    wish = Wanted(_dtype(feature.dtype).name, shape)
-                else:
-                    return None
-                wanted[where, name] = name, wish
-        return Layouts(wanted)
-
-    def arranged(self, values: Mapping[tuple[str, str], Any]) -> Any:
-        """Return what `layouts` parses as `parse` does."""
-        parts = [
-            {name: values[where, name] for name in features}
-            for where, features in self.maps.items()
-        ]
-        return tuple(parts) if self.labels is not None else parts[0]
-
     def missing(self, found: set[str]) -> dict[str, str]:
         """Return the names in a record that are not among `found`, and the maps that name them."""
         return {
@@ -368,19 +338,13 @@ def _find(name: str, module_path: str | None, where: str) -> type:
     classes = _classes()
     path, _, bare = name.replace(":", ".").rpartition(".")
     path = module_path or path
-    if not path or path.startswith(OTHER_HOMES) or path in ("tf", "tf.io", __name__):
-        if bare in classes:
-            return classes[bare]
-        searched = f"{__name__} and tensorflow.io"
-        close = difflib.get_close_matches(bare, classes, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"{where}: no type {bare!r} in {searched}{hint}")
+    is_known = not path or path in ("tf", "tf.io", "tensorflow") or path.startswith("tensorflow.")
     try:
-        found = getattr(importlib.import_module(path), bare, None)
-    except ImportError as error:
-        raise ValueError(f"{where}: no type {bare!r} in {path}: {error}") from error
+        found = resolve(bare if is_known else f"{path}:{bare}", where, classes)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
     if not (isinstance(found, type) and issubclass(found, (DecodedFeature, *classes.values()))):
-        raise ValueError(f"{where}: no type of feature {bare!r} in {path}")
+        raise ValueError(f"{where}: {path}:{bare} is not a type of feature")
     return found
 
 

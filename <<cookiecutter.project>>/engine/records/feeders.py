@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from engine.batches import SHUFFLE_STREAM, Array, random_generator, require_at_least
+from engine.batches import SHUFFLE_STREAM, Ahead, Array, random_generator, require_at_least
 from engine.records.features import Parser, described, first_line, make_features, names_in, stored
 from engine.records.files import (
     INDEX,
@@ -30,8 +30,7 @@ from engine.records.files import (
     generate,
     read_index,
 )
-from engine.records.layouts import Layouts
-from engine.records.reading import Record, Records, _Ahead, _Indexed, _Stream
+from engine.records.reading import Indexed, Record, Records, Stream
 
 log = logging.getLogger(__name__)
 COMPRESSIONS = ("", "GZIP", "ZLIB")
@@ -225,8 +224,7 @@ class TFRecordExamplesFeeder(Feeder):
         num_parallel_maps: images decoded at a time; None: one for each core.
         num_parallel_reads: files read side by side, where they are read as a stream and shuffled;
             the order depends on it.
-        prefetch: batches whose records a thread reads ahead, while others are parsed, which helps
-            where the disk is slow; None: none, as the training loop makes a batch ahead anyway.
+        prefetch: batches whose records a thread reads ahead, while others are parsed.
         auto_generate_meta: write metadata and index where they are missing or outdated.
         compression: "", "GZIP" or "ZLIB".
         on_corrupt: "fail", or "skip": the place of a corrupt record is taken by the next sound
@@ -258,7 +256,7 @@ class TFRecordExamplesFeeder(Feeder):
         shuffle_buffer_size: int = 10000,
         num_parallel_maps: int | None = None,
         num_parallel_reads: int = 32,
-        prefetch: int | None = None,
+        prefetch: int | None = 1,
         auto_generate_meta: bool = False,
         compression: str | None = "",
         on_corrupt: str = "fail",
@@ -298,16 +296,15 @@ class TFRecordExamplesFeeder(Feeder):
         self.compression = compression
         self._parser = Parser(features, labels, num_parallel_maps or os.cpu_count() or 1)
         self._parse = self._compiled()
-        self._layouts: Layouts | None = None
         self._corrupt: set[tuple[Path, int]] = set()
         self.prefetch = prefetch or 0
-        self._ahead = _Ahead(self._records)
+        self._ahead = Ahead(self._records, "records")
         self._sound: Array | None = None  # of one pass that leaves corrupt records out
         indexes = [None if compression else read_index(path) for path in self.paths]
         found = [index for index in indexes if index is not None]
         self.random_access = len(found) == len(self.paths)
-        self._indexed = _Indexed(self.paths, found, counts) if self.random_access else None
-        self._stream = _Stream(
+        self._indexed = Indexed(self.paths, found, counts) if self.random_access else None
+        self._stream = Stream(
             self.paths,
             counts,
             compression,
@@ -318,8 +315,6 @@ class TFRecordExamplesFeeder(Feeder):
         )
         self._log_access()
         self._check_records()
-        # The first record was parsed by TensorFlow, so that what it finds fault with was seen.
-        self._layouts = self._parser.layouts()
 
     @property
     def corrupt_records(self) -> int:
@@ -344,8 +339,7 @@ class TFRecordExamplesFeeder(Feeder):
     def _in_order(self) -> Self:
         feeder = super()._in_order()
         feeder._parse = feeder._compiled()  # each object its own, for threads of their own
-        feeder._layouts = self._parser.layouts()
-        feeder._ahead = _Ahead(feeder._records)
+        feeder._ahead = Ahead(feeder._records, "records")
         feeder._stream = self._stream.in_order()
         if self.on_corrupt == "skip":
             sound = (number for number, _ in self._numbered())
@@ -362,7 +356,7 @@ class TFRecordExamplesFeeder(Feeder):
             self._parser.parse,
             input_signature=[tf.TensorSpec([None], tf.string)],
             autograph=False,
-        )
+        ).get_concrete_function()
 
     def _examples(self, first: int, last: int) -> Any:
         following = []
@@ -373,7 +367,7 @@ class TFRecordExamplesFeeder(Feeder):
                 end = min(end, self.until_epochs * self.num_examples)
             if start < end:
                 following.append((start, end))
-        return self._parsed(self._ahead.read((first, last), following))
+        return self._parsed(self._ahead.take((first, last), *following))
 
     def _records(self, first: int, last: int) -> Records:
         """Return the records from one position in the endless stream to another."""
@@ -389,7 +383,7 @@ class TFRecordExamplesFeeder(Feeder):
                 raise
         return Records.of(self._sound_record(self._indexed, row) for row in rows.tolist())
 
-    def _sound_record(self, indexed: "_Indexed", row: int) -> Record:
+    def _sound_record(self, indexed: Indexed, row: int) -> Record:
         """Return the record at `row`, or the next sound one, with the first after the last."""
         for other in chain(range(row, self.num_examples), range(row)):
             try:
@@ -422,10 +416,6 @@ class TFRecordExamplesFeeder(Feeder):
     def _parsed(self, records: Records) -> Any:
         import tensorflow as tf
 
-        if self._layouts is not None:
-            values = self._layouts.parse(records.data)
-            if values is not None:
-                return self._parser.arranged(values)
         try:
             parsed = self._parse(tf.constant(records.data, tf.string))
         except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:

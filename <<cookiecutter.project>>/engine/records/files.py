@@ -23,10 +23,8 @@ import json
 import os
 import shlex
 import struct
-import weakref
 import zipfile
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,7 +44,6 @@ HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
 FRAME = HEADER.size + FOOTER.size  # bytes of a record beside its data
 PIECE = 2**20  # bytes that are read at once
-MOST_OPEN = 128  # files; a process may often have no more than 256
 
 
 class RecordError(OSError):
@@ -263,64 +260,27 @@ def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
         yield from _records(Path(path), file, compression, os.fstat(file.fileno()).st_size)
 
 
-class RecordFile:
-    """Any record of an uncompressed file, by its number.
-
-    Threads may share it. The file is opened when it is first read, and closed when this object is
-    gone, or earlier while many others are open.
+def checked(path: Path, start: int, size: int, frame: bytes) -> bytes:
+    """Return the data of a record whose bytes, with what frames it, were read from a file.
 
     Args:
-        path: a file of records.
-        offsets: int64 array of shape (number of records + 1,), as `read_index` returns it.
+        path: the file.
+        start: where the record begins.
+        size: bytes that it has according to the index.
+        frame: bytes that were read there, as many or less.
+
+    Raises:
+        RecordError: if the record is torn, has another CRC, or does not lie where it should.
     """
-
-    def __init__(self, path: Path, offsets: np.ndarray) -> None:
-        self.path = Path(path)
-        self.offsets = offsets
-        self._descriptor: _Descriptor | None = None
-
-    def __len__(self) -> int:
-        """Return the number of records."""
-        return len(self.offsets) - 1
-
-    def read(self, number: int) -> bytes:
-        """Return the data of a record.
-
-        Args:
-            number: of the record, from 0.
-
-        Raises:
-            IndexError: if there is no such record.
-            RecordError: if the record is torn, has another CRC, or does not lie where it should.
-            OSError: if the file cannot be read.
-        """
-        if not 0 <= number < len(self.offsets) - 1:
-            raise IndexError(f"record {number} of {self.path}, which has {len(self)}")
-        start, end = self.offsets[number : number + 2].tolist()
-        descriptor = self._descriptor or self._open()
-        frame = os.pread(descriptor.number, end - start, start)
-        if len(frame) < end - start:
-            raise RecordError(self.path, start, "is torn: the file ends in it")
-        # Whole and as long as the index says, a header can only have these bytes.
-        if frame[: HEADER.size] != header(end - start - FRAME):
-            length = _checked_length(self.path, start, frame)
-            raise RecordError(self.path, start, f"has {length} bytes, unlike what the index says")
-        data = frame[HEADER.size : -FOOTER.size]
-        _check_data(self.path, start, data, frame[-FOOTER.size :])
-        return data
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.offsets)
-
-    def _open(self) -> "_Descriptor":
-        # Threads that come here at once open the file twice; the superfluous one is closed.
-        descriptor = self._descriptor = _Descriptor(self.path)
-        _opened.append(weakref.ref(self))
-        if len(_opened) > MOST_OPEN:
-            oldest = _opened.popleft()()
-            if oldest is not None and oldest is not self:
-                oldest._descriptor = None
-        return descriptor
+    if len(frame) < size:
+        raise RecordError(path, start, "is torn: the file ends in it")
+    # Whole and as long as the index says, a header can only have these bytes.
+    if frame[: HEADER.size] != header(size - FRAME):
+        length = _checked_length(path, start, frame)
+        raise RecordError(path, start, f"has {length} bytes, unlike what the index says")
+    data = frame[HEADER.size : -FOOTER.size]
+    _check_data(path, start, data, frame[-FOOTER.size :])
+    return data
 
 
 def write_records(path: Path, records: Iterable[bytes], compression: str = "") -> int:
@@ -455,21 +415,6 @@ class _ZlibStream(io.RawIOBase):
         number = min(len(buffer), len(self._unpacked))
         buffer[:number], self._unpacked = self._unpacked[:number], self._unpacked[number:]
         return number
-
-
-class _Descriptor:
-    """An open file, closed when nobody refers to it any more, be it in the midst of a read."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = -1
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
-
-
-_opened: deque[weakref.ref[RecordFile]] = deque()
 
 
 def _identity(path: Path) -> tuple[Path, int, int, int]:

@@ -5,8 +5,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from engine.records.files import (
     HEADER,
     MetadataError,
     RecordError,
-    RecordFile,
+    checked,
     generate_command,
     header,
     masked,
@@ -29,7 +28,7 @@ from engine.records.files import (
 )
 
 Record = tuple[int, int, bytes]  # number of the file, number in the file, content
-MOST_OPEN = 64  # files, beside those that others have open
+MOST_OPEN = 64  # files; a process may often have no more than 256
 
 
 class Records(NamedTuple):
@@ -58,41 +57,8 @@ class Records(NamedTuple):
         )
 
 
-class _Ahead:
-    """Reads, in a thread if asked to, what will be wanted next; what is read is the same.
-
-    Args:
-        read: called with two positions in the stream, never by two threads at a time.
-    """
-
-    def __init__(self, read: Callable[[int, int], Records]) -> None:
-        # Not a bound method, which would keep the feeder and its thread alive for ever.
-        self._read = weakref.WeakMethod(read)
-        self._executor: ThreadPoolExecutor | None = None
-        self._pending: dict[tuple[int, int], Future[Records]] = {}
-
-    def read(self, wanted: tuple[int, int], following: Sequence[tuple[int, int]]) -> Records:
-        """Return the records wanted, and begin to read those that follow."""
-        if self._executor is None:
-            if not following:
-                return self._call(wanted)
-            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="records")
-        if wanted not in self._pending:
-            for future in self._pending.values():
-                future.cancel()
-            self._pending = {}
-        for span in (wanted, *following):
-            if span not in self._pending:
-                self._pending[span] = self._executor.submit(self._call, span)
-        return self._pending.pop(wanted).result()
-
-    def _call(self, span: tuple[int, int]) -> Records:
-        read = self._read()
-        return read(*span) if read is not None else Records([], [], [])
-
-
-class _Indexed:
-    """Records at hand by their numbers among all.
+class Indexed:
+    """Records of uncompressed files at hand by their numbers among all; threads may share it.
 
     Args:
         paths: the files.
@@ -109,8 +75,6 @@ class _Indexed:
         self._offsets = np.concatenate(indexes)
         firsts = np.cumsum([0, *lengths[:-1]])
         self._shifts = firsts - (self._ends - counts)
-        views = [self._offsets[i : i + n] for i, n in zip(firsts, lengths, strict=True)]
-        self._files = [RecordFile(*pair) for pair in zip(paths, views, strict=True)]
         self._descriptors: OrderedDict[int, int] = OrderedDict()
         # A descriptor that another thread closes might come back as that of another file.
         self._lock = threading.Lock()
@@ -126,17 +90,16 @@ class _Indexed:
         places = rows + self._shifts[files]
         starts = self._offsets[places]
         sizes = (self._offsets[places + 1] - starts).tolist()
-        names = files.tolist()
+        starts, names = starts.tolist(), files.tolist()
         numbers = (rows - (self._ends[files] - np.take(self.counts, files))).tolist()
         with self._lock:
             frames = [
                 os.pread(self._descriptors.get(file) or self._opened(file), size, start)
-                for file, size, start in zip(names, sizes, starts.tolist(), strict=True)
+                for file, size, start in zip(names, sizes, starts, strict=True)
             ]
         data = [frame[HEADER.size : -FOOTER.size] for frame in frames]
-        # What does not look right is read again by what knows how to say why.
         for i in np.flatnonzero(~self._are_sound(frames, data, sizes)).tolist():
-            data[i] = self._files[names[i]].read(numbers[i])
+            checked(self._paths[names[i]], starts[i], sizes[i], frames[i])  # knows how to say why
         return Records(data, names, numbers)
 
     def read_one(self, row: int) -> Record:
@@ -172,7 +135,7 @@ def _close(descriptors: dict[int, int]) -> None:
         os.close(descriptors.popitem()[1])
 
 
-class _Stream:
+class Stream:
     """Records in the order of their files, or shuffled in a window.
 
     Args:
@@ -206,7 +169,7 @@ class _Stream:
         self._at: int | None = None
         self._iterator: Iterator[Record] = iter(())
 
-    def in_order(self) -> "_Stream":
+    def in_order(self) -> "Stream":
         """Return a stream of the same records in the order of the files."""
         stream = copy.copy(self)
         stream.seed, stream._at = None, None

@@ -1,4 +1,4 @@
-"""ROOM"""
+"""Reads run folders back: lists, compares, draws and reports runs, and makes them again."""
 
 from typing import TYPE_CHECKING
 

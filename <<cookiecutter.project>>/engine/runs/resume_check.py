@@ -51,8 +51,8 @@ def train(
         for number in (1, 2):
             os.dup2(file, number)
     save_path.mkdir(exist_ok=True)
-    prepared = experiment.build(config, str(save_path)).trace(allow_inexact=True)
-    prepared.train(save_path, [*prepared.hooks(None), KillAt(kill_at)])
+    prepared = experiment.build(config, str(save_path)).with_work(allow_inexact=True)
+    experiment.train(prepared, save_path, [*prepared.hooks(None), KillAt(kill_at)])
 
 
 def survey(config: Mapping[str, Any]) -> tuple[int, list[str]]:
@@ -60,10 +60,10 @@ def survey(config: Mapping[str, Any]) -> tuple[int, list[str]]:
 
     Each says where that is.
     """
-    first = experiment.build(config).trace(allow_inexact=True)
+    first = experiment.build(config).with_work(allow_inexact=True)
     second = experiment.build(config)
-    assert first.traced is not None
-    found = [f"no checkpoint holds {name}" for name in first.traced.guard.found]
+    assert first.work is not None
+    found = [f"no checkpoint holds {name}" for name in first.work.guard.found]
     found += [
         f"the state of the callback {type(callback).__name__} is not saved "
         f"({place(type(callback))}); give it get_state() and set_state(state)"

@@ -1,4 +1,4 @@
-"""ROOM"""
+"""Trains many trials: on this machine, in SLURM, on Ray; chooses and prunes them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,21 +1,41 @@
-"""Begins or resumes a run: what the loop needs before its first step."""
+"""Begins or resumes a run: what the loop needs before its first step, and what it saves."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import keras
 
-from engine.batches import BatchSource
-from engine.hooks import Hook, Hooks
-from engine.iterators import PyHookedModelIterator, TFHookedModelIterator, torch_guard
+from engine.batches import BatchSource, batch_source
+from engine.checkpoints import (
+    RESTORE_ALL,
+    RESTORE_WEIGHTS,
+    Checkpoint,
+    Snapshot,
+    best_of,
+    callback_state,
+    is_best,
+    is_lower_better,
+)
+from engine.devices import INTERRUPTED, Workers
+from engine.hooks import Hook, Hooks, Run
 from engine.training.guard import Guard, Unsaved
+from engine.training.signals import SignalsToFlag
 from engine.training.steps import Steps, Validation, has_all_variables, make_variables
 
 log = logging.getLogger(__name__)
 
 BEFORE_STEPS = ("set_model", "set_params", "on_train_begin")  # methods of callbacks
+LOOKS_AT_BATCHES = (
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_batch_begin",
+    "on_batch_end",
+)
 NEW_RUN: dict[str, Any] = {
     "epoch": 0,
     "step": 0,
@@ -31,80 +51,415 @@ NEW_RUN: dict[str, Any] = {
 }
 
 
-def next_stop(global_step: int, checkpoint_steps: int, hooks: Hooks) -> int:
-    """Return the first step after `global_step` at which somebody wants to act."""
-    stops = [hooks.next_stop(global_step)]
-    if checkpoint_steps:
-        stops.append((global_step // checkpoint_steps + 1) * checkpoint_steps)
-    return min((stop for stop in stops if stop is not None), default=global_step + 1_000_000)
+@dataclass(frozen=True)
+class Work:
+    """What a run does: steps of training and of validation, traced and looked at.
+
+    Attributes:
+        model: compiled; with an iterator: any object.
+        source: batches by epoch and step.
+        steps: runs the steps of training.
+        validation: validates, or None.
+        guard: has looked at the steps that are traced, and looks at those that will be.
+        iterator: what does the steps, or None: the model's own training step does.
+        may_be_outdated: whether hooks or callbacks of the user act before the first step, who may
+            change what it was traced from: then it is traced again.
+    """
+
+    model: Any
+    source: BatchSource
+    steps: Any
+    validation: Any
+    guard: Guard
+    iterator: Any = None
+    may_be_outdated: bool = False
 
 
-def looks_at_batches(callbacks: Sequence[keras.callbacks.Callback]) -> bool:
+def work_on(
+    model: Any,
+    train: Any,
+    valid: Any = None,
+    *,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    hooks: Sequence[Hook] = (),
+    num_steps: int | None = None,
+    seed: int = 0,
+    iterator: Any = None,
+    allow_inexact: bool = False,
+    unsaved: Sequence[Unsaved] = (),
+) -> Work:
+    """Make the steps of a run, and trace them.
+
+    Args:
+        model: compiled; its own `train_step` is used if it has one. With an iterator: any object.
+        train: batches by epoch and step, or what `batch_source` makes such a source of.
+        valid: features and labels to validate on, or a batch source; None: there is no validation.
+        callbacks: of Keras, as in `begin`.
+        hooks: as in `begin`.
+        num_steps: as in `begin`.
+        seed: of the order of batches, where the data does not decide it.
+        iterator: what does the steps; None: the model's training step does.
+        allow_inexact: note what a resumed run would not restore, instead of refusing it.
+        unsaved: what was found before of what no checkpoint holds.
+
+    Raises:
+        UsageError: if a step uses what no checkpoint holds, and that is not allowed.
+        ValueError: if model and data do not fit.
+    """
+    source = batch_source(train, seed)
+    guard = Guard(model, iterator, callbacks, hooks, allow_inexact)
+    guard.tell(unsaved)
+    if iterator is not None:
+        iterator.look_at_traces(guard.look, source.batch(0, 0))
+        steps = iterator.make_steps(source, seed)
+        validation = iterator.make_validation(valid, seed) if valid is not None else None
+        return Work(model, source, steps, validation, guard, iterator)
+    if not has_all_variables(model):
+        make_variables(model, source.batch(0, 0))
+    steps = Steps(model, source, _look_at_batches(callbacks), num_steps, guard.look)
+    steps.compile()
+    validation = Validation(model, valid, guard.look) if valid is not None else None
+    if validation is not None:
+        validation.compile()
+    is_early = _act_before_steps(callbacks, hooks)
+    return Work(model, source, steps, validation, guard, may_be_outdated=is_early)
+
+
+class Start(NamedTuple):
+    """The checkpoint of another run that one begins with.
+
+    Attributes:
+        path: of the checkpoint.
+        retrain: take only the weights from there, and begin at step 0.
+        rate: the learning rate of this run in an epoch, where it is not to be that of the other.
+    """
+
+    path: Path
+    retrain: bool = False
+    rate: Callable[[int], float] | None = None
+
+
+class Session:
+    """One attempt at a run, from the first look at its folder on.
+
+    Args:
+        folder: the run folder, which exists.
+        work: what the run does.
+        hooks: in the order in which they are called; those of an iterator come after them.
+        callbacks: of Keras.
+        num_epochs: epochs in all, those of earlier attempts included.
+        num_steps: steps in all, whatever `num_epochs` says; the last epoch may be cut short.
+        monitor: column of the history that decides which epoch is the best; None: nothing does.
+        monitor_mode: "min" or "max", whichever is better; "auto" goes by the name.
+        start: a checkpoint to begin with, while the folder has none of its own.
+        fingerprint: what has to be the same when the run is resumed; see `fingerprint`.
+        inexact: what is not, in this attempt; from here on the checkpoints say so.
+
+    Attributes:
+        run: how far it is; what hooks may look at.
+        epoch: the first one to train, counted from 0.
+        step: of that epoch, the first one to make.
+        learning_rate: at the beginning of that epoch, if `step` is not 0.
+        nothing_to_do: why, if that is so, else "".
+
+    Raises:
+        ValueError: if "auto" does not know whether less of `monitor` is better, or `start` is a
+            checkpoint of another model.
+        OSError: if there are checkpoints, and none of them is whole.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        work: Work,
+        *,
+        hooks: Sequence[Hook] = (),
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        num_epochs: int = 0,
+        num_steps: int | None = None,
+        monitor: str | None = "val_loss",
+        monitor_mode: str = "auto",
+        start: Start | None = None,
+        fingerprint: Mapping[str, Any] | None = None,
+        inexact: Sequence[str] = (),
+    ) -> None:
+        self.work = work
+        self.workers = Workers(getattr(work.model, "distribute_strategy", None))
+        self._lower_is_better = is_lower_better(monitor, monitor_mode)
+        iterator = work.iterator
+        self._checkpoint = Checkpoint(
+            folder, work.model, iterator.variables if iterator is not None else None
+        )
+        if num_steps is not None:
+            num_epochs = -(-num_steps // work.source.steps_per_epoch)
+        self._restores = RESTORE_ALL
+        self._rate: float | None = None
+        state = self._checkpoint.read()
+        if start is not None:
+            state = self._begun_with(start, state, monitor)
+        self._is_new = state is None
+        self._state = state = state or _new_run()
+        if state["is_cut"] and num_steps is not None and state["global_step"] < num_steps:
+            state["history"].pop()  # the epoch goes on from where `num_steps` had cut it
+            state["best_epoch"] = best_of(state["history"], monitor, self._lower_is_better)
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.learning_rate = state["learning_rate"]
+        self._callbacks = callbacks
+        self.run = Run(
+            root=self._root_of(folder),
+            model=work.model,
+            num_epochs=num_epochs,
+            num_steps=num_steps,
+            iterator=iterator,
+            steps_per_epoch=work.source.steps_per_epoch,
+            history=state["history"],
+            global_step=state["global_step"],
+            best_epoch=state["best_epoch"],
+            monitor=monitor,
+            results=state["results"],
+        )
+        if iterator is None:
+            self.hooks = Hooks(hooks, is_chief=self.workers.is_chief)
+        else:
+            self.hooks = Hooks([*hooks, *iterator.hooks], iterator.hooks, iterator.hook_freq)
+        # Callbacks ask for a Keras model, also where an iterator trains something else.
+        self._keras_model = (
+            work.model if isinstance(work.model, keras.Model) else keras.Sequential()
+        )
+        self.callbacks = keras.callbacks.CallbackList(
+            callbacks,
+            model=self._keras_model,
+            verbose=0,
+            epochs=num_epochs,
+            steps=work.source.steps_per_epoch,
+        )
+        self._keras_model.stop_training = False
+        # After a signal at the very last step, its epoch has yet to be validated and ended.
+        is_open = state["step"] > 0 and not state["is_cut"]
+        self.nothing_to_do = state["stop_reason"] or ""
+        if num_steps is not None and state["global_step"] >= num_steps and not is_open:
+            self.nothing_to_do = self.nothing_to_do or f"{num_steps} steps are done"
+        elif self.epoch >= num_epochs:
+            self.nothing_to_do = self.nothing_to_do or f"{num_epochs} epochs are done"
+        self._fingerprint = dict(fingerprint or {})
+        if not self.nothing_to_do:
+            self._tell(inexact)
+
+    # ---- what it goes on from -------------------------------------------------------------------
+
+    def _begun_with(
+        self, start: Start, state: dict[str, Any] | None, monitor: str | None
+    ) -> dict[str, Any]:
+        """Return the state to go on from: the run's own, or that of another one's checkpoint."""
+        if state is not None:
+            log.info("%s goes on from its own checkpoint, not from %s", self._folder, start.path)
+            return state
+        other = self._checkpoint.read_other(start.path)
+        if start.retrain:
+            log.info("starting from %s, only from its weights", start.path)
+            self._restores = RESTORE_WEIGHTS
+            return _new_run() | {"steps": other["steps"]}
+        log.info("starting from %s", start.path)
+        best_epoch = best_of(other["history"], monitor, self._lower_is_better)
+        self._checkpoint.take_along(other, best_epoch)
+        if start.rate is not None:
+            self._rate = start.rate(other["epoch"])
+        return other | {"best_epoch": best_epoch}
+
+    @property
+    def _folder(self) -> Path:
+        return self._checkpoint.folder
+
+    def _root_of(self, folder: Path) -> Path:
+        """Return where hooks and callbacks write: what other workers do is thrown away."""
+        if self.workers.is_chief:
+            return folder
+        self._scratch = tempfile.TemporaryDirectory()
+        callback_state.redirect(self._callbacks, Path(self._scratch.name))
+        return Path(self._scratch.name)
+
+    def _tell(self, inexact: Sequence[str]) -> None:
+        """Say, here and in the checkpoints, what is not exact."""
+        if inexact:
+            differing = "; ".join(inexact)
+            log.warning("from here on the run is not bit for bit the same: %s", differing)
+        if unsaved := self.work.guard.found:
+            log.warning(
+                "a resumed run will have other bits, for no checkpoint holds %s", "; ".join(unsaved)
+            )
+        if differs := [*inexact, *self.work.guard.found]:
+            entry = {"global_step": self._state["global_step"], "differs": differs}
+            self._state["inexact"].append(entry)
+        for callback in self._callbacks:
+            if not callback_state.is_known(callback):
+                log.warning(
+                    "%s keeps a state that is not saved: a resumed run may differ; give it "
+                    "get_state() and set_state(state), with JSON values",
+                    type(callback).__name__,
+                )
+
+    # ---- around the steps -----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[SignalsToFlag]:
+        """From the hooks' first word to their last; signals to stop become a flag."""
+        work = self.work
+        try:
+            with SignalsToFlag(self.workers) as signals:
+                self.hooks.start(self.run)
+                self.callbacks.on_train_begin()
+                if work.may_be_outdated:
+                    work.steps.forget()
+                if work.iterator is None or not self._is_new:
+                    work.steps.compile()
+                    self._checkpoint.prepare()
+                if work.iterator is not None and not self._checkpoint.fits(self._restores):
+                    work.steps.dry_run()  # what a first step makes has to be there to be restored
+                    self._checkpoint.prepare()
+                yield signals
+                self._checkpoint.finish()
+                signals.agree()
+                self.callbacks.on_train_end()
+                self.hooks.call("after_training")
+        except BaseException as error:
+            self.hooks.at_exception(error)
+            raise
+        finally:
+            work.steps.close()
+            self._checkpoint.close()
+
+    def end_again(self) -> None:
+        """Say the hooks' last word: a kill may have come before it."""
+        log.info("nothing to do: %s", self.nothing_to_do)
+        self.hooks.start(self.run)
+        self.hooks.call("after_training")
+        self.work.steps.close()
+        self._checkpoint.close()
+
+    def restore(self) -> None:
+        """Give everything the state that was read, if there was one."""
+        if self._is_new:
+            return
+        self._checkpoint.restore(self._restores)
+        if self._restores is RESTORE_WEIGHTS:
+            self.work.steps.set_weights(self._state["steps"])
+        else:
+            self.work.steps.set_state(self._state["steps"])
+            callback_state.put_all(self.hooks.hooks, self._state["hooks"])
+            callback_state.put_all(self._callbacks, self._state["callbacks"])
+        if self._rate is not None:
+            self.work.model.optimizer.learning_rate = self._rate
+        if self.step:
+            log.info("continuing after step %d of epoch %d", self.step, self.epoch + 1)
+        else:
+            log.info("continuing after epoch %d", self.epoch)
+
+    # ---- what it saves --------------------------------------------------------------------------
+
+    def snapshot(self, epoch: int, step: int, learning_rate: float | None) -> Snapshot:
+        """Copy everything as it is before `step` of `epoch`."""
+        run = self.run
+        return self._checkpoint.snapshot(
+            {
+                "epoch": epoch,
+                "step": step,
+                "global_step": run.global_step,
+                "learning_rate": learning_rate if step else 0.0,
+                "results": run.results if step else {},
+                "steps": self.work.steps.get_state(),
+                "best_epoch": run.best_epoch,
+                "is_cut": False,
+                "stop_reason": run.stop_reason,
+                "history": run.history,
+                "hooks": self.hooks.get_state(),
+                "callbacks": callback_state.get_all(self._callbacks),
+                "inexact": self._state["inexact"],
+                "fingerprint": self._fingerprint,
+            }
+        )
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Begin to write a checkpoint within an epoch, and keep it where a hook wants that."""
+        run = self.run
+        self._checkpoint.commit(snapshot, keep_as=run.keep_as, discard=run.discard)
+        run.keep_as, run.discard = None, ()
+
+    def stop(self, snapshot: Snapshot, signals: SignalsToFlag) -> None:
+        """Save what a signal has interrupted, and end the process.
+
+        Raises:
+            SystemExit: with code 75.
+        """
+        self._checkpoint.commit(snapshot)
+        self._checkpoint.wait()
+        signals.agree()  # nobody leaves before the checkpoint is there
+        step, epoch = snapshot.state["step"], snapshot.state["epoch"] + 1
+        log.warning("%s: stopped at step %d of epoch %d", signals.name, step, epoch)
+        raise SystemExit(INTERRUPTED)
+
+    def add_row(self, row: dict[str, Any], may_lack_monitor: bool) -> bool:
+        """Add an epoch to the history; return whether it is the best so far.
+
+        Raises:
+            KeyError: if the history has no column `monitor`.
+        """
+        run = self.run
+        run.history.append(row)
+        if run.monitor is None or (may_lack_monitor and run.monitor not in row):
+            return False
+        if not is_best(run.history, run.best_epoch, run.monitor, self._lower_is_better):
+            return False
+        run.best_epoch = row["epoch"]
+        return True
+
+    def end_epoch(
+        self,
+        epoch: int,
+        step: int,
+        learning_rate: float | None,
+        is_best: bool,
+        cut: Snapshot | None,
+    ) -> bool:
+        """Save the end of an epoch; return whether the run ends with it.
+
+        Args:
+            epoch: that has ended.
+            step: steps done in it.
+            learning_rate: at its beginning.
+            is_best: whether it is the best so far.
+            cut: of an epoch that `num_steps` cuts short, a copy from before its validation. More
+                steps, if they come, belong to this epoch: it stays open.
+        """
+        run = self.run
+        if self._keras_model.stop_training:
+            run.stop_reason = run.stop_reason or "a Keras callback stopped the training"
+        if cut is not None:
+            at_end = self.snapshot(epoch, step, learning_rate)
+            changes = {"best_epoch": run.best_epoch, "is_cut": True}
+            ended = replace(at_end, values=cut.values, state=cut.state | changes)
+        else:
+            ended = self.snapshot(epoch + 1, 0, learning_rate)
+        self._checkpoint.commit(ended, is_best)
+        if run.stop_reason:
+            log.info("stopped after epoch %d: %s", epoch + 1, run.stop_reason)
+        return bool(run.stop_reason)
+
+
+def _new_run() -> dict[str, Any]:
+    return NEW_RUN | {"history": [], "inexact": []}
+
+
+def _look_at_batches(callbacks: Sequence[keras.callbacks.Callback]) -> bool:
     """Whether a callback has its own `on_train_batch_*`, so that steps cannot be grouped."""
-    names = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
     for callback in callbacks:
-        for name in names:
+        for name in LOOKS_AT_BATCHES:
             if getattr(type(callback), name) is not getattr(keras.callbacks.Callback, name):
                 log.info("%s looks at each batch: steps run singly", type(callback).__name__)
                 return True
     return False
 
 
-@dataclass(frozen=True)
-class Traced:
-    """Steps that were traced, and looked at, before there was a run folder.
-
-    Attributes:
-        guard: what has looked at them, and will look at those that are traced later.
-        steps: of the model; None: an iterator does them.
-        validation: of the model, or None.
-        may_be_outdated: whether hooks or callbacks of the user act before the first step, who may
-            change what it was traced from: then it is traced again.
-    """
-
-    guard: Guard
-    steps: Any = None
-    validation: Validation | None = None
-    may_be_outdated: bool = False
-
-
-def trace(
-    model: Any,
-    source: BatchSource,
-    valid: Any,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    hooks: Sequence[Hook] = (),
-    num_steps: int | None = None,
-    iterator: PyHookedModelIterator | None = None,
-    allow_inexact: bool = False,
-    unsaved: Sequence[str] = (),
-) -> Traced:
-    """Trace training step and validation step; see `training_loop` for the arguments.
-
-    Args:
-        allow_inexact: note what a resume would not restore, instead of refusing it.
-        unsaved: what was found already.
-
-    Raises:
-        UsageError: if a step uses what no commit holds, and that is not allowed.
-    """
-    guard = Guard(model, iterator, callbacks, hooks, allow_inexact)
-    guard.tell([Unsaved(name, torch_guard.REMEDY) for name in unsaved])
-    if iterator is not None:
-        if isinstance(iterator, TFHookedModelIterator):
-            iterator.look_at_traces(guard.look, source.batch(0, 0))
-        return Traced(guard)
-    if not has_all_variables(model):
-        make_variables(model, source.batch(0, 0))
-    steps = Steps(model, source, looks_at_batches(callbacks), num_steps, guard.look)
-    steps.compile()
-    validation = Validation(model, valid, guard.look) if valid is not None else None
-    if validation is not None:
-        validation.compile()
-    return Traced(guard, steps, validation, acts_before_steps(callbacks, hooks))
-
-
-def acts_before_steps(callbacks: Sequence[keras.callbacks.Callback], hooks: Sequence[Hook]) -> bool:
+def _act_before_steps(callbacks: Sequence[keras.callbacks.Callback], hooks: Sequence[Hook]) -> bool:
     """Whether others than Keras' callbacks and this project's hooks act before the first step."""
     methods = [getattr(type(each), name) for each in callbacks for name in BEFORE_STEPS]
     methods += [type(hook).before_training for hook in hooks if hasattr(hook, "before_training")]

@@ -33,23 +33,23 @@ def train(config: dict[str, Any], save_path: str) -> None:
     import keras
 
     from engine.hooks import EpochLog, LearningCurve
+    from engine.training import Session, work_on
     from src.data import get_digits
     from src.models import build_simple_cnn
     from src.training_loop import training_loop
 
     keras.utils.set_random_seed(config["seed"])
     digits = get_digits(config)
-    model = build_simple_cnn(config, digits.input_shape, digits.num_classes)
+    model = build_simple_cnn(config, input_shape=(8, 8, 1), num_classes=10)
     adam = keras.optimizers.Adam(config["learning_rate"])
     model.compile(adam, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    training_loop(
-        model,
-        digits.train,
-        digits.valid,
-        save_path=Path(save_path),
-        num_epochs=config["num_epochs"],
+    session = Session(
+        Path(save_path),
+        work_on(model, digits.train, digits.valid),
         hooks=[EpochLog(), LearningCurve()],
+        num_epochs=config["num_epochs"],
     )
+    training_loop(session)
 
 
 if __name__ == "__main__":

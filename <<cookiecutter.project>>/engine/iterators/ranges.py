@@ -1,0 +1,19 @@
+"""Checks the numbers in a config with an iterator, before TensorFlow is imported."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.building import require_at_least_one
+from vegab import UsageError
+
+
+def check_ranges_of_iterator(config: Mapping[str, Any]) -> None:
+    """See `check_ranges`."""
+    require_at_least_one(config, "batch_size", "hook_freq", "log_freq", "start_log_freq")
+    given = ("num_steps", "num_epochs", "test_batch_size", "ckpt_freq", "max_batches_per_epoch")
+    require_at_least_one(config, *(key for key in given if config[key] is not None))
+    require_at_least_one(config, "ckpt_keep")
+    if config["n_data_processes"] < 0:
+        raise UsageError(
+            f"n_data_processes is {config['n_data_processes']}; it must be at least 0 (0: none)"
+        )

@@ -1,0 +1,113 @@
+"""CIFAR is read from the authors' archives, and nothing in them is run."""
+
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from src.data import get_cifar
+from vegab import UsageError
+
+
+def write_cifar(folder: Path, which: str, num_examples: int = 20) -> Path:
+    """Write a small archive in the authors' format: pickled dictionaries of bytes keys in a tar."""
+    generator = np.random.default_rng(0)
+    members = {
+        "cifar10": [
+            f"cifar-10-batches-py/{n}"
+            for n in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+        ],
+        "cifar100": ["cifar-100-python/train", "cifar-100-python/test"],
+    }[which]
+    path = folder / f"cifar-{which.removeprefix('cifar')}-python.tar.gz"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as tar:
+        for name in members:
+            data = generator.integers(0, 256, (num_examples, 3072), dtype=np.uint8)
+            data[0, :1024], data[0, 1024:2048], data[0, 2048:] = 10, 20, 30
+            labels = [int(label) for label in np.arange(num_examples) % 10]
+            key = b"labels" if which == "cifar10" else b"fine_labels"
+            file = folder / "member"
+            file.write_bytes(pickle.dumps({b"data": data, key: labels}, protocol=2))
+            tar.add(file, name)
+            file.unlink()
+    return path
+
+
+@pytest.mark.parametrize(("which", "num_train"), [("cifar10", 90), ("cifar100", 18)])
+def test_cifar_is_read_from_data_dir(
+    which: str,
+    num_train: int,
+    config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_cifar(tmp_path, which)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    cifar = get_cifar(config | {"batch_size": 8}, which)
+    assert cifar.train.batch(0, 0)[0].shape == (8, 32, 32, 3)
+    assert cifar.train.steps_per_epoch == -(-num_train // 8)
+    features, labels = cifar.load_test()
+    assert features.dtype == np.float32
+    # Channels come last, and the first image is of one colour.
+    np.testing.assert_array_equal(features[0] * 255, np.broadcast_to([10, 20, 30], (32, 32, 3)))
+    assert labels.tolist() == [label % 10 for label in range(20)]
+
+
+@pytest.mark.parametrize("keras_home", [None, "{home}/cache", "~/cache"])
+def test_cifar_is_read_from_the_cache_of_keras(
+    keras_home: str | None,
+    config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_cifar(tmp_path / ("cache" if keras_home else ".keras") / "datasets", "cifar10")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    if keras_home:
+        monkeypatch.setenv("KERAS_HOME", keras_home.format(home=tmp_path))
+    assert get_cifar(config, "cifar10").num_classes == 10
+
+
+def test_a_torn_archive_is_named(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = write_cifar(tmp_path, "cifar10")
+    archive.write_bytes(archive.read_bytes()[:1000])
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    with pytest.raises(OSError, match=r"cifar-10-python.tar.gz cannot be read"):
+        get_cifar(config, "cifar10")
+
+
+def test_an_archive_that_would_run_code_is_refused(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    member = tmp_path / "member"
+    member.write_bytes(pickle.dumps(Payload()))
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as tar:
+        tar.add(member, "cifar-10-batches-py/data_batch_1")
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    with pytest.raises(OSError, match="which no CIFAR archive does"):
+        get_cifar(config, "cifar10")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_without_copy_and_network_it_says_what_to_put_where(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise Exception("URL fetch failure")
+
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(keras.utils, "get_file", fail)
+    with pytest.raises(UsageError, match=r"put a copy of .*cifar-100-python.tar.gz there"):
+        get_cifar(config, "cifar100")

@@ -1,0 +1,339 @@
+"""One run on several devices and by several workers: as exact as on one, and never a hang."""
+
+import csv
+import filecmp
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import forked
+import pytest
+from machinery import ROOT, Command
+
+from configs import registry
+from engine.devices import gpus as devices
+from engine.devices import workers
+from src.experiment import build
+from vegab import UsageError
+
+LIMIT = 300  # seconds, after which a worker counts as hung
+EXACT = ("model.h5", "model_best.h5", "history.csv")
+# Dropout, augmentation and batch normalisation; commits in the middle of epochs.
+SMALL = ("--n_filters=2", "--n_layers=1", "--batch_size=63", "--lr_schedule=null")
+WORDS = ("digits", *SMALL, "--num_epochs=8", "--checkpoint_steps=7", "--no_tensorboard")
+
+
+def start(run: Path, *more: str, number: int = 2) -> list[BaseProcess]:
+    """Start the same command for each worker; what they say goes to folders beside the run."""
+    command = ["bin/train.py", WORDS[0], str(run), *WORDS[1:], *more]
+    started = []
+    for index, config in enumerate(workers.on_this_machine(number)):
+        said = Path(f"{run}-{index}")
+        said.mkdir(exist_ok=True)
+        started.append(forked.start(command, ROOT, os.environ | {"TF_CONFIG": config}, str(said)))
+    return started
+
+
+def ends(processes: list[BaseProcess]) -> list[int | None]:
+    """Return the exit codes; none is left behind."""
+    until = time.monotonic() + LIMIT
+    for process in processes:
+        process.join(max(until - time.monotonic(), 0))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def said(run: Path) -> str:
+    return "\n".join(path.read_text() for path in run.parent.glob(f"{run.name}-*/*"))
+
+
+def wait_for_epochs(run: Path, number: int, processes: list[BaseProcess]) -> None:
+    until = time.monotonic() + LIMIT
+    while len(rows(run)) < number:
+        assert time.monotonic() < until and processes[0].is_alive(), said(run)
+        time.sleep(0.05)
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    if not (run / "history.csv").exists():
+        return []
+    with open(run / "history.csv", newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_two_workers_are_killed_stopped_and_continued(tmp_path: Path) -> None:
+    straight, killed, alone = (tmp_path / name for name in ("straight", "killed", "alone"))
+    assert ends(start(straight)) == [0, 0], said(straight)
+    assert len(rows(straight)) == 8
+
+    processes = start(killed)
+    wait_for_epochs(killed, 2, processes)
+    processes[1].kill()
+    died = time.monotonic()
+    assert ends(processes) == [75, -signal.SIGKILL], said(killed)
+    assert time.monotonic() - died < 120  # after 20 s of silence, on a machine that is busy
+    kept = rows(killed)
+    assert 2 <= len(kept) < 8
+    shutil.copytree(killed, alone)
+    at_first = (alone / "model.h5").read_bytes()
+
+    processes = start(killed)
+    wait_for_epochs(killed, len(kept) + 1, processes)
+    assert processes[1].pid
+    os.kill(processes[1].pid, signal.SIGTERM)  # not to the chief
+    assert ends(processes) == [75, 75], said(killed)
+    assert len(rows(killed)) < 8
+
+    assert ends(start(killed)) == [0, 0], said(killed)
+    for name in EXACT:
+        assert filecmp.cmp(straight / name, killed / name, shallow=False), name
+    attempts = json.loads((killed / "meta.json").read_text())["attempts"]
+    assert [attempt["exit_status"] for attempt in attempts] == [75, 75, 0]  # of the chief alone
+
+    # It is made again by as many.
+    again = forked.run(["bin/reproduce.py", str(killed)], ROOT, os.environ, LIMIT)
+    assert (
+        "identical to the bit: history.csv (8 epochs), model.h5, model_best.h5" in again.stdout
+    ), again.stderr
+
+    # By one process it goes on only where that is asked for.
+    command = ["bin/train.py", WORDS[0], str(alone), *WORDS[1:]]
+    refused = forked.run(command, ROOT, os.environ)
+    assert refused.returncode == 2
+    assert "layout: 2 workers with 1 device each, now 1 device;" in refused.stderr
+    assert (alone / "model.h5").read_bytes() == at_first
+    gone_on = forked.run([*command, "--resume_inexact"], ROOT, os.environ)
+    assert gone_on.returncode == 0, gone_on.stderr
+    assert rows(alone)[: len(kept)] == kept
+    assert len(rows(alone)) == 8
+    (note,) = json.loads((alone / "meta.json").read_text())["attempts"][-1]["to"]["inexact"]
+    assert note["differs"] == ["layout: 2 workers with 1 device each, now 1 device"]
+
+
+def test_four_workers_have_the_curve_of_one_and_lose_nothing(tmp_path: Path) -> None:
+    more = ("--dropout=0.0", "--num_epochs=3", "--batch_size=60")  # fifteen for each
+    straight, killed, one = (tmp_path / name for name in ("straight", "killed", "one"))
+    assert ends(start(straight, *more, number=4)) == [0] * 4, said(straight)
+
+    processes = start(killed, *more, number=4)
+    wait_for_epochs(killed, 1, processes)
+    processes[2].kill()
+    assert ends(processes) == [75, 75, -signal.SIGKILL, 75], said(killed)
+    assert 1 <= len(rows(killed)) < 3
+    assert ends(start(killed, *more, number=4)) == [0] * 4, said(killed)
+    for name in EXACT:
+        assert filecmp.cmp(straight / name, killed / name, shallow=False), name
+
+    command = ["bin/train.py", WORDS[0], str(one), *WORDS[1:], *more]
+    assert forked.run(command, ROOT, os.environ).returncode == 0
+    for row, other in zip(rows(straight), rows(one), strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert row["val_loss"] == pytest.approx(other["val_loss"], rel=1e-5)
+    assert rows(one)[-1]["loss"] < rows(one)[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "TF_CONFIG is no JSON"),
+        ("[]", "TF_CONFIG has no cluster or no task"),
+        ('{"task": {"type": "worker", "index": 0}}', "TF_CONFIG has no cluster or no task"),
+        ('{"cluster": {"worker": ["a:1", "b:2"]}}', "TF_CONFIG has no cluster or no task"),
+        (
+            '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 2}}',
+            "this is worker 2, and its cluster has 2 worker",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "chief", "index": 0}}',
+            "this is chief 0, and its cluster has 2 worker",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1", "b"]}, "task": {"type": "worker", "index": 0}}',
+            "the address 'b'; expected HOST:PORT",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1"], "ps": ["b:2"]}, "task": {"type": "ps", "index": 0}}',
+            "TF_CONFIG names ps; expected chief and worker alone",
+        ),
+    ],
+)
+def test_a_torn_cluster(text: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UsageError, match=sentence):
+        workers.worker()
+
+
+def cluster(port: int, rank: int = 0, other: int = 1) -> str:
+    """`TF_CONFIG` of one of two workers, whose ports are given."""
+    addresses = [f"127.0.0.1:{port}", f"127.0.0.1:{other}"]
+    addresses = addresses if rank == 0 else addresses[::-1]
+    task = {"type": "worker", "index": rank}
+    return json.dumps({"cluster": {"worker": addresses}, "task": task})
+
+
+def test_what_is_wrong_with_a_cluster_is_said_in_one_line(command: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = command("bin/train.py", "digits", run, env={"TF_CONFIG": '{"cluster": {}}'})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        (port,) = taken.getsockname()[1:]
+        done = command("bin/train.py", "digits", run, env={"TF_CONFIG": cluster(port)})
+    assert done.returncode == 2
+    assert f"worker 0 is to listen on port {port} (127.0.0.1:{port}), and cannot" in done.stderr
+    assert not run.exists()
+
+
+def test_workers_that_do_not_come_end_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (port,) = workers.free_ports(1)
+    monkeypatch.setenv("TF_CONFIG", cluster(port))
+    monkeypatch.setattr(workers, "SECONDS_TO_COME", 0.5)
+    with pytest.raises(SystemExit) as ended:
+        workers.strategy()
+    assert ended.value.code == 75
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_dies_as_they_meet_ends_the_others(rank: int) -> None:
+    (port,) = workers.free_ports(1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        config = cluster(port, rank, silent.getsockname()[1])
+        script = "from src import workers; workers.SECONDS_TO_REGISTER = 2; workers.strategy()"
+        ended = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            env=os.environ | {"TF_CONFIG": config},
+            capture_output=True,
+            check=False,
+            timeout=LIMIT,
+        )
+    assert ended.returncode == 75, ended.stderr
+
+
+def test_who_a_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "TF_CONFIG"))]:
+        monkeypatch.delenv(name)
+    assert workers.worker() == (0, 1)
+    task = {"type": "worker", "index": 1}
+    both = {"chief": ["a:1"], "worker": ["b:2", "c:3"]}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": both, "task": task}))
+    assert workers.worker() == (2, 3)
+    monkeypatch.delenv("TF_CONFIG")
+
+    # A job of one task is a run as any other.
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert workers.worker() == (0, 1)
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[9-10]")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2,1")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert workers.worker() == (2, 3)
+    rank, addresses = workers.cluster()
+    assert rank == 2
+    assert [address.partition(":")[0] for address in addresses] == ["n9", "n9", "n10"]
+    assert len(set(addresses)) == 3
+
+
+def test_an_iterator_trains_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    config: dict[str, Any] = registry["iterator_numpy"]
+    monkeypatch.setenv("TF_CONFIG", cluster(1))
+    with pytest.raises(UsageError, match="a config with an iterator trains in one process"):
+        build(config, together=True)
+
+
+# Two processors in place of two GPUs, in a process of its own: TensorFlow makes them as it starts.
+TWO_DEVICES = """
+import os
+import signal
+import sys
+from pathlib import Path
+
+import tensorflow as tf
+
+sys.path.insert(0, os.getcwd())
+(processor,) = tf.config.list_physical_devices("CPU")
+two = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(processor, two)
+
+from configs import registry
+from src import devices
+from src.experiment import build, train
+from interruptions import StopAt
+from vegab import UsageError
+
+devices.device_names = lambda: ["CPU:0", "CPU:1"]
+config = registry["digits"] | {
+    "n_filters": 2, "n_layers": 1, "batch_size": 126, "num_epochs": 3, "lr_schedule": None,
+    "checkpoint_steps": 4, "tensorboard": False,
+}
+
+
+def train(name, *hooks, **settings):
+    folder = Path(sys.argv[1], name)
+    folder.mkdir(exist_ok=True)
+    train(build(config | settings, str(folder)), folder, hooks)
+
+
+def refused(*arguments, **settings):
+    try:
+        build(config | settings, *arguments)
+    except UsageError as error:
+        print(error)
+    else:
+        raise AssertionError
+
+
+# Parts of 31 and 32 examples, and gradients that are clipped.
+odd = {"dropout": 0.0, "batch_size": 63, "optimizer_arguments": {"global_clipnorm": 0.5}}
+train("one", dropout=0.0)
+train("one-odd", **odd)
+devices.choose_gpus("0,1")
+train("two", dropout=0.0)
+train("two-odd", **odd)
+train("two-half", precision="mixed_float16", **odd)
+train("straight")
+try:
+    train("stopped", StopAt(13))
+except SystemExit as stopped:
+    assert stopped.code == 75
+else:
+    raise AssertionError
+train("stopped")
+refused(str(Path(sys.argv[1], "one")), dropout=0.0)
+refused(accumulate_steps=2)
+"""
+
+
+def test_two_devices_are_as_exact_as_one(tmp_path: Path) -> None:
+    script = (sys.executable, "-c", TWO_DEVICES, tmp_path)
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    for name in EXACT:
+        same = filecmp.cmp(tmp_path / "straight" / name, tmp_path / "stopped" / name, shallow=False)
+        assert same, name
+    assert "layout: 1 device, now 2 devices" in done.stdout
+    assert "accumulate_steps needs one device" in done.stdout
+    for kind in ("", "-odd"):
+        one, two = rows(tmp_path / f"one{kind}"), rows(tmp_path / f"two{kind}")
+        assert two[-1]["loss"] < two[0]["loss"]
+        for row, other in zip(one, two, strict=True):
+            assert other == pytest.approx(row, rel=1e-5), "the curve of one device"
+
+
+def test_several_gpus_have_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(devices.SEVERAL, "2")
+    with pytest.raises(UsageError, match="--gpus asks for 2 GPUs; TensorFlow sees 0"):
+        build(registry["digits"])

@@ -1,0 +1,79 @@
+"""How a child process ended is said with the name of the signal, and with what is known of it."""
+
+import importlib.util
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+from machinery import Command
+
+from engine import endings
+from engine.sweeps.definition import Trial
+from engine.sweeps.sweep import AllAtOnce, Sweeper
+
+TRAP = "triton is imported after TensorFlow"
+
+
+@pytest.mark.parametrize("has_triton", [True, False])
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGKILL", "SIGTERM"])
+def test_a_signal_is_named_and_the_trap_where_it_fits(
+    name: str, has_triton: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SimpleNamespace() if has_triton else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: found)
+    program = f"import os, signal; print('the last line'); os.kill(os.getpid(), signal.{name})"
+    words = [sys.executable, "-u", "-c", program]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    said = endings.ending(done.returncode, done.stdout)
+    assert said.startswith(f"it died by {name} (")
+    assert said.endswith("; its last line is: the last line")
+    assert (TRAP in said) == (has_triton and name in ("SIGSEGV", "SIGABRT"))
+    assert ("memory" in said) == (name == "SIGKILL")
+    of_a_shell = 128 + getattr(signal, name)
+    assert endings.ending(of_a_shell) == said.removesuffix("; its last line is: the last line")
+
+
+def test_an_exit_code_is_told_by_the_last_line_or_else_by_its_number() -> None:
+    assert endings.ending(1, "one\ntwo\n") == "two"
+    assert endings.ending(1) == "it ended with exit code 1"
+    assert endings.ending(255) == "it ended with exit code 255"  # no signal has the number 127
+
+
+def test_the_evaluation_after_training(command: Command, tmp_path: Any) -> None:
+    (tmp_path / "dies.yaml").write_text("callbacks: [{class: os.abort}]\n")
+    small = ("--num_steps=2", "--num_epochs=1", "--no_tensorboard")
+    words = ("bin/train.py", "iterator_numpy", tmp_path / "run", *small)
+    done = command(*words, "-e", tmp_path / "dies.yaml")
+    assert done.returncode == 1
+    assert "dies.yaml failed: it died by SIGABRT (Aborted)" in done.stderr
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_trial(has_begun: bool, tmp_path: Any) -> None:
+    class Crashing:
+        outputs: ClassVar = tmp_path
+
+        def adopted(self) -> set[str]:
+            return set()
+
+        def is_stopped(self) -> bool:
+            return False
+
+        def said(self, name: str) -> str:
+            return "the last line"
+
+        def run(self, commands: dict[str, Any], tell: Any) -> dict[str, int]:
+            if has_begun:
+                (tmp_path / "n=1").mkdir()
+            return dict.fromkeys(commands, -signal.SIGSEGV)
+
+    trials = AllAtOnce([Trial("n=1", {})])
+    sweeper = Sweeper(tmp_path, trials, lambda trial: [], Crashing(), lambda *figures: None)
+    sweeper.run(retry_failed=False)
+    said = {**sweeper.died, **sweeper.refused}["n=1"]
+    assert "it died by SIGSEGV (Segmentation fault)" in said
+    assert bool(sweeper.died) == has_begun
+    assert bool(sweeper.refused) == ("the last line" in said) == (not has_begun)

@@ -1,0 +1,36 @@
+"""triton, where it is installed, is imported before TensorFlow, and not where neither is needed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from machinery import ROOT
+
+TRITON = "import sys; print('after' if 'tensorflow' in sys.modules else 'before')"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-c", "import engine.sweeps.trial"), "before"),
+        (("-c", "import engine.runs.resume_check"), "before"),
+        (("-c", "import src, keras"), "before"),
+        (("-m", "bin.train", "digits", "--no_such_flag"), ""),
+        (("-m", "bin.runs", "list", "nowhere"), ""),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else value,
+)
+def test_triton_comes_first(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "triton.py").write_text(TRITON)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == said, done.stderr

@@ -1,0 +1,1047 @@
+"""Iterators: what their steps do, what is refused, and that the examples' runs resume exactly."""
+
+import gc
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+from machinery import ROOT
+
+import src.experiment
+from configs import registry
+from engine.checkpoints.checkpoint import read_state
+from engine.devices import INTERRUPTED
+from engine.experiment import Experiment
+from engine.hooks.base import Hook
+from engine.iterators.base import PyHookedModelIterator, TemplateIterator, TFHookedModelIterator
+from engine.iterators.build import NoModel
+from engine.iterators.datasets import DatasetMixin
+from engine.iterators.steps import IteratorSteps
+from engine.iterators.trainers import (
+    TFBaseEvaluator,
+    TFBaseTrainer,
+    TFFrequencyTrainer,
+    TFListTrainer,
+)
+from src.experiment import build
+from vegab import UsageError
+
+Settings = Mapping[str, Any]
+Position = tuple[int, int, int, str]
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+class Numbers(DatasetMixin):
+    """Twelve examples, three steps of an epoch: their index as a number, and eight ones."""
+
+    num_examples = 12
+
+    def __init__(self, config: Settings) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def get_example(self, index: int) -> dict[str, Any]:
+        return {"number": np.float32(index), "ones": np.ones(8, np.float32)}
+
+
+class FewNumbers(Numbers):
+    """Two steps of validation, the second of which has one example."""
+
+    num_examples = 5
+
+
+class NoNumbers(Numbers):
+    """An empty split."""
+
+    num_examples = 0
+
+
+class WithoutLength:
+    """Is no dataset, for nobody knows how long it is."""
+
+    def __init__(self, config: Settings) -> None:
+        pass
+
+
+# ---- models and iterators that count -------------------------------------------------------------
+
+
+class FileCounter:
+    """A model without a framework: counts its updates, and sums up what it is given, in order."""
+
+    def __init__(self, config: Settings) -> None:
+        self.config = config
+        self.updates = 0
+        self.total = 0.0
+
+    def update(self, number: Any) -> float:
+        self.updates += 1
+        self.total = 0.5 * self.total + float(number.sum())
+        return self.total
+
+
+class Counter(FileCounter):
+    """Keeps its own state."""
+
+    def get_state(self) -> dict[str, Any]:
+        return {"updates": self.updates, "total": self.total}
+
+    def set_state(self, state: Settings) -> None:
+        self.updates, self.total = state["updates"], state["total"]
+
+
+class VariableCounter:
+    """The same in variables of TensorFlow, which need nobody to keep them."""
+
+    def __init__(self, config: Settings) -> None:
+        self.updates = tf.Variable(0)
+        self.total = tf.Variable(0.0)
+
+    def update(self, number: Any) -> Any:
+        self.updates.assign_add(1)
+        return self.total.assign(0.5 * self.total + ops.sum(number))
+
+
+class NoisyCounter(VariableCounter):
+    """Draws, too: from a generator of its own, and from Keras' global one."""
+
+    def __init__(self, config: Settings) -> None:
+        super().__init__(config)
+        self.noise = [tf.Variable(0.0), tf.Variable(0.0)]
+        self.seed_generator = keras.random.SeedGenerator(7)
+
+    def update(self, number: Any) -> Any:
+        for noise, seed in zip(self.noise, (self.seed_generator, None), strict=True):
+            noise.assign(keras.random.uniform((), seed=seed))
+        return super().update(number)
+
+
+class Counts(PyHookedModelIterator):
+    """Updates a counter at each step, and writes down where it stands."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.positions: list[Position | str] = []
+        self.hooks.append(Hook())
+
+    def initialize(self, checkpoint_path: str | None = None) -> None:
+        self.positions.append("initialize")
+
+    def step_ops(self) -> Any:
+        return {"train_op": self.train_op}
+
+    def train_op(self, model: Any, number: Any, **_: Any) -> float:
+        self.positions.append(self.position())
+        return model.update(number)
+
+    def validate(self, batch: Settings) -> dict[str, float]:
+        self.positions.append(self.position())
+        return {"mean": float(batch["number"].mean())}
+
+    def position(self) -> Position:
+        where = self.get_global_step(), self.get_epoch_step(), self.get_batch_step()
+        return (*where, self.get_split())
+
+
+class CompiledCounts(TFHookedModelIterator):
+    """The same, compiled; counts how often it is traced."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.num_traces = 0
+
+    def step_ops(self) -> Any:
+        return {"train_op": self.train_op}
+
+    def train_op(self, model: Any, number: Any, **_: Any) -> Any:
+        self.num_traces += 1
+        return model.update(number)
+
+
+class NewFunctions(CompiledCounts):
+    """Returns another function at every step, as one should not."""
+
+    def step_ops(self) -> Any:
+        return {"train_op": lambda model, **batch: self.train_op(model, **batch)}
+
+
+class Template(TemplateIterator):
+    """Counts how often each of its operations is computed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.computed: dict[str, int] = {}
+
+    def step_op(self, model: Any, **batch: Any) -> dict[str, Any]:
+        def counted(name: str, function: Callable[[], Any]) -> Callable[[], Any]:
+            def op() -> Any:
+                self.computed[name] = self.computed.get(name, 0) + 1
+                return function()
+
+            return op
+
+        return {
+            "train_op": counted("train_op", lambda: model.update(batch["number"])),
+            "log_op": counted("log_op", lambda: {"scalars": {"updates": model.updates}}),
+            "eval_op": counted("eval_op", lambda: {"number": batch["number"]}),
+            "more_op": counted("more_op", lambda: 7.0),
+        }
+
+
+class SavesFiles(Template):
+    """Keeps its model in files of its own making, one of them in a folder."""
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).mkdir()
+        Path(checkpoint_path, "updates").write_bytes(bytes([self.model.updates]))
+        Path(f"{checkpoint_path}.total").write_text(repr(self.model.total))
+
+    def restore(self, checkpoint_path: str) -> None:
+        (self.model.updates,) = Path(checkpoint_path, "updates").read_bytes()
+        self.model.total = float(Path(f"{checkpoint_path}.total").read_text())
+
+
+class WithoutModel(PyHookedModelIterator):
+    def step_ops(self) -> Any:
+        return lambda model, number, **_: float(number.mean())
+
+
+# ---- models of two parts, the loss of each of which depends on the other too ---------------------
+
+
+def layer(name: str) -> layers.Layer:
+    return layers.Dense(1, use_bias=False, kernel_initializer="ones", name=name)
+
+
+def functional_parts(config: Settings) -> keras.Model:
+    """Has the names of its parts in the paths of its variables."""
+    ones = keras.Input((8,), name="ones")
+    second = config.get("second", "critic")
+    return keras.Model(ones, [layer("generator")(ones), layer(second)(ones)])
+
+
+class PlainParts:
+    """Has its parts as attributes, and is no Keras model."""
+
+    def __init__(self, config: Settings) -> None:
+        self.generator, self.critic = layer("first"), layer("second")
+        for part in (self.generator, self.critic):
+            part.build((None, 8))
+
+    def __call__(self, ones: Any) -> tuple[Any, Any]:
+        return self.generator(ones), self.critic(ones)
+
+
+class KerasParts(keras.Model):
+    """Has its parts as attributes."""
+
+    def __init__(self, config: Settings) -> None:
+        super().__init__()
+        self.generator, self.critic, self.spare = layer("first"), layer("second"), layer("third")
+        for part in (self.generator, self.critic, self.spare):
+            part.build((None, 8))
+        self.built = True
+
+    def call(self, ones: Any) -> tuple[Any, Any]:
+        return self.generator(ones), self.critic(ones)
+
+
+def two_losses(model: Any, ones: Any) -> dict[str, Any]:
+    """Return losses by which gradient descent at rate 1 takes 1 off `generator`, 8 off `critic`."""
+    generated, judged = (ops.mean(output) for output in model(ones))
+    return {"generator": generated + 2 * judged, "critic": 4 * generated + 8 * judged}
+
+
+class Trainer(TFBaseTrainer):
+    def make_loss_ops(self, model: Any, **batch: Any) -> Any:
+        return two_losses(model, batch["ones"])
+
+
+class FrequencyTrainer(TFFrequencyTrainer):
+    opt_frequency: Any = {"generator": 2, "critic": 1}  # noqa: RUF012
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.num_traces = 0
+
+    def make_loss_ops(self, model: Any, **batch: Any) -> Any:
+        self.num_traces += 1
+        return two_losses(model, batch["ones"])
+
+
+class NoFrequencyTrainer(FrequencyTrainer):
+    opt_frequency = ()
+
+
+class ListTrainer(TFListTrainer):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.num_traces = 0
+
+    def make_loss_ops(self, model: Any, **batch: Any) -> Any:
+        self.num_traces += 1
+        losses = two_losses(model, batch["ones"])
+        return [losses, {"critic": losses["critic"]}, {"generator": losses["generator"]}]
+
+    def get_learning_rate_multiplier(self, index: int) -> float:
+        return (1.0, 0.5, 0.25)[index]
+
+
+def dropout_model(config: Settings) -> keras.Model:
+    """Returns half the sum of eight ones, 4, unless some of them are dropped."""
+    ones = keras.Input((8,), name="ones")
+    half = layers.Dense(1, use_bias=False, kernel_initializer=keras.initializers.Constant(0.5))
+    return keras.Model(ones, half(layers.Dropout(0.5)(ones)))
+
+
+class DropoutTrainer(TFBaseTrainer):
+    def make_loss_ops(self, model: Any, **batch: Any) -> Any:
+        outputs = model(batch["ones"], training=self.is_training)
+        return {"dense": ops.mean(ops.square(outputs - 4.0))}
+
+
+# ---- what refuses, or is refused -----------------------------------------------------------------
+
+
+class WithoutStepOps(PyHookedModelIterator):
+    pass
+
+
+class WithoutStepOp(TemplateIterator):
+    pass
+
+
+class WithoutLosses(TFBaseTrainer):
+    pass
+
+
+class LossOfNobody(TFBaseTrainer):
+    def make_loss_ops(self, model: Any, **batch: Any) -> Any:
+        return {"nobody": two_losses(model, batch["ones"])["critic"]}
+
+
+class RefusesModel:
+    def __init__(self, config: Settings) -> None:
+        raise ValueError("width must be even")
+
+
+class RefusesIterator(Counts):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.width = self.config["width"]
+
+
+class RefusesDataset(Numbers):
+    def __init__(self, config: Settings) -> None:
+        raise TypeError("width must be even")
+
+
+# ---- how the tests train -------------------------------------------------------------------------
+
+
+def path_of(thing: Any) -> str:
+    """Return the import path of a class or function of this module."""
+    return f"{__name__}:{thing.__name__}"
+
+
+CONFIG: dict[str, Any] = {
+    "iterator": path_of(Counts),
+    "model": path_of(Counter),
+    "datasets": {"train": path_of(Numbers)},
+    "batch_size": 4,
+    "num_steps": 4,
+    "tensorboard": False,
+}
+BOTH_SPLITS = {"train": path_of(Numbers), "validation": path_of(FewNumbers)}
+SGD: dict[str, Any] = {"model": path_of(KerasParts), "optimizer": "sgd", "lr": 1.0}
+
+Full = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_collections() -> Iterator[None]:
+    """Keep what is imported out of the garbage collection that `build` begins with."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Full:
+    """Make a full config of `CONFIG` and changes to it; a change to None takes the key out."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        given = {key: value for key, value in (CONFIG | changes).items() if value is not None}
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps(given))
+        return registry.resolve(str(file))
+
+    return make
+
+
+def train(config: dict[str, Any], folder: Path, *hooks: Hook) -> Experiment:
+    """Train as `bin/train.py` does: begin, or go on where the folder's last commit stands."""
+    folder.mkdir(exist_ok=True)
+    experiment = build(config, str(folder))
+    src.experiment.train(experiment, folder, hooks)
+    return experiment
+
+
+def first_batch(experiment: Experiment) -> dict[str, Any]:
+    return experiment.dataset.train.batch(0, 0)
+
+
+def the(iterator: PyHookedModelIterator | None) -> Any:
+    """Return an iterator that is there, as one of whatever kind."""
+    assert iterator is not None
+    return iterator
+
+
+class StopAt(Hook):
+    """Sends the process a signal, or fails, after a step."""
+
+    def __init__(self, global_step: int, fails: bool = False) -> None:
+        self.global_step = global_step
+        self.fails = fails
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        if global_step == self.global_step and self.fails:
+            raise ValueError("no more ink")
+        if global_step == self.global_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Weights(Hook):
+    """Writes down the weights of a model of two parts after each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float]] = []
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        self.seen.append(weights_of(self.run.model))
+
+
+def weights_of(model: Any) -> tuple[float, float]:
+    variables = model.generator.variables, model.critic.variables
+    first, second = (part[0].numpy() for part in variables)
+    assert np.ptp(first) == np.ptp(second) == 0.0
+    return float(first[0, 0]), float(second[0, 0])
+
+
+def interrupt(config: dict[str, Any], folder: Path, stop: int, *hooks: Hook) -> Experiment:
+    folder.mkdir(exist_ok=True)
+    experiment = build(config, str(folder))
+    with pytest.raises(SystemExit) as stopped:
+        src.experiment.train(experiment, folder, [*hooks, StopAt(stop)])
+    assert stopped.value.code == INTERRUPTED
+    return experiment
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("model.h5", "history.csv", "model_best.h5"):
+        assert (one / name).exists() == (other / name).exists(), name
+        if (one / name).exists():
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+# ---- what a step calls, and what hooks make of it ------------------------------------------------
+
+
+def total(model: Any, number: Any, **_: Any) -> Any:
+    return ops.sum(number)
+
+
+def largest(model: Any, number: Any, **_: Any) -> Any:
+    return ops.max(number)
+
+
+@pytest.mark.parametrize("kind", [PyHookedModelIterator, TFHookedModelIterator])
+@pytest.mark.parametrize(
+    ("step_ops", "expected"),
+    [
+        (total, 6.0),
+        ({"a": total, "deep": {"b": largest, "c": total}}, {"a": 6.0, "deep": {"b": 3.0, "c": 6}}),
+        ([total, [largest]], [6.0, [3.0]]),
+    ],
+    ids=["function", "mapping", "list"],
+)
+def test_a_step_returns_results_in_the_shape_of_step_ops(
+    kind: type[PyHookedModelIterator], step_ops: Any, expected: Any, tmp_path: Path
+) -> None:
+    iterator = kind({}, str(tmp_path), None, {})
+    iterator.set_position(5, 0, 0)
+    fetches = {"global_step": iterator.get_global_step, "step_ops": step_ops}
+    results = iterator.run(fetches, {"number": np.array([1.0, 2.0, 3.0])})
+    assert keras.tree.map_structure(float, results) == {"global_step": 5, "step_ops": expected}
+
+
+@pytest.mark.parametrize(
+    ("iterator", "model"), [(Counts, Counter), (CompiledCounts, VariableCounter)]
+)
+def test_what_a_hook_changes_in_place_reaches_the_step_and_not_the_data(
+    iterator: type, model: type, full: Full
+) -> None:
+    class SameBatch:
+        """Gives out its own array, as a dataset in memory may."""
+
+        steps_per_epoch = 9
+
+        def batch(self, epoch: int, step: int) -> dict[str, Any]:
+            return {"number": numbers, "nested": {"number": numbers}}
+
+    def before(fetches: Any, feeds: Any, batch: Any) -> None:
+        np.testing.assert_array_equal(feeds["number"], batch["number"])
+        assert batch["number"] is numbers
+        feeds["number"] *= 10
+        feeds["nested"]["number"] += 1
+
+    def before_other(fetches: Any, feeds: Any, batch: Any) -> None:
+        fetches["step_ops"]["train_op"] = total
+        fetches["more"] = lambda model, nested, **_: nested["number"].tolist()
+
+    numbers = np.array([1.0, 2.0], np.float32)
+    experiment = build(full(iterator=path_of(iterator), model=path_of(model)))
+    steps = IteratorSteps(the(experiment.iterator), SameBatch(), seed=0)
+    first = steps.run(0, 0, 1, 1, before).last_results
+    assert first["step_ops"]["train_op"] == 30.0
+    second = steps.run(0, 1, 2, 2, before_other).last_results
+    assert second["step_ops"]["train_op"] == 3.0
+    assert second["more"] == [1.0, 2.0]
+    assert steps.run(0, 2, 3, 3).last_results["step_ops"]["train_op"] == 18.0
+    assert numbers.tolist() == [1.0, 2.0]
+    assert int(experiment.model.updates) == 2
+
+
+def test_iterator_and_hooks_know_the_run_folder(full: Full, tmp_path: Path) -> None:
+    hook = Hook()
+    iterator = the(train(full(num_steps=1), tmp_path / "run", hook).iterator)
+    assert len(iterator.hooks) == 1
+    for each in (iterator, hook, *iterator.hooks):
+        assert each.root == str(tmp_path / "run")
+        for name in ("code", "checkpoints", "train", "eval"):
+            assert getattr(each, name) == str(tmp_path / "run" / name)
+
+
+# ---- where the run stands ------------------------------------------------------------------------
+
+
+def test_an_iterator_knows_where_it_stands_also_after_a_resume(full: Full, tmp_path: Path) -> None:
+    def positions(experiment: Experiment) -> list[Position | str]:
+        first, *others = the(experiment.iterator).positions
+        assert first == "initialize"
+        return others
+
+    config = full(datasets=BOTH_SPLITS, num_steps=5)
+    straight = train(config, tmp_path / "straight")
+    expected: list[Position | str] = [
+        (0, 0, 0, "train"),
+        (1, 0, 1, "train"),
+        (2, 0, 2, "train"),
+        (3, 0, 0, "validation"),
+        (3, 0, 1, "validation"),
+        (3, 1, 0, "train"),
+        (4, 1, 1, "train"),
+        (5, 1, 0, "validation"),
+        (5, 1, 1, "validation"),
+    ]
+    assert positions(straight) == expected
+    stopped = interrupt(config, tmp_path / "resumed", 4)
+    resumed = train(config, tmp_path / "resumed")
+    assert positions(stopped) == expected[:6]
+    assert positions(resumed) == expected[6:]
+    assert the(resumed.iterator).get_global_step() == 5
+    assert [row["val_mean"] for row in read_state(tmp_path / "resumed/model.h5")["history"]] == [
+        2.0,
+        2.0,
+    ]
+
+
+def test_fixed_examples_are_those_of_the_config(full: Full) -> None:
+    config = full(datasets=BOTH_SPLITS, fixed_example_indices={"train": [11, 2, 2]})
+    iterator = the(build(config).iterator)
+    examples = iterator.get_fixed_examples("train")
+    assert examples["number"].tolist() == examples["index_"].tolist() == [11, 2, 2]
+    assert examples["ones"].shape == (3, 8)
+
+
+def test_fixed_examples_are_drawn_from_each_split_by_the_seed(full: Full, tmp_path: Path) -> None:
+    def drawn(split: str, **changes: Any) -> list[int]:
+        config = full(datasets=BOTH_SPLITS, **changes)
+        examples = the(build(config, str(tmp_path)).iterator).get_fixed_examples(split)
+        return examples["index_"].tolist()
+
+    config = full(datasets=BOTH_SPLITS)
+    train(config, tmp_path)
+    indices = drawn("train")  # in an iterator as a resume makes it
+    assert len(set(indices)) == 4
+    assert max(indices) >= 5
+    assert set(indices) <= set(range(12))
+    assert the(build(config).iterator).get_fixed_examples("train")["index_"].tolist() == indices
+    assert len(set(drawn("validation"))) == 4
+    assert set(drawn("validation")) <= set(range(5))
+    others = [
+        the(build(config | {"seed": seed}).iterator).fixed_example_indices("train")
+        for seed in (1, 2)
+    ]
+    assert indices not in others
+    whole = the(build(config | {"batch_size": 8}).iterator)
+    assert sorted(whole.get_fixed_examples("validation")["index_"]) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+def test_test_mode_reaches_model_and_iterator(test_mode: bool, full: Full) -> None:
+    experiment = build(full(test_mode=test_mode))
+    assert experiment.model.config["test_mode"] is test_mode
+    assert the(experiment.iterator).test_mode is test_mode
+
+
+# ---- how many steps there are --------------------------------------------------------------------
+
+
+KINDS = [(Counts, Counter), (CompiledCounts, NoisyCounter), (SavesFiles, FileCounter)]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(("iterator", "model"), KINDS)
+def test_num_steps_is_the_number_of_updates_whatever_interrupts_them(
+    iterator: type, model: type, fails: bool, full: Full, tmp_path: Path
+) -> None:
+    config = full(
+        iterator=path_of(iterator), model=path_of(model), num_epochs=99, datasets=BOTH_SPLITS
+    )
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    assert int(train(config, straight).model.updates) == 4
+    for stop in (1, 2, 3, 4):
+        if fails:
+            with pytest.raises(RuntimeError, match="StopAt failed in after_step"):
+                train(config, resumed, StopAt(stop, fails))
+        else:
+            interrupt(config, resumed, stop)
+    assert int(train(config, resumed).model.updates) == 4
+    assert_same_run(straight, resumed)
+    history = read_state(resumed / "model.h5")["history"]
+    assert [row["step"] for row in history] == [3, 4]
+
+    before = (resumed / "model.h5").read_bytes()
+    assert int(train(config, resumed).model.updates) == 0  # nor is anything restored
+    assert (resumed / "model.h5").read_bytes() == before
+
+
+def test_a_signal_after_the_last_step_of_all_leaves_its_epoch_to_the_resume(
+    full: Full, tmp_path: Path
+) -> None:
+    config = full(num_steps=3, datasets=BOTH_SPLITS)  # the last of an epoch, too
+    train(config, tmp_path / "straight")
+    interrupt(config, tmp_path / "resumed", 3)
+    resumed = train(config, tmp_path / "resumed")
+    assert resumed.model.updates == 3
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_num_epochs_counts_where_there_is_no_num_steps(full: Full, tmp_path: Path) -> None:
+    assert train(full(num_steps=None, num_epochs=2), tmp_path / "run").model.updates == 6
+
+
+def test_more_steps_continue_a_finished_run(full: Full, tmp_path: Path) -> None:
+    config = full(datasets=BOTH_SPLITS)
+    train(config | {"num_steps": 8}, tmp_path / "straight")
+    train(config, tmp_path / "extended")
+    assert train(config | {"num_steps": 8}, tmp_path / "extended").model.updates == 8
+    assert_same_run(tmp_path / "straight", tmp_path / "extended")
+
+
+# ---- TemplateIterator ----------------------------------------------------------------------------
+
+
+class Reads(Hook):
+    """Reads an operation after some steps."""
+
+    def __init__(self, name: str, steps: set[int]) -> None:
+        self.name = name
+        self.steps = steps
+        self.read: list[Any] = []
+
+    def after_step(self, global_step: int, last_results: Any) -> None:
+        if global_step in self.steps:
+            self.read.append(last_results["step_ops"][self.name])
+
+
+@pytest.mark.parametrize("train_ops", [None, ["train/train_op", "more_op"]])
+def test_an_operation_is_computed_once_if_somebody_reads_it(
+    train_ops: list[str] | None, full: Full, tmp_path: Path
+) -> None:
+    config = full(iterator=path_of(Template), train_ops=train_ops)
+    one, two = Reads("log_op", {1, 3}), Reads("log_op", {3})
+    experiment = train(config, tmp_path / "run", one, two)
+    more = {"more_op": 4} if train_ops else {}
+    assert the(experiment.iterator).computed == {"train_op": 4, "log_op": 2} | more
+    assert [result["scalars"]["updates"] for result in one.read] == [1, 3]  # after training
+    assert two.read == one.read[1:]
+    (row, _) = read_state(tmp_path / "run" / "model.h5")["history"]
+    assert ("more_op" in row) == bool(train_ops)
+
+
+def test_files_of_a_template_are_part_of_its_state(full: Full) -> None:
+    config = full(iterator=path_of(SavesFiles), model=path_of(FileCounter))
+    one, other = build(config), build(config)
+    for number in (1.0, 2.0, 0.1):
+        one.model.update(np.array(number))
+    the(other.iterator).set_state(the(one.iterator).get_state())
+    assert (other.model.updates, other.model.total) == (3, one.model.total)
+
+
+# ---- TFHookedModelIterator -----------------------------------------------------------------------
+
+
+def test_a_step_is_traced_once_and_not_at_each_step(
+    full: Full, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"iterator": path_of(CompiledCounts), "model": path_of(VariableCounter)}
+    experiment = train(full(**changes, num_steps=9), tmp_path / "run")
+    assert int(experiment.model.updates) == 9
+    assert the(experiment.iterator).num_traces == 1
+    assert "step_ops has returned" not in caplog.text
+
+
+def test_functions_that_are_new_at_every_step_are_warned_of_once(
+    full: Full, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NewFunctions, "MOST_COMPILED", 3)
+    config = full(iterator=path_of(NewFunctions), model=path_of(VariableCounter), num_steps=7)
+    with caplog.at_level(logging.WARNING):
+        train(config, tmp_path / "run")
+    assert caplog.text.count("step_ops has returned 3 sets of functions") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "split", "test_mode", "drops"),
+    [
+        (TFHookedModelIterator, "train", False, True),
+        (TFHookedModelIterator, "train", True, False),
+        (TFHookedModelIterator, "validation", False, False),
+        (TFHookedModelIterator, "validation", True, False),
+        (TFBaseEvaluator, "train", False, False),
+    ],
+)
+def test_there_is_dropout_in_training_alone(
+    kind: type, split: str, test_mode: bool, drops: bool, full: Full
+) -> None:
+    config = full(model=path_of(dropout_model), test_mode=test_mode)
+    config["iterator"] = f"engine.iterators.base.{kind.__name__}"
+    experiment = build(config)
+    iterator, batch = the(experiment.iterator), first_batch(experiment)
+    for place in ("train", split):  # what was compiled for another place is not for this one
+        iterator.set_position(0, 0, 0, place)
+        outputs = iterator.evaluate(batch)["outputs"]
+    assert iterator.is_training is drops
+    assert outputs.shape == (4, 1)
+    assert (outputs == 4.0).all() == (not drops)
+
+
+def test_there_is_no_dropout_in_the_validation_of_a_run(full: Full, tmp_path: Path) -> None:
+    changes = {"iterator": path_of(DropoutTrainer), "model": path_of(dropout_model)}
+    train(full(**changes, datasets=BOTH_SPLITS, optimizer="sgd", lr=0.0), tmp_path / "run")
+    for row in read_state(tmp_path / "run" / "model.h5")["history"]:
+        assert row["loss"] > 0.0
+        assert row["val_loss"] == 0.0
+        assert row["learning_rate"] == 0.0
+
+
+# ---- trainers of parts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [functional_parts, PlainParts, KerasParts])
+def test_each_part_is_trained_by_its_own_loss(model: Any, full: Full, tmp_path: Path) -> None:
+    config = full(**SGD | {"model": path_of(model)}, iterator=path_of(Trainer), num_steps=3)
+    experiment = train(config, tmp_path / "run")
+    iterator = the(experiment.iterator)
+    values = {
+        part: iterator.part_variables(part)[0].numpy().ravel().tolist()
+        for part in ("generator", "critic")
+    }
+    assert values == {"generator": [-2.0] * 8, "critic": [-23.0] * 8}
+    optimizers = iterator.optimizers
+    assert list(optimizers) == ["generator", "critic"]
+    assert [int(optimizer.iterations) for optimizer in optimizers.values()] == [3, 3]
+    (row,) = read_state(tmp_path / "run" / "model.h5")["history"]
+    assert {"loss_generator", "loss_critic"} <= set(row)
+    # The parts are 8 weights of 1, 0 and -1, then of 1, -7 and -15, before each of three steps.
+    assert row["loss_generator"] == 2 * 8 * -7.0
+
+
+def test_the_optimizer_is_that_of_the_config(full: Full) -> None:
+    config = full(model=path_of(KerasParts), iterator=path_of(Trainer), lr=0.5, beta1=0.25)
+    adam = the(build(config).iterator).optimizers["critic"]
+    assert isinstance(adam, keras.optimizers.Adam)
+    assert (float(adam.learning_rate), adam.beta_1, adam.beta_2) == (0.5, 0.25, 0.999)
+    config = full(model=path_of(KerasParts), iterator=path_of(Trainer), optimizer="rmsprop")
+    optimizers = the(build(config).iterator).optimizers
+    assert {type(one) for one in optimizers.values()} == {keras.optimizers.RMSprop}
+    assert len({id(one) for one in optimizers.values()}) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {0: 0.5, 99: 0.5}),
+        (
+            {"lr_end": 0.25, "lr_decay_begin": 10, "lr_decay_end": 20},
+            {0: 0.5, 10: 0.5, 12: 0.45, 15: 0.375, 20: 0.25, 21: 0.25, 99: 0.25},
+        ),
+        ({"lr_end": 0.0}, {0: 0.5, 4: 0.25, 8: 0.0, 9: 0.0}),  # over all steps
+        ({"lr_end": 1.0, "lr_decay_begin": 4}, {4: 0.5, 6: 0.75, 8: 1.0}),
+        ({"lr": 0.0}, {0: 0.0}),
+    ],
+)
+def test_the_rate_goes_in_a_straight_line(
+    changes: dict[str, Any], expected: dict[int, float], full: Full
+) -> None:
+    config = full(**SGD | {"lr": 0.5, "num_steps": 8} | changes, iterator=path_of(Trainer))
+    iterator = the(build(config).iterator)
+    rates = {}
+    for step in expected:
+        iterator.set_position(step, 0, 0)
+        rates[step] = iterator.learning_rate
+    assert rates == pytest.approx(expected, abs=1e-7)
+
+
+def test_steps_are_made_at_the_rate_that_the_history_tells(full: Full, tmp_path: Path) -> None:
+    decay = {"lr_end": 0.5, "lr_decay_begin": 1, "lr_decay_end": 3}
+    config = full(**SGD, **decay, iterator=path_of(Trainer), num_steps=5)
+    straight, first, second = Weights(), Weights(), Weights()
+    train(config, tmp_path / "straight", straight)
+    generator = [weights[0] for weights in straight.seen]
+    assert generator == [0.0, -1.0, -1.75, -2.25, -2.75]
+    interrupt(config, tmp_path / "resumed", 2, first)
+    train(config, tmp_path / "resumed", second)
+    assert first.seen + second.seen == straight.seen
+    history = read_state(tmp_path / "resumed" / "model.h5")["history"]
+    assert [row["learning_rate"] for row in history] == [1.0, 0.5]
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+
+
+@pytest.mark.parametrize(
+    ("iterator", "opt_frequency", "expected", "num_turns"),
+    [
+        # What is taken off generator and critic at each step.
+        (FrequencyTrainer, None, [(1, 0), (1, 0), (0, 8), (1, 0), (1, 0), (0, 8)], 2),
+        (FrequencyTrainer, {"critic": 1, "generator": 1}, [(0, 8), (1, 0)] * 3, 2),
+        (
+            FrequencyTrainer,
+            ["generator", ["critic", "generator"], "generator", "critic"],
+            [(1, 0), (1, 8), (1, 0), (0, 8), (1, 0), (1, 8)],
+            3,
+        ),
+        (ListTrainer, None, [(1, 8), (0, 4), (0.25, 0)] * 2, 3),
+    ],
+    ids=["class", "mapping", "list", "TFListTrainer"],
+)
+def test_parts_take_turns_by_global_step_also_after_a_resume(
+    iterator: type,
+    opt_frequency: Any,
+    expected: list[tuple[float, float]],
+    num_turns: int,
+    full: Full,
+    tmp_path: Path,
+) -> None:
+    def train_all(folder: Path, *stops: int) -> list[Weights]:
+        hooks = [Weights() for _ in range(len(stops) + 1)]
+        for stop, hook in zip(stops, hooks, strict=False):
+            interrupt(config, folder, stop, hook)
+        experiment = train(config, folder, hooks[-1])
+        if not stops:  # the losses are traced before, too, by `build` and by the loop
+            assert the(experiment.iterator).num_traces <= num_turns + 2
+        return hooks
+
+    config = full(
+        **SGD, iterator=path_of(iterator), opt_frequency=opt_frequency, num_steps=6, batch_size=6
+    )
+    (straight,) = train_all(tmp_path / "straight")
+    steps = np.diff([(1.0, 1.0), *straight.seen], axis=0)
+    np.testing.assert_array_equal(-steps, expected)
+    several = train_all(tmp_path / "resumed", 1, 5)
+    assert [weights for hook in several for weights in hook.seen] == straight.seen
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"iterator": "nowhere.Iterator"}, ["iterator", "nowhere.Iterator", "no module nowhere"]),
+        ({"iterator": path_of(Counts) + "s"}, ["iterator", ":Countss", "has no 'Countss'"]),
+        (
+            {"model": "nowhere:Model"},
+            ["model", "nowhere:Model", "no module src.nowhere or nowhere"],
+        ),
+        ({"model": path_of(Counter) + "s"}, ["model", ":Counters", "has no 'Counters'"]),
+        (
+            {"datasets": {"train": "src.nowhere.Data"}},
+            ["datasets.train", "src.nowhere.Data", "src has no 'nowhere'"],
+        ),
+        (
+            {"datasets": BOTH_SPLITS | {"validation": "nowhere:Data"}},
+            ["datasets.validation", "nowhere:Data", "no module src.nowhere or nowhere"],
+        ),
+        (
+            {"datasets": None, "dataset": "nowhere:Data"},
+            ["dataset", "nowhere:Data", "no module src.nowhere or nowhere"],
+        ),
+        ({"model": path_of(RefusesModel)}, ["model", ":RefusesModel", "width must be even"]),
+        (
+            {"iterator": path_of(RefusesIterator)},
+            ["iterator", ":RefusesIterator", "KeyError: 'width'"],
+        ),
+        (
+            {"datasets": {"train": path_of(RefusesDataset)}},
+            ["datasets.train", ":RefusesDataset", "width must be even"],
+        ),
+        (
+            {"datasets": None, "dataset": path_of(RefusesDataset)},
+            ["dataset", ":RefusesDataset", "width must be even"],
+        ),
+        (
+            {"datasets": {"train": path_of(WithoutLength)}},
+            ["datasets.train", ":WithoutLength", "without __len__"],
+        ),
+        (
+            {"datasets": {"train": path_of(NoNumbers)}},
+            ["datasets.train", ":NoNumbers", "is empty"],
+        ),
+        (
+            {"datasets": BOTH_SPLITS | {"validation": path_of(NoNumbers)}},
+            ["datasets.validation", ":NoNumbers", "is empty"],
+        ),
+        ({"datasets": {"validation": path_of(Numbers)}}, ["datasets", "validation", "train"]),
+        ({"iterator": path_of(WithoutStepOps)}, ["iterator", ":WithoutStepOps", "no step_ops"]),
+        ({"iterator": path_of(WithoutStepOp)}, ["iterator", ":WithoutStepOp", "no step_op;"]),
+        ({"iterator": path_of(WithoutLosses)}, ["iterator", ":WithoutLosses", "no make_loss_ops"]),
+        ({"iterator": path_of(Counter)}, ["iterator", ":Counter", "is no iterator"]),
+        ({"iterator": path_of(total)}, ["iterator", ":total", "is no iterator"]),
+        (
+            {"iterator": path_of(LossOfNobody), "model": path_of(KerasParts)},
+            ["iterator", ":LossOfNobody", "a loss for 'nobody'"],
+        ),
+        (
+            {"iterator": path_of(NoFrequencyTrainer), "model": path_of(KerasParts)},
+            ["iterator", ":NoFrequencyTrainer", "has no opt_frequency"],
+        ),
+        *(
+            (
+                {
+                    "iterator": path_of(FrequencyTrainer),
+                    "model": path_of(KerasParts),
+                    "opt_frequency": turns,
+                },
+                ["opt_frequency names", "iterator", ":FrequencyTrainer", "generator, critic"],
+            )
+            for turns in ({"generator": 1, "nobody": 1}, {"nobody": 1}, ["spare", "critic"])
+        ),
+        (
+            {"fixed_example_indices": {"train": [0, 12]}},
+            ["fixed_example_indices", "12 examples", "from 0 to 11"],
+        ),
+        ({"fixed_example_indices": {"train": [-1]}}, ["fixed_example_indices", "-1"]),
+        ({"fixed_example_indices": {"test": [0]}}, ["fixed_example_indices", "test", "train"]),
+        *(
+            ({key: 0}, [f"{key} is 0", "must be at least 1"])
+            for key in (
+                "batch_size",
+                "num_steps",
+                "num_epochs",
+                "hook_freq",
+                "test_batch_size",
+                "max_batches_per_epoch",
+                "ckpt_freq",
+                "ckpt_keep",
+                "log_freq",
+            )
+        ),
+        ({"batch_size": "4"}, ["batch_size", "4"]),
+        ({"n_data_processes": -1}, ["n_data_processes is -1", "at least 0"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else next(iter(value)),
+)
+def test_a_bad_input_is_refused_in_one_sentence(
+    changes: dict[str, Any], words: list[str], full: Full
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        build(full(**changes))
+    message = str(refused.value)
+    for word in words:
+        assert word in message
+    assert "\n" not in message
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize("key", ["iterator", "datasets", "batch_size", "num_steps"])
+def test_a_key_that_has_to_be_there_is_named(key: str, full: Full) -> None:
+    with pytest.raises(UsageError, match=f"'{key}'.* is missing"):
+        full(**{key: None})
+
+
+def test_the_model_alone_may_be_absent(full: Full, tmp_path: Path) -> None:
+    experiment = train(full(model=None, iterator=path_of(WithoutModel)), tmp_path / "run")
+    assert isinstance(experiment.model, NoModel)
+    assert read_state(tmp_path / "run" / "model.h5")["global_step"] == 4
+
+
+@pytest.mark.parametrize("retrain", [False, True])
+def test_a_checkpoint_of_another_model_is_refused_by_its_variables(
+    retrain: bool, full: Full, tmp_path: Path
+) -> None:
+    config = full(**SGD | {"model": path_of(functional_parts)}, iterator=path_of(Trainer))
+    train(config, tmp_path / "run")
+    path = tmp_path / "run" / "model.h5"
+    build(config).check_start(path, retrain)
+    config |= {"second": "critical"}
+    with pytest.raises(UsageError) as refused:
+        build(config).check_start(path, retrain)
+    message = str(refused.value)
+    assert message.startswith("--checkpoint: ")
+    for word in (str(path), "critic/kernel (8, 1)", "critical/kernel (8, 1)"):
+        assert word in message
+    assert "generator/kernel" not in message
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UsageError, match="--checkpoint: "):
+        build(config).check_start(path, retrain)
+
+
+# ---- the examples --------------------------------------------------------------------------------
+
+# PyTorch is an extra, which a project need not have installed.
+NEED_PYTORCH = {"iterator_torch"}
+EXAMPLES = [
+    name
+    for name in registry.names()
+    if (ROOT / "configs" / f"{name}.yaml").exists()
+    and "iterator" in registry[name]
+    and name not in NEED_PYTORCH
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
+    # Two epochs, the first of which is interrupted.
+    shorter = {"num_steps": 3, "max_batches_per_epoch": 2, "test_batch_size": 256}
+    config = registry.resolve(name) | shorter | {"tensorboard": False}
+    train(config, tmp_path / "straight")
+    interrupt(config, tmp_path / "resumed", 1)
+    train(config, tmp_path / "resumed")
+    assert read_state(tmp_path / "straight" / "model.h5")["global_step"] == 3
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")

@@ -1,0 +1,433 @@
+"""Curves of runs: what is drawn is what `history.csv` holds, and says where it comes from."""
+
+import csv
+import json
+import math
+import re
+import runpy
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from machinery import ROOT, Command
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from engine.runs import curves, results
+from vegab import UsageError
+
+PLOT = str(ROOT / "bin" / "plot.py")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HOSTILE = [
+    "$\\frac{1}{$ & _x^2_",
+    "_<script>alert('x')</script>",
+    "a\nb \x1b é 数 --> ]]>",
+    "ends $",
+]
+
+
+def write_run(
+    folder: Path,
+    values: Sequence[Any],
+    config: Mapping[str, Any] | None = None,
+    metric: str = "val_loss",
+    status: str = "finished",
+    num_epochs: int = 10,
+) -> Path:
+    """Write a run folder with one metric, 40 steps an epoch; None is a cell that is not there."""
+    folder.mkdir(parents=True)
+    meta = {
+        "status": status,
+        "git": {"commit": COMMIT, "dirty": False},
+        "command": {"argv": ["python", "bin/train.py", "digits"], "line": "python bin/train.py"},
+        "attempts": [{"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T00:01:00+00:00"}],
+    }
+    known = {"monitor": metric, "num_epochs": num_epochs}
+    (folder / "config.json").write_text(json.dumps(known | dict(config or {})))
+    (folder / "meta.json").write_text(json.dumps(meta))
+    with open(folder / "history.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", "step", "learning_rate", metric])
+        for epoch, value in enumerate(values):
+            writer.writerow([epoch, 40 * (epoch + 1), 0.1 / (epoch + 1), value])
+    return folder
+
+
+def column(run: Path, name: str) -> np.ndarray:
+    """Read a column of `history.csv` by a way that the project does not take."""
+    header, *lines = (run / "history.csv").read_text().splitlines()
+    place = header.split(",").index(name)
+    return np.array([float(line.split(",")[place]) for line in lines])
+
+
+def drawing(runs: Sequence[Path], *metrics: str, **options: Any) -> tuple[Figure, list[str]]:
+    """Draw runs as the command does."""
+    records = results.read_runs([str(run) for run in runs])
+    chosen = {key: options[key] for key in ("x", "log_y") if key in options}
+    found, problems = curves.curves_of(records, metrics, **chosen)
+    return curves.draw(found, **options), problems
+
+
+def lines_of(figure: Figure, panel: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    lines = figure.axes[panel].lines
+    return [(np.array(line.get_xdata()), np.array(line.get_ydata())) for line in lines]
+
+
+def corners_of_band(figure: Figure) -> np.ndarray:
+    """Return the outline of the only band, of shape (num_points, 2)."""
+    [band] = figure.axes[0].collections
+    return np.asarray(band.get_paths()[0].vertices)
+
+
+def legend_of(figure: Figure) -> Any:
+    return figure.axes[0].get_legend() or figure.legends[0]
+
+
+def legend_texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in legend_of(figure).get_texts()]
+
+
+def content(figure: Figure, form: str, runs: Sequence[Path]) -> bytes:
+    provenance = results.provenance_of(results.read_runs([str(run) for run in runs]))
+    return curves.content_of(figure, form, "title", provenance)
+
+
+def plot(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, PLOT, *map(str, arguments)]
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=600)
+
+
+def polylines(svg: Path) -> list[np.ndarray]:
+    """Return the points, of shape (num_points, 2), of curves in the colours of an SVG."""
+    found = []
+    for path in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}path"):
+        style = path.get("style", "")
+        if any(f"stroke: {color.lower()};" in style for color in curves.COLORS[:6]):
+            numbers = re.findall(r"[ML] (\S+) (\S+)", path.get("d", ""))
+            if len(numbers) > 3 and "z" not in path.get("d", ""):  # neither legend nor marker
+                found.append(np.array(numbers, dtype=float))
+    return found
+
+
+def test_a_real_run_is_drawn_as_it_is_on_disk(
+    command: Command, quick_command: Command, tmp_path: Path
+) -> None:
+    run, picture = tmp_path / "run", tmp_path / "out" / "curve.svg"
+    small = ("--n_filters=2", "--n_layers=1", "--batch_size=512", "--no_tensorboard")
+    words = ("bin/train.py", "digits", run, "--num_epochs=4", *small, "--lr_schedule=null")
+    trained = quick_command(*words)
+    assert trained.returncode == 0, trained.stderr
+    picture.parent.mkdir()
+    done = command("bin/plot.py", run, "--metric=val_accuracy", "--x=step", "-o", picture)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert str(picture) in done.stdout
+    # Paper goes down and to the right, linearly.
+    [points] = polylines(picture)
+    for drawn, name, sign in ((points[:, 0], "step", 1), (points[:, 1], "val_accuracy", -1)):
+        values = column(run, name)
+        slope, offset = np.polyfit(values, drawn, 1)
+        np.testing.assert_allclose(drawn, slope * values + offset, atol=1e-4)
+        assert sign * slope > 0
+    meta = json.loads((run / "meta.json").read_text())
+    beside = json.loads((tmp_path / "out" / "curve.svg.json").read_text())
+    assert [(r["path"], r["commit"]) for r in beside["runs"]] == [(str(run), meta["git"]["commit"])]
+    assert beside["command"].endswith(f"-o {picture}")
+    assert sorted(path.name for path in picture.parent.iterdir()) == ["curve.svg", "curve.svg.json"]
+
+
+def test_seeds_are_a_mean_with_a_band(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    lengths = (6, 6, 4, 2)
+    seeds = [
+        write_run(tmp_path / f"a{seed}", list(2 + noise.normal(size=n)), {"n": 8, "seed": seed})
+        for seed, n in enumerate(lengths)
+    ]
+    other = write_run(tmp_path / "b", [3.0, 2, 1], {"n": 16, "seed": 0})
+    figure, _ = drawing([*seeds, other])
+    values = [column(run, "val_loss") for run in seeds]
+    there = [[own[epoch] for own in values if len(own) > epoch] for epoch in range(6)]
+    mean = [np.mean(some) for some in there]
+    std = np.array([np.std(some, ddof=1) for some in there])
+    (x, drawn), (other_x, other_drawn) = lines_of(figure)
+    assert x.tolist() == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(drawn, mean)
+    assert (other_x.tolist(), other_drawn.tolist()) == ([1, 2, 3], [3, 2, 1])
+    corners = corners_of_band(figure)
+    for epoch in range(6):
+        edges = corners[corners[:, 0] == epoch + 1, 1]
+        np.testing.assert_allclose(
+            [edges.min(), edges.max()], mean[epoch] + std[epoch] * np.array([-1, 1])
+        )
+    assert legend_texts(figure) == ["n=8 (n = 4)", "n=16"]
+    assert legend_of(figure).get_title().get_text() == "mean ± standard deviation"
+
+
+def test_a_band_ends_where_a_run_is_alone(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / str(seed), values, {"seed": seed})
+        for seed, values in enumerate(([1.0, 2, 3, 4], [3.0, 2]))
+    ]
+    figure, _ = drawing(runs)
+    [(_, mean)] = lines_of(figure)
+    assert mean.tolist() == [2, 2, 3, 4]
+    assert corners_of_band(figure)[:, 0].max() == 2
+    assert legend_texts(figure) == ["n = 2"]
+
+
+def test_values_that_are_not_finite_leave_a_gap_and_cells_without_a_value_none(
+    tmp_path: Path,
+) -> None:
+    diverged = write_run(tmp_path / "a", [1, "inf", 3, "nan", 5], {"seed": 1})
+    sound = write_run(tmp_path / "b", [1, 2, 3, 4, 5], {"seed": 2})
+    sparse = write_run(tmp_path / "c", [1, None, 3, None, 5], {"n": 1})
+    figure, problems = drawing([diverged, sound, sparse])
+    (_, mean), (x, y) = lines_of(figure)
+    np.testing.assert_array_equal(mean, [1, math.nan, 3, math.nan, 5])  # no mean of survivors
+    assert (x.tolist(), y.tolist()) == ([1, 3, 5], [1, 3, 5])
+    assert problems == [
+        f"{diverged}: val_loss is not finite at 2 of 5 points, which leaves a gap",
+    ]
+
+
+def test_smoothing_shows_the_raw_curve_underneath(tmp_path: Path) -> None:
+    # By hand: m = 1, (0.5 * 1 + 0.5 * 2 * ...) and so on, over 1 - 0.5 ** t.
+    values = np.array([1, 2, math.nan, 4])
+    by_hand = [0.5 / 0.5, 1.25 / 0.75, math.nan, 2.625 / 0.875]
+    np.testing.assert_allclose(curves.smoothed(values, 0.5), by_hand)
+    np.testing.assert_array_equal(curves.smoothed(values, 0), values)
+
+    runs = [
+        write_run(tmp_path / str(seed), values, {"seed": seed})
+        for seed, values in enumerate(([1, 5, 2], [3, 1, 2]))
+    ]
+    figure, _ = drawing(runs, smooth=0.6)
+    raw, smooth = figure.axes[0].lines
+    assert raw.get_zorder() < smooth.get_zorder()
+    assert raw.get_color() == smooth.get_color()
+    assert list(np.asarray(raw.get_ydata())) == [2, 3, 2]
+    weights = np.array([[1, 0, 0], [0.24 / 0.64, 0.4 / 0.64, 0], [0.144, 0.24, 0.4]])
+    weights[2] /= 0.784
+    each = weights @ np.array([[1, 3], [5, 1], [2, 2]])
+    np.testing.assert_allclose(np.asarray(smooth.get_ydata()), each.mean(axis=1))
+    top = each.mean(axis=1) + each.std(axis=1, ddof=1)
+    assert corners_of_band(figure)[:, 1].max() == pytest.approx(top.max())
+    assert "smoothed by 0.6" in legend_of(figure).get_title().get_text()
+
+
+def test_the_legend_names_what_differs_alone(tmp_path: Path) -> None:
+    rate = {"optimizer": {"lr": 0.1}, "same": 1}
+    one = write_run(tmp_path / "one", [2, 1], rate | {"seed": 1})
+    two = write_run(tmp_path / "two", [2, 1], rate | {"optimizer": {"lr": 0.2}, "seed": 1})
+    assert legend_texts(drawing([one, two])[0]) == ["optimizer.lr=0.1", "optimizer.lr=0.2"]
+    [alone] = legend_texts(drawing([one])[0])
+    assert alone.replace("\n", "") == str(one)
+    long = [
+        write_run(tmp_path / f"l{n}", [2, 1], {"list": [n, *range(100)], "also": n})
+        for n in range(2)
+    ]
+    for label in legend_texts(drawing(long)[0]):
+        assert label.count("\n") == 2
+        assert label.endswith("…")
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "r" / name.replace("/", "\\"), [2, 1], {"name": name}, metric="$m_")
+        for name in HOSTILE
+    ]
+    runs += [write_run(tmp_path / name, [2, 1], {}, metric="$m_") for name in ("_$", "$x\udcff$")]
+    (runs[4] / "config.json").write_text("{")
+    figure, _ = drawing(runs, "$m_")
+    shown = "".join(legend_texts(figure)).replace("\n", "")
+    for piece in ("frac{1}{$ & _x^2_", "_<script>alert('x')</script>", "ends $", "/_$"):
+        assert piece.replace(" ", "") in shown.replace(" ", "")
+    assert "\x1b" not in shown
+    pictures = {form: content(figure, form, runs) for form in curves.FORMATS}
+    root = ElementTree.fromstring(pictures[".svg"])
+    assert not [element for element in root.iter() if element.tag.endswith("script")]
+    provenance = results.provenance_of(results.read_runs([str(runs[-1])]))
+    results.write_with_provenance(tmp_path / "x.png", b"", provenance)
+    beside = json.loads((tmp_path / "x.png.json").read_bytes())
+    assert beside["runs"][0]["path"] == str(runs[-1])
+
+
+def test_of_many_runs_some_have_names_and_no_two_of_them_look_the_same(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(n), [2 + n, 1 + n], {"n": n}) for n in range(30)]
+    figure, _ = drawing(runs)
+    named, more = curves.MOST_NAMED - 1, 30 - curves.MOST_NAMED + 1
+    assert legend_texts(figure) == [*(f"n={n}" for n in range(named)), f"and {more} more"]
+    lines: list[Line2D] = list(figure.axes[0].lines)
+    assert len(lines) == 30
+    in_grey = {(line.get_linestyle(), str(line.get_marker())) for line in lines[:named]}
+    assert len(in_grey) == named
+    for line in lines[named:]:
+        red, green, blue = (to_hex(line.get_color())[i : i + 2] for i in (1, 3, 5))
+        assert red == green == blue
+    handles = legend_of(figure).get_lines()
+    assert [handle.get_color() for handle in handles] == [
+        line.get_color() for line in lines[: named + 1]
+    ]
+    figure.draw_without_rendering()
+    inside, legend = figure.bbox, legend_of(figure).get_window_extent()
+    assert inside.x0 <= legend.x0 and legend.x1 <= inside.x1
+    assert inside.y0 <= legend.y0 and legend.y1 <= inside.y1
+    assert not figure.axes[0].get_window_extent().overlaps(legend)
+
+    sixteen, _ = drawing(runs[: curves.MOST_NAMED])
+    assert len(legend_texts(sixteen)) == curves.MOST_NAMED
+    assert "more" not in legend_texts(sixteen)[-1]
+
+
+def test_points_without_neighbours_are_marked(tmp_path: Path) -> None:
+    values: list[Any] = [float(n) for n in range(1, 101)]
+    values[49], values[51] = "nan", "nan"
+    runs = [write_run(tmp_path / "a", values), write_run(tmp_path / "b", [1.0], {"n": 1})]
+    figure, _ = drawing(runs)
+    long, short = figure.axes[0].lines
+    marked = np.asarray(long.get_markevery())
+    assert 50 in marked
+    assert 10 <= len(marked) <= 11
+    assert short.get_markevery() == [0]
+
+
+def test_logarithmic_axes(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / f"{n}_{seed}", values, {"n": n, "seed": seed})
+        for n, seed, values in (
+            (1, 1, [1.47, 0.5, 0.1]),
+            (1, 2, [8.53, 0.5, 0.1]),
+            (2, 1, [5, 0, 4]),
+        )
+    ]
+    figure, problems = drawing(runs, log_x=True, log_y=True)
+    [axes] = figure.axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    np.testing.assert_array_equal(lines_of(figure)[1][1], [5, math.nan, 4])
+    assert problems == [
+        f"{runs[2]}: val_loss is not finite and above 0 at 1 of 3 points, which leaves a gap"
+    ]
+    # The band of 1.47 and 8.53 goes down to 0.008, and the axis does not follow it.
+    assert 0.03 < axes.get_ylim()[0] < 0.1
+    figure.draw_without_rendering()
+    assert {"1", "0.1"} <= {label.get_text() for label in axes.get_yticklabels()}
+    with pytest.raises(UsageError, match="no run has a finite value above 0 of 'val_loss'"):
+        drawing([write_run(tmp_path / "below", [-1, 0])], log_y=True)
+
+
+def test_a_panel_for_each_metric(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, [2, 1], metric=name) for name in ("f1", "val_loss")]
+    figure, problems = drawing(runs, "learning_rate", "f1", x="step")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["learning_rate", "f1"]
+    assert [len(axes.lines) for axes in figure.axes] == [2, 1]
+    x, y = lines_of(figure)[0]
+    assert (x.tolist(), y.tolist()) == ([40, 80], [0.1, 0.05])
+    assert problems == [f"{runs[1]} has no f1"]
+    by_monitor, _ = drawing(runs)
+    assert [axes.get_ylabel() for axes in by_monitor.axes] == ["f1", "val_loss"]
+
+
+def test_pictures_tell_their_runs_and_are_the_same_each_time(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, [3, 2, 1], {"n": name}) for name in ("a (b)", "é")]
+    read = {}
+    for form in curves.FORMATS:
+        picture, again = (content(drawing(runs)[0], form, runs) for _ in range(2))
+        assert picture == again
+        path = tmp_path / f"picture{form}"
+        path.write_bytes(picture)
+        if form == ".png":
+            with Image.open(path) as image:
+                read[form] = image.info["Description"]
+        elif form == ".pdf":
+            [text] = re.findall(rb"/Subject \((.*?[^\\])\)[ \n]", picture)
+            read[form] = re.sub(r"\\(.)", r"\1", text.decode())
+            assert b"CreationDate" not in picture
+            assert b"/Type3" not in picture
+        else:
+            names = ElementTree.parse(path).iter("{http://purl.org/dc/elements/1.1/}description")
+            read[form] = next(names).text
+            assert b"<dc:date>" not in picture
+    for text in read.values():
+        found = json.loads(text)["runs"]
+        assert [(run["path"], run["commit"]) for run in found] == [(str(r), COMMIT) for r in runs]
+
+
+def test_the_command_draws_what_it_can_and_says_what_it_cannot(tmp_path: Path) -> None:
+    good = write_run(tmp_path / "runs" / "good", [3, 2, 1], {"seed": 1})
+    torn = write_run(tmp_path / "runs" / "torn", [3, 2, 1], {"seed": 2})
+    (torn / "config.json").write_text('{"seed": ')
+    killed = write_run(
+        tmp_path / "runs" / "killed", [3, 2], {"seed": 3}, "val_loss", "interrupted", 5
+    )
+    (killed / "history.csv").write_text((killed / "history.csv").read_text() + "2,120,0.0")
+    damaged = write_run(tmp_path / "runs" / "damaged", [3, "x", 1])
+    empty = write_run(tmp_path / "runs" / "empty", [], status="failed")
+    other = write_run(tmp_path / "runs" / "other", [1, 2], metric="val/f1")
+    done = plot("runs", "nothing_*", "--metric=val_loss", cwd=tmp_path)
+    assert done.returncode == 1  # for the pattern that matches nothing
+    assert done.stdout == "val_loss of 3 runs: val_loss.png, val_loss.png.json\n"
+    said = done.stderr.splitlines()
+    for word, run in (
+        ("config.json", torn),
+        ("broken, 3 epochs", torn),
+        ("interrupted, 2 of 5 epochs", killed),
+        ("line 3", damaged),
+        ("failed, 0", empty),
+        ("has no val_loss", other),
+        ("nothing_*", None),
+    ):
+        name = run.relative_to(tmp_path) if run else ""
+        assert len([line for line in said if word in line and str(name) in line]) == 1, word
+    assert not [line for line in said if str(good.relative_to(tmp_path)) in line]
+    beside = json.loads((tmp_path / "val_loss.png.json").read_text())
+    assert {Path(run["path"]).name for run in beside["runs"]} == {"good", "torn", "killed"}
+
+    done = plot("runs/good", "runs/other", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "val_loss-val_f1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run", [1, 2])
+    write_run(tmp_path / "diverged", ["nan", "nan"], metric="gone")
+    write_run(tmp_path / "empty", [])
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    refused: Any = runpy.run_path(PLOT)["plot"]
+    for patterns, options, sentence in (
+        (["run"], {"output": "x.jpg"}, "x.jpg ends with none of .png, .pdf, .svg"),
+        (["run"], {"output": "none/x.png"}, "none/x.png is no file that could be written"),
+        (["run"], {"smooth": 1}, "--smooth=1 is no weight from 0 to below 1"),
+        (["run"], {"smooth": math.nan}, "--smooth=nan is no weight"),
+        (["run"], {"metric": ["val_los"]}, "no run has the metric 'val_los'; did you mean"),
+        (["diverged"], {"metric": ["gone"]}, "no run has a finite value of 'gone'"),
+        (["diverged"], {}, "no run has a finite value of 'gone'"),
+        (["empty"], {}, "no run has a history with a metric to draw"),
+        (["runn"], {}, "did you mean 'run'"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(sentence)):
+            refused(*patterns, **options)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_and_refusals_load_nothing_heavy(tmp_path: Path) -> None:
+    heavy = "'matplotlib', 'numpy', 'pandas', 'keras', 'tensorflow'"
+    for words, code in ((["--help"], 0), (["nothing"], 2), ([str(tmp_path), "-o", "x.jpg"], 2)):
+        script = (
+            "import atexit, runpy, sys\n"
+            f"sys.argv = ['plot.py', *{words!r}]\n"
+            f"atexit.register(lambda: print('heavy:', {{{heavy}}} & set(sys.modules)))\n"
+            f"runpy.run_path({PLOT!r}, run_name='__main__')\n"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.returncode == code
+        assert "heavy: set()" in done.stdout
+        assert len(done.stderr.splitlines()) == (code == 2)

@@ -1,0 +1,360 @@
+"""What the report holds: text that stays text, curves that are thinned, pictures kept once."""
+
+import csv
+import json
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from machinery import Command
+from matplotlib.image import imread
+
+from engine import pictures as figures
+from engine.runs import effects, report, results
+from engine.sweeps import definition as sweep_trials
+from engine.sweeps import sweep
+from engine.sweeps.page import write_sweep
+
+HOSTILE = "</script><script>alert(1)</script>&\u2028\"'"
+
+
+def make_run(folder: Path, rows: int = 3, **config: Any) -> Path:
+    """Write what a run of so many epochs leaves behind."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"n_filters": 4, "seed": 0} | config))
+    attempt = {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T00:01:00+00:00"}
+    meta = {"status": "finished", "attempts": [attempt], "command": {"line": "python x"}}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    lines = [f"{i},{i + 1},{1 / (i + 1)}" for i in range(rows)]
+    (folder / "history.csv").write_text("\n".join(["epoch,step,loss", *lines, ""]))
+    return folder
+
+
+def evaluate(run: Path, picture: np.ndarray, num_classes: int = 3) -> None:
+    """Write what an evaluation leaves behind; each third prediction is wrong."""
+    (run / "eval").mkdir()
+    with open(run / "eval" / "predictions.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "label", "prediction", "probability"])
+        for i in range(30):
+            label = i % num_classes
+            writer.writerow([i, label, (label + (i % 4 == 0)) % num_classes, 0.75])
+    figures.save_examples(picture, run / "eval" / "examples.png")
+
+
+def data_in(page: Path) -> dict[str, Any]:
+    """Return what the page is to show, as its script reads it."""
+    _, _, rest = page.read_text().partition('<script type="application/json" id="data">')
+    return json.loads(rest.partition("</script>")[0])
+
+
+def written(folder: Path) -> dict[str, Any]:
+    paths, problems = results.find_runs([str(folder)])
+    size = report.write_report(results.read_runs(paths), folder / "report.html", problems)
+    assert size == (folder / "report.html").stat().st_size
+    return data_in(folder / "report.html")
+
+
+def test_what_runs_say_stays_text(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "<script>alert(1)", note=HOSTILE, seed=2**70, rate=math.inf)
+    data = written(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<script") == 2
+    assert "alert(1)<" not in text
+    run = next(run for run in data["runs"] if "script" in run["path"])
+    assert run["settings"] == {"note": HOSTILE, "seed": str(2**70), "rate": "inf"}
+    assert run["href"] == "./%3Cscript%3Ealert%281%29/"
+    assert data["settings"]["common"] == {"n_filters": 4}
+    (note, rate) = data["effects"]["axes"]
+    assert [level.get("value") for level in note["levels"]] == [HOSTILE, None]
+    assert [level.get("value") for level in rate["levels"]] == ["inf", None]
+
+
+def test_long_curves_are_thinned_and_keep_their_extremes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MOST_VALUES", 1000)
+    long = [{"epoch": i, "step": i, "loss": 1 / (i + 1)} for i in range(1001)]
+    long[333]["loss"], long[555]["loss"], long[700]["loss"] = 99.0, -5.0, math.nan
+    short = long[:20]
+    histories = [long, short, []]
+    (thin, same, none), stride = report.thinned(histories, [(len(rows), 3) for rows in histories])
+    assert none == {}
+    assert same["epoch"] == list(range(1, 21))
+    assert same["loss"] == pytest.approx([row["loss"] for row in short], rel=1e-5)
+    assert stride in (4, 8)
+    assert set(range(1, 1002, stride)) <= set(thin["epoch"])
+    assert {334, 556, 1001} <= set(thin["epoch"])
+    for epoch, loss in zip(thin["epoch"], thin["loss"], strict=True):
+        value = long[epoch - 1]["loss"]
+        assert loss == (pytest.approx(value, rel=1e-5) if math.isfinite(value) else None)
+    assert 2 * len(thin["epoch"]) < 1000
+
+
+def test_equal_pictures_are_in_the_page_once(tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).uniform(size=(20, 4, 5, 1))
+    for name in "abc":
+        evaluate(make_run(tmp_path / name), pictures + (name == "c") * 2 * (pictures > 0.5))
+    data = written(tmp_path)
+    assert len(data["images"]) == 2
+    images = [run["examples"]["image"] for run in data["runs"]]
+    assert images[0] == images[1] != images[2]
+    assert data["runs"][0]["matrix"] == [[7, 3, 0], [0, 7, 3], [2, 0, 8]]
+    assert data["runs"][0]["examples"]["rows"][:2] == [[0, 1, 0.75], [1, 1, 0.75]]
+    assert data["images"][images[0]]["count"] == 16
+    assert data["images"][images[0]]["width"] == 16 * 5
+
+
+def test_a_page_that_would_be_too_large_leaves_pictures_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "LARGEST_PAGE", len(report.PAGE.read_bytes()) + 200_000)
+    for name in "abcd":
+        pictures = np.random.default_rng(ord(name)).uniform(size=(16, 40, 40, 3))
+        evaluate(make_run(tmp_path / name), pictures)
+    data = written(tmp_path)
+    assert ["examples" in run for run in data["runs"]] == [True, False, False, False]
+    assert any("of 3 runs are left out" in note for note in data["notes"])
+    assert (tmp_path / "report.html").stat().st_size < report.LARGEST_PAGE
+
+
+def test_damage_is_told_and_hides_no_other_run(tmp_path: Path) -> None:
+    evaluate(make_run(tmp_path / "good"), np.zeros((3, 2, 2, 1)))
+    evaluate(make_run(tmp_path / "torn"), np.zeros((3, 2, 2, 1)))
+    (tmp_path / "torn" / "eval" / "predictions.csv").write_text("index,label\n0,zero\n")
+    (tmp_path / "torn" / "eval" / "test.json").write_text('{"loss": ')
+    make_run(tmp_path / "empty")
+    (tmp_path / "empty" / "history.csv").unlink()
+    data = written(tmp_path)
+    runs = {Path(run["path"]).name: run for run in data["runs"]}
+    assert "test.json" in runs["torn"]["problem"]
+    assert "predictions.csv" in runs["torn"]["problem"]
+    assert runs["good"]["problem"] == runs["empty"]["problem"] == ""
+    assert runs["empty"]["history"] == {}
+    assert "matrix" in runs["good"]
+    assert data["notes"][-1].startswith("1 run could not be read in full")
+
+
+def test_evaluations_of_every_kind_are_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    for step, accuracy in ((9, 0.1), (100, 0.9)):
+        (run / f"eval/validation-{step}").mkdir(parents=True)
+        scalars = {"metrics": {"accuracy": accuracy, "loss": None}}
+        (run / f"eval/validation-{step}/scalars.json").write_text(json.dumps(scalars))
+    summary = {"checkpoint": "model_best.h5", "epoch": 3, "split": "test", "num_examples": 5}
+    (run / "eval/test.json").write_text(json.dumps(summary | {"loss": 0.25}))
+    (shown,) = written(tmp_path)["runs"]
+    assert shown["evaluations"] == [
+        {
+            "split": "test",
+            "about": "model_best.h5 of epoch 3, 5 examples",
+            "figures": {"loss": 0.25},
+        },
+        {
+            "split": "validation",
+            "about": "step 100",
+            "figures": {"metrics/accuracy": 0.9, "metrics/loss": None},
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "channels"), [(0, 1, 1), (-1, 1, 3), (0, 255, 3), (2, 2, 1)]
+)
+def test_examples_are_the_pixels_of_the_first_pictures(
+    low: float, high: float, channels: int, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).uniform(low, high, size=(20, 4, 6, channels))
+    images[19, 0, 0, 0], images[19, 0, 1, 0] = low, high  # of the set, not of the first ones
+    figures.save_examples(images.astype(np.float32), tmp_path / "examples.png")
+    pixels = np.rint(imread(tmp_path / "examples.png")[..., :3] * 255)
+    assert pixels.shape == (4, 16 * 6, 3)
+    for index in range(16):
+        wanted = 255 * (images[index] - low) / ((high - low) or 1)
+        found = pixels[:, 6 * index : 6 * (index + 1)]
+        assert np.abs(found - wanted).max() <= 0.51
+    assert [path.name for path in tmp_path.iterdir()] == ["examples.png"]
+
+
+# -------------------------------------------------------------------------------------- settings
+
+
+def make_trial(folder: Path, losses: list[float], status: str = "finished", **config: Any) -> None:
+    """Write a run with a loss for each epoch."""
+    run = make_run(folder, **config)
+    rows = [f"{epoch},{epoch + 1},{loss}" for epoch, loss in enumerate(losses)]
+    (run / "history.csv").write_text("\n".join(["epoch,step,loss", *rows, ""]))
+    meta = json.loads((run / "meta.json").read_text())
+    (run / "meta.json").write_text(json.dumps(meta | {"status": status}))
+
+
+def effects_in(folder: Path) -> dict[str, Any]:
+    return written(folder)["effects"]
+
+
+def test_what_settings_do_is_what_one_works_out_by_hand(tmp_path: Path) -> None:
+    folder = tmp_path / "it's here"
+    losses: dict[tuple[int, str], list[float]] = {
+        (8, "adam"): [0.5, 0.7],
+        (8, "sgd"): [0.3, 0.4],
+        (16, "adam"): [0.2, 0.25],
+        (16, "sgd"): [0.8, math.nan],
+    }
+    for (n_filters, optimizer), figures_of_seeds in losses.items():
+        for seed, loss in enumerate(figures_of_seeds):
+            config: dict[str, Any] = {"n_filters": n_filters, "optimizer": optimizer}
+            config |= {"seed": seed, "fold": seed}
+            name = f"{n_filters} {optimizer} {seed}"
+            make_trial(folder / name, [loss + 0.1, loss, loss + 0.2], **config)
+    # It was the best until it failed, and is none now.
+    make_trial(folder / "z", [0.1], status="failed", n_filters=32, optimizer="sgd", seed=0, fold=0)
+    shown = effects_in(folder)
+    paths = [run["path"] for run in written(folder)["runs"]]
+
+    def names(runs: list[int]) -> list[str]:
+        return [Path(paths[run]).name for run in runs]
+
+    assert (shown["metric"], shown["lower"], shown["num_runs"]) == ("loss", True, 7)
+    assert sorted(shown["left_out"]) == ["1 failed", "1 without a finite loss"]
+    assert shown["varied"] == ["n_filters", "optimizer"]
+    assert shown["repetitions"] == ["seed", "fold"]
+    n_filters, optimizer = shown["axes"]
+    assert [axis["scale"] for axis in (n_filters, optimizer)] == ["linear", "words"]
+    assert [level["value"] for level in n_filters["levels"]] == [8, 16]
+    assert [level["mean"] for level in n_filters["levels"]] == pytest.approx([0.475, 0.416667])
+    # Of 8: deviations 0.025, 0.225, -0.175, -0.075; the sum of squares 0.0875, over 3.
+    assert n_filters["levels"][0]["std"] == pytest.approx(math.sqrt(0.0875 / 3), rel=1e-5)
+    assert [level["value"] for level in optimizer["levels"]] == ["adam", "sgd"]
+    assert [level["mean"] for level in optimizer["levels"]] == pytest.approx([0.4125, 0.5])
+    told = [[cell["told"] for cell in row] for row in shown["cells"]]
+    assert told == [
+        ["0.60 ± 0.14 (2)", "0.350 ± 0.071 (2)"],
+        ["0.225 ± 0.035 (2)", "0.8 (1)"],
+    ]
+    assert [(names(group["runs"]), group["mean"]) for group in shown["groups"]] == [
+        (["16 adam 0", "16 adam 1"], 0.225),
+        (["8 sgd 0", "8 sgd 1"], 0.35),
+        (["8 adam 0", "8 adam 1"], 0.6),
+        (["16 sgd 0"], 0.8),
+    ]
+    best = [(names([run])[0], value, *places) for run, value, *places in shown["points"]]
+    assert best[:2] == [("16 adam 0", 0.2, 16, 0), ("16 adam 1", 0.25, 16, 0)]
+    assert best[-1] == ("16 sgd 0", 0.8, 16, 1)
+    assert shlex.split(shown["again"]) == [
+        *("python", "bin/reproduce.py"),
+        str(folder / "16 adam 0"),
+    ]
+
+
+def test_more_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
+    for n_filters, loss in ((1, 0.5), (2, 0.9)):
+        config: dict[str, Any] = {"n_filters": n_filters, "monitor": "loss", "monitor_mode": "max"}
+        make_trial(tmp_path / str(n_filters), [loss], **config)
+    shown = effects_in(tmp_path)
+    assert shown["lower"] is False
+    assert [value for _, value, *_ in shown["points"]] == [0.9, 0.5]
+    assert [group["mean"] for group in shown["groups"]] == [0.9, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "levels"),
+    [
+        ([1, 2, 3, 4], "linear", [1, 2, 3, 4]),
+        ([64, 8, 32, 16], "log", [8, 16, 32, 64]),
+        ([1e-4, 1e-3, 1e-2], "log", [1e-4, 1e-3, 1e-2]),
+        ([0, 1e-4, 1e-3, 1e-2], "words", [0, 1e-4, 1e-3, 1e-2]),
+        ([-1, 1000], "linear", [-1, 1000]),
+        ([True, False], "words", [False, True]),
+        ([None, [[3, 0.1]], "b", 2, {"a": 1}], "words", [2, "b", [[3, 0.1]], None]),
+        ([1, "nan"], "words", [1, "nan"]),
+        ([math.nan, 1.0], "words", [1.0, "nan"]),
+        ([2**70, 1], "words", [1, str(2**70)]),
+        (["x" * 999, 1], "words", [1, '"' + "x" * 199 + "…"]),
+    ],
+)
+def test_values_have_the_axis_that_suits_them(
+    values: list[Any], scale: str, levels: list[Any], tmp_path: Path
+) -> None:
+    for index, value in enumerate(values):
+        make_trial(tmp_path / str(index), [0.5 + index], x=value)
+    (axis,) = (axis for axis in effects_in(tmp_path)["axes"] if axis["key"] == "x")
+    assert (axis["scale"], axis["is_grid"]) == (scale, True)
+    shown = [level.get("value", "none") for level in axis["levels"]]
+    # What is a mapping has keys of its own, and no value here.
+    wanted = [*levels, "none"] if {"a": 1} in values else levels
+    assert shown == wanted
+    if scale == "words":
+        assert [level["at"] for level in axis["levels"]] == list(range(len(shown)))
+
+
+def test_numbers_that_were_drawn_have_means_over_ranges(tmp_path: Path) -> None:
+    # 10^(i/16): in eight ranges of a third of a decade or so.
+    for index in range(33):
+        make_trial(tmp_path / str(index), [float(index)], rate=10 ** (index / 16), n=index % 2)
+    rate = effects_in(tmp_path)["axes"][0]
+    assert (rate["key"], rate["scale"], rate["is_grid"]) == ("rate", "log", False)
+    assert len(rate["levels"]) == effects.NUM_RANGES == 8
+    ends = [(level["low"], level["high"]) for level in rate["levels"]]
+    assert ends[0] == pytest.approx((1, 10**0.25))
+    assert ends[-1] == pytest.approx((10**1.75, 100))
+    # Runs 0 to 3 are in the first, 28 to 32 in the last: the greatest belongs to it.
+    assert rate["levels"][-1]["mean"] == 30
+    assert sum(int(level["told"].rpartition("(")[2][:-1]) for level in rate["levels"]) == 33
+
+
+def test_what_is_too_much_to_draw_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(effects, "MOST_POINTS", 10)
+    monkeypatch.setattr(effects, "MOST_GROUPS", 7)
+    for index in range(30):
+        few: dict[str, Any] = {f"few_{i}": (index + i) % 3 for i in range(effects.MOST_SETTINGS)}
+        make_trial(
+            tmp_path / str(index), [1 / (index + 1)], note=f"run {index}", rare=index == 0, **few
+        )
+    shown = effects_in(tmp_path)
+    assert [axis["key"] for axis in shown["axes"]] == [f"few_{i}" for i in range(10)]
+    assert shown["undrawn"] == ["note (30 values)", "rare"]
+    assert [len(shown["points"]), len(shown["groups"]), shown["num_groups"]] == [10, 7, 30]
+    values = [value for _, value, *_ in shown["points"]]
+    assert values == sorted(values)
+    assert (values[0], values[-1]) == (pytest.approx(1 / 30, rel=1e-5), 1)
+    assert shown["num_runs"] == 30
+
+
+def test_a_sweep_has_a_page_that_says_what_it_is_and_is_no_run(tmp_path: Path) -> None:
+    names = ["n_filters=4", "n_filters=8", "n_filters=9"]
+    for name in names[:2]:
+        make_trial(tmp_path / name, [0.5], n_filters=int(name[-1]))
+    sweep.write(
+        tmp_path,
+        sweep_trials.Definition(
+            "digits", {"seed": 0}, ["--note=a b"], {"n_filters": [4, 8, 9]}, {}, 0, 2
+        ),
+        [sweep_trials.Trial(name, {}) for name in names],
+    )
+    records = sweep.states_of(tmp_path, sweep.read(tmp_path)[1])
+    write_sweep(records, tmp_path)
+    data = data_in(tmp_path / "sweep.html")
+    assert [Path(run["path"]).name for run in data["runs"]] == names[:2]
+    assert data["runs"][0]["href"] == "./n_filters%3D4/"
+    told = ["digits '--note=a b'", "grid n_filters=4,8,9", "seeds 2"]
+    assert data["sweep"] == {"definition": told, "num_trials": 3, "num_waiting": 1}
+    paths, problems = results.find_runs([str(tmp_path)])
+    assert ([Path(path).name for path in paths], problems) == (names[:2], [])
+    assert written(tmp_path)["sweep"] == data["sweep"]
+    (tmp_path / "sweep.json").write_text("[]")
+    assert written(tmp_path)["sweep"] is None
+
+
+def test_a_sweep_of_which_nothing_has_begun_has_no_page(tmp_path: Path) -> None:
+    write_sweep([results.RunRecord("a", state="waiting")], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_answers_without_heavy_imports(command: Command, tmp_path: Path) -> None:
+    for arguments in (["--help"], ["no_such_folder"], [".", "-o", tmp_path]):
+        done = command("-X", "importtime", "bin/report.py", *arguments)
+        modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert "vegab" in modules
+        assert not modules & {"tensorflow", "keras", "numpy", "pandas", "matplotlib", "h5py"}

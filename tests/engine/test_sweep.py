@@ -1,0 +1,423 @@
+"""Sweeps: which trials there are, that they are ordinary runs, and that nothing is lost."""
+
+import functools
+import json
+import multiprocessing
+import operator
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from machinery import ROOT, Command
+
+from engine.devices import gpus as devices
+from engine.sweeps import definition as sweep_trials
+from engine.sweeps import local as launch
+from engine.sweeps.definition import Trial
+from engine.sweeps.sweep import FINISHED, REFUSED, AllAtOnce, Sweeper
+from vegab import UsageError
+from vegab.config import find_key
+from vegab.run_folder import IN_USE
+
+EXACT = ("model.h5", "model_best.h5", "history.csv")
+SMALL = (
+    *("--num_epochs=2", "--n_layers=1", "--batch_size=126", "--no_tensorboard", "--threads=1"),
+    *("--checkpoint_steps=3", "--dropout=0.3"),
+)
+GRID = ("--grid", "n_filters=2,3", "--grid", "lr_schedule=[[1,0.01],[2,0.001]],null")
+
+
+def start(*words: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "bin/sweep.py", *map(str, words)]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.1)
+    pytest.fail("it took more than five minutes")
+
+
+def is_told_to_end(pid: int) -> bool:
+    """Whether SIGTERM waits for a process that is stopped; not every system tells."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        time.sleep(5)
+        return True
+    pending = int(re.findall(r"ShdPnd:\s+(\w+)", status.read_text())[0], 16)
+    return bool(pending >> (signal.SIGTERM - 1) & 1)
+
+
+def trials_in(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("*/config.json"))
+
+
+def exact_files(folder: Path) -> dict[str, bytes]:
+    return {
+        f"{name}/{file}": (folder / name / file).read_bytes()
+        for name in trials_in(folder)
+        for file in EXACT
+    }
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of four trials that nothing stopped."""
+    folder = tmp_path_factory.mktemp("sweep") / "straight"
+    process = start("root", folder, *SMALL, *GRID, "--jobs=2")
+    said, problems = process.communicate(timeout=600)
+    assert process.returncode == 0, problems
+    assert said.startswith("4 trials: 4 finished; best val_loss ")
+    return folder
+
+
+def test_a_trial_is_the_run_that_its_command_makes_by_hand(
+    swept: Path, command: Command, tmp_path: Path
+) -> None:
+    told = command("bin/sweep.py", "root", swept, *SMALL, *GRID, "--dry_run").stdout.splitlines()
+    assert len(told) == 4
+    assert len(trials_in(swept)) == 4
+    for line in told:
+        _, script, config, path, *rest = shlex.split(line)
+        meta = json.loads((Path(path) / "meta.json").read_text())
+        assert meta["command"]["line"] == line
+        assert meta["status"] == "finished"
+    # The last one has a schedule of its own taken away.
+    again = tmp_path / "again"
+    assert command(script, config, again, *rest).returncode == 0
+    for name in EXACT:
+        assert (again / name).read_bytes() == (Path(path) / name).read_bytes(), name
+    listed = command("bin/runs.py", "compare", swept, "--format=csv", "--metric=val_loss").stdout
+    assert listed.splitlines()[0] == (
+        "run,state,epoch,n_filters,lr_schedule,val_loss best,val_loss last"
+    )
+    assert len(listed.splitlines()) == 5
+    page = (swept / "sweep.html").read_text()
+    assert "grid n_filters=2,3" in page
+    assert all(name in page for name in trials_in(swept))
+
+
+def test_the_same_command_trains_nothing_and_a_larger_grid_what_is_new(
+    swept: Path, command: Command, tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in swept.glob("*/*")}
+    done = command("bin/sweep.py", "root", swept, *SMALL, *GRID)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in swept.glob("*/*")} == before
+    larger = ("--grid", "n_filters=2,3", "--grid", "lr_schedule=null", "--seeds=1")
+    done = command("bin/sweep.py", "root", swept, *SMALL, *larger, "--dry_run")
+    names = [Path(shlex.split(line)[3]).name for line in done.stdout.splitlines()]
+    assert names[4:] == [
+        "n_filters=2,lr_schedule=null,seed=0",
+        "n_filters=3,lr_schedule=null,seed=0",
+    ]
+    other = command("bin/sweep.py", "root", swept, *SMALL, *GRID, "--dropout=0.1")
+    assert other.returncode == 2
+    assert "holds a sweep of another config (dropout: 0.3 -> 0.1)" in other.stderr
+
+
+def test_sweeper_and_trials_that_are_killed_lose_nothing(swept: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    words = ("root", folder, *SMALL, *GRID, "--jobs=2")
+    first = start(*words)
+    wait_for(lambda: list(folder.glob("*/model.h5")))
+    first.kill()
+    first.wait()
+    # The trials of the sweeper that is gone live on, or are killed as well.
+    for lock in folder.glob("*/run.lock"):
+        pid = json.loads(lock.read_text() or "{}").get("pid")
+        if pid and "n_filters=2" in str(lock):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+    second = start(*words)
+    said, problems = second.communicate(timeout=600)
+    assert second.returncode == 0, problems
+    assert said.startswith("4 trials: 4 finished")
+    assert exact_files(folder) == exact_files(swept)
+
+
+def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_path: Path) -> None:
+    class Begun:
+        """Says that the folder was in use, and later that all went well."""
+
+        codes: ClassVar = [REFUSED, FINISHED]
+
+        def adopted(self) -> set[str]:
+            return set()
+
+        def is_stopped(self) -> bool:
+            return False
+
+        def said(self, name: str) -> str:
+            return f"train.py: error: {name} {IN_USE} process 7 on here; wait for it"
+
+        def run(self, commands: dict[str, Any], tell: Any) -> dict[str, int]:
+            return dict.fromkeys(commands, self.codes.pop(0))
+
+    launcher = Begun()
+    trials = AllAtOnce([Trial("n=1", {})])
+    sweeper = Sweeper(tmp_path, trials, lambda trial: [], launcher, lambda *figures: None)
+    sweeper.run(retry_failed=False)
+    assert launcher.codes == []
+    assert sweeper.refused == {}
+
+
+def test_a_sweep_is_told_to_stop_and_goes_on(swept: Path, command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    words = ("root", folder, *SMALL, *GRID, "--jobs=2")
+    first = start(*words)
+    wait_for(lambda: list(folder.glob("*/model.h5")))
+    # It would be done before it is told to stop, were the other commands slow to begin.
+    first.send_signal(signal.SIGSTOP)
+    second = command("bin/sweep.py", *words)
+    assert second.returncode == 2
+    assert "is being swept by process" in second.stderr
+    stop = start("stop", folder)
+    wait_for(lambda: is_told_to_end(first.pid))
+    first.send_signal(signal.SIGCONT)
+    said, problems = stop.communicate(timeout=600)
+    assert stop.returncode == 0, problems
+    assert first.wait(300) == 75
+    assert "waiting" in said
+    states = {json.loads(path.read_text())["status"] for path in folder.glob("*/meta.json")}
+    assert states <= {"interrupted", "finished"}
+    assert command("bin/sweep.py", *words).returncode == 0
+    assert exact_files(folder) == exact_files(swept)
+    assert "4 finished" in command("bin/sweep.py", "status", folder).stdout
+    assert "nobody sweeps" in command("bin/sweep.py", "stop", folder).stdout
+
+
+def test_a_trial_that_fails_is_shown_and_stops_no_other(command: Command, tmp_path: Path) -> None:
+    grid = ("--grid", "learning_rate=0.01,1e38", "--jobs=2")
+    words = ("bin/sweep.py", "root", tmp_path / "sweep", *SMALL, "--n_filters=2", *grid)
+    done = command(*words)
+    assert done.returncode == 1
+    assert done.stdout.startswith("2 trials: 1 finished, 1 failed")
+    (line,) = [line for line in done.stderr.splitlines() if " failed: " in line]
+    assert "learning_rate=1e+38" in line
+    assert "loss" in line
+    attempts = tmp_path / "sweep" / "learning_rate=1e+38" / "meta.json"
+    assert len(json.loads(attempts.read_text())["attempts"]) == 1
+    assert command(*words).returncode == 1
+    assert len(json.loads(attempts.read_text())["attempts"]) == 1
+    assert command(*words, "--retry_failed").returncode == 1
+    assert len(json.loads(attempts.read_text())["attempts"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "the sweep varies nothing"),
+        (("--grid", "n_filters="), "is not of the form"),
+        (("--grid", "n_filter=2,3"), "did you mean 'n_filters'?"),
+        (("--grid", "n_filters=2,2"), "has the same value twice"),
+        (("--grid", "n_filters=2,x"), "n_filters: x was given, an integer is expected"),
+        (("--grid", "batch_size=0,8"), "batch_size is 0; it must be at least 1"),
+        (("--grid", "n_filters=2", "--grid", "n_filters=3"), "is given twice"),
+        (("--grid", "model=a/b,a?b"), "would both be called model=a-b"),
+        (("--seeds=-1",), "seeds is -1"),
+        (("--seeds=2", "--jobs=0"), "jobs is 0; it must be at least 1"),
+        (("--seeds=2", "--gpus=a"), "--gpus=a: give numbers such as 0 or 0,1"),
+        (("--seeds=2", "--gpus=0,1", "--jobs=3"), "asks for more; give --per_gpu=2"),
+        (("--random=2",), "--random needs a --range"),
+        (("--range", "dropout=0.1..0.5"), "--range needs --random"),
+        (("--folds=1",), "num_folds is 1; it must be at least 2"),
+        (("--launcher=slrm", "--seeds=2"), "did you mean 'slurm'?"),
+        (("--random=2", "--range", "dropout=0.5..0.1"), "is no range"),
+        (("--random=2", "--range", "dropout=0..0.5 log"), "begins above 0"),
+        (("--plan", "no.yaml"), "cannot read no.yaml"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_touches_nothing(
+    words: tuple[str, ...], said: str, command: Command, tmp_path: Path
+) -> None:
+    done = command("bin/sweep.py", "root", tmp_path / "sweep", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_every_trial_refuses_leaves_nothing_behind(command: Command, tmp_path: Path) -> None:
+    words = ("root", tmp_path / "sweep", *SMALL, "--seeds=2", "--monitor=val_f1")
+    done = command("bin/sweep.py", *words)
+    assert done.returncode == 2
+    assert done.stderr.count("monitor is 'val_f1'; choose one of accuracy, loss") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_launcher_that_is_not_installed_is_one_sentence(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError('No module named ray')")
+    words = ("bin/sweep.py", "root", tmp_path / "sweep", "--seeds=2", "--launcher=ray")
+    done = command(*words, env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 2
+    assert done.stderr == 'sweep.py: error: --launcher ray needs Ray: pip install "ray>=2.40"\n'
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_gpus_are_shared_out_one_a_trial(swept: Path, command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "gpus"
+    grid = ("--grid", "n_filters=2,3", "--grid", "lr_schedule=null")
+    done = command("bin/sweep.py", "root", folder, *SMALL, *grid, "--gpus=5,7")
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(path.read_text()) for path in sorted(folder.glob("*/meta.json"))]
+    assert [meta["environment"]["CUDA_VISIBLE_DEVICES"] for meta in told] == ["5", "7"]
+    assert not any("--gpus" in meta["command"]["line"] for meta in told)
+    for name, content in exact_files(folder).items():
+        assert (swept / name).read_bytes() == content, name
+
+
+@pytest.mark.parametrize(
+    ("given", "most_at_a_time"),
+    [
+        ({"gpus": "5,7"}, {"5": 1, "7": 1}),
+        ({"gpus": "5,7", "per_gpu": 2}, {"5": 2, "7": 2}),
+        ({"gpus": "5,7", "jobs": 1}, {"5": 1}),
+        ({"gpus": "none", "jobs": 3}, {"": 3}),
+        ({"jobs": 2}, {"": 2}),
+        ({"threads": 1}, {"": 4}),
+        ({"threads": 3}, {"": 1}),
+        ({}, {"": 1}),
+    ],
+)
+def test_as_many_run_at_a_time_as_there_is_room_for(
+    given: dict[str, Any],
+    most_at_a_time: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    class Recording(launch.LocalLauncher):
+        """Starts processes that do nothing for a moment."""
+
+        gpu_of: ClassVar[dict[str, str]] = {}
+
+        def _start(self, name: str, words: Sequence[str], gpu: str) -> Any:
+            self.gpu_of[name] = gpu
+            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.1,))
+            process.start()
+            return process
+
+    seen: list[Counter[str]] = []
+
+    def tell(running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
+        seen.append(Counter(launcher.gpu_of[name] for name in running))
+        return {}
+
+    for name in ("CUDA_VISIBLE_DEVICES", devices.SEVERAL, "PYTHONPATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    asked = {"jobs": None, "gpus": "", "per_gpu": 1, "threads": None} | given
+    launcher = Recording(**asked, outputs=tmp_path / "said", is_stopped=lambda: False)
+    names = [f"trial {number}" for number in range(9)]
+    assert launcher.run({name: [] for name in names}, tell) == dict.fromkeys(names, 0)
+    assert dict(functools.reduce(operator.or_, seen)) == most_at_a_time
+
+
+def test_a_folder_of_something_else_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for words in (("root", tmp_path, "--seeds=2"), ("status", tmp_path), ("stop", tmp_path)):
+        done = command("bin/sweep.py", *words)
+        assert done.returncode == 2
+        assert "no sweep" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_plan_says_the_same_as_the_command_line(command: Command, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("grid: {n_filters: [2, 3]}\nrange: {dropout: 0.1..0.5}\nrandom: 2\nseeds: 2\n")
+    folder = tmp_path / "sweep"
+    by_plan = command("bin/sweep.py", "root", folder, "--plan", plan, "--dry_run")
+    words = ("--grid", "n_filters=2,3", "--range", "dropout=0.1..0.5", "--random=2", "--seeds=2")
+    assert by_plan.stdout == command("bin/sweep.py", "root", folder, *words, "--dry_run").stdout
+    assert len(by_plan.stdout.splitlines()) == 8
+    plan.write_text("grids: {n_filters: [2, 3]}\n")
+    refused = command("bin/sweep.py", "root", folder, "--plan", plan)
+    assert refused.returncode == 2
+    assert "unknown key 'grids'; did you mean 'grid'?" in refused.stderr
+
+
+def test_folds_are_trials_that_share_all_but_what_they_validate_on(
+    command: Command, tmp_path: Path
+) -> None:
+    words = ("--grid", "n_filters=2,3", "--folds=3", "--seeds=2", "--dry_run")
+    told = command("bin/sweep.py", "root", tmp_path / "sweep", *words).stdout.splitlines()
+    assert len(told) == 12
+    assert [Path(shlex.split(line)[3]).name for line in told[:4]] == [
+        "n_filters=2,seed=0,fold=0",
+        "n_filters=2,seed=0,fold=1",
+        "n_filters=2,seed=0,fold=2",
+        "n_filters=2,seed=1,fold=0",
+    ]
+    assert all("--num_folds=3" in line for line in told)
+    none = command("bin/sweep.py", "iterator_numpy", tmp_path / "sweep", "--folds=3")
+    assert none.returncode == 2
+    assert "iterator_numpy has no keys num_folds and fold" in none.stderr
+
+
+def definition(**changes: object) -> sweep_trials.Definition:
+    asked: dict[str, object] = {
+        "config_name": "root",
+        "config": {"seed": 7, "lr": 0.1, "n": 3},
+        "words": [],
+        "grid": {},
+        "range": {},
+        "random": 0,
+        "seeds": 0,
+    }
+    return sweep_trials.Definition(**(asked | changes))  # type: ignore[arg-type]
+
+
+def test_draws_lie_in_their_ranges_and_more_of_them_add_to_the_first() -> None:
+    ranges = {"lr": "1e-4..1e-1 log", "n": "2..5"}
+    many = sweep_trials.trials_of(definition(range=ranges, random=400))
+    few = sweep_trials.trials_of(definition(range=ranges, random=5))
+    assert many[:5] == few
+    rates = [float(trial.settings["lr"]) for trial in many]
+    assert min(rates) >= 1e-4
+    assert max(rates) <= 1e-1
+    # As many in each factor of ten.
+    assert all(
+        90 < sum(low <= rate < 10 * low for rate in rates) < 180 for low in (1e-4, 1e-3, 1e-2)
+    )
+    assert {trial.settings["n"] for trial in many} == {2, 3, 4, 5}
+
+
+def test_seeds_count_up_from_the_config_s() -> None:
+    trials = sweep_trials.trials_of(definition(grid={"n": [1, 2]}, seeds=2))
+    assert [dict(trial.settings) for trial in trials] == [
+        {"n": 1, "seed": 7},
+        {"n": 1, "seed": 8},
+        {"n": 2, "seed": 7},
+        {"n": 2, "seed": 8},
+    ]
+    assert [trial.name for trial in trials][:2] == ["n=1,seed=7", "n=1,seed=8"]
+
+
+def test_a_long_name_is_cut_and_stays_its_own() -> None:
+    axes = {f"a_rather_long_setting_{i}": [0.123456789] for i in range(9)} | {"n": [1, 2]}
+    one, other = (trial.name for trial in sweep_trials.trials_of(definition(grid=axes)))
+    assert one != other
+    assert len(one.encode()) == len(other.encode()) == 150
+
+
+def test_a_short_name_stands_for_a_nested_key() -> None:
+    config = {"model": {"n_filters": 8}}
+    axes = sweep_trials.grid_of(["n_filters=8,16"], lambda name: find_key(config, name))
+    assert axes == {"model.n_filters": [8, 16]}
+    with pytest.raises(UsageError, match="unknown key"):
+        sweep_trials.grid_of(["filters=8"], lambda name: find_key(config, name))
