@@ -37,7 +37,6 @@ KNOWN = {
     ("engine/building.py", "engine.hooks"),
     ("engine/experiment.py", "engine.iterators"),
     ("engine/experiment.py", "src.training_loop"),
-    ("engine/hooks/step_logs.py", "engine.iterators"),
     ("engine/runs/resume_check.py", "src"),
     ("engine/runs/resume_check.py", "src.data"),
     ("engine/training/session.py", "engine.iterators"),

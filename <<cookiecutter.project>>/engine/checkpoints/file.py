@@ -80,7 +80,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         with h5py.File(path, "r") as file:
-            
+
             def with_array(value: dict[str, Any]) -> Any:
                 is_array = value.keys() == {ARRAY}
                 return file[f"{STATE}/arrays/{value[ARRAY]:05}"][()] if is_array else value

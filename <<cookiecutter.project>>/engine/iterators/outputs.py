@@ -194,7 +194,9 @@ class StoredOutputs(DatasetMixin):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.meta: dict[str, Any] = yaml_of_outputs().load((self.folder / META).read_text(encoding="utf-8"))
+        self.meta: dict[str, Any] = yaml_of_outputs().load(
+            (self.folder / META).read_text(encoding="utf-8")
+        )
 
     def __len__(self) -> int:
         return self.meta["num_examples"]
