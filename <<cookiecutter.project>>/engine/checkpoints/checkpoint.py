@@ -28,8 +28,8 @@ import h5py
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.random.seed_generator import global_seed_generator
 
+from engine import keras_private
 from engine.checkpoints.file import (
     BEST,
     KEPT,
@@ -505,7 +505,7 @@ def variables_of(model: keras.Model) -> dict[str, list[Any]]:
     optimizers = replicas.optimizers_of(model)
     return {
         # What draws without a seed of its own draws from the global generator.
-        "variables": [*beside, global_seed_generator().state],
+        "variables": [*beside, keras_private.seed_generator().state],
         "optimizer": [v for optimizer in optimizers for v in optimizer.variables],
         "metrics": [variable for metric in model.metrics for variable in metric.variables],
     }

@@ -18,8 +18,7 @@ import keras
 import numpy as np
 
 # Not part of Keras' public face, which takes a path alone; the public function calls it.
-from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
-
+from engine import keras_private
 from engine.checkpoints.file import ARRAY, HISTORY, SIGNATURE, STATE, TEXT, USER_BLOCK
 from engine.checkpoints.transfer import as_if_none_were_frozen
 from engine.devices import replicas
@@ -165,20 +164,13 @@ def _write_model(model: keras.Model, file: h5py.File) -> list[str]:
     A subclassed model has no config that Keras could write: then the list is empty, and so is the
     file. The live model stays as it is.
     """
-    # Keras' writer takes the optimizer out of the model's compile config. Its copy of the optimizer
-    # is left out: load_model does not read it, and ours is complete.
-    compile_config = getattr(model, "_compile_config", None)  # none before compile()
-    kept = dict(compile_config.config) if compile_config is not None else None
     try:
         with as_if_none_were_frozen(model):
-            save_model_to_hdf5(model, file, include_optimizer=True)
+            keras_private.write_hdf5(model, file)
     except NotImplementedError:
         file.clear()
         return []
-    finally:
-        if compile_config is not None:
-            compile_config.config = kept
-    file.pop("optimizer_weights", None)
+    file.pop("optimizer_weights", None)  # load_model does not read it, and ours is complete
     if "training_config" in file.attrs:
         training_config = json.loads(file.attrs["training_config"])
         training_config["loss"] = map_leaves(

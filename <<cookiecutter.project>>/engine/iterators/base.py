@@ -18,10 +18,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from engine import keras_private
 from engine.batches import BatchSource, random_generator
 from engine.checkpoints import require_inside
 from engine.hooks import Hook, give_addresses
-from engine.iterators.datasets import stack
+from engine.iterators.datasets import make_examples, stack
 from engine.iterators.steps import IteratorSteps, IteratorValidation
 from engine.trees import call_leaves, leaves, map_leaves
 
@@ -272,6 +273,27 @@ class TemplateIterator(PyHookedModelIterator):
         logs = ops["log_op"]() if "log_op" in ops else {}
         return figures_in(logs.get("scalars", {}))
 
+    def of_validation(self, number: int, names: Sequence[str]) -> list[Any]:
+        """Return what operations give for a batch of the split "validation", if there is one.
+
+        Args:
+            number: of the batch; after the last one, the first comes again.
+            names: of the operations; those that `step_op` does not return are left out.
+        """
+        if "validation" not in self.datasets:
+            return []
+        dataset, config = self.datasets["validation"], self.config
+        size = min(config.get("test_batch_size") or config["batch_size"], len(dataset))
+        indices = [(number * size + place) % len(dataset) for place in range(size)]
+        batch = stack(make_examples(dataset, indices, config.get("seed", 0), epoch=0))
+        place = self.get_global_step(), self.get_epoch_step(), self.get_batch_step()
+        self.set_position(*place, "validation")
+        try:
+            ops = self.step_op(self.model, **batch)
+            return [ops[name]() for name in names if name in ops]
+        finally:
+            self.set_position(*place)
+
     def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
         """Return what `eval_op` does."""
         ops = self.step_op(self.model, **batch)
@@ -518,7 +540,5 @@ def _variables_of(owner: Any, beside: Sequence[Any] = ()) -> dict[str, list[Any]
             for item in list(vars(thing).values()) if hasattr(thing, "__dict__") else []:
                 look(item, 0)
     # What draws without a seed of its own draws from the global generator.
-    from keras.src.random.seed_generator import global_seed_generator
-
-    add("variables", [global_seed_generator().state])
+    add("variables", [keras_private.seed_generator().state])
     return groups

@@ -346,7 +346,7 @@ class ExampleBatches:
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        return super().__new__(_as_py_dataset(cls))
+        return super().__new__(_as_py_dataset(cls))  # type: ignore[arg-type]
 
     def __init__(
         self,

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.random.seed_generator import global_seed_generator
 
+from engine import keras_private
 from engine.batches import Ahead, BatchSource, random_generator
 from engine.training import Before, Call
 from engine.trees import copied
@@ -38,7 +38,7 @@ class IteratorSteps:
         has_workers = getattr(source, "num_workers", 0) > 0
         self._ahead = Ahead(source.batch, "batches") if has_workers else None
         # It comes into being, with a seed that Python draws, when it is asked for first.
-        global_seed_generator()
+        keras_private.seed_generator()
 
     def compile(self) -> None:
         """Make the variables that come into being with the first batch."""
