@@ -79,7 +79,7 @@ def test_a_name_of_a_stranger_leads_nowhere_else(name: str) -> None:
     "name",
     [
         "engine.hooks.KeepCheckpoints",
-        "hooks:EpochLog",
+        "engine.hooks:EpochLog",
         "keras.callbacks.EarlyStopping",
         "keras.optimizers.schedules:CosineDecay",
         "tensorflow.keras.callbacks.CSVLogger",
