@@ -20,7 +20,7 @@ from configs import registry
 from engine.checkpoints import callback_state
 from engine.checkpoints import file as commit_file
 from engine.hooks.keeping import KeepCheckpoints
-from engine.iterators.base import TemplateIterator
+from engine.iterators import TemplateIterator
 from src import experiment
 from vegab import UsageError, resolve, trust
 from vegab.config import Override
