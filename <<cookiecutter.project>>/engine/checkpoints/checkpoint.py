@@ -28,8 +28,8 @@ import h5py
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.random.seed_generator import global_seed_generator
 
+from engine import keras_private
 from engine.checkpoints.file import (
     BEST,
     KEPT,
@@ -48,6 +48,7 @@ from engine.checkpoints.history import HistoryArray, csv_lines
 from engine.checkpoints.layout import CommitLayout, path_of
 from engine.checkpoints.transfer import as_if_none_were_frozen
 from engine.devices import Workers, replicas
+from engine.trees import copied, map_leaves
 from vegab.files import link, sync_to_disk, write_atomically
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class Checkpoint:
             values[n] = array
         return Snapshot(
             values=values,
-            state=_copy(_without_history(state)),
+            state=copied(_without_history(state)),
             rows=rows,
             history=self._history.values,
             columns=dict(self._history.columns),
@@ -504,7 +505,7 @@ def variables_of(model: keras.Model) -> dict[str, list[Any]]:
     optimizers = replicas.optimizers_of(model)
     return {
         # What draws without a seed of its own draws from the global generator.
-        "variables": [*beside, global_seed_generator().state],
+        "variables": [*beside, keras_private.seed_generator().state],
         "optimizer": [v for optimizer in optimizers for v in optimizer.variables],
         "metrics": [variable for metric in model.metrics for variable in metric.variables],
     }
@@ -572,19 +573,10 @@ def _without_history(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain_values(value: Any) -> Any:
     """Return JSON values with the shape of each array in its place."""
-    if isinstance(value, Mapping):
-        return {key: _plain_values(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain_values(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return f"{value.dtype} of shape {value.shape}" if value.shape else value.item()
-    return value
 
+    def plain(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray | np.generic):
+            return leaf
+        return f"{leaf.dtype} of shape {leaf.shape}" if leaf.shape else leaf.item()
 
-def _copy(value: Any) -> Any:
-    """Return a copy of JSON values and arrays; tuples become lists, as JSON has them."""
-    if isinstance(value, Mapping):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_copy(item) for item in value]
-    return np.array(value) if isinstance(value, np.ndarray | np.generic) else value
+    return map_leaves(value, plain)

@@ -80,7 +80,12 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         with h5py.File(path, "r") as file:
-            state = _with_arrays(json.loads(file[TEXT][()]), file)
+
+            def with_array(value: dict[str, Any]) -> Any:
+                is_array = value.keys() == {ARRAY}
+                return file[f"{STATE}/arrays/{value[ARRAY]:05}"][()] if is_array else value
+
+            state = json.loads(file[TEXT][()], object_hook=with_array)
             num_rows = state.pop("num_rows")
             state["history"] = rows_of(state.pop("columns"), file[HISTORY][:num_rows])
             if not all(isinstance(state.get(key, 0), int) for key in ("epoch", "global_step")):
@@ -186,16 +191,6 @@ def weights_in(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
         for layer in group.attrs["layer_names"]
         for name in group[layer].attrs["weight_names"]
     ]
-
-
-def _with_arrays(value: Any, file: h5py.File) -> Any:
-    if isinstance(value, list):
-        return [_with_arrays(item, file) for item in value]
-    if isinstance(value, dict) and value.keys() == {ARRAY}:
-        return file[f"{STATE}/arrays/{value[ARRAY]:05}"][()]
-    if isinstance(value, dict):
-        return {key: _with_arrays(item, file) for key, item in value.items()}
-    return value
 
 
 def _refuse_foreign(path: Path) -> None:

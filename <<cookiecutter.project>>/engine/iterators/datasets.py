@@ -346,10 +346,7 @@ class ExampleBatches:
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        import keras
-
-        names = {"__doc__": cls.__doc__, "__module__": cls.__module__}
-        return super().__new__(type(cls.__name__, (cls, keras.utils.PyDataset), names))
+        return super().__new__(_as_py_dataset(cls))  # type: ignore[arg-type]
 
     def __init__(
         self,
@@ -466,6 +463,14 @@ class ExampleBatches:
             initializer=_start_worker,
             initargs=(type(self.dataset).__name__, pickled),
         )
+
+
+@cache
+def _as_py_dataset(kind: type) -> Any:
+    import keras
+
+    names = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    return type(kind.__name__, (kind, keras.utils.PyDataset), names)
 
 
 def _load(value: Any) -> Any:
