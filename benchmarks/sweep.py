@@ -294,7 +294,8 @@ def side_sweeper(folder: Path, words: list[str]) -> None:
             if end.code:
                 raise
     else:
-        launcher = launch.LocalLauncher(2, "", 1, None, folder / "said", lambda: False)
+        places = {"outputs": folder / "said", "is_stopped": lambda: False}
+        launcher = launch.LocalLauncher(2, "", 1, None, **places)
         commands = {str(n): ["root", str(folder / "forks" / str(n))] for n in range(NUMBER)}
         launcher.run(commands, lambda running, codes: {})
         shutil.rmtree(folder / "forks")

@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from conftest import files_below, run
 
+pytestmark = pytest.mark.slow
+
 Done = subprocess.CompletedProcess[str]
 
 # What an EDflow user has in a package: dataset, model, iterator, hooks, callbacks, configs.

@@ -71,6 +71,7 @@ def rows(run: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_two_workers_are_killed_stopped_and_continued(tmp_path: Path) -> None:
     straight, killed, alone = (tmp_path / name for name in ("straight", "killed", "alone"))
     assert ends(start(straight)) == [0, 0], said(straight)
@@ -120,6 +121,7 @@ def test_two_workers_are_killed_stopped_and_continued(tmp_path: Path) -> None:
     assert note["differs"] == ["layout: 2 workers with 1 device each, now 1 device"]
 
 
+@pytest.mark.slow
 def test_four_workers_have_the_curve_of_one_and_lose_nothing(tmp_path: Path) -> None:
     more = ("--dropout=0.0", "--num_epochs=3", "--batch_size=60")  # fifteen for each
     straight, killed, one = (tmp_path / name for name in ("straight", "killed", "one"))

@@ -149,11 +149,16 @@ class LocalLauncher(Launcher):
 
     def begin(self, name: str, words: Sequence[str]) -> Any:
         """Begin a command, on the first place that is free."""
-        output, gpu = self.output(name), self.places.pop(0)
+        gpu = self.places.pop(0)
+        process = self._start(name, words, gpu)
+        self.held[process] = gpu
+        return process
+
+    def _start(self, name: str, words: Sequence[str], gpu: str) -> Any:
+        output = self.output(name)
         output.unlink(missing_ok=True)
         arguments = (list(words), str(output), gpu, self.is_shared)
         process = self._processes.Process(target=_run, args=arguments)
-        self.held[process] = gpu
         # TensorFlow tells of itself when the fork server imports it.
         with _nothing_said(), _without_program():
             process.start()
