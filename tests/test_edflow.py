@@ -72,7 +72,7 @@ import keras
 import numpy as np
 
 from engine.hooks import Hook
-from engine.iterators.base import TFBaseTrainer
+from engine.iterators import TFBaseTrainer
 from your_model.record import note
 
 

@@ -29,7 +29,8 @@ MODELS = '''
 import keras
 import numpy as np
 
-from engine.iterators.base import TemplateIterator, TFBaseEvaluator, TFBaseTrainer
+from engine.iterators.base import TemplateIterator
+from engine.iterators.trainers import TFBaseEvaluator, TFBaseTrainer
 
 
 class Scale:
