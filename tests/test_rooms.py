@@ -38,8 +38,6 @@ KNOWN = {
     ("engine/experiment.py", "engine.iterators"),
     ("engine/experiment.py", "src.training_loop"),
     ("engine/hooks/step_logs.py", "engine.iterators"),
-    ("engine/runs/resume_check.py", "src"),
-    ("engine/runs/resume_check.py", "src.data"),
     ("engine/training/session.py", "engine.iterators"),
 }
 
