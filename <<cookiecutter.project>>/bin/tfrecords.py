@@ -137,13 +137,8 @@ def from_images(
 
 
 def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
-    """Return the files that patterns mean, sorted.
-
-    Raises vegab.UsageError if a pattern means none.
-
-    Args:
-        patterns: paths or globs.
-        listed: with those that the metadata tells of, and that are gone.
+    """Return the files that patterns mean, sorted; if `listed`, also those that are gone and that
+    the metadata tells of. Raises vegab.UsageError if a pattern means none.
     """
     found: set[Path] = set()
     for pattern in patterns:

@@ -22,14 +22,9 @@ def train(
     kill_at: int,
     output: Path,
 ) -> None:
-    """Train as `bin/train.py` does, and die after `kill_at` steps.
+    """Train as `bin/train.py` does, and die after `kill_at` steps; 0: live.
 
-    Args:
-        experiment: the functions `build` and `train`.
-        config: the resolved config.
-        save_path: a folder, made where it is missing.
-        kill_at: steps since the run began; 0: live.
-        output: where all that is written goes.
+    `experiment` is the functions `build` and `train`. All that is written goes to `output`.
     """
     from engine.hooks import Hook
 
