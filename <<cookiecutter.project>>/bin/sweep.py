@@ -146,7 +146,7 @@ def run(
     with sweep.locked(folder):
         suggested = sweep.suggested_in(folder)
         sweep.write(folder, definition, known, suggested)
-        supply: sweep.Supply = sweep.AllAtOnce(known)
+        supply: sweep.AllAtOnce | sweeps.Search = sweep.AllAtOnce(known)
         if definition.search or definition.pruner:
             fixed = [trial.settings for trial in known]
             supply = sweeps.Search(folder, definition, suggested if definition.search else fixed)
@@ -243,7 +243,7 @@ def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> Non
 
 def train(
     folder: Path,
-    supply: sweep.Supply,
+    supply: sweep.AllAtOnce | sweeps.Search,
     total: int,
     command_of: Callable[[sweep_trials.Trial], list[str]],
     launcher: Launcher,

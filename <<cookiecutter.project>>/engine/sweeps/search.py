@@ -48,7 +48,7 @@ class Search:
         states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
         given_up: Collection[str],
     ) -> tuple[list[Trial], list[Trial]]:
-        """Tell Optuna what has ended, and choose what is to follow; see `sweep.Supply`."""
+        """Tell Optuna what has ended, and choose what is to follow; see `sweep.AllAtOnce`."""
         known = self.known()
         while len(known) < len(self.suggested):
             ended = self._outcome(known, states_of, given_up)
