@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
+from engine import iterators
 from engine import pictures as figures
 from engine.building import refusals_named
 from engine.experiment import commit_named, config_of
-from engine.iterators import StoredOutputs, newest_outputs, run_callbacks, splits_of
 from engine.runs import results
 from engine.training import fingerprint
 from src import experiment
@@ -205,7 +205,7 @@ def asked_for(folder: Path, file: str, name: str, split: str) -> Asked:
     name = name or (Path(file).stem if file else split)
     if name.startswith(".") or Path(name).name != name:
         raise vegab.UsageError(f"outputs cannot be stored as {name!r}; give --name a single word")
-    splits = splits_of(config)
+    splits = iterators.splits_of(config)
     if split not in splits:
         raise vegab.UsageError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
     return Asked(config, name, split, file)
@@ -248,31 +248,31 @@ def evaluate_with_iterator(folder: Path, checkpoint: str, asked: Asked) -> None:
             ) from error
         assert prepared.iterator is not None
         data_in = prepared.iterator.datasets[asked.split]
-        scalars = run_callbacks(output, data_in, config, callbacks, arguments)
+        scalars = iterators.run_callbacks(output, data_in, config, callbacks, arguments)
         tell(meta, output, scalars)
 
 
 def call_callbacks(folder: Path, asked: Asked) -> None:
     """Call the callbacks with stored outputs; neither model nor Keras is imported."""
 
-    output = newest_outputs(folder / "eval", asked.name)
+    output = iterators.newest_outputs(folder / "eval", asked.name)
     if output is None:
         stored = sorted(path.parent.name for path in (folder / "eval").glob("[!.]*/meta.yaml"))
         raise vegab.UsageError(
             f"no outputs are stored as {asked.name} in {folder / 'eval'}; "
             + (f"there are {', '.join(stored)}" if stored else "evaluate without --callbacks_only")
         )
-    meta = StoredOutputs(output).meta
+    meta = iterators.StoredOutputs(output).meta
     # Their own config, and what the file says now.
     config = meta["config"]
     if asked.file:
         config = resolve_references(merge(config, load_file(Path(asked.file), number_keys=True)))
     callbacks, arguments = callbacks_of(config)
-    key, name = splits_of(config)[meta["split"]]
+    key, name = iterators.splits_of(config)[meta["split"]]
     make = vegab.resolve(name, key)
     with refusals_named(config, key):
         data_in = make(config)
-    tell(meta, output, run_callbacks(output, data_in, config, callbacks, arguments))
+    tell(meta, output, iterators.run_callbacks(output, data_in, config, callbacks, arguments))
 
 
 def tell(meta: Mapping[str, Any], output: Path, scalars: Mapping[str, Any]) -> None:

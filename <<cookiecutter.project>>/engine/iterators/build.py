@@ -9,18 +9,10 @@ from engine.hooks import Hook, IntervalHook, KeepCheckpoints, LoggingHook
 from engine.iterators import torch_guard
 from engine.iterators.base import PyHookedModelIterator, TemplateIterator
 from engine.iterators.datasets import ExampleBatches
+from engine.iterators.ranges import splits_of
 from engine.iterators.trainers import TFBaseTrainer
 from engine.training import Unsaved
 from vegab import UsageError, resolve
-
-
-def splits_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return key and import path of the dataset of each split, for a config with an iterator."""
-    names = {f"datasets.{split}": (split, path) for split, path in config["datasets"].items()}
-    if not names:
-        names["dataset"] = "train", config["dataset"]
-        names["validation_dataset"] = "validation", config["validation_dataset"]
-    return {split: (key, path) for key, (split, path) in names.items() if path}
 
 
 def of_iterators(config: Mapping[str, Any]) -> list[Hook]:
