@@ -254,7 +254,10 @@ def test_names_of_edflow_lead_to_their_homes() -> None:
     ("changes", "sentence"),
     [
         ({"model__type": "toy:Nothing"}, r"model\.type: 'toy:Nothing': src\.toy has no 'Nothing'"),
-        ({"model__type": "nowhere:Model"}, "there is no module src.nowhere or nowhere"),
+        (
+            {"model__type": "nowhere:Model"},
+            "no module src.nowhere or src.examples.nowhere or nowhere",
+        ),
         ({"model__hidden": 3}, "unexpected keyword argument 'hidden'"),
         ({"model__type": "json:loads"}, "does not take this config"),
         ({"model__type": "src.models.build_simple_cnn"}, "does not take this config"),
