@@ -1,6 +1,7 @@
 """Evaluation of runs with an iterator: what is stored, read back, and handed to callbacks."""
 
 import json
+import os
 import shutil
 import subprocess
 import threading
