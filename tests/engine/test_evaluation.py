@@ -162,11 +162,10 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def do(quick_command: Command, here: Path) -> Do:
+def do(quick_command: Command, here: Path, monkeypatch: pytest.MonkeyPatch) -> Do:
     """Run a command that finds the models."""
-    return lambda *arguments: quick_command(
-        *arguments, env={"PYTHONPATH": f"{here}:{os.environ['PYTHONPATH']}"}
-    )
+    monkeypatch.setenv("PYTHONPATH", str(here), prepend=os.pathsep)
+    return quick_command
 
 
 def trained(do: Do, folder: Path, config: Mapping[str, Any]) -> Path:
@@ -255,9 +254,7 @@ def test_outputs_are_stored_by_index_and_move_with_the_run(
     more = here / "more.yaml"
     more.write_text("eval_callbacks: {light: test_evaluation.import_nothing}\n")
     words = ("bin/evaluate.py", moved, "--callbacks_only", "-e", more, "-n", "validation")
-    again = command(
-        *words, env={"PYTHONPATH": f"{here}:{os.environ['PYTHONPATH']}"}
-    )  # it imports nothing heavy
+    again = command(*words)  # it imports nothing heavy
     assert again.returncode == 0, again.stderr
     assert json.loads((moved / "eval" / "validation-7" / "scalars.json").read_text()) == {
         "compare": {"difference": 0.0, "number": 10.0},
