@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import os
-import pickle
 import pty
 import resource
 import shutil
@@ -142,12 +141,6 @@ def test_keras_and_h5py_open_the_model(digits: Path) -> None:
         ]
     best = min(rows_of(digits), key=lambda row: float(row["val_loss"]))
     assert state["best_epoch"] == int(best["epoch"])
-
-
-def test_loop_state_is_plain(digits: Path) -> None:
-    state = pickle.loads((digits / "loop_state.pkl").read_bytes())
-    assert state["epoch"] == 30
-    assert state["global_step"] == 1200
 
 
 def test_config_json_is_what_ran(digits: Path, train: Train, tmp_path: Path) -> None:

@@ -5,13 +5,11 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from cifar_archive import write_cifar
 
 from src.data import get_cifar
-from vegab import UsageError
 
 
 @pytest.mark.parametrize(("which", "num_train"), [("cifar10", 90), ("cifar100", 18)])
@@ -75,15 +73,3 @@ def test_an_archive_that_would_run_code_is_refused(
     with pytest.raises(OSError, match="which no CIFAR archive does"):
         get_cifar(config, "cifar10")
     assert not (tmp_path / "executed").exists()
-
-
-def test_without_copy_and_network_it_says_what_to_put_where(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise Exception("URL fetch failure")
-
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(keras.utils, "get_file", fail)
-    with pytest.raises(UsageError, match=r"put a copy of .*cifar-100-python.tar.gz there"):
-        get_cifar(config, "cifar100")

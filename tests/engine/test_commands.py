@@ -92,38 +92,6 @@ def test_evaluate_and_export_name_the_source_that_has_changed(
     assert summary["code_differs"] == ["src/models.py"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("digit",), "digits"),
-        (("digits", "--n_filter=4"), "n_filters"),
-        (("digits", "--n_filters=many"), "n_filters"),
-        (("digits", "--n_filters=[1, 2]"), "n_filters"),
-        (("digits", "--optimizer=adm"), "adam"),
-        (("digits", "--model=keras.Sequential"), "does not take this config"),
-        (("digits", "--hooks=[engine.hooks.KeepCheckpoint]"), "did you mean 'KeepCheckpoints'"),
-    ],
-)
-def test_train_refuses_in_one_sentence_and_writes_nothing(
-    arguments: tuple[str, ...], message: str, quick_command: Command, tmp_path: Path
-) -> None:
-    name, *overrides = arguments
-    done = quick_command("bin/train.py", name, tmp_path / "run", *overrides)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_help_and_usage_errors_do_without_tensorflow(command: Command, tmp_path: Path) -> None:
-    for arguments in (["--help"], ["digit", tmp_path / "run"], ["digits", "--dry_run", tmp_path]):
-        done = command("-X", "importtime", "bin/train.py", *arguments)
-        modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-        assert "vegab" in modules
-        assert not modules & {"tensorflow", "keras", "numpy", "pandas", "matplotlib", "h5py"}
-
-
 def test_help_explains_every_key(command: Command) -> None:
     from configs import registry
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from machinery import ROOT, Command
+from machinery import Command
 
 from engine.iterators import evaluation
 from engine.iterators.datasets import DatasetMixin
@@ -540,12 +540,3 @@ def test_callbacks_may_return_numbers_in_many_ways(tmp_path: Path) -> None:
     callbacks = {name: lambda *_, result=result: result for name, result in results.items()}
     scalars = run_callbacks(tmp_path, None, {}, callbacks, {})
     assert scalars == {"mapping": {"a": 1.0, "b": 2.0}, "nested": {"a/b": 1.5, "c": 2.0}}
-
-
-def test_help_names_the_flags(command: Command) -> None:
-    done = command("-X", "importtime", "bin/evaluate.py", "--help")
-    for flag in ("-e, --evaluation", "-n, --name", "--split", "--callbacks_only"):
-        assert flag in done.stdout
-    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert not modules & {"tensorflow", "keras", "numpy"}
-    assert (ROOT / "bin" / "evaluate.py").is_file()
