@@ -211,7 +211,10 @@ def test_a_worker_that_dies_as_they_meet_ends_the_others(rank: int) -> None:
     (port,) = workers.free_ports(1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = cluster(port, rank, silent.getsockname()[1])
-        script = "from src import workers; workers.SECONDS_TO_REGISTER = 2; workers.strategy()"
+        script = (
+            "from engine.devices import workers; workers.SECONDS_TO_REGISTER = 2; "
+            "workers.strategy()"
+        )
         ended = subprocess.run(
             [sys.executable, "-c", script],
             cwd=ROOT,
@@ -271,7 +274,7 @@ two = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(processor, two)
 
 from configs import registry
-from src import devices
+from engine.devices import gpus as devices
 from src.experiment import build, train
 from interruptions import StopAt
 from vegab import UsageError

@@ -59,11 +59,7 @@ def leads_out(name: Any) -> bool:
 
 
 def require_inside(names: Iterable[Any]) -> None:
-    """Refuse names of files that lead out of the folder which they are relative to.
-
-    Raises:
-        DamagedCheckpointError: naming the first that does.
-    """
+    """Refuse names of files that lead out of the folder which they are relative to."""
     for name in names:
         if leads_out(name):
             raise DamagedCheckpointError(
@@ -119,8 +115,7 @@ class Commit(NamedTuple):
         path: of its file.
         state: what `read_state` returns.
         epoch: epochs done.
-        ends_epoch: whether it was made after the last step of an epoch, or later in the epoch's
-            end, so that what goes on from there is the next epoch.
+        ends_epoch: whether the next epoch begins from there.
     """
 
     path: Path
@@ -197,9 +192,6 @@ def _refuse_foreign(path: Path) -> None:
     """Refuse what no commit of ours has: data kept elsewhere, or larger than the file.
 
     A digest shows that a file is whole, not who made it; HDF5 follows links to other files.
-
-    Raises:
-        DamagedCheckpointError: naming what there is.
     """
     size = path.stat().st_size
 

@@ -10,8 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import keras
@@ -38,14 +37,8 @@ FULL_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class _Sparse:
-    """A file without the bytes of its arrays.
-
-    Attributes:
-        size: of the whole file, in bytes.
-        pieces: offset and bytes of what lies between the arrays.
-    """
+class _Sparse(NamedTuple):
+    """A file of `size` bytes without its arrays: offset and bytes of what lies between them."""
 
     size: int
     pieces: list[tuple[int, bytes]]
@@ -62,8 +55,8 @@ class CommitLayout:
     """Puts commits of one model together.
 
     Args:
-        model: with weights, metrics and optimizer variables made, or None: there are variables
-            alone. It is described as it is now, so this comes before anything is restored.
+        model: with weights, metrics and optimizer variables made, or None. It is described as it is
+            now, so this comes before anything is restored.
         variables: by group, the variables of which a commit holds the values; those of "weights"
             are Keras' own where it can write the model.
         num_replicas: copies of the model.

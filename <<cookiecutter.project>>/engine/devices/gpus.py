@@ -15,14 +15,11 @@ MOST_PERCENT, MOST_MEMORY = 5, 5  # of use, and MiB: below both a GPU is idle
 
 
 def choose_gpus(gpus: str) -> None:
-    """Let TensorFlow see some GPUs alone.
+    """Let TensorFlow see some GPUs only.
 
     Args:
         gpus: numbers such as "0" or "0,1", "none" for the CPU, "-1" for the idle ones, "" for what
-            the environment says.
-
-    Raises:
-        UsageError: if it is none of these, or no GPU is idle.
+            the environment says. UsageError if it is none of these, or no GPU is idle.
     """
     if not gpus:
         return
@@ -42,11 +39,8 @@ def choose_gpus(gpus: str) -> None:
 def scope(together: bool = False) -> AbstractContextManager[object]:
     """Return what a model is to be built in: a copy on each GPU, if several were asked for.
 
-    Every copy is given a part of each batch, and all of them make the same update.
-
-    Args:
-        together: train with the other workers that the environment names, if it does; see
-            `engine.devices.workers`.
+    Every copy is given a part of each batch, and all of them make the same update. `together`:
+    train with the other workers that the environment names; see `engine.devices.workers`.
 
     Raises:
         UsageError: if TensorFlow does not see as many GPUs, or a worker's port is in use.

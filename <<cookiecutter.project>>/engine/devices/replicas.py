@@ -147,9 +147,7 @@ def components(variable: Any) -> Sequence[tf.Variable]:
 class Agreement:
     """Whether the copies of a model are the same, bit for bit, on all devices of all workers.
 
-    Args:
-        variables: of the model; those of which each replica has its own do not count.
-        workers: of the model's strategy.
+    Variables of which each replica has its own do not count.
     """
 
     def __init__(self, variables: Sequence[Any], workers: Workers) -> None:
@@ -190,12 +188,7 @@ def _digest(variable: tf.Variable) -> tf.Tensor:
 def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:
     """Return values of this worker's replicas with those of all others before and after them.
 
-    Args:
-        values: arrays of shape (replicas here, ...).
-        workers: all of them call this.
-
-    Returns:
-        arrays of shape (replicas, ...).
+    All workers call this. Arrays of shape (replicas here, ...) become such of (replicas, ...).
     """
     rows = workers.gather_bytes(b"".join(array.tobytes() for array in values))
     gathered, begin = [], 0
@@ -210,14 +203,9 @@ def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:
 
 
 def assign(variable: Any, values: np.ndarray, workers: Workers) -> None:
-    """Give each replica here its own value back.
+    """Give each replica here its own value, of shape (replicas, ...), back.
 
     If there were more or fewer replicas before, the first one takes over what they had in all.
-
-    Args:
-        variable: one of which each replica has its own.
-        values: of shape (replicas, ...).
-        workers: of the model's strategy.
     """
     if len(values) != workers.num_replicas:
         first = values.sum(axis=0, dtype=values.dtype)

@@ -119,13 +119,9 @@ def cluster() -> tuple[int, tuple[str, ...]]:
 
 
 def free_ports(number: int) -> list[int]:
-    """Return ports of the loopback on which nothing listens.
+    """Return ports of the loopback on which nothing listens; OSError if there are not as many.
 
-    They are below those that a system gives to connections and to whoever asks for any port, so
-    that nobody is given one of them before it is used.
-
-    Raises:
-        OSError: if there are not as many.
+    They are below those that a system gives to connections and to whoever asks for any port.
     """
     found: list[int] = []
     every = range(FIRST_PORT, FIRST_PORT + NUM_PORTS)
@@ -148,11 +144,7 @@ def on_this_machine(number: int) -> list[str]:
 
 
 def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
-    """Return what `TF_CONFIG` says: this worker's rank, and the addresses of all, chief first.
-
-    Raises:
-        UsageError: if it is torn.
-    """
+    """Return what `TF_CONFIG` says: this worker's rank, and the addresses of all, chief first."""
     try:
         config = json.loads(text)
     except ValueError as error:
@@ -187,10 +179,6 @@ def _meet(rank: int, addresses: Sequence[str]) -> None:
     """Return when all workers are there: TensorFlow's own waiting heeds no signal, and no time.
 
     The chief waits for the others to listen, and they for the chief, which then is in TensorFlow.
-
-    Raises:
-        UsageError: if this worker's port is in use.
-        SystemExit: with code 75, if the others do not come.
     """
     port = int(addresses[rank].rpartition(":")[2])
     with socket.socket() as mine:
@@ -273,10 +261,8 @@ def _adder(strategy: Any) -> Callable[["np.ndarray"], Any]:
 
 
 class Workers:
-    """What the workers of a strategy tell each other; one process alone has nobody to ask.
-
-    Args:
-        strategy: of the model, or None.
+    """What the workers of a strategy (or None) tell each other; one process alone has nobody to
+    ask.
 
     Attributes:
         rank: of this worker.
@@ -327,11 +313,8 @@ class Workers:
         return [row.astype(np.uint32).tobytes()[: len(content)] for row in self.gather(words)]
 
     def require_same(self, things: Mapping[str, str], meaning: str) -> None:
-        """Compare what should be the same for all workers.
-
-        Args:
-            things: texts by name.
-            meaning: of them all, for the message.
+        """Compare texts, by name, that should be the same for all workers; `meaning` is for the
+        message.
 
         Raises:
             UsageError: on all workers, naming those that differ.

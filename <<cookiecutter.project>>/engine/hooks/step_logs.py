@@ -125,14 +125,9 @@ class LoggingHook(Hook):
 
 
 def tile(images: Array) -> Array:
-    """Return images as one, in rows from left to right; what is left over is 0.
+    """Return images, (N, H, W, C), as one, (rows * H, columns * W, C), from left to right.
 
-    Args:
-        images: uint8 or float array of shape (N, H, W, C), N at least 1.
-
-    Returns:
-        array of the same dtype and shape (rows * H, columns * W, C): as many columns as rows, or
-        one more.
+    There are as many columns as rows, or one more; what is left over is 0.
     """
     number, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(number))
@@ -144,11 +139,7 @@ def tile(images: Array) -> Array:
 
 
 def _pixels(name: str, images: Any) -> Array:
-    """Return images as uint8 of shape (N, H, W, C); see `LoggingHook`.
-
-    Raises:
-        ValueError: if they are no images.
-    """
+    """Return images as uint8 of shape (N, H, W, C); see `LoggingHook`."""
     array = np.asarray(images)
     array = array[np.newaxis] if array.ndim == 3 else array
     is_float = np.issubdtype(array.dtype, np.floating)

@@ -90,9 +90,8 @@ class PyHookedModelIterator:
         return {}
 
     def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
-        """Return what is to be stored for each example of a batch: arrays, lists of strings, and
-        under "labels" arrays to be stored together; by default what `eval_op(model, **batch)`
-        returns."""
+        """Return what `eval_op(model, **batch)` has to be stored for each example of a batch:
+        arrays, lists of strings, and under "labels" arrays to be stored together."""
         if not hasattr(self, "eval_op"):
             raise NoOutputsError(
                 f"{type(self).__name__} has no eval_op(model, **batch), so nothing can be stored"
@@ -522,23 +521,16 @@ def _variables_of(owner: Any, beside: Sequence[Any] = ()) -> dict[str, list[Any]
     def look_within(value: Any, depth: int) -> None:
         if depth > 3 or id(value) in seen:
             return
-        if isinstance(value, Mapping):
-            for item in list(value.values()):
-                look(item, depth + 1)
-        elif isinstance(value, list | tuple):
-            for item in value:
+        if isinstance(value, Mapping | list | tuple):
+            for item in list(value.values() if isinstance(value, Mapping) else value):
                 look(item, depth + 1)
         elif isinstance(value, keras.Optimizer | keras.Metric | keras.random.SeedGenerator):
             look(value, depth + 1)
 
     for thing in (owner, model):
-        if thing is None:
-            continue
-        if isinstance(thing, keras.Layer):
-            look(thing, 0)
-        else:
-            for item in list(vars(thing).values()) if hasattr(thing, "__dict__") else []:
-                look(item, 0)
+        is_layer = isinstance(thing, keras.Layer)
+        for item in [thing] if is_layer else list(getattr(thing, "__dict__", {}).values()):
+            look(item, 0)
     # What draws without a seed of its own draws from the global generator.
     add("variables", [keras_private.seed_generator().state])
     return groups

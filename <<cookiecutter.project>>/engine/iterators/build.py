@@ -83,11 +83,7 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
 
 
 def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the datasets by split: of `datasets`, or of `dataset` and `validation_dataset`.
-
-    Raises:
-        UsageError: if one cannot be made, has no length or no examples, or none is for training.
-    """
+    """Return the datasets by split: of `datasets`, or of `dataset` and `validation_dataset`."""
     splits = splits_of(config)
     if "train" not in splits:
         raise UsageError(f"datasets has {', '.join(splits)}; expected at least train")
@@ -110,11 +106,7 @@ def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
-    """Return what `iterator` names.
-
-    Raises:
-        UsageError: if it is no iterator, or lacks what it has to write itself.
-    """
+    """Return the class that `iterator` names, which has written what it has to write itself."""
     name = config["iterator"]
     kind = resolve(name, "iterator")
     if not isinstance(kind, type) or not issubclass(kind, PyHookedModelIterator):
@@ -139,11 +131,7 @@ def make_iterator(
     model: Any,
     datasets: Mapping[str, Any],
 ) -> PyHookedModelIterator:
-    """Return an iterator, made with EDflow's arguments.
-
-    Raises:
-        UsageError: if it does not take them.
-    """
+    """Return an iterator, made with EDflow's arguments."""
     with refusals_named(config, "iterator"):
         return kind(
             config=config,

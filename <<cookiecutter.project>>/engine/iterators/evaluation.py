@@ -43,11 +43,11 @@ class OtherModelError(ValueError):
 def evaluate_split(
     experiment: "Experiment", checkpoint: Path, output: Path, split: str
 ) -> dict[str, Any]:
-    """Restore a commit and store what the iterator's `evaluate` returns for each example.
+    """Restore a checkpoint and store what the iterator's `evaluate` returns for each example.
 
     Args:
         experiment: with an iterator.
-        checkpoint: a commit.
+        checkpoint: its path.
         output: the folder to write; an older one is replaced when the new one is whole.
         split: one of the iterator's datasets.
 
@@ -55,10 +55,10 @@ def evaluate_split(
         What `meta.yaml` says.
 
     Raises:
-        OtherModelError: if the commit belongs to another model.
+        OtherModelError: if the checkpoint belongs to another model.
         NoOutputsError: if the iterator has no eval_op.
         ValueError: if it returns what cannot be stored by example.
-        OSError: if the commit is damaged, or something cannot be written.
+        OSError: if the checkpoint is damaged, or something cannot be written.
     """
     from tqdm import tqdm
 
@@ -102,10 +102,10 @@ def evaluate_split(
 
 
 def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Give model and iterator the state of a commit; return what it says of its run.
+    """Give model and iterator the state of a checkpoint; return what it says of its run.
 
-    Variables that are there only after a step are made by evaluating `batch`. What the commit has
-    for training alone, such as optimizers, is left where this iterator has none of it.
+    Variables that are there only after a step are made by evaluating `batch`. What the checkpoint
+    has for training only, such as optimizers, is left where this iterator has none of it.
 
     Raises:
         OtherModelError: if it has not what the model needs.

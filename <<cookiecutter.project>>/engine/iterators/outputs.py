@@ -136,11 +136,7 @@ def _named(outputs: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _rows(value: Any, size: int, name: str) -> Array | list[Array]:
-    """Return an output with a row for each of `size` examples, as one array where that can be.
-
-    Raises:
-        ValueError: if there are not so many rows.
-    """
+    """Return an output with a row for each of `size` examples, as one array where that can be."""
     rows: Array | list[Array]
     if isinstance(value, list | tuple):
         rows = [_plain_array(row, name) for row in value]
@@ -257,7 +253,7 @@ def run_callbacks(
         callback_kwargs: further arguments by the callback's name.
 
     Returns:
-        The numbers by callback, as they are in `scalars.json`, beside those of earlier calls.
+        The numbers by callback; `scalars.json` has them with those of earlier calls.
 
     Raises:
         RuntimeError: if a callback fails; it is named.

@@ -19,10 +19,7 @@ STEP_STREAM = 3  # of random numbers that a step draws
 class IteratorSteps:
     """Runs an iterator step by step, with hooks before each of them.
 
-    Args:
-        iterator: what a step does.
-        source: batches by epoch and step.
-        seed: of the random numbers that steps draw.
+    Batches come from `source`; what a step draws at random depends on `seed` and the step.
     """
 
     one_by_one = True
@@ -126,12 +123,9 @@ class IteratorSteps:
 
 
 class IteratorValidation:
-    """Averages what an iterator's `validate` returns over a split.
+    """Averages what an iterator's `validate` returns over the batches of a source.
 
-    Args:
-        iterator: what computes the figures.
-        source: batches in order.
-        seed: of the random numbers that it draws.
+    What a step draws at random depends on `seed` and the step.
     """
 
     def __init__(self, iterator: Any, source: BatchSource, seed: int) -> None:
