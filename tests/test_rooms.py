@@ -33,10 +33,7 @@ ORDER = [
 ]
 RANKS = {room: rank for rank, group in enumerate(ORDER) for room in group}
 # What breaks the rule and is to be mended: (file, module). No line is ever added.
-KNOWN = {
-    ("engine/runs/resume_check.py", "src"),
-    ("engine/runs/resume_check.py", "src.data"),
-}
+KNOWN: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,14 @@
 python bin/check_resume.py digits --kills 10 --n_filters=8
 """
 
-import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +21,9 @@ from configs import registry
 from engine import endings
 from engine.building import quiet_libraries
 from engine.checkpoints import differences
+from engine.runs import resume_check
+from src import experiment
 
-ROOT = Path(__file__).resolve().parents[1]
 EXACT = ("model.h5", "model_best.h5", "history.csv")
 KILLED = -signal.SIGKILL
 
@@ -56,9 +53,10 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2) -> None:
         every_step = range(1, epochs * steps_per_epoch + 1)
         stops = sorted(random.SystemRandom().sample(every_step, min(kills, len(every_step))))
         folder = Path(name)
-        (folder / "config.json").write_text(json.dumps(config))
+        os.environ["PYTHONHASHSEED"] = another_hash_seed()
+        alone = get_context("spawn")  # a process that has nothing in common with the others
         runs = [
-            threads.submit(straight, folder),
+            threads.submit(attempts, alone, config, folder / "straight", [0]),
             threads.submit(attempts, processes, config, folder / "again", [0]),
             threads.submit(attempts, processes, config, folder / "killed", [*stops, 0]),
         ]
@@ -89,28 +87,23 @@ STATE_LOST = (
 def server() -> ForkServerContext:
     """Return what starts processes in which TensorFlow is imported already, but has not begun."""
     quiet_libraries()
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(vegab.ROOT), os.environ.get("PYTHONPATH", "")])
     os.environ["PYTHONHASHSEED"] = another_hash_seed()
     processes = get_context("forkserver")
-    processes.set_forkserver_preload(["engine.runs.resume_check"])
+    processes.set_forkserver_preload(["engine.hooks.base", "engine.runs.resume_check"])
     return processes
 
 
-def there(name: str, *arguments: Any) -> Any:
-    """Call a function of `resume_check` in a process that has it already; this one has not."""
-    from engine.runs import resume_check
-
-    return getattr(resume_check, name)(*arguments)
-
-
 def survey(processes: ForkServerContext, config: dict[str, Any]) -> tuple[int, list[str]]:
-    """Return what `resume_check.survey` does, from a process of its own.
+    """Return what `resume_check.survey` does, or raise what it raises, from a process of its own.
 
-    Raises Exception: what it raises. Raises ChildProcessError if the process dies; says by which
-    signal.
+    Raises ChildProcessError if the process dies; it says by which signal.
     """
+    from src.data import DATASETS  # with NumPy
+
     receiver, sender = processes.Pipe(duplex=False)
-    process = processes.Process(target=send_survey, args=(sender, config))
+    arguments = (sender, experiment.build, DATASETS, config)
+    process = processes.Process(target=resume_check.send_survey, args=arguments)
     process.start()
     sender.close()
     try:
@@ -126,39 +119,23 @@ def survey(processes: ForkServerContext, config: dict[str, Any]) -> tuple[int, l
     return result
 
 
-def send_survey(sender: Connection, config: dict[str, Any]) -> None:
-    """Send what `resume_check.survey` returns, or what it raises, with the traceback."""
-    try:
-        sender.send(there("survey", config))
-    except Exception as error:
-        error.add_note(traceback.format_exc())
-        sender.send(error)
-
-
 def another_hash_seed() -> str:
     """Return a seed of Python's hashes, on which no bit may depend."""
     return str(random.SystemRandom().randrange(1, 2**32))
 
 
-def straight(folder: Path) -> None:
-    """Train without a kill, in a process that has nothing in common with the others."""
-    paths = [str(folder / "config.json"), str(folder / "straight")]
-    command = [sys.executable, __file__, "--worker", *paths]
-    environment = os.environ | {"PYTHONHASHSEED": another_hash_seed()}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ChildProcessError(
-            f"the run itself fails: {endings.ending(done.returncode, done.stderr)}"
-        )
-
-
 def attempts(
-    processes: ForkServerContext, config: dict[str, Any], save_path: Path, stops: list[int]
+    processes: ForkServerContext | SpawnContext,
+    config: dict[str, Any],
+    save_path: Path,
+    stops: list[int],
 ) -> None:
     """Train in one process after another, each of which dies at its step (0: lives)."""
     output = save_path.with_suffix(".txt")
+    functions = (experiment.build, experiment.train)
     for stop in stops:
-        process = processes.Process(target=there, args=("train", config, save_path, stop, output))
+        arguments = (functions, config, save_path, stop, output)
+        process = processes.Process(target=resume_check.train, args=arguments)
         process.start()
         process.join()
         if process.exitcode != 0 and (not stop or process.exitcode != KILLED):
@@ -177,7 +154,4 @@ def tell(what: str, reasons: list[str], otherwise: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        there("train", json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3]), 0)
-    else:
-        vegab.wrap(registry, check)
+    vegab.wrap(registry, check)

@@ -5,7 +5,6 @@ makes of each example is stored, see engine/iterators/evaluation.py, and handed 
 callbacks.
 """
 
-import json
 import logging
 import math
 import signal
@@ -18,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from engine import iterators
-from engine import pictures as figures
+from engine import checkpoints, iterators, pictures, training
 from engine.building import refusals_named
-from engine.experiment import commit_named, config_of
+from engine.experiment import Experiment, commit_named, config_of
 from engine.runs import results
 from engine.training import fingerprint
 from src import experiment
 from vegab.config import load_file, merge, resolve_references
+from vegab.files import CONFIG, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -79,55 +78,28 @@ def evaluate(
 
 
 def evaluate_on_validation(folder: Path, config: Mapping[str, Any], checkpoint: str) -> None:
-    """Write the figures of a variant's model on the records of its eval_feeder."""
+    """Write the metrics of a variant's model on the records of its eval_feeder."""
     if not config["train"]["eval_feeder"]:
         raise vegab.UsageError(f"{folder} has no train.eval_feeder to evaluate on")
-    path = commit_named(folder, checkpoint)
-    prepared = experiment.build(config, trains=False)
-    prepared.load(path)
+    path, prepared = loaded(folder, config, checkpoint)
     import keras
 
-    from engine.checkpoints import read_state
-    from engine.training import Validation
-
-    source = Validation(prepared.model, prepared.dataset.valid)
-    figures = source.run(keras.callbacks.CallbackList(), stop=lambda: False) or {}
-    summary = {
-        "checkpoint": path.name,
-        "epoch": read_state(path)["epoch"],
-        "split": "validation",
-        "code_differs": fingerprint.code_differs(path),
-    }
-    write_summary(folder / "eval", summary, figures)
-    shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
-    print(f"validation, {path.name} of epoch {summary['epoch']}, in {folder / 'eval'}:  {shown}")
+    source = training.Validation(prepared.model, prepared.dataset.valid)
+    metrics = source.run(keras.callbacks.CallbackList(), stop=lambda: False) or {}
+    about, shown = write_summary(folder, path, "validation", metrics)
+    print(f"validation, {about}, in {folder / 'eval'}:  {shown}")
 
 
 def evaluate_on_test_set(folder: Path, config: Mapping[str, Any], checkpoint: str) -> None:
-    """Write figures, predictions and confusion matrix of a run's model on the test set."""
-    path = commit_named(folder, checkpoint)
-    # The training batches are built but never drawn here.
-    prepared = experiment.build(config, trains=False)
-    prepared.load(path)
-
+    """Write metrics, predictions and confusion matrix of a run's model on the test set."""
+    path, prepared = loaded(folder, config, checkpoint)
     import numpy as np
-
-    from engine.checkpoints import read_state
 
     features, labels = prepared.dataset.load_test()
     metrics = prepared.model.evaluate(features, labels, batch_size=256, verbose=0, return_dict=True)
     outputs = prepared.model.predict(features, batch_size=256, verbose=0)
-
+    about, shown = write_summary(folder, path, "test", metrics, num_examples=len(labels))
     output = folder / "eval"
-    figures = {key: float(value) for key, value in metrics.items()}
-    summary = {
-        "checkpoint": path.name,
-        "epoch": read_state(path)["epoch"],
-        "split": "test",
-        "num_examples": len(labels),
-        "code_differs": fingerprint.code_differs(path),
-    }
-    write_summary(output, summary, figures)
     num_classes = prepared.dataset.num_classes
     if num_classes == 2 and outputs.shape == (len(labels), 1):
         outputs = np.concatenate([1 - outputs, outputs], axis=1)  # one output: that of class 1
@@ -135,27 +107,40 @@ def evaluate_on_test_set(folder: Path, config: Mapping[str, Any], checkpoint: st
         title = f"{folder.resolve().name}, {path.name}, test set"
         write_classification(output, title, features, np.ravel(labels), outputs)
     else:
-        print(f"the outputs, of shape {outputs.shape}, are not those of a classifier: figures only")
-    shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
-    print(f"test set, {len(labels)} examples, {path.name} of epoch {summary['epoch']}:  {shown}")
+        print(f"the outputs, of shape {outputs.shape}, are not those of a classifier: metrics only")
+    print(f"test set, {len(labels)} examples, {about}:  {shown}")
     print(f"in {output}: {', '.join(sorted(file.name for file in output.iterdir()))}")
 
 
-def write_summary(output: Path, summary: dict[str, Any], figures: Mapping[str, float]) -> None:
-    """Write what was evaluated and the figures to `<split>.json` in a folder."""
-    from vegab.files import write_atomically
+def loaded(folder: Path, config: Mapping[str, Any], checkpoint: str) -> tuple[Path, Experiment]:
+    """Return the checkpoint that is meant, and what the config names with its weights."""
+    path = commit_named(folder, checkpoint)
+    prepared = experiment.build(config, trains=False)
+    prepared.load(path)
+    return path, prepared
 
-    output.mkdir(exist_ok=True)
+
+def write_summary(
+    folder: Path, path: Path, split: str, metrics: Mapping[str, Any], **about: Any
+) -> tuple[str, str]:
+    """Write what was evaluated and the metrics to `eval/<split>.json`; return both as text."""
+    values = {key: float(value) for key, value in metrics.items()}
+    epoch = checkpoints.read_state(path)["epoch"]
+    summary = {"checkpoint": path.name, "epoch": epoch, "split": split, **about}
+    summary["code_differs"] = fingerprint.code_differs(path)
     # JSON knows no NaN.
-    finite = {key: value if math.isfinite(value) else None for key, value in figures.items()}
-    content = json.dumps(summary | finite, indent=2) + "\n"
-    write_atomically(output / f"{summary['split']}.json", content, sync=False)
+    finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    output = folder / "eval"
+    output.mkdir(exist_ok=True)
+    write_json(output / f"{split}.json", summary | finite)
+    shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+    return f"{path.name} of epoch {epoch}", shown
 
 
 def write_classification(
     output: Path, title: str, features: Any, labels: Any, probabilities: Any
 ) -> None:
-    """Write predictions, per-class figures, the confusion matrix, and the first pictures.
+    """Write predictions, per-class metrics, the confusion matrix, and the first pictures.
 
     Args:
         output: a folder.
@@ -165,8 +150,6 @@ def write_classification(
         probabilities: float array of shape (num_examples, num_classes).
     """
     import pandas as pd
-
-    from vegab.files import write_atomically
 
     predictions = probabilities.argmax(axis=1)
     columns = {
@@ -179,18 +162,18 @@ def write_classification(
     matrix = results.confusion_matrix(labels, predictions, probabilities.shape[1])
     per_class = results.per_class_figures(matrix)
     write_atomically(output / "per_class.csv", per_class.to_csv(), sync=False)
-    figures.draw_confusion_matrix(matrix, output / "confusion_matrix.png", title)
+    pictures.draw_confusion_matrix(matrix, output / "confusion_matrix.png", title)
     if getattr(features, "ndim", 0) == 4 and features.shape[-1] in (1, 3):
-        figures.save_examples(features, output / "examples.png")
+        pictures.save_examples(features, output / "examples.png")
 
 
 class Asked(NamedTuple):
-    """An evaluation: the config, what its outputs are stored as, the split, and its own file."""
+    """An evaluation that is asked for."""
 
     config: dict[str, Any]
-    name: str
+    name: str  # what its outputs are stored as
     split: str
-    file: str
+    file: str  # of -e, or ""
 
 
 def asked_for(folder: Path, file: str, name: str, split: str) -> Asked:
@@ -198,7 +181,7 @@ def asked_for(folder: Path, file: str, name: str, split: str) -> Asked:
 
     Raises vegab.UsageError if the file does not fit the run's config, or there is no such split.
     """
-    own = folder / "config.json"
+    own = folder / CONFIG
     config = registry.resolve(file or str(own), bases=[own])
     if not file or "test_mode" not in load_file(Path(file), number_keys=True):
         config["test_mode"] = True
@@ -218,25 +201,23 @@ def evaluate_with_iterator(folder: Path, checkpoint: str, asked: Asked) -> None:
         config |= {"eval_all": False, "eval_forever": False}
     is_waiting, takes_all = config.get("eval_forever"), config.get("eval_all")
     own_monitor = vegab.read_run(folder)["config"].get("monitor")
-    if checkpoint == "best" and own_monitor is None and not (folder / "model_best.h5").exists():
+    if checkpoint == "best" and own_monitor is None and not (folder / checkpoints.BEST).exists():
         checkpoint = "latest"
         if not (is_waiting or takes_all):
             log.info("%s has no monitor to tell its best commit: the latest is evaluated", folder)
-    path = folder / "model.h5"
+    path = folder / checkpoints.LATEST
     if not is_waiting:
         path = commit_named(folder, "latest" if takes_all else checkpoint)
     callbacks, arguments = callbacks_of(config)
     # What is not as in training is no hindrance here.
     prepared = experiment.build(config, str(folder), resume_inexact=True, trains=False)
-    from engine.checkpoints import read_state
-    from engine.iterators import evaluation
-
+    evaluation = iterators.evaluation
     (folder / "eval").mkdir(exist_ok=True)
     commits = evaluation.checkpoints_to_evaluate(folder, config, path)
     for number, commit in enumerate(commits):
         if number == 0:
             fingerprint.code_differs(commit)
-        step = read_state(commit)["global_step"]
+        step = checkpoints.read_state(commit)["global_step"]
         output = folder / "eval" / f"{asked.name}-{step}"
         try:
             meta = evaluation.evaluate_split(prepared, commit, output, asked.split)
@@ -254,7 +235,6 @@ def evaluate_with_iterator(folder: Path, checkpoint: str, asked: Asked) -> None:
 
 def call_callbacks(folder: Path, asked: Asked) -> None:
     """Call the callbacks with stored outputs; neither model nor Keras is imported."""
-
     output = iterators.newest_outputs(folder / "eval", asked.name)
     if output is None:
         stored = sorted(path.parent.name for path in (folder / "eval").glob("[!.]*/meta.yaml"))

@@ -24,11 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
+from engine import sweeps
 from engine.runs import comparison
+from engine.sweeps import Launcher, LocalLauncher, slurm, sweep
 from engine.sweeps import definition as sweep_trials
-from engine.sweeps import local as launch
-from engine.sweeps import slurm as launch_slurm
-from engine.sweeps import sweep
 from src import experiment
 from vegab.config import Override, UnknownKeyError, did_you_mean, find_key, show
 from vegab.execution import say
@@ -37,11 +36,8 @@ from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
 # isort: split
 import argh  # vegab tells what to do where it is not installed
 
-from engine.sweeps import SWEEP_PAGE, write_sweep
-
 OUTPUTS = ".output"
-PRUNING = "engine.sweeps.pruning.StopPoorTrial"
-Options = dict[str, Any]
+PRUNING = "engine.sweeps.StopPoorTrial"
 
 
 def run(
@@ -120,14 +116,19 @@ def run(
         config = {**config, "num_folds": asked["folds"]}
     os.environ.pop("TF_CONFIG", None)  # a trial trains by itself
     stops: list[int] = []
+    names = ("local", "slurm", "ray")
+    if launcher not in names:
+        hint = did_you_mean(launcher, names)
+        raise vegab.UsageError(f"launcher is {launcher!r}{hint}; it is one of {', '.join(names)}")
     places = {"outputs": folder / OUTPUTS, "is_stopped": lambda: bool(stops)}
-    room = {"gpus": gpus, "threads": config.get("threads")}
-    starts = launcher_of(
-        launcher,
-        {"jobs": jobs, "per_gpu": per_gpu} | room | places,
-        {"gpus": gpus, "partition": partition, "time": time, "max_parallel": max_parallel} | places,
-        {"address": address, "max_parallel": max_parallel} | room | places,
-    )
+    threads = config.get("threads")
+    starts: Launcher
+    if launcher == "local":
+        starts = LocalLauncher(jobs, gpus, per_gpu, threads, **places)
+    elif launcher == "slurm":
+        starts = slurm.SlurmLauncher(gpus, partition, time, max_parallel, **places)
+    else:
+        starts = sweeps.RayLauncher(gpus, address, max_parallel, threads, **places)
     key_of = functools.partial(find_key, config)
     definition = definition_of(config, folder, asked, key_of, max_parallel or starts.num_parallel)
     known = sweep.known_trials(folder, definition)
@@ -144,12 +145,10 @@ def run(
     with sweep.locked(folder):
         suggested = sweep.suggested_in(folder)
         sweep.write(folder, definition, known, suggested)
-        supply: sweep.Supply = sweep.AllAtOnce(known)
+        supply: sweep.AllAtOnce | sweeps.Search = sweep.AllAtOnce(known)
         if definition.search or definition.pruner:
-            from engine.sweeps import Search
-
             fixed = [trial.settings for trial in known]
-            supply = Search(folder, definition, suggested if definition.search else fixed)
+            supply = sweeps.Search(folder, definition, suggested if definition.search else fixed)
         total = definition.trials * definition.num_repeats or len(known)
         code = train(folder, supply, total, command_of, starts, stops, retry_failed)
     if code == REFUSED and is_new:  # nothing was trained: leave nothing behind
@@ -183,33 +182,12 @@ def definition_of(
         args.config, config, words, **(asked | read), num_parallel=num_parallel
     )
     if asked["search"] or asked["trials"] or asked["pruner"]:
-        from engine.sweeps import search
-
-        search.check(definition)
+        sweeps.search.check(definition)
     elif bool(definition.random) != bool(definition.range):
         raise vegab.UsageError(
             "--range needs --random, so many draws, or --search; and --random needs a --range"
         )
     return definition
-
-
-def launcher_of(name: str, local: Options, slurm: Options, ray: Options) -> Any:
-    """Return what starts trials, made with its own options; nothing is on the disk yet.
-
-    Raises vegab.UsageError if there is no such launcher, or it cannot be had here.
-    """
-    if name == "local":
-        return launch.LocalLauncher(**local)
-    if name == "slurm":
-        return launch_slurm.SlurmLauncher(**slurm)
-    if name == "ray":
-        from engine.sweeps import RayLauncher
-
-        return RayLauncher(**ray)
-    names = ("local", "slurm", "ray")
-    raise vegab.UsageError(
-        f"launcher is {name!r}{did_you_mean(name, names)}; it is one of {', '.join(names)}"
-    )
 
 
 class Typed(vegab.VegabPlugin):
@@ -264,10 +242,10 @@ def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> Non
 
 def train(
     folder: Path,
-    supply: sweep.Supply,
+    supply: sweep.AllAtOnce | sweeps.Search,
     total: int,
     command_of: Callable[[sweep_trials.Trial], list[str]],
-    launcher: Any,
+    launcher: Launcher,
     stops: list[int],
     retry_failed: bool,
 ) -> int:
@@ -293,9 +271,9 @@ def train(
         for sentence in dict.fromkeys(sweeper.refused.values()):
             say(sentence.removeprefix("train.py: "))
         return REFUSED
-    write_sweep(records, folder)
+    sweeps.write_sweep(records, folder)
     print(sweep.summary(records))
-    print(f"what the settings do: {folder / SWEEP_PAGE}", flush=True)
+    print(f"what the settings do: {folder / sweeps.SWEEP_PAGE}", flush=True)
     for record in records:
         if record.state == "failed":
             say(f"{record.path} failed: {record.error}")
@@ -329,7 +307,7 @@ def stop(folder: str) -> None:
     _, trials, _ = sweep.read(place)
     owner = sweep.owner_of(place)
     if owner is None:
-        told = launch_slurm.stop_all(place / OUTPUTS)
+        told = slurm.stop_all(place / OUTPUTS)
         print(f"nobody sweeps {folder}" + "; its jobs in SLURM were told to end" * told)
     elif owner["host"] != socket.gethostname():
         raise vegab.UsageError(f"{folder} is being swept on {owner['host']}; stop it there")

@@ -1,5 +1,6 @@
 """Look after TFRecord files: their metadata, what is in them, and records made of pictures."""
 
+import functools
 import glob
 import itertools
 import os
@@ -17,6 +18,7 @@ from vegab.execution import one_line, say
 
 # isort: split
 import argh  # vegab tells what to do where it is not installed
+from tqdm import tqdm
 
 from engine.records import INDEX, LABELS, METADATA, MetadataError
 from engine.records import files as tfrecords
@@ -137,13 +139,8 @@ def from_images(
 
 
 def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
-    """Return the files that patterns mean, sorted.
-
-    Raises vegab.UsageError if a pattern means none.
-
-    Args:
-        patterns: paths or globs.
-        listed: with those that the metadata tells of, and that are gone.
+    """Return the files that patterns mean, sorted; if `listed`, also those that are gone and that
+    the metadata tells of. Raises vegab.UsageError if a pattern means none.
     """
     found: set[Path] = set()
     for pattern in patterns:
@@ -199,12 +196,8 @@ def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> Iterator[tu
 def bar(unit: str) -> Callable[[Any], Iterable[Any]]:
     """Return what shows on a terminal how far one has gone through a list."""
 
-    def show(items: Any) -> Iterable[Any]:
-        from tqdm import tqdm
-
-        return tqdm(items, unit=f" {unit}", disable=None, leave=False, dynamic_ncols=True)
-
-    return show
+    form = {"disable": None, "leave": False, "dynamic_ncols": True}
+    return functools.partial(tqdm, unit=f" {unit}", **form)
 
 
 def main() -> NoReturn:

@@ -16,10 +16,8 @@ def signal_of(code: int) -> int:
 def ending(code: int, said: str = "") -> str:
     """Return a phrase that says how a process ended, and why where that is known.
 
-    Args:
-        code: the exit code: minus the number of the signal that ended the process, or 128 more
-            than it.
-        said: what the process wrote; the last line of it is quoted.
+    `code` is the exit code: minus the number of the signal that ended it, or 128 more than that.
+    Of what the process `said`, the last line is quoted.
     """
     last = (said.strip().splitlines() or [""])[-1]
     number = signal_of(code)

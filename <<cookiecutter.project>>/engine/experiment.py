@@ -323,8 +323,7 @@ def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
             "made"
         )
     trust.confine()
-    config = read_run(folder)["config"]
-    return {**registry.defaults_for(config), **config}
+    return registry.completed(read_run(folder)["config"])
 
 
 def commit_named(folder: Path, checkpoint: str) -> Path:

@@ -16,12 +16,8 @@ NUM_EXAMPLES = 16  # that an evaluation keeps a picture of
 def draw_learning_curve(
     run: Path, history: Sequence[Mapping[str, Any]], best_epoch: int | None
 ) -> None:
-    """Draw `learning_curve.png`: loss and first metric, training and validation, best epoch marked.
-
-    Args:
-        run: the run folder, also the title.
-        history: a row per epoch.
-        best_epoch: from 0; None: no mark.
+    """Draw `learning_curve.png`: loss and first metric, training and validation, best epoch
+    (from 0) marked. The history has a row per epoch.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -75,13 +71,7 @@ def draw_learning_curve(
 
 
 def draw_confusion_matrix(matrix: "np.ndarray", path: Path, title: str) -> None:
-    """Draw counts of labels (rows) against predictions (columns).
-
-    Args:
-        matrix: int array of shape (num_classes, num_classes).
-        path: a PNG file.
-        title: above the picture.
-    """
+    """Draw counts of labels (rows) against predictions (columns) into a PNG file."""
     num_classes = len(matrix)
     figure = new_figure(width=5.2, height=4.8)
     axes = figure.add_subplot()
@@ -112,12 +102,10 @@ def draw_confusion_matrix(matrix: "np.ndarray", path: Path, title: str) -> None:
 
 
 def save_examples(images: "np.ndarray", path: Path) -> None:
-    """Write the first images of a set side by side, a pixel for a pixel.
+    """Write the first images of a set side by side, a pixel for a pixel, into a PNG file.
 
-    Args:
-        images: shape (num_images, height, width, 1 or 3); the least value of the set becomes 0,
-            the largest 255.
-        path: a PNG file.
+    The images have the shape (num_images, height, width, 1 or 3); the least value of the set
+    becomes 0, the largest 255.
     """
     import numpy as np
     from matplotlib.image import imsave

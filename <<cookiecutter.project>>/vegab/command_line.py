@@ -381,6 +381,12 @@ class _Keys:
             raise
         return name
 
+    def is_known(self, name: str) -> bool:
+        """Does the name stand for a key?"""
+        with contextlib.suppress(UsageError):
+            return bool(self.checked(name))
+        return False
+
     def short_form(self, argument: str) -> str | None:
         """The name of the flag that an argument such as `-n` stands for."""
         return self.short.get(argument[1:]) if argument.startswith("-") else None
@@ -404,10 +410,23 @@ def _parse_with_config(
     known: Config = {}
     for schema in reversed(registry.schemas):
         known |= schema.defaults
+    # A first look, before it is known which keys are true or false.
+    guessed: list[Override] = []
     asked = [] if _asks_for_help(arguments) else arguments
-    look = _Look(asked, registry, _Keys(known, known, flags, short))
-    keys = [key for key in look.keys if key not in flags]
-    draft = registry.draft(look.config, look.bases, keys)
+    words = _split(asked, _Keys(known, known, flags, short), guessed, is_strict=False)
+    keys = [override.key for override in guessed if override.key not in flags]
+    keys += [key[3:] for key in keys if key.startswith("no_")]
+    bases, configs = [], []
+    while words:
+        word = words.pop(0)
+        if word in OPTIONS_WITH_VALUE:
+            bases += words[:1] if word in ("-b", "--base") else []
+            del words[:1]
+        elif attached := re.match("--base=|-b", word):
+            bases.append(word[attached.end() :])
+        elif word in registry or word.endswith(CONFIG_SUFFIXES):
+            configs.append(word)
+    draft = registry.draft(configs[0] if configs else None, bases, keys)
     for _ in range(2):
         args, overrides = _parse(parser, arguments, _Keys(draft.names, draft.types, flags, short))
         if (args.config, args.base) == (draft.name, draft.bases):
@@ -415,48 +434,6 @@ def _parse_with_config(
         # The first look found another CONFIG, or none.
         draft = registry.draft(args.config, args.base, keys)
     raise UsageError(f"it is not clear whether {args.config} is CONFIG; give CONFIG first")
-
-
-class _Look:
-    """A first look at a command line, before it is known which keys are true or false.
-
-    `config` is None if the argument that stands where CONFIG does is no name and no config file.
-    """
-
-    def __init__(self, arguments: list[str], registry: ConfigRegistry, keys: _Keys) -> None:
-        self.config: str | None = None
-        self.bases: list[str] = []
-        self.keys: list[str] = []
-        waiting, found, may_be_value = list(reversed(arguments)), False, False
-        while waiting:
-            argument = waiting.pop()
-            flag = FLAG.fullmatch(argument)
-            short = keys.short_form(argument)
-            follows_flag, may_be_value = may_be_value, False
-            if argument in ("-p", "-P"):
-                self.keys += waiting[-1:]
-                del waiting[-2:]
-            elif argument in ("-b", "--base"):
-                self.bases += waiting[-1:]
-                del waiting[-1:]
-            elif attached := re.match("--base=|-b", argument):
-                self.bases.append(argument[attached.end() :])
-            elif argument in OPTIONS_WITH_VALUE or (short and not keys.is_bool(short)):
-                del waiting[-1:]
-            elif flag and argument.split("=")[0] not in OPTIONS:
-                self.keys.append(flag[1])
-                if flag[2] is None and flag[1].startswith("no_"):
-                    self.keys.append(flag[1][3:])
-                if flag[2] is None and not keys.is_bool(flag[1]):
-                    try:
-                        keys.checked(flag[1])
-                        del waiting[-1:]
-                    except UsageError:
-                        may_be_value = True
-            elif not argument.startswith("-") and not found:
-                is_config = argument in registry or argument.endswith(CONFIG_SUFFIXES)
-                self.config = argument if is_config else None
-                found = is_config or not follows_flag
 
 
 def _asks_for_help(arguments: list[str]) -> bool:
@@ -475,15 +452,21 @@ def _parse(
     return args, overrides
 
 
-def _split(arguments: list[str], keys: _Keys, overrides: list[Override]) -> list[str]:
-    """Moves overrides out of the arguments. argparse cannot: it takes no value such as `-1e-4`."""
+def _split(
+    arguments: list[str], keys: _Keys, overrides: list[Override], is_strict: bool = True
+) -> list[str]:
+    """Moves overrides out of the arguments. argparse cannot: it takes no value such as `-1e-4`.
+
+    Raises UsageError for an unknown key or a missing value. If it is not strict, what follows an
+    unknown key stays, for it may be its value or CONFIG.
+    """
     fixed: list[str] = []
     waiting = list(reversed(arguments))
 
     def value_of(option: str) -> str:
-        if not waiting:
+        if not waiting and is_strict:
             raise UsageError(f"{option} needs a value")
-        return waiting.pop()
+        return waiting.pop() if waiting else ""
 
     while waiting:
         argument = waiting.pop()
@@ -507,10 +490,10 @@ def _split(arguments: list[str], keys: _Keys, overrides: list[Override]) -> list
                 text = waiting.pop() if waiting[-1:] in (["true"], ["false"]) else "true"
             elif text is None and name.startswith("no_") and keys.is_bool(name[3:]):
                 name, text = name[3:], "false"
-            elif text is None:
+            elif text is None and (is_strict or keys.is_known(name)):
                 keys.checked(name)
                 text = value_of(argument)
-            overrides.append(Override(keys.checked(name), text))
+            overrides.append(Override(keys.checked(name) if is_strict else name, text))
     return fixed
 
 

@@ -507,10 +507,6 @@ class ConfigRegistry:
         """Every kind of config, root's first."""
         return [*([self._root] if self._root else []), *self._schemas]
 
-    def defaults_for(self, config: Config) -> Config:
-        """A deep copy of the defaults of the kind that a resolved config belongs to."""
-        return copy.deepcopy(self._kind_of(config).defaults)
-
     def completed(self, config: Config) -> Config:
         """A resolved config of an earlier time; a key that is younger has its default."""
         kind = self._kind_of(config)
@@ -601,10 +597,6 @@ class ConfigRegistry:
             if not any(leaf.endswith("." + key) for leaf in root):
                 present.setdefault(key.partition(".")[0], ...)
         return Draft(self._kind_of(present), name, bases, layers)
-
-    def schema(self) -> Config:
-        """Every key of root with a value of its type: references are resolved."""
-        return resolve_references(self._root.defaults if self._root else {})
 
     def _kind_of(self, config: Config) -> Schema:
         """Root's kind, or the first schema of which the config has a key that root has not."""

@@ -173,13 +173,16 @@ class RunFolder:
         return sentence + (f" A larger {' or '.join(growing)} continues it." if growing else "")
 
 
-def living_owner(path: str | Path) -> dict[str, Any] | None:
-    """Who holds the lock of a run folder, as {"host", "pid"}, or None. Touches nothing."""
+def living_owner(path: str | Path, name: str = LOCK) -> dict[str, Any] | None:
+    """Who holds the lock of a run folder, as {"host", "pid"}, or None. Touches nothing.
+
+    `name` is that of the lock file, where the folder is not a run's.
+    """
     path = Path(path)
     if os.path.realpath(path) in _locked_here:
         return {"host": socket.gethostname(), "pid": os.getpid()}
     try:
-        lock = os.open(path / LOCK, os.O_RDONLY)
+        lock = os.open(path / name, os.O_RDONLY)
     except OSError:
         return None
     try:

@@ -211,8 +211,10 @@ def test_a_worker_that_dies_as_they_meet_ends_the_others(rank: int) -> None:
     (port,) = workers.free_ports(1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = cluster(port, rank, silent.getsockname()[1])
-        script = "from engine.devices import workers as w; "
-        script += "w.SECONDS_TO_REGISTER = 2; w.strategy()"
+        script = (
+            "from engine.devices import workers; workers.SECONDS_TO_REGISTER = 2; "
+            "workers.strategy()"
+        )
         ended = subprocess.run(
             [sys.executable, "-c", script],
             cwd=ROOT,

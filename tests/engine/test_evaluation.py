@@ -29,8 +29,7 @@ MODELS = '''
 import keras
 import numpy as np
 
-from engine.iterators.base import TemplateIterator
-from engine.iterators.trainers import TFBaseEvaluator, TFBaseTrainer
+from engine.iterators import TemplateIterator, TFBaseEvaluator, TFBaseTrainer
 
 
 class Scale:

@@ -22,7 +22,7 @@ from engine.checkpoints.checkpoint import read_state
 from engine.devices import INTERRUPTED
 from engine.experiment import Experiment
 from engine.hooks.base import Hook
-from engine.iterators.base import PyHookedModelIterator, TemplateIterator, TFHookedModelIterator
+from engine.iterators import PyHookedModelIterator, TemplateIterator, TFHookedModelIterator
 from engine.iterators.build import NoModel
 from engine.iterators.datasets import DatasetMixin
 from engine.iterators.steps import IteratorSteps

@@ -642,12 +642,12 @@ def test_a_resolved_config_belongs_to_its_kind_again(flows: ConfigRegistry, tmp_
     for content in (FLOW + "stages: {1: '{note}'}\n", "variant: b\n"):
         config = flow_with(flows, tmp_path, content)
         assert flow_with(flows, tmp_path, json.dumps(config)) == config
-        log_freq = flows.defaults_for(config)["log_freq"]
-        assert log_freq == config["log_freq"]
-    defaults = flows.defaults_for({"iterator": "a.B"})
-    defaults["hook"]["op"] = "changed"
-    assert flows.defaults_for({"iterator": "a.B"})["hook"]["op"] == "validation/op"
-    assert flows.defaults_for(flows["wide"]) == flows.get_root_config()
+        older = {key: value for key, value in config.items() if key != "log_freq"}
+        assert flows.completed(older) == config
+    completed = flows.completed({"iterator": "a.B"})
+    completed["hook"]["op"] = "changed"
+    assert flows.completed({"iterator": "a.B"})["hook"]["op"] == "validation/op"
+    assert flows.completed({}) == flows.get_root_config()
 
 
 def test_schemas_without_root(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.iterators.steps import IteratorSteps as IteratorSteps
     from engine.iterators.steps import IteratorValidation as IteratorValidation
     from engine.iterators.torch_iterator import TorchHookedModelIterator as TorchHookedModelIterator
+    from engine.iterators.trainers import TFBaseEvaluator as TFBaseEvaluator
     from engine.iterators.trainers import TFBaseTrainer as TFBaseTrainer
     from engine.iterators.trainers import TFFrequencyTrainer as TFFrequencyTrainer
     from engine.iterators.trainers import TFListTrainer as TFListTrainer

@@ -367,7 +367,7 @@ class ExampleBatches:
         self._epoch: int | None = None
         self._order = np.arange(len(dataset))
         self._pool: ProcessPoolExecutor | None = None
-        self._processes: Sequence[Any] = ()
+        self._children: Sequence[Any] = ()
         self._ahead: dict[tuple[int, int], list[Future[list[Example]]]] = {}
 
     def __len__(self) -> int:
@@ -427,7 +427,7 @@ class ExampleBatches:
         from engine import endings
 
         # The pool ends the others by SIGTERM.
-        codes = {worker.exitcode or 0 for worker in self._processes} - {0}
+        codes = {worker.exitcode or 0 for worker in self._children} - {0}
         code = min(codes - {-signal.SIGTERM} or codes, default=1)
         raise RuntimeError(
             f"a worker process that makes the examples of {type(self.dataset).__name__} died "
@@ -443,7 +443,7 @@ class ExampleBatches:
         indices = self._indices(epoch, step)
         parts = np.array_split(indices, min(self.num_workers, len(indices)))
         made = [pool.submit(_examples_in_worker, part, self.seed, epoch) for part in parts]
-        self._processes = multiprocessing.active_children()
+        self._children = multiprocessing.active_children()
         return made
 
     def _start_pool(self) -> ProcessPoolExecutor:

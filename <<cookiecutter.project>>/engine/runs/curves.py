@@ -57,13 +57,8 @@ def curves_of(
 ) -> tuple[dict[str, list[Curve]], list[str]]:
     """Return the curves of each metric, and a sentence for whatever is not drawn as one expects.
 
-    Raises UsageError if there is nothing to draw of a metric.
-
-    Args:
-        records: of the runs.
-        asked: columns of `history.csv`; none: what the runs monitor.
-        x: "epoch" or "step".
-        log_y: whether values have to be above 0.
+    Without columns that are `asked` for, it is what the runs monitor. With `log_y`, values have to
+    be above 0. Raises UsageError if there is nothing to draw of a metric.
     """
     import numpy as np
 
@@ -124,11 +119,8 @@ def smoothed(values: "np.ndarray", weight: float) -> "np.ndarray":
     """Return an exponential moving average with bias correction, as TensorBoard draws it.
 
     m(t) = weight * m(t - 1) + (1 - weight) * value(t), from m(0) = 0, over 1 - weight^t: Kingma and
-    Ba, "Adam: a method for stochastic optimization" (2015), section 3.
-
-    Args:
-        values: of shape (num_points,); a NaN stays one, and does not count.
-        weight: in [0, 1); 0 changes nothing.
+    Ba, "Adam: a method for stochastic optimization" (2015), section 3. A NaN stays one, and does
+    not count.
     """
     import pandas as pd
 
@@ -142,11 +134,8 @@ def mean_of(
 ) -> tuple["np.ndarray", "np.ndarray", "np.ndarray"]:
     """Return mean and standard deviation (n - 1) over the curves that reach each point.
 
-    Args:
-        curves: x and y of each, of shape (num_points,). Where one of them is NaN, the mean is.
-
-    Returns:
-        All x in order, the mean there, and the standard deviation: NaN where one curve is alone.
+    The curves are pairs of x and y, of shape (num_points,); where one of them is NaN, the mean is.
+    The result is all x in order, the mean there, and the deviation: NaN where one curve is alone.
     """
     import numpy as np
 
@@ -303,10 +292,8 @@ def _style(index: int, num_curves: int) -> dict[str, Any]:
 def _marked(x: "np.ndarray", y: "np.ndarray", index: int) -> list[int]:
     """Return the points that get a marker: all of a few, else some, and those without neighbours.
 
-    Args:
-        x: as far from each other as they are drawn.
-        y: NaN where nothing is drawn.
-        index: of the curve; those of other curves are marked elsewhere.
+    `x` is as far apart as it is drawn, `y` NaN where nothing is drawn. Curves of another index are
+    marked elsewhere.
     """
     import numpy as np
 

@@ -10,9 +10,8 @@ import shlex
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.runs import comparison, results
 from engine.runs.comparison import Mean
@@ -29,35 +28,23 @@ LARGEST = 2**53  # numbers above it are words: JavaScript's have gaps there
 FAR = 5  # times the least value, the greatest may need a logarithmic axis
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A setting, and where its values stand.
+class Axis(NamedTuple):
+    """A setting, and where its values stand."""
 
-    Attributes:
-        key: dotted.
-        scale: "linear", "log", or "words", which stand side by side.
-        levels: what has a mean of its own: {"value": …}, without it for runs that have no such
-            setting, or {"low": …, "high": …}; and "at", where it stands.
-        places: of each run's value: numbers themselves, or how many words stand before it.
-        level_of: each run's place among the levels.
-    """
-
-    key: str
-    scale: str
+    key: str  # dotted
+    scale: str  # "linear", "log", or "words", which stand side by side
+    # What has a mean of its own: {"value": …}, without it for runs that have no such setting, or
+    # {"low": …, "high": …}; and "at", where it stands.
     levels: Sequence[dict[str, Any]]
-    places: Sequence[float]
-    level_of: Sequence[int]
+    places: Sequence[float]  # of each run's value: numbers, or how many words stand before it
+    level_of: Sequence[int]  # each run's place among the levels
 
 
 def effects_of(records: Sequence[RunRecord], monitor: str | None) -> dict[str, Any] | None:
     """Return what a page shows of settings, as JSON values; None if there is nothing to compare.
 
-    Finished runs with a finite value of the metric count; how many others there are is told. Runs
-    are named by their place in `records`.
-
-    Args:
-        records: of the runs.
-        monitor: the metric.
+    Finished runs with a finite value of the metric `monitor` count; how many others there are is
+    told. Runs are named by their place in `records`.
     """
     if len(records) < 2 or monitor is None:
         return None
@@ -111,12 +98,7 @@ def _left_out(records: Sequence[RunRecord], values: Mapping[int, float], monitor
 def _axes_of(
     settings: Sequence[Mapping[str, Any]], varied: Sequence[str]
 ) -> tuple[list[Axis], list[str]]:
-    """Return an axis for each setting that can be drawn, and which cannot.
-
-    Args:
-        settings: of each run.
-        varied: those that are not the same in all of them.
-    """
+    """Return an axis for each setting that can be drawn, of those that differ, and which cannot."""
     axes, undrawn, most_alike = [], [], {}
     for key in varied:
         texts = Counter(_text(own.get(key, ...)) for own in settings)
@@ -197,12 +179,8 @@ def _clipped(value: Any, text: str) -> Any:
 
 
 def _shown(axis: Axis, values: Sequence[float], num_groups: int) -> dict[str, Any]:
-    """Return an axis with the means of its levels.
-
-    Args:
-        axis: of a setting.
-        values: of the metric, of each run.
-        num_groups: of runs; where each has a level of its own, the values were drawn.
+    """Return an axis with the means of its levels. Where each of the groups of runs has a level of
+    its own, the values were drawn at random.
     """
     at_level: list[list[float]] = [[] for _ in axis.levels]
     for level, value in zip(axis.level_of, values, strict=True):

@@ -21,9 +21,7 @@ SECONDS_TO_WAIT = 1.0  # for another process that writes
 def read(folder: str, stamps: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Return the entries of a folder's runs that are as they were when they were read.
 
-    Args:
-        folder: that the runs lie in.
-        stamps: by a run's name, what changes when the run does.
+    `stamps` has, by a run's name, what changes when the run does.
     """
     path = os.path.join(folder, NAME)
     if len(stamps) < FEWEST or not os.path.exists(path):
@@ -42,12 +40,7 @@ def read(folder: str, stamps: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def write(folder: str, entries: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
-    """Keep entries of runs.
-
-    Args:
-        folder: that the runs lie in.
-        entries: by a run's name, its stamp and what was read, as JSON values.
-    """
+    """Keep entries of a folder's runs: by a run's name, its stamp and what was read, as JSON."""
     path = os.path.join(folder, NAME)
     if not entries or (len(entries) < FEWEST and not os.path.exists(path)):
         return

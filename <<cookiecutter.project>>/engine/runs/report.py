@@ -48,11 +48,8 @@ def write_report(
 ) -> int:
     """Write the page and return its size in bytes.
 
-    Args:
-        records: of the runs.
-        page: the file; its links are relative to its folder.
-        problems: sentences to show above all else.
-        sweep: what `engine.sweeps.sweep_of` returns, if they are those of one sweep.
+    Its links are relative to its folder. Above all else it shows the sentences `problems`. `sweep`
+    is what `engine.sweeps.sweep_of` returns, if the runs are those of one sweep.
     """
     content = page_of(data_of(records, page.parent, problems, sweep))
     results.write_atomically(page, content)
@@ -72,14 +69,7 @@ def data_of(
     problems: Sequence[str],
     sweep: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return what the page shows, as JSON values.
-
-    Args:
-        records: of the runs.
-        folder: what links are relative to.
-        problems: sentences to show above all else.
-        sweep: see `write_report`.
-    """
+    """Return what the page in `folder` shows, as JSON values; see `write_report`."""
     differing = results.differing_settings(records)
     readable = next((record for record in records if record.config), RunRecord(""))
     shared = results.settings_of(readable).items()
@@ -266,12 +256,8 @@ def _of_callbacks(path: Path, content: dict[str, Any]) -> tuple[str, str, dict[s
 
 
 def _add_examples(runs: Sequence[dict[str, Any]], images: dict[str, Any], space: int) -> int:
-    """Add examples and confusion matrices while there is space; return how many runs have none.
-
-    Args:
-        runs: as the page shows them; they get `matrix` and `examples`.
-        images: get the pictures.
-        space: bytes that may be added.
+    """Add examples and confusion matrices to runs as the page shows them, and their pictures to
+    `images`, while there is space (bytes); return how many runs have none.
     """
     left_out = 0
     for run in runs:

@@ -300,10 +300,8 @@ def refuse_what_is_missing(original: Original) -> None:
 
 
 def restore(original: Original, place: Path) -> list[str]:
-    """Put source and config of a run into a folder, as they were.
-
-    Returns:
-        A line for all that is not from the run folder, and for what is set as it was then.
+    """Put source and config of a run into a folder, as they were; return a line for all that is not
+    from the run folder, and for what is set as it was then.
     """
     project = place / "code"
     shutil.copytree(original.code, project, symlinks=True)

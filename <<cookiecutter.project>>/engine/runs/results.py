@@ -78,10 +78,8 @@ class RunRecord:
 def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the run folders that patterns mean, each once, and a sentence per pattern with none.
 
-    Raises UsageError if there is no run at all.
-
-    Args:
-        patterns: run folders, folders below which runs lie, or globs of either.
+    A pattern is a run folder, a folder below which runs lie, or a glob of either. Raises UsageError
+    if there is no run at all.
     """
     found: dict[str, str] = {}  # by what the path really is
     problems = []
@@ -379,12 +377,7 @@ def groups_of(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
 
 
 def labels_of(records: Sequence[RunRecord], without_repetitions: bool = False) -> list[str]:
-    """Return what differs, for each run: "n_filters=8, seed=1"; its path where nothing does.
-
-    Args:
-        records: of the runs.
-        without_repetitions: leave seeds and folds out.
-    """
+    """Return what differs, for each run: "n_filters=8, seed=1"; its path where nothing does."""
     keys = differing_settings(records)
     if without_repetitions:
         keys = [key for key in keys if not is_repetition(key)]
@@ -441,14 +434,8 @@ def require_writable(output: str) -> None:
 def load_runs(*patterns: str) -> "pd.DataFrame":
     """Return a row per run: what it is, its settings, the best and last value of each metric.
 
-    Raises UsageError if there is no run at all.
-
-    Args:
-        patterns: as for `find_runs`.
-
-    Returns:
-        A frame indexed by path, with the columns state, epoch, dotted settings (`n_filters`) and
-        metrics (`val_loss best`, `val_loss last`).
+    The patterns are those of `find_runs`. The frame is indexed by path; it has the columns state,
+    epoch, dotted settings (`n_filters`) and metrics (`val_loss best`, `val_loss last`).
     """
     import pandas as pd
 

@@ -4,64 +4,74 @@ import inspect
 import os
 import random
 import signal
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import keras
-import numpy as np
-import tensorflow as tf
+from vegab import resolve
 
-from engine.checkpoints import callback_state
-from engine.hooks import Hook
-from src import experiment
-
-GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, tf.random.Generator)
-
-
-class KillAt(Hook):
-    """Kills the process after a step, so that nothing has a chance to tidy up."""
-
-    def __init__(self, global_step: int) -> None:
-        self.global_step = global_step
-
-    def next_step(self, global_step: int) -> int | None:
-        """The step to die at, if it is still to come."""
-        return self.global_step if global_step < self.global_step else None
-
-    def after_step(self, global_step: int, last_results: Mapping[str, float]) -> None:
-        """Die, if this is the step."""
-        if global_step == self.global_step:
-            os.kill(os.getpid(), signal.SIGKILL)
+# Keras is imported where it is used: bin/check_resume.py does without, its processes have it.
 
 
 def train(
-    config: Mapping[str, Any], save_path: Path, kill_at: int, output: Path | None = None
+    experiment: tuple[Callable[..., Any], Callable[..., None]],
+    config: Mapping[str, Any],
+    save_path: Path,
+    kill_at: int,
+    output: Path,
 ) -> None:
-    """Train as `bin/train.py` does, and die after `kill_at` steps.
+    """Train as `bin/train.py` does, and die after `kill_at` steps; 0: live.
 
-    Args:
-        config: the resolved config.
-        save_path: a folder, made where it is missing.
-        kill_at: steps since the run began; 0: live.
-        output: where all that is written goes; None: where it went before.
+    `experiment` is the functions `build` and `train`. All that is written goes to `output`.
     """
-    if output is not None:
-        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for number in (1, 2):
-            os.dup2(file, number)
+    from engine.hooks import Hook
+
+    class KillAt(Hook):
+        """Kills the process, so that nothing has a chance to tidy up."""
+
+        def next_step(self, global_step: int) -> int | None:
+            return kill_at if global_step < kill_at else None
+
+        def after_step(self, global_step: int, last_results: Mapping[str, float]) -> None:
+            if global_step == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(file, number)
     save_path.mkdir(exist_ok=True)
-    prepared = experiment.build(config, str(save_path)).with_work(allow_inexact=True)
-    experiment.train(prepared, save_path, [*prepared.hooks(None), KillAt(kill_at)])
+    build, run = experiment
+    prepared = build(config, str(save_path)).with_work(allow_inexact=True)
+    run(prepared, save_path, [*prepared.hooks(None), KillAt()])
 
 
-def survey(config: Mapping[str, Any]) -> tuple[int, list[str]]:
+def send_survey(sender: Connection, *arguments: Any) -> None:
+    """Send what `survey` returns, or what it raises, with the traceback."""
+    try:
+        sender.send(survey(*arguments))
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        sender.send(error)
+
+
+def survey(
+    build: Callable[..., Any], datasets: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[int, list[str]]:
     """Return the steps of an epoch, and a phrase for each thing that is known to break the promise.
 
-    Each says where that is.
+    Each says where that is. `datasets` are the data functions that have a name.
     """
-    first = experiment.build(config).with_work(allow_inexact=True)
-    second = experiment.build(config)
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from engine.checkpoints import callback_state
+
+    generators = (np.random.Generator, np.random.RandomState, random.Random, tf.random.Generator)
+    first = build(config).with_work(allow_inexact=True)
+    second = build(config)
     assert first.work is not None
     found = [f"no checkpoint holds {name}" for name in first.work.guard.found]
     found += [
@@ -72,7 +82,7 @@ def survey(config: Mapping[str, Any]) -> tuple[int, list[str]]:
     ]
     for layer in layers_of(first.model):
         for name, value in vars(layer).items():
-            if isinstance(value, GENERATORS):
+            if isinstance(value, generators):
                 found.append(
                     f"{getattr(layer, 'name', 'the model')} has a generator of its own, {name} "
                     f"({place(type(layer))}); use keras.random with a SeedGenerator"
@@ -81,19 +91,31 @@ def survey(config: Mapping[str, Any]) -> tuple[int, list[str]]:
     step = steps_per_epoch - 1
     for number in range(step):
         first.dataset.train.batch(0, number)
-    straight, direct = first.dataset.train.batch(0, step), second.dataset.train.batch(0, step)
-    if _bytes(straight) != _bytes(direct):
+    batches = [built.dataset.train.batch(0, step) for built in (first, second)]
+    straight, direct = ([np.asarray(p).tobytes() for p in keras.tree.flatten(b)] for b in batches)
+    if straight != direct:
+        name = config["dataset"] or config["datasets"]["train"]
         found.append(
             f"the data is not a function of position: the last batch of an epoch is another when "
-            f"it is asked for directly ({place(dataset_function(config))})"
+            f"it is asked for directly ({place(resolve(name, 'dataset', datasets))})"
         )
     return steps_per_epoch, found
 
 
 def layers_of(model: Any) -> list[Any]:
-    """Return a Keras model and all its layers; any other model alone."""
-    layers = model._flatten_layers(include_self=False) if isinstance(model, keras.Model) else []
-    return [model, *layers]
+    """Return a model and all layers in it."""
+    import keras
+
+    found = [model]
+    for layer in found:
+        for value in (getattr(layer, "layers", None), *vars(layer).values()):
+            each = value if isinstance(value, list | tuple) else [value]
+            found += [
+                inner
+                for inner in each
+                if isinstance(inner, keras.Layer) and all(inner is not other for other in found)
+            ]
+    return found
 
 
 def place(thing: Any) -> str:
@@ -102,16 +124,3 @@ def place(thing: Any) -> str:
         return f"{Path(inspect.getfile(thing)).name}, line {inspect.getsourcelines(thing)[1]}"
     except (OSError, TypeError):
         return "its source is not to be found"
-
-
-def dataset_function(config: Mapping[str, Any]) -> Any:
-    """Return the function or class that a config's `dataset` names, or `datasets.train`."""
-    from src.data import DATASETS
-    from vegab import resolve
-
-    name = config["dataset"] or config["datasets"]["train"]
-    return resolve(name, "dataset", DATASETS)
-
-
-def _bytes(batch: Any) -> bytes:
-    return b"".join(np.asarray(part).tobytes() for part in keras.tree.flatten(batch))

@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     from engine.sweeps import search as search
     from engine.sweeps import slurm as slurm
     from engine.sweeps import sweep as sweep
+    from engine.sweeps.local import Launcher as Launcher
+    from engine.sweeps.local import LocalLauncher as LocalLauncher
     from engine.sweeps.page import SWEEP_PAGE as SWEEP_PAGE
     from engine.sweeps.page import sweep_of as sweep_of
     from engine.sweeps.page import write_sweep as write_sweep
+    from engine.sweeps.pruning import StopPoorTrial as StopPoorTrial
     from engine.sweeps.ray_cluster import RayLauncher as RayLauncher
     from engine.sweeps.search import Search as Search
 else:

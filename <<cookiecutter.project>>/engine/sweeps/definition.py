@@ -109,11 +109,8 @@ def require_numbers(asked: dict[str, Any], least: dict[str, int]) -> None:
 def grid_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, list[Any]]:
     """Read `--grid KEY=VALUE,VALUE,…`; the values are YAML.
 
-    Raises UsageError if a text is none of that form, has no value, or names a key again.
-
-    Args:
-        texts: as typed.
-        key_of: returns the dotted key that a name means, or raises UsageError.
+    `key_of` returns the dotted key that a name means, or raises UsageError; so does this function
+    if a text is not of that form, has no value, or names a key again.
     """
     axes: dict[str, list[Any]] = {}
     for text in texts:

@@ -15,12 +15,7 @@ SWEEP_PAGE = "sweep.html"
 
 
 def write_sweep(records: Sequence[RunRecord], folder: Path) -> None:
-    """Write `sweep.html` into a sweep's folder, unless none of its trials has begun.
-
-    Args:
-        records: of the trials, in the order of `sweep.json`.
-        folder: of the sweep.
-    """
+    """Write `sweep.html` into a sweep's folder, unless none of its trials has begun."""
     begun = [record for record in records if record.state != "waiting"]
     if begun:
         write_report(begun, folder / SWEEP_PAGE, sweep=sweep_of(begun))

@@ -10,11 +10,8 @@ from engine.sweeps import search, sweep
 class StopPoorTrial(Hook):
     """Asks a pruner of Optuna after each epoch; `bin/sweep.py --pruner` adds it to each trial.
 
-    What it knows of other trials does not change while the run goes on, nor later: a run that is
-    resumed or repeated ends at the same epoch.
-
-    Args:
-        sweep: folder of the sweep.
+    What it knows of other trials of the folder `sweep` does not change while the run goes on, nor
+    later: a run that is resumed or repeated ends at the same epoch.
     """
 
     def __init__(self, sweep: str) -> None:

@@ -31,13 +31,10 @@ INSTALL = 'pip install "optuna>=4.5"'
 
 
 class Search:
-    """The trials of a sweep of which Optuna knows.
+    """The trials of a sweep of which Optuna knows; the folder is locked for this process.
 
-    Args:
-        folder: of the sweep, which is locked for this process.
-        definition: of it.
-        suggested: settings that were chosen earlier, in order; without a search, those of all
-            trials.
+    `suggested` are the settings that were chosen earlier, in order; without a search, those of all
+    trials.
     """
 
     def __init__(self, folder: Path, definition: Definition, suggested: Sequence[Settings]) -> None:
@@ -51,15 +48,7 @@ class Search:
         states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
         given_up: Collection[str],
     ) -> tuple[list[Trial], list[Trial]]:
-        """Tell Optuna what has ended, and choose what is to follow.
-
-        Args:
-            states_of: returns what the folders of trials say.
-            given_up: names of trials that were refused.
-
-        Returns:
-            All trials that there are by now, and those of them that may be trained by now.
-        """
+        """Tell Optuna what has ended, and choose what is to follow; see `sweep.AllAtOnce`."""
         known = self.known()
         while len(known) < len(self.suggested):
             ended = self._outcome(known, states_of, given_up)

@@ -275,14 +275,8 @@ def submit(
 ) -> str:
     """Submit a job, or an array of them, and return its number.
 
-    Raises UsageError if sbatch refuses them.
-
-    Args:
-        options: see `options_of`.
-        name: of the job.
-        lines: for a shell, one a job.
-        logs: folder for the batch scripts, what the jobs say, and their exit codes.
-        max_parallel: how many jobs at a time; 0: as many as there is room for.
+    The lines are for a shell, one a job. The folder `logs` gets the batch scripts, what the jobs
+    say, and their exit codes. Raises UsageError if sbatch refuses them.
     """
     import submitit
 
@@ -346,10 +340,7 @@ def stop(tasks: Iterable[Task]) -> None:
 def stop_all(outputs: Path) -> bool:
     """Stop what a launcher that is gone has left in SLURM's queue, and wait until it has ended.
 
-    Raises UsageError if SLURM does not answer.
-
-    Returns:
-        Whether it had left anything.
+    Return whether it had left anything. Raises UsageError if SLURM does not answer.
     """
     was_there = False
     while tasks := tasks_of(outputs):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from engine import endings
 from engine.runs import RunRecord, results
@@ -26,6 +26,9 @@ from vegab.config import differences, show_differences
 from vegab.exits import FINISHED, INTERRUPTED, REFUSED
 from vegab.files import FORMAT, read_json, write_json
 from vegab.run_folder import IN_USE, living_owner
+
+if TYPE_CHECKING:
+    from engine.sweeps.search import Search
 
 SWEEP, LOCK = "sweep.json", "sweep.lock"
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
@@ -147,15 +150,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def owner_of(folder: Path) -> dict[str, Any] | None:
     """Return host and process of who sweeps a folder, or None."""
-    try:
-        with open(folder / LOCK) as lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return None
-            except OSError:
-                return json.load(lock)
-    except (OSError, ValueError):
-        return None
+    return living_owner(folder, LOCK)
 
 
 def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
@@ -211,20 +206,12 @@ def summary(records: Sequence[RunRecord]) -> str:
     return f"{len(records)} trials: {text}{found}"
 
 
-class Supply(Protocol):
-    """What says which trials there are, and which may begin; see `engine.sweeps.search.Search`."""
-
-    def advance(
-        self,
-        states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
-        given_up: Collection[str],
-    ) -> tuple[list[Trial], list[Trial]]:
-        """Return all trials by now, and those that may be trained by now."""
-
-
 @dataclass(frozen=True)
 class AllAtOnce:
-    """Trials that do not depend on each other."""
+    """Says which trials there are: those that do not depend on each other.
+
+    For others see `engine.sweeps.search.Search`.
+    """
 
     trials: list[Trial]
 
@@ -233,7 +220,11 @@ class AllAtOnce:
         states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
         given_up: Collection[str],
     ) -> tuple[list[Trial], list[Trial]]:
-        """Return all of them, twice."""
+        """Return all trials by now, and those of them that may be trained by now.
+
+        `states_of` returns what the folders of trials say; those with names that are `given_up`
+        were refused.
+        """
         return self.trials, self.trials
 
 
@@ -251,7 +242,7 @@ class Sweeper:
     def __init__(
         self,
         folder: Path,
-        supply: Supply,
+        supply: "AllAtOnce | Search",
         command_of: Callable[[Trial], Sequence[str]],
         launcher: Any,
         show: Callable[[int, int, int, str], None],

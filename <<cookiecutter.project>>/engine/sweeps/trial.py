@@ -43,9 +43,7 @@ import_libraries()
 def run(words: list[str], output: str) -> None:
     """Run `bin/train.py` with a command line, and end the process as it ends.
 
-    Args:
-        words: after the program's name; the second one is the run folder.
-        output: file for what it says.
+    The second word is the run folder. What it says goes to the file `output`.
     """
     from vegab import capture
 
