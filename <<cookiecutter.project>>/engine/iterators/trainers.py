@@ -95,11 +95,7 @@ class TFBaseTrainer(TFHookedModelIterator):
         return kind(learning_rate=float(self.rate_at(0)), **given)
 
     def part_variables(self, part: str) -> list[Any]:
-        """Return the trainable variables of a part.
-
-        Raises:
-            ValueError: if there are none.
-        """
+        """Return the trainable variables of a part; ValueError if there are none."""
         found = getattr(getattr(self.model, part, None), "trainable_variables", None)
         if not found:
             every = [v for v in _variables_of(self.model)["variables"] if v.trainable]
