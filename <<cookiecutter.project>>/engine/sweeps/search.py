@@ -44,9 +44,7 @@ class Search:
         self._journal = _open_journal(folder / JOURNAL, definition)
 
     def advance(
-        self,
-        states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
-        given_up: Collection[str],
+        self, states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]], given_up: Collection[str]
     ) -> tuple[list[Trial], list[Trial]]:
         """Tell Optuna what has ended, and choose what is to follow; see `sweep.AllAtOnce`."""
         known = self.known()
@@ -241,11 +239,7 @@ def _pruner(definition: Definition) -> Any:
 
 def _distributions(definition: Definition) -> dict[str, "BaseDistribution"]:
     """Return what each key is chosen from; values of a grid stand there as text."""
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     found: dict[str, BaseDistribution] = {}
     for key, text in definition.range.items():

@@ -267,11 +267,7 @@ def line_of(words: Sequence[str], options: Mapping[str, Any]) -> str:
 
 
 def submit(
-    options: Mapping[str, Any],
-    name: str,
-    lines: Sequence[str],
-    logs: Path,
-    max_parallel: int = 0,
+    options: Mapping[str, Any], name: str, lines: Sequence[str], logs: Path, max_parallel: int = 0
 ) -> str:
     """Submit a job, or an array of them, and return its number.
 
