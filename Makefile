@@ -42,7 +42,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test fault-test lint lock benchmark clean
+.PHONY: help demo setup test test-all fault-test lint lock benchmark clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -76,8 +76,13 @@ PROCESSES = $(shell "$(PYTHON)" -c 'import os; print(min(os.cpu_count() + 2, 4))
 FAULT_TESTS := tests/test_faults.py tests/test_faults_disk.py tests/test_faults_iterators.py \
   tests/test_faults_distribution.py tests/test_check_resume.py
 
-test: setup ## run the tests, which break runs in some hundred ways (ARGS='-k cruft' for some)
-	@$(PYTEST) -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
+IN_PARALLEL = -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder
+
+test: setup ## run the quick tests: each command, each kind of fault (ARGS='-k resume' for some)
+	@$(PYTEST) $(IN_PARALLEL) -m "not slow" $(ARGS)
+
+test-all: setup ## run all the other tests, which takes half an hour (ARGS='-k cruft' for some)
+	@$(PYTEST) $(IN_PARALLEL) -m slow $(ARGS)
 
 fault-test: setup ## break runs in all ways, which takes hours
 	@TEMPLATE_FAULT_TESTS_WHOLE=1 $(PYTEST) $(FAULT_TESTS) $(ARGS)

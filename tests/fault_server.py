@@ -40,7 +40,7 @@ from engine.iterators import steps as iterator_steps
 from engine.training import steps
 from engine.training.signals import SignalsToFlag
 from src import data, experiment, models, training_loop
-from src.examples.iterators import iterators as examples
+from src.examples import iterators as examples
 
 SHIM_MODES = {"count": 0, "kill": 1, "tear": 2, "fail": 3, "record": 4}
 

@@ -66,6 +66,7 @@ def _be(words: list[str], folder: str, env: dict[str, str], said: str) -> None:
         file = os.open(f"{said}/{number}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
     os.chdir(folder)
+    multiprocessing.process.ORIGINAL_DIR = folder  # type: ignore[attr-defined]
     os.environ.clear()
     os.environ.update(env)
     tempfile.tempdir = None  # TMPDIR is looked at anew

@@ -62,6 +62,7 @@ def test_pressing_enter_accepts_the_defaults(bake: Baker) -> None:
     assert files_below(typed.project) == files_below(bake().project)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["2.6.0", "2.7.0"])
 def test_older_cookiecutters_give_the_same_project(
     bake: Baker, python_with_cookiecutter: Callable[[str], Path], version: str
@@ -71,6 +72,7 @@ def test_older_cookiecutters_give_the_same_project(
     assert files_below(old.project) == files_below(bake(**answers).project)
 
 
+@pytest.mark.slow
 def test_a_too_old_cookiecutter_is_told_so(
     bake: Baker, python_with_cookiecutter: Callable[[str], Path]
 ) -> None:
@@ -190,6 +192,7 @@ def test_the_tests_run_with_the_versions_that_projects_get(project: Path) -> Non
 # What it does
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [("ruff", "check", "--no-cache"), ("ruff", "format", "--no-cache", "--check"), ("mypy",)],

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import run
 
+pytestmark = pytest.mark.slow
+
 FAULTS = """
 import itertools
 import os

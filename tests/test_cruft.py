@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from conftest import TEMPLATE_FOLDER, commit_all, run
 
+pytestmark = pytest.mark.slow
+
 TEXT = "<< 7*7 >> 'a' \"b\" \\ <c>"
 
 

@@ -15,6 +15,8 @@ import forked
 import pytest
 from conftest import run
 
+pytestmark = pytest.mark.slow
+
 # As Deephub's guide has it, with its feeders in two files.
 VARIANT = """\
 model:

@@ -53,11 +53,18 @@ def some_kills(chance: random.Random) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("job", "runs"), [(CNN, 5), (RECURRENT, 2), (SUBCLASSED, 6), (COMPILED, 1)], ids=str
+    ("job", "seeds"),
+    [
+        pytest.param(CNN, range(1), id="cnn-0"),
+        pytest.param(CNN, range(1, 5), id="cnn", marks=pytest.mark.slow),
+        pytest.param(RECURRENT, range(2), id="recurrent", marks=pytest.mark.slow),
+        pytest.param(SUBCLASSED, range(6), id="subclassed", marks=pytest.mark.slow),
+        pytest.param(COMPILED, range(1), id="compiled", marks=pytest.mark.slow),
+    ],
 )
-def test_killed_anywhere(lab: Lab, job: Job, runs: int) -> None:
-    chains = [some_kills(random.Random(seed)) for seed in range(runs)]
-    if WHOLE and job is not COMPILED:
+def test_killed_anywhere(lab: Lab, job: Job, seeds: range) -> None:
+    chains = [some_kills(random.Random(seed)) for seed in seeds]
+    if WHOLE and job is not COMPILED and len(seeds) > 1:
         places = {"step": job.num_epochs * STEPS, "commit": 8, "views": 8, "validation": 3}
         chains += every_kill(kill, places, 0.002, resumes_after=("step", (6, 12, 21)))
     killed_anywhere(lab, job, chains)
@@ -66,6 +73,7 @@ def test_killed_anywhere(lab: Lab, job: Job, runs: int) -> None:
 STORM = Job("storm", (*EVEN.words[:-1], "--checkpoint_steps=2"), num_epochs=6)
 
 
+@pytest.mark.slow
 def test_storms(lab: Lab) -> None:
     lab.reference(STORM)
     two_at_once([lambda seed=seed: storm(lab, seed) for seed in range(100 if WHOLE else 2)])
@@ -87,6 +95,7 @@ def storm(lab: Lab, seed: int) -> None:
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
+@pytest.mark.slow
 def test_stopped_by_signals(lab: Lab) -> None:
     """The call that runs ends, its state is committed, exit code 75.
 
@@ -132,6 +141,7 @@ def stop_often(lab: Lab, seed: int, times: int) -> int:
     return stops
 
 
+@pytest.mark.slow
 def test_two_processes_race_for_one_folder(lab: Lab) -> None:
     """One goes on, the other is refused."""
     lab.reference(EVEN)

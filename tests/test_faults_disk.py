@@ -68,6 +68,7 @@ def calls_of(lab: Lab, commit: int) -> list[str]:
     return [call[0] for call in read_trace(trace)]
 
 
+@pytest.mark.slow
 def test_killed_at_each_system_call(lab: Lab) -> None:
     """A SIGKILL before each, and in the middle of each write."""
     needs_shim(lab)
@@ -115,6 +116,7 @@ def test_each_error_at_each_system_call_of_a_commit(lab: Lab) -> None:
     assert not differences(run, lab.reference(JOB))
 
 
+@pytest.mark.slow
 def test_an_error_of_the_disk_is_told_and_the_run_goes_on_later(lab: Lab) -> None:
     needs_shim(lab)
     calls = calls_of(lab, COMMIT)
@@ -142,6 +144,7 @@ def test_an_error_of_the_disk_is_told_and_the_run_goes_on_later(lab: Lab) -> Non
     two_at_once([lambda place=place: trial(*place) for place in places])
 
 
+@pytest.mark.slow
 def test_power_lost_at_any_moment_of_a_commit(lab: Lab, killed: Path) -> None:
     needs_shim(lab)
     states: dict[str, int] = {}
@@ -174,7 +177,10 @@ def test_damage_to_the_newest_commit_is_found(lab: Lab, killed: Path) -> None:
     assert found["tried"] >= 200 and not found["undetected"], found
 
 
-@pytest.mark.parametrize("kind", ["flip", "cut", "zero", "empty"])
+@pytest.mark.parametrize(
+    "kind",
+    ["flip", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("cut", "zero", "empty"))],
+)
 def test_the_commit_before_a_damaged_one_is_used(lab: Lab, killed: Path, kind: str) -> None:
     run = copy_of(lab, killed, kind)
     path = run / "model.h5"
@@ -202,6 +208,7 @@ def test_both_commits_damaged_is_said(lab: Lab, killed: Path) -> None:
     assert len((run / "model.h5").read_bytes()) == 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["deleted", "cut", "edited"])
 @pytest.mark.parametrize("name", ["history.csv", "loop_state.pkl", "stdout.txt"])
 def test_a_view_that_was_harmed_is_made_anew(lab: Lab, killed: Path, name: str, harm: str) -> None:
@@ -210,7 +217,9 @@ def test_a_view_that_was_harmed_is_made_anew(lab: Lab, killed: Path, name: str, 
     lab.finish(EVEN, run, f"{name} {harm}")
 
 
-@pytest.mark.parametrize("harm", ["deleted", "cut", "edited"])
+@pytest.mark.parametrize(
+    "harm", ["edited", *(pytest.param(one, marks=pytest.mark.slow) for one in ("deleted", "cut"))]
+)
 def test_a_harmed_best_commit_is_named_and_the_run_goes_on(
     lab: Lab, killed: Path, harm: str
 ) -> None:

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import two_workers
 from fault_lab import (
     EVEN,
@@ -24,6 +25,8 @@ from fault_lab import (
     differences,
     killed_anywhere,
 )
+
+pytestmark = pytest.mark.slow
 
 # A chain of kills of one run: in a first attempt, and in two that resume it.
 CHAINS = 14 if WHOLE else 2

@@ -103,9 +103,11 @@ AT_ENDS = [
 @pytest.mark.parametrize(
     ("job", "chains"),
     [
-        pytest.param(GAN, [IN_AN_EPOCH, FROM_A_COMMIT], id="gan"),
-        pytest.param(NUMPY, [IN_AN_EPOCH, FROM_A_COMMIT, AT_ENDS], id="numpy"),
-        pytest.param(FILES, [IN_AN_EPOCH, FROM_A_COMMIT], id="files"),
+        pytest.param(GAN, [IN_AN_EPOCH, FROM_A_COMMIT], id="gan", marks=pytest.mark.slow),
+        pytest.param(
+            NUMPY, [IN_AN_EPOCH, FROM_A_COMMIT, AT_ENDS], id="numpy", marks=pytest.mark.slow
+        ),
+        pytest.param(FILES, [IN_AN_EPOCH, FROM_A_COMMIT], id="files", marks=pytest.mark.slow),
         pytest.param(LIST, [FROM_A_COMMIT[::2]], id="list"),
     ],
 )
@@ -118,6 +120,7 @@ def test_killed_anywhere(lab: Lab, job: Job, chains: list[list[dict[str, Any]]])
     killed_anywhere(lab, job, chains)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", [GAN, NUMPY_4], ids=str)
 def test_stopped_by_signals(lab: Lab, job: Job) -> None:
     lab.reference(job)
@@ -187,6 +190,7 @@ COMMITS = [fault("commit", call, "after") for call in range(1, 7)]
 AFTER_ALL = fault("training", 1, "after")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "kills"),
     [
@@ -232,6 +236,7 @@ def make_four_steps(lab: Lab, job: Job, kill: dict[str, Any]) -> None:
     assert not differences(run, lab.reference(job)), kill
 
 
+@pytest.mark.slow
 def test_more_steps_go_on_within_the_epoch_that_num_steps_had_cut(lab: Lab) -> None:
     run = lab.new_folder("longer")
     assert lab.attempt(run, SHORT.arguments).code == 0

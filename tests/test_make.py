@@ -12,6 +12,7 @@ import pytest
 from conftest import Baker, run
 
 
+@pytest.mark.slow
 def test_make_demo_trains_a_project_of_the_defaults(
     template: Path, python_with_cookiecutter: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -34,7 +35,7 @@ def test_make_demo_trains_a_project_of_the_defaults(
 
 def test_the_template_explains_itself(template: Path) -> None:
     said = run("make", cwd=template).stdout
-    for goal in ("demo", "test", "lint", "lock", "benchmark"):
+    for goal in ("demo", "test", "test-all", "fault-test", "lint", "lock", "benchmark"):
         assert f"make {goal}" in said
 
 

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 from conftest import run
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray", reason='it needs Ray: pip install "ray>=2.40"')
 
 EXACT = ("model.h5", "model_best.h5", "history.csv")

@@ -21,6 +21,8 @@ from conftest import ROOT, TEMPLATE_FOLDER
 from conftest import run as run_command
 from fault_lab import INTERRUPTED, KILLED, SMALL, Lab, two_at_once
 
+pytestmark = pytest.mark.slow
+
 playwright = pytest.importorskip("playwright.sync_api")
 
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}

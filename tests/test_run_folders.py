@@ -257,6 +257,7 @@ def test_tensorboard_reads_the_history(digits: Path) -> None:
     assert [event.step for event in events.Tensors("loss")] == list(range(30))
 
 
+@pytest.mark.slow
 def test_flags_do_what_they_say(train: Train, tmp_path: Path) -> None:
     done = train(
         "digits",
@@ -283,6 +284,7 @@ def test_flags_do_what_they_say(train: Train, tmp_path: Path) -> None:
     assert '"class_name": "SGD"' in str(training_config)
 
 
+@pytest.mark.slow
 def test_killed_and_continued_equals_uninterrupted(train: Train, tmp_path: Path) -> None:
     command = (*COMMAND, "--num_epochs=4", "--lr_schedule=[[2, 0.01], [4, 0.001]]")
     assert train(*command, tmp_path / "straight", timeout=600).returncode == 0
@@ -302,6 +304,7 @@ def test_killed_and_continued_equals_uninterrupted(train: Train, tmp_path: Path)
     assert (killed / "stdout.txt").read_text().count("--- attempt") == 3
 
 
+@pytest.mark.slow
 def test_what_was_written_before_a_kill_is_kept(train: Train, tmp_path: Path) -> None:
     done = train(*COMMAND, tmp_path / "run", harm="50:write_and_kill")
     assert done.returncode == -signal.SIGKILL
@@ -311,6 +314,7 @@ def test_what_was_written_before_a_kill_is_kept(train: Train, tmp_path: Path) ->
     assert "written to the descriptor" in (tmp_path / "run" / "stderr.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_crash_leaves_its_traceback(train: Train, tmp_path: Path) -> None:
     done = train(*COMMAND, tmp_path / "run", harm="50:raise_error")
     assert done.returncode == 1
@@ -358,6 +362,7 @@ def started(lab: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_ends_the_step_and_the_same_command_continues(
     number: signal.Signals,
@@ -384,6 +389,7 @@ def test_a_signal_ends_the_step_and_the_same_command_continues(
     assert len(rows) > epochs
 
 
+@pytest.mark.slow
 def test_a_folder_is_for_one_process_at_a_time(
     started: Callable[..., subprocess.Popen[str]], train: Train, tmp_path: Path
 ) -> None:
@@ -405,6 +411,7 @@ def test_a_folder_is_for_one_process_at_a_time(
     assert train(*COMMAND, folder, "--num_epochs=3").returncode == 0
 
 
+@pytest.mark.slow
 def test_the_lock_dies_with_its_process_not_with_its_children(
     started: Callable[..., subprocess.Popen[str]], train: Train, tmp_path: Path
 ) -> None:
@@ -482,6 +489,7 @@ def write_cifar(folder: Path, which: str) -> Path:
     return archive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["cifar10", "cifar100"])
 def test_cifar_is_trained_on_and_a_bad_archive_is_named(
     which: str, train: Train, lab: Path, tmp_path: Path
@@ -518,7 +526,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home")}
 
 
-@pytest.mark.parametrize("which", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("which", ["cifar10", pytest.param("cifar100", marks=pytest.mark.slow)])
 def test_cifar_is_trained_on_where_nothing_is_set(
     which: str, bare: dict[str, str], lab: Path, tmp_path: Path
 ) -> None:
@@ -536,6 +544,7 @@ def test_cifar_is_trained_on_where_nothing_is_set(
     assert files_below(archive.parent) == {archive.name: before}
 
 
+@pytest.mark.slow
 def test_what_is_evaluated_without_its_data_is_left_as_it_is(
     bare: dict[str, str], lab: Path, tmp_path: Path
 ) -> None:
@@ -556,7 +565,11 @@ def test_what_is_evaluated_without_its_data_is_left_as_it_is(
 
 @pytest.mark.parametrize(
     ("variable", "place"),
-    [(None, "home/.keras/datasets"), ("KERAS_HOME", "cache/datasets"), ("DATA_DIR", "cache")],
+    [
+        (None, "home/.keras/datasets"),
+        pytest.param("KERAS_HOME", "cache/datasets", marks=pytest.mark.slow),
+        pytest.param("DATA_DIR", "cache", marks=pytest.mark.slow),
+    ],
 )
 def test_without_network_and_copy_it_says_what_to_put_where(
     variable: str | None, place: str, bare: dict[str, str], lab: Path, tmp_path: Path
@@ -573,6 +586,7 @@ def test_without_network_and_copy_it_says_what_to_put_where(
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_evaluate_alone_reads_the_test_set(train: Train, lab: Path, tmp_path: Path) -> None:
     archive = write_cifar(tmp_path / "data", "cifar100")
     without_test = tmp_path / "without_test" / archive.name
@@ -612,6 +626,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "part"), REFUSALS.values(), ids=REFUSALS)
 def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
     arguments: tuple[str, ...], part: str, train: Train, tmp_path: Path
@@ -645,6 +660,7 @@ def test_another_config_in_the_same_folder_is_refused(digits: Path, train: Train
     assert files_below(digits) == before
 
 
+@pytest.mark.slow
 def test_a_progress_bar_on_a_terminal_and_nowhere_else(lab: Path, tmp_path: Path) -> None:
     command = [sys.executable, "bin/train.py", *COMMAND, "--num_epochs=30"]
 
@@ -682,6 +698,7 @@ def test_a_progress_bar_on_a_terminal_and_nowhere_else(lab: Path, tmp_path: Path
     assert "epoch" not in quiet
 
 
+@pytest.mark.slow
 def test_the_example_runner_is_a_program_of_its_own(
     bare: dict[str, str], lab: Path, tmp_path: Path
 ) -> None:
@@ -699,6 +716,7 @@ def test_the_example_runner_is_a_program_of_its_own(
     assert len((own / script).read_text().splitlines()) <= 60
 
 
+@pytest.mark.slow
 def test_a_commit_of_the_project_is_named_clean(lab: Path, train: Train, tmp_path: Path) -> None:
     clean = tmp_path / "clean"
     shutil.copytree(lab, clean, symlinks=True)

@@ -26,6 +26,8 @@ import pytest
 from conftest import run
 from fault_lab import INTERRUPTED, KILLED, Lab, two_at_once
 
+pytestmark = pytest.mark.slow
+
 FILTERS, RATES, SEEDS = (2, 3), (0.01, 0.003, 0.001), range(9)
 SMALL = (
     *("root", "--n_layers=1", "--batch_size=126", "--num_epochs=2", "--no_tensorboard"),

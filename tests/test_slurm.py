@@ -19,6 +19,8 @@ from conftest import files_below, run, two_workers
 from fault_lab import EXACT, INTERRUPTED
 from slurm_cluster import LIMIT, NODES, Cluster, wait_for
 
+pytestmark = pytest.mark.slow
+
 WORDS = (
     *("root", "--n_filters=2", "--n_layers=1", "--batch_size=126", "--num_epochs=30"),
     *("--no_tensorboard", "--threads=1"),

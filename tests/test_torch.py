@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = ("torch==2.13.0", "triton==3.7.1; sys_platform == 'linux'")
 SITE_PACKAGES = "torch/site-packages"
 HOOK = "--hooks=[{class: src.harm.Kill}]"

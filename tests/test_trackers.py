@@ -23,6 +23,8 @@ from conftest import run
 from test_docs import code_blocks
 from test_docs import words_of_commands as commands_of
 
+pytestmark = pytest.mark.slow
+
 REQUIREMENTS = Path(__file__).with_name("requirements-trackers.txt")
 SMALL = ("--n_filters=4", "--n_layers=1", "--num_epochs=3")
 NUM_STEPS = 40  # in an epoch

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.iterators.base import PyHookedModelIterator, TemplateIterator
+from engine.iterators import PyHookedModelIterator, TemplateIterator
 from src.examples.iterators.torch_classifier import TorchClassifierIterator
 
 SCALER = torch.amp.GradScaler("cpu")

@@ -40,9 +40,13 @@ registry.set_root_config(
         "optimizer": Key("adam", "a Keras optimizer: adam, adamw, sgd, … or an import path"),
         "optimizer_arguments": Key({}, "its further arguments, such as {momentum: 0.9}"),
         "accumulate_steps": Key(1, "steps whose gradients are averaged before an update"),
-        "learning_rate": Key(None, "one rate for all epochs; null: 0.001, or lr_schedule's"),
+        "learning_rate": Key(
+            None, "one rate for all epochs; null: 0.001, or lr_schedule's", instead_of="lr_schedule"
+        ),
         "lr_schedule": Key(
-            None, "[[until_epoch, rate], …], or {class: path of a Keras schedule, …}"
+            None,
+            "[[until_epoch, rate], …], or {class: path of a Keras schedule, …}",
+            instead_of="learning_rate",
         ),
         "fine_tune": Key(None, "regular expression: train only weights whose path matches"),
         "jit_compile": Key(False, "compile steps with XLA, for a GPU; needs --no_deterministic"),

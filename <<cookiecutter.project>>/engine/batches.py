@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,8 +36,8 @@ class BatchSource(Protocol):
 def random_generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
     """Return a generator that depends on nothing but its arguments.
 
-    Philox is counter-based (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011):
-    seed and epoch are its key and the stream its counter, so no two of them overlap.
+    Philox is counter-based (Salmon et al., 2011): seed and epoch are its key and the stream its
+    counter, so no two of them overlap.
     """
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream]))
 
@@ -87,8 +88,7 @@ class ArrayBatches:
         seed: order and augmentation are functions of it, at least 0.
         prepare: maps raw features of a batch to what the model is given.
         augment: maps raw features (batch, ...) and float64 random numbers in [0, 1) of shape
-            (batch, 4) to augmented features. An example's numbers depend on seed, epoch and the
-            example alone, not on the batch that it is in. None: no augmentation.
+            (batch, 4), which depend on seed, epoch and example only, to augmented features.
 
     Raises:
         ValueError: if there are no examples, features and labels differ in length, or batch size
@@ -255,7 +255,7 @@ def batch_source(data: Any, seed: int) -> BatchSource:
     import tensorflow as tf
 
     if isinstance(data, tf.data.Dataset):
-        first, second = (_digests(data) for _ in range(2))
+        first, second = ([_digest(batch) for batch in data] for _ in range(2))
         if first != second:
             raise ValueError(
                 "two passes over the tf.data.Dataset differ, so that a resumed run could not go "
@@ -264,7 +264,7 @@ def batch_source(data: Any, seed: int) -> BatchSource:
             )
         return FunctionBatches(lambda epoch: data, len(first))
     if hasattr(data, "batch") and hasattr(data, "__len__"):
-        return _WithLength(data)
+        return SimpleNamespace(batch=data.batch, steps_per_epoch=len(data))
     if hasattr(data, "__getitem__") and hasattr(data, "on_epoch_end"):
         return PyDatasetBatches(data, seed)
     if callable(data):
@@ -303,25 +303,14 @@ def digest(source: BatchSource, valid: Any) -> str:
 def _parts(source: BatchSource) -> list[Array]:
     if isinstance(source, ArrayBatches):
         return [source.features, source.labels]
+    return _flat(source.batch(0, 0))
+
+
+def _flat(batch: Any) -> list[Array]:
     import tensorflow as tf
 
-    return [np.asarray(part) for part in tf.nest.flatten(source.batch(0, 0))]
+    return [np.asarray(part) for part in tf.nest.flatten(batch)]
 
 
-class _WithLength:
-    """An object with `batch(epoch, step)` whose length is the number of batches in an epoch."""
-
-    def __init__(self, data: Any) -> None:
-        self.batch = data.batch
-        self.steps_per_epoch = len(data)
-
-
-def _digests(dataset: Iterable[Any]) -> list[bytes]:
-    import tensorflow as tf
-
-    return [
-        hashlib.sha256(
-            b"".join(np.asarray(part).tobytes() for part in tf.nest.flatten(batch))
-        ).digest()
-        for batch in dataset
-    ]
+def _digest(batch: Any) -> bytes:
+    return hashlib.sha256(b"".join(part.tobytes() for part in _flat(batch))).digest()

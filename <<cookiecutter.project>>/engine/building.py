@@ -6,14 +6,9 @@ import os
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vegab import ROOT, UsageError, resolve
-
-if TYPE_CHECKING:
-    import keras
-
-    from engine.hooks import Hook
 
 CHOICES = {
     "precision": ("float32", "mixed_bfloat16", "mixed_float16", "float64"),
@@ -23,12 +18,12 @@ CHOICES = {
 MAX_SEED = 2**32 - 1
 
 
-def callbacks_of(config: Mapping[str, Any]) -> list["keras.callbacks.Callback"]:
+def callbacks_of(config: Mapping[str, Any]) -> list[Any]:
     """Return the Keras callbacks that a config names."""
     return [from_mapping(config, "callbacks", entry) for entry in config["callbacks"]]
 
 
-def hooks_of(config: Mapping[str, Any]) -> list["Hook"]:
+def hooks_of(config: Mapping[str, Any]) -> list[Any]:
     """Return the hooks that a config names."""
     return [from_mapping(config, "hooks", entry) for entry in config["hooks"]]
 

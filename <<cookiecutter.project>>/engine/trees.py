@@ -5,14 +5,26 @@ from typing import Any
 
 import numpy as np
 
+Path = tuple[Any, ...]  # keys and indices
 
-def leaves(nested: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values in nested dictionaries, each by its keys joined with "/"."""
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{path}{name}/")
-        else:
-            yield f"{path}{name}", value
+
+def leaves(nested: Any, path: Path = (), lists: bool = True) -> Iterator[tuple[Path, Any]]:
+    """Yield path and value of each leaf; without `lists`, lists and tuples are leaves."""
+    items: Any = None
+    if isinstance(nested, Mapping):
+        items = nested.items()
+    elif lists and isinstance(nested, list | tuple):
+        items = enumerate(nested)
+    if items is None:
+        yield path, nested
+        return
+    for key, item in items:
+        yield from leaves(item, (*path, key), lists)
+
+
+def by_path(nested: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the values in nested dictionaries by their keys joined with "/"."""
+    return {"/".join(map(str, path)): value for path, value in leaves(nested, lists=False)}
 
 
 def map_leaves(nested: Any, function: Callable[[Any], Any]) -> Any:
@@ -29,10 +41,7 @@ def map_leaves(nested: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def call_leaves(fetches: Any, *arguments: Any, **feeds: Any) -> Any:
-    """Call every function in nested dictionaries, lists and tuples; return results of that shape.
-
-    What is not a function stays as it is.
-    """
+    """Call each function among the leaves; what is not a function stays as it is."""
     return map_leaves(fetches, lambda leaf: leaf(*arguments, **feeds) if callable(leaf) else leaf)
 
 

@@ -38,8 +38,7 @@ def training_loop(
 
     Raises:
         FloatingPointError: if the loss is not finite and `on_nan` is "stop".
-        SystemExit: with code 75, when SIGTERM, SIGINT, SIGUSR1 or SIGHUP came: the step has ended
-            and its state is saved.
+        SystemExit: with code 75, when a signal to stop came: the state is saved.
         KeyError: if the history has no column `monitor`.
         ValueError: if a checkpoint is one of another model.
         OSError: if a checkpoint cannot be written.

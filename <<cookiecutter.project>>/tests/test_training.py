@@ -19,7 +19,7 @@ COMMAND = (
     *("--num_epochs=3", "--checkpoint_steps=15", "--dropout=0.3", *SMALL),
     "--callbacks=[{class: keras.callbacks.ReduceLROnPlateau, patience: 1}]",
     "--lr_schedule=null",
-    "--hooks=[tests.test_training.Strike]",
+    "--hooks=[tests.test_training.Strike, hooks:GapLog]",
 )
 
 

@@ -42,6 +42,7 @@ class Key(NamedTuple):
 
     default: Any
     help: str = ""
+    instead_of: str = ""  # a key of root that goes back to its default where this one is typed
 
 
 class Override(NamedTuple):
@@ -63,6 +64,7 @@ class Schema(NamedTuple):
     required: tuple[tuple[str, ...], ...] = ()
     is_open: bool = False  # may a config of this kind have keys of its own?
     closed: tuple[str, ...] = ()  # top-level keys whose mappings have none, even so
+    instead: tuple[tuple[str, str], ...] = ()  # keys, and those whose place they take when typed
 
     def may_refer(self, text: str) -> bool:
         """Can the text be a reference in a config of this kind?"""
@@ -464,7 +466,12 @@ class ConfigRegistry:
         if self._root is not None:
             raise ValueError("the root config is set already")
         with _as_value_error("root"):
-            self._root = Schema(*_defaults_and_helps(config))
+            instead = [
+                (key, value.instead_of)
+                for key, value in config.items()
+                if isinstance(value, Key) and value.instead_of
+            ]
+            self._root = Schema(*_defaults_and_helps(config), instead=tuple(instead))
 
     def get_root_config(self) -> Config:
         """A deep copy of the root config, as plain data."""
@@ -724,6 +731,7 @@ class Draft:
     def resolve(self, overrides: Iterable[Override] = ()) -> Config:
         """The config with its overrides, references resolved. Raises UsageError."""
         config = self._merged
+        typed: set[str] = set()
         for override in overrides:
             key = self.key_of(override)
             if override.deletes:
@@ -732,6 +740,13 @@ class Draft:
             change = read_override(override, key, self.names, self.types, self.kind)
             trust.note_typed(change)
             config = merge(self._emptied(config, key, change), change)
+            if lookup(change, key) is not None:
+                typed.add(key)
+        for key, other in self.kind.instead:
+            if {key, other} <= typed:
+                raise UsageError(f"{key} and {other} exclude each other; give one of them")
+            if key in typed:
+                config = merge(config, {other: self.kind.defaults[other]})
         config = self.kind.resolved(config)
         if self.kind.defaults:
             expected = self.kind.expected()

@@ -21,6 +21,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results") / "run"
 
 
+@pytest.mark.slow
 def test_train_continue_finish_extend(command: Command, run: Path) -> None:
     done = command("bin/train.py", "digits", run, "--num_epochs=1", *SMALL)
     assert done.returncode == 0, done.stderr
@@ -48,6 +49,7 @@ def test_train_continue_finish_extend(command: Command, run: Path) -> None:
     assert "5" in other.stderr
 
 
+@pytest.mark.slow
 def test_the_run_folder_tells_the_whole_story(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names >= {
@@ -81,6 +83,7 @@ def test_the_run_folder_tells_the_whole_story(run: Path) -> None:
     assert (run / "code" / "src" / "data.py").is_file()
 
 
+@pytest.mark.slow
 def test_the_code_of_a_run_runs_again(command: Command, run: Path, tmp_path: Path) -> None:
     again = command(
         run / "code" / "bin" / "train.py",
@@ -93,6 +96,7 @@ def test_the_code_of_a_run_runs_again(command: Command, run: Path, tmp_path: Pat
     assert history[0].splitlines()[0] == history[1].splitlines()[0]
 
 
+@pytest.mark.slow
 def test_evaluate_reads_the_test_set_and_writes_what_comes_out(
     quick_command: Command, run: Path
 ) -> None:
@@ -117,6 +121,7 @@ def test_evaluate_reads_the_test_set_and_writes_what_comes_out(
     assert (pixels == np.rint(np.concatenate(first, axis=1) / 16 * 255)[..., np.newaxis]).all()
 
 
+@pytest.mark.slow
 def test_evaluate_takes_the_latest_or_a_path(quick_command: Command, run: Path) -> None:
     for checkpoint, name in (("latest", "model.h5"), (run / "model_previous.h5",) * 2):
         done = quick_command("bin/evaluate.py", run, f"--checkpoint={checkpoint}")
@@ -125,6 +130,7 @@ def test_evaluate_takes_the_latest_or_a_path(quick_command: Command, run: Path) 
         assert summary["checkpoint"] == Path(name).name
 
 
+@pytest.mark.slow
 def test_evaluate_and_export_name_the_source_that_has_changed(
     quick_command: Command, run: Path, tmp_path: Path
 ) -> None:
@@ -143,6 +149,7 @@ def test_evaluate_and_export_name_the_source_that_has_changed(
     assert summary["code_differs"] == ["src/models.py"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -159,6 +166,7 @@ def test_evaluate_refuses(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -200,6 +208,7 @@ def test_help_explains_every_key(command: Command) -> None:
         assert name in text
 
 
+@pytest.mark.slow
 def test_the_example_runner_trains(quick_command: Command, tmp_path: Path) -> None:
     done = quick_command(
         "src/scripts/train_simple_CNN.py",

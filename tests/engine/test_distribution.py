@@ -71,6 +71,7 @@ def rows(run: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_two_workers_are_killed_stopped_and_continued(tmp_path: Path) -> None:
     straight, killed, alone = (tmp_path / name for name in ("straight", "killed", "alone"))
     assert ends(start(straight)) == [0, 0], said(straight)
@@ -120,6 +121,7 @@ def test_two_workers_are_killed_stopped_and_continued(tmp_path: Path) -> None:
     assert note["differs"] == ["layout: 2 workers with 1 device each, now 1 device"]
 
 
+@pytest.mark.slow
 def test_four_workers_have_the_curve_of_one_and_lose_nothing(tmp_path: Path) -> None:
     more = ("--dropout=0.0", "--num_epochs=3", "--batch_size=60")  # fifteen for each
     straight, killed, one = (tmp_path / name for name in ("straight", "killed", "one"))
@@ -209,7 +211,7 @@ def test_a_worker_that_dies_as_they_meet_ends_the_others(rank: int) -> None:
     (port,) = workers.free_ports(1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = cluster(port, rank, silent.getsockname()[1])
-        script = "from src import workers; workers.SECONDS_TO_REGISTER = 2; workers.strategy()"
+        script = "from engine.devices import workers; workers.SECONDS_TO_REGISTER = 2; workers.strategy()"
         ended = subprocess.run(
             [sys.executable, "-c", script],
             cwd=ROOT,
@@ -269,7 +271,7 @@ two = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(processor, two)
 
 from configs import registry
-from src import devices
+from engine.devices import gpus as devices
 from src.experiment import build, train
 from interruptions import StopAt
 from vegab import UsageError

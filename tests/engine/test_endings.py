@@ -42,6 +42,7 @@ def test_an_exit_code_is_told_by_the_last_line_or_else_by_its_number() -> None:
     assert endings.ending(255) == "it ended with exit code 255"  # no signal has the number 127
 
 
+@pytest.mark.slow
 def test_the_evaluation_after_training(command: Command, tmp_path: Any) -> None:
     (tmp_path / "dies.yaml").write_text("callbacks: [{class: os.abort}]\n")
     small = ("--num_steps=2", "--num_epochs=1", "--no_tensorboard")

@@ -17,8 +17,8 @@ from engine.iterators.datasets import DatasetMixin
 from engine.iterators.outputs import (
     OutputWriter,
     StoredOutputs,
-    _yaml,
     run_callbacks,
+    yaml_of_outputs,
 )
 from vegab.files import replacing_folder
 
@@ -29,7 +29,7 @@ MODELS = '''
 import keras
 import numpy as np
 
-from engine.iterators.base import TemplateIterator, TFBaseEvaluator, TFBaseTrainer
+from engine.iterators import TemplateIterator, TFBaseEvaluator, TFBaseTrainer
 
 
 class Scale:
@@ -439,7 +439,7 @@ def test_each_kind_of_output_is_read_back_as_it_was(tmp_path: Path) -> None:
 
 def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
     with open(folder / "meta.yaml", "w") as file:
-        _yaml().dump(dict(meta), file)
+        yaml_of_outputs().dump(dict(meta), file)
 
 
 @pytest.mark.parametrize(

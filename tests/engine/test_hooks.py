@@ -24,7 +24,7 @@ from engine.hooks.keeping import KeepCheckpoints
 from engine.hooks.progress import EpochLog, LearningCurve, Progress, TensorBoard
 from engine.hooks.step_logs import LoggingHook, tile
 from engine.hooks.stopping import EarlyStopping
-from engine.iterators.base import PyHookedModelIterator, TemplateIterator
+from engine.iterators import PyHookedModelIterator, TemplateIterator
 from engine.iterators.build import of_iterators
 from engine.iterators.datasets import DatasetMixin, ExampleBatches
 from engine.pictures import new_figure

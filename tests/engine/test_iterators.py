@@ -22,7 +22,7 @@ from engine.checkpoints.checkpoint import read_state
 from engine.devices import INTERRUPTED
 from engine.experiment import Experiment
 from engine.hooks.base import Hook
-from engine.iterators.base import PyHookedModelIterator, TemplateIterator, TFHookedModelIterator
+from engine.iterators import PyHookedModelIterator, TemplateIterator, TFHookedModelIterator
 from engine.iterators.build import NoModel
 from engine.iterators.datasets import DatasetMixin
 from engine.iterators.steps import IteratorSteps
@@ -887,7 +887,7 @@ def test_parts_take_turns_by_global_step_also_after_a_resume(
         ({"iterator": path_of(Counts) + "s"}, ["iterator", ":Countss", "has no 'Countss'"]),
         (
             {"model": "nowhere:Model"},
-            ["model", "nowhere:Model", "no module src.nowhere or nowhere"],
+            ["model", "nowhere:Model", "no module src.nowhere or src.examples.nowhere or nowhere"],
         ),
         ({"model": path_of(Counter) + "s"}, ["model", ":Counters", "has no 'Counters'"]),
         (
@@ -896,11 +896,15 @@ def test_parts_take_turns_by_global_step_also_after_a_resume(
         ),
         (
             {"datasets": BOTH_SPLITS | {"validation": "nowhere:Data"}},
-            ["datasets.validation", "nowhere:Data", "no module src.nowhere or nowhere"],
+            [
+                "datasets.validation",
+                "nowhere:Data",
+                "no module src.nowhere or src.examples.nowhere or nowhere",
+            ],
         ),
         (
             {"datasets": None, "dataset": "nowhere:Data"},
-            ["dataset", "nowhere:Data", "no module src.nowhere or nowhere"],
+            ["dataset", "nowhere:Data", "no module src.nowhere or src.examples.nowhere or nowhere"],
         ),
         ({"model": path_of(RefusesModel)}, ["model", ":RefusesModel", "width must be even"]),
         (

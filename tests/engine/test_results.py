@@ -29,6 +29,7 @@ def test_the_learning_curve_is_drawn_for_whatever_the_history_holds(tmp_path: Pa
         assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_on_a_run(
     quick_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

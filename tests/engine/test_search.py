@@ -161,6 +161,7 @@ def exact_files(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_ends_as_one_that_is_not(command: Command, tmp_path: Path) -> None:
     # The folder's name is part of the trials' config.
     killed, straight = tmp_path / "sweep", tmp_path / "straight"

@@ -111,6 +111,7 @@ def test_a_trial_is_the_run_that_its_command_makes_by_hand(
     assert all(name in page for name in trials_in(swept))
 
 
+@pytest.mark.slow
 def test_the_same_command_trains_nothing_and_a_larger_grid_what_is_new(
     swept: Path, command: Command, tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_the_same_command_trains_nothing_and_a_larger_grid_what_is_new(
     assert "holds a sweep of another config (dropout: 0.3 -> 0.1)" in other.stderr
 
 
+@pytest.mark.slow
 def test_sweeper_and_trials_that_are_killed_lose_nothing(swept: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     words = ("root", folder, *SMALL, *GRID, "--jobs=2")
@@ -178,6 +180,7 @@ def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_pa
     assert sweeper.refused == {}
 
 
+@pytest.mark.slow
 def test_a_sweep_is_told_to_stop_and_goes_on(swept: Path, command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     words = ("root", folder, *SMALL, *GRID, "--jobs=2")
@@ -271,6 +274,7 @@ def test_a_launcher_that_is_not_installed_is_one_sentence(command: Command, tmp_
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.slow
 def test_gpus_are_shared_out_one_a_trial(swept: Path, command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "gpus"
     grid = ("--grid", "n_filters=2,3", "--grid", "lr_schedule=null")

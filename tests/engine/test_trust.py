@@ -20,7 +20,7 @@ from configs import registry
 from engine.checkpoints import callback_state
 from engine.checkpoints import file as commit_file
 from engine.hooks.keeping import KeepCheckpoints
-from engine.iterators.base import TemplateIterator
+from engine.iterators import TemplateIterator
 from src import experiment
 from vegab import UsageError, resolve, trust
 from vegab.config import Override
@@ -52,13 +52,13 @@ def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
         "subprocess.check_output",
         "builtins.eval",
         "functools.partial",
-        "src.data.os.system",
-        "engine.hooks:io.open",
+        "src.data.Path.unlink",
+        "engine.hooks.progress:io.open",
         "keras.src.utils.io_utils.sys.exit",
         "test_trust:run_shell",
         "test_trust.half_done",
         "test_trust:text.join",
-        "engine.hooks.Path.unlink",
+        "engine.hooks.keeping:Path.unlink",
         "engine.hooks.Hook.__subclasses__",
         "vegab.trust.note_typed",
         "pytest.main",
@@ -79,7 +79,7 @@ def test_a_name_of_a_stranger_leads_nowhere_else(name: str) -> None:
     "name",
     [
         "engine.hooks.KeepCheckpoints",
-        "hooks:EpochLog",
+        "engine.hooks:EpochLog",
         "keras.callbacks.EarlyStopping",
         "keras.optimizers.schedules:CosineDecay",
         "tensorflow.keras.callbacks.CSVLogger",

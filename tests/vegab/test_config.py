@@ -657,3 +657,33 @@ def test_schemas_without_root(tmp_path: Path) -> None:
         "iterator": None, "rate": 1.0, "own": 2,
     }  # fmt: skip
     assert flow_with(registry, tmp_path, "own: 2\n") == {"own": 2}
+
+
+@pytest.fixture
+def with_rates() -> ConfigRegistry:
+    """A registry with two keys of which one takes the place of the other."""
+    registry = ConfigRegistry()
+    registry.set_root_config(
+        {
+            "rate": Key(None, "one rate", instead_of="schedule"),
+            "schedule": Key(None, "several", instead_of="rate"),
+        }
+    )
+    registry["falling"] = {"schedule": [[1, 0.1]]}
+    registry["fixed"] = {"rate": 0.2}
+    return registry
+
+
+def test_a_typed_key_takes_the_place_of_another(with_rates: ConfigRegistry) -> None:
+    typed = [Override("rate", "0.3")]
+    assert with_rates.resolve("falling", overrides=typed) == {"rate": 0.3, "schedule": None}
+    typed = [Override("schedule", "[[2, 0.1]]")]
+    assert with_rates.resolve("fixed", overrides=typed) == {"rate": None, "schedule": [[2, 0.1]]}
+    typed = [Override("rate", "0.3"), Override("schedule", "null")]
+    assert with_rates.resolve("falling", overrides=typed) == {"rate": 0.3, "schedule": None}
+
+
+def test_two_keys_that_exclude_each_other_are_not_both_typed(with_rates: ConfigRegistry) -> None:
+    typed = [Override("rate", "0.3"), Override("schedule", "[[2, 0.1]]")]
+    with pytest.raises(UsageError, match="rate and schedule exclude each other"):
+        with_rates.resolve("root", overrides=typed)

@@ -45,11 +45,7 @@ def get(callback: Any) -> dict[str, Any]:
 
 
 def put(callback: Any, state: Mapping[str, Any]) -> None:
-    """Give a callback or hook the state that `get` returned.
-
-    Raises:
-        DamagedCheckpointError: if the state names what `get` does not return.
-    """
+    """Give a callback or hook the state that `get` returned, and nothing else."""
     if hasattr(callback, "set_state"):
         callback.set_state(state)
         return

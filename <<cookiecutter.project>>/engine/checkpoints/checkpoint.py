@@ -28,8 +28,8 @@ import h5py
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.random.seed_generator import global_seed_generator
 
+from engine import keras_private
 from engine.checkpoints.file import (
     BEST,
     KEPT,
@@ -48,6 +48,7 @@ from engine.checkpoints.history import HistoryArray, csv_lines
 from engine.checkpoints.layout import CommitLayout, path_of
 from engine.checkpoints.transfer import as_if_none_were_frozen
 from engine.devices import Workers, replicas
+from engine.trees import copied, map_leaves
 from vegab.files import link, sync_to_disk, write_atomically
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ SECONDS_FOR_FILES = 60
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a commit holds, which training can no longer change.
+    """All that a checkpoint holds, which training can no longer change.
 
     Attributes:
         values: of each variable, in the order of the groups; TensorFlow copies what it is about to
@@ -145,7 +146,7 @@ class Checkpoint:
             values[n] = array
         return Snapshot(
             values=values,
-            state=_copy(_without_history(state)),
+            state=copied(_without_history(state)),
             rows=rows,
             history=self._history.values,
             columns=dict(self._history.columns),
@@ -187,11 +188,7 @@ class Checkpoint:
             pending.result()
 
     def finish(self) -> None:
-        """Have the last commit on the disk, and the views too, which until now only the system has.
-
-        Raises:
-            OSError: if something could not be written.
-        """
+        """Have the last commit on the disk, and the views too. Raises OSError if that fails."""
         self.wait()
         if not self._workers.is_chief:
             return
@@ -207,8 +204,8 @@ class Checkpoint:
         """Find the latest good commit and return its state; None if there is none.
 
         A damaged file is set aside under the name `*.damaged` and the commit before it is used. The
-        views are written anew, so that one that was lost or edited is right again; so is the best
-        commit where it can be. All that is done by the chief; other workers read the same commit.
+        chief writes the views again, and the best commit where it can be: what was lost or edited
+        is right again. Other workers read the same commit.
 
         Raises:
             DamagedCheckpointError: if there are commits, and none of them is good; or if this is
@@ -243,9 +240,7 @@ class Checkpoint:
     def _same_as_chief(self, path: Path | None, candidates: Sequence[Path]) -> Path | None:
         """Return the file of the commit that the chief has found, or None if it has found none.
 
-        Args:
-            path: what the chief has found.
-            candidates: where another worker looks for it.
+        `path` is what the chief has found; another worker looks for it in `candidates`.
         """
         if self._workers.number == 1:
             return path
@@ -270,8 +265,8 @@ class Checkpoint:
 
         Args:
             state: of the commit that was read.
-            best_epoch: the best until then, by the monitor of this run; where its commit is there
-                no more, there is no best commit until an epoch is better.
+            best_epoch: the best until then, by the monitor of this run; if its commit is gone,
+                there is no best commit until an epoch is better.
         """
         path = self._found
         assert path is not None
@@ -286,8 +281,7 @@ class Checkpoint:
         if best_epoch is None:
             return
         for candidate, its in [(path, state), *((commit.path, commit.state) for commit in earlier)]:
-            has_ended = its["step"] == 0 or its["is_cut"]
-            if has_ended and len(its["history"]) == best_epoch + 1:
+            if _is_end_of(its, best_epoch):
                 with contextlib.suppress(DamagedCheckpointError):
                     verify(candidate)
                     link(candidate, self.folder / BEST)
@@ -341,10 +335,8 @@ class Checkpoint:
                 saved = [(_plain(name), dataset.shape) for name, dataset in weights_in(file)]
                 _compare(saved, wanted_variables(self.model.weights), path)
             for group in groups:
-                saved, wanted = (
-                    saved_variables(file[STATE][group]),
-                    wanted_variables(self._groups[group]),
-                )
+                saved = saved_variables(file[STATE][group])
+                wanted = wanted_variables(self._groups[group])
                 are_all_there = self._variables is None or group == "variables"
                 if are_all_there or set(wanted) - set(saved):
                     _compare(saved, wanted, path)
@@ -400,17 +392,14 @@ class Checkpoint:
         """
         path = self.folder / HISTORY_CSV
         known, self._rows_in_csv = self._rows_in_csv, None
-        is_other = known is None or known > len(rows) or columns != self._columns_in_csv
-        if known is None or is_other or not path.exists():
+        is_other = columns != self._columns_in_csv or not path.exists()
+        if known is None or known > len(rows) or is_other:
             write_atomically(path, csv_lines(columns, rows), sync=False)
         elif known < len(rows):
             with open(path, "a") as file:
                 file.write(csv_lines(columns, rows[known:], header=False))
-        write_atomically(
-            self.folder / LOOP_STATE,
-            pickle.dumps(_plain_values(position), protocol=4),
-            sync=False,
-        )
+        plain = pickle.dumps(_plain_values(position), protocol=4)
+        write_atomically(self.folder / LOOP_STATE, plain, sync=False)
         self._rows_in_csv, self._columns_in_csv = len(rows), columns
 
 
@@ -464,8 +453,7 @@ def look_after_best(folder: Path, best_epoch: int) -> None:
             state = read_state(candidate)
         except OSError:
             continue
-        ends_epoch = state["step"] == 0 or state["is_cut"]
-        if ends_epoch and len(state["history"]) == best_epoch + 1:
+        if _is_end_of(state, best_epoch):
             link(candidate, path)
             log.warning("%s %s; it is made anew from %s", path, harm, candidate.name)
             return
@@ -476,6 +464,11 @@ def look_after_best(folder: Path, best_epoch: int) -> None:
         harm,
         best_epoch + 1,
     )
+
+
+def _is_end_of(state: Mapping[str, Any], epoch: int) -> bool:
+    has_ended = state["step"] == 0 or state["is_cut"]
+    return has_ended and len(state["history"]) == epoch + 1
 
 
 def load_weights(path: Path, model: keras.Model) -> None:
@@ -504,7 +497,7 @@ def variables_of(model: keras.Model) -> dict[str, list[Any]]:
     optimizers = replicas.optimizers_of(model)
     return {
         # What draws without a seed of its own draws from the global generator.
-        "variables": [*beside, global_seed_generator().state],
+        "variables": [*beside, keras_private.seed_generator().state],
         "optimizer": [v for optimizer in optimizers for v in optimizer.variables],
         "metrics": [variable for metric in model.metrics for variable in metric.variables],
     }
@@ -572,19 +565,10 @@ def _without_history(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain_values(value: Any) -> Any:
     """Return JSON values with the shape of each array in its place."""
-    if isinstance(value, Mapping):
-        return {key: _plain_values(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain_values(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return f"{value.dtype} of shape {value.shape}" if value.shape else value.item()
-    return value
 
+    def plain(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray | np.generic):
+            return leaf
+        return f"{leaf.dtype} of shape {leaf.shape}" if leaf.shape else leaf.item()
 
-def _copy(value: Any) -> Any:
-    """Return a copy of JSON values and arrays; tuples become lists, as JSON has them."""
-    if isinstance(value, Mapping):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_copy(item) for item in value]
-    return np.array(value) if isinstance(value, np.ndarray | np.generic) else value
+    return map_leaves(value, plain)

@@ -59,11 +59,7 @@ def leads_out(name: Any) -> bool:
 
 
 def require_inside(names: Iterable[Any]) -> None:
-    """Refuse names of files that lead out of the folder which they are relative to.
-
-    Raises:
-        DamagedCheckpointError: naming the first that does.
-    """
+    """Refuse names of files that lead out of the folder which they are relative to."""
     for name in names:
         if leads_out(name):
             raise DamagedCheckpointError(
@@ -80,7 +76,12 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         with h5py.File(path, "r") as file:
-            state = _with_arrays(json.loads(file[TEXT][()]), file)
+
+            def with_array(value: dict[str, Any]) -> Any:
+                is_array = value.keys() == {ARRAY}
+                return file[f"{STATE}/arrays/{value[ARRAY]:05}"][()] if is_array else value
+
+            state = json.loads(file[TEXT][()], object_hook=with_array)
             num_rows = state.pop("num_rows")
             state["history"] = rows_of(state.pop("columns"), file[HISTORY][:num_rows])
             if not all(isinstance(state.get(key, 0), int) for key in ("epoch", "global_step")):
@@ -114,8 +115,7 @@ class Commit(NamedTuple):
         path: of its file.
         state: what `read_state` returns.
         epoch: epochs done.
-        ends_epoch: whether it was made after the last step of an epoch, or later in the epoch's
-            end, so that what goes on from there is the next epoch.
+        ends_epoch: whether the next epoch begins from there.
     """
 
     path: Path
@@ -188,23 +188,10 @@ def weights_in(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
     ]
 
 
-def _with_arrays(value: Any, file: h5py.File) -> Any:
-    if isinstance(value, list):
-        return [_with_arrays(item, file) for item in value]
-    if isinstance(value, dict) and value.keys() == {ARRAY}:
-        return file[f"{STATE}/arrays/{value[ARRAY]:05}"][()]
-    if isinstance(value, dict):
-        return {key: _with_arrays(item, file) for key, item in value.items()}
-    return value
-
-
 def _refuse_foreign(path: Path) -> None:
     """Refuse what no commit of ours has: data kept elsewhere, or larger than the file.
 
     A digest shows that a file is whole, not who made it; HDF5 follows links to other files.
-
-    Raises:
-        DamagedCheckpointError: naming what there is.
     """
     size = path.stat().st_size
 

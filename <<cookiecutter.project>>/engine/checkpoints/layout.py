@@ -10,19 +10,18 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import keras
 import numpy as np
 
 # Not part of Keras' public face, which takes a path alone; the public function calls it.
-from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
-
+from engine import keras_private
 from engine.checkpoints.file import ARRAY, HISTORY, SIGNATURE, STATE, TEXT, USER_BLOCK
 from engine.checkpoints.transfer import as_if_none_were_frozen
 from engine.devices import replicas
+from engine.trees import map_leaves
 
 # What grows, grows by so much at a time: the layout is made anew then.
 TEXT_BLOCK = 4096  # bytes of JSON
@@ -38,14 +37,8 @@ FULL_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class _Sparse:
-    """A file without the bytes of its arrays.
-
-    Attributes:
-        size: of the whole file, in bytes.
-        pieces: offset and bytes of what lies between the arrays.
-    """
+class _Sparse(NamedTuple):
+    """A file of `size` bytes without its arrays: offset and bytes of what lies between them."""
 
     size: int
     pieces: list[tuple[int, bytes]]
@@ -62,8 +55,8 @@ class CommitLayout:
     """Puts commits of one model together.
 
     Args:
-        model: with weights, metrics and optimizer variables made, or None: there are variables
-            alone. It is described as it is now, so this comes before anything is restored.
+        model: with weights, metrics and optimizer variables made, or None. It is described as it is
+            now, so this comes before anything is restored.
         variables: by group, the variables of which a commit holds the values; those of "weights"
             are Keras' own where it can write the model.
         num_replicas: copies of the model.
@@ -164,35 +157,22 @@ def _write_model(model: keras.Model, file: h5py.File) -> list[str]:
     A subclassed model has no config that Keras could write: then the list is empty, and so is the
     file. The live model stays as it is.
     """
-    # Keras' writer takes the optimizer out of the model's compile config. Its copy of the optimizer
-    # is left out: load_model does not read it, and ours is complete.
-    compile_config = getattr(model, "_compile_config", None)  # none before compile()
-    kept = dict(compile_config.config) if compile_config is not None else None
     try:
         with as_if_none_were_frozen(model):
-            save_model_to_hdf5(model, file, include_optimizer=True)
+            keras_private.write_hdf5(model, file)
     except NotImplementedError:
         file.clear()
         return []
-    finally:
-        if compile_config is not None:
-            compile_config.config = kept
-    file.pop("optimizer_weights", None)
+    file.pop("optimizer_weights", None)  # load_model does not read it, and ours is complete
     if "training_config" in file.attrs:
         training_config = json.loads(file.attrs["training_config"])
-        training_config["loss"] = _full_names(training_config.get("loss"))
+        training_config["loss"] = map_leaves(
+            training_config.get("loss"),
+            lambda loss: FULL_NAMES.get(loss.lower(), loss) if isinstance(loss, str) else loss,
+        )
         file.attrs["training_config"] = json.dumps(training_config)
     with as_if_none_were_frozen(model):
         return _names_of_weights(model, file)
-
-
-def _full_names(loss: Any) -> Any:
-    """Return the losses of a compile config with each short name written out."""
-    if isinstance(loss, dict):
-        return {key: _full_names(value) for key, value in loss.items()}
-    if isinstance(loss, list):
-        return [_full_names(value) for value in loss]
-    return FULL_NAMES.get(loss.lower(), loss) if isinstance(loss, str) else loss
 
 
 def _names_of_weights(model: keras.Model, file: h5py.File) -> list[str]:
@@ -210,14 +190,14 @@ def _names_of_weights(model: keras.Model, file: h5py.File) -> list[str]:
 
 def _take_arrays(value: Any, arrays: list[np.ndarray]) -> Any:
     """Return `value` with each array in it replaced by its number, and append it to `arrays`."""
-    if isinstance(value, Mapping):
-        return {key: _take_arrays(item, arrays) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_take_arrays(item, arrays) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        arrays.append(np.asarray(value))
+
+    def take(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray | np.generic):
+            return leaf
+        arrays.append(np.asarray(leaf))
         return {ARRAY: len(arrays) - 1}
-    return value
+
+    return map_leaves(value, take)
 
 
 def path_of(variable: Any) -> str:

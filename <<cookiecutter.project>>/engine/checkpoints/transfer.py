@@ -136,11 +136,7 @@ def as_if_none_were_frozen(model: Any) -> Iterator[None]:
 
 
 def matching(pattern: str, path: str, key: str) -> bool:
-    """Whether a path matches a regular expression from its beginning on.
-
-    Raises:
-        ValueError: if the expression is none.
-    """
+    """Whether a path matches a regular expression from its beginning on; refuses what is none."""
     try:
         return re.match(pattern, path) is not None
     except re.error as error:

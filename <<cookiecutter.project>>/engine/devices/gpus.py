@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import shutil
-import subprocess
 from contextlib import AbstractContextManager
 
 from engine.devices import workers
 from vegab import UsageError
+from vegab.provenance import ask_nvidia_smi
 
 IDLE = "-1"
 SEVERAL = "PROJECT_NUM_GPUS"  # how many were asked for, for this process and its children
@@ -15,14 +14,11 @@ MOST_PERCENT, MOST_MEMORY = 5, 5  # of use, and MiB: below both a GPU is idle
 
 
 def choose_gpus(gpus: str) -> None:
-    """Let TensorFlow see some GPUs alone.
+    """Let TensorFlow see some GPUs only.
 
     Args:
         gpus: numbers such as "0" or "0,1", "none" for the CPU, "-1" for the idle ones, "" for what
-            the environment says.
-
-    Raises:
-        UsageError: if it is none of these, or no GPU is idle.
+            the environment says. UsageError if it is none of these, or no GPU is idle.
     """
     if not gpus:
         return
@@ -42,11 +38,8 @@ def choose_gpus(gpus: str) -> None:
 def scope(together: bool = False) -> AbstractContextManager[object]:
     """Return what a model is to be built in: a copy on each GPU, if several were asked for.
 
-    Every copy is given a part of each batch, and all of them make the same update.
-
-    Args:
-        together: train with the other workers that the environment names, if it does; see
-            `engine.devices.workers`.
+    Every copy is given a part of each batch, and all of them make the same update. `together`:
+    train with the other workers that the environment names; see `engine.devices.workers`.
 
     Raises:
         UsageError: if TensorFlow does not see as many GPUs, or a worker's port is in use.
@@ -82,13 +75,8 @@ def device_names() -> list[str]:
 
 def idle_gpus() -> list[str]:
     """Return the numbers of the GPUs that nobody uses, as nvidia-smi tells; none without it."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = "--query-gpu=index,utilization.gpu,memory.used"
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
     found = []
-    for line in done.stdout.splitlines():
+    for line in ask_nvidia_smi("index,utilization.gpu,memory.used", "csv,noheader,nounits"):
         number, percent, memory = (part.strip() for part in line.split(","))
         if int(percent) < MOST_PERCENT and int(memory) < MOST_MEMORY:
             found.append(number)

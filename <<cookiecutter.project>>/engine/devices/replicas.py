@@ -14,8 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.random.seed_generator import global_seed_generator
 
+from engine import keras_private
 from engine.devices.workers import Workers
 from vegab import UsageError
 
@@ -30,7 +30,7 @@ def make_seed_generator() -> None:
     from Python's generator, as those of initial weights are: they shall be those of one device.
     """
     before = random.getstate()
-    global_seed_generator()
+    keras_private.seed_generator()
     random.setstate(before)
 
 
@@ -49,17 +49,14 @@ def prepare(model: Any) -> None:
         )
     if getattr(model.optimizer, "ema_overwrite_frequency", None):
         raise UsageError("ema_overwrite_frequency needs one device; leave it out")
-    for layer in model._flatten_layers():
+    for layer in keras_private.layers_of(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = True
-            if type(layer)._moments is keras.layers.BatchNormalization._moments:
-                layer._moments = functools.partial(_moments, layer)
+            keras_private.set_moments(layer, _moments)
     for optimizer in optimizers_of(model):
-        add_up = optimizer._all_reduce_sum_gradients
+        add_up = keras_private.take_gradient_sum(optimizer)
         optimizer.scale_loss = functools.partial(_scale_loss, optimizer.scale_loss)
         optimizer.apply = functools.partial(_apply, optimizer.apply, add_up)
-        for each in (optimizer, getattr(optimizer, "inner_optimizer", optimizer)):
-            each._all_reduce_sum_gradients = list  # not a second time
 
 
 def optimizers_of(model: Any) -> list[keras.Optimizer]:
@@ -107,8 +104,8 @@ def _moments(layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
     """
     context = tf.distribute.get_replica_context()
     if context is None or mask is not None:
-        return keras.layers.BatchNormalization._moments(layer, inputs, mask)
-    axes = layer._reduction_axes
+        return keras_private.moments_of(layer, inputs, mask)
+    axes = [a for a in range(len(inputs.shape)) if a != layer.axis % len(inputs.shape)]
     count = tf.cast(tf.size(inputs) // inputs.shape[layer.axis], inputs.dtype)
     total, squares, count = sum_over_replicas(
         [tf.reduce_sum(inputs, axes), tf.reduce_sum(tf.square(inputs), axes), count]
@@ -150,9 +147,7 @@ def components(variable: Any) -> Sequence[tf.Variable]:
 class Agreement:
     """Whether the copies of a model are the same, bit for bit, on all devices of all workers.
 
-    Args:
-        variables: of the model; those of which each replica has its own do not count.
-        workers: of the model's strategy.
+    Variables of which each replica has its own do not count.
     """
 
     def __init__(self, variables: Sequence[Any], workers: Workers) -> None:
@@ -193,12 +188,7 @@ def _digest(variable: tf.Variable) -> tf.Tensor:
 def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:
     """Return values of this worker's replicas with those of all others before and after them.
 
-    Args:
-        values: arrays of shape (replicas here, ...).
-        workers: all of them call this.
-
-    Returns:
-        arrays of shape (replicas, ...).
+    All workers call this. Arrays of shape (replicas here, ...) become such of (replicas, ...).
     """
     rows = workers.gather_bytes(b"".join(array.tobytes() for array in values))
     gathered, begin = [], 0
@@ -213,14 +203,9 @@ def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:
 
 
 def assign(variable: Any, values: np.ndarray, workers: Workers) -> None:
-    """Give each replica here its own value back.
+    """Give each replica here its own value, of shape (replicas, ...), back.
 
     If there were more or fewer replicas before, the first one takes over what they had in all.
-
-    Args:
-        variable: one of which each replica has its own.
-        values: of shape (replicas, ...).
-        workers: of the model's strategy.
     """
     if len(values) != workers.num_replicas:
         first = values.sum(axis=0, dtype=values.dtype)

@@ -5,7 +5,6 @@ chief, is the only one that writes the run folder.
 """
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import json
@@ -15,20 +14,19 @@ import random
 import re
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vegab import UsageError
+from vegab.exits import INTERRUPTED
 
 if TYPE_CHECKING:
     import numpy as np
     import tensorflow as tf
 
 log = logging.getLogger(__name__)
-INTERRUPTED = 75  # exit code: the same commands continue
 SECONDS_TO_COME = 300  # that the workers wait for each other at the start
 SECONDS_TO_REGISTER = 45  # once all are there, with TensorFlow's service, or all end
 SECONDS_OF_SILENCE = 20  # after which a worker is taken for dead
@@ -74,20 +72,12 @@ def strategy() -> "tf.distribute.Strategy":
             process itself ends with this code.
     """
     import tensorflow as tf
-    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
-    from tensorflow.python.eager import context  # no public name sets how long a worker is missed
+
+    from engine import keras_private
 
     rank, addresses = cluster()
     _meet(rank, addresses)
-    context.context().configure_coordination_service(
-        service_type="standalone",
-        service_leader="/job:worker/replica:0/task:0",
-        cluster_register_timeout_in_ms=SECONDS_TO_REGISTER * 1000,
-        heartbeat_timeout_in_ms=SECONDS_OF_SILENCE * 1000,
-        coordinated_jobs=[
-            coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(addresses))
-        ],
-    )
+    keras_private.set_patience(len(addresses), SECONDS_TO_REGISTER, SECONDS_OF_SILENCE)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(addresses)}),
         task_type="worker",
@@ -95,8 +85,12 @@ def strategy() -> "tf.distribute.Strategy":
         num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
         rpc_layer="grpc",
     )
-    with _unless_too_late():
-        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    log.info("all are there; if one dies now, this ends within %d s", SECONDS_TO_REGISTER)
+    try:
+        with keras_private.exiting_after(SECONDS_TO_REGISTER, INTERRUPTED):
+            return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    finally:  # TensorFlow has put a handler of its own in the place of the one that was there
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def cluster() -> tuple[int, tuple[str, ...]]:
@@ -104,7 +98,8 @@ def cluster() -> tuple[int, tuple[str, ...]]:
     if os.environ.get("TF_CONFIG"):
         return _tf_config(os.environ["TF_CONFIG"])
     import tensorflow as tf
-    from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver
+
+    from engine import keras_private
 
     rank, number = worker()
     # Jobs that share a machine must not meet: each has ports of its own.
@@ -118,19 +113,15 @@ def cluster() -> tuple[int, tuple[str, ...]]:
     )
     addresses = resolver.cluster_spec().as_dict()["worker"]
     # It sorts the machines by name, n10 before n9; SLURM numbers the tasks in its own order.
-    hosts = slurm_cluster_resolver.expand_hostlist(os.environ["SLURM_STEP_NODELIST"])
+    hosts = keras_private.hosts_in(os.environ["SLURM_STEP_NODELIST"])
     addresses.sort(key=lambda address: hosts.index(address.rpartition(":")[0]))
     return rank, tuple(addresses)
 
 
 def free_ports(number: int) -> list[int]:
-    """Return ports of the loopback on which nothing listens.
+    """Return ports of the loopback on which nothing listens; OSError if there are not as many.
 
-    They are below those that a system gives to connections and to whoever asks for any port, so
-    that nobody is given one of them before it is used.
-
-    Raises:
-        OSError: if there are not as many.
+    They are below those that a system gives to connections and to whoever asks for any port.
     """
     found: list[int] = []
     every = range(FIRST_PORT, FIRST_PORT + NUM_PORTS)
@@ -153,11 +144,7 @@ def on_this_machine(number: int) -> list[str]:
 
 
 def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
-    """Return what `TF_CONFIG` says: this worker's rank, and the addresses of all, chief first.
-
-    Raises:
-        UsageError: if it is torn.
-    """
+    """Return what `TF_CONFIG` says: this worker's rank, and the addresses of all, chief first."""
     try:
         config = json.loads(text)
     except ValueError as error:
@@ -192,10 +179,6 @@ def _meet(rank: int, addresses: Sequence[str]) -> None:
     """Return when all workers are there: TensorFlow's own waiting heeds no signal, and no time.
 
     The chief waits for the others to listen, and they for the chief, which then is in TensorFlow.
-
-    Raises:
-        UsageError: if this worker's port is in use.
-        SystemExit: with code 75, if the others do not come.
     """
     port = int(addresses[rank].rpartition(":")[2])
     with socket.socket() as mine:
@@ -229,44 +212,6 @@ def _listens(address: str) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), 2):
         return True
     return False
-
-
-class _Event(ctypes.Structure):
-    """What a timer does at its end: `struct sigevent` of timer_create(2) on Linux."""
-
-    _fields_ = (
-        ("value", ctypes.c_ssize_t),
-        ("signal", ctypes.c_int),
-        ("notify", ctypes.c_int),
-        ("function", ctypes.c_void_p),
-        ("padding", ctypes.c_char * 40),
-    )
-
-
-@contextlib.contextmanager
-def _unless_too_late() -> Iterator[None]:
-    """End the process with code 75 if TensorFlow's start takes too long: a worker died meanwhile.
-
-    While it waits, Python runs nothing, no thread and no handler, so that a timer of the C library
-    calls `_exit(75)`; systems other than Linux have none. TensorFlow then has a handler of its own
-    for SIGTERM, in place of which the one that was there is set again.
-    """
-    if not sys.platform.startswith("linux"):
-        yield
-        return
-    log.info("all are there; if one dies now, this ends within %d s", SECONDS_TO_REGISTER)
-    library, timer, call_in_a_thread = ctypes.CDLL(None), ctypes.c_void_p(), 2
-    leave = ctypes.cast(library._exit, ctypes.c_void_p)
-    event = _Event(value=INTERRUPTED, notify=call_in_a_thread, function=leave.value)
-    length = (ctypes.c_long * 4)(0, 0, SECONDS_TO_REGISTER, 0)  # no repetition, then seconds
-    if library.timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)):
-        raise OSError("the system gives no timer, without which a worker may wait for ever")
-    library.timer_settime(timer, 0, length, None)
-    try:
-        yield
-    finally:
-        library.timer_delete(timer)
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 @contextlib.contextmanager
@@ -316,10 +261,8 @@ def _adder(strategy: Any) -> Callable[["np.ndarray"], Any]:
 
 
 class Workers:
-    """What the workers of a strategy tell each other; one process alone has nobody to ask.
-
-    Args:
-        strategy: of the model, or None.
+    """What the workers of a strategy (or None) tell each other; one process alone has nobody to
+    ask.
 
     Attributes:
         rank: of this worker.
@@ -370,11 +313,8 @@ class Workers:
         return [row.astype(np.uint32).tobytes()[: len(content)] for row in self.gather(words)]
 
     def require_same(self, things: Mapping[str, str], meaning: str) -> None:
-        """Compare what should be the same for all workers.
-
-        Args:
-            things: texts by name.
-            meaning: of them all, for the message.
+        """Compare texts, by name, that should be the same for all workers; `meaning` is for the
+        message.
 
         Raises:
             UsageError: on all workers, naming those that differ.

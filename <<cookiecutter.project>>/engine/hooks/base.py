@@ -158,7 +158,7 @@ class Hooks:
 
     Args:
         hooks: in the order in which they are called.
-        seldom: those of them that act at every `hook_freq`-th step alone, beginning with the first.
+        seldom: those of them that act at every `hook_freq`-th step only, beginning with the first.
         hook_freq: at least 1.
         is_chief: whether this process is the one that writes.
     """
@@ -214,11 +214,7 @@ class Hooks:
         return callback_state.get_all(self.hooks)
 
     def call(self, method: str, *arguments: Any) -> None:
-        """Call a method of all hooks that have it.
-
-        Raises:
-            OSError, FloatingPointError, RuntimeError: naming the hook, if it fails.
-        """
+        """Call a method of all hooks that have it; an error names the hook."""
         for hook in self.hooks:
             self._call(hook, method, *arguments)
 
@@ -254,11 +250,8 @@ class Hooks:
     def after_step(self, begun_at: int, global_step: int, results: Any, *seen: Any) -> None:
         """Call `after_step` of those that want to act at `global_step`.
 
-        Args:
-            begun_at: global step at which the call of one or many steps began.
-            global_step: steps done.
-            results: of the step.
-            seen: fetches, feeds and batch, where there was but one step.
+        `begun_at` is the global step at which the call of one or many steps began; `seen` are
+        fetches, feeds and batch, where there was but one step.
         """
         for hook in self.hooks:
             step = self._acts_at(hook, begun_at)
@@ -304,11 +297,9 @@ def _acts_before(hook: Any) -> bool:
 
 def _takes_feeds(hook: Any) -> bool:
     """Whether `after_step` is written as (global_step, fetches, feeds, batch)."""
-    parameters = (
-        inspect.signature(hook.after_step).parameters.values()
-        if hasattr(hook, "after_step")
-        else ()
-    )
+    if not hasattr(hook, "after_step"):
+        return False
+    parameters = inspect.signature(hook.after_step).parameters.values()
     return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) == 4
 
 

@@ -72,11 +72,7 @@ def export(
 class Export(Hook):
     """Exports the model when training has ended, be it early, to `export/<name>`.
 
-    Args:
-        name: of the folder.
-        commit: `model.h5`, the latest, or `model_best.h5`.
-        features: see `export`.
-        serving: see `export`.
+    `commit` is `model.h5`, the latest, or `model_best.h5`; for the others see `export`.
     """
 
     def __init__(self, name: str, commit: str, features: Any, serving: Any) -> None:

@@ -9,9 +9,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from engine import pictures as figures
-from engine.checkpoints import (
-    csv_lines,
-)
+from engine.checkpoints import csv_lines
 from engine.hooks.base import Hook, Run, log
 from vegab.files import write_atomically
 

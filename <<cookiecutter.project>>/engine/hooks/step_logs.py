@@ -12,8 +12,7 @@ import tensorflow as tf
 from engine import pictures as figures
 from engine.batches import Array
 from engine.hooks.base import Hook, log
-from engine.iterators import make_examples, stack
-from engine.trees import leaves
+from engine.trees import by_path
 from vegab.files import write_atomically
 
 
@@ -85,31 +84,15 @@ class LoggingHook(Hook):
             for name in self.log_ops
             if name.startswith(self.VALIDATION)
         ]
-        if of_validation:
-            computed = self._validation_results(step, of_validation)
+        if of_validation and hasattr(self.run.iterator, "of_validation"):
+            computed = self.run.iterator.of_validation(step, of_validation)
             found += [(self.VALIDATION, result) for result in computed]
         logs: dict[str, dict[str, Any]] = {"scalars": {}, "images": {}, "figures": {}}
         for prefix, result in found:
             for kind, named in logs.items():
-                named |= {prefix + name: value for name, value in leaves(result.get(kind, {}))}
+                found_here = by_path(result.get(kind, {}))
+                named |= {prefix + name: value for name, value in found_here.items()}
         return logs
-
-    def _validation_results(self, step: int, names: Sequence[str]) -> list[Any]:
-        """Return what operations of a `TemplateIterator` give for a validation batch."""
-        iterator = self.run.iterator
-        if not hasattr(iterator, "step_op") or "validation" not in iterator.datasets:
-            return []
-        dataset, config = iterator.datasets["validation"], iterator.config
-        batch_size = min(config.get("test_batch_size") or config["batch_size"], len(dataset))
-        indices = [(step * batch_size + number) % len(dataset) for number in range(batch_size)]
-        batch = stack(make_examples(dataset, indices, config.get("seed", 0), epoch=0))
-        place = iterator.get_global_step(), iterator.get_epoch_step(), iterator.get_batch_step()
-        iterator.set_position(*place, "validation")
-        try:
-            ops = iterator.step_op(iterator.model, **batch)
-            return [ops[name]() for name in names if name in ops]
-        finally:
-            iterator.set_position(*place)
 
     def _save_image(self, name: str, step: int, images: Any) -> Array:
         picture = tile(_pixels(name, images))
@@ -142,14 +125,9 @@ class LoggingHook(Hook):
 
 
 def tile(images: Array) -> Array:
-    """Return images as one, in rows from left to right; what is left over is 0.
+    """Return images, (N, H, W, C), as one, (rows * H, columns * W, C), from left to right.
 
-    Args:
-        images: uint8 or float array of shape (N, H, W, C), N at least 1.
-
-    Returns:
-        array of the same dtype and shape (rows * H, columns * W, C): as many columns as rows, or
-        one more.
+    There are as many columns as rows, or one more; what is left over is 0.
     """
     number, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(number))
@@ -161,11 +139,7 @@ def tile(images: Array) -> Array:
 
 
 def _pixels(name: str, images: Any) -> Array:
-    """Return images as uint8 of shape (N, H, W, C); see `LoggingHook`.
-
-    Raises:
-        ValueError: if they are no images.
-    """
+    """Return images as uint8 of shape (N, H, W, C); see `LoggingHook`."""
     array = np.asarray(images)
     array = array[np.newaxis] if array.ndim == 3 else array
     is_float = np.issubdtype(array.dtype, np.floating)

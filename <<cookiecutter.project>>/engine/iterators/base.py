@@ -18,15 +18,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from engine import keras_private
 from engine.batches import BatchSource, random_generator
 from engine.checkpoints import require_inside
 from engine.hooks import Hook, give_addresses
-from engine.iterators.datasets import stack
+from engine.iterators.datasets import make_examples, stack
 from engine.iterators.steps import IteratorSteps, IteratorValidation
-from engine.trees import call_leaves, map_leaves
+from engine.trees import call_leaves, leaves, map_leaves
 
 FIXED_EXAMPLES_STREAM = 4
 Feeds = Mapping[str, Any]
+
+
+class NoOutputsError(TypeError):
+    """An iterator that has nothing to be stored."""
 
 
 class PyHookedModelIterator:
@@ -85,11 +90,10 @@ class PyHookedModelIterator:
         return {}
 
     def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
-        """Return what is to be stored for each example of a batch: arrays, lists of strings, and
-        under "labels" arrays to be stored together; by default what `eval_op(model, **batch)`
-        returns."""
+        """Return what `eval_op(model, **batch)` has to be stored for each example of a batch:
+        arrays, lists of strings, and under "labels" arrays to be stored together."""
         if not hasattr(self, "eval_op"):
-            raise TypeError(
+            raise NoOutputsError(
                 f"{type(self).__name__} has no eval_op(model, **batch), so nothing can be stored"
             )
         return self.eval_op(self.model, **batch)
@@ -178,7 +182,7 @@ class PyHookedModelIterator:
 
         A number that `train_op` or `step_ops` itself returns is the loss.
         """
-        return dict(_figures(results.get("step_ops"), ()))
+        return figures_in(results.get("step_ops"))
 
     @property
     def learning_rate(self) -> float | None:
@@ -260,19 +264,40 @@ class TemplateIterator(PyHookedModelIterator):
         """Return the figures that training has returned."""
         ops = results.get("step_ops", {})
         read = {name: ops[name] for name in self.train_ops if name in ops}
-        return dict(_figures(read, ()))
+        return figures_in(read)
 
     def validate(self, batch: Feeds) -> Mapping[str, float]:
         """Return the scalars of `log_op`."""
         ops = self.step_op(self.model, **batch)
         logs = ops["log_op"]() if "log_op" in ops else {}
-        return dict(_figures(logs.get("scalars", {}), ()))
+        return figures_in(logs.get("scalars", {}))
+
+    def of_validation(self, number: int, names: Sequence[str]) -> list[Any]:
+        """Return what operations give for a batch of the split "validation", if there is one.
+
+        Args:
+            number: of the batch; after the last one, the first comes again.
+            names: of the operations; those that `step_op` does not return are left out.
+        """
+        if "validation" not in self.datasets:
+            return []
+        dataset, config = self.datasets["validation"], self.config
+        size = min(config.get("test_batch_size") or config["batch_size"], len(dataset))
+        indices = [(number * size + place) % len(dataset) for place in range(size)]
+        batch = stack(make_examples(dataset, indices, config.get("seed", 0), epoch=0))
+        place = self.get_global_step(), self.get_epoch_step(), self.get_batch_step()
+        self.set_position(*place, "validation")
+        try:
+            ops = self.step_op(self.model, **batch)
+            return [ops[name]() for name in names if name in ops]
+        finally:
+            self.set_position(*place)
 
     def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
         """Return what `eval_op` does."""
         ops = self.step_op(self.model, **batch)
         if "eval_op" not in ops:
-            raise TypeError(
+            raise NoOutputsError(
                 f"step_op of {type(self).__name__} returns no eval_op, so nothing can be stored"
             )
         return ops["eval_op"]()
@@ -382,11 +407,7 @@ class TFHookedModelIterator(PyHookedModelIterator):
         results = call_leaves(others, self.model, **feed_dict)
         if "step_ops" in fetches:
             self._step_variable.assign(self._global_step)
-            function, tensors = self._compile(fetches["step_ops"]), _tensors(feed_dict)
-            num_traces = function.experimental_get_tracing_count()
-            computed = function(tensors)
-            if function.experimental_get_tracing_count() != num_traces:
-                self._note(function.get_concrete_function(tensors))
+            computed = self._traced_by(fetches["step_ops"], feed_dict, lambda f, feeds: f(feeds))
             results["step_ops"] = keras.tree.map_structure(_to_numpy, computed)
         return results
 
@@ -410,16 +431,18 @@ class TFHookedModelIterator(PyHookedModelIterator):
         yield "train", self.step_ops()
 
     def _trace(self, ops: Any, batch: Feeds) -> None:
-        function, tensors = self._compile(ops), _tensors(batch)
-        num_traces = function.experimental_get_tracing_count()
-        traced = function.get_concrete_function(tensors)
-        if function.experimental_get_tracing_count() != num_traces:
-            self._note(traced)
+        self._traced_by(ops, batch, lambda function, feeds: function.get_concrete_function(feeds))
 
-    def _note(self, traced: Any) -> None:
-        self._traced.append(traced)
-        if self._look is not None:
-            self._look(traced)
+    def _traced_by(self, ops: Any, batch: Feeds, call: Callable[[Any, Any], Any]) -> Any:
+        """Return what a call of the compiled functions gives, and note what it has traced."""
+        function, feeds = self._compile(ops), _tensors(batch)
+        num_traces = function.experimental_get_tracing_count()
+        result = call(function, feeds)
+        if function.experimental_get_tracing_count() != num_traces:
+            self._traced.append(function.get_concrete_function(feeds))
+            if self._look is not None:
+                self._look(self._traced[-1])
+        return result
 
     def variables(self) -> dict[str, list[Any]]:
         """Return the variables of iterator and model, without the step, which is a position."""
@@ -430,7 +453,7 @@ class TFHookedModelIterator(PyHookedModelIterator):
         return [self._step_variable]
 
     def _compile(self, ops: Any) -> Any:
-        key = (self.is_training, *_leaves(ops, ()))
+        key = (self.is_training, *leaves(ops))
         if key not in self._compiled:
             if len(self._compiled) == self.MOST_COMPILED:
                 self.logger.warning(
@@ -444,27 +467,13 @@ class TFHookedModelIterator(PyHookedModelIterator):
         return self._compiled[key]
 
 
-def _figures(results: Any, path: tuple[str, ...]) -> Iterator[tuple[str, float]]:
-    """Yield the numbers among nested results by their path, without the words that all have."""
-    if isinstance(results, Mapping):
-        for name, item in results.items():
-            yield from _figures(item, path if name == "train_op" else (*path, str(name)))
-    elif isinstance(results, list | tuple):
-        for number, item in enumerate(results):
-            yield from _figures(item, (*path, str(number)))
-    elif isinstance(results, int | float | np.number) or getattr(results, "shape", None) == ():
-        yield "/".join(path) or "loss", float(results)
-
-
-def _leaves(nested: Any, path: tuple[Any, ...]) -> Iterator[Any]:
-    if isinstance(nested, Mapping):
-        for name, item in nested.items():
-            yield from _leaves(item, (*path, name))
-    elif isinstance(nested, list | tuple):
-        for number, item in enumerate(nested):
-            yield from _leaves(item, (*path, number))
-    else:
-        yield path, nested
+def figures_in(results: Any) -> dict[str, float]:
+    """Return the numbers among nested results by their path, without the words that all have."""
+    return {
+        "/".join(str(name) for name in path if name != "train_op") or "loss": float(value)
+        for path, value in leaves(results)
+        if isinstance(value, int | float | np.number) or getattr(value, "shape", None) == ()
+    }
 
 
 def _tensors(feeds: Feeds) -> dict[str, Any]:
@@ -512,25 +521,16 @@ def _variables_of(owner: Any, beside: Sequence[Any] = ()) -> dict[str, list[Any]
     def look_within(value: Any, depth: int) -> None:
         if depth > 3 or id(value) in seen:
             return
-        if isinstance(value, Mapping):
-            for item in list(value.values()):
-                look(item, depth + 1)
-        elif isinstance(value, list | tuple):
-            for item in value:
+        if isinstance(value, Mapping | list | tuple):
+            for item in list(value.values() if isinstance(value, Mapping) else value):
                 look(item, depth + 1)
         elif isinstance(value, keras.Optimizer | keras.Metric | keras.random.SeedGenerator):
             look(value, depth + 1)
 
     for thing in (owner, model):
-        if thing is None:
-            continue
-        if isinstance(thing, keras.Layer):
-            look(thing, 0)
-        else:
-            for item in list(vars(thing).values()) if hasattr(thing, "__dict__") else []:
-                look(item, 0)
+        is_layer = isinstance(thing, keras.Layer)
+        for item in [thing] if is_layer else list(getattr(thing, "__dict__", {}).values()):
+            look(item, 0)
     # What draws without a seed of its own draws from the global generator.
-    from keras.src.random.seed_generator import global_seed_generator
-
-    add("variables", [global_seed_generator().state])
+    add("variables", [keras_private.seed_generator().state])
     return groups

@@ -9,18 +9,10 @@ from engine.hooks import Hook, IntervalHook, KeepCheckpoints, LoggingHook
 from engine.iterators import torch_guard
 from engine.iterators.base import PyHookedModelIterator, TemplateIterator
 from engine.iterators.datasets import ExampleBatches
+from engine.iterators.ranges import splits_of
 from engine.iterators.trainers import TFBaseTrainer
 from engine.training import Unsaved
 from vegab import UsageError, resolve
-
-
-def splits_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return key and import path of the dataset of each split, for a config with an iterator."""
-    names = {f"datasets.{split}": (split, path) for split, path in config["datasets"].items()}
-    if not names:
-        names["dataset"] = "train", config["dataset"]
-        names["validation_dataset"] = "validation", config["validation_dataset"]
-    return {split: (key, path) for key, (split, path) in names.items() if path}
 
 
 def of_iterators(config: Mapping[str, Any]) -> list[Hook]:
@@ -91,11 +83,7 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
 
 
 def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the datasets by split: of `datasets`, or of `dataset` and `validation_dataset`.
-
-    Raises:
-        UsageError: if one cannot be made, has no length or no examples, or none is for training.
-    """
+    """Return the datasets by split: of `datasets`, or of `dataset` and `validation_dataset`."""
     splits = splits_of(config)
     if "train" not in splits:
         raise UsageError(f"datasets has {', '.join(splits)}; expected at least train")
@@ -118,11 +106,7 @@ def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
-    """Return what `iterator` names.
-
-    Raises:
-        UsageError: if it is no iterator, or lacks what it has to write itself.
-    """
+    """Return the class that `iterator` names, which has written what it has to write itself."""
     name = config["iterator"]
     kind = resolve(name, "iterator")
     if not isinstance(kind, type) or not issubclass(kind, PyHookedModelIterator):
@@ -147,11 +131,7 @@ def make_iterator(
     model: Any,
     datasets: Mapping[str, Any],
 ) -> PyHookedModelIterator:
-    """Return an iterator, made with EDflow's arguments.
-
-    Raises:
-        UsageError: if it does not take them.
-    """
+    """Return an iterator, made with EDflow's arguments."""
     with refusals_named(config, "iterator"):
         return kind(
             config=config,

@@ -38,10 +38,8 @@ def example_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 
 class DatasetMixin:
-    """A dataset of examples. A subclass gives `get_example` and `__len__`.
-
-    A subclass may set `self.data` to another dataset instead, and inherits from it what it does not
-    define itself.
+    """A dataset of examples. A subclass gives `get_example` and `__len__`, or sets `self.data` to
+    another dataset, and inherits from it what it does not define itself.
 
     `dataset[index]` is a copy of the example with its index under "index_". Functions among the
     values, nested ones too, are called and replaced by what they return: an image that is read by
@@ -78,8 +76,8 @@ class DatasetMixin:
         """Generator of the example in hand, shared by all the datasets that have a part in it.
 
         In a batch it is a function of seed, epoch and index, as are then the global generators of
-        `random` and NumPy. For `dataset[index]` alone it is that of seed 0 and epoch 0, and where
-        there is no example in hand, a new one at every access, always the same.
+        `random` and NumPy. For `dataset[index]` it is that of seed 0 and epoch 0, and where there
+        is no example in hand, a new one at every access, always the same.
         """
         return _generator_in_hand.get() or example_generator(0, 0, NO_INDEX)
 
@@ -209,8 +207,7 @@ class CsvDataset(DatasetMixin):
     """The rows of a CSV file: its columns are the labels, a row is an example.
 
     Args:
-        config: `csv_path` is the file, `csv_arguments` (optional) are keyword arguments for
-            `pandas.read_csv`.
+        config: `csv_path` is the file, `csv_arguments` (optional) are for `pandas.read_csv`.
 
     Raises:
         ValueError: if the config has no `csv_path`.
@@ -291,8 +288,8 @@ def make_examples(
 ) -> list[Example]:
     """Return the examples at `indices`; each is a function of seed, epoch and its index.
 
-    What an example draws from `prng`, from `random` and from NumPy's global generator is so
-    determined; the global generators are left as they were.
+    So is what it draws from `prng`, from `random` and from NumPy's global generator, which are left
+    as they were.
 
     Raises:
         RuntimeError: if an example cannot be made; it names the dataset, the index and the reason.
@@ -325,10 +322,8 @@ class ExampleBatches:
     """Batches of a dataset's examples: a batch source for training, and a `keras.utils.PyDataset`.
 
     A batch is the stacked dict of its examples, see `stack`. Every example comes once an epoch.
-    As a PyDataset, for `predict` and `evaluate`, it holds the batches of epoch 0.
-
-    It is made a `keras.utils.PyDataset` when it is built. Were it one by its definition, each
-    worker process would import TensorFlow, which takes seconds, for nothing.
+    As a PyDataset, for `predict` and `evaluate`, it holds the batches of epoch 0. It becomes one
+    when it is built: worker processes, which need none, would take seconds to import TensorFlow.
 
     Args:
         dataset: the examples; at least one.
@@ -346,10 +341,7 @@ class ExampleBatches:
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        import keras
-
-        names = {"__doc__": cls.__doc__, "__module__": cls.__module__}
-        return super().__new__(type(cls.__name__, (cls, keras.utils.PyDataset), names))
+        return super().__new__(_as_py_dataset(cls))  # type: ignore[arg-type]
 
     def __init__(
         self,
@@ -375,7 +367,7 @@ class ExampleBatches:
         self._epoch: int | None = None
         self._order = np.arange(len(dataset))
         self._pool: ProcessPoolExecutor | None = None
-        self._workers: Sequence[Any] = ()
+        self._children: Sequence[Any] = ()
         self._ahead: dict[tuple[int, int], list[Future[list[Example]]]] = {}
 
     def __len__(self) -> int:
@@ -435,7 +427,7 @@ class ExampleBatches:
         from engine import endings
 
         # The pool ends the others by SIGTERM.
-        codes = {worker.exitcode or 0 for worker in self._workers} - {0}
+        codes = {worker.exitcode or 0 for worker in self._children} - {0}
         code = min(codes - {-signal.SIGTERM} or codes, default=1)
         raise RuntimeError(
             f"a worker process that makes the examples of {type(self.dataset).__name__} died "
@@ -451,7 +443,7 @@ class ExampleBatches:
         indices = self._indices(epoch, step)
         parts = np.array_split(indices, min(self.num_workers, len(indices)))
         made = [pool.submit(_examples_in_worker, part, self.seed, epoch) for part in parts]
-        self._workers = multiprocessing.active_children()
+        self._children = multiprocessing.active_children()
         return made
 
     def _start_pool(self) -> ProcessPoolExecutor:
@@ -466,6 +458,14 @@ class ExampleBatches:
             initializer=_start_worker,
             initargs=(type(self.dataset).__name__, pickled),
         )
+
+
+@cache
+def _as_py_dataset(kind: type) -> Any:
+    import keras
+
+    names = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    return type(kind.__name__, (kind, keras.utils.PyDataset), names)
 
 
 def _load(value: Any) -> Any:

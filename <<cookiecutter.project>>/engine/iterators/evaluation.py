@@ -13,25 +13,23 @@ and no path that would be wrong once the run folder is moved.
 
 import contextlib
 import logging
-import math
 import os
 import re
-import shutil
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.iterators.base import NoOutputsError
+from engine.iterators.outputs import META, OutputWriter, yaml_of_outputs
 from engine.runs import results
-from vegab.files import replacing_folder
+from vegab.files import link, replacing_folder
 
 if TYPE_CHECKING:
     from engine.experiment import Experiment
-from engine.iterators.outputs import META, OutputWriter, _yaml
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -42,18 +40,14 @@ class OtherModelError(ValueError):
     """A commit that does not hold what the model to be evaluated needs."""
 
 
-class NoOutputsError(TypeError):
-    """An iterator that has nothing to be stored."""
-
-
 def evaluate_split(
     experiment: "Experiment", checkpoint: Path, output: Path, split: str
 ) -> dict[str, Any]:
-    """Restore a commit and store what the iterator's `evaluate` returns for each example.
+    """Restore a checkpoint and store what the iterator's `evaluate` returns for each example.
 
     Args:
         experiment: with an iterator.
-        checkpoint: a commit.
+        checkpoint: its path.
         output: the folder to write; an older one is replaced when the new one is whole.
         split: one of the iterator's datasets.
 
@@ -61,10 +55,10 @@ def evaluate_split(
         What `meta.yaml` says.
 
     Raises:
-        OtherModelError: if the commit belongs to another model.
+        OtherModelError: if the checkpoint belongs to another model.
         NoOutputsError: if the iterator has no eval_op.
         ValueError: if it returns what cannot be stored by example.
-        OSError: if the commit is damaged, or something cannot be written.
+        OSError: if the checkpoint is damaged, or something cannot be written.
     """
     from tqdm import tqdm
 
@@ -103,15 +97,15 @@ def evaluate_split(
             "config": dict(config),
         }
         with open(partial / META, "w", encoding="utf-8") as file:
-            _yaml().dump(meta, file)
+            yaml_of_outputs().dump(meta, file)
     return meta
 
 
 def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Give model and iterator the state of a commit; return what it says of its run.
+    """Give model and iterator the state of a checkpoint; return what it says of its run.
 
-    Variables that are there only after a step are made by evaluating `batch`. What the commit has
-    for training alone, such as optimizers, is left where this iterator has none of it.
+    Variables that are there only after a step are made by evaluating `batch`. What the checkpoint
+    has for training only, such as optimizers, is left where this iterator has none of it.
 
     Raises:
         OtherModelError: if it has not what the model needs.
@@ -194,13 +188,7 @@ def _evaluate(iterator: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         NoOutputsError: if it has no eval_op, or that returns no dictionary.
     """
-    try:
-        outputs = iterator.evaluate(batch)
-    except TypeError as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        if (Path(place.filename).name, place.name) == ("iterators.py", "evaluate"):
-            raise NoOutputsError(str(error)) from error
-        raise
+    outputs = iterator.evaluate(batch)
     if not isinstance(outputs, Mapping):
         raise NoOutputsError(
             f"eval_op of {type(iterator).__name__} returns a {type(outputs).__name__}; expected a "
@@ -242,7 +230,7 @@ def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -
 
 
 def _as_they_come(run: Path, seen: set[int]) -> Iterator[Path]:
-    from engine.checkpoints import read_state
+    from engine.checkpoints import is_done, read_state
 
     latest, looked_at = run / "model.h5", None
     while True:
@@ -254,7 +242,11 @@ def _as_they_come(run: Path, seen: set[int]) -> Iterator[Path]:
             looked_at = now
             with held(latest, run) as commit:
                 state = read_state(commit)
-                is_over = is_over or _is_final(state, results.load_config(run))
+                config = results.load_config(run)
+                # Training may itself wait for its evaluation to end.
+                is_over = is_over or is_done(
+                    state, config.get("num_epochs"), config.get("num_steps")
+                )
                 if state["global_step"] not in seen:
                     seen.add(state["global_step"])
                     yield commit
@@ -272,23 +264,10 @@ def has_ended(run: Path) -> bool:
     return results.load_meta(run).get("status") in ("finished", "failed", "interrupted")
 
 
-def _is_final(state: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether a commit is a run's last: training may itself wait for its evaluation to end."""
-    if state["stop_reason"]:
-        return True
-    if config.get("num_steps") is not None:
-        is_open = state["step"] > 0 and not state["is_cut"]  # its epoch has yet to be ended
-        return state["global_step"] >= config["num_steps"] and not is_open
-    return state["epoch"] >= (config.get("num_epochs") or math.inf)
-
-
 @contextmanager
 def held(path: Path, folder: Path) -> Iterator[Path]:
     """Give a commit a second name in `folder`, which training does not replace."""
     with tempfile.TemporaryDirectory(prefix=".evaluating-", dir=folder) as name:
         second = Path(name, path.name)
-        try:
-            os.link(path, second)
-        except OSError:
-            shutil.copyfile(path, second)
+        link(path, second)
         yield second

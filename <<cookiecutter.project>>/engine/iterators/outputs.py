@@ -15,7 +15,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from engine.iterators.datasets import Array, DatasetMixin, Example
-from engine.trees import leaves
+from engine.trees import by_path, leaves
 from vegab.files import write_json
 
 log = logging.getLogger(__name__)
@@ -129,18 +129,14 @@ def as_image(array: Array) -> Array | None:
 
 def _named(outputs: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     """Yield outputs by name, which has to be a path in a folder."""
-    for key, value in leaves(outputs):
+    for key, value in by_path(outputs).items():
         if any(part in ("", ".", "..") for part in key.split("/")):
             raise ValueError(f"the output {key!r} cannot be stored under that name")
         yield key, value
 
 
 def _rows(value: Any, size: int, name: str) -> Array | list[Array]:
-    """Return an output with a row for each of `size` examples, as one array where that can be.
-
-    Raises:
-        ValueError: if there are not so many rows.
-    """
+    """Return an output with a row for each of `size` examples, as one array where that can be."""
     rows: Array | list[Array]
     if isinstance(value, list | tuple):
         rows = [_plain_array(row, name) for row in value]
@@ -170,7 +166,8 @@ def _plain_array(value: Any, name: str) -> Array:
     return array
 
 
-def _yaml() -> YAML:
+def yaml_of_outputs() -> YAML:
+    """Return what reads and writes `meta.yaml`."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
@@ -193,7 +190,9 @@ class StoredOutputs(DatasetMixin):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.meta: dict[str, Any] = _yaml().load((self.folder / META).read_text(encoding="utf-8"))
+        self.meta: dict[str, Any] = yaml_of_outputs().load(
+            (self.folder / META).read_text(encoding="utf-8")
+        )
 
     def __len__(self) -> int:
         return self.meta["num_examples"]
@@ -254,7 +253,7 @@ def run_callbacks(
         callback_kwargs: further arguments by the callback's name.
 
     Returns:
-        The numbers by callback, as they are in `scalars.json`, beside those of earlier calls.
+        The numbers by callback; `scalars.json` has them with those of earlier calls.
 
     Raises:
         RuntimeError: if a callback fails; it is named.
@@ -275,7 +274,7 @@ def run_callbacks(
             ) from error
         if not isinstance(result, Mapping):
             continue
-        returned[name] = dict(_numbers(result))
+        returned[name] = _numbers(result)
         shown = "  ".join(f"{key} {value:.4g}" for key, value in returned[name].items())
         log.info("%s: %s", name, shown or "no numbers")
         # JSON knows no NaN.
@@ -286,11 +285,11 @@ def run_callbacks(
     return returned
 
 
-def _numbers(result: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers among what a callback returned: its own, and those under "scalars"."""
-    for name, value in result.items():
-        if isinstance(value, Mapping):
-            if path or name == "scalars":
-                yield from _numbers(value, f"{path}{name}/")
-        elif isinstance(value, Real) or getattr(value, "shape", None) == ():
-            yield f"{path}{name}".removeprefix("scalars/"), float(value)
+def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers among what a callback returned: its own, and those under "scalars"."""
+    return {
+        "/".join(map(str, path)).removeprefix("scalars/"): float(value)
+        for path, value in leaves(result, lists=False)
+        if (len(path) == 1 or path[0] == "scalars")
+        and (isinstance(value, Real) or getattr(value, "shape", None) == ())
+    }

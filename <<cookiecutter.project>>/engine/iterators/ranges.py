@@ -1,4 +1,4 @@
-"""Checks the numbers in a config with an iterator, before TensorFlow is imported."""
+"""Reads and checks a config with an iterator, before TensorFlow is imported."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,3 +17,12 @@ def check_ranges_of_iterator(config: Mapping[str, Any]) -> None:
         raise UsageError(
             f"n_data_processes is {config['n_data_processes']}; it must be at least 0 (0: none)"
         )
+
+
+def splits_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return key and import path of the dataset of each split, for a config with an iterator."""
+    names = {f"datasets.{split}": (split, path) for split, path in config["datasets"].items()}
+    if not names:
+        names["dataset"] = "train", config["dataset"]
+        names["validation_dataset"] = "validation", config["validation_dataset"]
+    return {split: (key, path) for key, (split, path) in names.items() if path}

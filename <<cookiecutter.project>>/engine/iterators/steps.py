@@ -3,14 +3,13 @@
 import random
 import sys
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import keras
 import numpy as np
-from keras.src.random.seed_generator import global_seed_generator
 
-from engine.batches import BatchSource, random_generator
+from engine import keras_private
+from engine.batches import Ahead, BatchSource, random_generator
 from engine.training import Before, Call
 from engine.trees import copied
 
@@ -20,10 +19,7 @@ STEP_STREAM = 3  # of random numbers that a step draws
 class IteratorSteps:
     """Runs an iterator step by step, with hooks before each of them.
 
-    Args:
-        iterator: what a step does.
-        source: batches by epoch and step.
-        seed: of the random numbers that steps draw.
+    Batches come from `source`; what a step draws at random depends on `seed` and the step.
     """
 
     one_by_one = True
@@ -36,11 +32,10 @@ class IteratorSteps:
         self._sums: dict[str, list[float]] = {}
         self._made = False
         # Without processes of its own, making a batch draws from the same generators as a step.
-        self._ahead: tuple[tuple[int, int], Future[Any]] | None = None
         has_workers = getattr(source, "num_workers", 0) > 0
-        self._executor = ThreadPoolExecutor(1, "batches") if has_workers else None
+        self._ahead = Ahead(source.batch, "batches") if has_workers else None
         # It comes into being, with a seed that Python draws, when it is asked for first.
-        global_seed_generator()
+        keras_private.seed_generator()
 
     def compile(self) -> None:
         """Make the variables that come into being with the first batch."""
@@ -109,8 +104,8 @@ class IteratorSteps:
 
     def close(self) -> None:
         """Let threads and processes go that make batches ready."""
-        if self._executor:
-            self._executor.shutdown(cancel_futures=True)
+        if self._ahead:
+            self._ahead.close()
         if hasattr(self.source, "close"):
             self.source.close()
 
@@ -121,26 +116,16 @@ class IteratorSteps:
             self.iterator.make_variables(batch)
 
     def _take(self, epoch: int, step: int) -> Any:
-        if self._executor is None:
+        if self._ahead is None:
             return self.source.batch(epoch, step)
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == (epoch, step):
-            batch = ahead[1].result()
-        else:
-            batch = self._executor.submit(self.source.batch, epoch, step).result()
         is_last = step + 1 == self.source.steps_per_epoch
-        place = (epoch + 1, 0) if is_last else (epoch, step + 1)
-        self._ahead = place, self._executor.submit(self.source.batch, *place)
-        return batch
+        return self._ahead.take((epoch, step), (epoch + 1, 0) if is_last else (epoch, step + 1))
 
 
 class IteratorValidation:
-    """Averages what an iterator's `validate` returns over a split.
+    """Averages what an iterator's `validate` returns over the batches of a source.
 
-    Args:
-        iterator: what computes the figures.
-        source: batches in order.
-        seed: of the random numbers that it draws.
+    What a step draws at random depends on `seed` and the step.
     """
 
     def __init__(self, iterator: Any, source: BatchSource, seed: int) -> None:

@@ -57,11 +57,8 @@ def watching() -> Iterator[list["weakref.ref[Any]"]]:
 def unsaved(iterator: PyHookedModelIterator, made: Sequence["weakref.ref[Any]"] = ()) -> list[str]:
     """Return a phrase, such as "iterator.scaler (GradScaler)", for each thing that is not saved.
 
-    What iterator or model save by a `get_state` or `save` of their own is their business.
-
-    Args:
-        iterator: built, with its model.
-        made: what `watching` collected while it was.
+    What iterator or model save by a `get_state` or `save` of their own is their business. `made` is
+    what `watching` collected while they were built.
     """
     saver = next(kind for kind in type(iterator).__mro__ if "get_state" in vars(kind))
     is_shipped = saver in (PyHookedModelIterator, TemplateIterator)

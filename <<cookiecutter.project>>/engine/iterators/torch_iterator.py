@@ -13,8 +13,7 @@ KEEP_STATE = (torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.L
 
 
 class TorchHookedModelIterator(PyHookedModelIterator):
-    """For PyTorch: the functions of `step_ops` are given tensors, and what they return becomes
-    arrays.
+    """For PyTorch: the functions of `step_ops` are given tensors, what they return becomes arrays.
 
     Arrays of 4 dimensions go from (batch, height, width, channels) to (batch, channels, height,
     width) and back, those of 3 get a channel. The states of modules and optimizers among the

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from engine.iterators.base import Feeds, TFHookedModelIterator, _figures, _tensors, _variables_of
+from engine.iterators.base import Feeds, TFHookedModelIterator, _tensors, _variables_of, figures_in
 
 
 class TFBaseTrainer(TFHookedModelIterator):
@@ -47,7 +47,7 @@ class TFBaseTrainer(TFHookedModelIterator):
     def validate(self, batch: Feeds) -> Mapping[str, float]:
         """Return losses and logs of a validation batch."""
         computed = self.run({"step_ops": self._look_at_losses}, batch)["step_ops"]
-        return dict(_figures(computed, ()))
+        return figures_in(computed)
 
     def rate_at(self, global_step: Any) -> Any:
         """Return the learning rate; `global_step` may be a tensor."""

@@ -80,10 +80,8 @@ class OneLabel:
     def __init__(self, source: Any) -> None:
         self.source = source
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of batches in an epoch."""
-        return self.source.steps_per_epoch
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
 
     def batch(self, epoch: int, step: int) -> Any:
         """Return features by name, and labels, if any: one array, or several by name."""
@@ -92,17 +90,9 @@ class OneLabel:
             return batch[0], next(iter(batch[1].values()))
         return batch
 
-    def digest(self) -> str:
-        """Return the feeder's digest."""
-        return self.source.digest()
-
 
 def make_feeder(config: Mapping[str, Any], key: str) -> Any:
-    """Return the feeder that stands at `key`.
-
-    Raises:
-        UsageError: if it cannot be made.
-    """
+    """Return the feeder that stands at `key`."""
     try:
         return made(config, key, FEEDERS, seed=config["seed"])
     except OSError as error:
@@ -110,11 +100,7 @@ def make_feeder(config: Mapping[str, Any], key: str) -> Any:
 
 
 def make_model(config: Mapping[str, Any]) -> Any:
-    """Return the compiled Keras model that `model` stands for.
-
-    Raises:
-        UsageError: if it is none.
-    """
+    """Return the compiled Keras model that `model` stands for."""
     import keras
 
     model = made(config, "model", {})
@@ -130,11 +116,7 @@ def make_model(config: Mapping[str, Any]) -> Any:
 
 
 def made(config: Mapping[str, Any], key: str, registered: Mapping[str, Any], **more: Any) -> Any:
-    """Return what the mapping at `key` names, called with the mapping's other entries.
-
-    Raises:
-        UsageError: if it cannot be found, or refuses its arguments.
-    """
+    """Return what the mapping at `key` names, called with the mapping's other entries."""
     entry: Any = config
     for name in key.split("."):
         entry = entry[name]
@@ -189,11 +171,7 @@ def hooks_of(config: Mapping[str, Any], monitor: str) -> list[hooks.Hook]:
 def exporters_of(
     config: Mapping[str, Any], monitor: str, steps_per_epoch: int, features: Any, serving: Any
 ) -> list[hooks.Hook]:
-    """Return a hook for each of `train.exporters`.
-
-    Raises:
-        UsageError: if one is of a kind that is not known, or has an argument that is not.
-    """
+    """Return a hook for each of `train.exporters`."""
     train = config["train"]
     chosen: list[hooks.Hook] = []
     commits = {"FinalExporter": "model.h5", "BestExporter": "model_best.h5"}

@@ -44,7 +44,7 @@ class ImageFeature(DecodedFeature):
         decode_format: "jpeg", "png", "gif", "bmp", or "auto", which looks at the image.
         enforced_dtype: floats are in [0, 1], integers fill their range; None: uint8.
         standard_scaling: scale to [-1, 1], which needs floats.
-        post_op: called with the image, a tensor; returns another one. Runs in a graph.
+        post_op: called with the image, a tensor, in a graph; returns another one.
 
     Raises:
         ValueError: if one of them is out of range, or half of a size is missing.

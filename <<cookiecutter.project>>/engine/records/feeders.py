@@ -11,6 +11,7 @@ import glob
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -108,20 +109,20 @@ class Feeder:
             last = min(last, self.until_epochs * self.num_examples)
         return self._examples(first, last)
 
-    def one_pass(self) -> "OnePass":
-        """Return the batches of one pass in order, for an evaluation; the last may be smaller."""
-        return OnePass(self._in_order())
+    def one_pass(self) -> Self:
+        """Return a feeder of one pass in order, for an evaluation; the last batch may be smaller.
 
-    def digest(self) -> str:
-        """Return a SHA-256 (hex) of what the batches depend on."""
-        raise NotImplementedError
-
-    def _in_order(self) -> Self:
+        It has the epoch 0 only.
+        """
         feeder = copy.copy(self)
         feeder.shuffle, feeder.drop_remainder = False, False
         feeder.until_epochs = 1
         feeder._orders = {}
         return feeder
+
+    def digest(self) -> str:
+        """Return a SHA-256 (hex) of what the batches depend on."""
+        raise NotImplementedError
 
     def _examples(self, first: int, last: int) -> Any:
         """Return the batch from one position in the stream to another."""
@@ -140,11 +141,9 @@ class Feeder:
         """Return the examples in the order of a pass."""
         order = self._orders.get(number)
         if order is None:
+            order = np.arange(self.num_examples)
             if self.shuffle:
-                generator = random_generator(self.seed, number, SHUFFLE_STREAM)
-                order = generator.permutation(self.num_examples)
-            else:
-                order = np.arange(self.num_examples)
+                order = random_generator(self.seed, number, SHUFFLE_STREAM).permutation(order)
             # A batch meets two passes at most; the ones before them have had their day.
             kept = {n: other for n, other in self._orders.items() if n == number - 1}
             self._orders = kept | {number: order}
@@ -156,41 +155,13 @@ class Feeder:
         )
 
 
-class OnePass:
-    """One pass over a feeder's examples, in order: a batch source that is alike in every epoch."""
-
-    def __init__(self, feeder: Feeder) -> None:
-        self._feeder = feeder
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        return len(self._feeder)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of batches, the last and perhaps smaller one included."""
-        return self._feeder.steps_per_epoch
-
-    def batch(self, epoch: int, step: int) -> Any:
-        """Return the batch at `step`, counted from 0.
-
-        Raises:
-            IndexError: if there is no such step.
-        """
-        return self._feeder.batch(0, step)
-
-    def digest(self) -> str:
-        """Return a SHA-256 (hex) of what the batches depend on."""
-        return self._feeder.digest()
-
-
 class Serving(NamedTuple):
     """How an exported model reads records, which have no labels then.
 
     Attributes:
-        spec: names and features of `tf.io`, as `tf.io.parse_example` takes them.
-        parse: a function of serialized examples, a tensor of strings of shape (batch,), that
-            returns the features as dense tensors; for use in a `tf.function`.
+        spec: names and features, as `tf.io.parse_example` takes them.
+        parse: a function of serialized examples, strings of shape (batch,), for use in a graph; it
+            returns the features as dense tensors.
     """
 
     spec: dict[str, Any]
@@ -200,11 +171,11 @@ class Serving(NamedTuple):
 class TFRecordExamplesFeeder(Feeder):
     """Batches of `tf.train.Example`s in TFRecord files.
 
-    With an index of the records beside the files, any record is at hand at once: each pass is
-    shuffled as a whole, and a run goes on at any step without reading what was before. Without one,
-    or where files are compressed, records are read as a stream: several files side by side,
-    shuffled in a window, and a run goes on by reading the pass again up to where it was. Each
-    record's checksum is looked at. Both give the same batches in every process.
+    With an index beside the files, each pass is shuffled as a whole, and a run goes on at any step
+    without reading what was before. Without one, or where files are compressed, records are read
+    as a stream: several files side by side, shuffled in a window, and a run goes on by reading the
+    pass again up to where it was. Each record's checksum is compared. Both give the same batches in
+    every process.
 
     Batches are dicts of arrays; with `labels_map`, pairs of such dicts. Strings are arrays of
     `bytes` objects, shape (batch, ...). What has no fixed length (VarLenFeature, RaggedFeature,
@@ -213,24 +184,22 @@ class TFRecordExamplesFeeder(Feeder):
     Args:
         file_patterns: a glob, or several; the files of all of them, sorted.
         features_map: names and features: `{type: FixedLenFeature, shape: [1], dtype: int64}`, also
-            with `module_path` and `class_type` for `type`, or features of TensorFlow. Beside
-            those of `tf.io` there are `ImageFeature` and `RawFeature` of `engine.records.features`.
+            with `module_path` and `class_type` for `type`, or features of TensorFlow. Besides those
+            of `tf.io` there are `ImageFeature` and `RawFeature` of `engine.records.features`.
         labels_map: the same for labels, or None. A name may stand in both maps.
         max_examples: take so many from the start of the files; -1: all.
         batch_size: examples a batch.
         drop_remainder: leave out a batch at the end that is not full.
         shuffle: give every pass an order of its own.
-        shuffle_buffer_size: records in the window, where they are read as a stream.
+        shuffle_buffer_size: records in the window of a stream.
         num_parallel_maps: images decoded at a time; None: one for each core.
-        num_parallel_reads: files read side by side, where they are read as a stream and shuffled;
-            the order depends on it.
+        num_parallel_reads: files of a shuffled stream read side by side; the order depends on it.
         prefetch: batches whose records a thread reads ahead, while others are parsed.
         auto_generate_meta: write metadata and index where they are missing or outdated.
         compression: "", "GZIP" or "ZLIB".
-        on_corrupt: "fail", or "skip": the place of a corrupt record is taken by the next sound
-            one in the files (in a stream, where the rest of a file is lost with it, by sound ones
-            from the start of the files at the end of the pass), so that batches stay full.
-            `one_pass()` leaves corrupt records out instead; it reads all records once for that.
+        on_corrupt: "fail", or "skip": the place of a corrupt record is taken by the next sound one
+            (in a stream, where the rest of a file is lost with it, by sound ones from the start of
+            the files), so that batches stay full. `one_pass()` leaves corrupt records out instead.
         seed: orders are functions of it.
 
     Attributes:
@@ -262,11 +231,13 @@ class TFRecordExamplesFeeder(Feeder):
         on_corrupt: str = "fail",
         seed: int = 0,
     ) -> None:
+        if num_parallel_maps is None:
+            num_parallel_maps = os.cpu_count() or 1
         require_at_least(
             1,
             shuffle_buffer_size=shuffle_buffer_size,
             num_parallel_reads=num_parallel_reads,
-            num_parallel_maps=1 if num_parallel_maps is None else num_parallel_maps,
+            num_parallel_maps=num_parallel_maps,
         )
         require_at_least(0, prefetch=prefetch or 0)
         compression = (compression or "").upper()
@@ -281,11 +252,10 @@ class TFRecordExamplesFeeder(Feeder):
             _generate_missing(self.paths, compression)
         self._infos = [file_info(path) for path in self.paths]
         totals = [info.total_records for info in self._infos]
-        if max_examples == 0 or max_examples < -1:
-            raise ValueError(f"max_examples is {max_examples}; expected -1 (all) or at least 1")
-        if max_examples > sum(totals):
+        if max_examples != -1 and not 1 <= max_examples <= sum(totals):
             raise ValueError(
-                f"max_examples is {max_examples}, but {self._named()} hold {sum(totals)}"
+                f"max_examples is {max_examples}; expected -1 (all), or 1 to {sum(totals)}, which "
+                f"{self._named()} hold"
             )
         num_examples = sum(totals) if max_examples == -1 else max_examples
         before = np.cumsum([0, *totals[:-1]])
@@ -294,7 +264,7 @@ class TFRecordExamplesFeeder(Feeder):
         self.max_examples = max_examples
         self.on_corrupt = on_corrupt
         self.compression = compression
-        self._parser = Parser(features, labels, num_parallel_maps or os.cpu_count() or 1)
+        self._parser = Parser(features, labels, num_parallel_maps)
         self._parse = self._compiled()
         self._corrupt: set[tuple[Path, int]] = set()
         self.prefetch = prefetch or 0
@@ -336,8 +306,9 @@ class TFRecordExamplesFeeder(Feeder):
             lines += [f"{self._stream.window} {self._stream.side_by_side}"]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def _in_order(self) -> Self:
-        feeder = super()._in_order()
+    def one_pass(self) -> Self:
+        """See `Feeder`; where corrupt records are skipped, they are found and left out."""
+        feeder = super().one_pass()
         feeder._parse = feeder._compiled()  # each object its own, for threads of their own
         feeder._ahead = Ahead(feeder._records, "records")
         feeder._stream = self._stream.in_order()
@@ -359,14 +330,9 @@ class TFRecordExamplesFeeder(Feeder):
         ).get_concrete_function()
 
     def _examples(self, first: int, last: int) -> Any:
-        following = []
-        for number in range(1, self.prefetch + 1):
-            start = first + number * self.batch_size
-            end = start + self.batch_size
-            if self.until_epochs is not None:
-                end = min(end, self.until_epochs * self.num_examples)
-            if start < end:
-                following.append((start, end))
+        end = (self.until_epochs or sys.maxsize) * self.num_examples
+        starts = [first + number * self.batch_size for number in range(1, self.prefetch + 1)]
+        following = [(n, min(n + self.batch_size, end)) for n in starts if n < end]
         return self._parsed(self._ahead.take((first, last), *following))
 
     def _records(self, first: int, last: int) -> Records:
@@ -463,21 +429,13 @@ class TFRecordExamplesFeeder(Feeder):
 
     def _log_access(self) -> None:
         files = f"{len(self.paths)} files" if len(self.paths) > 1 else self.paths[0].name
-        window = f"a window of {self._stream.window}"
-        order = "as a whole" if self.random_access else f"in {window}"
+        order, way, more = "as a whole", "by their index", ""
+        if not self.random_access:
+            why = f"{self.compression} files" if self.compression else f"no {INDEX}"
+            order, way = f"in a window of {self._stream.window}", f"as a stream ({why})"
+            more = "; a resumed run reads its pass up to where it was"
         how = f"shuffled {order}" if self.shuffle else "in their order"
-        if self.random_access:
-            log.info("%s: %d examples, read by their index, %s", files, self.num_examples, how)
-            return
-        why = f"{self.compression} files" if self.compression else f"no {INDEX}"
-        log.info(
-            "%s: %d examples, read as a stream (%s), %s; a resumed run reads its pass up to where "
-            "it was",
-            files,
-            self.num_examples,
-            why,
-            how,
-        )
+        log.info("%s: %d examples, read %s, %s%s", files, self.num_examples, way, how, more)
 
 
 def matching_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:

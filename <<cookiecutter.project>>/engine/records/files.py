@@ -1,13 +1,12 @@
-"""TFRecord files: records read in order or at random, and the metadata and index beside them.
+"""TFRecord files: records read in order, and the metadata and index beside them.
 
 A record is framed by a uint64 (little-endian), its length, a uint32, the masked CRC32C of these
 eight bytes, then the data, and a uint32, the masked CRC32C of the data. No byte is handed on whose
 CRC was not compared.
 
 `_tfrecord_metadata.json` says of each file in its folder how many records it holds, and what it was
-when they were counted. `_tfrecord_index.npz` says where each record of an uncompressed file begins:
-whoever has it can read any record without those before it. It is a view: made from the files, and
-not used where it does not fit them.
+when they were counted. `_tfrecord_index.npz` says where each record of an uncompressed file begins.
+It is a view: made from the files, and not used where it does not fit them.
 
 Nothing here imports TensorFlow.
 """
@@ -28,7 +27,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -221,8 +220,7 @@ def read_index(path: Path) -> np.ndarray | None:
 def compression_of(path: Path) -> str:
     """Return "", "GZIP" or "ZLIB", by a file's first bytes. An empty file is not compressed.
 
-    The CRC of the first length tells an uncompressed file: by chance it is right in one of four
-    billion files of another kind.
+    The CRC of the first length tells an uncompressed file.
 
     Raises:
         RecordError: if it is none of them.
@@ -234,23 +232,18 @@ def compression_of(path: Path) -> str:
     if head.startswith(b"\x1f\x8b\x08"):
         return "GZIP"
     # Deflate with a window of at most 32 KiB, no dictionary, and the check bits of that.
-    if (
-        len(head) > 1
-        and head[0] & 0x8F == 8
-        and not head[1] & 0x20
-        and not (head[0] << 8 | head[1]) % 31
-    ):
+    first = int.from_bytes(head[:2], "big")
+    if len(head) > 1 and first & 0x8F20 == 0x0800 and first % 31 == 0:
         return "ZLIB"
     raise RecordError(Path(path), 0, "is torn, or this is no TFRecord file")
 
 
 def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
-    """Yield each record's offset in bytes and its data, in order, one at a time.
+    """Yield each record's offset in bytes (as unpacked) and its data, in order, one at a time.
 
     Args:
         path: a file of records.
-        compression: "" for none, "GZIP" or "ZLIB"; the offsets are then those of what it unpacks
-            to.
+        compression: "" for none, "GZIP" or "ZLIB".
 
     Raises:
         RecordError: at the first record that is torn or has another CRC; those before it come.
@@ -261,13 +254,7 @@ def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
 
 
 def checked(path: Path, start: int, size: int, frame: bytes) -> bytes:
-    """Return the data of a record whose bytes, with what frames it, were read from a file.
-
-    Args:
-        path: the file.
-        start: where the record begins.
-        size: bytes that it has according to the index.
-        frame: bytes that were read there, as many or less.
+    """Return the data of a record, given the bytes read from `start` on and the index's `size`.
 
     Raises:
         RecordError: if the record is torn, has another CRC, or does not lie where it should.
@@ -299,12 +286,11 @@ def write_records(path: Path, records: Iterable[bytes], compression: str = "") -
     with (
         replacing(path) as temporary,
         open(temporary, "wb", buffering=PIECE) as file,
-        _compressed(file, compression) as stream,
+        _compressed(file, compression) as write,
     ):
         for data in records:
-            stream.write(header(len(data)))
-            stream.write(data)
-            stream.write(FOOTER.pack(_masked_crc(data)))
+            for part in (header(len(data)), data, FOOTER.pack(_masked_crc(data))):
+                write(part)
             number += 1
     return number
 
@@ -486,8 +472,7 @@ def _is_up_to_date(path: Path, info: FileInfo) -> bool:
     return compression_of(path) != "" or read_index(path) is not None
 
 
-@dataclass(frozen=True)
-class _Scanned:
+class _Scanned(NamedTuple):
     info: FileInfo
     offsets: np.ndarray | None  # None: the file is compressed
 
@@ -567,30 +552,17 @@ def _replace(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _compressed(file: BinaryIO, compression: str) -> Iterator[Any]:
+    """Give a function that writes into a file what it is called with."""
     if compression == "GZIP":
         # Neither a time nor a name, so that the same records give the same bytes.
         with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
-            yield packed
+            yield packed.write
     elif compression == "ZLIB":
-        stream = _ZlibWriter(file)
-        yield stream
-        stream.end()
+        deflate = zlib.compressobj()
+        yield lambda data: file.write(deflate.compress(data))
+        file.write(deflate.flush())
     else:
-        yield file
-
-
-class _ZlibWriter:
-    """Packs what is written to it into a zlib stream."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._deflate = zlib.compressobj()
-
-    def write(self, data: bytes) -> None:
-        self._file.write(self._deflate.compress(data))
-
-    def end(self) -> None:
-        self._file.write(self._deflate.flush())
+        yield file.write
 
 
 @contextlib.contextmanager

@@ -80,7 +80,6 @@ def split_and_shuffle(
 
     A picture's name decides where it goes: no seed changes that, and of pictures that come later
     about the share goes to validation. The order in each is a function of the names and the seed.
-    Hashes do both, since they are the same with every version of everything.
 
     Args:
         pictures: at least one, or two if they are divided.
@@ -123,14 +122,14 @@ def write_pictures(
         splits: the pictures of each, in the order in which they are written.
         labels: the names, in the order of the labels' numbers.
         shards: the number of files of each split, at least 1 and at most one a picture.
-        skip_unreadable: name a file that is no picture, and go on without it.
+        skip_unreadable: name a file that is not a picture, and go on without it.
         progress: goes through the pictures of a file, and may show where the work stands.
 
     Returns:
         How many records each split has.
 
     Raises:
-        PictureError: naming the first file that is no picture; nothing is written then.
+        PictureError: naming the first file that is not a picture; nothing is written then.
     """
     output = output.resolve()
     with replacing_folder(output) as partial:
@@ -154,9 +153,8 @@ def record_of(picture: Picture) -> bytes:
     """Return a picture as a serialized Example, with its bytes as they are.
 
     Its features are image/encoded (bytes), image/format (bytes: jpeg, png, gif or bmp),
-    image/height, image/width and image/channels (int64, in pixels and, for the last, 1 to 4),
-    image/label (int64), image/label_name and image/filename (bytes). Of an animated GIF they are
-    those of the first picture.
+    image/height, image/width and image/channels (int64), image/label (int64), image/label_name and
+    image/filename (bytes). Of an animated GIF they are those of the first picture.
 
     Raises:
         PictureError: if the file cannot be decoded.
@@ -173,23 +171,22 @@ def record_of(picture: Picture) -> bytes:
         # The message begins with the name of the operation, and ends with that of the node.
         reason = error.message.split("} ")[-1].split(" [Op:")[0].split("\n")[0].rstrip(".")
         raise PictureError(f"{picture.path} is no {kind} that can be read: {reason}") from error
-    texts = {
-        "image/encoded": encoded,
-        "image/format": kind.encode(),
-        "image/label_name": os.fsencode(picture.label_name),
-        "image/filename": os.fsencode(picture.name),
+    values: dict[str, Any] = {
+        "encoded": encoded,
+        "format": kind.encode(),
+        "label_name": os.fsencode(picture.label_name),
+        "filename": os.fsencode(picture.name),
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "label": picture.label,
     }
-    numbers = {
-        "image/height": height,
-        "image/width": width,
-        "image/channels": channels,
-        "image/label": picture.label,
+    features = {
+        f"image/{name}": tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        if isinstance(value, bytes)
+        else tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+        for name, value in values.items()
     }
-    features: dict[str, Any] = {}
-    for name, text in texts.items():
-        features[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[text]))
-    for name, number in numbers.items():
-        features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=[number]))
     example = tf.train.Example(features=tf.train.Features(feature=features))
     return example.SerializeToString(deterministic=True)
 
@@ -197,13 +194,11 @@ def record_of(picture: Picture) -> bytes:
 def _records_of(pictures: Iterable[Picture], skip_unreadable: bool) -> Iterator[bytes]:
     for picture in pictures:
         try:
-            record = record_of(picture)
+            yield record_of(picture)
         except PictureError as error:
             if not skip_unreadable:
                 raise
             log.warning("%s; skipped", error)
-            continue
-        yield record
 
 
 def _hash(text: str) -> bytes:

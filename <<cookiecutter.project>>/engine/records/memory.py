@@ -41,31 +41,29 @@ class MemorySamplesFeeder(Feeder):
     ) -> None:
         self.x = _columns(x, "x", feed_as_dict)
         self.y = None if y is None else _columns(y, "y", feed_as_dict)
-        shapes = {
-            name: array.shape
-            for part, values in (("x", self.x), ("y", self.y))
-            for name, array in _named_arrays(part, values)
-        }
-        num_samples = next(iter(shapes.values()))[0]
-        for name, shape in shapes.items():
-            if shape[0] != num_samples:
+        (first, array), *others = self._arrays()
+        num_samples = len(array)
+        for name, other in others:
+            if len(other) != num_samples:
                 raise ValueError(
-                    f"{next(iter(shapes))} has {num_samples} samples and {name} has {shape[0]}; "
-                    "expected as many"
+                    f"{first} has {num_samples} samples and {name} has {len(other)}; expected as "
+                    "many"
                 )
         super().__init__(num_samples, batch_size, drop_remainder, shuffle, seed)
 
     def digest(self) -> str:
         """Return a SHA-256 (hex) of the samples, to the last byte, and the options."""
         sha256 = hashlib.sha256(self._options().encode())
-        for part, values in (("x", self.x), ("y", self.y)):
-            for name, array in _named_arrays(part, values):
-                sha256.update(f"{name} {array.dtype} {array.shape}".encode())
-                is_object = array.dtype.hasobject
-                sha256.update(
-                    repr(array.tolist()).encode() if is_object else np.ascontiguousarray(array).data
-                )
+        for name, array in self._arrays():
+            sha256.update(f"{name} {array.dtype} {array.shape}".encode())
+            is_object = array.dtype.hasobject
+            sha256.update(
+                repr(array.tolist()).encode() if is_object else np.ascontiguousarray(array).data
+            )
         return sha256.hexdigest()
+
+    def _arrays(self) -> list[tuple[str, Array]]:
+        return [*_named_arrays("x", self.x), *_named_arrays("y", self.y)]
 
     def _examples(self, first: int, last: int) -> Any:
         rows = self._rows(first, last)
@@ -105,10 +103,10 @@ def _beside(columns: dict[str, Array]) -> Array:
 
 
 def _checked_columns(values: Any, name: str) -> Any:
-    arrays = list(_named_arrays(name, values))
+    arrays = dict(_named_arrays(name, values))
     if not arrays:
         raise ValueError(f"{name} has no columns; expected at least one")
-    for column, array in arrays:
+    for column, array in arrays.items():
         if array.ndim == 0 or not len(array):
             raise ValueError(f"{column} has no samples; expected at least one")
     return values

@@ -32,14 +32,9 @@ MOST_OPEN = 64  # files; a process may often have no more than 256
 
 
 class Records(NamedTuple):
-    """Records to be parsed together, as three lists of one length.
+    """Records to be parsed together: contents, numbers of their files, and numbers in the file.
 
     A tuple for each record would keep Python's garbage collector busy.
-
-    Attributes:
-        data: their contents.
-        files: the numbers of their files.
-        numbers: their numbers in the file, from 0.
     """
 
     data: list[bytes]

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from engine.checkpoints import variables_of
 from engine.devices import components
+from engine.keras_private import graph_of
 from vegab import ROOT, UsageError
 
 # Operations that leave a table as it is, and messages to other workers, which take a token for
@@ -207,11 +208,6 @@ def _operations(graph: Any) -> Iterator[Any]:
                 seen.add(name)
                 if inner is not None:
                     graphs.append(inner)
-
-
-def graph_of(graph: Any, name: str) -> Any:
-    """Return the graph of a function that a graph calls; TensorFlow has no public name for it."""
-    return getattr(graph._get_function(name), "graph", None)
 
 
 def _functions_of(op: Any) -> list[str]:

@@ -5,20 +5,17 @@ and of the model's variables, and which one that is depends on nothing but the s
 run and the shapes of its batch. As in `model.fit`, AutoGraph converts nothing.
 """
 
-import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
-from tensorflow.python.eager import context  # no public name says what concerns one thread
 
+from engine import keras_private
 from engine.batches import BatchSource
 from engine.checkpoints import freeze
 from engine.devices import Workers, replicas
@@ -324,29 +321,12 @@ class Steps:
 def _run_singly(one_step: Callable[[Any], Any], batches: list[Any]) -> Any:
     losses = []
     results: Any = {}
-    with _as_traced():
+    # For Grappler to rewrite a step takes longer than a hundred steps win back.
+    with keras_private.as_traced():
         for batch in batches:
             results = one_step(batch)
             losses.append(results.get("loss", 0.0))
     return results, [np.isfinite(float(loss)) for loss in losses]
-
-
-@contextlib.contextmanager
-def _as_traced() -> Iterator[None]:
-    """Let functions that this thread calls run as they were traced.
-
-    For Grappler to rewrite a step takes longer than a hundred steps win back. It stays as it is for
-    other threads, in which functions of the data may be called.
-    """
-    eager = context.context()
-    usual = eager.function_call_options
-    config = tf.compat.v1.ConfigProto.FromString(usual.config_proto_serialized)
-    config.graph_options.rewrite_options.disable_meta_optimizer = True
-    eager.function_call_options = context.FunctionCallOptions(usual.executor_type, config)
-    try:
-        yield
-    finally:
-        eager.function_call_options = usual
 
 
 def on_all_replicas(
@@ -361,12 +341,12 @@ def on_all_replicas(
     if strategy is None or strategy.num_replicas_in_sync == 1:
         return step
 
-    generator = global_seed_generator()
+    generator = keras_private.seed_generator()
     metrics = [v for v in model.metrics_variables if replicas.has_one_each(v)]
 
     def on_part(batch: Any) -> list[tf.Tensor]:
         # Each replica is traced in a thread of its own, and Keras would make one for each thread.
-        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+        keras_private.share_seed_generator(generator)
         context = tf.distribute.get_replica_context()
         number, parts = context.replica_id_in_sync_group, context.num_replicas_in_sync
 

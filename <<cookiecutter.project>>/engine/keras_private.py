@@ -1,0 +1,164 @@
+"""Uses names of Keras and TensorFlow that are not public, each in one function.
+
+A new version may drop or change any of them. What each is expected to do is said here, and tried by
+a test of its own in the template, so that it is known which one is gone.
+"""
+
+import contextlib
+import ctypes
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import h5py
+import keras
+import tensorflow as tf
+from keras.src.backend.common import global_state
+from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver
+from tensorflow.python.eager import context
+
+
+def seed_generator() -> keras.random.SeedGenerator:
+    """Return what draws where no seed generator is given: one for each thread.
+
+    It is made when it is asked for first, with a seed that Python's `random` draws.
+    """
+    return global_seed_generator()
+
+
+def share_seed_generator(generator: keras.random.SeedGenerator) -> None:
+    """Have this thread, too, draw from a generator, where no other is given."""
+    global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+
+
+def layers_of(model: keras.Model) -> list[keras.Layer]:
+    """Return a model and all the layers in it, those within layers and models too."""
+    return list(model._flatten_layers())
+
+
+def take_gradient_sum(optimizer: keras.Optimizer) -> Callable[[list[Any]], list[Any]]:
+    """Return the function that adds up gradients over all replicas; it is done no more by itself.
+
+    Called in a replica with pairs of gradient and variable, it returns such pairs. Keras calls it
+    in `apply`, after it has clipped the gradients of each replica.
+    """
+    add_up = optimizer._all_reduce_sum_gradients
+    for each in (optimizer, getattr(optimizer, "inner_optimizer", optimizer)):
+        each._all_reduce_sum_gradients = list
+    return add_up
+
+
+def set_moments(layer: keras.layers.BatchNormalization, moments: Callable[..., Any]) -> None:
+    """Have a layer call `moments(layer, inputs, mask)` for mean and variance.
+
+    A layer of a class that has its own keeps them.
+    """
+    if type(layer)._moments is keras.layers.BatchNormalization._moments:
+        layer._moments = functools.partial(moments, layer)
+
+
+def moments_of(layer: keras.layers.BatchNormalization, inputs: Any, mask: Any) -> Any:
+    """Return mean and variance of inputs as Keras computes them, over the axes but the layer's."""
+    return keras.layers.BatchNormalization._moments(layer, inputs, mask)
+
+
+def write_hdf5(model: keras.Model, file: h5py.File) -> None:
+    """Write into an open file what `model.save("model.h5")` writes, which takes only a path.
+
+    Keras takes the optimizer out of the model's compile config for that; it is put back.
+
+    Raises:
+        NotImplementedError: if the model has no config, as a subclassed one.
+    """
+    compile_config = getattr(model, "_compile_config", None)  # none before compile()
+    kept = dict(compile_config.config) if compile_config is not None else None
+    try:
+        save_model_to_hdf5(model, file, include_optimizer=True)
+    finally:
+        if compile_config is not None:
+            compile_config.config = kept
+
+
+def graph_of(graph: Any, name: str) -> Any:
+    """Return the graph of a function that a graph calls by its name; None if it has none."""
+    return getattr(graph._get_function(name), "graph", None)
+
+
+@contextlib.contextmanager
+def as_traced() -> Iterator[None]:
+    """Let functions that this thread calls run as they were traced, without Grappler.
+
+    Public options of Grappler hold for all threads. XLA is not affected.
+    """
+    eager = context.context()
+    usual = eager.function_call_options
+    config = tf.compat.v1.ConfigProto.FromString(usual.config_proto_serialized)
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    eager.function_call_options = context.FunctionCallOptions(usual.executor_type, config)
+    try:
+        yield
+    finally:
+        eager.function_call_options = usual
+
+
+def set_patience(number: int, seconds_to_register: int, seconds_of_silence: int) -> None:
+    """Say how long workers wait for each other, before TensorFlow has run anything.
+
+    Args:
+        number: of workers.
+        seconds_to_register: with the service of the first one, or all end.
+        seconds_of_silence: after which one is taken for dead.
+    """
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        cluster_register_timeout_in_ms=seconds_to_register * 1000,
+        heartbeat_timeout_in_ms=seconds_of_silence * 1000,
+        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=number)],
+    )
+
+
+def hosts_in(nodelist: str) -> Sequence[str]:
+    """Return the names in SLURM's short form, such as n[1-3,7], in its order."""
+    return slurm_cluster_resolver.expand_hostlist(nodelist)
+
+
+class _Event(ctypes.Structure):
+    """What a timer does at its end: `struct sigevent` of timer_create(2) on Linux."""
+
+    _fields_ = (
+        ("value", ctypes.c_ssize_t),
+        ("signal", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("function", ctypes.c_void_p),
+        ("padding", ctypes.c_char * 40),
+    )
+
+
+@contextlib.contextmanager
+def exiting_after(seconds: int, code: int) -> Iterator[None]:
+    """End the process with an exit code if the block takes longer, though Python runs nothing.
+
+    A thread or handler of Python would wait for TensorFlow to return, so a timer of the C library
+    calls `_exit`; `faulthandler`, which could do that too, knows the code 1 only. Systems other
+    than Linux have no such timer: there, nothing ends.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    library, timer, call_in_a_thread = ctypes.CDLL(None), ctypes.c_void_p(), 2
+    leave = ctypes.cast(library._exit, ctypes.c_void_p)
+    event = _Event(value=code, notify=call_in_a_thread, function=leave.value)
+    length = (ctypes.c_long * 4)(0, 0, seconds, 0)  # no repetition, then seconds
+    if library.timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)):
+        raise OSError("the system gives no timer, without which a worker may wait for ever")
+    library.timer_settime(timer, 0, length, None)
+    try:
+        yield
+    finally:
+        library.timer_delete(timer)
