@@ -26,9 +26,8 @@ import vegab
 from configs import registry
 from engine import sweeps
 from engine.runs import comparison
+from engine.sweeps import Launcher, LocalLauncher, slurm, sweep
 from engine.sweeps import definition as sweep_trials
-from engine.sweeps import slurm, sweep
-from engine.sweeps.local import Launcher, LocalLauncher
 from src import experiment
 from vegab.config import Override, UnknownKeyError, did_you_mean, find_key, show
 from vegab.execution import say

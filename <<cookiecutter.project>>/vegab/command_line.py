@@ -416,7 +416,8 @@ def _parse_with_config(
     words = _split(asked, _Keys(known, known, flags, short), guessed, is_strict=False)
     keys = [override.key for override in guessed if override.key not in flags]
     keys += [key[3:] for key in keys if key.startswith("no_")]
-    bases, configs = [], []
+    bases: list[str] = []
+    others: list[str] = []
     while words:
         word = words.pop(0)
         if word in OPTIONS_WITH_VALUE:
@@ -424,9 +425,12 @@ def _parse_with_config(
             del words[:1]
         elif attached := re.match("--base=|-b", word):
             bases.append(word[attached.end() :])
-        elif word in registry or word.endswith(CONFIG_SUFFIXES):
-            configs.append(word)
-    draft = registry.draft(configs[0] if configs else None, bases, keys)
+        elif not word.startswith("-"):
+            others.append(word)
+    if all(override.value is not None for override in guessed):
+        del others[1:]  # else the first may be the value of an unknown key
+    is_config = (word for word in others if word in registry or word.endswith(CONFIG_SUFFIXES))
+    draft = registry.draft(next(is_config, None), bases, keys)
     for _ in range(2):
         args, overrides = _parse(parser, arguments, _Keys(draft.names, draft.types, flags, short))
         if (args.config, args.base) == (draft.name, draft.bases):
