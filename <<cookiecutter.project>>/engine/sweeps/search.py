@@ -174,15 +174,9 @@ def judge(
 ) -> tuple["FrozenTrial", bool]:
     """Look at a trial as Optuna's pruner does after each epoch, up to where it would end it.
 
-    Args:
-        definition: of the sweep.
-        known: the trials that have ended.
-        suggested: settings of all trials, up to this one at least.
-        number: of this trial.
-        curve: epochs done, and what is monitored.
-
-    Returns:
-        The trial with what the pruner has noted in it, and whether it is poor.
+    Of the trials, the `known` ones have ended, and settings are `suggested` up to this one at
+    least. The curve is epochs done, and what is monitored. Return the trial with what the pruner
+    has noted in it, and whether it is poor.
     """
     import optuna
 
