@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import shutil
-import subprocess
 from contextlib import AbstractContextManager
 
 from engine.devices import workers
 from vegab import UsageError
+from vegab.provenance import ask_nvidia_smi
 
 IDLE = "-1"
 SEVERAL = "PROJECT_NUM_GPUS"  # how many were asked for, for this process and its children
@@ -76,13 +75,8 @@ def device_names() -> list[str]:
 
 def idle_gpus() -> list[str]:
     """Return the numbers of the GPUs that nobody uses, as nvidia-smi tells; none without it."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = "--query-gpu=index,utilization.gpu,memory.used"
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
     found = []
-    for line in done.stdout.splitlines():
+    for line in ask_nvidia_smi("index,utilization.gpu,memory.used", "csv,noheader,nounits"):
         number, percent, memory = (part.strip() for part in line.split(","))
         if int(percent) < MOST_PERCENT and int(memory) < MOST_MEMORY:
             found.append(number)

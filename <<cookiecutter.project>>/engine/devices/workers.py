@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vegab import UsageError
+from vegab.exits import INTERRUPTED as INTERRUPTED
 
 if TYPE_CHECKING:
     import numpy as np
     import tensorflow as tf
 
 log = logging.getLogger(__name__)
-INTERRUPTED = 75  # exit code: the same commands continue
 SECONDS_TO_COME = 300  # that the workers wait for each other at the start
 SECONDS_TO_REGISTER = 45  # once all are there, with TensorFlow's service, or all end
 SECONDS_OF_SILENCE = 20  # after which a worker is taken for dead
@@ -151,8 +151,8 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
         raise UsageError(
             f"TF_CONFIG is no JSON ({error}); expected {EXAMPLE}, or unset it"
         ) from None
-    cluster = config.get("cluster") if isinstance(config, dict) else None
-    task = config.get("task") if isinstance(config, dict) else None
+    config = config if isinstance(config, dict) else {}
+    cluster, task = config.get("cluster"), config.get("task")
     if not isinstance(cluster, dict) or not cluster or not isinstance(task, dict):
         raise UsageError(f"TF_CONFIG has no cluster or no task; expected {EXAMPLE}, or unset it")
     if strange := sorted(set(cluster) - {"chief", "worker"}):
