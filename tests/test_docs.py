@@ -53,6 +53,7 @@ VARIES = [
     (r"(best epoch|\.h5 of (?:epoch|step)) \d+", r"\1 N"),
     (r"(val_\w+ \d\S*) \(\d+\)", r"\1 (N)"),
     (r"(best val_loss \S+ results/\w+/)\S+", r"\1TRIAL"),
+    (r"(killed after the steps) \[.*\]", r"\1 STEPS"),
     (r"\s+", " "),
 ]
 NUMBER = re.compile(r"-?\d+\.\d+")
