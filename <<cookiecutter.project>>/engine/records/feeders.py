@@ -225,7 +225,7 @@ class TFRecordExamplesFeeder(Feeder):
         shuffle_buffer_size: int = 10000,
         num_parallel_maps: int | None = None,
         num_parallel_reads: int = 32,
-        prefetch: int | None = 1,
+        prefetch: int | None = 2,
         auto_generate_meta: bool = False,
         compression: str | None = "",
         on_corrupt: str = "fail",
