@@ -152,11 +152,7 @@ def write_classification(
     import pandas as pd
 
     predictions = probabilities.argmax(axis=1)
-    columns = {
-        "label": labels,
-        "prediction": predictions,
-        "probability": probabilities.max(axis=1),
-    }
+    columns = {"label": labels, "prediction": predictions, "probability": probabilities.max(axis=1)}
     table = pd.DataFrame(columns).rename_axis("index")
     write_atomically(output / "predictions.csv", table.to_csv(), sync=False)
     matrix = results.confusion_matrix(labels, predictions, probabilities.shape[1])

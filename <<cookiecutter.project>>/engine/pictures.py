@@ -49,13 +49,8 @@ def draw_learning_curve(
                 best = values[best_epoch]
                 axes.plot(best_epoch + 1, best, "o", color=color, markersize=8, fillstyle="none")
         if best_epoch is not None:
-            axes.axvline(
-                best_epoch + 1,
-                color="0.6",
-                linewidth=1,
-                zorder=0,
-                label=f"best epoch ({best_epoch + 1})",
-            )
+            name = f"best epoch ({best_epoch + 1})"
+            axes.axvline(best_epoch + 1, color="0.6", linewidth=1, zorder=0, label=name)
         axes.set_title(metric, fontsize=10, y=1.0)  # else matplotlib looks for what is in its way
         axes.set_xlabel("epoch")
         axes.ticklabel_format(axis="y", scilimits=(-4, 5))
@@ -78,20 +73,10 @@ def draw_confusion_matrix(matrix: "np.ndarray", path: Path, title: str) -> None:
     shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if num_classes <= 20:  # more would not be legible
-        for label in range(num_classes):
-            for prediction in range(num_classes):
-                count = matrix[label, prediction]
-                if count:
-                    dark = shares[label, prediction] > 0.5
-                    axes.text(
-                        prediction,
-                        label,
-                        str(count),
-                        ha="center",
-                        va="center",
-                        fontsize=8,
-                        color="white" if dark else "black",
-                    )
+        for label, prediction in zip(*matrix.nonzero(), strict=True):
+            color = "white" if shares[label, prediction] > 0.5 else "black"
+            count = str(matrix[label, prediction])
+            axes.text(prediction, label, count, ha="center", va="center", fontsize=8, color=color)
         axes.set_xticks(range(num_classes))
         axes.set_yticks(range(num_classes))
     axes.set_xlabel("prediction")

@@ -40,7 +40,7 @@ from vegab.config import (
     show_differences,
     without,
 )
-from vegab.execution import accompany, execute, one_line, say, script
+from vegab.execution import EXPLAINED, accompany, execute, one_line, say, script
 from vegab.exits import FAILED, FINISHED, REFUSED, UsageError, leave
 from vegab.plugins import VegabPlugin
 from vegab.run_folder import AlreadyFinished, RunFolder
@@ -70,7 +70,6 @@ def wrap(
     *,
     prepare: Callable[..., Any] | None = None,
     extendable: Iterable[str] = ("num_epochs", "num_steps"),
-    explained: tuple[type[BaseException], ...] = (OSError, FloatingPointError),
     short_flags: Mapping[str, str] | None = None,
     save_path_key: str = "",
     opens_folder: bool = True,
@@ -90,7 +89,6 @@ def wrap(
             `save_path` and the flags of `func` that it has parameters for. Its result is
             given to `func` as a third argument. What it finds wrong (UsageError) is a refusal.
         extendable: dotted keys that may grow in a run that exists.
-        explained: exceptions whose message says it all: their traceback goes to stderr.txt only.
         short_flags: letters for flags, as {"n": "note"}: `-n TEXT` is `--note=TEXT`.
         save_path_key: a dotted key that may stand for SAVE_PATH, in configs that have keys of their
             own. It is no part of the config that is kept.
@@ -149,14 +147,14 @@ def wrap(
         for plugin in plugins:
             plugin.on_parsed_args(args)
         if not has_folder:
-            return _call_without_folder(functools.partial(func, config), keywords, explained)
+            return _call_without_folder(functools.partial(func, config), keywords)
         if not opens_folder:
             call = functools.partial(func, config, args.save_path, dry_run=args.dry_run)
-            return _call_without_folder(call, keywords, explained)
+            return _call_without_folder(call, keywords)
         folder = RunFolder(args.save_path, config, extendable, config_registry.completed)
         if follows is not None and follows():
-            return accompany(func, config, folder, keywords, prepare, explained)
-        return execute(func, config, folder, keywords, plugins, prepare, explained)
+            return accompany(func, config, folder, keywords, prepare)
+        return execute(func, config, folder, keywords, plugins, prepare)
 
     _exit(program, argv)
 
@@ -191,7 +189,6 @@ def wrap_no_config_registry(
     plugins: Sequence[VegabPlugin] = (),
     argv: Sequence[str] | None = None,
     *,
-    explained: tuple[type[BaseException], ...] = (OSError, FloatingPointError),
     short_flags: Mapping[str, str] | None = None,
 ) -> NoReturn:
     """Runs `func` as a program and ends with `sys.exit`.
@@ -235,14 +232,14 @@ def wrap_no_config_registry(
             return func(*(values.pop(name) for name in first), **values)
 
         if not keywords.get("save_path"):
-            return _call_without_folder(by_name, keywords, explained)
+            return _call_without_folder(by_name, keywords)
         defaults = {name: flag.default for name, flag in flags.items() if not flag.required}
         folder = RunFolder(str(keywords.pop("save_path")), keywords, (), defaults.__or__)
 
         def with_save_path(config: Config, save_path: str) -> Any:
             return by_name(**config, save_path=save_path)
 
-        return execute(with_save_path, keywords, folder, {}, plugins, None, explained)
+        return execute(with_save_path, keywords, folder, {}, plugins, None)
 
     _exit(program, argv)
 
@@ -298,7 +295,9 @@ def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> No
 
 
 def _call_without_folder(
-    func: Callable[..., Any], keywords: dict[str, Any], explained: tuple[type[BaseException], ...]
+    func: Callable[..., Any],
+    keywords: dict[str, Any],
+    explained: tuple[type[BaseException], ...] = EXPLAINED,
 ) -> int:
     try:
         func(**keywords)
@@ -416,7 +415,8 @@ def _parse_with_config(
     words = _split(asked, _Keys(known, known, flags, short), guessed, is_strict=False)
     keys = [override.key for override in guessed if override.key not in flags]
     keys += [key[3:] for key in keys if key.startswith("no_")]
-    bases, configs = [], []
+    bases: list[str] = []
+    others: list[str] = []
     while words:
         word = words.pop(0)
         if word in OPTIONS_WITH_VALUE:
@@ -424,9 +424,12 @@ def _parse_with_config(
             del words[:1]
         elif attached := re.match("--base=|-b", word):
             bases.append(word[attached.end() :])
-        elif word in registry or word.endswith(CONFIG_SUFFIXES):
-            configs.append(word)
-    draft = registry.draft(configs[0] if configs else None, bases, keys)
+        elif not word.startswith("-"):
+            others.append(word)
+    if all(override.value is not None for override in guessed):
+        del others[1:]  # else the first may be the value of an unknown key
+    is_config = (word for word in others if word in registry or word.endswith(CONFIG_SUFFIXES))
+    draft = registry.draft(next(is_config, None), bases, keys)
     for _ in range(2):
         args, overrides = _parse(parser, arguments, _Keys(draft.names, draft.types, flags, short))
         if (args.config, args.base) == (draft.name, draft.bases):

@@ -563,10 +563,7 @@ class ConfigRegistry:
         return self._summaries[name]()
 
     def resolve(
-        self,
-        name: str,
-        bases: Iterable[str | Path] = (),
-        overrides: Iterable[Override] = (),
+        self, name: str, bases: Iterable[str | Path] = (), overrides: Iterable[Override] = ()
     ) -> Config:
         """defaults <- base files <- named config or config file <- overrides, then the references.
 
@@ -785,22 +782,15 @@ class Draft:
         return merge(merge(config, nested(key, None)), nested(key, default))
 
     def _check_required(self, config: Config) -> None:
-        own = config.keys() - self.kind.defaults.keys()
+        own = sorted(config.keys() - self.kind.defaults.keys())
         for keys in self.kind.required:
             if any(config.get(key) not in (None, "", {}) for key in keys):
                 continue
             shown = " and ".join(f"'{key}'" for key in keys)
             what = f"one of the keys {shown}" if len(keys) > 1 else f"the key {shown}"
-            hint = ""
-            close = [(_likeness(key, name), key, name) for key in keys for name in own]
-            if close and max(close)[0] > 0.6:
-                _, key, name = max(close)
-                hint = f"; did you mean '{key}' by '{name}'?"
-            raise UsageError(f"{self.name}: {what} is missing{hint}")
-
-
-def _likeness(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, a, b).ratio()
+            close = [(difflib.get_close_matches(name, keys, n=1), name) for name in own]
+            hints = [f"; did you mean '{key[0]}' by '{name}'?" for key, name in close if key]
+            raise UsageError(f"{self.name}: {what} is missing{''.join(hints[:1])}")
 
 
 def _types_of(defaults: Config, names: Config) -> Config:

@@ -21,6 +21,8 @@ from vegab.exits import EXIT_CODES, UsageError, outcome
 from vegab.plugins import VegabPlugin
 from vegab.run_folder import RunFolder
 
+# Exceptions whose message says it all: their traceback goes to stderr.txt only.
+EXPLAINED = (OSError, FloatingPointError)
 _IGNORED_AT_START = [
     name for name in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(name) == signal.SIG_IGN
 ]
@@ -33,7 +35,6 @@ def execute(
     keywords: dict[str, Any],
     plugins: Sequence[VegabPlugin],
     prepare: Callable[..., Any] | None,
-    explained: tuple[type[BaseException], ...],
 ) -> int:
     """From the first look at the run folder to the last word. Returns the exit code.
 
@@ -81,19 +82,19 @@ def execute(
     unwritten = ""
     if error is not None:
         if outcome(error) == "failed":
-            unwritten = _write_traceback(error, capture, quiet=isinstance(error, explained))
+            unwritten = _write_traceback(error, capture, quiet=isinstance(error, EXPLAINED))
         for plugin in plugins:
             try:
                 plugin.on_failure(config, folder.path, error)
             except Exception as another:
-                follows = isinstance(another, explained)  # on a full disk, say
+                follows = isinstance(another, EXPLAINED)  # on a full disk, say
                 unwritten += _write_traceback(another, capture, quiet=follows) * (not follows)
     _signals(signal.SIG_DFL)
     capture.stop()
     folder.close()
     if unwritten:
         sys.stderr.write(unwritten)
-    return _last_word(error, folder.path, explained, bool(unwritten))
+    return _last_word(error, folder.path, bool(unwritten))
 
 
 def accompany(
@@ -102,7 +103,6 @@ def accompany(
     folder: RunFolder,
     keywords: dict[str, Any],
     prepare: Callable[..., Any] | None,
-    explained: tuple[type[BaseException], ...],
 ) -> int:
     """As `execute`, beside the process that writes the run folder: this one only reads there.
 
@@ -120,7 +120,7 @@ def accompany(
         error = end if end.code not in (None, 0) else None
     except BaseException as failure:
         error = failure
-        if outcome(failure) == "failed" and not isinstance(failure, explained):
+        if outcome(failure) == "failed" and not isinstance(failure, EXPLAINED):
             traceback.print_exception(failure)
     status = outcome(error)
     if status == "failed":
@@ -164,12 +164,7 @@ def _write_traceback(error: BaseException, capture: Capture, quiet: bool) -> str
     return ""
 
 
-def _last_word(
-    error: BaseException | None,
-    path: str,
-    explained: tuple[type[BaseException], ...],
-    traceback_is_above: bool,
-) -> int:
+def _last_word(error: BaseException | None, path: str, traceback_is_above: bool) -> int:
     """The one line that the terminal ends with, and the exit code."""
     status = outcome(error)
     if status == "interrupted":
@@ -177,7 +172,7 @@ def _last_word(
         say(f"interrupted{reason}; the same command continues {path}")
     elif status == "failed":
         what = one_line(error)
-        if not isinstance(error, (*explained, UsageError)):
+        if not isinstance(error, (*EXPLAINED, UsageError)):
             what = f"{type(error).__name__}: {what}"
         where = "above" if traceback_is_above else f"in {os.path.join(path, 'stderr.txt')}"
         say(f"failed: {what} (traceback {where})")

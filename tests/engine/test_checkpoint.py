@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from engine.checkpoints import checkpoint
+from engine.checkpoints import checkpoint, is_done
 from engine.checkpoints.checkpoint import Checkpoint
 from engine.runs import results
 from src.experiment import build
@@ -300,3 +300,22 @@ def test_a_long_history_with_gaps_comes_back(config: dict[str, Any], tmp_path: P
     lines = (tmp_path / "history.csv").read_text().splitlines()
     assert lines[0] == "epoch,loss,val" and lines[1] == "0,1.0," and lines[2] == "1,0.5,nan"
     assert len(lines) == 601
+
+
+@pytest.mark.parametrize(
+    ("state", "num_epochs", "num_steps", "done"),
+    [
+        ({"epoch": 2, "global_step": 20}, 2, None, True),
+        ({"epoch": 2, "global_step": 20}, 3, None, False),
+        ({"epoch": 2, "global_step": 20}, None, None, False),  # the config does not say
+        ({"epoch": 2, "global_step": 20, "stop_reason": "patience"}, 3, None, True),
+        ({"epoch": 2, "global_step": 20}, 2, 25, False),
+        ({"epoch": 2, "global_step": 25, "step": 5, "is_cut": True}, 9, 25, True),
+        ({"epoch": 2, "global_step": 25, "step": 5}, 9, 25, False),  # the epoch has yet to be ended
+    ],
+)
+def test_one_rule_says_whether_a_run_is_done(
+    state: dict[str, Any], num_epochs: int | None, num_steps: int | None, done: bool
+) -> None:
+    state = {"step": 0, "is_cut": False, "stop_reason": None} | state
+    assert is_done(state, num_epochs, num_steps) is done

@@ -80,9 +80,7 @@ def test_two_workers_are_killed_stopped_and_continued(tmp_path: Path) -> None:
     processes = start(killed)
     wait_for_epochs(killed, 2, processes)
     processes[1].kill()
-    died = time.monotonic()
     assert ends(processes) == [75, -signal.SIGKILL], said(killed)
-    assert time.monotonic() - died < 120  # after 20 s of silence, on a machine that is busy
     kept = rows(killed)
     assert 2 <= len(kept) < 8
     shutil.copytree(killed, alone)

@@ -22,6 +22,7 @@ from machinery import ROOT, Command
 from engine.devices import gpus as devices
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import local as launch
+from engine.sweeps import sweep
 from engine.sweeps.definition import Trial
 from engine.sweeps.sweep import FINISHED, REFUSED, AllAtOnce, Sweeper
 from vegab import UsageError
@@ -330,6 +331,16 @@ def test_as_many_run_at_a_time_as_there_is_room_for(
     names = [f"trial {number}" for number in range(9)]
     assert launcher.run({name: [] for name in names}, tell) == dict.fromkeys(names, 0)
     assert dict(functools.reduce(operator.or_, seen)) == most_at_a_time
+
+
+def test_a_sweep_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    told = definition(seeds=2)
+    sweep.write(tmp_path, told, sweep_trials.trials_of(told))
+    assert sweep.read(tmp_path)[0] == told
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    (tmp_path / "sweep.json").write_text(json.dumps(content | {"format": 2}))
+    with pytest.raises(UsageError, match="its format is 2"):
+        sweep.read(tmp_path)
 
 
 def test_a_folder_of_something_else_is_refused(command: Command, tmp_path: Path) -> None:

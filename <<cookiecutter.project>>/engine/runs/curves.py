@@ -95,9 +95,7 @@ def curves_of(
     return curves, problems
 
 
-def _histories(
-    records: Sequence[RunRecord],
-) -> tuple[dict[str, list[dict[str, float]]], list[str]]:
+def _histories(records: Sequence[RunRecord]) -> tuple[dict[str, list[dict[str, float]]], list[str]]:
     """Return the histories that can be read, by path, and what is not right with runs."""
     histories, problems = {}, []
     for record in records:

@@ -152,13 +152,9 @@ def thinned(
     Of each run every 2^n-th epoch stays, so that runs of other lengths have them too; beside them
     those where a column has its least and its largest value, and the last one.
 
-    Args:
-        histories: of each run, rows in the order of epochs.
-        sizes: how many rows and columns they have.
-
-    Returns:
-        Values by column, None where there is no number, of each run; epochs count from 1, as in
-        what a run prints. And the largest of the 2^n.
+    `sizes` says how many rows and columns each history has, whose rows are in order. The curves are
+    values by column, None where there is no number; epochs count from 1, as in what a run prints.
+    Return the largest of the 2^n, too.
     """
     most_rows = longest = max((num_rows for num_rows, _ in sizes), default=0)
 

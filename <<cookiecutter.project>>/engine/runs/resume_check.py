@@ -87,17 +87,17 @@ def survey(
                     f"{getattr(layer, 'name', 'the model')} has a generator of its own, {name} "
                     f"({place(type(layer))}); use keras.random with a SeedGenerator"
                 )
-    steps_per_epoch = first.dataset.train.steps_per_epoch
+    sources = [built.dataset.train for built in (first, second, second)]
+    steps_per_epoch = sources[0].steps_per_epoch
     step = steps_per_epoch - 1
     for number in range(step):
-        first.dataset.train.batch(0, number)
-    batches = [built.dataset.train.batch(0, step) for built in (first, second)]
-    straight, direct = ([np.asarray(p).tobytes() for p in keras.tree.flatten(b)] for b in batches)
-    if straight != direct:
+        sources[0].batch(0, number)
+    batches = [keras.tree.flatten(source.batch(0, step)) for source in sources]
+    if len({b"".join(np.asarray(part).tobytes() for part in batch) for batch in batches}) > 1:
         name = config["dataset"] or config["datasets"]["train"]
         found.append(
-            f"the data is not a function of position: the last batch of an epoch is another when "
-            f"it is asked for directly ({place(resolve(name, 'dataset', datasets))})"
+            "the data is not a function of position: the last batch of an epoch is another when "
+            f"it is asked for directly, or twice ({place(resolve(name, 'dataset', datasets))})"
         )
     return steps_per_epoch, found
 

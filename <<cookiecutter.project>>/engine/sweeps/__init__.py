@@ -6,7 +6,6 @@ from engine import lazy
 
 if TYPE_CHECKING:
     from engine.sweeps import definition as definition
-    from engine.sweeps import local as local
     from engine.sweeps import search as search
     from engine.sweeps import slurm as slurm
     from engine.sweeps import sweep as sweep

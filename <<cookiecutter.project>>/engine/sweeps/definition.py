@@ -166,8 +166,8 @@ def _draw(text: str, key: str, number: int, seed: int) -> Any:
     chance = random.Random(f"{seed} {key} {number}")
     if isinstance(low, int) and isinstance(high, int) and not is_log:
         return chance.randint(low, high)
-    drawn = math.exp(chance.uniform(math.log(low), math.log(high))) if is_log else None
-    drawn = chance.uniform(low, high) if drawn is None else drawn
+    ends = (math.log(low), math.log(high)) if is_log else (low, high)
+    drawn = math.exp(chance.uniform(*ends)) if is_log else chance.uniform(*ends)
     if isinstance(low, int) and isinstance(high, int):
         return min(max(round(drawn), low), high)
     return shortened(drawn)

@@ -32,6 +32,11 @@ class Launcher:
     """
 
     num_parallel = 8  # that a search may run at a time, on a cluster, whose room changes
+    room: Callable[[], int]  # returns how many commands may run at a time
+    begin: Callable[[str, Sequence[str]], Any]  # begins one; returns what stands for it
+    ended: Callable[[list[Any]], Sequence[Any]]  # returns what has ended; waits for one, not long
+    end: Callable[[Any], None]  # tells one that runs to commit and end
+    code_of: Callable[[Any, str], int | None]  # of one that has ended; None: it had not begun
 
     def __init__(self, outputs: Path, is_stopped: Callable[[], bool]) -> None:
         self.outputs = outputs
@@ -96,38 +101,12 @@ class Launcher:
         tell([], codes)
         return codes
 
-    def room(self) -> int:
-        """Return how many commands may run at a time."""
-        raise NotImplementedError
-
-    def begin(self, name: str, words: Sequence[str]) -> Any:
-        """Begin a command; return what stands for it."""
-        raise NotImplementedError
-
-    def ended(self, running: list[Any]) -> Sequence[Any]:
-        """Return those that have ended; wait for one, but not long."""
-        raise NotImplementedError
-
-    def end(self, one: Any) -> None:
-        """Tell one that runs to commit and end."""
-        raise NotImplementedError
-
-    def code_of(self, one: Any, name: str) -> int | None:
-        """Return the exit code of one that has ended; None: it had not begun."""
-        raise NotImplementedError
-
 
 class LocalLauncher(Launcher):
     """Runs command lines of `bin/train.py`, each in a process that is forked with all imported.
 
-    Raises UsageError if `gpus` names none, or has no room for as many.
-
-    Args:
-        jobs: how many at a time, at least 1; None: as many as there is room for.
-        gpus: to share out, in the form of `bin/train.py --gpus`; "": none in particular.
-        per_gpu: trials at a time on each of them.
-        threads: of each; None: one a core.
-        options: see `Launcher`.
+    The arguments are flags of `bin/sweep.py`, the threads of each trial (None: one a core), and
+    `Launcher`'s. Raises UsageError if `gpus` names none, or has no room for as many.
     """
 
     def __init__(
@@ -144,7 +123,6 @@ class LocalLauncher(Launcher):
         self._processes.set_forkserver_preload(["engine.sweeps.trial"])
 
     def room(self) -> int:
-        """Return how many commands may run at a time."""
         return self.num_parallel
 
     def begin(self, name: str, words: Sequence[str]) -> Any:
@@ -165,12 +143,10 @@ class LocalLauncher(Launcher):
         return process
 
     def ended(self, running: list[Any]) -> list[Any]:
-        """Return the processes that have ended."""
         wait([process.sentinel for process in running], SECONDS_BETWEEN)
         return [process for process in running if not process.is_alive()]
 
     def end(self, one: Any) -> None:
-        """Tell a process to commit and end."""
         one.terminate()
 
     def code_of(self, one: Any, name: str) -> int:

@@ -40,15 +40,10 @@ OBJECT_STORE = 80 * 2**20  # bytes; an exit code is all that goes through it
 class RayLauncher(Launcher):
     """Runs command lines of `bin/train.py`, each in a task of Ray.
 
-    Raises UsageError if Ray is not installed, or does not listen at the address.
-
-    Args:
-        gpus: how many for each, or "".
-        address: of a cluster, such as "head:6379", or "auto"; "": what RAY_ADDRESS says, or else
-            one that is started on this machine and ends with this process.
-        max_parallel: how many at a time; 0: as many as there is room for.
-        threads: of each, which has as many cores; None: all cores of a node, or one beside GPUs.
-        options: see `Launcher`; `outputs` is shared by all nodes.
+    The arguments are flags of `bin/sweep.py`, the threads of each trial, which has as many cores
+    (None: all cores of a node, or one beside GPUs), and `Launcher`'s; all nodes share `outputs`.
+    Without an address it is what RAY_ADDRESS says, or else a cluster is started on this machine and
+    ends with this process. Raises UsageError if Ray is not installed, or does not listen there.
     """
 
     def __init__(
@@ -90,21 +85,17 @@ class RayLauncher(Launcher):
             return super().run(commands, tell)
 
     def room(self) -> int:
-        """Return how many commands may run at a time."""
         return self.max_parallel or max(self._room(), 1)
 
     def begin(self, name: str, words: Sequence[str]) -> Any:
-        """Begin a task."""
         output = str(self.output(name))
         return self._train.remote(list(words), os.getcwd(), self._environment, output)
 
     def ended(self, running: list[Any]) -> Sequence[Any]:
-        """Return the tasks that have ended."""
         return self._ray.wait(running, timeout=SECONDS_BETWEEN)[0]
 
     def end(self, one: Any) -> None:
-        """Cancel a task: what it runs commits and ends."""
-        self._ray.cancel(one)
+        self._ray.cancel(one)  # what it runs commits and ends
 
     def code_of(self, one: Any, name: str) -> int | None:
         """Return the exit code of what a task ran; None: it had not begun."""

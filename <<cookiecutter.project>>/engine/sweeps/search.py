@@ -44,9 +44,7 @@ class Search:
         self._journal = _open_journal(folder / JOURNAL, definition)
 
     def advance(
-        self,
-        states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
-        given_up: Collection[str],
+        self, states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]], given_up: Collection[str]
     ) -> tuple[list[Trial], list[Trial]]:
         """Tell Optuna what has ended, and choose what is to follow; see `sweep.AllAtOnce`."""
         known = self.known()
@@ -176,15 +174,9 @@ def judge(
 ) -> tuple["FrozenTrial", bool]:
     """Look at a trial as Optuna's pruner does after each epoch, up to where it would end it.
 
-    Args:
-        definition: of the sweep.
-        known: the trials that have ended.
-        suggested: settings of all trials, up to this one at least.
-        number: of this trial.
-        curve: epochs done, and what is monitored.
-
-    Returns:
-        The trial with what the pruner has noted in it, and whether it is poor.
+    Of the trials, the `known` ones have ended, and settings are `suggested` up to this one at
+    least. The curve is epochs done, and what is monitored. Return the trial with what the pruner
+    has noted in it, and whether it is poor.
     """
     import optuna
 
@@ -241,11 +233,7 @@ def _pruner(definition: Definition) -> Any:
 
 def _distributions(definition: Definition) -> dict[str, "BaseDistribution"]:
     """Return what each key is chosen from; values of a grid stand there as text."""
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     found: dict[str, BaseDistribution] = {}
     for key, text in definition.range.items():

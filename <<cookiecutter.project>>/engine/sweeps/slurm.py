@@ -59,15 +59,9 @@ class Task(NamedTuple):
 class SlurmLauncher(Launcher):
     """Runs command lines of `bin/train.py`, each in a job of an array.
 
-    Jobs outlive this process: another launcher with the same `outputs` finds them again. Raises
-    UsageError if there is no SLURM here, or it refuses what is asked of it.
-
-    Args:
-        gpus: how many for each, or "".
-        partition: where to queue, or "" for the site's default.
-        time: limit of a job in SLURM's form, or "" for the partition's.
-        max_parallel: how many at a time; 0: as many as there is room for.
-        options: see `Launcher`.
+    Jobs outlive this process: another launcher with the same `outputs` finds them again. The
+    arguments are flags of `bin/sweep.py` and `Launcher`'s. Raises UsageError if there is no SLURM
+    here, or it refuses what is asked of it.
     """
 
     def __init__(
@@ -267,11 +261,7 @@ def line_of(words: Sequence[str], options: Mapping[str, Any]) -> str:
 
 
 def submit(
-    options: Mapping[str, Any],
-    name: str,
-    lines: Sequence[str],
-    logs: Path,
-    max_parallel: int = 0,
+    options: Mapping[str, Any], name: str, lines: Sequence[str], logs: Path, max_parallel: int = 0
 ) -> str:
     """Submit a job, or an array of them, and return its number.
 

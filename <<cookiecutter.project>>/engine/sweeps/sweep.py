@@ -216,9 +216,7 @@ class AllAtOnce:
     trials: list[Trial]
 
     def advance(
-        self,
-        states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
-        given_up: Collection[str],
+        self, states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]], given_up: Collection[str]
     ) -> tuple[list[Trial], list[Trial]]:
         """Return all trials by now, and those of them that may be trained by now.
 
