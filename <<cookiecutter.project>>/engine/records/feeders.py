@@ -74,7 +74,6 @@ class Feeder:
         self._orders: dict[int, Array] = {}
 
     def __len__(self) -> int:
-        """Return the number of examples."""
         return self.num_examples
 
     @property
