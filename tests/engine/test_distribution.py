@@ -273,7 +273,7 @@ tf.config.set_logical_device_configuration(processor, two)
 
 from configs import registry
 from engine.devices import gpus as devices
-from src.experiment import build, train
+from src.experiment import build, train as train_into
 from interruptions import StopAt
 from vegab import UsageError
 
@@ -287,7 +287,7 @@ config = registry["digits"] | {
 def train_in(name, *hooks, **settings):
     folder = Path(sys.argv[1], name)
     folder.mkdir(exist_ok=True)
-    train(build(config | settings, str(folder)), folder, hooks)
+    train_into(build(config | settings, str(folder)), folder, hooks)
 
 
 def refused(*arguments, **settings):
