@@ -25,15 +25,15 @@ pytest_plugins = ["machinery"]
 TEMPLATE_FOLDER = "<<cookiecutter.project>>"
 FAIL_ON_SKIP = "TEMPLATE_TESTS_FAIL_ON_SKIP"
 
-# Files of tests that take minutes: begun last, one of them would run on alone. The fifth waits for
-# the end of the first, which has one test only.
+# Files of tests that take minutes: begun last, one of them would run on alone.
 LONGEST = [
     "own_tests",
-    "faults",
-    "runs",
+    "docs",
     "faults_disk",
-    "cruft",
+    "faults",
+    "run_folders",
     "slurm",
+    "cruft",
     "faults_distribution",
     "faults_iterators",
     "ray",
@@ -41,10 +41,20 @@ LONGEST = [
     "trackers",
     "make",
     "check_resume",
+    "distribution",
+    "reproduction",
     "bake",
     "edflow",
+    "sweep",
+    "search",
     "sixty_runs",
-    "report",
+    "report_page",
+    "deephub",
+    "training_loop",
+    "iterators",
+    "trust",
+    "evaluation",
+    "checkpoint",
 ]
 
 # nohup, or a shell's &, which the tests may be run by, makes children ignore these; what they start

@@ -151,8 +151,8 @@ def test_records_are_checked_by_command(own: Path) -> None:
     bin(own, "tfrecords", "validate", "data/mine/*", "--deep", code=1)
 
 
-# Rows whose tests are the project's own, in tests/test_variants.py and its neighbours.
-IN_THE_PROJECT = {
+# Rows whose tests are those of the machinery.
+BY_FILE = {
     "-g 0, -g -1": "test_variants.py::test_gpus_are_chosen_by_number",
     "--warm-start-checkpoint, --warm-start-vars": (
         "test_variants.py::test_a_warm_start_takes_the_weights_that_match"
@@ -163,7 +163,7 @@ IN_THE_PROJECT = {
     "exporters": "test_variants.py::test_early_stopping_counts_steps_and_the_best_is_exported",
     "a list of scopes to fine-tune": "test_variants.py::test_fine_tuning_trains_only_what_matches",
     "TFRecordExamplesFeeder, MemorySamplesFeeder, ImageFeature": "test_feeders.py::",
-    "__del__": "test_vegab_config.py::test_a_file_can_delete_what_it_extends",
+    "__del__": "test_config.py::test_a_file_can_delete_what_it_extends",
 }
 HERE: dict[str, Callable[..., None]] = {
     "deep trainer train toy -p model.model_dir PATH": test_the_seed_s_variant_trains_as_it_stands,
@@ -185,7 +185,8 @@ def test_every_row_of_the_table_has_a_test(project: Path) -> None:
     section = page.split("## Coming from Deephub")[1].split("\n## ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
     assert rows[0].strip() == "Deephub"
-    assert {row.replace("`", "").strip() for row in rows[2:]} == {*HERE, *IN_THE_PROJECT}
-    for place in IN_THE_PROJECT.values():
+    assert {row.replace("`", "").strip() for row in rows[2:]} == {*HERE, *BY_FILE}
+    for place in BY_FILE.values():
         file, _, name = place.partition("::")
-        assert f"def {name or 'test_'}" in (project / "tests" / file).read_text()
+        (path,) = Path(__file__).parent.glob(f"*/{file}")
+        assert f"def {name or 'test_'}" in path.read_text()

@@ -96,7 +96,7 @@ def blocks_of(page: Path) -> list[Block]:
     for number, line in enumerate(page.read_text().splitlines(), start=1):
         if opened is not None and line == "```":
             blocks.append(opened)
-            opened = None
+            opened, before = None, ""
         elif opened is not None:
             opened.content += line + "\n"
         elif fence := re.fullmatch(r"```(\w*)", line):
@@ -122,7 +122,7 @@ def commands_of(block: Block) -> list[Command]:
         else:
             assert commands, f"{block.page}:{number}: this is the output of no command: {line}"
             commands[-1].shown.append(line)
-        continues = line.endswith("\\")
+        continues = line.endswith("\\") and not commands[-1].shown
     for command in commands:
         if said := re.search(r"#.*\bexit code (\d+)", command.text):
             command.exit_code = int(said[1])

@@ -430,8 +430,6 @@ def test_edflow_s_names_are_there(lab: Lab) -> None:
 # ---- what cannot be -------------------------------------------------------------------------
 
 FILES = {
-    "nowhere": "iterator: your_model.nowhere.Trainer",
-    "no_class": "iterator: your_model.iterator.Trainee",
     "no_batch_size": "batch_size: null",
     "no_steps": "num_steps: null\nnum_epochs: null",
 }
@@ -445,18 +443,6 @@ QUICK = {
     "no run": (("your_model/train.yaml", "{run}", "-c", "your_model"), "your_model/model.h5"),
     "no evaluation file": (("your_model/train.yaml", "{run}", "-e", "gone.yaml"), "gone.yaml"),
     "no base": (("your_model/train.yaml", "{run}", "-b", "gone.yaml"), "gone.yaml"),
-}
-SLOW = {
-    "import path that leads nowhere": (("{nowhere}", "{run}"), "your_model.nowhere.Trainer"),
-    "class that is not there": (("{no_class}", "{run}"), "did you mean 'Trainer'"),
-    "-c of another model": (
-        ("your_model/train.yaml", "{run}", "-c", "results/run", "--width=4"),
-        "dense",
-    ),
-    "-c of another model, -r": (
-        ("your_model/train.yaml", "{run}", "-c", "results/run", "-r", "--width=4"),
-        "dense",
-    ),
 }
 
 
@@ -503,16 +489,6 @@ def test_a_mistake_is_told_before_tensorflow_is_imported(
     arguments: tuple[str, ...], part: str, refused: Callable[[tuple[str, ...], str], bool]
 ) -> None:
     assert not refused(arguments, part)
-
-
-@pytest.mark.parametrize(("arguments", "part"), SLOW.values(), ids=SLOW)
-def test_a_mistake_in_what_is_imported_is_told(
-    arguments: tuple[str, ...],
-    part: str,
-    story: Story,
-    refused: Callable[[tuple[str, ...], str], bool],
-) -> None:
-    assert refused(arguments, part)
 
 
 def test_a_mistake_leaves_a_run_as_it_was(

@@ -1,24 +1,19 @@
-"""Train, break and continue runs of a generated project; compare what is on disk."""
+"""What runs of a generated project leave on the disk."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
-import pickle
 import pty
-import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
 import termios
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +21,8 @@ import forked
 import h5py
 import numpy as np
 import pytest
+from cifar_archive import write_cifar
 from conftest import commit_all, files_below, run
-
-EXACT = ("model.h5", "model_best.h5", "history.csv", "loop_state.pkl")
 
 Done = subprocess.CompletedProcess[str]
 
@@ -45,58 +39,23 @@ def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 HARM = '''
-import ctypes
 import os
-import signal
-import subprocess
-import time
 
 import keras
 
 
 class Harm(keras.callbacks.Callback):
-    """Does what HARM=BATCH:WHAT says at the end of a batch, counted over the attempt from 1."""
+    """Makes the loss not a number at the end of the batch HARM, counted over the attempt from 1."""
 
     def __init__(self):
         super().__init__()
-        batch, _, self.what = os.environ.get("HARM", "0:").partition(":")
-        self.left = int(batch)
+        self.left = int(os.environ.get("HARM", "0"))
 
     def on_train_batch_end(self, batch, logs=None):
         self.left -= 1
         if self.left == 0:
-            getattr(self, self.what)()
-
-    def kill(self):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def raise_error(self):
-        raise RuntimeError("the callback broke")
-
-    def write_and_kill(self):
-        libc = ctypes.CDLL(None)
-        libc.puts(b"written by C")
-        libc.fflush(None)
-        os.write(2, b"written to the descriptor\\n")
-        subprocess.run(["echo", "written by a child"])
-        print("written by Python", flush=True)
-        self.kill()
-
-    def leave_child_and_kill(self):
-        child = os.fork()
-        if child == 0:
-            time.sleep(600)
-            os._exit(0)
-        print("child", child, flush=True)
-        self.kill()
-
-    def wait(self):
-        print("waiting", flush=True)
-        time.sleep(600)
-
-    def diverge(self):
-        for weight in self.model.trainable_weights:
-            weight.assign(weight * float("nan"))
+            for weight in self.model.trainable_weights:
+                weight.assign(weight * float("nan"))
 '''
 
 # The small run that the tests below break: one command, harmful where the environment says so.
@@ -108,12 +67,12 @@ Train = Callable[..., Done]
 
 @pytest.fixture
 def train(lab: Path) -> Train:
-    """Run `python bin/train.py ARGUMENTS`; `harm="50:kill"` does harm at the 50th step.
+    """Run `python bin/train.py ARGUMENTS`; `harm="50"` does harm at the 50th step.
 
     With an option of subprocess.run it is a process of its own from the start.
     """
 
-    def command(*arguments: object, harm: str = "0:", **options: Any) -> Done:
+    def command(*arguments: object, harm: str = "0", **options: Any) -> Done:
         environment = os.environ | {"HARM": harm} | options.pop("env", {})
         if options:
             words = (sys.executable, "bin/train.py", *arguments)
@@ -182,12 +141,6 @@ def test_keras_and_h5py_open_the_model(digits: Path) -> None:
         ]
     best = min(rows_of(digits), key=lambda row: float(row["val_loss"]))
     assert state["best_epoch"] == int(best["epoch"])
-
-
-def test_loop_state_is_plain(digits: Path) -> None:
-    state = pickle.loads((digits / "loop_state.pkl").read_bytes())
-    assert state["epoch"] == 30
-    assert state["global_step"] == 1200
 
 
 def test_config_json_is_what_ran(digits: Path, train: Train, tmp_path: Path) -> None:
@@ -284,150 +237,12 @@ def test_flags_do_what_they_say(train: Train, tmp_path: Path) -> None:
     assert '"class_name": "SGD"' in str(training_config)
 
 
-@pytest.mark.slow
-def test_killed_and_continued_equals_uninterrupted(train: Train, tmp_path: Path) -> None:
-    command = (*COMMAND, "--num_epochs=4", "--lr_schedule=[[2, 0.01], [4, 0.001]]")
-    assert train(*command, tmp_path / "straight", timeout=600).returncode == 0
-    killed, epochs = tmp_path / "killed", [0]
-    for batch in (100, 60):
-        assert train(*command, killed, harm=f"{batch}:kill").returncode == -signal.SIGKILL
-        # Whether the last epoch's commit was made by then is a matter of time.
-        epochs.append(pickle.loads((killed / "loop_state.pkl").read_bytes())["epoch"])
-    assert 0 < epochs[1] <= epochs[2]
-    done = train(*command, killed)
-    assert done.returncode == 0, done.stderr
-    for name in EXACT:
-        assert (killed / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
-    attempts = meta_of(killed)["attempts"]
-    assert [attempt["exit_status"] for attempt in attempts] == ["killed", "killed", 0]
-    assert [attempt["from"].get("epoch", 0) for attempt in attempts] == epochs
-    assert (killed / "stdout.txt").read_text().count("--- attempt") == 3
-
-
-@pytest.mark.slow
-def test_what_was_written_before_a_kill_is_kept(train: Train, tmp_path: Path) -> None:
-    done = train(*COMMAND, tmp_path / "run", harm="50:write_and_kill")
-    assert done.returncode == -signal.SIGKILL
-    stdout = (tmp_path / "run" / "stdout.txt").read_text()
-    for text in ("epoch 1/30", "written by C", "written by a child", "written by Python"):
-        assert text in stdout
-    assert "written to the descriptor" in (tmp_path / "run" / "stderr.txt").read_text()
-
-
-@pytest.mark.slow
-def test_a_crash_leaves_its_traceback(train: Train, tmp_path: Path) -> None:
-    done = train(*COMMAND, tmp_path / "run", harm="50:raise_error")
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("train.py: failed: RuntimeError: the")
-    stderr = (tmp_path / "run" / "stderr.txt").read_text()
-    assert "Traceback" in stderr
-    assert "in raise_error" in stderr
-    meta = meta_of(tmp_path / "run")
-    assert meta["status"] == "failed"
-    assert meta["attempts"][0]["exit_status"] == 1
-    assert train(*COMMAND, tmp_path / "run", "--num_epochs=31").returncode == 0
-
-
 LIMIT = 300  # seconds, after which what is waited for counts as hung
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
-@pytest.fixture
-def started(lab: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start `python bin/train.py ARGUMENTS` and do not wait for its end."""
-    processes = []
-
-    def start(*arguments: object, harm: str = "0:") -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "bin/train.py", *map(str, arguments)],
-            cwd=lab,
-            env=os.environ | {"HARM": harm},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_ends_the_step_and_the_same_command_continues(
-    number: signal.Signals,
-    started: Callable[..., subprocess.Popen[str]],
-    train: Train,
-    tmp_path: Path,
-) -> None:
-    folder = tmp_path / "run"
-    process = started(*COMMAND, folder, "--num_epochs=5000")
-    wait_for(lambda: (folder / "history.csv").exists() and len(rows_of(folder)) > 1)
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode == 75, said
-    assert "the same command continues" in said
-    meta = meta_of(folder)
-    assert (meta["status"], meta["attempts"][0]["exit_status"]) == ("interrupted", 75)
-    epochs = len(rows_of(folder))
-    # The same command continues, until it is stopped by the harm done to it.
-    again = train(*COMMAND, folder, "--num_epochs=5000", harm="60:raise_error")
-    assert again.returncode == 1
-    assert f"of epoch {epochs + 1}" in again.stdout or f"after epoch {epochs}" in again.stdout
-    rows = [int(row["epoch"]) for row in rows_of(folder)]
-    assert rows == list(range(len(rows)))
-    assert len(rows) > epochs
-
-
-@pytest.mark.slow
-def test_a_folder_is_for_one_process_at_a_time(
-    started: Callable[..., subprocess.Popen[str]], train: Train, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    first = started(*COMMAND, folder, "--num_epochs=3", harm="50:wait")
-    stdout = folder / "stdout.txt"
-    wait_for(lambda: stdout.exists() and "waiting" in stdout.read_text())
-    # It waits, but what it has begun to write beside that goes on: a commit, its views.
-    first.send_signal(signal.SIGSTOP)
-    os.waitpid(first.pid, os.WUNTRACED)
-    before = files_below(folder)
-    second = train(*COMMAND, folder, "--num_epochs=3")
-    assert second.returncode == 2
-    assert str(first.pid) in second.stderr
-    assert files_below(folder) == before
-    first.send_signal(signal.SIGCONT)
-    first.kill()
-    first.communicate()
-    assert train(*COMMAND, folder, "--num_epochs=3").returncode == 0
-
-
-@pytest.mark.slow
-def test_the_lock_dies_with_its_process_not_with_its_children(
-    started: Callable[..., subprocess.Popen[str]], train: Train, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    first = started(*COMMAND, folder, "--num_epochs=2", harm="50:leave_child_and_kill")
-    first.wait(timeout=LIMIT)  # not communicate: the child holds the pipe
-    (child,) = re.findall(r"^child (\d+)$", (folder / "stdout.txt").read_text(), re.MULTILINE)
-    try:
-        assert train(*COMMAND, folder, "--num_epochs=2").returncode == 0
-    finally:
-        os.kill(int(child), signal.SIGKILL)  # it was still there
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(train: Train, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    done = train(*COMMAND, folder, "--num_epochs=2", harm="50:diverge")
+    done = train(*COMMAND, folder, "--num_epochs=2", harm="50")
     assert done.returncode == 1
     (sentence,) = [line for line in done.stderr.splitlines() if "train.py" in line]
     assert "at step 11 of epoch 2" in sentence
@@ -437,7 +252,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(train: Train, tmp_path: Path)
     assert train(*COMMAND, folder, "--num_epochs=2").returncode == 0
     assert [np.isfinite(float(row["loss"])) for row in rows_of(folder)] == [True, True]
     going_on = tmp_path / "going_on"
-    done = train(*COMMAND, going_on, "--num_epochs=2", "--on_nan=continue", harm="50:diverge")
+    done = train(*COMMAND, going_on, "--num_epochs=2", "--on_nan=continue", harm="50")
     assert done.returncode == 0
     assert rows_of(going_on)[1]["loss"] == "nan"
 
@@ -461,60 +276,6 @@ def test_a_disk_without_space_keeps_the_state_before(train: Train, tmp_path: Pat
     assert len(rows_of(folder)) == 2
 
 
-def write_cifar(folder: Path, which: str) -> Path:
-    """Write a small archive in the authors' own format: Python 2 pickles of bytes keys in a tar."""
-    files, key = {
-        "cifar10": (
-            [
-                f"cifar-10-batches-py/{name}"
-                for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
-            ],
-            b"labels",
-        ),
-        "cifar100": (["cifar-100-python/train", "cifar-100-python/test"], b"fine_labels"),
-    }[which]
-    folder.mkdir(parents=True)
-    archive = folder / f"cifar-{which[5:]}-python.tar.gz"
-    generator = np.random.default_rng(0)
-    with tarfile.open(archive, "w:gz") as tar:
-        for name in files:
-            data = generator.integers(0, 256, (40, 3072), dtype=np.uint8)
-            batch = {b"data": data, key: [n % 10 for n in range(40)], b"batch_label": b"batch"}
-            content = pickle.dumps(batch, protocol=2)
-            # The module has moved in NumPy since the archives were made.
-            content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return archive
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("which", ["cifar10", "cifar100"])
-def test_cifar_is_trained_on_and_a_bad_archive_is_named(
-    which: str, train: Train, lab: Path, tmp_path: Path
-) -> None:
-    archive = write_cifar(tmp_path / "data", which)
-    environment = {"DATA_DIR": str(archive.parent)}
-    command = (which, tmp_path / "run", "--n_filters=2", "--num_epochs=1", "--batch_size=16")
-    whole = archive.read_bytes()
-    archive.write_bytes(whole[: len(whole) // 2])
-    done = train(*command, env=environment)
-    assert done.returncode == 1
-    (sentence,) = [line for line in done.stderr.splitlines() if "train.py" in line]
-    assert f"{archive} cannot be read" in sentence
-    assert "Traceback" in (tmp_path / "run" / "stderr.txt").read_text()
-    archive.write_bytes(whole)
-    done = train(*command, env=environment)
-    assert done.returncode == 0, done.stderr
-    num_train = {"cifar10": 200, "cifar100": 40}[which] * 9 // 10
-    assert int(rows_of(tmp_path / "run")[0]["step"]) == -(-num_train // 16)
-    words = (sys.executable, "bin/evaluate.py", tmp_path / "run")
-    run(*words, cwd=lab, env=os.environ | environment)
-    summary = json.loads((tmp_path / "run" / "eval" / "test.json").read_text())
-    assert summary["num_examples"] == 40
-
-
 # A proxy where nobody listens: no network, on any machine.
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:9"}
 
@@ -530,7 +291,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
 def test_cifar_is_trained_on_where_nothing_is_set(
     which: str, bare: dict[str, str], lab: Path, tmp_path: Path
 ) -> None:
-    archive = write_cifar(Path(bare["HOME"], ".keras", "datasets"), which)
+    archive = write_cifar(Path(bare["HOME"], ".keras", "datasets"), which, 40)
     before, folder = archive.read_bytes(), tmp_path / "run"
     words = (sys.executable, "bin/train.py", which, folder, "--n_filters=10")
     done = run(*words, cwd=lab, env=bare)
@@ -548,7 +309,7 @@ def test_cifar_is_trained_on_where_nothing_is_set(
 def test_what_is_evaluated_without_its_data_is_left_as_it_is(
     bare: dict[str, str], lab: Path, tmp_path: Path
 ) -> None:
-    archive = write_cifar(Path(bare["HOME"], ".keras", "datasets"), "cifar10")
+    archive = write_cifar(Path(bare["HOME"], ".keras", "datasets"), "cifar10", 40)
     folder = tmp_path / "run"
     words = ("bin/train.py", "cifar10", folder, "--n_filters=2", "--num_epochs=1")
     run(sys.executable, *words, cwd=lab, env=bare)
@@ -588,7 +349,7 @@ def test_without_network_and_copy_it_says_what_to_put_where(
 
 @pytest.mark.slow
 def test_evaluate_alone_reads_the_test_set(train: Train, lab: Path, tmp_path: Path) -> None:
-    archive = write_cifar(tmp_path / "data", "cifar100")
+    archive = write_cifar(tmp_path / "data", "cifar100", 40)
     without_test = tmp_path / "without_test" / archive.name
     without_test.parent.mkdir()
     with tarfile.open(archive) as old, tarfile.open(without_test, "w:gz") as new:
@@ -601,63 +362,6 @@ def test_evaluate_alone_reads_the_test_set(train: Train, lab: Path, tmp_path: Pa
     done = run(*words, cwd=lab, env=os.environ | environment, check=False)
     assert done.returncode == 1
     assert "cannot be read" in done.stderr
-
-
-REFUSALS = {
-    "unknown config": (("digts", "{run}"), "digits"),
-    "unknown key": (("digits", "{run}", "--n_filter=3"), "did you mean"),
-    "wrong type": (("digits", "{run}", "--n_filters=many"), "n_filters"),
-    "a list where a number stands": (("digits", "{run}", "--n_filters=[1]"), "n_filters"),
-    "a float where an int stands": (("digits", "{run}", "--batch_size=1.5"), "batch_size"),
-    "null where a number stands": (("digits", "{run}", "--seed=null"), "seed"),
-    "missing CONFIG file": (("{folder}/none.yaml", "{run}"), "none.yaml"),
-    "empty CONFIG file": (("{folder}/empty.yaml", "{run}"), "empty.yaml"),
-    "CONFIG is no mapping": (("{folder}/list.yaml", "{run}"), "mapping"),
-    "circular extend": (("{folder}/a.yaml", "{run}"), "b.yaml"),
-    "CONFIG of another type": (("{folder}/config.txt", "{run}"), "config.txt"),
-    "save path is a file": (("digits", "{folder}/list.yaml"), "list.yaml"),
-    "save path is not writable": (("digits", "/proc/none/run"), "/proc/none"),
-    "save path is no run": (("digits", "{folder}"), "{folder}"),
-    "no save path": (("digits",), "SAVE_PATH"),
-    "unknown level": (("digits", "{run}", "-l", "LOUD"), "LOUD"),
-    "unknown model": (("digits", "{run}", "--model=simple_cn"), "simple_cnn"),
-    "import path that leads nowhere": (("digits", "{run}", "--dataset=no.such:thing"), "dataset"),
-    "bad schedule": (("digits", "{run}", "--lr_schedule=[[3]]"), "lr_schedule"),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("arguments", "part"), REFUSALS.values(), ids=REFUSALS)
-def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
-    arguments: tuple[str, ...], part: str, train: Train, tmp_path: Path
-) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "empty.yaml").write_text("")
-    (folder / "list.yaml").write_text("- 1\n")
-    (folder / "a.yaml").write_text("extend: [b.yaml]\n")
-    (folder / "b.yaml").write_text("extend: [a.yaml]\n")
-    (folder / "config.txt").write_text("seed: 1\n")
-    before = files_below(tmp_path)
-    places = {"folder": folder, "run": tmp_path / "run"}
-    done = train(*(argument.format(**places) for argument in arguments))
-    assert done.returncode == 2, done.stderr
-    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("train.py")]
-    assert part.format(**places) in sentence
-    assert "Traceback" not in done.stderr
-    assert files_below(tmp_path) == before
-
-
-def test_another_config_in_the_same_folder_is_refused(digits: Path, train: Train) -> None:
-    before = files_below(digits)
-    done = train("digits", digits, "--n_filters=8", "--seed=3")
-    assert done.returncode == 2
-    for part in ("n_filters", "32", "8", "seed", "0", "3"):
-        assert part in done.stderr
-    done = train("digits", digits)
-    assert done.returncode == 0
-    assert "already finished" in done.stdout
-    assert files_below(digits) == before
 
 
 @pytest.mark.slow

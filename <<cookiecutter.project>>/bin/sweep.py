@@ -37,7 +37,7 @@ from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
 import argh  # vegab tells what to do where it is not installed
 
 OUTPUTS = ".output"
-PRUNING = "engine.sweeps.pruning.StopPoorTrial"
+PRUNING = "engine.sweeps.StopPoorTrial"
 
 
 def run(
@@ -62,6 +62,7 @@ def run(
     max_parallel: int = 0,
     address: str = "",
     retry_failed: bool = False,
+    allow_inexact: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Train CONFIG with many settings, each in a run folder of its own below SAVE_PATH.
@@ -87,6 +88,7 @@ def run(
         max_parallel: slurm, ray: trials at a time; 0: as many as there is room for
         address: ray: of a cluster, such as head:6379; none: one is started on this machine
         retry_failed: train those again that have failed
+        allow_inexact: train although a step uses what no checkpoint holds
         dry_run: print the trials, and train none
     """
     asked: dict[str, Any] = {
@@ -134,7 +136,11 @@ def run(
     known = sweep.known_trials(folder, definition)
     definition = sweep.as_begun(folder, definition)
     check(args, known or sweep_trials.corners(definition))
-    command_of = functools.partial(words_of, definition, folder)
+    more = ["--allow_inexact"] if allow_inexact else []
+
+    def command_of(trial: sweep_trials.Trial) -> list[str]:
+        return [*words_of(definition, folder, trial), *more]
+
     if dry_run:
         for trial in known:
             print(shlex.join(["python", "bin/train.py", *command_of(trial)]))

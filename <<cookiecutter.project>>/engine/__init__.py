@@ -1,7 +1,9 @@
 """The machinery: one room for each subject; see README.md."""
 
 import ast
+import functools
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,20 @@ def lazy(room: str, file: str) -> Callable[[str], Any]:
         room: name of the package.
         file: its `__init__.py`.
     """
-    homes: dict[str, str] = {}
+
+    @functools.cache
+    def homes() -> dict[str, str]:
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        return {alias.name: node.module for node in imports if node.module for alias in node.names}
 
     def get(name: str) -> Any:
-        if not homes:
-            for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ImportFrom) and node.module:
-                    homes.update({alias.name: node.module for alias in node.names})
-        if name not in homes:
+        if name not in homes():
             raise AttributeError(f"module {room!r} has no attribute {name!r}")
-        if homes[name] == room:
+        if homes()[name] == room:
             return importlib.import_module(f"{room}.{name}")
-        return getattr(importlib.import_module(homes[name]), name)
+        return getattr(importlib.import_module(homes()[name]), name)
 
+    # For whoever asks what is there: a message that says "did you mean".
+    vars(sys.modules[room])["__dir__"] = lambda: sorted(homes())
     return get

@@ -5,37 +5,11 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
+from cifar_archive import write_cifar
 
 from src.data import get_cifar
-from vegab import UsageError
-
-
-def write_cifar(folder: Path, which: str, num_examples: int = 20) -> Path:
-    """Write a small archive in the authors' format: pickled dictionaries of bytes keys in a tar."""
-    generator = np.random.default_rng(0)
-    members = {
-        "cifar10": [
-            f"cifar-10-batches-py/{n}"
-            for n in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-        ],
-        "cifar100": ["cifar-100-python/train", "cifar-100-python/test"],
-    }[which]
-    path = folder / f"cifar-{which.removeprefix('cifar')}-python.tar.gz"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz") as tar:
-        for name in members:
-            data = generator.integers(0, 256, (num_examples, 3072), dtype=np.uint8)
-            data[0, :1024], data[0, 1024:2048], data[0, 2048:] = 10, 20, 30
-            labels = [int(label) for label in np.arange(num_examples) % 10]
-            key = b"labels" if which == "cifar10" else b"fine_labels"
-            file = folder / "member"
-            file.write_bytes(pickle.dumps({b"data": data, key: labels}, protocol=2))
-            tar.add(file, name)
-            file.unlink()
-    return path
 
 
 @pytest.mark.parametrize(("which", "num_train"), [("cifar10", 90), ("cifar100", 18)])
@@ -99,15 +73,3 @@ def test_an_archive_that_would_run_code_is_refused(
     with pytest.raises(OSError, match="which no CIFAR archive does"):
         get_cifar(config, "cifar10")
     assert not (tmp_path / "executed").exists()
-
-
-def test_without_copy_and_network_it_says_what_to_put_where(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise Exception("URL fetch failure")
-
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(keras.utils, "get_file", fail)
-    with pytest.raises(UsageError, match=r"put a copy of .*cifar-100-python.tar.gz there"):
-        get_cifar(config, "cifar100")

@@ -80,9 +80,7 @@ def test_two_workers_are_killed_stopped_and_continued(tmp_path: Path) -> None:
     processes = start(killed)
     wait_for_epochs(killed, 2, processes)
     processes[1].kill()
-    died = time.monotonic()
     assert ends(processes) == [75, -signal.SIGKILL], said(killed)
-    assert time.monotonic() - died < 120  # after 20 s of silence, on a machine that is busy
     kept = rows(killed)
     assert 2 <= len(kept) < 8
     shutil.copytree(killed, alone)
@@ -211,7 +209,10 @@ def test_a_worker_that_dies_as_they_meet_ends_the_others(rank: int) -> None:
     (port,) = workers.free_ports(1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = cluster(port, rank, silent.getsockname()[1])
-        script = "from engine.devices import workers; workers.SECONDS_TO_REGISTER = 2; workers.strategy()"
+        script = (
+            "from engine.devices import workers; workers.SECONDS_TO_REGISTER = 2; "
+            "workers.strategy()"
+        )
         ended = subprocess.run(
             [sys.executable, "-c", script],
             cwd=ROOT,

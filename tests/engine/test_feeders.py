@@ -462,7 +462,7 @@ def fixed(shape: list[int], dtype: str = "int64") -> dict[str, Any]:
     [
         ({"batch_size": 26}, "batch_size is 26, but there are 25 examples"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"max_examples": 26}, "max_examples is 26, but .* hold 25"),
+        ({"max_examples": 26}, "max_examples is 26; .* 1 to 25, which .* hold"),
         ({"max_examples": 0}, "max_examples is 0"),
         ({"max_examples": 3}, "batch_size is 4, but there are 3"),
         ({"seed": -1}, "seed is -1"),

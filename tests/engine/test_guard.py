@@ -393,3 +393,14 @@ def test_a_refusal_leaves_no_folder_and_what_is_allowed_is_on_record(
     assert "model.steps_done" in attempt["to"]["inexact"][0]["differs"][0]
     listed = quick_command("bin/runs.py", "list", run)
     assert "finished, inexact" in listed.stdout
+
+
+def test_a_sweep_may_allow_it_too(quick_command: Command, tmp_path: Path) -> None:
+    words = ["bin/sweep.py", "digits", tmp_path / "sweep", f"--model={HERE}.tf_variable"]
+    words += ["--lr_schedule=null", "--num_epochs=1", "--no_tensorboard", "--grid", "seed=1"]
+    refused = quick_command(*words)
+    assert refused.returncode == 2
+    assert "model.steps_done" in refused.stderr
+    allowed = quick_command(*words, "--allow_inexact")
+    assert allowed.returncode == 0, allowed.stderr
+    assert "1 finished" in allowed.stdout

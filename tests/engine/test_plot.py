@@ -416,18 +416,3 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(
         with pytest.raises(UsageError, match=re.escape(sentence)):
             refused(*patterns, **options)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_help_and_refusals_load_nothing_heavy(tmp_path: Path) -> None:
-    heavy = "'matplotlib', 'numpy', 'pandas', 'keras', 'tensorflow'"
-    for words, code in ((["--help"], 0), (["nothing"], 2), ([str(tmp_path), "-o", "x.jpg"], 2)):
-        script = (
-            "import atexit, runpy, sys\n"
-            f"sys.argv = ['plot.py', *{words!r}]\n"
-            f"atexit.register(lambda: print('heavy:', {{{heavy}}} & set(sys.modules)))\n"
-            f"runpy.run_path({PLOT!r}, run_name='__main__')\n"
-        )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        assert done.returncode == code
-        assert "heavy: set()" in done.stdout
-        assert len(done.stderr.splitlines()) == (code == 2)

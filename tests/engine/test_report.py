@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from machinery import Command
 from matplotlib.image import imread
 
 from engine import pictures as figures
@@ -350,11 +349,3 @@ def test_a_sweep_has_a_page_that_says_what_it_is_and_is_no_run(tmp_path: Path) -
 def test_a_sweep_of_which_nothing_has_begun_has_no_page(tmp_path: Path) -> None:
     write_sweep([results.RunRecord("a", state="waiting")], tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_report_answers_without_heavy_imports(command: Command, tmp_path: Path) -> None:
-    for arguments in (["--help"], ["no_such_folder"], [".", "-o", tmp_path]):
-        done = command("-X", "importtime", "bin/report.py", *arguments)
-        modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-        assert "vegab" in modules
-        assert not modules & {"tensorflow", "keras", "numpy", "pandas", "matplotlib", "h5py"}

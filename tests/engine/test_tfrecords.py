@@ -722,16 +722,6 @@ def test_wrong_usage_is_one_sentence(
     assert not (ROOT / "data" / "new").exists()
 
 
-def test_help_and_usage_errors_do_without_tensorflow(command: Command) -> None:
-    for arguments, code in ((["--help"], 0), (["from-images", "--help"], 0), (["inspect"], 2)):
-        done = command("-X", "importtime", SCRIPT, *arguments)
-        assert done.returncode == code
-        modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-        assert "vegab" in modules
-        assert not modules & {"tensorflow", "keras", "google.protobuf"}
-        assert ("--skip_unreadable" in done.stdout) == ("from-images" in arguments)
-
-
 # ---------------------------------------------------------------------------- Examples and pictures
 
 

@@ -253,8 +253,8 @@ def test_names_of_edflow_lead_to_their_homes() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model__type": "toy:Nothing"}, r"model\.type: 'toy:Nothing': src\.toy has no 'Nothing'"),
-        ({"model__type": "nowhere:Model"}, "there is no module src.nowhere or nowhere"),
+        ({"model__type": "toy:Nothing"}, r"'toy:Nothing': src\.examples\.toy has no 'Nothing'"),
+        ({"model__type": "nowhere:Model"}, "no module src.nowhere or src.examples.nowhere"),
         ({"model__hidden": 3}, "unexpected keyword argument 'hidden'"),
         ({"model__type": "json:loads"}, "does not take this config"),
         ({"model__type": "src.models.build_simple_cnn"}, "does not take this config"),

@@ -74,9 +74,8 @@ def csv_lines(columns: Sequence[str], rows: Sequence[Row], header: bool = True) 
 
 
 def shortest(value: Any) -> Any:
-    """Return a float as text with the fewest digits that read back as the same; others as they are.
-
-    Where it is a float32, they read back as the same float32.
+    """Return a float as text with the fewest digits that read back as the same (as the same
+    float32, where it is one); others as they are.
     """
     if not isinstance(value, float):
         return value

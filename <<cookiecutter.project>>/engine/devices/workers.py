@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vegab import UsageError
-from vegab.exits import INTERRUPTED
+from vegab.exits import INTERRUPTED as INTERRUPTED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,8 +151,8 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
         raise UsageError(
             f"TF_CONFIG is no JSON ({error}); expected {EXAMPLE}, or unset it"
         ) from None
-    cluster = config.get("cluster") if isinstance(config, dict) else None
-    task = config.get("task") if isinstance(config, dict) else None
+    config = config if isinstance(config, dict) else {}
+    cluster, task = config.get("cluster"), config.get("task")
     if not isinstance(cluster, dict) or not cluster or not isinstance(task, dict):
         raise UsageError(f"TF_CONFIG has no cluster or no task; expected {EXAMPLE}, or unset it")
     if strange := sorted(set(cluster) - {"chief", "worker"}):

@@ -64,8 +64,7 @@ class KeepCheckpoints(Hook):
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Take back the list, less what is not there, as in a run that began with another's commit.
 
-        A file that is not in the list is of an attempt that was killed before its commit, or before
-        it could remove the file.
+        A file that is not in the list is of an attempt that was killed, and is removed.
         """
         folder = Path(self.checkpoints)
         require_inside(self._name(step) for step, _ in state["kept"])

@@ -34,12 +34,9 @@ class EarlyStopping(Hook):
         every_steps: int = 1,
     ) -> None:
         require_at_least(1, patience=patience, every_steps=every_steps)
-        self.patience = patience
-        self.in_steps = in_steps
-        self.min_steps = min_steps
-        self.every_steps = every_steps
-        self.monitor = monitor
-        self.monitor_mode = monitor_mode
+        self.patience, self.in_steps = patience, in_steps
+        self.min_steps, self.every_steps = min_steps, every_steps
+        self.monitor, self.monitor_mode = monitor, monitor_mode
         self.stop_on_nan = stop_on_nan
 
     def before_training(self, run: Run) -> None:

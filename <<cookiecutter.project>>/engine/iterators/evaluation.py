@@ -183,11 +183,7 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
 
 
 def _evaluate(iterator: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the iterator has to be stored.
-
-    Raises:
-        NoOutputsError: if it has no eval_op, or that returns no dictionary.
-    """
+    """Return what the iterator has to be stored."""
     outputs = iterator.evaluate(batch)
     if not isinstance(outputs, Mapping):
         raise NoOutputsError(

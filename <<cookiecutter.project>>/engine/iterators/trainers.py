@@ -1,6 +1,7 @@
 """Trains parts of a model by losses of their own: in one step, by turns, or from a list."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -94,11 +95,7 @@ class TFBaseTrainer(TFHookedModelIterator):
         return kind(learning_rate=float(self.rate_at(0)), **given)
 
     def part_variables(self, part: str) -> list[Any]:
-        """Return the trainable variables of a part.
-
-        Raises:
-            ValueError: if there are none.
-        """
+        """Return the trainable variables of a part; ValueError if there are none."""
         found = getattr(getattr(self.model, part, None), "trainable_variables", None)
         if not found:
             every = [v for v in _variables_of(self.model)["variables"] if v.trainable]
@@ -140,7 +137,26 @@ class TFBaseTrainer(TFHookedModelIterator):
         return 1.0
 
 
-class TFFrequencyTrainer(TFBaseTrainer):
+class _Turns(TFBaseTrainer):
+    """Trains something else at each step, by turns."""
+
+    def turns(self) -> list["_Turn"]:
+        """Return what is trained at step 0, 1, …, from the beginning again at its end."""
+        raise NotImplementedError
+
+    def step_ops(self) -> Any:
+        """Return what trains what has its turn."""
+        turns = self.turns()
+        return {"train_op": turns[self._global_step % len(turns)]}
+
+    def known_ops(self) -> Iterator[tuple[str, Any]]:
+        """Yield those of the base, and the other turns."""
+        yield from super().known_ops()
+        for turn in dict.fromkeys(self.turns()):
+            yield "train", {"train_op": turn}
+
+
+class TFFrequencyTrainer(_Turns):
     """Trains one part after the other: `{generator: 2, critic: 1}` is g, g, c by global step.
 
     `opt_frequency` is an attribute of the class or a key of the config; as a list, its entries are
@@ -157,16 +173,9 @@ class TFFrequencyTrainer(TFBaseTrainer):
             return [(part,) for part, number in frequency.items() for _ in range(number)]
         return [(entry,) if isinstance(entry, str) else tuple(entry) for entry in frequency]
 
-    def step_ops(self) -> Any:
-        """Return what trains the parts whose turn it is."""
-        parts = self.schedule[self._global_step % len(self.schedule)]
-        return {"train_op": self._op(parts)}
-
-    def known_ops(self) -> Iterator[tuple[str, Any]]:
-        """Yield those of the base, and the other turns."""
-        yield from super().known_ops()
-        for parts in dict.fromkeys(self.schedule):
-            yield "train", {"train_op": self._op(parts)}
+    def turns(self) -> list["_Turn"]:
+        """Return the parts that are trained at each step of the schedule."""
+        return [_Turn(self, None, parts) for parts in self.schedule]
 
     def make_variables(self, batch: Feeds) -> None:
         """Make the optimizers, then trace the step of the first turn.
@@ -191,55 +200,37 @@ class TFFrequencyTrainer(TFBaseTrainer):
                 f"{', '.join(self.optimizers)}"
             )
 
-    def _op(self, parts: tuple[str, ...]) -> Callable[..., Any]:
-        return _Turn(self, None, parts)
 
-
-class TFListTrainer(TFBaseTrainer):
+class TFListTrainer(_Turns):
     """Takes a list of losses in turn: `make_loss_ops` returns a list of dictionaries."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._num_entries = 0
+        self._num_entries = 1
 
-    def step_ops(self) -> Any:
-        """Return what trains by the losses whose turn it is."""
-        return {"train_op": _Turn(self, self._global_step % max(self._num_entries, 1), None)}
+    def turns(self) -> list["_Turn"]:
+        """Return the entries of the list."""
+        return [_Turn(self, entry, None) for entry in range(self._num_entries)]
 
     def make_variables(self, batch: Feeds) -> None:
         """Count the losses, make an optimizer for each, and trace a step."""
         super().make_variables(batch)
         self._num_entries = 1 + max(int(key.partition("/")[0]) for key in self.optimizers)
 
-    def known_ops(self) -> Iterator[tuple[str, Any]]:
-        """Yield those of the base, and the other turns."""
-        yield from super().known_ops()
-        for entry in range(self._num_entries):
-            yield "train", {"train_op": _Turn(self, entry, None)}
 
-
+@dataclass(frozen=True)
 class _Turn:
     """The step of some parts of a trainer; equal to others of the same parts, as `_compile` asks.
 
     A `partial` would be compiled anew at every step, for no two of them are equal.
     """
 
-    def __init__(
-        self, trainer: TFBaseTrainer, entry: int | None, parts: tuple[str, ...] | None
-    ) -> None:
-        self.trainer, self.entry, self.parts = trainer, entry, parts
+    trainer: TFBaseTrainer
+    entry: int | None
+    parts: tuple[str, ...] | None
 
     def __call__(self, model: Any, **batch: Any) -> Any:
         return self.trainer._train(self.entry, self.parts, model, **batch)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Turn) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def _key(self) -> tuple[Any, ...]:
-        return id(self.trainer), self.entry, self.parts
 
 
 class TFBaseEvaluator(TFHookedModelIterator):

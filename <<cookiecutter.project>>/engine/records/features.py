@@ -5,6 +5,7 @@ mappings such as `{type: FixedLenFeature, shape: [1], dtype: int64}`. TensorFlow
 it is needed: importing this is fast.
 """
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -110,25 +111,18 @@ class ImageFeature(DecodedFeature):
     def _decode_bytes(self, content: "tf.Tensor") -> "tf.Tensor":
         import tensorflow as tf
 
-        def as_it_is() -> "tf.Tensor":
-            return _with_channels(
-                tf.io.decode_image(content, expand_animations=False), self.channels
-            )
-
-        if self.decode_format == "jpeg":
-            return tf.io.decode_jpeg(content, channels=self.channels)
-        if self.decode_format == "png":
-            return tf.io.decode_png(content, channels=self.channels)
-        if self.decode_format == "gif":
-            return _with_channels(tf.io.decode_gif(content), self.channels)
-        if self.decode_format == "bmp":
-            return _with_channels(tf.io.decode_bmp(content), self.channels)
         # TensorFlow makes a JPEG or PNG grey while it decodes it, and refuses to do so with others.
-        is_other = tf.strings.regex_full_match(tf.strings.substr(content, 0, 3), "GIF|BM(?s:.)")
+        if self.decode_format in ("jpeg", "png"):
+            decode = getattr(tf.io, f"decode_{self.decode_format}")
+            return decode(content, channels=self.channels)
+        if self.decode_format in ("gif", "bmp"):
+            decode = getattr(tf.io, f"decode_{self.decode_format}")
+            return _with_channels(decode(content), self.channels)
+        decode = functools.partial(tf.io.decode_image, content, expand_animations=False)
         image = tf.cond(
-            is_other,
-            as_it_is,
-            lambda: tf.io.decode_image(content, channels=self.channels, expand_animations=False),
+            tf.strings.regex_full_match(tf.strings.substr(content, 0, 3), "GIF|BM(?s:.)"),
+            lambda: _with_channels(decode(), self.channels),
+            lambda: decode(channels=self.channels),
         )
         image.set_shape([None, None, self.channels or None])
         return image
@@ -170,10 +164,8 @@ def make_features(entries: Mapping[str, Any], where: str) -> Features:
     Args:
         entries: names and features, or mappings with `type` (or `module_path` and `class_type`)
             and the arguments of that class.
-        where: how the map is called in an error.
-
-    Raises:
-        ValueError: if a type cannot be found, or does not take these arguments.
+        where: how the map is called in an error: ValueError, if a type cannot be found, or does not
+            take these arguments.
     """
     if not isinstance(entries, Mapping) or not entries:
         raise ValueError(f"{where} is {entries!r}; expected names and features, at least one")
@@ -269,11 +261,7 @@ def stored(features: Features) -> Features:
 
 
 def names_in(serialized: bytes) -> set[str]:
-    """Return the names of what a record holds.
-
-    Raises:
-        ValueError: if it is no `tf.train.Example`.
-    """
+    """Return the names of what a record holds; ValueError if it is no `tf.train.Example`."""
     return set(_example(serialized))
 
 

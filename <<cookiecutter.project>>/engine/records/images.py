@@ -1,4 +1,4 @@
-"""Folders of pictures made into TFRecord files: a folder per label in, a record per picture out."""
+"""Makes folders of pictures TFRecord files: a folder per label in, a record per picture out."""
 
 import hashlib
 import logging

@@ -5,10 +5,11 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -130,6 +131,7 @@ def _close(descriptors: dict[int, int]) -> None:
         os.close(descriptors.popitem()[1])
 
 
+@dataclass
 class Stream:
     """Records in the order of their files, or shuffled in a window.
 
@@ -143,24 +145,16 @@ class Stream:
         on_corrupt: called with an error; what is left of that file is left out if it returns.
     """
 
-    def __init__(
-        self,
-        paths: list[Path],
-        counts: list[int],
-        compression: str,
-        window: int,
-        side_by_side: int,
-        seed: int | None,
-        on_corrupt: Any,
-    ) -> None:
-        self.paths = paths
-        self.counts = counts
-        self.compression = compression
-        self.window = window
-        self.side_by_side = side_by_side
-        self.seed = seed
-        self.on_corrupt = on_corrupt
-        self.total = sum(counts)
+    paths: list[Path]
+    counts: list[int]
+    compression: str
+    window: int
+    side_by_side: int
+    seed: int | None
+    on_corrupt: Callable[[RecordError], None]
+
+    def __post_init__(self) -> None:
+        self.total = sum(self.counts)
         self._at: int | None = None
         self._iterator: Iterator[Record] = iter(())
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from engine.sweeps.page import SWEEP_PAGE as SWEEP_PAGE
     from engine.sweeps.page import sweep_of as sweep_of
     from engine.sweeps.page import write_sweep as write_sweep
+    from engine.sweeps.pruning import StopPoorTrial as StopPoorTrial
     from engine.sweeps.ray_cluster import RayLauncher as RayLauncher
     from engine.sweeps.search import Search as Search
 else:
