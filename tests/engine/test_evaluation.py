@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from machinery import Command
 
-from engine.iterators import evaluation
 from engine.iterators.datasets import DatasetMixin
 from engine.iterators.outputs import (
     OutputWriter,
@@ -476,6 +475,7 @@ def test_new_commits_are_evaluated_until_the_run_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import engine.checkpoints.file
+    from engine.iterators import evaluation  # it imports Keras, without which callbacks do
 
     def read_state(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
