@@ -474,13 +474,12 @@ def test_an_output_has_to_be_in_every_batch(tmp_path: Path) -> None:
 def test_new_commits_are_evaluated_until_the_run_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import engine.checkpoints.file
     from engine.iterators import evaluation  # it imports Keras, without which callbacks do
 
     def read_state(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
 
-    monkeypatch.setattr(engine.checkpoints.file, "read_state", read_state)
+    monkeypatch.setattr(evaluation, "read_state", read_state)
     monkeypatch.setattr(evaluation, "SECONDS_BETWEEN_LOOKS", 0.05)
     (tmp_path / "config.json").write_text('{"num_steps": 100}')
     status = tmp_path / "meta.json"
