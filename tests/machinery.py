@@ -22,11 +22,12 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(autouse=True, scope="module")
 def tests_can_be_imported(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have every process that a test of the machinery starts find the tests' modules."""
+    """Have a test of the machinery run in the project, and what it starts find these modules."""
     with pytest.MonkeyPatch.context() as patch:
         if request.path.parent in FOLDERS[1:]:
             for folder in FOLDERS:
                 patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+            patch.chdir(ROOT)
         yield
 
 

@@ -122,7 +122,6 @@ class ArrayBatches:
         self._draws = np.empty((0, DRAWS_PER_EXAMPLE))
 
     def __len__(self) -> int:
-        """Return the number of examples."""
         return len(self.features)
 
     @property

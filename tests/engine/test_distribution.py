@@ -273,7 +273,7 @@ tf.config.set_logical_device_configuration(processor, two)
 
 from configs import registry
 from engine.devices import gpus as devices
-from src.experiment import build, train
+from src.experiment import build, train as train_into
 from interruptions import StopAt
 from vegab import UsageError
 
@@ -284,10 +284,10 @@ config = registry["digits"] | {
 }
 
 
-def train(name, *hooks, **settings):
+def train_in(name, *hooks, **settings):
     folder = Path(sys.argv[1], name)
     folder.mkdir(exist_ok=True)
-    train(build(config | settings, str(folder)), folder, hooks)
+    train_into(build(config | settings, str(folder)), folder, hooks)
 
 
 def refused(*arguments, **settings):
@@ -301,20 +301,20 @@ def refused(*arguments, **settings):
 
 # Parts of 31 and 32 examples, and gradients that are clipped.
 odd = {"dropout": 0.0, "batch_size": 63, "optimizer_arguments": {"global_clipnorm": 0.5}}
-train("one", dropout=0.0)
-train("one-odd", **odd)
+train_in("one", dropout=0.0)
+train_in("one-odd", **odd)
 devices.choose_gpus("0,1")
-train("two", dropout=0.0)
-train("two-odd", **odd)
-train("two-half", precision="mixed_float16", **odd)
-train("straight")
+train_in("two", dropout=0.0)
+train_in("two-odd", **odd)
+train_in("two-half", precision="mixed_float16", **odd)
+train_in("straight")
 try:
-    train("stopped", StopAt(13))
+    train_in("stopped", StopAt(13))
 except SystemExit as stopped:
     assert stopped.code == 75
 else:
     raise AssertionError
-train("stopped")
+train_in("stopped")
 refused(str(Path(sys.argv[1], "one")), dropout=0.0)
 refused(accumulate_steps=2)
 """

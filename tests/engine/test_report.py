@@ -15,7 +15,7 @@ from engine import pictures as figures
 from engine.runs import effects, report, results
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
-from engine.sweeps.page import write_sweep
+from engine.sweeps.page import sweep_of, write_sweep
 
 HOSTILE = "</script><script>alert(1)</script>&\u2028\"'"
 
@@ -52,7 +52,8 @@ def data_in(page: Path) -> dict[str, Any]:
 
 def written(folder: Path) -> dict[str, Any]:
     paths, problems = results.find_runs([str(folder)])
-    size = report.write_report(results.read_runs(paths), folder / "report.html", problems)
+    records = results.read_runs(paths)
+    size = report.write_report(records, folder / "report.html", problems, sweep=sweep_of(records))
     assert size == (folder / "report.html").stat().st_size
     return data_in(folder / "report.html")
 

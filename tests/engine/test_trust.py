@@ -96,7 +96,7 @@ def test_a_name_of_a_stranger_leads_into_project_and_dependencies(name: str) -> 
 def test_what_is_wrong_with_a_name_is_said_as_ever() -> None:
     with pytest.raises(UsageError, match="did you mean 'KeepCheckpoints'"):
         resolve("engine.hooks.KeepCheckpoint", "hooks")
-    with pytest.raises(UsageError, match=r"there is no module src\.nowhere or nowhere"):
+    with pytest.raises(UsageError, match=r"no module src\.nowhere or src\.examples\.nowhere"):
         resolve("nowhere:Thing", "hooks")
 
 

@@ -12,9 +12,8 @@ import h5py
 import keras
 import numpy as np
 
-from engine.checkpoints.file import verify, weights_in
+from engine.checkpoints.file import LATEST, verify, weights_in
 
-LATEST = "model.h5"
 KERAS_FILES = (".keras", ".weights.h5")
 _frozen: WeakKeyDictionary[keras.Model, list[Any]] = WeakKeyDictionary()
 

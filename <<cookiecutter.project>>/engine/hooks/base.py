@@ -344,7 +344,6 @@ class IntervalHook(Hook):
         self._seen: tuple[Any, ...] = ()
 
     def next_step(self, global_step: int) -> int:
-        """Return the next number of steps done at which one of these steps is done."""
         due = self.first_due(global_step)
         return self.NEVER if due is None else due + 1
 

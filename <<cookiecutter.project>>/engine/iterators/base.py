@@ -241,7 +241,6 @@ class TemplateIterator(PyHookedModelIterator):
         """Read back what `save` has written."""
 
     def step_ops(self) -> Any:
-        """Return `step_op`."""
         return self.step_op
 
     def run(self, fetches: Mapping[str, Any], feed_dict: Feeds) -> Any:
@@ -261,13 +260,11 @@ class TemplateIterator(PyHookedModelIterator):
         return [name.removeprefix("train/") for name in names]
 
     def figures(self, results: Any) -> dict[str, float]:
-        """Return the figures that training has returned."""
         ops = results.get("step_ops", {})
         read = {name: ops[name] for name in self.train_ops if name in ops}
         return figures_in(read)
 
     def validate(self, batch: Feeds) -> Mapping[str, float]:
-        """Return the scalars of `log_op`."""
         ops = self.step_op(self.model, **batch)
         logs = ops["log_op"]() if "log_op" in ops else {}
         return figures_in(logs.get("scalars", {}))
@@ -294,7 +291,6 @@ class TemplateIterator(PyHookedModelIterator):
             self.set_position(*place)
 
     def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
-        """Return what `eval_op` does."""
         ops = self.step_op(self.model, **batch)
         if "eval_op" not in ops:
             raise NoOutputsError(
@@ -398,7 +394,6 @@ class TFHookedModelIterator(PyHookedModelIterator):
         return self.outputs(model, **batch)
 
     def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
-        """Return what `eval_op` does, compiled."""
         return self.run({"step_ops": self.eval_op}, batch)["step_ops"]
 
     def run(self, fetches: Mapping[str, Any], feed_dict: Feeds) -> Any:
@@ -412,7 +407,6 @@ class TFHookedModelIterator(PyHookedModelIterator):
         return results
 
     def make_variables(self, batch: Feeds) -> None:
-        """Trace a step without running it."""
         self._trace(self.step_ops(), batch)
 
     def look_at_traces(self, look: Callable[[Any], None], batch: Feeds) -> None:
@@ -445,11 +439,9 @@ class TFHookedModelIterator(PyHookedModelIterator):
         return result
 
     def variables(self) -> dict[str, list[Any]]:
-        """Return the variables of iterator and model, without the step, which is a position."""
         return _variables_of(self, beside=self.of_position())
 
     def of_position(self) -> list[Any]:
-        """Return the variables that tell a step where the run stands."""
         return [self._step_variable]
 
     def _compile(self, ops: Any) -> Any:

@@ -156,7 +156,6 @@ class SubDataset(DatasetMixin):
 
     @cached_property
     def labels(self) -> dict[str, Array]:
-        """The labels of `data` at the subindices."""
         return {
             key: np.asarray(values)[self.subindices] for key, values in self.data.labels.items()
         }

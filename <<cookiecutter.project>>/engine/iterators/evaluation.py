@@ -23,8 +23,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
+from tqdm import tqdm
+
+from engine.checkpoints import (
+    LATEST,
+    RESTORE_ALL,
+    RESTORE_WEIGHTS,
+    STATE,
+    Checkpoint,
+    is_done,
+    load_weights,
+    read_state,
+    saved_variables,
+    wanted_variables,
+)
 from engine.iterators.base import NoOutputsError
+from engine.iterators.datasets import ExampleBatches
 from engine.iterators.outputs import META, OutputWriter, yaml_of_outputs
+from engine.iterators.steps import sow
 from engine.runs import results
 from vegab.files import link, replacing_folder
 
@@ -60,11 +77,6 @@ def evaluate_split(
         ValueError: if it returns what cannot be stored by example.
         OSError: if the checkpoint is damaged, or something cannot be written.
     """
-    from tqdm import tqdm
-
-    from engine.iterators.datasets import ExampleBatches
-    from engine.iterators.steps import sow
-
     iterator, config = experiment.iterator, experiment.config
     assert iterator is not None
     dataset = iterator.datasets[split]
@@ -111,8 +123,6 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
         OtherModelError: if it has not what the model needs.
         OSError: if it is damaged.
     """
-    from engine.checkpoints import RESTORE_WEIGHTS, Checkpoint
-
     checkpoint = Checkpoint(path.parent, iterator.model, iterator.variables)
     try:
         state = checkpoint.read_other(path)
@@ -129,8 +139,6 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
 
 
 def _restore(checkpoint: Any, iterator: Any, path: Path, steps: Mapping[str, Any]) -> None:
-    from engine.checkpoints import RESTORE_ALL, load_weights
-
     if "iterator" not in steps:
         raise ValueError(f"{path} is of a run without an iterator")
     if checkpoint.fits(RESTORE_ALL):
@@ -157,10 +165,6 @@ def _error_of(function: Callable[[], Any]) -> Exception | None:
 
 def _assign_found(path: Path, variables: list[Any]) -> None:
     """Assign variables that the commit has as often as they are here; it may have others too."""
-    import h5py
-
-    from engine.checkpoints import STATE, saved_variables, wanted_variables
-
     with h5py.File(path, "r") as file:
         datasets = list(file[STATE]["variables"].values())
         saved = saved_variables(file[STATE]["variables"])
@@ -200,8 +204,6 @@ def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -
     with `eval_forever` the latest, then each newer one, until the run has ended; else the given
     one. No global step comes twice.
     """
-    from engine.checkpoints import read_state
-
     seen: set[int] = set()
     paths = [given]
     if config.get("eval_all"):
@@ -210,7 +212,7 @@ def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -
             for path in (run / "checkpoints").glob("model-*.h5")
             if (match := KEPT.fullmatch(path.name))
         }
-        paths = [*(kept[step] for step in sorted(kept)), run / "model.h5"]
+        paths = [*(kept[step] for step in sorted(kept)), run / LATEST]
     elif config.get("eval_forever"):
         paths = []
     for path in paths:
@@ -226,9 +228,7 @@ def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -
 
 
 def _as_they_come(run: Path, seen: set[int]) -> Iterator[Path]:
-    from engine.checkpoints import is_done, read_state
-
-    latest, looked_at = run / "model.h5", None
+    latest, looked_at = run / LATEST, None
     while True:
         # Asked first: the last commit is there before the run says that it has ended.
         is_over = has_ended(run)

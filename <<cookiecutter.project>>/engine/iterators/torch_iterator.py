@@ -29,7 +29,6 @@ class TorchHookedModelIterator(PyHookedModelIterator):
         return map_leaves(results, self._from_torch)
 
     def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
-        """Return what `eval_op` does, as arrays."""
         return map_leaves(super().evaluate(map_leaves(batch, self._to_torch)), self._from_torch)
 
     def get_state(self) -> dict[str, Any]:

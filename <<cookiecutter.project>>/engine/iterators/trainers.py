@@ -32,7 +32,6 @@ class TFBaseTrainer(TFHookedModelIterator):
         return {}
 
     def step_ops(self) -> Any:
-        """Return what trains all parts."""
         return {"train_op": self.train_op}
 
     def train_op(self, model: Any, **batch: Any) -> dict[str, Any]:
@@ -40,13 +39,11 @@ class TFBaseTrainer(TFHookedModelIterator):
         return self._train(None, None, model, **batch)
 
     def known_ops(self) -> Iterator[tuple[str, Any]]:
-        """Yield those of the base, and what validates."""
         yield from super().known_ops()
         if "validation" in self.datasets and type(self).validate is TFBaseTrainer.validate:
             yield "validation", self._look_at_losses
 
     def validate(self, batch: Feeds) -> Mapping[str, float]:
-        """Return losses and logs of a validation batch."""
         computed = self.run({"step_ops": self._look_at_losses}, batch)["step_ops"]
         return figures_in(computed)
 
@@ -64,11 +61,9 @@ class TFBaseTrainer(TFHookedModelIterator):
 
     @property
     def learning_rate(self) -> float | None:
-        """The rate in force."""
         return float(self.rate_at(self._global_step))
 
     def make_variables(self, batch: Feeds) -> None:
-        """Make the optimizers, then trace a step."""
         self.make_optimizers(batch)
         super().make_variables(batch)
 
@@ -145,12 +140,10 @@ class _Turns(TFBaseTrainer):
         raise NotImplementedError
 
     def step_ops(self) -> Any:
-        """Return what trains what has its turn."""
         turns = self.turns()
         return {"train_op": turns[self._global_step % len(turns)]}
 
     def known_ops(self) -> Iterator[tuple[str, Any]]:
-        """Yield those of the base, and the other turns."""
         yield from super().known_ops()
         for turn in dict.fromkeys(self.turns()):
             yield "train", {"train_op": turn}
@@ -209,11 +202,9 @@ class TFListTrainer(_Turns):
         self._num_entries = 1
 
     def turns(self) -> list["_Turn"]:
-        """Return the entries of the list."""
         return [_Turn(self, entry, None) for entry in range(self._num_entries)]
 
     def make_variables(self, batch: Feeds) -> None:
-        """Count the losses, make an optimizer for each, and trace a step."""
         super().make_variables(batch)
         self._num_entries = 1 + max(int(key.partition("/")[0]) for key in self.optimizers)
 

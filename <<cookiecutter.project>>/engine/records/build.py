@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.building import callbacks_of, learning_rate_schedule, refusals_named
-from engine.checkpoints import is_lower_better
+from engine.checkpoints import BEST, LATEST, is_lower_better
 from engine.experiment import Experiment, Splits
 from engine.hooks import EarlyStopping, Export, KeepCheckpoints, LastMetrics, LoggingHook
 from engine.hooks import base as hooks
@@ -174,7 +174,7 @@ def exporters_of(
     """Return a hook for each of `train.exporters`."""
     train = config["train"]
     chosen: list[hooks.Hook] = []
-    commits = {"FinalExporter": "model.h5", "BestExporter": "model_best.h5"}
+    commits = {"FinalExporter": LATEST, "BestExporter": BEST}
     for name, entry in train["exporters"].items():
         key = f"train.exporters.{name}"
         if Path(name).name != name:

@@ -150,7 +150,6 @@ class RawFeature(DecodedFeature):
         return math.prod(self.shape) * _dtype(self.dtype).size
 
     def decode(self, contents: "tf.Tensor", num_parallel: int) -> "tf.Tensor":
-        """Return the arrays of strings."""
         import tensorflow as tf
 
         return tf.reshape(

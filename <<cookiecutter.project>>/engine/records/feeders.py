@@ -74,7 +74,6 @@ class Feeder:
         self._orders: dict[int, Array] = {}
 
     def __len__(self) -> int:
-        """Return the number of examples."""
         return self.num_examples
 
     @property
@@ -225,7 +224,7 @@ class TFRecordExamplesFeeder(Feeder):
         shuffle_buffer_size: int = 10000,
         num_parallel_maps: int | None = None,
         num_parallel_reads: int = 32,
-        prefetch: int | None = 1,
+        prefetch: int | None = 2,
         auto_generate_meta: bool = False,
         compression: str | None = "",
         on_corrupt: str = "fail",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.checkpoints import rows_in
 from engine.runs import index as run_index
-from vegab import UsageError
+from vegab import UsageError, files
 from vegab.config import did_you_mean, flatten, show
 from vegab.files import CONFIG, LOCK, META, write_atomically
 from vegab.provenance import git_words
@@ -222,16 +222,12 @@ def _read(run: str) -> dict[str, Any]:
 def read_json(run: str, name: str, problems: list[str]) -> dict[str, Any]:
     """Return the content of a run's JSON file; {} if it cannot be read, and why in `problems`."""
     try:
-        with open(f"{run}/{name}", encoding="utf-8") as file:
-            content = json.load(file)
-    except FileNotFoundError:
-        problems.append(f"there is no {name}")
-        return {}
-    except (OSError, ValueError) as error:
+        content = files.read_json(f"{run}/{name}")
+    except UsageError as error:
         problems.append(f"{name} cannot be read ({error})")
         return {}
     if not isinstance(content, dict):
-        problems.append(f"{name} holds no mapping")
+        problems.append(f"there is no {name}" if content is None else f"{name} holds no mapping")
         return {}
     return content
 
