@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from machinery import Command
 
-from engine.iterators import evaluation
+from engine import iterators  # evaluation imports Keras, and callbacks here have to do without
 from engine.iterators.datasets import DatasetMixin
 from engine.iterators.outputs import (
     OutputWriter,
@@ -475,13 +475,11 @@ def test_an_output_has_to_be_in_every_batch(tmp_path: Path) -> None:
 def test_new_commits_are_evaluated_until_the_run_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import engine.checkpoints.file
-
     def read_state(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
 
-    monkeypatch.setattr(engine.checkpoints.file, "read_state", read_state)
-    monkeypatch.setattr(evaluation, "SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr(iterators.evaluation, "read_state", read_state)
+    monkeypatch.setattr(iterators.evaluation, "SECONDS_BETWEEN_LOOKS", 0.05)
     (tmp_path / "config.json").write_text('{"num_steps": 100}')
     status = tmp_path / "meta.json"
     status.write_text('{"status": "running"}')
@@ -502,7 +500,7 @@ def test_new_commits_are_evaluated_until_the_run_ends(
     later = {2: lambda: commit(3), 3: end}
     commit(1)
     steps = []
-    for path in evaluation.checkpoints_to_evaluate(
+    for path in iterators.evaluation.checkpoints_to_evaluate(
         tmp_path, {"eval_forever": True}, tmp_path / "model.h5"
     ):
         step = read_state(path)["global_step"]
@@ -517,7 +515,7 @@ def test_new_commits_are_evaluated_until_the_run_ends(
     # Training that waits for its evaluation has not ended, but makes no more commits.
     status.write_text('{"status": "running"}')
     commit(100)
-    every = evaluation.checkpoints_to_evaluate(
+    every = iterators.evaluation.checkpoints_to_evaluate(
         tmp_path, {"eval_forever": True}, tmp_path / "model.h5"
     )
     assert len(list(every)) == 1
