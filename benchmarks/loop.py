@@ -39,10 +39,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from engine.experiment import Experiment
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ROOT / "<<cookiecutter.project>>"
@@ -200,6 +197,7 @@ def memory(which: str) -> float:
 
 def train_py(job: dict[str, Any], make_hook: Callable[[], Any], built: Any = None) -> None:
     """Run `bin/train.py` with a hook more, before the others."""
+    from engine.experiment import Experiment
     from src import experiment
 
     hooks, build = Experiment.hooks, experiment.build

@@ -127,7 +127,8 @@ def index(folder: Path) -> str:
     making = time.perf_counter() - start
     bytes_ = (folder / tfrecords.INDEX).stat().st_size
     code = (
-        "import sys, time; from pathlib import Path; from engine.records import files as tfrecords; "
+        "import sys, time; from pathlib import Path; "
+        "from engine.records import files as tfrecords; "
         "start = time.perf_counter(); "
         "[tfrecords.read_index(Path(name)) for name in sys.argv[1:]]; "
         "print(time.perf_counter() - start)"

@@ -501,7 +501,7 @@ def test_new_commits_are_evaluated_until_the_run_ends(
     later = {2: lambda: commit(3), 3: end}
     commit(1)
     steps = []
-    for path in iterators.evaluation.checkpoints_to_evaluate(
+    for path in evaluation.checkpoints_to_evaluate(
         tmp_path, {"eval_forever": True}, tmp_path / "model.h5"
     ):
         step = read_state(path)["global_step"]
@@ -516,7 +516,7 @@ def test_new_commits_are_evaluated_until_the_run_ends(
     # Training that waits for its evaluation has not ended, but makes no more commits.
     status.write_text('{"status": "running"}')
     commit(100)
-    every = iterators.evaluation.checkpoints_to_evaluate(
+    every = evaluation.checkpoints_to_evaluate(
         tmp_path, {"eval_forever": True}, tmp_path / "model.h5"
     )
     assert len(list(every)) == 1
