@@ -123,7 +123,10 @@ def test_what_is_in_order_is_identical(faulty: Path) -> None:
         ("--hooks=[{class: faults:ForgetfulHook}]", ("a hook or the data that changes",)),
         ("--dataset=faults:get_advancing", ("not a function of position", "faults.py, line")),
         ("--model=faults:build_with_generator", ("generator of its own", "faults.py, line")),
-        ("--model=faults:build_with_global_randomness", ("keeps a state that is not in the",)),
+        (
+            "--model=faults:build_with_global_randomness",
+            ("no checkpoint holds the random state of", "src/faults.py, line"),
+        ),
     ],
     ids=["callback", "hook", "data", "generator", "operation"],
 )

@@ -709,7 +709,10 @@ def test_meta_tells_where_a_run_came_from(project: Path) -> None:
     assert (
         meta["environment"].items() >= {"OMP_NUM_THREADS": "2", "TF_DETERMINISTIC_OPS": "1"}.items()
     )
-    installed = {one.name: one.version for one in reversed([*metadata.distributions()])}
+    # Ray, which a test of this process may have imported, has packages of its own on the path.
+    path = [entry for entry in sys.path if "thirdparty_files" not in entry]
+    found = reversed([*metadata.distributions(path=path)])
+    installed = {one.name: one.version for one in found}
     assert meta["packages"] == installed and installed["argh"]
     assert meta["python"] == ".".join(map(str, sys.version_info[:3]))
     assert meta["host"] and meta["platform"] and meta["cpu"]["model"] and meta["cpu"]["cores"] >= 1
