@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from engine.iterators import PyHookedModelIterator, TemplateIterator
-from src.examples.iterators.torch_classifier import TorchClassifierIterator
+from src.examples.torch_classifier import TorchClassifierIterator
 
 SCALER = torch.amp.GradScaler("cpu")
 NETS: dict[str, Any] = {}
