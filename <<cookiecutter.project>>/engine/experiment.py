@@ -163,22 +163,20 @@ class Experiment:
         Raises:
             UsageError: saying why.
         """
-        from engine.checkpoints import read_state
+        from engine.checkpoints import is_done, read_state
 
         state = read_state(path)
         num_epochs, num_steps = self.settings["num_epochs"], self.settings.get("num_steps")
-        is_open = state["step"] > 0 and not state["is_cut"]
         if state["stop_reason"]:
             raise UsageError(
                 f"{flag}: that run was stopped ({state['stop_reason']}); begin with an earlier "
                 "epoch"
             )
-        if num_steps is not None and state["global_step"] >= num_steps and not is_open:
-            done = f"{state['global_step']} steps are done, of {num_steps} in this config"
-        elif num_steps is None and state["epoch"] >= num_epochs:
-            done = f"{state['epoch']} epochs are done, of {num_epochs} in this config"
-        else:
+        if not is_done(state, num_epochs, num_steps):
             return
+        done = f"{state['epoch']} epochs are done, of {num_epochs} in this config"
+        if num_steps is not None:
+            done = f"{state['global_step']} steps are done, of {num_steps} in this config"
         raise UsageError(f"{flag}: {done}; ask for more, or begin with an earlier epoch")
 
     def load(self, path: Path) -> None:

@@ -19,6 +19,7 @@ from engine.checkpoints import (
     best_of,
     callback_state,
     is_best,
+    is_done,
     is_lower_better,
 )
 from engine.devices import INTERRUPTED, Workers
@@ -234,13 +235,10 @@ class Session:
             steps=work.source.steps_per_epoch,
         )
         self._keras_model.stop_training = False
-        # After a signal at the very last step, its epoch has yet to be validated and ended.
-        is_open = state["step"] > 0 and not state["is_cut"]
-        self.nothing_to_do = state["stop_reason"] or ""
-        if num_steps is not None and state["global_step"] >= num_steps and not is_open:
-            self.nothing_to_do = self.nothing_to_do or f"{num_steps} steps are done"
-        elif self.epoch >= num_epochs:
-            self.nothing_to_do = self.nothing_to_do or f"{num_epochs} epochs are done"
+        self.nothing_to_do = ""
+        if is_done(state, num_epochs, num_steps):
+            asked = f"{num_epochs} epochs" if num_steps is None else f"{num_steps} steps"
+            self.nothing_to_do = state["stop_reason"] or f"{asked} are done"
         self._fingerprint = dict(fingerprint or {})
         if not self.nothing_to_do:
             self._tell(inexact)
