@@ -326,11 +326,11 @@ def test_the_index_is_a_cache_and_nothing_else(grid: Path) -> None:
     # An entry is used while its stamp is right, ...
     with contextlib.closing(sqlite3.connect(index)) as database, database:
         (entry,) = database.execute(
-            "SELECT entry FROM runs_2 WHERE name = ?", (name_of(3, 0.01, 8).encode(),)
+            "SELECT entry FROM runs_3 WHERE name = ?", (name_of(3, 0.01, 8).encode(),)
         ).fetchone()
         wrong = json.loads(entry) | {"state": "planted"}
         database.execute(
-            "UPDATE runs_2 SET entry = ? WHERE name = ?",
+            "UPDATE runs_3 SET entry = ? WHERE name = ?",
             (json.dumps(wrong), name_of(3, 0.01, 8).encode()),
         )
     assert "planted" in look(grid, *words).stdout

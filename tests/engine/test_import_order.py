@@ -15,7 +15,11 @@ TRITON = "import sys; print('after' if 'tensorflow' in sys.modules else 'before'
     ("words", "said"),
     [
         (("-c", "import engine.sweeps.trial"), "before"),
-        pytest.param(("-c", "import engine.runs.resume_check"), "before", marks=pytest.mark.slow),
+        pytest.param(
+            ("-c", "import engine.runs.resume_check, engine.hooks.base"),
+            "before",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(("-c", "import src, keras"), "before", marks=pytest.mark.slow),
         (("-m", "bin.train", "digits", "--no_such_flag"), ""),
         (("-m", "bin.runs", "list", "nowhere"), ""),
