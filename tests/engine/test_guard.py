@@ -1,7 +1,7 @@
 """A step that uses what no checkpoint holds is refused by name before there is a run folder."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +215,12 @@ def stateful(*_: Any, **__: Any) -> keras.Model:
 
 
 @pytest.fixture(autouse=True)
-def this_file_is_the_project_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def this_file_is_the_project_s(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The lines that are named are those of files in the project."""
     monkeypatch.setattr(guard, "ROOT", Path(__file__).resolve().parent)
+    guard._is_own.cache_clear()  # it knows files of the project that another test has met
+    yield
+    guard._is_own.cache_clear()
 
 
 REFUSED = {
