@@ -62,7 +62,7 @@ def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
         "engine.hooks.Hook.__subclasses__",
         "vegab.trust.note_typed",
         "pytest.main",
-        "pip.main",
+        "pluggy.PluginManager",
         "this.c",
         "results.run.code.Harm",
         "__main__.main",
