@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from engine.checkpoints import Commit
     from engine.hooks import Hook
-    from engine.training import Session, Unsaved, Work
+    from engine.training import Session, Work
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class Experiment:
         changes: settings of the loop that are not in the config under the names that root has.
         config_hooks: those that the config names.
         work: its steps, where they are traced already.
-        unsaved: what the iterator uses of PyTorch's and no checkpoint holds.
     """
 
     config: Mapping[str, Any]
@@ -57,7 +56,6 @@ class Experiment:
     changes: Mapping[str, Any] = field(default_factory=dict)
     config_hooks: Sequence["Hook"] = ()
     work: "Work | None" = None
-    unsaved: Sequence["Unsaved"] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -85,7 +83,6 @@ class Experiment:
             seed=self.config["seed"],
             iterator=self.iterator,
             allow_inexact=allow_inexact,
-            unsaved=self.unsaved,
         )
         return replace(self, work=work)
 
@@ -117,6 +114,7 @@ class Experiment:
             start=start,
             fingerprint=self.fingerprint,
             inexact=self.inexact,
+            on_nan=self.settings["on_nan"],
         )
 
     def _own_rate(self) -> Callable[[int], float]:
@@ -186,11 +184,13 @@ class Experiment:
             UsageError: if they are those of another model.
             OSError: if the commit is damaged.
         """
-        from engine.checkpoints import load_weights, verify
+        from engine.checkpoints import load_weights, read_state, verify
+        from engine.training import Guard
 
         verify(path)
         try:
             load_weights(path, self.model)
+            Guard(self.model).load_others(path, read_state(path).get("others", {}))
         except ValueError as error:
             raise UsageError(f"{path} does not belong to this config: {error}") from error
 
@@ -263,11 +263,12 @@ def prepare(
     """
     stored, settings = prepare_process(config, save_path, start)
     from engine.devices import replicas
-    from engine.training import guard
+    from engine.training import draws, guard
 
     if "iterator" in config and together and workers.worker().number > 1:
         raise UsageError("a config with an iterator trains in one process; unset TF_CONFIG")
-    with gpus.scope(together) as several, guard.noting_lines():
+    with gpus.scope(together) as several, guard.noting_variables():
+        draws.begin(config["seed"])
         if several is not None:
             if "iterator" in config:
                 raise UsageError("a config with an iterator trains on one GPU; give --gpus one")

@@ -7,6 +7,7 @@ a test of its own in the template, so that it is known which one is gone.
 import contextlib
 import ctypes
 import functools
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +17,12 @@ import h5py
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
-from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
+from keras.src.legacy.saving import legacy_h5_format
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver
 from tensorflow.python.eager import context
+from tensorflow.python.framework import op_callbacks
 
 
 def seed_generator() -> keras.random.SeedGenerator:
@@ -68,25 +70,62 @@ def moments_of(layer: keras.layers.BatchNormalization, inputs: Any, mask: Any) -
 
 
 def write_hdf5(model: keras.Model, file: h5py.File) -> None:
-    """Write into an open file what `model.save("model.h5")` writes, which takes only a path.
+    """Write into an open file what `model.save("model.h5")` writes, but no optimizer's variables.
 
-    Keras takes the optimizer out of the model's compile config for that; it is put back.
+    `load_model` does not read these. Keras takes the optimizer out of the model's compile config;
+    it is put back.
 
     Raises:
         NotImplementedError: if the model has no config, as a subclassed one.
     """
     compile_config = getattr(model, "_compile_config", None)  # none before compile()
     kept = dict(compile_config.config) if compile_config is not None else None
+    write_optimizer = legacy_h5_format.save_optimizer_weights_to_hdf5_group
     try:
-        save_model_to_hdf5(model, file, include_optimizer=True)
+        legacy_h5_format.save_optimizer_weights_to_hdf5_group = lambda *_: None
+        legacy_h5_format.save_model_to_hdf5(model, file, include_optimizer=True)
     finally:
+        legacy_h5_format.save_optimizer_weights_to_hdf5_group = write_optimizer
         if compile_config is not None:
             compile_config.config = kept
+
+
+def own_weights(model: keras.Model) -> list[Any]:
+    """Return the weights that belong to a model itself, and to none of its layers."""
+    weights = {id(weight) for weight in model.weights}
+    own = [*model._trainable_variables, *model._non_trainable_variables]
+    return [variable for variable in own if id(variable) in weights]
+
+
+def eager_generator() -> random.Random:
+    """Return what seeds TensorFlow's random operations that are not in a graph."""
+    return context.context()._rng
 
 
 def graph_of(graph: Any, name: str) -> Any:
     """Return the graph of a function that a graph calls by its name; None if it has none."""
     return getattr(graph._get_function(name), "graph", None)
+
+
+@contextlib.contextmanager
+def replacing_operations(replaced: Callable[[Any], Sequence[Any] | None]) -> Iterator[None]:
+    """Within the block, have other tensors take the place of those of operations.
+
+    Args:
+        replaced: called with each operation that this thread adds to a graph, but for those which
+            it adds itself; returns as many tensors as the operation has, or None.
+    """
+
+    def look(
+        _: str, __: Any, ___: Any, outputs: Any, op_name: Any = None, graph: Any = None
+    ) -> Any:
+        return replaced(outputs[0].op) if graph is not None and len(outputs) else None
+
+    op_callbacks.add_op_callback(look)
+    try:
+        yield
+    finally:
+        op_callbacks.remove_op_callback(look)
 
 
 @contextlib.contextmanager

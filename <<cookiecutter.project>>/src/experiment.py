@@ -147,7 +147,6 @@ def train(
     settings = experiment.settings
     training_loop(
         session,
-        on_nan=settings["on_nan"],
         checkpoint_steps=settings.get("checkpoint_steps", 0),
         checkpoint_seconds=settings["checkpoint_seconds"],
         validation_seconds=settings.get("validation_seconds", 0),

@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 def training_loop(
     session: Session,
     *,
-    on_nan: str = "stop",
     checkpoint_steps: int = 0,
     checkpoint_seconds: float = 0,
     validation_seconds: float = 0,
@@ -27,7 +26,6 @@ def training_loop(
 
     Args:
         session: the run: what it does, how long, and where it goes on.
-        on_nan: "stop" or "continue" when the loss is not a finite number (NaN or infinity).
         checkpoint_steps: save a checkpoint every N steps, besides each epoch's end; 0: never.
         checkpoint_seconds: save one when so many seconds have passed; 0: never.
         validation_seconds: validate at most every so many seconds of the process, and after the
@@ -37,7 +35,7 @@ def training_loop(
         The history, a row per epoch.
 
     Raises:
-        FloatingPointError: if the loss is not finite and `on_nan` is "stop".
+        FloatingPointError: if a loss or weight is not finite and `session.on_nan` is "stop".
         SystemExit: with code 75, when a signal to stop came: the state is saved.
         KeyError: if the history has no column `monitor`.
         ValueError: if a checkpoint is one of another model.
@@ -81,14 +79,16 @@ def training_loop(
                 call = steps.run(epoch, step, until - begin, then - begin, before)
                 run.global_step += call.step - step
                 step, run.results = call.step, call.results
-                if call.not_finite is not None and on_nan == "stop":
+                if call.not_finite is not None and session.on_nan == "stop":
                     raise FloatingPointError(
-                        f"the loss is not a finite number at step {call.not_finite + 1} of epoch "
+                        f"a loss is not a finite number at step {call.not_finite + 1} of epoch "
                         f"{epoch + 1}; the last checkpoint is kept, and --on_nan=continue goes on "
                         "all the same"
                     )
                 if steps.one_by_one:
                     callbacks.on_train_batch_end(step - 1, call.results)
+                    if session.wants_to_stop:  # as in `fit`, the epoch ends here
+                        end = run.global_step
                 hooks.after_step(begun_at, run.global_step, call.last_results, *call.seen)
                 is_late = time.monotonic() - saved_at > checkpoint_seconds > 0
                 steps.size, to_save = signals.agree(steps.size, is_late)
@@ -102,6 +102,7 @@ def training_loop(
 
             # ---- validate, unless a signal came -----------------------------------------------
             is_last = epoch + 1 == run.num_epochs or run.global_step == run.num_steps
+            is_last |= session.wants_to_stop
             is_late = time.monotonic() - validated_at >= validation_seconds
             (is_due,) = signals.agree(is_last or is_late)
             is_cut, logs = step < run.steps_per_epoch, dict(run.results)
@@ -122,11 +123,11 @@ def training_loop(
             row = {"epoch": epoch, "step": run.global_step, "learning_rate": learning_rate} | logs
             if learning_rate is None:
                 del row["learning_rate"]
-            improves = session.add_row(row, may_lack_monitor=not is_due)
             callbacks.on_epoch_end(epoch, logs)
+            improves = session.add_row(row, logs)  # callbacks may have added to the logs
             hooks.call("after_epoch", epoch)
-            cut = before_validation if is_cut else None
-            is_over = session.end_epoch(epoch, step, learning_rate, improves, cut)
+            cut = before_validation if is_cut and not session.wants_to_stop else None
+            is_over = session.end_epoch(epoch, step, learning_rate, improves, not is_due, cut)
             step, saved_at = 0, time.monotonic()
             if is_over:
                 break

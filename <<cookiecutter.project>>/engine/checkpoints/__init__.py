@@ -12,10 +12,12 @@ if TYPE_CHECKING:
         RESTORE_WEIGHTS,
         Checkpoint,
         Snapshot,
+        by_path,
         load_weights,
+        path_of,
+        read_others,
         saved_variables,
         variables_of,
-        wanted_variables,
     )
     from engine.checkpoints.differences import (
         Cells,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         read_state,
         require_inside,
         run_of,
+        value_of,
         verify,
     )
     from engine.checkpoints.history import best_of, csv_lines, is_best, is_lower_better, shortest

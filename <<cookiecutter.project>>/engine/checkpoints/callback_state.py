@@ -1,9 +1,8 @@
 """What a callback or hook remembers between epochs, taken out and put back.
 
-Keras saves none of it. For Keras' own callbacks the fields are listed here: copying all of a
-callback's attributes would do harm, for some are settings that the constructor has already turned
-into something else (`min_delta` changes its sign there). A callback of one's own takes part by
-`get_state` and `set_state`.
+Keras saves none of it. For Keras' own callbacks, and those that inherit from them, the fields are
+listed here: among the others are clocks, and paths that a stranger's checkpoint must not set. A
+callback of one's own takes part by `get_state` and `set_state`.
 """
 
 import logging
@@ -22,12 +21,15 @@ log = logging.getLogger(__name__)
 FIELDS: dict[type, tuple[str, ...]] = {
     keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch", "stopped_epoch", "best_weights"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
-    keras.callbacks.ModelCheckpoint: ("best", "epochs_since_last_save"),
-    keras.callbacks.LearningRateScheduler: (),
-    keras.callbacks.TerminateOnNaN: (),
-    keras.callbacks.LambdaCallback: (),
-    keras.callbacks.CSVLogger: (),
-    keras.callbacks.TensorBoard: (),
+    keras.callbacks.ModelCheckpoint: (
+        "best",
+        "epochs_since_last_save",
+        "_batches_seen_since_last_saving",
+        "_last_batch_seen",
+        "_current_epoch",
+    ),
+    keras.callbacks.SwapEMAWeights: ("_ema_weights_in_model",),
+    keras.callbacks.TensorBoard: ("_global_train_batch", "_global_test_batch"),
 }
 # By these attributes they are told where to write.
 PLACES = ("filename", "filepath", "log_dir", "backup_dir")
@@ -38,10 +40,13 @@ def get(callback: Any) -> dict[str, Any]:
     if hasattr(callback, "get_state"):
         return callback.get_state()
     return {
-        name: getattr(callback, name)
-        for name in FIELDS.get(type(callback), ())
-        if hasattr(callback, name)
+        name: getattr(callback, name) for name in fields_of(callback) if hasattr(callback, name)
     }
+
+
+def fields_of(callback: Any) -> list[str]:
+    """Return the names of the attributes of Keras' part of a callback that are its state."""
+    return [name for kind in type(callback).__mro__ for name in FIELDS.get(kind, ())]
 
 
 def put(callback: Any, state: Mapping[str, Any]) -> None:
@@ -49,7 +54,7 @@ def put(callback: Any, state: Mapping[str, Any]) -> None:
     if hasattr(callback, "set_state"):
         callback.set_state(state)
         return
-    fields, name = FIELDS.get(type(callback), ()), type(callback).__name__
+    fields, name = fields_of(callback), type(callback).__name__
     if foreign := [key for key in state if key not in fields]:
         raise DamagedCheckpointError(
             f"the checkpoint is none of ours: it would set {', '.join(foreign)} of {name}, of "
@@ -79,13 +84,6 @@ def redirect(callbacks: Sequence[Any], folder: Path) -> None:
             if getattr(callback, name, None):
                 place = Path(getattr(callback, name))
                 setattr(callback, name, str(folder / f"{number}-{place.name}"))
-
-
-def is_known(callback: Any) -> bool:
-    """Whether the state of a callback is saved, so that a resumed run can be exact."""
-    has_state = hasattr(callback, "get_state") and hasattr(callback, "set_state")
-    keeps_nothing = not set(vars(callback)) - set(vars(keras.callbacks.Callback()))
-    return has_state or type(callback) in FIELDS or keeps_nothing
 
 
 def plain_attributes(thing: Any) -> dict[str, str]:

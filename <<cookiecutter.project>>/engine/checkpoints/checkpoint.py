@@ -35,18 +35,18 @@ from engine.checkpoints.file import (
     KEPT,
     LATEST,
     PREVIOUS,
-    STATE,
     DamagedCheckpointError,
     commits_of,
+    datasets_in,
     head_of,
     read_state,
     run_of,
+    value_of,
     verify,
     weights_in,
 )
 from engine.checkpoints.history import HistoryArray, csv_lines
 from engine.checkpoints.layout import CommitLayout, path_of
-from engine.checkpoints.transfer import as_if_none_were_frozen
 from engine.devices import Workers, replicas
 from engine.trees import copied, map_leaves
 from vegab.files import link, sync_to_disk, write_atomically
@@ -54,8 +54,9 @@ from vegab.files import link, sync_to_disk, write_atomically
 log = logging.getLogger(__name__)
 HISTORY_CSV = "history.csv"
 LOOP_STATE = "loop_state.pkl"
-RESTORE_ALL: tuple[str, ...] = ("variables", "optimizer", "metrics")  # groups, beside weights
-RESTORE_WEIGHTS: tuple[str, ...] = ("variables",)
+# Groups of variables.
+RESTORE_ALL: tuple[str, ...] = ("weights", "variables", "optimizer", "metrics", "others")
+RESTORE_WEIGHTS: tuple[str, ...] = ("weights", "variables")
 EARLY_SNAPSHOTS = 50  # of a process, which do not win back the time that compiling takes
 SECONDS_FOR_FILES = 60
 
@@ -87,20 +88,23 @@ class Checkpoint:
         folder: the run folder.
         model: compiled; before `prepare`, its weights, metrics and optimizer variables are made.
             None, or not a Keras model: there are the variables alone.
-        variables: returns those of an iterator by group ("variables", "optimizer", "metrics"),
-            beside the model's weights; None: the model has them all.
+        variables: returns those besides the model's weights by group ("variables", "optimizer",
+            "metrics", "others"), as lists or by path; None: those that the model has.
+        only_finite: write no checkpoint whose trainable weights are not finite numbers.
     """
 
     def __init__(
         self,
         folder: Path,
         model: Any,
-        variables: Callable[[], dict[str, list[Any]]] | None = None,
+        variables: Callable[[], dict[str, Any]] | None = None,
+        only_finite: bool = False,
     ) -> None:
         self.folder = folder
         self.model = model if isinstance(model, keras.Model) else None
-        self._variables = variables
-        self._groups: dict[str, list[Any]] = {}
+        self._variables = variables or functools.partial(variables_of, model)
+        self._groups: dict[str, dict[str, Any]] = {}
+        self._is_said = False
         self._layout: CommitLayout | None = None
         self._num_snapshots = 0
         self._history = HistoryArray()
@@ -108,19 +112,35 @@ class Checkpoint:
         self._columns_in_csv: list[str] = []
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._pending: Future[None] | None = None
+        self._only_finite = only_finite
+        self._inode = folder.stat().st_ino if folder.exists() else None
+        self._last: Snapshot | None = None  # of those that were committed
         self._found: Path | None = None
         self._workers = Workers(self.model.distribute_strategy if self.model else None)
 
     def prepare(self) -> None:
         """Find all variables, and describe the model as it is before anything is restored."""
-        beside = (self._variables or functools.partial(variables_of, self.model))()
-        self._groups = {"weights": self.model.weights if self.model else [], **beside}
-        variables = [variable for group in self._groups.values() for variable in group]
+        groups = {"weights": self.model.weights if self.model else [], **self._variables()}
+        self._groups = {name: by_path(groups.get(name, ())) for name in RESTORE_ALL}
+        variables = [v for group in self._groups.values() for v in group.values()]
         self._read_variables = lambda: [_tensor(variable) for variable in variables]
         self._read_at_once = tf.function(self._read_variables, autograph=False)
         self._of_each = [n for n, v in enumerate(variables) if replicas.has_one_each(v)]
         self._agreement = replicas.Agreement(variables, self._workers)
         self._layout = CommitLayout(self.model, self._groups, self._workers.num_replicas)
+        if self._layout.unreadable and not self._is_said:
+            self._is_said = True
+            log.info(
+                "keras.models.load_model will not open the checkpoints of this model (%s); they "
+                "hold all that resuming and evaluation need",
+                self._layout.unreadable,
+            )
+
+    def prepare_again(self) -> None:
+        """Find all variables again, and prepare for those that were not there before."""
+        now: Any = self._variables().get("others", {})
+        if self._layout is None or {*now} != {*self._groups["others"]}:
+            self.prepare()
 
     def snapshot(self, state: Mapping[str, Any]) -> Snapshot:
         """Take the model's variables as they are now.
@@ -173,15 +193,40 @@ class Checkpoint:
             OSError: if the earlier one could not be written.
         """
         self.wait()
+        self._last = snapshot
         if not self._workers.is_chief:
             return
         self._pending = self._executor.submit(self._write, snapshot, is_best, keep_as, discard)
+
+    def hold(self, state: Mapping[str, Any]) -> None:
+        """Take a state that was read, and restored, for that of the last commit."""
+        self._last = self.snapshot(state)
+
+    def commit_end(self) -> None:
+        """Write the last checkpoint again, if the weights are not those of the last step any more.
+
+        A run that goes on begins with those of the last step; evaluation, and Keras, are given what
+        the training has ended with.
+        """
+        last, weights = self._last, self._groups.get("weights", {})
+        if last is None or not weights:
+            return
+        at_end = [np.asarray(_tensor(weight)) for weight in weights.values()]
+        before = [np.asarray(value) for value in last.values[: len(at_end)]]
+        if all(a.tobytes() == b.tobytes() for a, b in zip(at_end, before, strict=True)):
+            return
+        self.wait()
+        if self._workers.is_chief:
+            replicas_here = self._workers.num_replicas
+            layout = CommitLayout(self.model, self._groups, replicas_here, at_end=True)
+            write_atomically(self.folder / LATEST, bytes(self._content(last, layout, at_end)))
 
     def wait(self) -> None:
         """Return when the commit that was started last is on disk.
 
         Raises:
             OSError: if it could not be written; the commits that were there stay as they were.
+            FloatingPointError: if it was not, for a weight in it is not a finite number.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -302,11 +347,9 @@ class Checkpoint:
         """
         path = self._found
         assert path is not None
-        if self.model is not None:
-            load_weights(path, self.model)
         with h5py.File(path, "r") as file:
             for group in groups:
-                _assign(file[STATE][group], self._groups[group], path, self._workers)
+                _assign(saved_variables(file, group), self._groups[group], path, self._workers)
         if "optimizer" not in groups:
             self._layout = None  # the first steps may make variables that are not there yet
 
@@ -316,29 +359,23 @@ class Checkpoint:
             return True
         with h5py.File(self._found, "r") as file:
             return all(
-                saved_variables(file[STATE][group]) == wanted_variables(self._groups[group])
+                saved_variables(file, group).keys() == self._groups[group].keys()
                 for group in groups
             )
 
     def require_fit(self, groups: Sequence[str]) -> None:
         """Look whether `restore` will succeed, and change nothing.
 
-        Of an iterator, what is there already: a first step may make more variables.
-
         Raises:
-            ValueError: naming what the commit and this model have not in common.
+            ValueError: naming what checkpoint and model do not have in common.
         """
         path = self._found
         assert path is not None
         with h5py.File(path, "r") as file:
-            if self.model is not None:
-                saved = [(_plain(name), dataset.shape) for name, dataset in weights_in(file)]
-                _compare(saved, wanted_variables(self.model.weights), path)
             for group in groups:
-                saved = saved_variables(file[STATE][group])
-                wanted = wanted_variables(self._groups[group])
-                are_all_there = self._variables is None or group == "variables"
-                if are_all_there or set(wanted) - set(saved):
+                saved, wanted = saved_variables(file, group), self._groups[group]
+                # What only a first step makes is not there yet.
+                if group in RESTORE_WEIGHTS or wanted.keys() - saved.keys():
                     _compare(saved, wanted, path)
 
     def _write(
@@ -349,6 +386,9 @@ class Checkpoint:
         discard: Sequence[str] = (),
     ) -> None:
         folder, temporary = self.folder, self.folder / f".{LATEST}.partial"
+        self._require_same_folder()
+        if self._only_finite:
+            self._require_finite(snapshot)
         try:
             temporary.write_bytes(self._content(snapshot))
             sync_to_disk(temporary)
@@ -376,12 +416,43 @@ class Checkpoint:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _content(self, snapshot: Snapshot) -> memoryview:
-        """Return the bytes of a commit; they depend on model and state alone."""
+    def _require_same_folder(self) -> None:
+        if self._inode is None or (
+            self.folder.exists() and self.folder.stat().st_ino == self._inode
+        ):
+            return
+        raise OSError(
+            f"{self.folder} was renamed or replaced while this process trains in it; nothing is "
+            "written there any more; give the folder its name back, and type the same command"
+        )
+
+    def _require_finite(self, snapshot: Snapshot) -> None:
+        values = iter(snapshot.values)
+        for group in self._groups.values():
+            for (name, variable), value in zip(group.items(), values):  # noqa: B905
+                array = np.asarray(value)
+                is_trained = getattr(variable, "trainable", False) and array.size
+                if is_trained and keras.backend.is_float_dtype(array.dtype.name):
+                    ends = np.array([array.min(), array.max()], np.float64)
+                    if not np.isfinite(ends).all():
+                        step = snapshot.state["global_step"]
+                        raise FloatingPointError(
+                            f"{name} is not a finite number after step {step}; the last checkpoint "
+                            "is kept, and --on_nan=continue goes on all the same"
+                        )
+
+    def _content(
+        self,
+        snapshot: Snapshot,
+        layout: CommitLayout | None = None,
+        at_end: Sequence[np.ndarray] | None = None,
+    ) -> memoryview:
+        """Return the bytes of a checkpoint; they depend only on model and state."""
         values = [np.asarray(value) for value in snapshot.values]
         state = snapshot.state | {"columns": snapshot.columns, "num_rows": len(snapshot.rows)}
-        assert self._layout is not None
-        return self._layout.put_together(values, state, snapshot.history).data
+        layout = layout or self._layout
+        assert layout is not None
+        return layout.put_together(values, state, snapshot.history, at_end).data
 
     def _write_views(
         self, position: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], columns: list[str]
@@ -472,22 +543,17 @@ def _is_end_of(state: Mapping[str, Any], epoch: int) -> bool:
 
 
 def load_weights(path: Path, model: keras.Model) -> None:
-    """Assign a commit's weights alone, as evaluation needs them.
+    """Assign only the weights of a checkpoint, as evaluation needs them.
 
     Raises:
         ValueError: if they are those of another model.
     """
     with h5py.File(path, "r") as file:
-        by_keras = "model_weights" in file
-        if STATE in file and not by_keras:
-            workers = Workers(model.distribute_strategy)
-            _assign(file[STATE]["weights"], model.weights, path, workers)
-    if by_keras:
-        try:
-            with as_if_none_were_frozen(model):
-                model.load_weights(path)
-        except ValueError as error:
-            raise ValueError(f"{path} was written by another model: {error}") from error
+        saved = by_path(weights_in(file).items())
+    wanted = by_path(model.weights)
+    _require_same({path: value.shape for path, value in saved.items()}, wanted, path)
+    for name, weight in wanted.items():
+        weight.assign(saved[name])
 
 
 def variables_of(model: keras.Model) -> dict[str, list[Any]]:
@@ -510,45 +576,70 @@ def _tensor(variable: Any) -> tf.Tensor:
     return tf.convert_to_tensor(variable.value if is_of_keras else variable)
 
 
-def _assign(group: h5py.Group, variables: Sequence[Any], path: Path, workers: Workers) -> None:
-    _compare(saved_variables(group), wanted_variables(variables), path)
-    for dataset, variable in zip(group.values(), variables, strict=True):
-        value, has_replicas = dataset[()], replicas.NUM_REPLICAS in dataset.attrs
+def _assign(
+    saved: Mapping[str, h5py.Dataset], wanted: Mapping[str, Any], path: Path, workers: Workers
+) -> None:
+    _compare(saved, wanted, path)
+    for name, variable in wanted.items():
+        value, has_replicas = value_of(saved[name]), replicas.NUM_REPLICAS in saved[name].attrs
         if replicas.has_one_each(variable):
             replicas.assign(variable, value if has_replicas else value[np.newaxis], workers)
         else:
             variable.assign(value.sum(axis=0, dtype=value.dtype) if has_replicas else value)
 
 
-def saved_variables(group: h5py.Group) -> list[tuple[str, tuple[int, ...]]]:
-    """Return path and shape of the variables in a group of a commit."""
-    return [
-        (_plain(dataset.attrs["path"]), dataset.shape[replicas.NUM_REPLICAS in dataset.attrs :])
-        for dataset in group.values()
-    ]
+def by_path(variables: Any) -> dict[str, Any]:
+    """Return variables, or pairs of path and value, by paths that tell each from all others.
+
+    The numbers are dropped that Keras adds to a name when a process makes a second layer of a kind;
+    of those with one path, each after the first gets a number by its place.
+    """
+    if isinstance(variables, Mapping):
+        return dict(variables)
+    found: dict[str, Any] = {}
+    for each in variables:
+        path, value = each if isinstance(each, tuple) else (path_of(each), each)
+        path = first = re.sub(r"_\d+(?=_|/|$)", "", path)
+        number = 2
+        while path in found:
+            path, number = f"{first}#{number}", number + 1
+        found[path] = value
+    return found
 
 
-def wanted_variables(variables: Sequence[Any]) -> list[tuple[str, tuple[int, ...]]]:
-    """Return path and shape of variables, as `saved_variables` does."""
-    return [(_plain(path_of(variable)), tuple(variable.shape)) for variable in variables]
+def read_others(path: Path) -> dict[str, np.ndarray]:
+    """Return the variables of a checkpoint that are in no other group, by path."""
+    with h5py.File(path, "r") as file:
+        return {
+            name: value_of(dataset) for name, dataset in saved_variables(file, "others").items()
+        }
 
 
-def _compare(
-    saved: Sequence[tuple[str, tuple[int, ...]]],
-    wanted: Sequence[tuple[str, tuple[int, ...]]],
-    path: Path,
+def saved_variables(file: h5py.File, group: str) -> dict[str, h5py.Dataset]:
+    """Return the datasets of variables in a group of a checkpoint, by path."""
+    return by_path(datasets_in(file, group))
+
+
+def _compare(saved: Mapping[str, h5py.Dataset], wanted: Mapping[str, Any], path: Path) -> None:
+    shapes = {
+        name: dataset.shape[replicas.NUM_REPLICAS in dataset.attrs :]
+        for name, dataset in saved.items()
+    }
+    _require_same(shapes, wanted, path)
+
+
+def _require_same(
+    saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any], path: Path
 ) -> None:
-    if sorted(saved) != sorted(wanted):
-        differing = sorted(f"{name} {shape}" for name, shape in set(saved) ^ set(wanted))
+    shapes = {name: tuple(variable.shape) for name, variable in wanted.items()}
+    if saved != shapes:
+        differing = sorted(
+            f"{name} {shape}" for name, shape in {*saved.items()} ^ {*shapes.items()}
+        )
         raise ValueError(
             f"{path} was written by another model or optimizer; these are in one of them only: "
             f"{', '.join(differing[:6])}"
         )
-
-
-def _plain(path: str) -> str:
-    """Drop the numbers that Keras adds to a name when a process makes a second layer of a kind."""
-    return re.sub(r"_\d+(?=_|/|$)", "", path)
 
 
 def _leads_to(state: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
+import numpy as np
 
 from engine.checkpoints.history import rows_of
 
@@ -20,6 +21,7 @@ SIGNATURE = b"training checkpoint, sha256 of what follows byte 512: "
 STATE = "training_state"
 TEXT = f"{STATE}/state"  # JSON
 HISTORY = f"{STATE}/history"
+WEIGHTS_AT_END = f"{STATE}/weights_at_end"  # where they are other than the last step's
 ARRAY = "__array__"  # stands in the JSON for an array, with its number
 
 
@@ -175,17 +177,48 @@ def commit_after(run: Path, epoch: int) -> Commit:
     raise ValueError(f"{run} has no commit of the end of epoch {epoch}, but of {kept}")
 
 
-def weights_in(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
-    """Return path and data of the weights in a commit, which Keras may have written."""
-    if "model_weights" not in file:
-        datasets = file[STATE]["weights"].values()
-        return [(str(dataset.attrs["path"]), dataset) for dataset in datasets]
-    group = file["model_weights"]
-    return [
-        (str(name), group[layer][name])
-        for layer in group.attrs["layer_names"]
-        for name in group[layer].attrs["weight_names"]
-    ]
+def datasets_in(file: h5py.File, group: str) -> list[tuple[str, h5py.Dataset]]:
+    """Return path and dataset of the variables in a group of a checkpoint."""
+    if (
+        group == "weights" and group not in file[STATE]
+    ):  # of an older project, written by Keras only
+        root = file["model_weights"]
+        return [
+            (name, root[layer][name])
+            for layer in names_in(root, "layer_names")
+            for name in names_in(root[layer], "weight_names")
+        ]
+    return [(str(each.attrs["path"]), each) for each in file[STATE].get(group, {}).values()]
+
+
+def weights_in(file: h5py.File) -> dict[str, np.ndarray]:
+    """Return the weights that a checkpoint is used with, by path.
+
+    They are those at the end of training, where these are other than the last step's.
+    """
+    found = dict(datasets_in(file, "weights")) | dict(datasets_in(file, "weights_at_end"))
+    return {path: value_of(dataset) for path, dataset in found.items()}
+
+
+def value_of(dataset: h5py.Dataset) -> np.ndarray:
+    """Return the value of a variable, in its own dtype."""
+    value = np.asarray(dataset[()])
+    if "dtype" not in dataset.attrs:
+        return value
+    import ml_dtypes
+
+    return value.view(np.dtype(getattr(ml_dtypes, str(dataset.attrs["dtype"]))))
+
+
+def names_in(group: h5py.Group, attribute: str) -> list[str]:
+    """Return a list of names that Keras keeps in an attribute, or in several if it is long."""
+    if attribute in group.attrs:
+        return list(map(str, group.attrs[attribute]))
+    parts = sorted(
+        (name for name in group.attrs if name.startswith(attribute)),
+        key=lambda name: int(name.removeprefix(attribute)),
+    )
+    return [str(name) for part in parts for name in group.attrs[part]]
 
 
 def _refuse_foreign(path: Path) -> None:

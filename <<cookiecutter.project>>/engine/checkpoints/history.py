@@ -118,13 +118,7 @@ def best_of(history: Sequence[Row], monitor: str | None, lower_is_better: bool) 
 def is_best(
     history: Sequence[Row], best_epoch: int | None, monitor: str, lower_is_better: bool
 ) -> bool:
-    """Whether the last row is better than that of the best epoch so far.
-
-    Raises:
-        KeyError: if there is no column `monitor`.
-    """
-    if monitor not in history[-1]:
-        raise KeyError(f"monitor is {monitor!r}; the history has {', '.join(history[-1])}")
+    """Whether the last row, which has a column `monitor`, is better than the best epoch so far."""
     value = history[-1][monitor]
     if best_epoch is None or not math.isfinite(value):
         return math.isfinite(value)

@@ -18,7 +18,16 @@ import numpy as np
 
 # Not part of Keras' public face, which takes a path alone; the public function calls it.
 from engine import keras_private
-from engine.checkpoints.file import ARRAY, HISTORY, SIGNATURE, STATE, TEXT, USER_BLOCK
+from engine.checkpoints.file import (
+    ARRAY,
+    HISTORY,
+    SIGNATURE,
+    STATE,
+    TEXT,
+    USER_BLOCK,
+    WEIGHTS_AT_END,
+    names_in,
+)
 from engine.checkpoints.transfer import as_if_none_were_frozen
 from engine.devices import replicas
 from engine.trees import map_leaves
@@ -52,53 +61,84 @@ class _Sparse(NamedTuple):
 
 
 class CommitLayout:
-    """Puts commits of one model together.
+    """Puts checkpoints of one model together.
+
+    The group `training_state` has every variable by its path. What `keras.models.load_model` reads
+    is written by Keras, and its datasets are the same as ours: links to one array. They are arrays
+    of their own where Keras cannot read ours (bfloat16), and in the last checkpoint of a run whose
+    weights have changed after the last step.
 
     Args:
         model: with weights, metrics and optimizer variables made, or None. It is described as it is
             now, so this comes before anything is restored.
-        variables: by group, the variables of which a commit holds the values; those of "weights"
-            are Keras' own where it can write the model.
+        variables: by group, path and variable; those of the group "weights" are the model's.
         num_replicas: copies of the model.
+        at_end: whether the weights at the end of training are other than the last step's.
+
+    Attributes:
+        unreadable: why `load_model` cannot open the file, else "".
     """
 
     def __init__(
         self,
         model: keras.Model | None,
-        variables: Mapping[str, Sequence[Any]],
+        variables: Mapping[str, Mapping[str, Any]],
         num_replicas: int = 1,
+        at_end: bool = False,
     ) -> None:
         content = io.BytesIO()
+        self._num_weights = len(variables.get("weights", {}))
+        self._names: list[str] = []  # of a dataset for each variable, in the order of the groups
+        self._ends: list[tuple[int, str]] = []  # number of a weight, and a dataset of its own
+        self.unreadable = ""
         with h5py.File(content, "w", userblock_size=USER_BLOCK) as file:
-            names = _write_model(model, file) if model is not None else []
+            by_keras: list[list[str]] = [[] for _ in range(self._num_weights)]
+            if model is not None:
+                by_keras, self.unreadable = _write_model(model, file)
             for group, members in variables.items():
-                if group == "weights" and names:
-                    continue
-                for index, variable in enumerate(members):
+                file.require_group(f"{STATE}/{group}")
+                for index, (path, variable) in enumerate(members.items()):
                     name = f"{STATE}/{group}/{index:05}"
                     each = (num_replicas,) if replicas.has_one_each(variable) else ()
-                    zeros = np.zeros((*each, *variable.shape), _dtype(variable))
-                    dataset = file.create_dataset(name, data=zeros)
-                    dataset.attrs["path"] = path_of(variable)
+                    dtype = _dtype(variable)
+                    copies = by_keras[index] if group == "weights" else []
+                    is_shared = bool(copies) and not at_end and dtype == _stored(dtype)
+                    if is_shared:
+                        file[name] = file[copies[0]]
+                        _link(file, copies)
+                    else:
+                        zeros = np.zeros((*each, *variable.shape), _stored(dtype))
+                        file.create_dataset(name, data=zeros)
+                        if dtype != _stored(dtype):
+                            file[name].attrs["dtype"] = dtype.name
+                        if group == "weights" and (at_end or copies):
+                            self._ends.append(
+                                (index, _own_copy(file, index, path, variable, copies))
+                            )
+                    file[name].attrs["path"] = path
                     if each:
-                        dataset.attrs[replicas.NUM_REPLICAS] = num_replicas
-                    names.append(name)
-                file.require_group(f"{STATE}/{group}")
-        self._names = names
+                        file[name].attrs[replicas.NUM_REPLICAS] = num_replicas
+                    self._names.append(name)
+        names = [*self._names, *(name for _, name in self._ends)]
         self._model = _without_arrays(content, names)[0]
         self._key: Any = None
         self._file = self._model
         self._places: list[int] = []
 
     def put_together(
-        self, values: Sequence[np.ndarray], state: Mapping[str, Any], history: np.ndarray
+        self,
+        values: Sequence[np.ndarray],
+        state: Mapping[str, Any],
+        history: np.ndarray,
+        at_end: Sequence[np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Return the bytes of a commit, uint8; they depend on nothing but model and arguments.
+        """Return the bytes of a checkpoint, uint8; they depend only on model and arguments.
 
         Args:
             values: an array for each variable, in the order of the groups.
             state: JSON values, and arrays in place of some.
             history: float64 of shape (num_rows, num_columns).
+            at_end: an array for each weight: what the training has ended with, where that differs.
         """
         arrays: list[np.ndarray] = []
         text = json.dumps(_take_arrays(state, arrays)).encode()
@@ -107,8 +147,10 @@ class CommitLayout:
         width = -(-len(text) // TEXT_BLOCK) * TEXT_BLOCK
         self._lay_out(width, grown, arrays)
         content = self._file.filled()
+        ends = values if at_end is None else at_end
         written: list[np.ndarray] = [np.frombuffer(text, np.uint8), grown, *arrays]
-        for offset, array in zip(self._places, [*values, *written], strict=True):
+        shown = [ends[number].astype(_readable(ends[number].dtype)) for number, _ in self._ends]
+        for offset, array in zip(self._places, [*values, *shown, *written], strict=True):
             if array.size:
                 flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
                 content[offset : offset + flat.size] = flat
@@ -123,7 +165,7 @@ class CommitLayout:
         if key == self._key:
             return
         content = io.BytesIO(self._model.filled().tobytes())
-        names = [*self._names, TEXT, HISTORY]
+        names = [*self._names, *(name for _, name in self._ends), TEXT, HISTORY]
         with h5py.File(content, "r+") as file:
             file.create_dataset(TEXT, data=np.zeros((), f"S{width}"))
             file.create_dataset(HISTORY, data=np.zeros_like(history))
@@ -151,19 +193,24 @@ def _without_arrays(content: io.BytesIO, names: Sequence[str]) -> tuple[_Sparse,
     return _Sparse(len(whole), pieces), places
 
 
-def _write_model(model: keras.Model, file: h5py.File) -> list[str]:
-    """Write what `model.save("model.h5")` does; return the dataset of each of `model.weights`.
+def _write_model(model: keras.Model, file: h5py.File) -> tuple[list[list[str]], str]:
+    """Write what `model.save("model.h5")` does, without the optimizer.
 
-    A subclassed model has no config that Keras could write: then the list is empty, and so is the
-    file. The live model stays as it is.
+    Returns:
+        The datasets of each of `model.weights`, and "". Where Keras cannot write the model, no
+        datasets, nothing in the file, and the reason. The live model stays as it is.
     """
+    none: list[list[str]] = [[] for _ in model.weights]
     try:
         with as_if_none_were_frozen(model):
             keras_private.write_hdf5(model, file)
-    except NotImplementedError:
+            found = _datasets_of_weights(model, file)
+    # Layers are the users' own, and so is what their get_config does.
+    except Exception as error:
         file.clear()
-        return []
-    file.pop("optimizer_weights", None)  # load_model does not read it, and ours is complete
+        for name in list(file.attrs):
+            del file.attrs[name]
+        return none, " ".join(f"{type(error).__name__}: {error}".split())[:200]
     if "training_config" in file.attrs:
         training_config = json.loads(file.attrs["training_config"])
         training_config["loss"] = map_leaves(
@@ -171,21 +218,55 @@ def _write_model(model: keras.Model, file: h5py.File) -> list[str]:
             lambda loss: FULL_NAMES.get(loss.lower(), loss) if isinstance(loss, str) else loss,
         )
         file.attrs["training_config"] = json.dumps(training_config)
-    with as_if_none_were_frozen(model):
-        return _names_of_weights(model, file)
+    names = [found.get(id(weight), []) for weight in model.weights]
+    missing = [path_of(w) for w, those in zip(model.weights, names, strict=True) if not those]
+    return names, f"Keras' file has no place for {', '.join(missing[:3])}" if missing else ""
 
 
-def _names_of_weights(model: keras.Model, file: h5py.File) -> list[str]:
-    """Return the dataset of each of `model.weights`, in that order."""
-    found: dict[int, str] = {}
-    group = file["model_weights"]
-    for layer in model.layers:
-        layer_group = group[layer.name]
-        # Keras' own order: first what is trained, then what is not, without random states.
-        weights = [*layer.trainable_weights, *layer.non_trainable_weights]
-        for name, weight in zip(layer_group.attrs["weight_names"], weights, strict=True):
-            found[id(weight)] = f"model_weights/{layer.name}/{name}"
-    return [found[id(weight)] for weight in model.weights]
+def _datasets_of_weights(model: keras.Model, file: h5py.File) -> dict[int, list[str]]:
+    """Return the datasets of each weight, by its id; a layer that is shared has several."""
+    found: dict[int, list[str]] = {}
+    root = file["model_weights"]
+    # Keras' own order: first what is trained, then what is not, without random states.
+    owners = {
+        layer.name: [*layer.trainable_weights, *layer.non_trainable_weights]
+        for layer in model.layers
+    }
+    owners["top_level_model_weights"] = keras_private.own_weights(model)
+    for owner, weights in owners.items():
+        names = names_in(root[owner], "weight_names")
+        for name, weight in zip(names, weights, strict=True):
+            found.setdefault(id(weight), []).append(f"model_weights/{owner}/{name}")
+    return found
+
+
+def _link(file: h5py.File, copies: Sequence[str]) -> None:
+    """Have several datasets be one."""
+    for copy in copies[1:]:
+        if file[copy].id != file[copies[0]].id:
+            del file[copy]
+            file[copy] = file[copies[0]]
+
+
+def _own_copy(file: h5py.File, index: int, path: str, variable: Any, copies: Sequence[str]) -> str:
+    """Make the dataset that evaluation, and Keras, read of a weight; return its name."""
+    name = f"{WEIGHTS_AT_END}/{index:05}"
+    zeros = np.zeros(tuple(variable.shape), _readable(_dtype(variable)))
+    file.create_dataset(name, data=zeros).attrs["path"] = path
+    for copy in copies:
+        del file[copy]
+        file[copy] = file[name]
+    return name
+
+
+def _stored(dtype: np.dtype) -> np.dtype:
+    """Return the dtype that HDF5 stores the bytes of another in, as bfloat16's."""
+    return np.dtype(f"u{dtype.itemsize}") if dtype.kind == "V" else dtype
+
+
+def _readable(dtype: np.dtype) -> np.dtype:
+    """Return the dtype that Keras reads values of another from."""
+    return np.dtype(np.float32) if dtype.kind == "V" else dtype
 
 
 def _take_arrays(value: Any, arrays: list[np.ndarray]) -> Any:

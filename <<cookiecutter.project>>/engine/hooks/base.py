@@ -182,8 +182,6 @@ class Hooks:
             id(hook): self._sees_feeds[id(hook)] or _acts_before(hook) for hook in hooks
         }
         self._started: list[Hook] = []
-        # What a resumed run would begin with, of those that save nothing and may change the run.
-        self._at_start: dict[int, dict[str, Any]] = {}
 
     def start(self, run: Run) -> None:
         """Tell all of them of the run."""
@@ -192,25 +190,9 @@ class Hooks:
         for hook in self.hooks:
             self._call(hook, "before_training", run)
             self._started.append(hook)
-            has_state = getattr(type(hook), "get_state", Hook.get_state) is not Hook.get_state
-            if not (has_state or getattr(hook, "only_tells", False)):
-                self._at_start[id(hook)] = callback_state.plain_attributes(hook)
 
     def get_state(self) -> dict[str, Any]:
-        """Return the states of all that have one; warn once of each whose changes are lost."""
-        for hook in self.hooks:
-            if id(hook) not in self._at_start:
-                continue
-            before, now = self._at_start[id(hook)], callback_state.plain_attributes(hook)
-            if changed := [name for name in now if before.get(name) != now[name]]:
-                del self._at_start[id(hook)]
-                log.warning(
-                    "hook %s changes its %s, which is not saved: a resumed run may differ; give it "
-                    "get_state() and set_state(state), with JSON values, or only_tells = True if "
-                    "all that it does is to write or to show",
-                    type(hook).__name__,
-                    ", ".join(changed),
-                )
+        """Return the states of all that have one."""
         return callback_state.get_all(self.hooks)
 
     def call(self, method: str, *arguments: Any) -> None:

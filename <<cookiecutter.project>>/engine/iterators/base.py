@@ -208,6 +208,14 @@ class PyHookedModelIterator:
         """Return the variables that tell a step where the run stands."""
         return []
 
+    def saved_by_itself(self) -> list[Any]:
+        """Return what need not be searched for states: `get_state` is written for it."""
+        shipped = (PyHookedModelIterator.get_state, TemplateIterator.get_state)
+        saves = getattr(type(self), "save", TemplateIterator.save) is not TemplateIterator.save
+        if saves or type(self).get_state not in shipped:
+            return [self, self.model]
+        return [self.model] if hasattr(self.model, "get_state") else []
+
     def make_variables(self, batch: Feeds) -> None:
         """Make the variables that come into being with the first batch, without a step."""
 

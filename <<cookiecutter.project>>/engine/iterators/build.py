@@ -1,17 +1,16 @@
 """From a config with an `iterator` to datasets, model and iterator: EDflow's form of a config."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from engine.building import callbacks_of, refusals_named
 from engine.experiment import Experiment, Splits
 from engine.hooks import Hook, IntervalHook, KeepCheckpoints, LoggingHook
-from engine.iterators import torch_guard
 from engine.iterators.base import PyHookedModelIterator, TemplateIterator
 from engine.iterators.datasets import ExampleBatches
 from engine.iterators.ranges import splits_of
 from engine.iterators.trainers import TFBaseTrainer
-from engine.training import Unsaved
 from vegab import UsageError, resolve
 
 
@@ -57,11 +56,11 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
     datasets = build_datasets(config)
     model_class = resolve(config["model"], "model") if config["model"] else NoModel
     kind = iterator_class(config)  # now PyTorch is imported, if they need it
-    with torch_guard.watching() as made:
-        with refusals_named(config, "model"):
-            model = model_class(config)
-        iterator = make_iterator(config, kind, save_path or ".", model, datasets)
-    unsaved = torch_guard.unsaved(iterator, made)
+    if "torch" in sys.modules:  # the initial weights are drawn from the run's seed, too
+        sys.modules["torch"].manual_seed(config["seed"])
+    with refusals_named(config, "model"):
+        model = model_class(config)
+    iterator = make_iterator(config, kind, save_path or ".", model, datasets)
     for split in config["fixed_example_indices"]:
         with refusals_named(config, "fixed_example_indices"):
             iterator.fixed_example_indices(split)
@@ -78,7 +77,6 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
         callbacks=callbacks_of(config),
         iterator=iterator,
         own_hooks=of_iterators(config),
-        unsaved=[Unsaved(name, torch_guard.REMEDY) for name in unsaved],
     )
 
 

@@ -30,19 +30,20 @@ from engine.checkpoints import (
     LATEST,
     RESTORE_ALL,
     RESTORE_WEIGHTS,
-    STATE,
     Checkpoint,
+    by_path,
     is_done,
     load_weights,
     read_state,
     saved_variables,
-    wanted_variables,
+    value_of,
 )
 from engine.iterators.base import NoOutputsError
 from engine.iterators.datasets import ExampleBatches
 from engine.iterators.outputs import META, OutputWriter, yaml_of_outputs
 from engine.iterators.steps import sow
 from engine.runs import results
+from engine.training import Guard
 from vegab.files import link, replacing_folder
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
         if _error_of(lambda: checkpoint.require_fit(RESTORE_WEIGHTS)):
             _evaluate(iterator, batch)
             checkpoint.prepare()
-        if error := _error_of(lambda: _restore(checkpoint, iterator, path, state["steps"])):
+        if error := _error_of(lambda: _restore(checkpoint, iterator, path, state)):
             reason = " ".join(str(error).replace(str(path), path.name).split())
             raise OtherModelError(reason) from error
     finally:
@@ -138,16 +139,18 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
     return state
 
 
-def _restore(checkpoint: Any, iterator: Any, path: Path, steps: Mapping[str, Any]) -> None:
+def _restore(checkpoint: Any, iterator: Any, path: Path, state: Mapping[str, Any]) -> None:
+    steps = state["steps"]
     if "iterator" not in steps:
         raise ValueError(f"{path} is of a run without an iterator")
     if checkpoint.fits(RESTORE_ALL):
         checkpoint.restore(RESTORE_ALL)
     else:
-        checkpoint.require_fit(())
-        if checkpoint.model is not None:
-            load_weights(path, checkpoint.model)
+        checkpoint.require_fit(("weights",))
         _assign_found(path, iterator.variables()["variables"])
+    if checkpoint.model is not None:
+        load_weights(path, checkpoint.model)
+    Guard(iterator.model, iterator).load_others(path, state.get("others", {}))
     try:
         iterator.set_state(steps["iterator"])
     except KeyError:
@@ -166,23 +169,25 @@ def _error_of(function: Callable[[], Any]) -> Exception | None:
 def _assign_found(path: Path, variables: list[Any]) -> None:
     """Assign variables that the commit has as often as they are here; it may have others too."""
     with h5py.File(path, "r") as file:
-        datasets = list(file[STATE]["variables"].values())
-        saved = saved_variables(file[STATE]["variables"])
-        wanted = wanted_variables(variables)
+        saved, wanted = saved_variables(file, "variables"), by_path(variables)
         # Of two that are alike here and three there, nobody knows which is which.
-        known = Counter(saved)
-        lacking = sorted(key for key, number in Counter(wanted).items() if known[key] != number)
+        known, here = (Counter(name.split("#")[0] for name in names) for names in (saved, wanted))
+        lacking = sorted(
+            name
+            for name, variable in wanted.items()
+            if known[name.split("#")[0]] != here[name.split("#")[0]]
+            or saved[name].shape != tuple(variable.shape)
+        )
         if lacking:
-            names = ", ".join(f"{name} {shape}" for name, shape in lacking[:6])
+            names = ", ".join(f"{name} {tuple(wanted[name].shape)}" for name in lacking[:6])
             raise ValueError(
                 f"{path} was written by another model; it has not these, or not as often: {names}"
             )
-        for key, variable in zip(wanted, variables, strict=True):
-            place = saved.index(key)
-            saved.pop(place)
-            variable.assign(datasets.pop(place)[()])
-    if saved:
-        names = ", ".join(f"{name} {shape}" for name, shape in saved[:6])
+        for name, variable in wanted.items():
+            variable.assign(value_of(saved[name]))
+        others = sorted(saved.keys() - wanted.keys())
+    if others:
+        names = ", ".join(others[:6])
         log.warning("%s has variables that evaluation does not use: %s", path.name, names)
 
 

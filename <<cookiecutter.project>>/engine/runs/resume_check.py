@@ -67,19 +67,11 @@ def survey(
     import numpy as np
     import tensorflow as tf
 
-    from engine.checkpoints import callback_state
-
     generators = (np.random.Generator, np.random.RandomState, random.Random, tf.random.Generator)
     first = build(config).with_work(allow_inexact=True)
     second = build(config)
     assert first.work is not None
     found = [f"no checkpoint holds {name}" for name in first.work.guard.found]
-    found += [
-        f"the state of the callback {type(callback).__name__} is not saved "
-        f"({place(type(callback))}); give it get_state() and set_state(state)"
-        for callback in first.callbacks
-        if not callback_state.is_known(callback)
-    ]
     for layer in layers_of(first.model):
         for name, value in vars(layer).items():
             if isinstance(value, generators):

@@ -7,7 +7,7 @@ from engine import lazy
 if TYPE_CHECKING:
     from engine.training import fingerprint as fingerprint
     from engine.training import guard as guard
-    from engine.training.guard import Unsaved as Unsaved
+    from engine.training.guard import Guard as Guard
     from engine.training.session import Session as Session
     from engine.training.session import Start as Start
     from engine.training.session import Work as Work

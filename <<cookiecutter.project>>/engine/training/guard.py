@@ -1,47 +1,48 @@
-"""Refuses a step that uses what no checkpoint holds, for a resumed run would have other bits.
+"""Finds all that a step of training or validation uses, so that a checkpoint can hold it.
 
 What a step uses is read from its graph once it is traced, so that it does not matter where that
-hangs. Of a step that is not compiled there is no graph, and nothing is found.
+hangs. What callbacks, hooks and data keep is found by walking over them, as all is where a step is
+not compiled and there is no graph. What nobody can save is refused.
 """
 
 import contextlib
-import functools
-import inspect
-import sys
+import gc
+import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from engine.checkpoints import variables_of
+from engine import keras_private
+from engine.checkpoints import by_path, callback_state, path_of, read_others, variables_of
 from engine.devices import components
-from engine.keras_private import graph_of
+from engine.training.objects import (
+    VARIABLES,
+    State,
+    attributes_of_project,
+    is_of_project,
+    is_own,
+    state_of,
+    walk,
+)
 from vegab import ROOT, UsageError
 
+log = logging.getLogger(__name__)
 # Operations that leave a table as it is, and messages to other workers, which take a token for
 # their order. All others, of a resource that is no variable, count as writers.
 READERS = ("LookupTableFind", "LookupTableSize", "LookupTableExport", "Collective")
 # These draw without being marked as operations with a state.
 DRAW_ALL_THE_SAME = ("FractionalAvgPool", "FractionalMaxPool")
 CALLS_PYTHON = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
-# What keeps variables of its own; it is named in place of each of them.
-KEEPERS = (
-    keras.Optimizer,
-    keras.Metric,
-    keras.random.SeedGenerator,
-    tf.random.Generator,
-)
 # What to do.
-VARIABLE = "make a variable a weight of a layer (add_weight)"
-OPTIMIZER = "make an optimizer an attribute of the model itself"
 RANDOM = "draw by keras.random with a keras.random.SeedGenerator that is an attribute of a layer"
 PYTHON = "write a Python function with operations of Keras or TensorFlow"
 OTHER = "keep in a weight of a layer what changes"
-MOST_OBJECTS = 100_000  # that are searched for where a variable hangs
-_lines: dict[int, str] = {}  # where in the project a variable was made, by the id of its handle
+LOOKS_FOR_CHANGES = 3  # before the first step, and at the first two checkpoints
+_made: list["weakref.ref[Any]"] = []  # the variables that were made while an experiment was built
 
 
 class Guard:
@@ -52,10 +53,12 @@ class Guard:
         iterator: what does the steps, or None: the model's training step does.
         callbacks: of Keras.
         hooks: of the run.
-        allows_inexact: note what is found instead of refusing it.
+        data: what batches come from.
+        allows_inexact: note what cannot be saved instead of refusing it.
 
     Attributes:
         found: a phrase for each thing that no checkpoint holds.
+        has_news: whether a trace came since this was set to False, which may use more variables.
     """
 
     def __init__(
@@ -64,27 +67,46 @@ class Guard:
         iterator: Any = None,
         callbacks: Sequence[Any] = (),
         hooks: Sequence[Any] = (),
+        data: Sequence[Any] = (),
         allows_inexact: bool = False,
     ) -> None:
         self._model = model
         self._iterator = iterator
-        # Where a variable may hang.
-        self._owners = {
-            "model": model,
-            "iterator": iterator,
-            "callbacks": callbacks,
-            "hooks": hooks,
-        }
+        self._steps = {"model": model, "iterator": iterator}
+        self._around = {"callbacks": callbacks, "hooks": hooks}
+        self._data = {"data": data}
         self._allows_inexact = allows_inexact
+        self._captured: dict[int, Any] = {}  # by the id of a handle, in the order of capture
+        self._has_graph = False
+        self.has_news = False
+        self._num_looks = 0
+        self._plain: dict[int, dict[str, str]] = {}
+        self._told: set[Any] = set()
         self.found: list[str] = []
 
     def look(self, traced: Any) -> None:
         """Look at a step, a concrete function.
 
         Raises:
-            UsageError: if it uses what no checkpoint holds, and that is not allowed.
+            UsageError: if it uses what no checkpoint can hold, and that is not allowed.
         """
-        self.tell([*self._unsaved(traced), *_draws(traced.graph)])
+        self._has_graph = self.has_news = True
+        known = {id(h): variable for variable in traced.variables for h in _handles(variable)}
+        unknown = []
+        for captured, placeholder in traced.graph.captures:
+            if captured.dtype != tf.resource:
+                continue
+            if id(captured) in known:
+                self._captured.setdefault(id(captured), known[id(captured)])
+            elif writers := _writers(placeholder):
+                unknown.append((captured, writers[0]))
+        tables = self._tables() if unknown else set()
+        unsaved = [
+            Unsaved(f"the table or queue that {writer.type} changes{_line_of(writer)}", OTHER)
+            for captured, writer in unknown
+            if id(captured) not in tables
+        ]
+        self.tell([*unsaved, *_draws(traced.graph)])
 
     def tell(self, unsaved: Sequence["Unsaved"]) -> None:
         """Refuse or note what was found.
@@ -101,51 +123,123 @@ class Guard:
             )
         self.found += [each.name for each in unsaved if each.name not in self.found]
 
-    def _saved(self) -> list[Any]:
-        """Return the variables that a checkpoint holds, or that the position decides."""
-        weights = self._model.weights if isinstance(self._model, keras.Model) else []
+    def variables(self) -> dict[str, Any]:
+        """Return all variables besides the model's weights, by group; see `Checkpoint`."""
         if self._iterator is None:
-            groups = variables_of(self._model)
+            groups: dict[str, Any] = dict(variables_of(self._model))
         else:
-            groups = self._iterator.variables() | {"position": self._iterator.of_position()}
-        return [*weights, *(variable for group in groups.values() for variable in group)]
+            groups = dict(self._iterator.variables())
+        # An iterator may have steps that are not traced yet; without a graph, all that is there
+        # counts.
+        takes_all = self._iterator is not None or not self._has_graph
+        return groups | {"others": self._others(groups, takes_all)}
 
-    def _unsaved(self, traced: Any) -> list["Unsaved"]:
-        """Return what is captured and not saved."""
-        saved = {id(handle) for variable in self._saved() for handle in _handles(variable)}
-        known = {
-            id(handle): variable for variable in traced.variables for handle in _handles(variable)
+    def load_others(self, path: Path, states: Mapping[str, Any]) -> None:
+        """Give model and iterator what a checkpoint has of them besides weights, for evaluation.
+
+        Args:
+            path: of the checkpoint.
+            states: what `states` gave when it was made.
+        """
+        saved = read_others(path)
+        wanted = self.variables()["others"] if saved else {}
+        for name in saved.keys() & wanted.keys():
+            if saved[name].shape == tuple(wanted[name].shape):
+                wanted[name].assign(saved[name])
+        known = self.states() if states else {}
+        for name in states.keys() & known.keys():
+            known[name].put(states[name])
+
+    def _others(self, groups: Mapping[str, Sequence[Any]], takes_all: bool) -> dict[str, Any]:
+        """Return the variables that are in no group, by the path from what they hang on."""
+        weights = self._model.weights if isinstance(self._model, keras.Model) else []
+        position = self._iterator.of_position() if self._iterator is not None else []
+        saved = {
+            id(handle)
+            for variable in [*weights, *position, *(v for group in groups.values() for v in group)]
+            for handle in _handles(variable)
         }
-        variables, others = [], []
-        for captured, placeholder in traced.graph.captures:
-            if captured.dtype != tf.resource or id(captured) in saved:
-                continue
-            if id(captured) in known:
-                variables.append(known[id(captured)])
-            elif writers := _writers(placeholder):
-                changed = f"the table or queue that {writers[0].type} changes"
-                others.append(Unsaved(changed + _line_of(writers[0]), OTHER))
-        return [*(self._named(variables) if variables else []), *others]
+        wanted = {key for key in self._captured if key not in saved}
+        if not self._has_graph:
+            gc.collect()
+            made = [variable for ref in _made if (variable := ref()) is not None]
+            self._captured |= {id(h): v for v in made for h in _handles(v)}
+        named: list[tuple[str, Any]] = []
 
-    def _named(self, variables: Sequence[Any]) -> list["Unsaved"]:
-        """Return variables by where they hang; for all of one optimizer, say, that optimizer."""
-        places = _places(self._owners, {id(handle) for v in variables for handle in _handles(v)})
-        by_place: dict[str, list[Any]] = {}
-        keepers: dict[str, Any] = {}
-        for variable in variables:
-            found = next((places[id(h)] for h in _handles(variable) if id(h) in places), None)
-            place, keeper = found or (variable.name, None)
-            by_place.setdefault(place, []).append(variable)
-            keepers[place] = keeper
-        unsaved = []
-        for place, those in by_place.items():
-            keeper = keepers[place]
-            kind = type(keeper).__name__ if keeper is not None else those[0].name.split(":")[0]
-            number = f", {len(those)} variables" if len(those) > 1 else ""
-            line = next((_lines[id(h)] for v in those for h in _handles(v) if id(h) in _lines), "")
-            remedy = OPTIMIZER if isinstance(keeper, keras.Optimizer) else VARIABLE
-            unsaved.append(Unsaved(f"{place} ({kind}{number}{line})", remedy))
-        return unsaved
+        def take(owners: Mapping[str, Any], passed_by: Sequence[Any], take_all: bool) -> None:
+            for path, thing, keeper, keeper_path in walk(owners, passed_by):
+                if not isinstance(thing, VARIABLES):
+                    continue
+                handles = {id(handle) for handle in _handles(thing)}
+                if handles & saved or not (take_all or handles & wanted):
+                    continue
+                saved.update(handles)
+                wanted.difference_update(handles)
+                named.append((f"{keeper_path}/{path_of(thing)}" if keeper else path, thing))
+
+        own = [self._model, self._iterator]
+        take(self._around | self._data, own, take_all=True)
+        if wanted or takes_all:
+            take(self._steps, (), takes_all)
+        for handle, variable in self._captured.items():
+            if handle not in saved:
+                saved |= {id(each) for each in _handles(variable)}
+                named.append((path_of(variable).split(":")[0], variable))
+        return by_path(named)
+
+    def states(self) -> dict[str, State]:
+        """Return how to save what is no variable, such as generators, by the path to it."""
+        passed_by = list(self._data["data"])
+        if self._iterator is not None:
+            passed_by += [*self._iterator.datasets.values(), *self._iterator.saved_by_itself()]
+        elif self._has_graph:
+            passed_by.append(self._model)
+        owners = self._steps | self._around
+        if not self._has_graph:
+            owners["eager_draws"] = keras_private.eager_generator()
+        found = {}
+        held: set[int] = set()
+        for path, thing, *_ in walk(owners, passed_by):
+            state = state_of(thing)
+            if state is not None and (not state.tensors or not state.tensors <= held):
+                held |= state.tensors
+                found[path] = state
+        return found
+
+    def tell_changes(self) -> None:
+        """Warn of what only Python holds, has changed since the first call, and is not saved."""
+        if self._num_looks == LOOKS_FOR_CHANGES:
+            return
+        self._num_looks += 1
+        passed_by = [*self._data["data"], *getattr(self._iterator, "datasets", {}).values()]
+        for path, thing, *_ in walk(self._steps | self._around, passed_by):
+            if not is_of_project(type(thing)) or getattr(thing, "only_tells", False):
+                continue
+            names = attributes_of_project(type(thing))  # type: ignore[arg-type]
+            now = callback_state.plain_attributes(thing)
+            before = self._plain.setdefault(id(thing), now)
+            changed = [name for name in names if now.get(name) != before.get(name)]
+            if changed and (path, type(thing)) not in self._told:
+                self._told.add((path, type(thing)))
+                log.warning(
+                    "%s (%s) changes its %s, which no checkpoint holds: a resumed run may differ; "
+                    "give it get_state() and set_state(state), with JSON values%s",
+                    path,
+                    type(thing).__name__,
+                    ", ".join(changed),
+                    ", or only_tells = True if all that it does is to write or to show"
+                    if hasattr(thing, "only_tells")
+                    else "",
+                )
+
+    def _tables(self) -> set[int]:
+        """Return the handles of the tables that `states` saves."""
+        owners = self._steps | self._around
+        return {
+            id(thing.resource_handle)
+            for _, thing, *_ in walk(owners)
+            if isinstance(thing, tf.lookup.experimental.MutableHashTable)
+        }
 
 
 class Unsaved(NamedTuple):
@@ -156,17 +250,13 @@ class Unsaved(NamedTuple):
 
 
 @contextlib.contextmanager
-def noting_lines() -> Iterator[None]:
-    """Within the block, note where in the project each variable is made."""
+def noting_variables() -> Iterator[None]:
+    """Within the block, note each variable that is made."""
+    _made.clear()
 
     def make(next_creator: Callable[..., Any], **arguments: Any) -> Any:
         variable = next_creator(**arguments)
-        frame = sys._getframe(1)
-        while frame is not None and not _is_own(frame.f_code.co_filename):
-            frame = frame.f_back  # type: ignore[assignment]
-        if frame is not None:
-            line = f", made in {_shown(frame.f_code.co_filename)}, line {frame.f_lineno}"
-            _lines.update({id(handle): line for handle in _handles(variable)})
+        _made.append(weakref.ref(variable))
         return variable
 
     with tf.variable_creator_scope(make):
@@ -204,7 +294,7 @@ def _operations(graph: Any) -> Iterator[Any]:
         for op in graph.get_operations():
             yield op
             for name in _functions_of(op):
-                inner = graph_of(graph, name) if name not in seen else None
+                inner = keras_private.graph_of(graph, name) if name not in seen else None
                 seen.add(name)
                 if inner is not None:
                     graphs.append(inner)
@@ -270,7 +360,7 @@ def _writers(tensor: Any) -> list[Any]:
             found += [] if op.type.startswith(READERS) else [op]
             continue
         number = next(n for n, each in enumerate(op.inputs) if each is tensor)
-        for inner in (graph_of(op.graph, name) for name in names):
+        for inner in (keras_private.graph_of(op.graph, name) for name in names):
             # The inputs of If and Case begin with the condition, which the branches are not given.
             offset = len(op.inputs) - len(inner.inputs) if inner is not None else 0
             if inner is None or not 0 <= number - offset < len(inner.inputs):
@@ -282,87 +372,10 @@ def _writers(tensor: Any) -> list[Any]:
 
 def _line_of(op: Any) -> str:
     """Return ", in file, line number" of the user's line that made an operation, or ""."""
-    own = [frame for frame in op.traceback if _is_own(frame.filename)]
+    own = [frame for frame in op.traceback if is_own(frame.filename)]
     # The loop's own lines call the step; that of the user is the innermost.
     return f", in {_shown(own[-1].filename)}, line {own[-1].lineno}" if own else ""
 
 
-@functools.cache
-def _is_own(file_name: str) -> bool:
-    """Whether a file is the researcher's: of the project, and not the machinery."""
-    path = Path(file_name)
-    if not path.is_relative_to(ROOT) or "site-packages" in path.parts:
-        return False
-    return path.relative_to(ROOT).parts[0] not in ("engine", "vegab")
-
-
 def _shown(file_name: str) -> str:
     return str(Path(file_name).relative_to(ROOT))
-
-
-def _places(owners: Mapping[str, Any], wanted: set[int]) -> dict[int, tuple[str, Any]]:
-    """Return where variables hang, by the ids of their handles: the shortest way from an owner.
-
-    For what keeps variables of its own, such as an optimizer, the way to that, and that.
-    """
-    places: dict[int, tuple[str, Any]] = {}
-    seen: set[int] = set()
-    level = [(name, owner, "", None) for name, owner in owners.items()]
-    while level and len(places) < len(wanted) and len(seen) < MOST_OBJECTS:
-        below: list[tuple[str, Any, str, Any]] = []
-        for path, thing, to_keeper, keeper in level:
-            if id(thing) in seen:
-                continue
-            seen.add(id(thing))
-            if isinstance(thing, keras.Variable | tf.Variable):
-                for handle in _handles(thing):
-                    if id(handle) in wanted:
-                        places.setdefault(id(handle), (to_keeper or path, keeper))
-                continue
-            if keeper is None and isinstance(thing, KEEPERS):
-                to_keeper, keeper = path, thing
-            below += [(name, item, to_keeper, keeper) for name, item in _parts(path, thing)]
-        level = below
-    return places
-
-
-def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what hangs on an object, with the way to it; what people name first."""
-    if isinstance(thing, Mapping):
-        yield from ((f"{path}[{key!r}]", item) for key, item in list(thing.items()))
-    elif isinstance(thing, list | tuple | set | frozenset):
-        yield from ((f"{path}[{number}]", item) for number, item in enumerate(thing))
-    elif isinstance(thing, MethodType):
-        yield path, thing.__func__
-        yield path, thing.__self__
-    elif isinstance(thing, functools.partial):
-        yield from ((path, item) for item in (thing.func, thing.args, thing.keywords))
-    elif isinstance(thing, FunctionType):
-        yield from _named_by(thing)
-    elif not isinstance(thing, type | ModuleType | str | bytes | int | float):
-        if isinstance(thing, keras.Model):
-            yield f"{path}.layers", thing.layers
-        names = vars(thing) if hasattr(thing, "__dict__") else {}
-        slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
-        items = dict(names) | {
-            name: getattr(thing, name, None) for name in slots if name not in names
-        }
-        for name in sorted(items, key=lambda name: str(name).startswith("_")):
-            yield f"{path}.{name}", items[name]
-        for kind in type(thing).__mro__:
-            if _is_own(getattr(sys.modules.get(kind.__module__), "__file__", None) or ""):
-                for name, item in list(vars(kind).items()):
-                    yield f"{path}.{name}", getattr(item, "__func__", item)
-
-
-def _named_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield what a function finds around it: in its closure, and, by its names, in its module."""
-    names = inspect.getclosurevars(function) if _is_own(function.__code__.co_filename) else None
-    where = f"{function.__module__}.{function.__qualname__}"
-    for cell, name in zip(function.__closure__ or (), function.__code__.co_freevars, strict=True):
-        with contextlib.suppress(ValueError):  # it is empty
-            yield f"{name} in {where}", cell.cell_contents
-    if names is not None:
-        for name, item in names.globals.items():
-            yield f"{function.__module__}.{name}", item
-    yield from ((where, default) for default in function.__defaults__ or ())

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +25,9 @@ from engine.checkpoints import (
 )
 from engine.devices import INTERRUPTED, Workers
 from engine.hooks import Hook, Hooks, Run
-from engine.training.guard import Guard, Unsaved
+from engine.training.guard import Guard
 from engine.training.signals import SignalsToFlag
-from engine.training.steps import Steps, Validation, has_all_variables, make_variables
+from engine.training.steps import Steps, Validation, floats, has_all_variables, make_variables
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ NEW_RUN: dict[str, Any] = {
     "stop_reason": None,
     "hooks": {},
     "callbacks": {},
+    "others": {},
 }
 
 
@@ -87,7 +89,6 @@ def work_on(
     seed: int = 0,
     iterator: Any = None,
     allow_inexact: bool = False,
-    unsaved: Sequence[Unsaved] = (),
 ) -> Work:
     """Make the steps of a run, and trace them.
 
@@ -101,15 +102,13 @@ def work_on(
         seed: of the order of batches, where the data does not decide it.
         iterator: what does the steps; None: the model's training step does.
         allow_inexact: note what a resumed run would not restore, instead of refusing it.
-        unsaved: what was found before of what no checkpoint holds.
 
     Raises:
         UsageError: if a step uses what no checkpoint holds, and that is not allowed.
         ValueError: if model and data do not fit.
     """
     source = batch_source(train, seed)
-    guard = Guard(model, iterator, callbacks, hooks, allow_inexact)
-    guard.tell(unsaved)
+    guard = Guard(model, iterator, callbacks, hooks, [source, valid], allow_inexact)
     if iterator is not None:
         iterator.look_at_traces(guard.look, source.batch(0, 0))
         steps = iterator.make_steps(source, seed)
@@ -155,6 +154,8 @@ class Session:
         start: a checkpoint to begin with, while the folder has none of its own.
         fingerprint: what has to be the same when the run is resumed; see `fingerprint`.
         inexact: what is not, in this attempt; from here on the checkpoints say so.
+        on_nan: "stop" when a loss or a weight is not a finite number (NaN or infinity), or
+            "continue".
 
     Attributes:
         run: how far it is; what hooks may look at.
@@ -183,13 +184,15 @@ class Session:
         start: Start | None = None,
         fingerprint: Mapping[str, Any] | None = None,
         inexact: Sequence[str] = (),
+        on_nan: str = "stop",
     ) -> None:
         self.work = work
+        self.on_nan = on_nan
         self.workers = Workers(getattr(work.model, "distribute_strategy", None))
         self._lower_is_better = is_lower_better(monitor, monitor_mode)
         iterator = work.iterator
         self._checkpoint = Checkpoint(
-            folder, work.model, iterator.variables if iterator is not None else None
+            folder, work.model, work.guard.variables, only_finite=on_nan == "stop"
         )
         if num_steps is not None:
             num_epochs = -(-num_steps // work.source.steps_per_epoch)
@@ -234,6 +237,11 @@ class Session:
             epochs=num_epochs,
             steps=work.source.steps_per_epoch,
         )
+        for callback in callbacks:
+            if isinstance(callback, keras.callbacks.SwapEMAWeights):
+                # After the last epoch it would overwrite the last step's weights, from which a
+                # run that is extended goes on.
+                callback.set_params(callback.params | {"epochs": sys.maxsize})
         self._keras_model.stop_training = False
         self.nothing_to_do = ""
         if is_done(state, num_epochs, num_steps):
@@ -256,7 +264,7 @@ class Session:
         if start.retrain:
             log.info("starting from %s, only from its weights", start.path)
             self._restores = RESTORE_WEIGHTS
-            return _new_run() | {"steps": other["steps"]}
+            return _new_run() | {"steps": other["steps"], "others": other.get("others", {})}
         log.info("starting from %s", start.path)
         best_epoch = best_of(other["history"], monitor, self._lower_is_better)
         self._checkpoint.take_along(other, best_epoch)
@@ -288,13 +296,6 @@ class Session:
         if differs := [*inexact, *self.work.guard.found]:
             entry = {"global_step": self._state["global_step"], "differs": differs}
             self._state["inexact"].append(entry)
-        for callback in self._callbacks:
-            if not callback_state.is_known(callback):
-                log.warning(
-                    "%s keeps a state that is not saved: a resumed run may differ; give it "
-                    "get_state() and set_state(state), with JSON values",
-                    type(callback).__name__,
-                )
 
     # ---- around the steps -----------------------------------------------------------------------
 
@@ -314,10 +315,13 @@ class Session:
                 if work.iterator is not None and not self._checkpoint.fits(self._restores):
                     work.steps.dry_run()  # what a first step makes has to be there to be restored
                     self._checkpoint.prepare()
+                work.guard.has_news = False
+                work.guard.tell_changes()
                 yield signals
                 self._checkpoint.finish()
                 signals.agree()
                 self.callbacks.on_train_end()
+                self._end_training()
                 self.hooks.call("after_training")
         except BaseException as error:
             self.hooks.at_exception(error)
@@ -327,18 +331,45 @@ class Session:
             self._checkpoint.close()
 
     def end_again(self) -> None:
-        """Say the hooks' last word: a kill may have come before it."""
+        """Do what comes after the last step: a kill may have come before it."""
         log.info("nothing to do: %s", self.nothing_to_do)
-        self.hooks.start(self.run)
-        self.hooks.call("after_training")
-        self.work.steps.close()
-        self._checkpoint.close()
+        with self.open():
+            self._restore()
+            self._checkpoint.hold(self._state)
+
+    def _end_training(self) -> None:
+        """Do to the weights what `fit` does at its end, and save what they have become."""
+        model = self.work.model
+        if self.work.iterator is None:
+            for callback in self._callbacks:
+                if isinstance(callback, keras.callbacks.SwapEMAWeights):
+                    callback.on_epoch_begin(self.run.num_epochs)  # the averages go to their place
+            model.optimizer.finalize_variable_values(model.trainable_variables)
+        self._checkpoint.commit_end()
+
+    @property
+    def wants_to_stop(self) -> bool:
+        """Whether a callback has said that the epoch, and the training, ends with this batch."""
+        return bool(self._keras_model.stop_training)
 
     def restore(self) -> None:
         """Give everything the state that was read, if there was one."""
         if self._is_new:
             return
+        self._restore()
+        if self.step:
+            log.info("continuing after step %d of epoch %d", self.step, self.epoch + 1)
+        else:
+            log.info("continuing after epoch %d", self.epoch)
+
+    def _restore(self) -> None:
         self._checkpoint.restore(self._restores)
+        states = self.work.guard.states()
+        for path, value in self._state.get("others", {}).items():
+            if path not in states:
+                log.warning("the checkpoint has the state of %s, which is not there", path)
+            elif states[path].is_model or self._restores is RESTORE_ALL:
+                states[path].put(value)
         if self._restores is RESTORE_WEIGHTS:
             self.work.steps.set_weights(self._state["steps"])
         else:
@@ -347,16 +378,16 @@ class Session:
             callback_state.put_all(self._callbacks, self._state["callbacks"])
         if self._rate is not None:
             self.work.model.optimizer.learning_rate = self._rate
-        if self.step:
-            log.info("continuing after step %d of epoch %d", self.step, self.epoch + 1)
-        else:
-            log.info("continuing after epoch %d", self.epoch)
 
     # ---- what it saves --------------------------------------------------------------------------
 
     def snapshot(self, epoch: int, step: int, learning_rate: float | None) -> Snapshot:
         """Copy everything as it is before `step` of `epoch`."""
-        run = self.run
+        run, guard = self.run, self.work.guard
+        if guard.has_news or step == 0:  # there may be more variables than before
+            self._checkpoint.prepare_again()
+            guard.has_news = False
+        guard.tell_changes()
         return self._checkpoint.snapshot(
             {
                 "epoch": epoch,
@@ -371,6 +402,7 @@ class Session:
                 "history": run.history,
                 "hooks": self.hooks.get_state(),
                 "callbacks": callback_state.get_all(self._callbacks),
+                "others": {path: state.get() for path, state in guard.states().items()},
                 "inexact": self._state["inexact"],
                 "fingerprint": self._fingerprint,
             }
@@ -395,15 +427,15 @@ class Session:
         log.warning("%s: stopped at step %d of epoch %d", signals.name, step, epoch)
         raise SystemExit(INTERRUPTED)
 
-    def add_row(self, row: dict[str, Any], may_lack_monitor: bool) -> bool:
-        """Add an epoch to the history; return whether it is the best so far.
-
-        Raises:
-            KeyError: if the history has no column `monitor`.
+    def add_row(self, row: dict[str, Any], logs: Mapping[str, Any]) -> bool:
+        """Add an epoch, and what only its logs have, to the history; return whether it is the best
+        so far.
         """
         run = self.run
+        more = floats({n: v for n, v in logs.items() if n not in row and not isinstance(v, str)})
+        row = row | more
         run.history.append(row)
-        if run.monitor is None or (may_lack_monitor and run.monitor not in row):
+        if run.monitor is None or run.monitor not in row:
             return False
         if not is_best(run.history, run.best_epoch, run.monitor, self._lower_is_better):
             return False
@@ -416,6 +448,7 @@ class Session:
         step: int,
         learning_rate: float | None,
         is_best: bool,
+        may_lack_monitor: bool,
         cut: Snapshot | None,
     ) -> bool:
         """Save the end of an epoch; return whether the run ends with it.
@@ -425,8 +458,13 @@ class Session:
             step: steps done in it.
             learning_rate: at its beginning.
             is_best: whether it is the best so far.
+            may_lack_monitor: whether the history may have no column `monitor`, for there was no
+                validation.
             cut: of an epoch that `num_steps` cuts short, a copy from before its validation. More
                 steps, if they come, belong to this epoch: it stays open.
+
+        Raises:
+            KeyError: if the history has no column `monitor`.
         """
         run = self.run
         if self._keras_model.stop_training:
@@ -438,6 +476,9 @@ class Session:
         else:
             ended = self.snapshot(epoch + 1, 0, learning_rate)
         self._checkpoint.commit(ended, is_best)
+        if not (run.monitor is None or may_lack_monitor or run.monitor in run.history[-1]):
+            self._checkpoint.finish()
+            raise KeyError(f"monitor is {run.monitor!r}; there is {', '.join(run.history[-1])}")
         if run.stop_reason:
             log.info("stopped after epoch %d: %s", epoch + 1, run.stop_reason)
         return bool(run.stop_reason)
@@ -451,7 +492,8 @@ def _look_at_batches(callbacks: Sequence[keras.callbacks.Callback]) -> bool:
     """Whether a callback has its own `on_train_batch_*`, so that steps cannot be grouped."""
     for callback in callbacks:
         for name in LOOKS_AT_BATCHES:
-            if getattr(type(callback), name) is not getattr(keras.callbacks.Callback, name):
+            method = getattr(callback, name)  # perhaps of the instance, as LambdaCallback's
+            if getattr(method, "__func__", None) is not getattr(keras.callbacks.Callback, name):
                 log.info("%s looks at each batch: steps run singly", type(callback).__name__)
                 return True
     return False

@@ -19,6 +19,7 @@ from engine import keras_private
 from engine.batches import BatchSource
 from engine.checkpoints import freeze
 from engine.devices import Workers, replicas
+from engine.training import draws
 from engine.trees import call_leaves, copied
 
 LOOPS = ("StatelessWhile", "While")  # types of operations
@@ -197,7 +198,7 @@ class Steps:
         results = call_leaves(fetches, feeds)
         figures = results.get("train_op", {})
         figures = figures if isinstance(figures, dict) else {}
-        not_finite = step if not np.isfinite(figures.get("loss", 0.0)) else None
+        not_finite = step if not np.isfinite(losses_in(figures)).all() else None
         return Call(step + 1, figures, not_finite, results | figures, (fetches, feeds, batch))
 
     def _train_on(self, epoch: int, step: int, batch: Any) -> dict[str, float]:
@@ -266,8 +267,7 @@ class Steps:
 
             def body(number: tf.Tensor, _: Any, finite: tf.TensorArray) -> Any:
                 results = one_step(keras.tree.map_structure(lambda array: array[number], batches))
-                is_finite = tf.math.is_finite(results.get("loss", 0.0))
-                return number + 1, results, finite.write(number, is_finite)
+                return number + 1, results, finite.write(number, _are_finite(results))
 
             start = keras.tree.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), outputs)
             finite = tf.TensorArray(tf.bool, size=num_steps)
@@ -315,18 +315,30 @@ class Steps:
     def _traced_for(self, signature: Any) -> Any:
         train_step = on_all_replicas(self.model, self.model.train_step)
         step = tf.function(train_step, jit_compile=self.model.jit_compile, autograph=False)
-        return step.get_concrete_function(signature)
+        with draws.replacing():
+            return step.get_concrete_function(signature)
 
 
 def _run_singly(one_step: Callable[[Any], Any], batches: list[Any]) -> Any:
-    losses = []
+    are_finite = []
     results: Any = {}
     # For Grappler to rewrite a step takes longer than a hundred steps win back.
     with keras_private.as_traced():
         for batch in batches:
             results = one_step(batch)
-            losses.append(results.get("loss", 0.0))
-    return results, [np.isfinite(float(loss)) for loss in losses]
+            are_finite.append(_are_finite(results))
+    return results, [bool(is_finite) for is_finite in are_finite]
+
+
+def losses_in(results: Mapping[str, Any]) -> list[Any]:
+    """Return the losses that a step returns: those with the word in their name, else all."""
+    return [value for name, value in results.items() if "loss" in name] or [*results.values()]
+
+
+def _are_finite(results: Mapping[str, Any]) -> Any:
+    values = keras.tree.flatten(losses_in(results))
+    floats = [v for v in map(tf.convert_to_tensor, values) if v.dtype.is_floating]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in floats])
 
 
 def on_all_replicas(
@@ -370,10 +382,18 @@ def on_all_replicas(
 
 
 def floats(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return metrics as floats; those that a model returns nested, as one dictionary."""
+    """Return metrics as floats: those that a model returns nested as one dictionary, and one with
+    a value for each class as name_0, name_1, ….
+    """
     flat: dict[str, float] = {}
     for name, value in results.items():
-        flat |= floats(value) if isinstance(value, Mapping) else {name: float(value)}
+        if isinstance(value, Mapping):
+            flat |= floats(value)
+        elif np.ndim(value):
+            values = np.asarray(value).reshape(-1)
+            flat |= {f"{name}_{number}": float(each) for number, each in enumerate(values)}
+        else:
+            flat[name] = float(value)
     return flat
 
 
@@ -392,7 +412,9 @@ def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None)
     try:
         test_step = on_all_replicas(model, model.test_step)
         is_alone = test_step == model.test_step
-        results = dict((test_step if is_alone else tf.function(test_step, autograph=False))(batch))
+        with draws.replacing():
+            step = test_step if is_alone else tf.function(test_step, autograph=False)
+            results = dict(step(batch))
     except (NotImplementedError, ValueError):
         if model.loss is not None:
             raise
@@ -482,7 +504,8 @@ class Validation:
         if not self.model.run_eagerly:
             batch = keras.tree.map_structure(np.asarray, self.source.batch(0, 0))
             signature = keras.tree.map_structure(_signature, batch)
-            self._test_step.get_concrete_function(signature)
+            with draws.replacing():
+                self._test_step.get_concrete_function(signature)
             self._look_at_new_trace(signature)
 
     def _look_at_new_trace(self, batch: Any) -> None:
@@ -503,7 +526,8 @@ class Validation:
         for step in range(self.source.steps_per_epoch):
             batch = keras.tree.map_structure(tf.convert_to_tensor, self.source.batch(0, step))
             callbacks.on_test_batch_begin(step)
-            results = self._test_step(batch)
+            with draws.replacing():
+                results = self._test_step(batch)
             self._look_at_new_trace(batch)
             callbacks.on_test_batch_end(step, results)
             if stop():

@@ -1,0 +1,262 @@
+"""Walks over all that hangs on objects: attributes, containers, closures and the globals of code.
+
+A path says how to come to a thing, such as `model.optimizers['body']`. It is the shortest one, and
+the same in every process that runs the same code.
+"""
+
+import contextlib
+import functools
+import inspect
+import logging
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from vegab import ROOT
+
+MOST_OBJECTS = 100_000  # that are walked over
+# Nothing hangs on these, or far too much.
+PLAIN = (str, bytes, int, float, complex, type(None), np.ndarray, np.generic)
+PASSED_BY = (*PLAIN, type, ModuleType, CodeType, logging.Logger, tf.Tensor, tf.data.Dataset)
+VARIABLES = (keras.Variable, tf.Variable)
+# What keeps variables of its own; these are named by it.
+KEEPERS = (keras.Optimizer, keras.Metric, keras.random.SeedGenerator, tf.random.Generator)
+
+
+class Reached(NamedTuple):
+    """A thing, how to come to it, and what keeps it, with the path to that."""
+
+    path: str
+    thing: Any
+    keeper: Any = None
+    keeper_path: str = ""
+
+
+def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[Reached]:
+    """Yield all that hangs on the owners, each thing once; the nearest come first.
+
+    `passed_by` are things that are not looked into.
+    """
+    seen = {id(thing) for thing in passed_by}
+    waiting = deque(Reached(name, owner) for name, owner in owners.items())
+    while waiting and len(seen) < MOST_OBJECTS:
+        reached = waiting.popleft()
+        thing = reached.thing
+        kind = type(thing)  # isinstance would wake what stands for something else
+        if id(thing) in seen or issubclass(kind, PASSED_BY):
+            continue
+        seen.add(id(thing))
+        if issubclass(kind, KEEPERS) and reached.keeper is None:
+            reached = Reached(reached.path, thing, thing, reached.path)
+        yield reached
+        if not issubclass(kind, VARIABLES) and not _is_of_a_framework(kind):
+            waiting.extend(
+                Reached(path, part, reached.keeper, reached.keeper_path)
+                for path, part in _parts(reached.path, thing)
+            )
+
+
+def _is_of_a_framework(kind: type) -> bool:
+    """Whether a thing is TensorFlow's or PyTorch's own, into which nobody is to look."""
+    package = kind.__module__.partition(".")[0]
+    return package in ("tensorflow", "torch") and not issubclass(kind, KEEPERS)
+
+
+def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what hangs on a thing, with the way to it; what people name first."""
+    if isinstance(thing, Mapping):
+        yield from ((f"{path}[{key!r}]", item) for key, item in list(thing.items()))
+    elif isinstance(thing, list | tuple | set | frozenset | deque):
+        yield from ((f"{path}[{number}]", item) for number, item in enumerate(list(thing)))
+    elif isinstance(thing, MethodType):
+        yield from ((path, part) for part in (thing.__func__, thing.__self__))
+    elif isinstance(thing, functools.partial):
+        yield from ((path, part) for part in (thing.func, thing.args, thing.keywords))
+    if isinstance(thing, FunctionType):
+        yield from _around(thing)
+    else:
+        yield from _attributes(path, thing)
+
+
+def _attributes(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(thing, keras.Model):
+        yield f"{path}.layers", thing.layers
+    names = vars(thing) if hasattr(thing, "__dict__") else {}
+    slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+    items = dict(names) | {name: getattr(thing, name, None) for name in slots if name not in names}
+    for name in sorted(items, key=lambda name: str(name).startswith("_")):
+        yield f"{path}.{name}", items[name]
+    for kind in type(thing).__mro__:
+        if is_of_project(kind):
+            for name, item in list(vars(kind).items()):
+                yield f"{path}.{name}", getattr(item, "__func__", item)
+
+
+def _around(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield what a function finds around it: in its closure, and, by its names, in its module."""
+    where = f"{function.__module__}.{function.__qualname__}"
+    for cell, name in zip(function.__closure__ or (), function.__code__.co_freevars, strict=True):
+        with contextlib.suppress(ValueError):  # it is empty
+            yield f"{name} in {where}", cell.cell_contents
+    if is_own(function.__code__.co_filename):
+        names = inspect.getclosurevars(function)
+        for name, item in names.globals.items():
+            yield f"{function.__module__}.{name}", item
+            if isinstance(item, ModuleType) and is_own(getattr(item, "__file__", None) or ""):
+                for attribute in sorted(names.unbound & vars(item).keys()):
+                    yield f"{item.__name__}.{attribute}", vars(item)[attribute]
+    yield from ((where, default) for default in function.__defaults__ or ())
+
+
+def is_of_project(kind: type) -> bool:
+    """Whether a class is written by the researcher."""
+    return is_own(getattr(sys.modules.get(kind.__module__), "__file__", None) or "")
+
+
+@functools.cache
+def attributes_of_project(kind: type) -> list[str]:
+    """Return the names of attributes that only the researcher's part of a class uses.
+
+    There are none if that part has a `get_state`: it says itself what is to be saved.
+    """
+    own: set[str] = set()
+    others: set[str] = set()
+    for base in kind.__mro__:
+        functions = [getattr(item, "fget", item) for item in vars(base).values()]
+        codes = [item.__code__ for item in functions if isinstance(item, FunctionType)]
+        names = {name for code in codes for name in _names_in(code)}
+        if is_of_project(base):
+            if "get_state" in vars(base):
+                return []
+            own |= names
+        else:
+            others |= names
+    return sorted(own - others)
+
+
+def _names_in(code: CodeType) -> set[str]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*map(_names_in, inner))
+
+
+@functools.cache
+def is_own(file_name: str) -> bool:
+    """Whether a file is the researcher's: of the project, and not the machinery."""
+    path = Path(file_name)
+    if not path.is_relative_to(ROOT) or "site-packages" in path.parts:
+        return False
+    return path.relative_to(ROOT).parts[0] not in ("engine", "vegab")
+
+
+class State(NamedTuple):
+    """How to take the state out of a thing, as JSON values and arrays, and to put it back.
+
+    `tensors` are the ids of PyTorch's that it holds; `is_model` says whether it is a module.
+    """
+
+    get: Callable[[], Any]
+    put: Callable[[Any], None]
+    tensors: frozenset[int] = frozenset()
+    is_model: bool = False
+
+
+def state_of(thing: Any) -> State | None:
+    """Return how to save what is neither a variable nor made of plain values, or None.
+
+    These are generators of random numbers, tables, and all that has a `state_dict`, as PyTorch's
+    modules, optimizers, schedulers and scalers.
+    """
+    torch = sys.modules.get("torch")
+    if isinstance(thing, np.random.Generator):
+        return State(
+            lambda: thing.bit_generator.state,
+            lambda state: setattr(thing.bit_generator, "state", state),
+        )
+    if isinstance(thing, np.random.RandomState):
+        return State(lambda: thing.get_state(legacy=False), thing.set_state)
+    if isinstance(thing, random.Random):
+        return State(
+            lambda: list(thing.getstate()),
+            lambda state: thing.setstate((state[0], tuple(state[1]), state[2])),
+        )
+    if isinstance(thing, tf.lookup.experimental.MutableHashTable):
+        return State(lambda: _entries(thing), lambda state: _refill(thing, state))
+    if torch is not None and isinstance(thing, torch.Generator):
+        return State(
+            lambda: thing.get_state().numpy(),
+            lambda state: thing.set_state(torch.from_numpy(np.asarray(state))),
+        )
+    if torch is not None and isinstance(thing, torch.Tensor):
+        return State(
+            lambda: _without_torch(thing),
+            lambda state: thing.data.copy_(with_torch(state)),
+            frozenset([id(thing)]),
+        )
+    if torch is not None and isinstance(thing, torch.nn.Module):
+        tensors = frozenset(map(id, [*thing.parameters(), *thing.buffers()]))
+        if not tensors:
+            return None
+        return State(
+            lambda: without_torch(thing.state_dict()),
+            lambda state: thing.load_state_dict(with_torch(state)),
+            tensors,
+            is_model=True,
+        )
+    if hasattr(type(thing), "state_dict") and hasattr(type(thing), "load_state_dict"):
+        return State(
+            lambda: without_torch(thing.state_dict()),
+            lambda state: thing.load_state_dict(with_torch(state)),
+        )
+    return None
+
+
+def _entries(table: Any) -> dict[str, np.ndarray]:
+    keys, values = (np.asarray(part) for part in table.export())
+    order = np.argsort(keys, kind="stable")  # a table has none
+    parts = {"keys": keys[order], "values": values[order]}
+    return {name: a.astype(np.bytes_) if a.dtype == object else a for name, a in parts.items()}
+
+
+def _refill(table: Any, entries: Mapping[str, Any]) -> None:
+    table.remove(table.export()[0])
+    table.insert(entries["keys"], entries["values"])
+
+
+def without_torch(value: Any) -> Any:
+    """Return nested values of PyTorch as JSON values and arrays."""
+    if isinstance(value, Mapping):
+        return {key: without_torch(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | deque):
+        return [without_torch(item) for item in value]
+    return _without_torch(value)
+
+
+def _without_torch(value: Any) -> Any:
+    if not hasattr(value, "detach"):
+        return value
+    tensor, torch = value.detach().cpu(), sys.modules["torch"]
+    if tensor.dtype == torch.bfloat16:  # which NumPy does not have
+        return {"bfloat16": tensor.view(torch.int16).numpy().copy()}
+    return tensor.numpy().copy()
+
+
+def with_torch(state: Any) -> Any:
+    """Return a state of PyTorch out of JSON values and arrays: the optimizers' keys are numbers."""
+    torch = sys.modules["torch"]
+    if isinstance(state, Mapping):
+        if state.keys() == {"bfloat16"}:
+            return torch.from_numpy(np.array(state["bfloat16"])).view(torch.bfloat16)
+        return {int(k) if k.isdecimal() else k: with_torch(item) for k, item in state.items()}
+    if isinstance(state, list):
+        return [with_torch(item) for item in state]
+    if isinstance(state, np.ndarray | np.generic):
+        return torch.from_numpy(np.array(state))
+    return state
