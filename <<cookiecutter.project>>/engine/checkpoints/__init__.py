@@ -8,6 +8,8 @@ from engine import lazy
 if TYPE_CHECKING:
     from engine.checkpoints import callback_state, differences, transfer
     from engine.checkpoints.checkpoint import (
+        HISTORY_CSV,
+        LOOP_STATE,
         RESTORE_ALL,
         RESTORE_WEIGHTS,
         Checkpoint,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         DamagedCheckpointError,
         commit_after,
         commits_of,
+        digest_of,
         is_done,
         leads_out,
         read_state,

@@ -38,6 +38,8 @@ from engine.checkpoints.file import (
     DamagedCheckpointError,
     commits_of,
     datasets_in,
+    digest_in,
+    digest_of,
     head_of,
     read_state,
     run_of,
@@ -72,6 +74,7 @@ class Snapshot:
         rows: the history, a row per finished epoch.
         history: the same as an array.
         columns: of the array; see `HistoryArray`.
+        files: lengths of the files that others append to; see `Checkpoint`.
     """
 
     values: list[Any]
@@ -79,6 +82,7 @@ class Snapshot:
     rows: list[Mapping[str, Any]]
     history: np.ndarray
     columns: dict[str, bool]
+    files: dict[str, int]
 
 
 class Checkpoint:
@@ -91,6 +95,8 @@ class Checkpoint:
         variables: returns those besides the model's weights by group ("variables", "optimizer",
             "metrics", "others"), as lists or by path; None: those that the model has.
         only_finite: write no checkpoint whose trainable weights are not finite numbers.
+        note_files: called before a checkpoint is to be seen, with its digest, the lengths in the
+            snapshot, and the digest of the checkpoint before it.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class Checkpoint:
         model: Any,
         variables: Callable[[], dict[str, Any]] | None = None,
         only_finite: bool = False,
+        note_files: Callable[[str, dict[str, int], str], None] | None = None,
     ) -> None:
         self.folder = folder
         self.model = model if isinstance(model, keras.Model) else None
@@ -113,6 +120,7 @@ class Checkpoint:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._pending: Future[None] | None = None
         self._only_finite = only_finite
+        self._note_files = note_files
         self._inode = folder.stat().st_ino if folder.exists() else None
         self._last: Snapshot | None = None  # of those that were committed
         self._found: Path | None = None
@@ -142,12 +150,20 @@ class Checkpoint:
         if self._layout is None or {*now} != {*self._groups["others"]}:
             self.prepare()
 
-    def snapshot(self, state: Mapping[str, Any]) -> Snapshot:
+    @property
+    def digest(self) -> str:
+        """That of the checkpoint which was read, or ""."""
+        return digest_of(self._found)
+
+    def snapshot(
+        self, state: Mapping[str, Any], files: Mapping[str, int] | None = None
+    ) -> Snapshot:
         """Take the model's variables as they are now.
 
         Args:
             state: JSON values, arrays among them; "history" is a list with a row per finished
                 epoch, of numbers, to which rows are only ever appended.
+            files: lengths of the files that others append to.
 
         Raises:
             UsageError: if the copies of the model on several devices are not the same.
@@ -170,6 +186,7 @@ class Checkpoint:
             rows=rows,
             history=self._history.values,
             columns=dict(self._history.columns),
+            files=dict(files or {}),
         )
 
     def commit(
@@ -219,7 +236,9 @@ class Checkpoint:
         if self._workers.is_chief:
             replicas_here = self._workers.num_replicas
             layout = CommitLayout(self.model, self._groups, replicas_here, at_end=True)
-            write_atomically(self.folder / LATEST, bytes(self._content(last, layout, at_end)))
+            content = bytes(self._content(last, layout, at_end))
+            self._note(content, last)
+            write_atomically(self.folder / LATEST, content)
 
     def wait(self) -> None:
         """Return when the commit that was started last is on disk.
@@ -390,8 +409,10 @@ class Checkpoint:
         if self._only_finite:
             self._require_finite(snapshot)
         try:
-            temporary.write_bytes(self._content(snapshot))
+            content = self._content(snapshot)
+            temporary.write_bytes(content)
             sync_to_disk(temporary)
+            self._note(content, snapshot)
             # The links come first: a kill between them and the rename leaves the latest commit in
             # its place, and what is then repeated makes the same links again.
             if is_best:
@@ -415,6 +436,13 @@ class Checkpoint:
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _note(self, content: bytes | memoryview, snapshot: Snapshot) -> None:
+        if self._note_files is not None:
+            latest = self.folder / LATEST
+            head = bytes(content[:USER_BLOCK])
+            before = digest_of(latest) if latest.exists() else ""
+            self._note_files(digest_in(head), snapshot.files, before)
 
     def _require_same_folder(self) -> None:
         if self._inode is None or (

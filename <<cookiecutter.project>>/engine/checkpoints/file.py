@@ -55,6 +55,16 @@ def head_of(path: Path | None) -> bytes:
         return file.read(USER_BLOCK)
 
 
+def digest_of(path: Path | None) -> str:
+    """Return the digest in a checkpoint's first bytes, by which it is known; "" for None."""
+    return digest_in(head_of(path))
+
+
+def digest_in(head: bytes) -> str:
+    """Return the digest in the first bytes of a checkpoint."""
+    return head[len(SIGNATURE) : USER_BLOCK].rstrip(b"\0").decode(errors="replace")
+
+
 def leads_out(name: Any) -> bool:
     """Whether a name of a file leads out of the folder which it is relative to, or is none."""
     return not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts

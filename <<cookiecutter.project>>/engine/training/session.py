@@ -25,6 +25,7 @@ from engine.checkpoints import (
 )
 from engine.devices import INTERRUPTED, Workers
 from engine.hooks import Hook, Hooks, Run
+from engine.training.appended import AppendedFiles
 from engine.training.guard import Guard
 from engine.training.signals import SignalsToFlag
 from engine.training.steps import Steps, Validation, floats, has_all_variables, make_variables
@@ -191,8 +192,9 @@ class Session:
         self.workers = Workers(getattr(work.model, "distribute_strategy", None))
         self._lower_is_better = is_lower_better(monitor, monitor_mode)
         iterator = work.iterator
+        self._files = AppendedFiles(self._root_of(folder, callbacks))
         self._checkpoint = Checkpoint(
-            folder, work.model, work.guard.variables, only_finite=on_nan == "stop"
+            folder, work.model, work.guard.variables, on_nan == "stop", self._files.keep
         )
         if num_steps is not None:
             num_epochs = -(-num_steps // work.source.steps_per_epoch)
@@ -210,7 +212,7 @@ class Session:
         self.learning_rate = state["learning_rate"]
         self._callbacks = callbacks
         self.run = Run(
-            root=self._root_of(folder),
+            root=self._files.root,
             model=work.model,
             num_epochs=num_epochs,
             num_steps=num_steps,
@@ -226,6 +228,12 @@ class Session:
             self.hooks = Hooks(hooks, is_chief=self.workers.is_chief)
         else:
             self.hooks = Hooks([*hooks, *iterator.hooks], iterator.hooks, iterator.hook_freq)
+        self._owners = [*self.hooks.hooks, *callbacks]
+        self._files.cut(self._checkpoint.digest, self._owners)
+        self._files.listen()
+        for callback in callbacks:
+            if isinstance(callback, keras.callbacks.CSVLogger) and not self._is_new:
+                callback.append = True  # it would begin the file again
         # Callbacks ask for a Keras model, also where an iterator trains something else.
         self._keras_model = (
             work.model if isinstance(work.model, keras.Model) else keras.Sequential()
@@ -276,12 +284,12 @@ class Session:
     def _folder(self) -> Path:
         return self._checkpoint.folder
 
-    def _root_of(self, folder: Path) -> Path:
+    def _root_of(self, folder: Path, callbacks: Sequence[Any]) -> Path:
         """Return where hooks and callbacks write: what other workers do is thrown away."""
         if self.workers.is_chief:
             return folder
         self._scratch = tempfile.TemporaryDirectory()
-        callback_state.redirect(self._callbacks, Path(self._scratch.name))
+        callback_state.redirect(callbacks, Path(self._scratch.name))
         return Path(self._scratch.name)
 
     def _tell(self, inexact: Sequence[str]) -> None:
@@ -317,6 +325,7 @@ class Session:
                     self._checkpoint.prepare()
                 work.guard.has_news = False
                 work.guard.tell_changes()
+                self._files.begin(self._owners)
                 yield signals
                 self._checkpoint.finish()
                 signals.agree()
@@ -405,7 +414,8 @@ class Session:
                 "others": {path: state.get() for path, state in guard.states().items()},
                 "inexact": self._state["inexact"],
                 "fingerprint": self._fingerprint,
-            }
+            },
+            self._files.lengths(self._owners),
         )
 
     def save(self, snapshot: Snapshot) -> None:

@@ -1,0 +1,125 @@
+"""Cuts files that callbacks and hooks append to back to their length at a checkpoint.
+
+What was appended after the checkpoint that a run goes on from comes again. The lengths are kept in
+`appended.json`, and not in the checkpoint: names of TensorBoard's files have the time in them.
+"""
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoints import HISTORY_CSV, LATEST, LOOP_STATE
+from engine.training.objects import walk
+from vegab.files import read_json, write_json
+
+FILE = "appended.json"
+BEGIN = "begin"  # the lengths with which files were opened
+# What the project itself writes; it looks after these.
+OWN = ("stdout.txt", "stderr.txt", "timing.csv", "run.lock", HISTORY_CSV, LOOP_STATE, FILE)
+OPEN_FILES = Path("/proc/self/fd")  # Linux
+Lengths = dict[str, int]
+_listening: list["AppendedFiles"] = []
+
+
+class AppendedFiles:
+    """The files of one run that others than the project append to while it trains.
+
+    Args:
+        root: the run folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        known = read_json(root / FILE)
+        self._known: dict[str, Lengths] = known if isinstance(known, dict) else {}
+        self._names: set[str] = set()
+        self._before: set[str] = set()
+
+    def cut(self, checkpoint: str, owners: Iterable[Any]) -> None:
+        """Cut all files back to what they were at a checkpoint, named by its digest.
+
+        Outside of the run folder only those that callbacks and hooks name: the list is on the disk,
+        where a stranger may have written it.
+        """
+        texts = [
+            os.path.abspath(value)
+            for reached in walk({"": list(owners)})
+            for value in getattr(reached.thing, "__dict__", {}).values()
+            if isinstance(value, str | os.PathLike)
+        ]
+        lengths = self._known.get(BEGIN, {}) | self._known.get(checkpoint, {})
+        for name, length in lengths.items():
+            path = os.path.abspath(self.root / name)
+            is_inside = os.path.realpath(path).startswith(os.path.realpath(self.root) + os.sep)
+            if not (is_inside or path in texts) or os.path.islink(path):
+                continue
+            if os.path.isfile(path) and os.path.getsize(path) > length:
+                os.truncate(path, length)
+        self._names = set(self._known.get(checkpoint, {}))
+
+    def listen(self) -> None:
+        """From now on, note the files that are opened."""
+        self._before = _open_files()
+        if not _listening:
+            sys.addaudithook(_note)
+        _listening[:] = [self]
+
+    def begin(self, owners: Iterable[Any]) -> None:
+        """Keep the lengths that files have before the first step."""
+        lengths = self.lengths(owners)
+        known = self._known.get(BEGIN, {})
+        if lengths.keys() - known.keys():
+            self._known[BEGIN] = lengths | known
+            write_json(self.root / FILE, self._known)
+
+    def lengths(self, owners: Iterable[Any]) -> Lengths:
+        """Return the lengths of the files now, after what callbacks and hooks hold is written."""
+        for reached in walk({"callbacks and hooks": list(owners)}):
+            can_flush = hasattr(type(reached.thing), "flush")
+            if can_flush and not getattr(reached.thing, "closed", False):
+                reached.thing.flush()
+        names = self._names | {self._name(path) for path in _open_files() - self._before}
+        self._names = {name for name in names if name and (self.root / name).is_file()}
+        return {name: (self.root / name).stat().st_size for name in sorted(self._names)}
+
+    def keep(self, checkpoint: str, lengths: Lengths, before: str) -> None:
+        """Keep the lengths of a checkpoint that is about to be seen, and of the one before it."""
+        if lengths or self._known:
+            kept = {BEGIN, before}
+            self._known = {key: value for key, value in self._known.items() if key in kept}
+            self._known[checkpoint] = lengths
+            write_json(self.root / FILE, self._known)
+
+    def note(self, path: str) -> None:
+        """Note a file that is opened to append to it."""
+        self._names.add(self._name(os.path.abspath(path)))
+
+    def _name(self, path: str) -> str:
+        """Return a path relative to the run folder; "" for what the project itself writes."""
+        name = os.path.relpath(path, self.root)
+        is_own = name in OWN or name.startswith(f".{LATEST}")
+        return "" if is_own or path.startswith(("/dev/", "/proc/")) else name
+
+
+def _open_files() -> set[str]:
+    """Return the regular files that this process may write to."""
+    found = set()
+    for link in OPEN_FILES.iterdir() if OPEN_FILES.is_dir() else ():
+        try:
+            path = os.readlink(link)
+            info = Path(f"/proc/self/fdinfo/{link.name}").read_text()
+        except OSError:
+            continue  # it was open for this listing
+        flags = int(info.partition("flags:")[2].split()[0], 8)
+        if flags & os.O_ACCMODE != os.O_RDONLY and os.path.isfile(path):
+            found.add(path)
+    return found
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _listening and isinstance(arguments[0], str | os.PathLike):
+        path, mode, flags = arguments
+        if (isinstance(mode, str) and "a" in mode) or (flags or 0) & os.O_APPEND:
+            _listening[0].note(os.fspath(path))
