@@ -124,7 +124,7 @@ def training_loop(
             if learning_rate is None:
                 del row["learning_rate"]
             callbacks.on_epoch_end(epoch, logs)
-            improves = session.add_row(row, logs)  # callbacks may have added to the logs
+            improves = session.add_row(row)  # and what callbacks have added to the logs
             hooks.call("after_epoch", epoch)
             cut = before_validation if is_cut and not session.wants_to_stop else None
             is_over = session.end_epoch(epoch, step, learning_rate, improves, not is_due, cut)

@@ -35,6 +35,7 @@ from engine.checkpoints.file import (
     KEPT,
     LATEST,
     PREVIOUS,
+    USER_BLOCK,
     DamagedCheckpointError,
     commits_of,
     datasets_in,

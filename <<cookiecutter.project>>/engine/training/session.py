@@ -238,8 +238,9 @@ class Session:
         self._keras_model = (
             work.model if isinstance(work.model, keras.Model) else keras.Sequential()
         )
+        self._logs = _LastLogs()
         self.callbacks = keras.callbacks.CallbackList(
-            callbacks,
+            [*callbacks, self._logs],
             model=self._keras_model,
             verbose=0,
             epochs=num_epochs,
@@ -437,11 +438,11 @@ class Session:
         log.warning("%s: stopped at step %d of epoch %d", signals.name, step, epoch)
         raise SystemExit(INTERRUPTED)
 
-    def add_row(self, row: dict[str, Any], logs: Mapping[str, Any]) -> bool:
-        """Add an epoch, and what only its logs have, to the history; return whether it is the best
-        so far.
+    def add_row(self, row: dict[str, Any]) -> bool:
+        """Add an epoch to the history, with what callbacks have added to its logs; return whether
+        it is the best so far.
         """
-        run = self.run
+        run, logs = self.run, self._logs.of_epoch
         more = floats({n: v for n, v in logs.items() if n not in row and not isinstance(v, str)})
         row = row | more
         run.history.append(row)
@@ -492,6 +493,18 @@ class Session:
         if run.stop_reason:
             log.info("stopped after epoch %d: %s", epoch + 1, run.stop_reason)
         return bool(run.stop_reason)
+
+
+class _LastLogs(keras.callbacks.Callback):
+    """Keeps the logs of an epoch as the callbacks before it leave them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_epoch: Mapping[str, Any] = {}
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Keep them."""
+        self.of_epoch = dict(logs or {})
 
 
 def _new_run() -> dict[str, Any]:
