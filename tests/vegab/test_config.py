@@ -63,10 +63,13 @@ def test_every_read_is_a_deep_copy(registry: ConfigRegistry) -> None:
 
 
 def test_keys_explain_themselves(registry: ConfigRegistry) -> None:
-    assert registry.help_for("n_filters") == "filters of the first layer"
-    assert registry.help_for("model.depth") == "layers"
-    assert registry.help_for("model") == "the network"
-    assert registry.help_for("learning_rate") == ""
+    (root,) = registry.schemas
+    assert root.helps == {
+        "n_filters": "filters of the first layer",
+        "model": "the network",
+        "model.depth": "layers",
+        "optimizer_arguments": "anything that the optimizer takes",
+    }
     assert registry.get_root_config()["n_filters"] == 16
 
 
@@ -298,11 +301,13 @@ def test_a_folder_is_a_registry(tmp_path: Path) -> None:
     assert registry["wide"]["n_filters"] == 64
     assert registry["deep"]["model"] == {"depth": 9, "sizes": [1, 2]}
     assert registry.summary("wide") == "Wider than the rest."
-    helps = {key: registry.help_for(key) for key in ("n_filters", "note", "model", "model.depth")}
-    assert list(helps.values()) == [
-        "filters of the first layer", "not a comment: the first one", "the network", "layers",
-    ]  # fmt: skip
-    assert registry.help_for("model.sizes") == "of each"
+    assert registry.schemas[0].helps == {
+        "n_filters": "filters of the first layer",
+        "note": "not a comment: the first one",
+        "model": "the network",
+        "model.depth": "layers",
+        "model.sizes": "of each",
+    }
     with pytest.raises(UsageError, match=r"broken.yaml.*not valid YAML"):
         registry["broken"]
 
