@@ -80,10 +80,6 @@ class Schema(NamedTuple):
         """Every key with a value of its type: a default that refers to another has its value."""
         return self.resolved(self.defaults, strict=not self.is_open)
 
-    def checked(self, types: Config, changes: Config, is_open: bool) -> Config:
-        """Changes that may hold references of this kind. See `checked`."""
-        return checked(types, changes, is_open=is_open, may_refer=self.may_refer)
-
 
 class Layer(NamedTuple):
     """What one file or registration contributes to a config."""
@@ -91,13 +87,6 @@ class Layer(NamedTuple):
     config: Config
     source: str = ""  # the file, for errors
     refusal: NumberKeyError | None = None  # why it cannot be part of a config of root's kind
-
-
-class Named(NamedTuple):
-    """A registered config: what reads it, and the line that says what it is, when asked for."""
-
-    read: Callable[[], Layer]
-    summary: Callable[[], str]
 
 
 # ----------------------------------------------------------------------- plain nested dictionaries
@@ -240,31 +229,28 @@ def type_name(value: Any) -> str:
 
 
 def checked(
-    schema: Config,
+    kind: Schema,
+    types: Config,
     changes: Config,
+    is_open: bool,
     prefix: str = "",
-    *,
-    is_open: bool = False,
-    may_refer: Callable[[str], object] = REFERENCE.search,
+    is_resolved: bool = False,
 ) -> Config:
-    """`changes` with an int turned into a float where the default is one.
+    """Changes to a config of a kind, with an int turned into a float where the default is one.
 
-    Raises UsageError for a value of another type and, unless `is_open`, for a key that the schema
-    does not have. A default of None takes anything, one of {} any mapping; a reference is checked
-    once it is resolved.
+    Raises UsageError for a value of another type than in `types` and, unless `is_open`, for a key
+    that is not there. A type of None takes anything, one of {} any mapping; what may be a reference
+    is checked once it is resolved.
     """
     result: Config = {}
     for name, value in changes.items():
         key = prefix + name
-        if name not in schema:
-            if not is_open:
-                raise UnknownKeyError(f"unknown key '{key}'" + did_you_mean(name, flatten(schema)))
-            result[name] = value
-            continue
-        default = schema[name]
+        if name not in types and not is_open:
+            raise UnknownKeyError(f"unknown key '{key}'" + did_you_mean(name, flatten(types)))
+        default = types.get(name)
         if isinstance(default, dict) and default and isinstance(value, dict):
-            value = checked(default, value, key + ".", is_open=is_open, may_refer=may_refer)
-        elif isinstance(value, str) and may_refer(value):
+            value = checked(kind, default, value, is_open, f"{key}.", is_resolved)
+        elif not is_resolved and isinstance(value, str) and kind.may_refer(value):
             pass
         elif type(default) is float and type(value) is int:
             value = float(value)
@@ -322,18 +308,16 @@ def resolve_references(config: Config, *, braces: bool = False, strict: bool = T
         return REFERENCE.sub(lambda match: written(target(match[1], trail)), value)
 
     def target(key: str, trail: tuple[str, ...]) -> Any:
-        if key in trail:
-            if not strict:
-                return None
-            raise UsageError(f"the references {' -> '.join([*trail, key])} go round in a circle")
-        try:
-            value = look_up_path(config, key)
-        except KeyError:
-            if not strict:
-                return None
-            hint = did_you_mean(key.replace("/", "."), flatten(config))
-            raise UsageError(f"${{{key}}} refers to a key that is not there{hint}") from None
-        return resolved(value, (*trail, key))
+        wrong = f"the references {' -> '.join([*trail, key])} go round in a circle"
+        if key not in trail:
+            try:
+                return resolved(look_up_path(config, key), (*trail, key))
+            except KeyError:
+                hint = did_you_mean(key.replace("/", "."), flatten(config))
+                wrong = f"${{{key}}} refers to a key that is not there{hint}"
+        if strict:
+            raise UsageError(wrong)
+        return None
 
     def written(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value)
@@ -421,22 +405,19 @@ def comments_as_help(text: str) -> dict[str, str]:
     """Dotted key -> the comment at the end of its line."""
     from ruamel.yaml import YAML
 
-    lines = text.splitlines()
     helps: dict[str, str] = {}
 
-    def walk(node: Any, prefix: str) -> None:
-        for name, value in node.value:
-            flows = getattr(value, "flow_style", False) or value.end_mark.line == name.end_mark.line
-            mark = value.end_mark if flows and value.value else name.end_mark
-            comment = re.match(r"[\s:|>+-]*#\s*(.*)", lines[mark.line][mark.column :])
-            if comment:
-                helps[prefix + name.value] = comment[1].strip()
-            if value.id == "mapping":
-                walk(value, f"{prefix}{name.value}.")
+    def walk(mapping: Any, prefix: str) -> None:
+        for name, value in mapping.items():
+            _, _, after, below = mapping.ca.items.get(name, [None] * 4)
+            # Lines of their own may follow; that of a block of text is kept apart.
+            comment = after.value if after else (below or [""])[0]
+            if isinstance(comment, str) and (first := comment.split("\n")[0].strip("# ")):
+                helps[prefix + name] = first
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
 
-    node = YAML(typ="safe", pure=True).compose(text)
-    if node is not None and node.id == "mapping":
-        walk(node, "")
+    walk(YAML().load(text), "")
     return helps
 
 
@@ -457,7 +438,8 @@ class ConfigRegistry:
     def __init__(self) -> None:
         self._root = Schema({}, {})
         self._schemas: list[Schema] = []
-        self._named: dict[str, Named] = {}
+        # name -> what reads the config, and what reads the line that says what it is
+        self._named: dict[str, tuple[Callable[[], Layer], Callable[[], str]]] = {}
 
     def set_root_config(self, config: Config) -> None:
         """Sets every key and its default. Any value may be a `Key(default, help)`."""
@@ -470,7 +452,7 @@ class ConfigRegistry:
                 if isinstance(value, Key) and value.instead_of
             ]
             self._root = Schema(*_defaults_and_helps(config), instead=tuple(instead))
-        root = Named(lambda: Layer({}), lambda: "every key with its default")
+        root = lambda: Layer({}), lambda: "every key with its default"
         self._named = {"root": root, **self._named}
 
     def get_root_config(self) -> Config:
@@ -497,10 +479,8 @@ class ConfigRegistry:
             closed: top-level keys whose mappings have no keys but the schema's.
         """
         with _as_value_error(title):
-            defaults, helps = _defaults_and_helps(config)
-            self._schemas.append(
-                Schema(defaults, helps, title, tuple(required), is_open=True, closed=tuple(closed))
-            )
+            known = _defaults_and_helps(config)
+        self._schemas.append(Schema(*known, title, tuple(required), True, tuple(closed)))
 
     @property
     def schemas(self) -> list[Schema]:
@@ -524,7 +504,7 @@ class ConfigRegistry:
         with _as_value_error(name):
             kind = self._kind_of(config)
             changes = _checked_layer(kind, Layer(plain(config, "", number_keys=kind.is_open)))
-        self._add(name, Named(lambda: Layer(changes), lambda: help))
+        self._add(name, lambda: Layer(changes), lambda: help)
 
     def add_folder(self, path: str | Path, besides: Iterable[str] = ()) -> None:
         """Registers each YAML and JSON file of a folder by its stem, except `root` and `besides`.
@@ -536,7 +516,7 @@ class ConfigRegistry:
             hidden = file.name.startswith(".")
             if file.suffix in CONFIG_SUFFIXES and file.stem not in others and not hidden:
                 read = functools.partial(_read_layer, file)
-                self._add(file.stem, Named(read, functools.partial(_first_comment, file)))
+                self._add(file.stem, read, functools.partial(_first_comment, file))
 
     def __contains__(self, name: object) -> bool:
         return name in self._named
@@ -547,7 +527,7 @@ class ConfigRegistry:
 
     def summary(self, name: str) -> str:
         """The one line that says what a named config is, or nothing."""
-        return self._named[name].summary()
+        return self._named[name][1]()
 
     def resolve(
         self, name: str, bases: Iterable[str | Path] = (), overrides: Iterable[Override] = ()
@@ -598,7 +578,7 @@ class ConfigRegistry:
 
     def _read(self, name: str) -> Layer:
         if name in self:
-            return self._named[name].read()
+            return self._named[name][0]()
         if name.endswith(CONFIG_SUFFIXES):
             return _read_layer(Path(name))
         raise UsageError(
@@ -606,10 +586,10 @@ class ConfigRegistry:
             f"Known are {', '.join(self.names())}; a path to a .yaml or .json file is fine, too"
         )
 
-    def _add(self, name: str, named: Named) -> None:
+    def _add(self, name: str, read: Callable[[], Layer], summary: Callable[[], str]) -> None:
         if name in self or name == "root":
             raise ValueError(f"a config named '{name}' is registered already")
-        self._named[name] = named
+        self._named[name] = read, summary
 
 
 def _defaults_and_helps(config: Config) -> tuple[Config, dict[str, str]]:
@@ -642,7 +622,7 @@ def _checked_layer(kind: Schema, layer: Layer) -> Config:
     if not kind.defaults:
         return layer.config
     try:
-        return kind.checked(kind.expected(), layer.config, kind.is_open)
+        return checked(kind, kind.expected(), layer.config, kind.is_open)
     except UsageError as error:
         raise UsageError(f"{layer.source}: {error}" if layer.source else str(error)) from None
 
@@ -726,9 +706,10 @@ class Draft:
         config = self.kind.resolved(config)
         if self.kind.defaults:
             expected = self.kind.expected()
-            config = checked(expected, config, is_open=self.kind.is_open)
+            config = checked(self.kind, expected, config, self.kind.is_open, is_resolved=True)
             for section in self.kind.closed:
-                checked(expected[section], config[section], f"{section}.")
+                known, given = expected[section], config[section]
+                checked(self.kind, known, given, False, f"{section}.", is_resolved=True)
         self._check_required(config)
         return config
 
@@ -795,7 +776,7 @@ def read_override(
     expected = types
     if may_add and isinstance(value, str) and isinstance(present, list):
         expected = kind.expected()  # one text may stand where a file has a list
-    return kind.checked(expected, change, may_add)
+    return checked(kind, expected, change, may_add)
 
 
 def read_value(text: str, default: Any, key: str) -> Any:

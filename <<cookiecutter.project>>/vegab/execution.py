@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vegab.capture import Capture, write_all
-from vegab.config import Config
 from vegab.exits import EXIT_CODES, UsageError, outcome
 from vegab.plugins import VegabPlugin
 from vegab.run_folder import RunFolder
@@ -30,7 +29,6 @@ _IGNORED_AT_START = [
 
 def execute(
     func: Callable[..., Any],
-    config: Config,
     folder: RunFolder,
     keywords: dict[str, Any],
     plugins: Sequence[VegabPlugin],
@@ -41,6 +39,7 @@ def execute(
     `func(config, save_path[, prepare(config)], **keywords)`. Raises UsageError, or
     AlreadyFinished, while the folder is untouched.
     """
+    config = folder.config
     folder.check()
     _signals(_interrupt)
     capture = Capture()
@@ -48,7 +47,7 @@ def execute(
     error: BaseException | None = None
     try:
         try:
-            arguments += _prepared(prepare, config, folder, keywords)
+            arguments += _prepared(prepare, folder, keywords)
         except UsageError:
             raise
         except Exception as failure:  # what the user did not cause belongs to the run's story
@@ -99,7 +98,6 @@ def execute(
 
 def accompany(
     func: Callable[..., Any],
-    config: Config,
     folder: RunFolder,
     keywords: dict[str, Any],
     prepare: Callable[..., Any] | None,
@@ -112,7 +110,7 @@ def accompany(
     _signals(_interrupt)
     error: BaseException | None = None
     try:
-        arguments = [config, folder.path, *_prepared(prepare, config, folder, keywords)]
+        arguments = [folder.config, folder.path, *_prepared(prepare, folder, keywords)]
         func(*arguments, **keywords)
     except UsageError:
         raise
@@ -129,14 +127,13 @@ def accompany(
 
 
 def _prepared(
-    prepare: Callable[..., Any] | None, config: Config, folder: RunFolder, keywords: dict[str, Any]
+    prepare: Callable[..., Any] | None, folder: RunFolder, keywords: dict[str, Any]
 ) -> list[Any]:
-    """What `prepare` returns, as a list; without it, an empty one."""
     if prepare is None:
         return []
     known = {"save_path": folder.path, **keywords}
     wanted = list(inspect.signature(prepare).parameters)[1:]
-    return [prepare(config, **{k: known[k] for k in wanted if k in known})]
+    return [prepare(folder.config, **{k: known[k] for k in wanted if k in known})]
 
 
 def _signals(handler: Any) -> None:

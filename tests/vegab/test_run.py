@@ -1179,9 +1179,9 @@ def test_a_function_without_configs_has_such_flags_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "letters, sentence",
     [
-        ({"p": "note"}, "the letter 'p' is taken"),
-        ({"no": "note"}, "'no' was given for 'note'; give one letter"),
-        ({"x": "nothing"}, "the function has no flag 'nothing' for 'x'"),
+        ({"p": "note"}, "'p' was given for 'note'; give a letter, but none of bhlpP"),
+        ({"no": "note"}, "'no' was given for 'note'; give a letter"),
+        ({"x": "nothing"}, "'x' was given for 'nothing'; .* for a flag of the function: note"),
     ],
 )
 def test_a_wrong_letter_is_the_author_s_mistake(letters: dict[str, str], sentence: str) -> None:
