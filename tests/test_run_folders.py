@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 import pytest
 from cifar_archive import write_cifar
-from conftest import commit_all, files_below, run
+from conftest import files_below, run
 
 Done = subprocess.CompletedProcess[str]
 
@@ -163,10 +163,6 @@ def test_meta_json_tells_how_it_was_made(digits: Path, lab: Path) -> None:
     import keras
 
     assert meta["packages"]["keras"] == keras.__version__
-    assert meta["host"]
-    assert meta["cpu"]["model"]
-    assert meta["cpu"]["cores"] >= 1
-    assert isinstance(meta["gpus"], list)
     assert meta["seeds"] == {"seed": 0}
     assert meta["command"]["line"].endswith(f"bin/train.py digits {digits}")
     assert meta["status"] == "finished"
@@ -418,13 +414,3 @@ def test_the_example_runner_is_a_program_of_its_own(
     assert "already finished" in run(*words, cwd=own, env=bare).stdout
     assert f"\n{' '.join(words)}\n" in (own / script).read_text()
     assert len((own / script).read_text().splitlines()) <= 60
-
-
-@pytest.mark.slow
-def test_a_commit_of_the_project_is_named_clean(lab: Path, train: Train, tmp_path: Path) -> None:
-    clean = tmp_path / "clean"
-    shutil.copytree(lab, clean, symlinks=True)
-    commit_all(clean, "All of it")
-    words = (sys.executable, "bin/train.py", *COMMAND, tmp_path / "run", "--num_epochs=1")
-    run(*words, cwd=clean)
-    assert meta_of(tmp_path / "run")["git"]["dirty"] is False

@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,6 +63,7 @@ class Capture:
         self.has_terminal = os.isatty(self.real[1]) and os.environ.get("TERM") != "dumb"
         self._temporary = [tempfile.TemporaryFile(buffering=0) for _ in FILES]  # noqa: SIM115
         self._waiting = [file.fileno() for file in self._temporary]
+        self._limits: list[int] | None = None  # sizes of the files; what is beyond is not repeated
         self.folder: Path | None = None
         _flush()
         self._control: socket.socket | None = None
@@ -120,19 +120,18 @@ class Capture:
         self.tell({"switch": [(str(path), *size) for path, size in zip(paths, sizes, strict=True)]})
         self.folder = Path(folder)
 
-    @contextlib.contextmanager
-    def only_in_files(self) -> Iterator[None]:
-        """What is written to stderr in this block is not repeated on the terminal."""
-        _flush()
-        self.tell({"hold": True})
-        if self._control:
-            self._control.settimeout(2)  # a blocked terminal must not block the run
-            with contextlib.suppress(OSError):
-                self._control.recv(16)
-        try:
-            yield
-        finally:
-            self.tell({"skip": True})
+    def write_last(self, text: str, is_shown: bool) -> bool:
+        """Writes to stderr.txt; says whether it could. If it is not to be repeated on the terminal,
+        nothing after it is."""
+        if self.folder is None:
+            return False
+        if not is_shown and self._limits is None:
+            _flush()
+            self._limits = [os.fstat(number).st_size for number in (1, 2)]
+        with contextlib.suppress(OSError):  # a full disk
+            write_all(2, text.encode(errors="replace"))
+            return True
+        return False
 
     def stop(self) -> None:
         """Points 1 and 2 at the terminal again, waits until it has everything, tidies the files."""
@@ -144,7 +143,7 @@ class Capture:
                 with contextlib.suppress(OSError):  # a full disk: the file stays as it is
                     collapse_file(self.folder / name)
         if self._control:
-            self.tell({"end": True}, wait=None)
+            self.tell({"end": self._limits}, wait=None)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._follower, 0)
             self._control.close()
@@ -284,7 +283,7 @@ class _Follower:
     files: list[int]
     parent: int
     offsets: list[int] = field(default_factory=lambda: [0, 0])
-    held: bool = False
+
     bar: str = ""
     at_line_start: bool = True
 
@@ -294,13 +293,15 @@ class _Follower:
             signal.signal(name, signal.SIG_IGN)
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         self.control.setblocking(False)
-        ends = False
+        ends, limits = False, None
         while not ends:
             select.select([self.control], [], [], POLL)
             ends = os.getppid() != self.parent
             while message := self.receive():
-                ends = self.obey(message) or ends
-            self.echo()
+                if "end" in message:
+                    ends, limits = True, message["end"]
+                self.obey(message)
+            self.echo(limits)
         if self.bar.strip():
             self.show("\n")
 
@@ -309,31 +310,19 @@ class _Follower:
             return dict(json.loads(self.control.recv(CHUNK) or b"{}"))
         return {}
 
-    def obey(self, message: dict[str, Any]) -> bool:
-        """Does what the run asks for; True if that is to end."""
+    def obey(self, message: dict[str, Any]) -> None:
         if "switch" in message:
             self.echo([limit for _, _, limit in message["switch"]])
             self.files = [os.open(path, os.O_RDONLY) for path, _, _ in message["switch"]]
             self.offsets = [offset for _, offset, _ in message["switch"]]
-        elif "hold" in message:
-            self.echo()
-            self.held = True
-            with contextlib.suppress(OSError):
-                self.control.send(b"held")
-        elif "skip" in message:
-            self.offsets[1] = os.fstat(self.files[1]).st_size
-            self.held = False
         elif "bar" in message:
             if "\n" in message["bar"]:
                 self.echo(message["after"])
             self.draw(message["bar"])
-        return "end" in message
 
     def echo(self, limits: list[int] | None = None) -> None:
         """Repeats what is new in both files, up to the limits if there are any."""
         for i, file in enumerate(self.files):
-            if i == 1 and self.held:
-                continue
             while True:
                 most = CHUNK if limits is None else min(CHUNK, limits[i] - self.offsets[i])
                 data = os.pread(file, most, self.offsets[i]) if most > 0 else b""

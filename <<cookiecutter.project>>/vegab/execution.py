@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vegab.capture import Capture, write_all
+from vegab.capture import Capture
 from vegab.exits import EXIT_CODES, UsageError, outcome
 from vegab.plugins import VegabPlugin
 from vegab.run_folder import RunFolder
@@ -78,16 +78,21 @@ def execute(
         error = failure
     # From here on a second Ctrl-C would only spoil the record of the first.
     _signals(signal.SIG_IGN)
-    unwritten = ""
+    failures: list[BaseException] = []
     if error is not None:
-        if outcome(error) == "failed":
-            unwritten = _write_traceback(error, capture, quiet=isinstance(error, EXPLAINED))
+        failures += [error] if outcome(error) == "failed" else []
         for plugin in plugins:
             try:
                 plugin.on_failure(config, folder.path, error)
             except Exception as another:
-                follows = isinstance(another, EXPLAINED)  # on a full disk, say
-                unwritten += _write_traceback(another, capture, quiet=follows) * (not follows)
+                failures.append(another)
+    unwritten = ""
+    for one in sorted(failures, key=_is_explained):
+        trace = one.__traceback__.tb_next if one.__traceback__ else None  # without our own frame
+        text = "".join(traceback.format_exception(type(one), one, trace))
+        is_written = capture.write_last(text, is_shown=not _is_explained(one))
+        if not is_written and (one is error or not _is_explained(one)):
+            unwritten += text
     _signals(signal.SIG_DFL)
     capture.stop()
     folder.close()
@@ -147,18 +152,8 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def _write_traceback(error: BaseException, capture: Capture, quiet: bool) -> str:
-    """Writes it to stderr.txt, and to the terminal unless quiet. Returns it if that failed."""
-    trace = error.__traceback__.tb_next if error.__traceback__ else None  # without our own frame
-    text = "".join(traceback.format_exception(type(error), error, trace))
-    if capture.folder is None:
-        return text
-    try:
-        with capture.only_in_files() if quiet else contextlib.nullcontext():
-            write_all(2, text.encode(errors="replace"))
-    except OSError:
-        return text
-    return ""
+def _is_explained(error: BaseException) -> bool:
+    return isinstance(error, EXPLAINED)
 
 
 def _last_word(error: BaseException | None, path: str, traceback_is_above: bool) -> int:
