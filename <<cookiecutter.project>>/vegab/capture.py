@@ -63,7 +63,7 @@ class Capture:
         self.has_terminal = os.isatty(self.real[1]) and os.environ.get("TERM") != "dumb"
         self._temporary = [tempfile.TemporaryFile(buffering=0) for _ in FILES]  # noqa: SIM115
         self._waiting = [file.fileno() for file in self._temporary]
-        self._limits: list[int] | None = None  # sizes of the files; what is beyond is not repeated
+
         self.folder: Path | None = None
         _flush()
         self._control: socket.socket | None = None
@@ -108,29 +108,26 @@ class Capture:
         files = [os.open(path, flags, 0o666) for path in paths]
         _flush()
         waited = [_read_from(number, 0) for number in self._waiting]
-        for file, line, data in zip(files, heads, waited, strict=True):
+        places = []
+        for path, file, line, data in zip(paths, files, heads, waited, strict=True):
             write_all(file, line + data)
-        sizes = [
-            (os.fstat(file).st_size, len(data)) for file, data in zip(files, waited, strict=True)
-        ]
+            places.append((str(path), os.fstat(file).st_size, len(data)))
         self._point_at(files)
         for file, number, data in zip(files, self._waiting, waited, strict=True):
             write_all(file, _read_from(number, len(data)))  # came in between
             os.close(file)
-        self.tell({"switch": [(str(path), *size) for path, size in zip(paths, sizes, strict=True)]})
+        self.tell({"switch": places})
         self.folder = Path(folder)
 
-    def write_last(self, text: str, is_shown: bool) -> bool:
-        """Writes to stderr.txt; says whether it could. If it is not to be repeated on the terminal,
-        nothing after it is."""
-        if self.folder is None:
-            return False
-        if not is_shown and self._limits is None:
-            _flush()
-            self._limits = [os.fstat(number).st_size for number in (1, 2)]
+    def append(self, text: str) -> bool:
+        """Adds a text to stderr.txt, and says whether it could. It is only repeated on the terminal
+        before `stop`."""
         with contextlib.suppress(OSError):  # a full disk
-            write_all(2, text.encode(errors="replace"))
-            return True
+            if self.folder:
+                _flush()
+                with open(self.folder / FILES[1], "a", encoding="utf-8", errors="replace") as file:
+                    file.write(text)
+                return True
         return False
 
     def stop(self) -> None:
@@ -143,7 +140,7 @@ class Capture:
                 with contextlib.suppress(OSError):  # a full disk: the file stays as it is
                     collapse_file(self.folder / name)
         if self._control:
-            self.tell({"end": self._limits}, wait=None)
+            self.tell({"end": True}, wait=None)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._follower, 0)
             self._control.close()
@@ -293,15 +290,14 @@ class _Follower:
             signal.signal(name, signal.SIG_IGN)
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         self.control.setblocking(False)
-        ends, limits = False, None
+        ends = False
         while not ends:
             select.select([self.control], [], [], POLL)
             ends = os.getppid() != self.parent
             while message := self.receive():
-                if "end" in message:
-                    ends, limits = True, message["end"]
                 self.obey(message)
-            self.echo(limits)
+                ends = ends or "end" in message
+            self.echo()
         if self.bar.strip():
             self.show("\n")
 

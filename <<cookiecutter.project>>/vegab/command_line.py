@@ -16,9 +16,7 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -595,7 +593,9 @@ def _help_on_configs(
     """The named configs, and every key of each kind with its default and its explanation."""
     text = _table("configs", [(name, registry.summary(name)) for name in registry.names()])
     text += "".join(map(_help_on_keys, registry.schemas)) + _help_on_flags(flags, short)
-    return f"{text}\n{textwrap.fill(_HELP_ON_VALUES, _width())}\n"
+    formatter = argparse.HelpFormatter("")
+    formatter.add_text(_HELP_ON_VALUES)
+    return f"{text}\n{formatter.format_help()}"
 
 
 def _help_on_keys(schema: Schema) -> str:
@@ -634,12 +634,8 @@ def _short(default: Any) -> str:
     return default if isinstance(default, str) else json.dumps(default, default=str)
 
 
-def _width() -> int:
-    return min(max(shutil.get_terminal_size().columns, 40), 100) - 2
-
-
 def _table(title: str, rows: list[tuple[str, str]]) -> str:
-    formatter = argparse.HelpFormatter("", max_help_position=32, width=_width())
+    formatter = argparse.HelpFormatter("", max_help_position=32)
     formatter.start_section(title)
     for name, explanation in rows:
         explanation = explanation.replace("%", "%%")

@@ -492,19 +492,14 @@ class ConfigRegistry:
         kind = self._kind_of(config)
         return kind.resolved(merge(kind.defaults, config), strict=False)
 
-    def __getitem__(self, name: str) -> Config:
-        """A deep copy of root with the named config on it, references resolved."""
-        return self.resolve(name)
-
-    def __setitem__(self, name: str, config: Config) -> None:
-        self.register(name, config)
-
     def register(self, name: str, config: Config, help: str = "") -> None:
         """Registers what differs from root. Raises ValueError for a name or key that cannot be."""
         with _as_value_error(name):
             kind = self._kind_of(config)
             changes = _checked_layer(kind, Layer(plain(config, "", number_keys=kind.is_open)))
         self._add(name, lambda: Layer(changes), lambda: help)
+
+    __setitem__ = register
 
     def add_folder(self, path: str | Path, besides: Iterable[str] = ()) -> None:
         """Registers each YAML and JSON file of a folder by its stem, except `root` and `besides`.
@@ -534,11 +529,13 @@ class ConfigRegistry:
     ) -> Config:
         """defaults <- base files <- named config or config file <- overrides, then the references.
 
-        Raises UsageError for whatever does not fit together.
+        Every read is a deep copy. Raises UsageError for whatever does not fit together.
         """
         overrides = list(overrides)
         draft = self.draft(name, bases, [override.key for override in overrides])
         return draft.resolve(overrides)
+
+    __getitem__ = resolve
 
     def draft(
         self, name: str | None, bases: Iterable[str | Path] = (), keys: Iterable[str] = ()

@@ -86,18 +86,16 @@ def execute(
                 plugin.on_failure(config, folder.path, error)
             except Exception as another:
                 failures.append(another)
-    unwritten = ""
-    for one in sorted(failures, key=_is_explained):
-        trace = one.__traceback__.tb_next if one.__traceback__ else None  # without our own frame
-        text = "".join(traceback.format_exception(type(one), one, trace))
-        is_written = capture.write_last(text, is_shown=not _is_explained(one))
-        if not is_written and (one is error or not _is_explained(one)):
-            unwritten += text
+    loud = [one for one in failures if not isinstance(one, EXPLAINED)]
+    unwritten = [] if capture.append(_tracebacks(loud)) else loud
     _signals(signal.SIG_DFL)
     capture.stop()
+    quiet = [one for one in failures if isinstance(one, EXPLAINED)]
+    if not capture.append(_tracebacks(quiet)):  # those of plugins may follow from this
+        unwritten += [one for one in quiet if one is error]
     folder.close()
     if unwritten:
-        sys.stderr.write(unwritten)
+        sys.stderr.write(_tracebacks(unwritten))
     return _last_word(error, folder.path, bool(unwritten))
 
 
@@ -152,8 +150,14 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def _is_explained(error: BaseException) -> bool:
-    return isinstance(error, EXPLAINED)
+def _tracebacks(errors: Sequence[BaseException]) -> str:
+    texts = []
+    for error in errors:
+        trace = (
+            error.__traceback__.tb_next if error.__traceback__ else None
+        )  # without our own frame
+        texts += traceback.format_exception(type(error), error, trace)
+    return "".join(texts)
 
 
 def _last_word(error: BaseException | None, path: str, traceback_is_above: bool) -> int:
