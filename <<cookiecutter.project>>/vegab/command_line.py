@@ -520,8 +520,7 @@ def _flags_of(func: Callable[..., Any], skip: int) -> dict[str, _Flag]:
         repeats = LIST_OF_TEXT.fullmatch(str(p.annotation)) is not None
         if repeats:
             default, sample = list(default or ()), []
-        explanation = explanations.get(p.name, "")
-        flags[p.name] = _Flag(default, sample, required, explanation, repeats)
+        flags[p.name] = _Flag(default, sample, required, explanations.get(p.name, ""), repeats)
     return flags
 
 
@@ -590,7 +589,6 @@ def _tell(
 def _help_on_configs(
     registry: ConfigRegistry, flags: dict[str, _Flag], short: Mapping[str, str]
 ) -> str:
-    """The named configs, and every key of each kind with its default and its explanation."""
     text = _table("configs", [(name, registry.summary(name)) for name in registry.names()])
     text += "".join(map(_help_on_keys, registry.schemas)) + _help_on_flags(flags, short)
     formatter = argparse.HelpFormatter("")
@@ -605,9 +603,8 @@ def _help_on_keys(schema: Schema) -> str:
         sections.setdefault(key.rpartition(".")[0], []).append(row)
     text = ""
     for section in sorted(sections, key=bool):  # keys of the first level first
-        explanation = schema.helps.get(section, "")
-        title = section + (f": {explanation}" if explanation else "")
-        text += _table(title or schema.title or "keys and their defaults", sections[section])
+        title = ": ".join(filter(None, (section, schema.helps.get(section)))) or schema.title
+        text += _table(title or "keys and their defaults", sections[section])
     return text
 
 
@@ -649,14 +646,10 @@ def _as_yaml(config: Config, changes: dict[str, tuple[Any, Any]], indent: str = 
     lines = []
     for name, value in config.items():
         if isinstance(value, dict) and value:
-            lines += [f"{indent}{_as_key(name)}:", _as_yaml(value, {}, indent + "  ")]
+            lines += [f"{indent}{show(name)}:", _as_yaml(value, {}, indent + "  ")]
         else:
-            lines.append(f"{indent}{_as_key(name)}: {json.dumps(value, ensure_ascii=False)}")
+            lines.append(f"{indent}{show(name)}: {json.dumps(value, ensure_ascii=False)}")
     if changes:
         lines += ["# differs from the named config:"]
         lines += [f"#   {show_differences({key: pair})}" for key, pair in changes.items()]
     return "\n".join(lines)
-
-
-def _as_key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name, ensure_ascii=False)

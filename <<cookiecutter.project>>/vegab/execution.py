@@ -194,6 +194,4 @@ def say(sentence: str) -> None:
 
 def printable(text: str) -> str:
     """The text with an escape for what would not be seen, or would move the cursor."""
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
