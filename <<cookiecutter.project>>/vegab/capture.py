@@ -167,8 +167,7 @@ class Capture:
 
     @staticmethod
     def _point_at(targets: list[int]) -> None:
-        with contextlib.suppress(OSError):  # a full disk, a broken pipe
-            _flush()
+        _flush()
         for number, target in enumerate(targets, start=1):
             os.dup2(target, number)
 
@@ -187,7 +186,8 @@ def _open_closed_descriptors() -> None:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
+        # A full disk, a broken pipe; it may also be closed from the start.
+        with contextlib.suppress(OSError, AttributeError):
             stream.flush()
 
 
