@@ -446,12 +446,7 @@ class ConfigRegistry:
         if "root" in self:
             raise ValueError("the root config is set already")
         with _as_value_error("root"):
-            instead = [
-                (key, value.instead_of)
-                for key, value in config.items()
-                if isinstance(value, Key) and value.instead_of
-            ]
-            self._root = Schema(*_defaults_and_helps(config), instead=tuple(instead))
+            self._root = _schema_of(config)
         root = lambda: Layer({}), lambda: "every key with its default"
         self._named = {"root": root, **self._named}
 
@@ -479,8 +474,8 @@ class ConfigRegistry:
             closed: top-level keys whose mappings have no keys but the schema's.
         """
         with _as_value_error(title):
-            known = _defaults_and_helps(config)
-        self._schemas.append(Schema(*known, title, tuple(required), True, tuple(closed)))
+            kind = _schema_of(config)._replace(title=title, is_open=True)
+        self._schemas.append(kind._replace(required=tuple(required), closed=tuple(closed)))
 
     @property
     def schemas(self) -> list[Schema]:
@@ -589,20 +584,22 @@ class ConfigRegistry:
         self._named[name] = read, summary
 
 
-def _defaults_and_helps(config: Config) -> tuple[Config, dict[str, str]]:
-    """The defaults as plain data, and the explanation of each dotted key that is a `Key`."""
+def _schema_of(config: Config) -> Schema:
+    """The defaults as plain data, with what each value that is a `Key` says."""
     helps: dict[str, str] = {}
+    instead: list[tuple[str, str]] = []
 
     def without_keys(value: Any, key: str) -> Any:
         if isinstance(value, Key):
             helps[key] = value.help
+            instead.extend([(key, value.instead_of)] if value.instead_of else [])
             value = value.default
         if not isinstance(value, dict):
             return value
         prefix = f"{key}." if key else ""
         return {name: without_keys(item, f"{prefix}{name}") for name, item in value.items()}
 
-    return plain(without_keys(config, ""), ""), helps
+    return Schema(plain(without_keys(config, ""), ""), helps, instead=tuple(instead))
 
 
 def _read_layer(path: Path) -> Layer:
