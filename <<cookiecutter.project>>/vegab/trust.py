@@ -132,12 +132,13 @@ def dependencies() -> frozenset[str]:
         return frozenset()
     groups = [project.get("dependencies", []), *project.get("optional-dependencies", {}).values()]
     wanted = {_canonical(re.split(r"[^\w.-]", line)[0]) for line in itertools.chain(*groups)}
+    wanted.discard("")
     installed = metadata.packages_distributions().items()
     return frozenset(module for module, names in installed if wanted & {*map(_canonical, names)})
 
 
-def _canonical(distribution: str) -> str:
-    return re.sub(r"[-_.]+", "-", distribution).lower()
+def _canonical(distribution: str | None) -> str:  # one that is damaged has no name
+    return re.sub(r"[-_.]+", "-", distribution or "").lower()
 
 
 def _texts_in(value: Any) -> Iterator[str]:
