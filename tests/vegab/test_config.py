@@ -80,13 +80,11 @@ def test_keys_explain_themselves(registry: ConfigRegistry) -> None:
     [
         ({"n_filter": 1}, "unknown key 'n_filter'; did you mean 'n_filters'?"),
         ({"model": {"dept": 1}}, "unknown key 'model.dept'; did you mean 'depth'?"),
-        ({"n_filters": "many"}, "n_filters: many was given, an integer is expected"),
         ({"augmented": 1}, "augmented: 1 was given, true or false is expected"),
         ({"n_filters": True}, "n_filters: true was given, an integer is expected"),
         ({"model": 3}, "model: 3 was given, a mapping is expected"),
         ({"learning_rate": float("nan")}, "learning_rate: nan is not a finite number"),
         ({"weights": {1, 2}}, "weights: a value of type set is not plain data"),
-        ({"optimizer": None}, "optimizer: null was given, text is expected"),
     ],
 )
 def test_a_wrong_registration_is_an_error(
@@ -149,7 +147,6 @@ def test_overrides_are_read_as_yaml_of_the_default_s_type(
         ("n-filters", "1", "unknown key 'n-filters'; did you mean 'n_filters'?"),
         ("wdth", "1", "unknown key 'wdth'; did you mean 'model.width'?"),
         ("depth", "1", "the key 'depth' is ambiguous: give model.depth or teacher.depth"),
-        ("n_filters", "[1, 2]", "n_filters: [1, 2] was given, an integer is expected"),
         ("n_filters", "1.5", "n_filters: 1.5 was given, an integer is expected"),
         ("n_filters", "null", "n_filters: null was given, an integer is expected"),
         ("n_filters", "ten", "n_filters: ten was given, an integer is expected"),
