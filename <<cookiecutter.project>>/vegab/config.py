@@ -447,8 +447,8 @@ class ConfigRegistry:
             raise ValueError("the root config is set already")
         with _as_value_error("root"):
             self._root = _schema_of(config)
-        root = lambda: Layer({}), lambda: "every key with its default"
-        self._named = {"root": root, **self._named}
+        summary = "every key with its default"
+        self._named = {"root": (lambda: Layer({}), lambda: summary), **self._named}
 
     def get_root_config(self) -> Config:
         """A deep copy of the root config, as plain data."""
