@@ -448,9 +448,11 @@ def test_training_needs_metadata_of_these_files(folder: Path) -> None:
 def test_it_is_said_how_records_are_read(folder: Path, caplog: Any) -> None:
     caplog.set_level(logging.INFO)
     assert feeder(folder).random_access
-    assert "3 files: 25 examples, read by their index" in caplog.text
+    assert (
+        "/a and 2 more files: 25 examples, shuffled as a whole, read by their index" in caplog.text
+    )
     assert not feeder(streamed(folder)).random_access
-    assert "read as a stream (no _tfrecord_index.npz), shuffled in a window of 6" in caplog.text
+    assert "shuffled in a window of 6, read as a stream (no _tfrecord_index.npz)" in caplog.text
 
 
 def fixed(shape: list[int], dtype: str = "int64") -> dict[str, Any]:

@@ -112,11 +112,10 @@ class ImageFeature(DecodedFeature):
         import tensorflow as tf
 
         # TensorFlow makes a JPEG or PNG grey while it decodes it, and refuses to do so with others.
-        if self.decode_format in ("jpeg", "png"):
+        if self.decode_format != "auto":
             decode = getattr(tf.io, f"decode_{self.decode_format}")
-            return decode(content, channels=self.channels)
-        if self.decode_format in ("gif", "bmp"):
-            decode = getattr(tf.io, f"decode_{self.decode_format}")
+            if self.decode_format in ("jpeg", "png"):
+                return decode(content, channels=self.channels)
             return _with_channels(decode(content), self.channels)
         decode = functools.partial(tf.io.decode_image, content, expand_animations=False)
         image = tf.cond(
@@ -166,9 +165,38 @@ def make_features(entries: Mapping[str, Any], where: str) -> Features:
         where: how the map is called in an error: ValueError, if a type cannot be found, or does not
             take these arguments.
     """
+    import tensorflow as tf
+
     if not isinstance(entries, Mapping) or not entries:
         raise ValueError(f"{where} is {entries!r}; expected names and features, at least one")
-    return {str(name): _make(entry, f"{where}.{name}") for name, entry in entries.items()}
+    classes = {name: getattr(tf.io, name) for name in dir(tf.io) if name.endswith("Feature")}
+    classes = {"ImageFeature": ImageFeature, "RawFeature": RawFeature} | classes
+    features = {
+        str(name): _make(entry, f"{where}.{name}", classes) for name, entry in entries.items()
+    }
+    for name, feature in features.items():
+        dtype = "string" if isinstance(feature, DecodedFeature) else _dtype(feature.dtype).name
+        if dtype not in STORED:
+            raise ValueError(
+                f"{where}.{name}: dtype is {dtype}; a record holds {', '.join(STORED)}"
+            )
+    return features
+
+
+def class_in(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of the class in a mapping, and the other entries, which are its arguments.
+
+    Raises:
+        UsageError: naming `where`, if there is no name.
+    """
+    arguments = dict(entry)
+    keys = ("type", "module_path", "class_type")
+    name, module_path, class_type = (arguments.pop(key, None) for key in keys)
+    if name is None:
+        name = f"{module_path}:{class_type}" if module_path else class_type
+    if not isinstance(name, str):
+        raise UsageError(f"{where} has no type; give `type`, or `module_path` and `class_type`")
+    return name, arguments
 
 
 class Parser:
@@ -193,19 +221,17 @@ class Parser:
         """Return features, or (features, labels), of strings of shape (batch,); runs in a graph."""
         import tensorflow as tf
 
-        # One pass over the records parses both maps, but for names that each reads in its own way.
-        first: Features = {}
+        # One pass over the records parses both maps, unless they read a name in different ways.
+        union: Features = {}
         for features in self.maps.values():
-            first = stored(features) | first
-        parsed = tf.io.parse_example(serialized, first)
+            union = stored(features) | union
+        values = tf.io.parse_example(serialized, union)
         parts = []
         for features in self.maps.values():
             own = stored(features)
-            others = {name: own[name] for name in own if repr(own[name]) != repr(first[name])}
-            values = parsed | (tf.io.parse_example(serialized, others) if others else {})
-            parts.append(
-                {name: self._dense(feature, values[name]) for name, feature in features.items()}
-            )
+            if any(repr(own[name]) != repr(union[name]) for name in own):
+                values = tf.io.parse_example(serialized, own)
+            parts.append({name: self._dense(features[name], values[name]) for name in features})
         return tuple(parts) if self.labels is not None else parts[0]
 
     def _dense(self, feature: Any, value: Any) -> "tf.Tensor":
@@ -280,81 +306,39 @@ def first_line(error: Exception) -> str:
     return text.strip().splitlines()[0].rpartition("}} ")[2].partition(" [Op:")[0]
 
 
-def _make(entry: Any, where: str) -> Any:
+def _make(entry: Any, where: str, classes: Mapping[str, type]) -> Any:
+    """Return a feature, or a partition of a ragged one."""
     import tensorflow as tf
 
-    classes = _classes()
+    kinds = (DecodedFeature, *classes.values())
+    if isinstance(entry, kinds):
+        return entry
     if not isinstance(entry, Mapping):
-        if isinstance(entry, tuple(classes.values())):
-            return _checked(entry, where)
         raise ValueError(
             f"{where} is {entry!r}; expected a feature, or a mapping with its type and arguments"
         )
-    arguments = dict(entry)
-    module_path = arguments.pop("module_path", None)
-    name = arguments.pop("class_type", None) or arguments.pop("type", None)
-    if not isinstance(name, str):
-        raise ValueError(f"{where} has no type; expected one of {', '.join(classes)}")
-    made = _find(name, module_path, where)
-    for key in ("dtype", "row_splits_dtype"):
-        if isinstance(arguments.get(key), str):
-            try:
-                arguments[key] = _dtype(arguments[key])
-            except ValueError as error:
-                raise ValueError(f"{where}.{key}: {error}") from error
-    if isinstance(arguments.get("partitions"), list | tuple):
-        arguments["partitions"] = [
-            _partition(part, f"{where}.partitions") for part in arguments["partitions"]
-        ]
     try:
-        return _checked(made(**arguments), where)
+        name, arguments = class_in(entry, where)
+        path, _, bare = name.replace(":", ".").rpartition(".")
+        is_known = path.partition(".")[0] in ("", "tf", "tensorflow")
+        made = resolve(bare if is_known else f"{path}:{bare}", where, classes)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    if not (isinstance(made, type) and issubclass(made, kinds)):
+        raise ValueError(f"{where}: {name} is not a type of feature")
+    try:
+        for key in arguments.keys() & {"dtype", "row_splits_dtype"}:
+            arguments[key] = _dtype(arguments[key])
+        if arguments.get("partitions"):
+            nested = vars(tf.io.RaggedFeature).items()
+            partitions = {name: kind for name, kind in nested if isinstance(kind, type)}
+            arguments["partitions"] = [
+                _make(part, "partitions", partitions) for part in arguments["partitions"]
+            ]
+        return made(**arguments)
     except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
         text = str(error).replace("__new__() ", "").replace("__init__() ", "")
         raise ValueError(f"{where}: {made.__name__}: {text}") from error
-
-
-def _classes() -> dict[str, type]:
-    import tensorflow as tf
-
-    found = {name: getattr(tf.io, name) for name in dir(tf.io) if name.endswith("Feature")}
-    return {"ImageFeature": ImageFeature, "RawFeature": RawFeature} | found
-
-
-def _find(name: str, module_path: str | None, where: str) -> type:
-    """Return a class of features by its name."""
-    classes = _classes()
-    path, _, bare = name.replace(":", ".").rpartition(".")
-    path = module_path or path
-    is_known = not path or path in ("tf", "tf.io", "tensorflow") or path.startswith("tensorflow.")
-    try:
-        found = resolve(bare if is_known else f"{path}:{bare}", where, classes)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-    if not (isinstance(found, type) and issubclass(found, (DecodedFeature, *classes.values()))):
-        raise ValueError(f"{where}: {path}:{bare} is not a type of feature")
-    return found
-
-
-def _partition(part: Any, where: str) -> Any:
-    import tensorflow as tf
-
-    if not isinstance(part, Mapping):
-        return part
-    arguments = dict(part)
-    name = str(arguments.pop("type", None))
-    made = getattr(tf.io.RaggedFeature, name.rpartition(".")[2], None)
-    if made is None:
-        raise ValueError(f"no type {name!r} in tensorflow.io.RaggedFeature ({where})")
-    return made(**arguments)
-
-
-def _checked(feature: Any, where: str) -> Any:
-    """Return a feature that records can hold."""
-    if not isinstance(feature, DecodedFeature):
-        dtype = _dtype(feature.dtype).name
-        if dtype not in STORED:
-            raise ValueError(f"{where}: dtype is {dtype}; a record holds {', '.join(STORED)}")
-    return feature
 
 
 def _dtype(dtype: Any) -> "tf.DType":
@@ -424,15 +408,14 @@ def _fault(
             return f"has no feature {key!r}, which {where} names; it has {names}"
         return None
     wanted = _dtype(spec.dtype).name
+    says = f"in feature {key!r}, but {where} says"
     if dtype != wanted:
-        return f"has {dtype} in feature {key!r}, but {where} says {wanted}"
-    if is_fixed and len(values) != math.prod(tf.TensorShape(spec.shape).as_list()):
+        return f"has {dtype} {says} {wanted}"
+    if is_fixed:
         shape = tf.TensorShape(spec.shape).as_list()
-        return f"has {len(values)} values in feature {key!r}, but {where} says shape {shape}"
+        if len(values) != math.prod(shape):
+            return f"has {len(values)} values {says} shape {shape}"
     if isinstance(feature, RawFeature) and len(values[0]) != feature.num_bytes:
-        shape = list(feature.shape)
-        return (
-            f"has {len(values[0])} bytes in feature {key!r}, but {where} says shape {shape} "
-            f"of {feature.dtype}, which is {feature.num_bytes}"
-        )
+        shape = f"shape {list(feature.shape)} of {feature.dtype}, which is {feature.num_bytes}"
+        return f"has {len(values[0])} bytes {says} {shape}"
     return None

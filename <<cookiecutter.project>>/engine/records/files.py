@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -37,10 +37,13 @@ from vegab.files import replacing, write_atomically
 METADATA = "_tfrecord_metadata.json"
 INDEX = "_tfrecord_index.npz"
 LABELS = "labels.txt"  # where the pictures of a folder became records: the name of each label
+COMPANIONS = (METADATA, INDEX, LABELS, "README.md")  # what lies beside records and is none
 VERSION = 1
-COMPRESSIONS = ("", "GZIP", "ZLIB")
+WINDOW_BITS = {"GZIP": 31, "ZLIB": 15}  # by which zlib tells the two apart
+COMPRESSIONS = ("", *WINDOW_BITS)
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
+TORN = "is torn: the file ends in it"
 FRAME = HEADER.size + FOOTER.size  # bytes of a record beside its data
 PIECE = 2**20  # bytes that are read at once
 
@@ -124,29 +127,24 @@ def file_info(path: Path, deep: bool = False) -> FileInfo:
         MetadataError: if the metadata is missing or corrupt, or the file is missing or has changed.
     """
     path = Path(path)
-    entries = read_metadata(path.parent)
-    info = entries.get(path.name)
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise MetadataError(_missing(path, listed=info is not None)) from None
-    if info is None and not (path.parent / METADATA).exists():
-        raise MetadataError(
-            f"{path} has no metadata, as there is no {METADATA} beside it; type: "
-            + generate_command(path.parent)
-        )
+    info = read_metadata(path.parent).get(path.name)
+    of_folder = generate_command(path.parent)
+    if not path.exists():
+        listed = f", which {METADATA} tells of; put it back, or move {METADATA} away and type: "
+        raise MetadataError(f"there is no file {path}{listed + of_folder if info else ''}")
+    if not (path.parent / METADATA).exists():
+        raise MetadataError(f"{path} has no metadata: there is no {METADATA}; type: {of_folder}")
+    command = generate_command(path)
     if info is None:
-        raise MetadataError(f"{path} is not in {METADATA}; type: {generate_command(path)}")
+        raise MetadataError(f"{path} is not in {METADATA}; type: {command}")
+    size = path.stat().st_size
+    reason = ""
     if size != info.file_size:
-        raise MetadataError(
-            f"{path} has {size} bytes, but its metadata is of {info.file_size}; if the file is "
-            f"right, type: {generate_command(path)}"
-        )
-    if deep and _md5(path) != info.md5_hash:
-        raise MetadataError(
-            f"{path} has the size that its metadata says, but other bytes (MD5); if the file is "
-            f"right, type: {generate_command(path)}"
-        )
+        reason = f"{size} bytes, but its metadata is of {info.file_size}"
+    elif deep and _md5(path) != info.md5_hash:
+        reason = "the size that its metadata says, but other bytes (MD5)"
+    if reason:
+        raise MetadataError(f"{path} has {reason}; if the file is right, type: {command}")
     return info
 
 
@@ -172,10 +170,10 @@ def generate(
         MetadataError: if metadata that is there is corrupt; its bytes stay as they are.
         OSError: if a folder cannot be written.
     """
-    _require_compression(compression)
+    require_compression(compression)
     paths = [Path(path) for path in paths]
     before = {path.parent: read_metadata(path.parent) for path in paths}
-    found: dict[Path, dict[str, _Scanned]] = {}
+    found: dict[Path, dict[str, _Scanned]] = {}  # by folder, then by name
     result = Generated()
     try:
         for path in progress(paths):
@@ -190,10 +188,10 @@ def generate(
                 continue
             found.setdefault(path.parent, {})[path.name] = scanned
             # A file that only lacked its index is no news.
-            (result.kept if scanned.info == known and not force else result.made).append(path)
+            (result.kept if scanned[0] == known and not force else result.made).append(path)
     finally:
-        for folder, scanned_files in found.items():
-            _save(folder, scanned_files)
+        for folder, files in found.items():
+            _save(folder, files)
     return result
 
 
@@ -248,26 +246,23 @@ def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
     Raises:
         RecordError: at the first record that is torn or has another CRC; those before it come.
     """
-    _require_compression(compression)
+    require_compression(compression)
     with open(path, "rb", buffering=PIECE) as file:
         yield from _records(Path(path), file, compression, os.fstat(file.fileno()).st_size)
 
 
-def checked(path: Path, start: int, size: int, frame: bytes) -> bytes:
-    """Return the data of a record, given the bytes read from `start` on and the index's `size`.
+def require_sound(path: Path, start: int, size: int, frame: bytes) -> None:
+    """Check a record, given the bytes read from `start` on and the index's `size`.
 
     Raises:
         RecordError: if the record is torn, has another CRC, or does not lie where it should.
     """
     if len(frame) < size:
-        raise RecordError(path, start, "is torn: the file ends in it")
-    # Whole and as long as the index says, a header can only have these bytes.
-    if frame[: HEADER.size] != header(size - FRAME):
-        length = _checked_length(path, start, frame)
+        raise RecordError(path, start, TORN)
+    length = _checked_length(path, start, frame)
+    if length != size - FRAME:
         raise RecordError(path, start, f"has {length} bytes, unlike what the index says")
-    data = frame[HEADER.size : -FOOTER.size]
-    _check_data(path, start, data, frame[-FOOTER.size :])
-    return data
+    _check_data(path, start, frame[HEADER.size : -FOOTER.size], frame[-FOOTER.size :])
 
 
 def write_records(path: Path, records: Iterable[bytes], compression: str = "") -> int:
@@ -281,17 +276,16 @@ def write_records(path: Path, records: Iterable[bytes], compression: str = "") -
     Returns:
         How many there were.
     """
-    _require_compression(compression)
+    require_compression(compression)
     number = 0
-    with (
-        replacing(path) as temporary,
-        open(temporary, "wb", buffering=PIECE) as file,
-        _compressed(file, compression) as write,
-    ):
+    packer = zlib.compressobj(wbits=WINDOW_BITS[compression]) if compression else None
+    with replacing(path) as temporary, open(temporary, "wb", buffering=PIECE) as file:
         for data in records:
             for part in (header(len(data)), data, FOOTER.pack(_masked_crc(data))):
-                write(part)
+                file.write(packer.compress(part) if packer else part)
             number += 1
+        if packer:
+            file.write(packer.flush())
     return number
 
 
@@ -315,16 +309,16 @@ def _records(
     path: Path, file: BinaryIO, compression: str, size: int
 ) -> Iterator[tuple[int, bytes]]:
     """Yield offset and data of the records of a file of `size` bytes."""
-    stream = _decompressed(file, compression)
+    stream = _decompressed(file, compression) if size else file
     offset = 0
     while head := _read(stream, HEADER.size, path, offset):
         length = _checked_length(path, offset, head)
         # A length is a number like any other in a file: no memory is set aside at its word.
         if not compression and length > size - offset - FRAME:
-            raise RecordError(path, offset, "is torn: the file ends in it")
+            raise RecordError(path, offset, TORN)
         body = _read(stream, length + FOOTER.size, path, offset)
         if len(body) < length + FOOTER.size:
-            raise RecordError(path, offset, "is torn: the file ends in it")
+            raise RecordError(path, offset, TORN)
         data = body[:length]
         _check_data(path, offset, data, body[length:])
         yield offset, data
@@ -348,7 +342,7 @@ def _read(stream: BinaryIO, size: int, path: Path, offset: int) -> bytes:
 def _checked_length(path: Path, offset: int, frame: bytes) -> int:
     """Return the length of the data of a record, of which `frame` holds at least the header."""
     if len(frame) < HEADER.size:
-        raise RecordError(path, offset, "is torn: the file ends in it")
+        raise RecordError(path, offset, TORN)
     length, crc = HEADER.unpack_from(frame)
     if _masked_crc(frame[:8]) != crc:
         raise RecordError(path, offset, "is damaged: its length has another CRC")
@@ -360,7 +354,8 @@ def _check_data(path: Path, offset: int, data: bytes, footer: bytes) -> None:
         raise RecordError(path, offset, "is damaged: its data have another CRC")
 
 
-def _require_compression(compression: str) -> None:
+def require_compression(compression: str) -> None:
+    """Raise a ValueError unless it is one of COMPRESSIONS."""
     if compression not in COMPRESSIONS:
         raise ValueError(f"the compression is {compression!r}; it must be GZIP, ZLIB or empty")
 
@@ -380,31 +375,25 @@ class _ZlibStream(io.RawIOBase):
         self._file = file
         self._inflate = zlib.decompressobj()
         self._unpacked = b""
-        self._is_empty = True
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._unpacked:
+        while not self._unpacked and not self._inflate.eof:
             packed = self._file.read(2**14)
             if not packed:
-                if not self._inflate.eof and not self._is_empty:
-                    raise EOFError("the compressed data end early")
-                return 0
-            if self._inflate.eof:
-                raise zlib.error("something follows the compressed data")
-            self._is_empty = False
+                raise EOFError("the compressed data end early")
             self._unpacked = self._inflate.decompress(packed)
-            if self._inflate.unused_data:
-                raise zlib.error("something follows the compressed data")
+        if self._inflate.eof and (self._inflate.unused_data or self._file.read(1)):
+            raise zlib.error("something follows the compressed data")
         number = min(len(buffer), len(self._unpacked))
         buffer[:number], self._unpacked = self._unpacked[:number], self._unpacked[number:]
         return number
 
 
 def _identity(path: Path) -> tuple[Path, int, int, int]:
-    """Return what tells whether a file was replaced; a file is read anew only then."""
+    """Return what tells whether a file was replaced; it is read again only then."""
     status = path.stat()
     return path, status.st_ino, status.st_mtime_ns, status.st_size
 
@@ -417,19 +406,19 @@ def _parsed(path: Path, *_: int) -> Mapping[str, FileInfo]:
         content = json.loads(path.read_bytes())
         version, files = content["version"], content["files"]
         if version == VERSION:
-            return {name: _entry(**entry) for name, entry in files.items()}
+            return {name: _entry(entry) for name, entry in files.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise MetadataError(f"{path} is corrupt ({error}); {advice}") from error
     raise MetadataError(f"{path} has version {version!r}, but only {VERSION} is known; {advice}")
 
 
-def _entry(total_records: int, file_size: int, md5_hash: str) -> FileInfo:
-    for number in (total_records, file_size):
-        if type(number) is not int or number < 0:
-            raise ValueError(f"{number!r} is not a number of records or bytes")
-    if not isinstance(md5_hash, str):
-        raise ValueError(f"{md5_hash!r} is not an MD5")
-    return FileInfo(total_records, file_size, md5_hash)
+def _entry(entry: Mapping[str, Any]) -> FileInfo:
+    info = FileInfo(**entry)
+    numbers = (info.total_records, info.file_size)
+    are_counts = all(type(number) is int and number >= 0 for number in numbers)
+    if not are_counts or not isinstance(info.md5_hash, str):
+        raise ValueError(f"{entry} is not a number of records, one of bytes, and an MD5")
+    return info
 
 
 @functools.lru_cache(maxsize=4)
@@ -451,15 +440,6 @@ def _are_offsets(offsets: np.ndarray) -> bool:
     return bool(is_list and offsets[0] == 0 and (np.diff(offsets) >= FRAME).all())
 
 
-def _missing(path: Path, listed: bool) -> str:
-    if not listed:
-        return f"there is no file {path}"
-    return (
-        f"there is no file {path}, which {METADATA} tells of; put it back, or move {METADATA} away "
-        f"and type: {generate_command(path.parent)}"
-    )
-
-
 def _md5(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
@@ -472,97 +452,68 @@ def _is_up_to_date(path: Path, info: FileInfo) -> bool:
     return compression_of(path) != "" or read_index(path) is not None
 
 
-class _Scanned(NamedTuple):
-    info: FileInfo
-    offsets: np.ndarray | None  # None: the file is compressed
+# What the metadata says of a file, and where its records begin; None: it is compressed.
+_Scanned = tuple[FileInfo, np.ndarray | None]
 
 
 def _scan(path: Path, compression: str) -> _Scanned:
     """Read a file to its end, once: its records are counted and its bytes hashed on the way."""
     starts = array.array("q")
     end = 0
-    with open(path, "rb", buffering=0) as raw:
-        hashed = _HashedFile(raw)
-        stream = io.BufferedReader(hashed, PIECE)
-        for offset, data in _records(path, stream, compression, os.fstat(raw.fileno()).st_size):
+    raw = _HashedFile(path)
+    with io.BufferedReader(raw, PIECE) as file:
+        for offset, data in _records(path, file, compression, path.stat().st_size):
             starts.append(offset)
             end = offset + len(data) + FRAME
+        info = FileInfo(len(starts), raw.tell(), raw.digest.hexdigest())
     starts.append(end)
-    info = FileInfo(len(starts) - 1, hashed.size, hashed.digest.hexdigest())
-    return _Scanned(info, None if compression else np.array(starts, dtype=np.int64))
+    return info, None if compression else np.array(starts, dtype=np.int64)
 
 
-class _HashedFile(io.RawIOBase):
-    """A file whose size and MD5 are known once it was read to its end."""
+class _HashedFile(io.FileIO):
+    """A file whose MD5 is known once it was read to its end."""
 
-    def __init__(self, file: io.FileIO) -> None:
-        self._file = file
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self.digest = hashlib.md5(usedforsecurity=False)
-        self.size = 0
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: Any) -> int:
-        number = self._file.readinto(buffer)
+        number = super().readinto(buffer) or 0
         self.digest.update(memoryview(buffer)[:number])
-        self.size += number
         return number
 
 
 def _save(folder: Path, scanned: Mapping[str, _Scanned]) -> None:
     """Add what was found to metadata and index, beside what another process may have added."""
     with _locked(folder):
-        entries = read_metadata(folder)
-        entries |= {name: file.info for name, file in scanned.items()}
+        before = read_metadata(folder)
+        entries = before | {name: info for name, (info, _) in scanned.items()}
         index: dict[str, np.ndarray] = {}
         with contextlib.suppress(FileNotFoundError):
             index |= _loaded(*_identity(folder / INDEX))
-        for name, file in scanned.items():
+        for name, (_, offsets) in scanned.items():
             index.pop(name, None)
-            if file.offsets is not None:
-                index[name] = file.offsets
+            if offsets is not None:
+                index[name] = offsets
         # The index comes first: it is only used where it agrees with the metadata.
         if index or (folder / INDEX).exists():
-            _replace(folder / INDEX, _index_bytes(index))
-        if entries != read_metadata(folder):
+            write_atomically(folder / INDEX, _index_bytes(index))
+        if entries != before:
             files = {name: asdict(entries[name]) for name in sorted(entries)}
             content = json.dumps({"version": VERSION, "files": files}, indent=4)
-            _replace(folder / METADATA, content.encode() + b"\n")
+            write_atomically(folder / METADATA, content + "\n")
 
 
 def _index_bytes(index: Mapping[str, np.ndarray]) -> bytes:
-    """Return a .npz file; the same arrays give the same bytes, on every day and system."""
+    """Return a .npz file; the same arrays give the same bytes, every day."""
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(packed, "w") as archive:
         for name in sorted(index):
-            member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            member.create_system = 3  # Unix
             content = io.BytesIO()
-            np.lib.format.write_array(content, index[name], allow_pickle=False)
-            archive.writestr(member, content.getvalue())
+            np.save(content, index[name], allow_pickle=False)
+            # A ZipInfo of its own is dated 1980.
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
     return packed.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace a file, unless it holds the same."""
-    if not path.is_file() or path.read_bytes() != content:
-        write_atomically(path, content)
-
-
-@contextlib.contextmanager
-def _compressed(file: BinaryIO, compression: str) -> Iterator[Any]:
-    """Give a function that writes into a file what it is called with."""
-    if compression == "GZIP":
-        # Neither a time nor a name, so that the same records give the same bytes.
-        with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
-            yield packed.write
-    elif compression == "ZLIB":
-        deflate = zlib.compressobj()
-        yield lambda data: file.write(deflate.compress(data))
-        file.write(deflate.flush())
-    else:
-        yield file.write
 
 
 @contextlib.contextmanager
