@@ -746,9 +746,9 @@ def test_inspect_shows_names_types_shapes_and_numbers(main: Command, tmp_path: P
         [f"{path}: first 100 records"],
         ["feature", "type", "shape", "records"],
         ["number", "int64", "(1,)", "100"],
-        ["weights", "float", "varies from 1 to 3", "100"],
+        ["weights", "float32", "varies from 1 to 3", "100"],
     ]
-    assert "name     bytes  (2,)                1" in main("inspect", path, "--all").stdout
+    assert "name     string   (2,)                1" in main("inspect", path, "--all").stdout
 
     write_records(path, [records[0], b"\xff\xff\xff"])
     done = main("inspect", path)

@@ -15,10 +15,7 @@ from engine.records.memory import MemorySamplesFeeder
 from engine.training import make_variables
 from vegab import UsageError, resolve
 
-FEEDERS = {
-    "TFRecordExamplesFeeder": TFRecordExamplesFeeder,
-    "MemorySamplesFeeder": MemorySamplesFeeder,
-}
+FEEDERS = {kind.__name__: kind for kind in (TFRecordExamplesFeeder, MemorySamplesFeeder)}
 
 
 def build_variant(config: Mapping[str, Any]) -> Experiment:
@@ -45,7 +42,9 @@ def build_variant(config: Mapping[str, Any]) -> Experiment:
     with refusals_named(config, "model"):
         make_variables(model, first, train["fine_tune"])
     features = first[0] if isinstance(first, tuple) else first
-    monitor = monitor_of(config)
+    monitor = config["monitor"] or train["early_stopping_metric"] or "loss"
+    if eval_feeder and not monitor.startswith("val_"):
+        monitor = f"val_{monitor}"
     with refusals_named(config, "monitor"):
         is_lower_better(monitor, config["monitor_mode"])
     return Experiment(
@@ -123,14 +122,6 @@ def made(config: Mapping[str, Any], key: str, registered: Mapping[str, Any], **m
     kind = resolve(name, f"{key}.type", registered)
     with refusals_named(config, key):
         return kind(**arguments, **more)
-
-
-def monitor_of(config: Mapping[str, Any]) -> str:
-    """Return the column that decides which epoch is the best."""
-    train = config["train"]
-    metric = config["monitor"] or train["early_stopping_metric"] or "loss"
-    of_validation = train["eval_feeder"] and not metric.startswith("val_")
-    return f"val_{metric}" if of_validation else metric
 
 
 def hooks_of(config: Mapping[str, Any], monitor: str) -> list[hooks.Hook]:

@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.batches import require_at_least
 from vegab import UsageError, resolve
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 Features = dict[str, Any]
-STORED = ("int64", "float32", "string")  # what a tf.train.Example can hold
+# What a tf.train.Example can hold, by its own words.
+DTYPES = {"int64_list": "int64", "float_list": "float32", "bytes_list": "string"}
 DECODE_FORMATS = ("auto", "jpeg", "png", "gif", "bmp")
 
 
@@ -60,11 +62,11 @@ class ImageFeature(DecodedFeature):
     post_op: Callable[["tf.Tensor"], "tf.Tensor"] | None = None
 
     def __post_init__(self) -> None:
-        if (self.resize_height is None) != (self.resize_width is None):
+        size = {"resize_height": self.resize_height, "resize_width": self.resize_width}
+        given = {name: side for name, side in size.items() if side is not None}
+        if len(given) == 1:
             raise ValueError("resize_height and resize_width go together; one of them is missing")
-        size = (self.resize_height, self.resize_width)
-        if any(side is not None and side < 1 for side in size):
-            raise ValueError(f"resize_height and resize_width are {size}; they must be at least 1")
+        require_at_least(1, **given)
         if self.channels not in (0, 1, 3):
             raise ValueError(f"channels is {self.channels}; expected 0, 1 or 3")
         if self.decode_format not in DECODE_FORMATS:
@@ -129,12 +131,7 @@ class ImageFeature(DecodedFeature):
 
 @dataclass(frozen=True)
 class RawFeature(DecodedFeature):
-    """An array as the bytes of its values, as `array.tobytes()` gives them.
-
-    Attributes:
-        shape: of the array.
-        dtype: of the array, little-endian.
-    """
+    """An array as its bytes, little-endian, as `array.tobytes()` gives them."""
 
     shape: Sequence[int]
     dtype: Any = "uint8"
@@ -142,11 +139,6 @@ class RawFeature(DecodedFeature):
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "dtype", _dtype(self.dtype).name)
-
-    @property
-    def num_bytes(self) -> int:
-        """The length of the string."""
-        return math.prod(self.shape) * _dtype(self.dtype).size
 
     def decode(self, contents: "tf.Tensor", num_parallel: int) -> "tf.Tensor":
         import tensorflow as tf
@@ -176,10 +168,9 @@ def make_features(entries: Mapping[str, Any], where: str) -> Features:
     }
     for name, feature in features.items():
         dtype = "string" if isinstance(feature, DecodedFeature) else _dtype(feature.dtype).name
-        if dtype not in STORED:
-            raise ValueError(
-                f"{where}.{name}: dtype is {dtype}; a record holds {', '.join(STORED)}"
-            )
+        if dtype not in DTYPES.values():
+            known = ", ".join(DTYPES.values())
+            raise ValueError(f"{where}.{name}: dtype is {dtype}; a record holds {known}")
     return features
 
 
@@ -221,29 +212,30 @@ class Parser:
         """Return features, or (features, labels), of strings of shape (batch,); runs in a graph."""
         import tensorflow as tf
 
+        features, labels = stored(self.features), stored(self.labels or {})
+        values = tf.io.parse_example(serialized, labels | features)
+        first = self._dense(self.features, values)
+        if self.labels is None:
+            return first
         # One pass over the records parses both maps, unless they read a name in different ways.
-        union: Features = {}
-        for features in self.maps.values():
-            union = stored(features) | union
-        values = tf.io.parse_example(serialized, union)
-        parts = []
-        for features in self.maps.values():
-            own = stored(features)
-            if any(repr(own[name]) != repr(union[name]) for name in own):
-                values = tf.io.parse_example(serialized, own)
-            parts.append({name: self._dense(features[name], values[name]) for name in features})
-        return tuple(parts) if self.labels is not None else parts[0]
+        if any(repr(labels[name]) != repr(features[name]) for name in labels.keys() & features):
+            values = tf.io.parse_example(serialized, labels)
+        return first, self._dense(self.labels, values)
 
-    def _dense(self, feature: Any, value: Any) -> "tf.Tensor":
+    def _dense(self, features: Features, values: Mapping[str, Any]) -> dict[str, "tf.Tensor"]:
         import tensorflow as tf
 
-        if isinstance(feature, DecodedFeature):
-            return feature.decode(value, self.num_parallel)
-        if isinstance(value, tf.sparse.SparseTensor):
-            return tf.sparse.to_dense(value)
-        if isinstance(value, tf.RaggedTensor):
-            return value.to_tensor()
-        return value
+        dense = {}
+        for name, feature in features.items():
+            value = values[name]
+            if isinstance(feature, DecodedFeature):
+                value = feature.decode(value, self.num_parallel)
+            elif isinstance(value, tf.sparse.SparseTensor):
+                value = tf.sparse.to_dense(value)
+            elif isinstance(value, tf.RaggedTensor):
+                value = value.to_tensor()
+            dense[name] = value
+        return dense
 
     def missing(self, found: set[str]) -> dict[str, str]:
         """Return the names in a record that are not among `found`, and the maps that name them."""
@@ -260,7 +252,7 @@ class Parser:
         import tensorflow as tf
 
         try:
-            held = {name: _held(value) for name, value in _example(serialized).items()}
+            held = held_in(serialized)
         except ValueError:
             return "is no tf.train.Example"
         for where, features in self.maps.items():
@@ -285,9 +277,23 @@ def stored(features: Features) -> Features:
     }
 
 
-def names_in(serialized: bytes) -> set[str]:
-    """Return the names of what a record holds; ValueError if it is no `tf.train.Example`."""
-    return set(_example(serialized))
+def held_in(serialized: bytes) -> dict[str, tuple[str, Sequence[Any]]]:
+    """Return dtype and values of each feature in a record; one without values has no dtype.
+
+    Raises:
+        ValueError: if the record is not a `tf.train.Example`.
+    """
+    import tensorflow as tf
+
+    try:
+        features = tf.train.Example.FromString(serialized).features.feature
+    except Exception as error:  # protobuf's own class has no public name that all versions share
+        raise ValueError("no tf.train.Example") from error
+    held = {}
+    for name, value in features.items():
+        kind = value.WhichOneof("kind")
+        held[name] = DTYPES.get(kind, ""), getattr(value, kind).value if kind else ()
+    return held
 
 
 def described(features: Features | None) -> str:
@@ -377,22 +383,6 @@ def _keys(name: str, feature: Any) -> list[str]:
     return [name]
 
 
-def _example(serialized: bytes) -> Mapping[str, Any]:
-    import tensorflow as tf
-
-    try:
-        return tf.train.Example.FromString(serialized).features.feature
-    except Exception as error:  # protobuf's own class has no public name that all versions share
-        raise ValueError("no tf.train.Example") from error
-
-
-def _held(value: Any) -> tuple[str, Sequence[Any]]:
-    """Return dtype and values of a feature in a record; a feature without values has no dtype."""
-    kind = value.WhichOneof("kind")
-    dtypes = {"int64_list": "int64", "float_list": "float32", "bytes_list": "string"}
-    return dtypes.get(kind, ""), getattr(value, kind).value if kind else ()
-
-
 def _fault(
     name: str, feature: Any, held: Mapping[str, tuple[str, Sequence[Any]]], where: str
 ) -> str | None:
@@ -415,7 +405,9 @@ def _fault(
         shape = tf.TensorShape(spec.shape).as_list()
         if len(values) != math.prod(shape):
             return f"has {len(values)} values {says} shape {shape}"
-    if isinstance(feature, RawFeature) and len(values[0]) != feature.num_bytes:
-        shape = f"shape {list(feature.shape)} of {feature.dtype}, which is {feature.num_bytes}"
-        return f"has {len(values[0])} bytes {says} {shape}"
+    if isinstance(feature, RawFeature):
+        num_bytes = math.prod(feature.shape) * _dtype(feature.dtype).size
+        if len(values[0]) != num_bytes:
+            shape = f"shape {list(feature.shape)} of {feature.dtype}, which is {num_bytes}"
+            return f"has {len(values[0])} bytes {says} {shape}"
     return None

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from engine.batches import SHUFFLE_STREAM, Ahead, Array, random_generator, require_at_least
-from engine.records.features import Parser, described, first_line, make_features, names_in, stored
+from engine.records.features import Parser, described, first_line, held_in, make_features, stored
 from engine.records.files import (
     COMPANIONS,
     INDEX,
@@ -39,13 +39,6 @@ LOOKED_AT = 1000  # records in which a feature that a record may be without is l
 
 class Feeder:
     """Batches of examples that are counted from 0, in an order that seed and pass decide.
-
-    Args:
-        num_examples: in one pass.
-        batch_size: examples a batch, from 1 to `num_examples`.
-        drop_remainder: leave out a batch at the end that is not full.
-        shuffle: give every pass an order of its own.
-        seed: orders are functions of it, at least 0.
 
     Attributes:
         until_epochs: passes over the data; there is nothing after them, so that the last batch may
@@ -152,15 +145,10 @@ class Feeder:
 
 
 class Serving(NamedTuple):
-    """How an exported model reads records, which have no labels then.
+    """How an exported model reads records, which have no labels then."""
 
-    Attributes:
-        spec: names and features, as `tf.io.parse_example` takes them.
-        parse: a function of serialized examples, strings of shape (batch,), for use in a graph; it
-            returns the features as dense tensors.
-    """
-
-    spec: dict[str, Any]
+    spec: dict[str, Any]  # names and features, as `tf.io.parse_example` takes them
+    # A function for use in a graph: serialized examples, strings of shape (batch,), to features.
     parse: Any
 
 
@@ -399,16 +387,10 @@ class TFRecordExamplesFeeder(Feeder):
 
     def _check_records(self) -> None:
         """Parse the first record, and look for what a record may be without in some more."""
-        import tensorflow as tf
-
-        first = Records.of([self._first_sound(0)])
-        try:
-            self._parsed(first)
-        except (ValueError, TypeError, tf.errors.OpError) as error:
-            raise self._explained(first, error) from error
+        self._parsed(Records.of([self._first_sound(0)]))
         found: set[str] = set()
         for _, (data, _, _) in islice(self._sound(), LOOKED_AT):
-            found |= names_in(data)
+            found |= held_in(data).keys()
             if not (missing := self._parser.missing(found)):
                 return
         name, where = next(iter(missing.items()))

@@ -15,7 +15,6 @@ import array
 import contextlib
 import fcntl
 import functools
-import gzip
 import hashlib
 import io
 import json
@@ -71,32 +70,20 @@ class MetadataError(ValueError):
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What the metadata says of a file.
-
-    Attributes:
-        total_records: how many it holds.
-        file_size: in bytes, as it lies on the disk.
-        md5_hash: of these bytes, 32 hexadecimal digits.
-    """
+    """What the metadata says of a file."""
 
     total_records: int
-    file_size: int
-    md5_hash: str
+    file_size: int  # in bytes, as it lies on the disk
+    md5_hash: str  # of these bytes, 32 hexadecimal digits
 
 
 @dataclass
 class Generated:
-    """What `generate` did with each file.
+    """What `generate` did with each file."""
 
-    Attributes:
-        made: files whose entry is new.
-        kept: files whose entry was right.
-        problems: for each file that could not be read to its end, why.
-    """
-
-    made: list[Path] = field(default_factory=list)
-    kept: list[Path] = field(default_factory=list)
-    problems: dict[Path, str] = field(default_factory=dict)
+    made: list[Path] = field(default_factory=list)  # their entries are new
+    kept: list[Path] = field(default_factory=list)  # their entries were right
+    problems: dict[Path, str] = field(default_factory=dict)  # why one was not read to its end
 
 
 def generate_command(target: Path) -> str:
@@ -112,7 +99,7 @@ def read_metadata(folder: Path) -> dict[str, FileInfo]:
         MetadataError: if it is corrupt, or of another version.
     """
     with contextlib.suppress(FileNotFoundError):
-        return dict(_parsed(*_identity(Path(folder) / METADATA)))
+        return dict(_parsed(*_identity(folder / METADATA)))
     return {}
 
 
@@ -126,7 +113,6 @@ def file_info(path: Path, deep: bool = False) -> FileInfo:
     Raises:
         MetadataError: if the metadata is missing or corrupt, or the file is missing or has changed.
     """
-    path = Path(path)
     info = read_metadata(path.parent).get(path.name)
     of_folder = generate_command(path.parent)
     if not path.exists():
@@ -171,7 +157,6 @@ def generate(
         OSError: if a folder cannot be written.
     """
     require_compression(compression)
-    paths = [Path(path) for path in paths]
     before = {path.parent: read_metadata(path.parent) for path in paths}
     found: dict[Path, dict[str, _Scanned]] = {}  # by folder, then by name
     result = Generated()
@@ -203,7 +188,6 @@ def read_index(path: Path) -> np.ndarray | None:
         the file's end. None for a compressed file, without an index, or with one that is damaged or
         of a file of another size.
     """
-    path = Path(path)
     try:
         offsets = _loaded(*_identity(path.parent / INDEX)).get(path.name)
         info = read_metadata(path.parent).get(path.name)
@@ -225,7 +209,7 @@ def compression_of(path: Path) -> str:
     """
     with open(path, "rb") as file:
         head = file.read(HEADER.size)
-    if not head or (len(head) == HEADER.size and _masked_crc(head[:8]) == HEADER.unpack(head)[1]):
+    if not head or (len(head) == HEADER.size and head == header(HEADER.unpack(head)[0])):
         return ""
     if head.startswith(b"\x1f\x8b\x08"):
         return "GZIP"
@@ -233,7 +217,7 @@ def compression_of(path: Path) -> str:
     first = int.from_bytes(head[:2], "big")
     if len(head) > 1 and first & 0x8F20 == 0x0800 and first % 31 == 0:
         return "ZLIB"
-    raise RecordError(Path(path), 0, "is torn, or this is no TFRecord file")
+    raise RecordError(path, 0, "is torn, or this is no TFRecord file")
 
 
 def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
@@ -248,21 +232,21 @@ def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
     """
     require_compression(compression)
     with open(path, "rb", buffering=PIECE) as file:
-        yield from _records(Path(path), file, compression, os.fstat(file.fileno()).st_size)
+        yield from _records(path, file, compression, os.fstat(file.fileno()).st_size)
 
 
 def require_sound(path: Path, start: int, size: int, frame: bytes) -> None:
-    """Check a record, given the bytes read from `start` on and the index's `size`.
+    """Raise a RecordError unless a record, `frame`, is whole and has the right CRCs.
 
-    Raises:
-        RecordError: if the record is torn, has another CRC, or does not lie where it should.
+    It was read from `start` on, and `size` is its length in bytes according to the index.
     """
     if len(frame) < size:
         raise RecordError(path, start, TORN)
     length = _checked_length(path, start, frame)
     if length != size - FRAME:
         raise RecordError(path, start, f"has {length} bytes, unlike what the index says")
-    _check_data(path, start, frame[HEADER.size : -FOOTER.size], frame[-FOOTER.size :])
+    if not frame.endswith(_footer(frame[HEADER.size : -FOOTER.size])):
+        raise RecordError(path, start, "is damaged: its data have another CRC")
 
 
 def write_records(path: Path, records: Iterable[bytes], compression: str = "") -> int:
@@ -281,7 +265,7 @@ def write_records(path: Path, records: Iterable[bytes], compression: str = "") -
     packer = zlib.compressobj(wbits=WINDOW_BITS[compression]) if compression else None
     with replacing(path) as temporary, open(temporary, "wb", buffering=PIECE) as file:
         for data in records:
-            for part in (header(len(data)), data, FOOTER.pack(_masked_crc(data))):
+            for part in (header(len(data)), data, _footer(data)):
                 file.write(packer.compress(part) if packer else part)
             number += 1
         if packer:
@@ -294,22 +278,23 @@ def masked(crc: Any) -> Any:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _masked_crc(data: bytes) -> int:
-    return masked(google_crc32c.value(data))
+def _footer(data: bytes) -> bytes:
+    """Return the CRC of some bytes as it stands after them."""
+    return FOOTER.pack(masked(google_crc32c.value(data)))
 
 
 @functools.lru_cache(maxsize=2**14)
 def header(length: int) -> bytes:
     """Return the bytes that a record with so many bytes of data begins with."""
     packed = struct.pack("<Q", length)
-    return packed + FOOTER.pack(_masked_crc(packed))
+    return packed + _footer(packed)
 
 
-def _records(
-    path: Path, file: BinaryIO, compression: str, size: int
-) -> Iterator[tuple[int, bytes]]:
+def _records(path: Path, file: Any, compression: str, size: int) -> Iterator[tuple[int, bytes]]:
     """Yield offset and data of the records of a file of `size` bytes."""
-    stream = _decompressed(file, compression) if size else file
+    stream: Any = file
+    if compression and size:
+        stream = io.BufferedReader(_Unpacked(file, compression), PIECE)
     offset = 0
     while head := _read(stream, HEADER.size, path, offset):
         length = _checked_length(path, offset, head)
@@ -317,15 +302,14 @@ def _records(
         if not compression and length > size - offset - FRAME:
             raise RecordError(path, offset, TORN)
         body = _read(stream, length + FOOTER.size, path, offset)
-        if len(body) < length + FOOTER.size:
-            raise RecordError(path, offset, TORN)
         data = body[:length]
-        _check_data(path, offset, data, body[length:])
+        if body[length:] != _footer(data):
+            require_sound(path, offset, length + FRAME, head + body)  # knows how to say why
         yield offset, data
         offset += length + FRAME
 
 
-def _read(stream: BinaryIO, size: int, path: Path, offset: int) -> bytes:
+def _read(stream: Any, size: int, path: Path, offset: int) -> bytes:
     """Return `size` bytes, or less where the stream ends; what is not there takes no memory."""
     try:
         if size <= PIECE:
@@ -335,7 +319,7 @@ def _read(stream: BinaryIO, size: int, path: Path, offset: int) -> bytes:
             pieces.append(piece)
             size -= len(piece)
         return b"".join(pieces)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error) as error:
         raise RecordError(path, offset, f"cannot be unpacked: {error}") from error
 
 
@@ -343,15 +327,10 @@ def _checked_length(path: Path, offset: int, frame: bytes) -> int:
     """Return the length of the data of a record, of which `frame` holds at least the header."""
     if len(frame) < HEADER.size:
         raise RecordError(path, offset, TORN)
-    length, crc = HEADER.unpack_from(frame)
-    if _masked_crc(frame[:8]) != crc:
+    length, _ = HEADER.unpack_from(frame)
+    if not frame.startswith(header(length)):
         raise RecordError(path, offset, "is damaged: its length has another CRC")
     return length
-
-
-def _check_data(path: Path, offset: int, data: bytes, footer: bytes) -> None:
-    if FOOTER.pack(_masked_crc(data)) != footer:
-        raise RecordError(path, offset, "is damaged: its data have another CRC")
 
 
 def require_compression(compression: str) -> None:
@@ -360,33 +339,28 @@ def require_compression(compression: str) -> None:
         raise ValueError(f"the compression is {compression!r}; it must be GZIP, ZLIB or empty")
 
 
-def _decompressed(file: BinaryIO, compression: str) -> Any:
-    if compression == "GZIP":
-        return gzip.GzipFile(fileobj=file, mode="rb")
-    if compression == "ZLIB":
-        return io.BufferedReader(_ZlibStream(file), PIECE)
-    return file
+class _Unpacked(io.RawIOBase):
+    """What a compressed file unpacks to."""
 
-
-class _ZlibStream(io.RawIOBase):
-    """What a zlib stream unpacks to."""
-
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, compression: str) -> None:
         self._file = file
-        self._inflate = zlib.decompressobj()
+        self._bits = WINDOW_BITS[compression]
+        self._inflate = zlib.decompressobj(self._bits)
         self._unpacked = b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._unpacked and not self._inflate.eof:
-            packed = self._file.read(2**14)
-            if not packed:
+        while not self._unpacked:
+            packed = self._inflate.unused_data or self._file.read(2**14)
+            if not packed and not self._inflate.eof:
                 raise EOFError("the compressed data end early")
+            if not packed:
+                return 0
+            if self._inflate.eof:  # what follows has to be compressed, too
+                self._inflate = zlib.decompressobj(self._bits)
             self._unpacked = self._inflate.decompress(packed)
-        if self._inflate.eof and (self._inflate.unused_data or self._file.read(1)):
-            raise zlib.error("something follows the compressed data")
         number = min(len(buffer), len(self._unpacked))
         buffer[:number], self._unpacked = self._unpacked[:number], self._unpacked[number:]
         return number

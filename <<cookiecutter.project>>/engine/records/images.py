@@ -62,12 +62,8 @@ def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
             raise PictureError(f"{folder / label_name} holds no picture; fill or remove it")
         pictures += [Picture(folder, name, label) for name in names]
     if unlabelled := sorted(entry.name for entry in entries if entry.is_file()):
-        log.warning(
-            "%s: %d in the folder itself, such as %s, left out for want of a label",
-            folder,
-            len(unlabelled),
-            unlabelled[0],
-        )
+        left_out = "%s: %d in the folder itself, such as %s, left out for want of a label"
+        log.warning(left_out, folder, len(unlabelled), unlabelled[0])
     return pictures, labels
 
 
@@ -92,11 +88,9 @@ def split_and_shuffle(
         raise PictureError(f"{number} of {len(pictures)} pictures for validation leave none")
     ranked = sorted(pictures, key=lambda picture: _hash(picture.name))
     splits = {"train": ranked[number:], "validation": ranked[:number]}
-    return {
-        name: sorted(split, key=lambda picture: _hash(f"{seed}/{picture.name}"))
-        for name, split in splits.items()
-        if split
-    }
+    for split in splits.values():
+        split.sort(key=lambda picture: _hash(f"{seed}/{picture.name}"))
+    return {name: split for name, split in splits.items() if split}
 
 
 def number_of_shards(pictures: Sequence[Picture]) -> int:
