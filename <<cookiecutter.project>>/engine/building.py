@@ -23,11 +23,6 @@ def callbacks_of(config: Mapping[str, Any]) -> list[Any]:
     return [from_mapping(config, "callbacks", entry) for entry in config["callbacks"]]
 
 
-def hooks_of(config: Mapping[str, Any]) -> list[Any]:
-    """Return the hooks that a config names."""
-    return [from_mapping(config, "hooks", entry) for entry in config["hooks"]]
-
-
 def require_at_least_one(config: Mapping[str, Any], *keys: str, section: str = "") -> None:
     """Refuse a number below 1, or what is none.
 

@@ -14,6 +14,7 @@ from engine.records.feeders import TFRecordExamplesFeeder
 from engine.records.memory import MemorySamplesFeeder
 from engine.training import make_variables
 from vegab import UsageError, resolve
+from vegab.config import lookup
 
 FEEDERS = {kind.__name__: kind for kind in (TFRecordExamplesFeeder, MemorySamplesFeeder)}
 
@@ -115,10 +116,7 @@ def make_model(config: Mapping[str, Any]) -> Any:
 
 def made(config: Mapping[str, Any], key: str, registered: Mapping[str, Any], **more: Any) -> Any:
     """Return what the mapping at `key` names, called with the mapping's other entries."""
-    entry: Any = config
-    for name in key.split("."):
-        entry = entry[name]
-    name, arguments = class_in(entry, key)
+    name, arguments = class_in(lookup(dict(config), key), key)
     kind = resolve(name, f"{key}.type", registered)
     with refusals_named(config, key):
         return kind(**arguments, **more)
