@@ -37,16 +37,12 @@ NUMBER = {"number": INT}
 
 def example(**features: Any) -> bytes:
     """Return a serialized Example; bytes, integers or floats, alone or in lists."""
-    made = {}
+    made = tf.train.Features()
     for name, values in features.items():
         values = values if isinstance(values, list) else [values]
-        if isinstance(values[0], bytes):
-            made[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-        elif isinstance(values[0], float):
-            made[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
-        else:
-            made[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-    return tf.train.Example(features=tf.train.Features(feature=made)).SerializeToString()
+        kinds = {int: "int64_list", float: "float_list", bytes: "bytes_list"}
+        getattr(made.feature[name], kinds[type(values[0])]).value.extend(values)
+    return tf.train.Example(features=made).SerializeToString()
 
 
 def write(folder: Path, files: dict[str, list[bytes]], compression: str = "") -> Path:
@@ -61,11 +57,13 @@ def numbers(first: int, last: int) -> list[bytes]:
     return [example(number=number) for number in range(first, last)]
 
 
+FILES = {"a": numbers(0, 10), "b": numbers(10, 13), "c": numbers(13, 25)}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """25 records, with the numbers 0 to 24, in three files."""
-    files = {"a": numbers(0, 10), "b": numbers(10, 13), "c": numbers(13, 25)}
-    return write(tmp_path / "data", files)
+    return write(tmp_path / "data", FILES)
 
 
 def streamed(folder: Path) -> Path:
@@ -94,8 +92,7 @@ def any_way(request: Any, folder: Path, tmp_path: Path) -> Callable[..., TFRecor
     if request.param == "stream":
         streamed(folder)
     elif request.param != "index":
-        files = {"a": numbers(0, 10), "b": numbers(10, 13), "c": numbers(13, 25)}
-        folder = write(tmp_path / "packed", files, request.param)
+        folder = write(tmp_path / "packed", FILES, request.param)
     compression = request.param if request.param.isupper() else ""
     return lambda **options: feeder(folder, compression=compression, **options)
 
@@ -138,14 +135,6 @@ def test_the_index_shuffles_globally_and_a_stream_in_its_window(folder: Path) ->
     assert [number for number in exact if number < 10] != list(range(10))
     (window,) = drawn(feeder(streamed(folder), **options))
     assert [number for number in window if number < 10] == list(range(10))
-
-
-def test_every_place_of_a_global_shuffle_is_equally_likely(folder: Path) -> None:
-    made = feeder(folder, max_examples=3, batch_size=3)
-    orders = [tuple(made.batch(epoch, 0)["number"].tolist()) for epoch in range(600)]
-    counts = [orders.count(order) for order in set(orders)]
-    assert len(counts) == 6
-    assert min(counts) > 60
 
 
 @pytest.mark.parametrize(
@@ -212,20 +201,15 @@ def test_max_examples_are_the_first(any_way: Any) -> None:
 
 
 def test_with_labels_a_batch_is_a_pair(folder: Path) -> None:
-    for _ in range(3):  # any number of builds gives the same
-        made = feeder(folder, labels_map=NUMBER)
-        features, labels = made.batch(0, 0)
-        np.testing.assert_array_equal(features["number"], labels["number"])
-        assert (features["number"].dtype, features["number"].shape) == (np.int64, (4,))
+    features, labels = feeder(folder, labels_map=NUMBER).batch(0, 0)
+    np.testing.assert_array_equal(features["number"], labels["number"])
+    assert (features["number"].dtype, features["number"].shape) == (np.int64, (4,))
 
 
 def test_a_name_may_be_read_differently_by_each_map(folder: Path) -> None:
-    made = feeder(folder, labels_map={"number": SPELLINGS[0]})
-    features, labels = made.batch(0, 0)
-    assert (features["number"].shape, labels["number"].shape) == ((4,), (4, 1))
-    varying = {"type": "VarLenFeature", "dtype": "int64"}
-    features, labels = feeder(folder, labels_map={"number": varying}).batch(0, 0)
-    assert (features["number"].shape, labels["number"].shape) == ((4,), (4, 1))
+    for other in (SPELLINGS[0], {"type": "VarLenFeature", "dtype": "int64"}):
+        features, labels = feeder(folder, labels_map={"number": other}).batch(0, 0)
+        assert (features["number"].shape, labels["number"].shape) == ((4,), (4, 1))
 
 
 SPELLINGS: list[Any] = [
@@ -472,14 +456,8 @@ def fixed(shape: list[int], dtype: str = "int64") -> dict[str, Any]:
         ({"compression": "BZ2"}, "compression"),
         ({"features_map": {}}, "features_map is {}; expected names"),
         ({"features_map": {"number": 3}}, r"features_map\.number is 3"),
-        (
-            {"features_map": {"number": {"type": "FixdLenFeature"}}},
-            "did you mean 'Fixed",
-        ),
-        (
-            {"features_map": {"number": {"type": "x.y:Z"}}},
-            "number: 'x.y:Z' cannot be imp",
-        ),
+        ({"features_map": {"number": {"type": "FixdLenFeature"}}}, "did you mean 'Fixed"),
+        ({"features_map": {"number": {"type": "x.y:Z"}}}, "number: 'x.y:Z' cannot be imp"),
         ({"features_map": {"number": {"type": "VarLenFeature"}}}, "VarLenFeature.*dtype"),
         ({"features_map": {"number": fixed([], "int23")}}, "no such dtype as 'int23'"),
         ({"features_map": {"number": fixed([], "int32")}}, "a record holds int64, float32"),
