@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import shlex
 import shutil
 import signal
 import struct
@@ -157,13 +158,9 @@ def test_a_file_without_records(tmp_path: Path) -> None:
 
 
 def test_a_failing_writer_leaves_the_old_file(path: Path) -> None:
-    def records() -> Iterator[bytes]:
-        yield b"new"
-        raise RuntimeError("no more")
-
     before = path.read_bytes()
-    with pytest.raises(RuntimeError, match="no more"):
-        write_records(path, records())
+    with pytest.raises(ZeroDivisionError):
+        write_records(path, (b"new" * (1 // left) for left in (1, 0)))
     assert files_in(path.parent) == {"a": before}
 
 
@@ -348,8 +345,7 @@ def test_valid_entries_are_kept_changed_ones_refreshed_others_left_alone(path: P
     (folder / METADATA).write_text(json.dumps({"version": 1, "files": entries}))
     (folder / INDEX).unlink()
     write_records(path.with_name("c.gz"), RECORDS[:1], "GZIP")
-    entries_of_c = generate([path.with_name("c.gz")])
-    assert entries_of_c.made == [path.with_name("c.gz")]
+    assert generate([path.with_name("c.gz")]).made == [path.with_name("c.gz")]
     assert entries_in(folder) == entries | {"c.gz": entries_in(folder)["c.gz"]}
 
     write_records(other, RECORDS[:6])
@@ -388,27 +384,6 @@ def test_a_same_size_edit_passes_the_shallow_look_only(path: Path) -> None:
     assert generate([path]).made == [path]
     assert len(offsets_of(path)) == 4
     assert file_info(path, deep=True).total_records == 3
-
-
-def test_missing_and_outdated_metadata_name_file_and_command(path: Path) -> None:
-    command = "python bin/tfrecords.py generate-metadata"
-    with pytest.raises(MetadataError, match=METADATA) as caught:
-        file_info(path)
-    assert f"{path} " in str(caught.value)
-    assert f"{command} '{path.parent}/*'" in str(caught.value)
-    generate([path])
-    write_records(path.with_name("b"), RECORDS)
-    with pytest.raises(MetadataError, match=f"{path.with_name('b')} is not in .*{command} "):
-        file_info(path.with_name("b"))
-    with pytest.raises(MetadataError, match=r"there is no file .*c$"):
-        file_info(path.with_name("c"))
-    with open(path, "ab") as file:
-        file.write(b"x")
-    with pytest.raises(MetadataError, match=f"{path} has .* bytes.*{command} {path}"):
-        file_info(path)
-    path.unlink()
-    with pytest.raises(MetadataError, match=f"there is no file {path}, which"):
-        file_info(path)
 
 
 @pytest.mark.parametrize(
@@ -490,27 +465,19 @@ def test_a_kill_leaves_the_old_metadata_or_the_new(rename: int, path: Path) -> N
     assert set(files_in(path.parent)) == {"a", METADATA, INDEX}
 
 
-def test_what_another_process_adds_meanwhile_stays(path: Path) -> None:
-    write_records(path.with_name("b"), RECORDS[:2])
+def test_what_was_done_before_an_interrupt_is_written_and_what_others_add_stays(path: Path) -> None:
+    other = path.with_name("b")
+    write_records(other, RECORDS[:2])
 
     def progress(paths: Iterable[Path]) -> Iterator[Path]:
         yield from paths
-        generate([path.with_name("b")])
-
-    generate([path], progress=progress)
-    assert set(entries_in(path.parent)) == {"a", "b"}
-    assert len(offsets_of(path.with_name("b"))) == 3
-    assert len(offsets_of(path)) == 11
-
-
-def test_what_was_done_before_an_interrupt_is_written(path: Path) -> None:
-    def progress(paths: Iterable[Path]) -> Iterator[Path]:
-        yield from paths
+        generate([other])
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         generate([path], progress=progress)
-    assert file_info(path).total_records == 10
+    assert set(entries_in(path.parent)) == {"a", "b"}
+    assert (len(offsets_of(path)), len(offsets_of(other))) == (11, 3)
 
 
 def test_an_index_that_does_not_fit_is_not_used(path: Path) -> None:
@@ -580,9 +547,8 @@ def test_generate_skips_what_are_no_records(command: Command, main: Command, pat
     folder = path.parent
     write_records(folder / "b.gz", RECORDS[:4], "GZIP")
     write_records(folder / "c.z", RECORDS[:2], "ZLIB")
-    (folder / ".hidden").write_text("x")
-    (folder / "README.md").write_text("x")
-    (folder / "labels.txt").write_text("x")
+    for name in (".hidden", "README.md", "labels.txt"):
+        (folder / name).write_text("x")
     (folder / "below").mkdir()
     first = command(SCRIPT, "generate-metadata", f"{folder}/*")
     assert (first.returncode, first.stderr) == (0, "")
@@ -592,8 +558,7 @@ def test_generate_skips_what_are_no_records(command: Command, main: Command, pat
     again = command(SCRIPT, "generate-metadata", *folder.iterdir())
     assert again.stdout == "3 files matched\n0 made, 3 kept, 0 skipped\n"
     assert again.returncode == 0
-    forced = main("generate-metadata", "--force", f"{folder}/*")
-    assert "3 made" in forced.stdout
+    assert "3 made" in main("generate-metadata", "--force", f"{folder}/*").stdout
     assert files_in(folder) == made
     total = main("total-examples", *folder.iterdir())
     assert (total.returncode, total.stdout) == (0, "16\n")
@@ -652,10 +617,17 @@ def test_validate_names_each_bad_file_and_why(main: Command, path: Path) -> None
     (folder / "new").write_bytes(content)
     shallow = main("validate", f"{folder}/*")
     assert (shallow.returncode, shallow.stdout) == (1, "5 files, 3 of them bad\n")
-    reasons = [("gone", "there is no file"), ("longer", "bytes, but"), ("new", "is not in")]
+    reasons = [
+        ("gone", f"there is no file {folder / 'gone'}, which"),
+        ("longer", "bytes, but"),
+        ("new", "is not in"),
+    ]
     for (name, reason), line in zip(reasons, shallow.stderr.splitlines(), strict=True):
-        assert f"{folder / name}" in line
         assert reason in line
+        wanted = f"{folder}/*" if name == "gone" else folder / name
+        assert f"python bin/tfrecords.py generate-metadata {shlex.quote(str(wanted))}" in line
+    with pytest.raises(MetadataError, match=r"there is no file .*other$"):
+        file_info(folder / "other")
     deep = main("validate", "--deep", f"{folder}/[ae]*")
     assert (deep.returncode, deep.stdout) == (1, "2 files, 1 of them bad\n")
     assert f"bad: {folder / 'edited'} has the size" in deep.stderr
@@ -687,10 +659,7 @@ def test_validate_names_each_bad_file_and_why(main: Command, path: Path) -> None
     ],
 )
 def test_wrong_usage_is_one_sentence(
-    arguments: list[str],
-    message: str,
-    main: Command,
-    tmp_path: Path,
+    arguments: list[str], message: str, main: Command, tmp_path: Path
 ) -> None:
     places = {name: tmp_path / name for name in ("new", "empty", "no_picture")}
     places["empty"].mkdir()
@@ -815,10 +784,6 @@ def test_from_images_by_the_command_line(
         assert entry["image/label"] == is_bee
         assert entry["image/label_name"] == (b"bees" if is_bee else b"ants")
         assert entry["image/channels"] == (1 if is_bee else 3)
-
-    again = main("from-images", pictures, out)
-    assert again.returncode == 2
-    assert f"{out} is there already" in again.stderr
 
 
 def write(folder: Path, out: Path, skip_unreadable: bool = False, seed: int = 0) -> None:

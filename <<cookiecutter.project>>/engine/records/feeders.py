@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -297,7 +298,7 @@ class TFRecordExamplesFeeder(Feeder):
         feeder = super().one_pass()
         feeder._parse = feeder._compiled()  # each object its own, for threads of their own
         feeder._ahead = Ahead(feeder._records, "records")
-        feeder._stream = self._stream.in_order()
+        feeder._stream = replace(self._stream, seed=None)
         if self.on_corrupt == "skip":
             feeder._left = np.fromiter((number for number, _ in self._sound()), np.int64)
             feeder.num_examples = len(feeder._left)

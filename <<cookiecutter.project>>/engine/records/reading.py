@@ -1,6 +1,5 @@
 """Reads records from files in the order that the seed decides."""
 
-import copy
 import os
 import threading
 import weakref
@@ -153,12 +152,6 @@ class Stream:
         self.total = sum(self.counts)
         self._at: int | None = None
         self._iterator: Iterator[Record] = iter(())
-
-    def in_order(self) -> "Stream":
-        """Return a stream of the same records in the order of the files."""
-        stream = copy.copy(self)
-        stream.seed, stream._at = None, None
-        return stream
 
     def read(self, first: int, last: int) -> Records:
         """Return the records from one position in the endless stream to another."""
