@@ -144,7 +144,8 @@ def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
     for pattern in patterns:
         is_path = os.path.exists(pattern)
         hits = [Path(hit) for hit in ([pattern] if is_path else glob.glob(pattern, recursive=True))]
-        files = {path for path in hits if path.is_file() and is_no_companion(path)}
+        files = {path for path in hits if path.is_file() and path.name[0] != "."}
+        files = {path for path in files if path.name not in tfrecords.COMPANIONS}
         for folder in {path.parent for path in (*files, Path(pattern))} if listed else ():
             files |= {
                 folder / name
@@ -159,11 +160,6 @@ def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
     if not found:
         raise vegab.UsageError("none of these is a file of records")
     return sorted(found)
-
-
-def is_no_companion(path: Path) -> bool:
-    """Return whether a file may be one of records."""
-    return path.name not in tfrecords.COMPANIONS and not path.name.startswith(".")
 
 
 def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> Iterator[tuple[str, ...]]:

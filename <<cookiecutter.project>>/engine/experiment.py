@@ -242,10 +242,21 @@ def prepare(
         OSError: if the data cannot be read.
         SystemExit: with code 75, if other workers do not come, or are gone.
     """
-    stored, settings = prepare_process(config, save_path, start)
+    # TensorFlow and Keras, which may not be imported before, are given what the bits depend on.
+    quiet_libraries()
+    stored = fingerprint.stored_in(save_path) if save_path else None
+    before = fingerprint.of(start) if start else None
+    settings = fingerprint.apply(fingerprint.settings_of(config, stored, before))
+    import keras
+
     from engine.devices import replicas
     from engine.training import guard
 
+    # Names start over, so that a second model in one process has those of the first.
+    keras.utils.clear_session(free_memory=False)
+    keras.config.set_dtype_policy(config["precision"])
+    # Initial weights, and the seeds of dropout layers, come from here.
+    keras.utils.set_random_seed(config["seed"])
     if "iterator" in config and together and workers.worker().number > 1:
         raise UsageError("a config with an iterator trains in one process; unset TF_CONFIG")
     with gpus.scope(together) as several, guard.noting_lines():
@@ -270,27 +281,6 @@ def prepare(
             "differs (the source is in its code/), or add --resume_inexact to go on all the same"
         )
     return replace(built, fingerprint=now, inexact=inexact, config_hooks=config_hooks)
-
-
-def prepare_process(
-    config: Mapping[str, Any], save_path: str | None, start: Path | None = None
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Give TensorFlow and Keras, which may not be imported before, what the bits depend on.
-
-    Returns the fingerprint in the checkpoint of `save_path`, or None, and the settings in force.
-    """
-    quiet_libraries()
-    stored = fingerprint.stored_in(save_path) if save_path else None
-    before = fingerprint.of(start) if start else None
-    settings = fingerprint.apply(fingerprint.settings_of(config, stored, before))
-    import keras
-
-    # Names start over, so that a second model in one process has those of the first.
-    keras.utils.clear_session(free_memory=False)
-    keras.config.set_dtype_policy(config["precision"])
-    # Initial weights, and the seeds of dropout layers, come from here.
-    keras.utils.set_random_seed(config["seed"])
-    return stored, settings
 
 
 def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:

@@ -197,20 +197,11 @@ def test_checkpoints_of_an_exporter_are_kept(tmp_path: Path) -> None:
     ("schedule", "rates"),
     [
         ("0.1:2:0.01", [0.1, 0.1, 0.1, 0.01]),
-        (
-            {"class": "exponential", "initial_learning_rate": 0.1, "decay_steps": 1,
-             "decay_rate": 0.5},
-            [0.1, 0.05, 0.025, 0.0125],
-        ),
-        (
-            {"class": "piecewise", "boundaries": [1], "values": [0.1, 0.01]},
-            [0.1, 0.1, 0.01, 0.01],
-        ),
-        (
-            {"class": "cosine_restarts", "initial_learning_rate": 0.1, "first_decay_steps": 2,
-             "t_mul": 1.0},
-            [0.1, 0.05, 0.1, 0.05],
-        ),
+        ({"class": "exponential", "initial_learning_rate": 0.1, "decay_steps": 1,
+          "decay_rate": 0.5}, [0.1, 0.05, 0.025, 0.0125]),
+        ({"class": "piecewise", "boundaries": [1], "values": [0.1, 0.01]}, [0.1, 0.1, 0.01, 0.01]),
+        ({"class": "cosine_restarts", "initial_learning_rate": 0.1, "first_decay_steps": 2,
+          "t_mul": 1.0}, [0.1, 0.05, 0.1, 0.05]),
     ],
 )  # fmt: skip
 def test_rates_follow_a_schedule_by_name(tmp_path: Path, schedule: Any, rates: list[float]) -> None:

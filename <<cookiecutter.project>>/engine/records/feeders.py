@@ -84,19 +84,16 @@ class Feeder:
         Raises:
             IndexError: if the epoch has no such step, or it is after `until_epochs`.
         """
-        if epoch < 0 or not 0 <= step < self.steps_per_epoch:
-            raise IndexError(
-                f"step {step} of epoch {epoch}; an epoch has {self.steps_per_epoch} steps"
-            )
         number = epoch * self.steps_per_epoch + step
+        end = self.until_epochs and self.total_steps(self.until_epochs)
+        if epoch < 0 or not 0 <= step < self.steps_per_epoch or (end and number >= end):
+            raise IndexError(
+                f"step {step} of epoch {epoch}; an epoch has {self.steps_per_epoch} steps, and "
+                f"there are {end or 'endless'} steps in all"
+            )
         first = number * self.batch_size
         last = first + self.batch_size
         if self.until_epochs is not None:
-            if number >= self.total_steps(self.until_epochs):
-                raise IndexError(
-                    f"step {step} of epoch {epoch} is after {self.until_epochs} passes over "
-                    f"{self.num_examples} examples"
-                )
             last = min(last, self.until_epochs * self.num_examples)
         return self._examples(first, last)
 

@@ -211,12 +211,10 @@ def compression_of(path: Path) -> str:
         head = file.read(HEADER.size)
     if not head or (len(head) == HEADER.size and head == header(HEADER.unpack(head)[0])):
         return ""
-    if head.startswith(b"\x1f\x8b\x08"):
-        return "GZIP"
-    # Deflate with a window of at most 32 KiB, no dictionary, and the check bits of that.
-    first = int.from_bytes(head[:2], "big")
-    if len(head) > 1 and first & 0x8F20 == 0x0800 and first % 31 == 0:
-        return "ZLIB"
+    for compression, bits in WINDOW_BITS.items():
+        with contextlib.suppress(zlib.error):  # what begins in another way
+            zlib.decompressobj(bits).decompress(head)
+            return compression
     raise RecordError(path, 0, "is torn, or this is no TFRecord file")
 
 

@@ -22,17 +22,11 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that is to become a record.
+    """A picture that is to become a record."""
 
-    Attributes:
-        folder: the folder of pictures.
-        name: the path from there on, with "/"; it begins with the subfolder, the label's name.
-        label: which of the sorted names of labels it has, from 0.
-    """
-
-    folder: Path
-    name: str
-    label: int
+    folder: Path  # of pictures
+    name: str  # path from there on, with "/"; it begins with the subfolder, the name of the label
+    label: int  # which of the sorted names of labels it has, from 0
 
     @property
     def path(self) -> Path:
