@@ -139,11 +139,7 @@ class Experiment:
             checkpoint.close()
 
     def require_more_to_do(self, path: Path, flag: str) -> None:
-        """Refuse to begin with a checkpoint, which a flag has named, if nothing is left to train.
-
-        Raises:
-            UsageError: saying why.
-        """
+        """Raise a UsageError if nothing is left to train from the checkpoint that a flag names."""
         from engine.checkpoints import is_done, read_state
 
         state = read_state(path)

@@ -126,7 +126,6 @@ class Feeder:
         return rows
 
     def _order(self, number: int) -> Array:
-        """Return the examples in the order of a pass."""
         if number not in self._orders:
             order = np.arange(self.num_examples)
             if self.shuffle:

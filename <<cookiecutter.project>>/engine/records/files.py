@@ -372,7 +372,6 @@ def _identity(path: Path) -> tuple[Path, int, int, int]:
 
 @functools.lru_cache(maxsize=4)
 def _parsed(path: Path, *_: int) -> Mapping[str, FileInfo]:
-    """Return the entries of a metadata file."""
     advice = f"restore it, or move it away and type: {generate_command(path.parent)}"
     try:
         content = json.loads(path.read_bytes())
