@@ -128,24 +128,15 @@ def _close(descriptors: dict[int, int]) -> None:
 
 @dataclass
 class Stream:
-    """Records in the order of their files, or shuffled in a window.
-
-    Args:
-        paths: the files.
-        counts: how many records of each file belong to the data.
-        compression: of the files.
-        window: records to choose from.
-        side_by_side: files read at a time, one record from each in turn.
-        seed: of the order; None: that of the files.
-        on_corrupt: called with an error; what is left of that file is left out if it returns.
-    """
+    """Records in the order of their files, or shuffled in a window."""
 
     paths: list[Path]
-    counts: list[int]
+    counts: list[int]  # how many records of each file belong to the data
     compression: str
-    window: int
-    side_by_side: int
-    seed: int | None
+    window: int  # records to choose from
+    side_by_side: int  # files read at a time, one record from each in turn
+    seed: int | None  # of the order; None: that of the files
+    # Called with an error; if it returns, what is left of that file is left out.
     on_corrupt: Callable[[RecordError], None]
 
     def __post_init__(self) -> None:
