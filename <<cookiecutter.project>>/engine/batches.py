@@ -148,7 +148,7 @@ class ArrayBatches:
         return features, self.labels[rows]
 
     def _start_epoch(self, epoch: int) -> None:
-        """Cache what an epoch's batches share; a cache only, made anew from seed and epoch."""
+        """Cache what an epoch's batches share; it is a function of seed and epoch."""
         self._order = random_generator(self.seed, epoch, SHUFFLE_STREAM).permutation(len(self))
         if self.augment:
             generator = random_generator(self.seed, epoch, AUGMENT_STREAM)
@@ -177,14 +177,9 @@ class FunctionBatches:
             steps_per_epoch = sum(1 for _ in open_epoch(0))
         if steps_per_epoch < 1:
             raise ValueError("the data has no batches; expected at least one an epoch")
-        self._steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch = steps_per_epoch
         self._next: tuple[int, int] | None = None
         self._iterator: Iterator[Any] = iter(())
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of batches in an epoch."""
-        return self._steps_per_epoch
 
     def batch(self, epoch: int, step: int) -> Any:
         """Return the batch at `step` of `epoch`; the one that follows the last is found at once."""
@@ -215,13 +210,9 @@ class PyDatasetBatches:
             raise ValueError("the PyDataset has no batches; expected at least one")
         self.dataset = dataset
         self.seed = seed
+        self.steps_per_epoch = len(dataset)
         self._epoch = 0
         self._order: Array | None = None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of batches in an epoch."""
-        return len(self.dataset)
 
     def batch(self, epoch: int, step: int) -> Any:
         """Return the batch at `step` of `epoch`."""
@@ -267,11 +258,9 @@ def batch_source(data: Any, seed: int) -> BatchSource:
     if hasattr(data, "__getitem__") and hasattr(data, "on_epoch_end"):
         return PyDatasetBatches(data, seed)
     if callable(data):
-        parameters = inspect.signature(data).parameters
-        if len(parameters) == 2:
-            return FunctionBatches(lambda epoch: data(epoch, seed))
-        if len(parameters) == 1:
-            return FunctionBatches(data)
+        number = len(inspect.signature(data).parameters)
+        if number in (1, 2):
+            return FunctionBatches(lambda epoch: data(*(epoch, seed)[:number]))
     raise TypeError(
         f"training data is a {type(data).__name__}; expected arrays in ArrayBatches, an object "
         "with batch(epoch, step) and a length, a PyDataset, a function (epoch, seed) -> "
@@ -291,18 +280,14 @@ def digest(source: BatchSource, valid: Any) -> str:
     for data in (source, valid):
         if hasattr(data, "digest"):
             sha256.update(data.digest().encode())
+        elif isinstance(data, ArrayBatches):
+            parts += [data.features, data.labels]
         else:
-            parts += _parts(data) if hasattr(data, "batch") else list(data or ())
+            parts += _flat(data.batch(0, 0)) if hasattr(data, "batch") else list(data or ())
     for part in parts:
         sha256.update(f"{part.dtype} {part.shape}".encode())
         sha256.update(np.ascontiguousarray(part).data)
     return sha256.hexdigest()
-
-
-def _parts(source: BatchSource) -> list[Array]:
-    if isinstance(source, ArrayBatches):
-        return [source.features, source.labels]
-    return _flat(source.batch(0, 0))
 
 
 def _flat(batch: Any) -> list[Array]:
