@@ -87,23 +87,12 @@ def test_a_too_old_cookiecutter_is_told_so(
 # What is in it
 
 
-def test_nothing_of_the_template_is_left_over(project: Path) -> None:
+def test_files_say_something_but_nothing_of_the_template_or_the_machine(project: Path) -> None:
     for name, content in files_below(project).items():
         assert "cookiecutter" not in name
-        try:
-            text = content.decode()
-        except UnicodeDecodeError:
-            continue
-        assert not re.search(r"<<[^\n]*cookiecutter|<%|<#|#%|\bcookiecutter\._", text), name
-
-
-def test_no_file_is_empty(project: Path) -> None:
-    empty = {name for name, content in files_below(project).items() if not content.strip()}
-    assert {name for name in empty if Path(name).name not in ("__init__.py", ".gitkeep")} == set()
-
-
-def test_nothing_points_to_the_machine_it_was_made_on(project: Path) -> None:
-    for name, content in files_below(project).items():
+        assert content.strip() or Path(name).name in ("__init__.py", ".gitkeep"), name
+        tag = rb"<<[^\n]*cookiecutter|<%|<#|#%|\bcookiecutter\._"
+        assert b"\0" in content or not re.search(tag, content), name
         for trace in (f"{ROOT}/", f"{Path.home()}/", f"{project.parent}/"):
             assert len(trace) < 4 or trace.encode() not in content, (name, trace)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shutil
 import subprocess
@@ -99,14 +98,6 @@ def test_the_seed_s_variant_trains_as_it_stands(own: Path) -> None:
     assert "is already finished" in said
 
 
-def test_epochs_and_figures(own: Path) -> None:
-    shutil.copytree(own / "results" / "toy", own / "results" / "more")
-    train(own, "mine/variants/toy.yaml", "results/more", *PATTERNS, "-p", "train.epochs", "12")
-    with open(own / "results" / "more" / "metrics.csv", newline="") as file:
-        steps = {row["split"]: row["step"] for row in csv.DictReader(file)}
-    assert steps == {"train": "12", "validation": "12"}
-
-
 def test_values_are_typed_raw_or_deleted(own: Path) -> None:
     assert "learning_rate: 0.01\n" in resolved(own, "-p", "model.learning_rate", "1e-2")
     assert 'note: "12"\n' in resolved(own, "-P", "model.note", "12")
@@ -125,32 +116,6 @@ def test_levels_and_devices(own: Path) -> None:
     assert "epoch 1/1" not in said
 
 
-def test_the_config_is_data_and_can_be_fed_back(own: Path) -> None:
-    file = own / "results" / "toy" / "config.json"
-    assert json.loads(file.read_text())["model"]["type"] == "toy:DebugToyModel"
-    train(own, "results/toy/config.json", "results/again", "-l", "WARNING")
-    first, again = (own / "results" / name / "model.h5" for name in ("toy", "again"))
-    assert first.read_bytes() == again.read_bytes()
-
-
-def test_records_are_checked_by_command(own: Path) -> None:
-    folder = own / "data" / "mine"
-    shutil.copytree(own / "data" / "toy", folder)
-    for name in ("_tfrecord_metadata.json", "_tfrecord_index.npz"):
-        (folder / name).unlink()
-    patterns = ("-p", "train.train_feeder.file_patterns", "data/mine/train-*", *PATTERNS[3:])
-    refused = train(own, "mine/variants/toy.yaml", "results/mine", *patterns, code=2)
-    assert "bin/tfrecords.py generate-metadata" in refused.stderr
-    assert not (own / "results" / "mine").exists()
-    bin(own, "tfrecords", "generate-metadata", "data/mine/*")
-    assert "20" in bin(own, "tfrecords", "total-examples", "data/mine/*").stdout
-    bin(own, "tfrecords", "validate", "data/mine/*", "--deep")
-    with open(folder / "train-00000-of-00001", "r+b") as file:
-        file.seek(20)
-        file.write(b"\xff")
-    bin(own, "tfrecords", "validate", "data/mine/*", "--deep", code=1)
-
-
 # Rows whose tests are those of the machinery.
 BY_FILE = {
     "-g 0, -g -1": "test_variants.py::test_gpus_are_chosen_by_number",
@@ -163,6 +128,15 @@ BY_FILE = {
     "exporters": "test_variants.py::test_early_stopping_counts_steps_and_the_best_is_exported",
     "a list of scopes to fine-tune": "test_variants.py::test_fine_tuning_trains_only_what_matches",
     "TFRecordExamplesFeeder, MemorySamplesFeeder, ImageFeature": "test_feeders.py::",
+    "epochs, save_checkpoint_steps, save_checkpoint_secs, save_summary_steps, validation_secs, "
+    "early_stopping_…": (
+        "test_variants.py::test_epochs_are_absolute_and_an_interruption_changes_no_bit"
+    ),
+    "experiment_params.yaml": "test_variants.py::test_the_toy_trains_as_the_seed_types_it",
+    "metrics.csv": (
+        "test_variants.py::test_the_last_figures_of_each_split_are_there_after_a_resume"
+    ),
+    "deep utils generate-metadata, validate, total-examples": "test_tfrecords.py::",
     "__del__": "test_config.py::test_a_file_can_delete_what_it_extends",
 }
 HERE: dict[str, Callable[..., None]] = {
@@ -172,11 +146,6 @@ HERE: dict[str, Callable[..., None]] = {
     "-l DEBUG": test_levels_and_devices,
     "extend": test_the_seed_s_variant_trains_as_it_stands,
     "$(a.b)": test_values_are_typed_raw_or_deleted,
-    "epochs, save_checkpoint_steps, save_checkpoint_secs, save_summary_steps, validation_secs, "
-    "early_stopping_…": test_epochs_and_figures,
-    "experiment_params.yaml": test_the_config_is_data_and_can_be_fed_back,
-    "metrics.csv": test_epochs_and_figures,
-    "deep utils generate-metadata, validate, total-examples": test_records_are_checked_by_command,
 }
 
 

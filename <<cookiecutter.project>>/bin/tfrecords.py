@@ -20,12 +20,10 @@ from vegab.execution import one_line, say
 import argh  # vegab tells what to do where it is not installed
 from tqdm import tqdm
 
-from engine.records import INDEX, LABELS, METADATA, MetadataError
+from engine.records import LABELS, MetadataError, features
 from engine.records import files as tfrecords
 from engine.records import images as image_records
 
-# What lies beside records and is none.
-COMPANIONS = (METADATA, INDEX, LABELS, "README.md")
 SOME = 100  # records that `inspect` looks at
 PATTERNS = "files, or patterns in quotes such as 'data/toy/*'"
 
@@ -78,7 +76,7 @@ def inspect(file: str, *, all: bool = False) -> None:
     path = Path(file)
     if not path.is_file():
         raise vegab.UsageError(f"there is no file {file}")
-    if path.name in COMPANIONS:
+    if path.name in tfrecords.COMPANIONS:
         raise vegab.UsageError(f"{file} holds no records; give a file beside it")
     records = tfrecords.read_all(path, tfrecords.compression_of(path))
     looked_at = list(bar("records")(itertools.islice(records, None if all else SOME)))
@@ -146,7 +144,8 @@ def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
     for pattern in patterns:
         is_path = os.path.exists(pattern)
         hits = [Path(hit) for hit in ([pattern] if is_path else glob.glob(pattern, recursive=True))]
-        files = {path for path in hits if path.is_file() and is_no_companion(path)}
+        files = {path for path in hits if path.is_file() and path.name[0] != "."}
+        files = {path for path in files if path.name not in tfrecords.COMPANIONS}
         for folder in {path.parent for path in (*files, Path(pattern))} if listed else ():
             files |= {
                 folder / name
@@ -163,34 +162,25 @@ def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
     return sorted(found)
 
 
-def is_no_companion(path: Path) -> bool:
-    """Return whether a file may be one of records."""
-    return path.name not in COMPANIONS and not path.name.startswith(".")
-
-
 def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> Iterator[tuple[str, ...]]:
     """Yield name, type, shape and number of records of each feature in serialized Examples.
 
     Raises tfrecords.RecordError, at the first record that is no Example.
     """
-    from google.protobuf.message import DecodeError
-    from tensorflow.core.example.example_pb2 import Example
-
-    kinds: dict[str, set[str]] = {}
+    dtypes: dict[str, set[str]] = {}
     lengths: dict[str, list[int]] = {}
     for offset, data in records:
         try:
-            features = Example.FromString(data).features.feature
-        except DecodeError as error:
+            held = features.held_in(data)
+        except ValueError as error:
             raise tfrecords.RecordError(path, offset, "is no tf.train.Example") from error
-        for name, feature in features.items():
-            kind = feature.WhichOneof("kind")
-            kinds.setdefault(name, set()).add(kind.removesuffix("_list") if kind else "none")
-            lengths.setdefault(name, []).append(len(getattr(feature, kind).value) if kind else 0)
-    for name in sorted(kinds):
+        for name, (dtype, values) in held.items():
+            dtypes.setdefault(name, set()).add(dtype or "none")
+            lengths.setdefault(name, []).append(len(values))
+    for name in sorted(dtypes):
         least, most = min(lengths[name]), max(lengths[name])
         shape = f"({most},)" if least == most else f"varies from {least} to {most}"
-        yield name, " or ".join(sorted(kinds[name])), shape, str(len(lengths[name]))
+        yield name, " or ".join(sorted(dtypes[name])), shape, str(len(lengths[name]))
 
 
 def bar(unit: str) -> Callable[[Any], Iterable[Any]]:

@@ -20,6 +20,8 @@ Arrays = tuple[Array, Array]
 SHUFFLE_STREAM = 0
 AUGMENT_STREAM = 1
 DRAWS_PER_EXAMPLE = 4
+UNKNOWN, ENDLESS = -2, -1  # cardinalities of tf.data
+MOST_BATCHES = 1_000_001
 
 
 class BatchSource(Protocol):
@@ -148,7 +150,7 @@ class ArrayBatches:
         return features, self.labels[rows]
 
     def _start_epoch(self, epoch: int) -> None:
-        """Cache what an epoch's batches share; a cache only, made anew from seed and epoch."""
+        """Cache what an epoch's batches share; it is a function of seed and epoch."""
         self._order = random_generator(self.seed, epoch, SHUFFLE_STREAM).permutation(len(self))
         if self.augment:
             generator = random_generator(self.seed, epoch, AUGMENT_STREAM)
@@ -174,17 +176,12 @@ class FunctionBatches:
         self.open_epoch = open_epoch
         if steps_per_epoch is None:
             # Reading past an end that was not foreseen makes Keras count a step without data.
-            steps_per_epoch = sum(1 for _ in open_epoch(0))
+            steps_per_epoch = _number_of_batches(open_epoch(0))
         if steps_per_epoch < 1:
             raise ValueError("the data has no batches; expected at least one an epoch")
-        self._steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch = steps_per_epoch
         self._next: tuple[int, int] | None = None
         self._iterator: Iterator[Any] = iter(())
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of batches in an epoch."""
-        return self._steps_per_epoch
 
     def batch(self, epoch: int, step: int) -> Any:
         """Return the batch at `step` of `epoch`; the one that follows the last is found at once."""
@@ -201,13 +198,33 @@ class FunctionBatches:
                 f"expected {self.steps_per_epoch}, as in the epochs before"
             ) from None
         self._next = (epoch, step + 1)
-        return tuple(np.asarray(part) for part in batch) if isinstance(batch, tuple) else batch
+        import keras
+
+        return keras.tree.map_structure(np.asarray, batch)
+
+
+def _number_of_batches(opened: Iterable[Any]) -> int:
+    """Return how many batches an epoch has, which only reading tells where tf.data does not know.
+
+    Raises:
+        ValueError: if there is no end to them.
+    """
+    number = int(opened.cardinality()) if hasattr(opened, "cardinality") else UNKNOWN
+    if number == UNKNOWN:
+        number = sum(1 for _ in islice(opened, MOST_BATCHES))
+    if number in (ENDLESS, MOST_BATCHES):
+        raise ValueError(
+            "the data has no end (or more than a million batches an epoch), so there is no epoch; "
+            "leave out repeat(), or cut it by take(steps)"
+        )
+    return number
 
 
 class PyDatasetBatches:
     """Batches of a `keras.utils.PyDataset`, in an order of their own in every epoch.
 
-    Its `on_epoch_end` is called once for each epoch before the one asked for, as Keras would.
+    Its `on_epoch_begin` and `on_epoch_end` are called for each epoch up to the one asked for, as
+    Keras would.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -215,25 +232,28 @@ class PyDatasetBatches:
             raise ValueError("the PyDataset has no batches; expected at least one")
         self.dataset = dataset
         self.seed = seed
+        self.steps_per_epoch = len(dataset)
         self._epoch = 0
         self._order: Array | None = None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of batches in an epoch."""
-        return len(self.dataset)
 
     def batch(self, epoch: int, step: int) -> Any:
         """Return the batch at `step` of `epoch`."""
         if epoch < self._epoch:
             raise ValueError("a PyDataset cannot go back to an earlier epoch")
         if epoch > self._epoch or self._order is None:
+            if self._order is None:
+                self._begin()
             while self._epoch < epoch:
                 self.dataset.on_epoch_end()
                 self._epoch += 1
+                self._begin()
             generator = random_generator(self.seed, epoch, SHUFFLE_STREAM)
             self._order = generator.permutation(len(self.dataset))
         return self.dataset[int(self._order[step])]
+
+    def _begin(self) -> None:
+        if hasattr(self.dataset, "on_epoch_begin"):  # any object with the other methods will do
+            self.dataset.on_epoch_begin()
 
 
 def batch_source(data: Any, seed: int) -> BatchSource:
@@ -254,6 +274,8 @@ def batch_source(data: Any, seed: int) -> BatchSource:
     import tensorflow as tf
 
     if isinstance(data, tf.data.Dataset):
+        if int(data.cardinality()) == ENDLESS:
+            return FunctionBatches(lambda epoch: data)  # which says what to do
         first, second = ([_digest(batch) for batch in data] for _ in range(2))
         if first != second:
             raise ValueError(
@@ -267,11 +289,9 @@ def batch_source(data: Any, seed: int) -> BatchSource:
     if hasattr(data, "__getitem__") and hasattr(data, "on_epoch_end"):
         return PyDatasetBatches(data, seed)
     if callable(data):
-        parameters = inspect.signature(data).parameters
-        if len(parameters) == 2:
-            return FunctionBatches(lambda epoch: data(epoch, seed))
-        if len(parameters) == 1:
-            return FunctionBatches(data)
+        number = len(inspect.signature(data).parameters)
+        if number in (1, 2):
+            return FunctionBatches(lambda epoch: data(*(epoch, seed)[:number]))
     raise TypeError(
         f"training data is a {type(data).__name__}; expected arrays in ArrayBatches, an object "
         "with batch(epoch, step) and a length, a PyDataset, a function (epoch, seed) -> "
@@ -291,18 +311,25 @@ def digest(source: BatchSource, valid: Any) -> str:
     for data in (source, valid):
         if hasattr(data, "digest"):
             sha256.update(data.digest().encode())
+        elif isinstance(data, ArrayBatches):
+            parts += [data.features, data.labels]
         else:
-            parts += _parts(data) if hasattr(data, "batch") else list(data or ())
+            parts += (
+                _flat(data.batch(0, 0))
+                if hasattr(data, "batch")
+                else _flat(data if data is not None else ())
+            )
     for part in parts:
         sha256.update(f"{part.dtype} {part.shape}".encode())
-        sha256.update(np.ascontiguousarray(part).data)
+        sha256.update(_content(part))
     return sha256.hexdigest()
 
 
-def _parts(source: BatchSource) -> list[Array]:
-    if isinstance(source, ArrayBatches):
-        return [source.features, source.labels]
-    return _flat(source.batch(0, 0))
+def _content(array: Array) -> Any:
+    """Return the bytes of an array; of one of objects, as texts are, what each of them shows."""
+    if array.dtype.hasobject:
+        return "\0".join(map(repr, array.reshape(-1).tolist())).encode()
+    return np.ascontiguousarray(array).data
 
 
 def _flat(batch: Any) -> list[Array]:
@@ -312,4 +339,4 @@ def _flat(batch: Any) -> list[Array]:
 
 
 def _digest(batch: Any) -> bytes:
-    return hashlib.sha256(b"".join(part.tobytes() for part in _flat(batch))).digest()
+    return hashlib.sha256(b"".join(bytes(_content(part)) for part in _flat(batch))).digest()

@@ -23,28 +23,15 @@ def callbacks_of(config: Mapping[str, Any]) -> list[Any]:
     return [from_mapping(config, "callbacks", entry) for entry in config["callbacks"]]
 
 
-def hooks_of(config: Mapping[str, Any]) -> list[Any]:
-    """Return the hooks that a config names."""
-    return [from_mapping(config, "hooks", entry) for entry in config["hooks"]]
-
-
 def require_at_least_one(config: Mapping[str, Any], *keys: str, section: str = "") -> None:
-    """Refuse a number below 1, or what is none.
-
-    Raises:
-        UsageError: naming the key and the value.
-    """
+    """Raise a UsageError that names the first key whose value is not a whole number from 1 on."""
     for key in keys:
         if not isinstance(config[key], int) or config[key] < 1:
             raise UsageError(f"{section}{key} is {config[key]!r}; it must be at least 1")
 
 
 def check_common_ranges(config: Mapping[str, Any]) -> None:
-    """Refuse what makes no sense for any config.
-
-    Raises:
-        UsageError: naming the key, the value and what it may be.
-    """
+    """Raise a UsageError that names the first key out of range, of those that every config has."""
     threads = config["threads"]
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise UsageError(f"threads is {threads!r}; it must be at least 1, or null: one a core")

@@ -25,11 +25,6 @@ class CifarSource:
     label_key: bytes
     num_classes: int
 
-    @property
-    def url(self) -> str:
-        """Where the authors keep it."""
-        return f"https://www.cs.toronto.edu/~kriz/{self.archive}"
-
 
 CIFAR = {
     "cifar10": CifarSource(
@@ -51,42 +46,32 @@ CIFAR = {
 }
 
 
-def _archive_folder() -> Path:
-    """Return the folder DATA_DIR, or else `datasets` in Keras' cache: KERAS_HOME or ~/.keras.
-
-    Keras goes by the same variable, but has no public function that says where its cache is.
-    """
-    folder = os.environ.get("DATA_DIR")
-    if not folder:
-        folder = os.path.join(os.environ.get("KERAS_HOME") or "~/.keras", "datasets")
-    return Path(folder).expanduser().resolve()
-
-
 def _cifar_archive(source: CifarSource) -> Path:
-    """Return the archive in `_archive_folder`, downloading it if it is missing.
+    """Return the archive in DATA_DIR, or else in Keras' cache; download it if it is missing.
 
     Raises:
         UsageError: saying what to put where, if it cannot be downloaded.
     """
     import keras
 
-    path = _archive_folder() / source.archive
+    # Keras goes by KERAS_HOME, too, but has no public function that says where its cache is.
+    cache = os.environ.get("KERAS_HOME") or "~/.keras"
+    folder = Path(os.environ.get("DATA_DIR") or f"{cache}/datasets").expanduser().resolve()
+    path = folder / source.archive
     if path.is_file():
         return path
+    url = f"https://www.cs.toronto.edu/~kriz/{source.archive}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         keras.utils.get_file(
-            source.archive,
-            origin=source.url,
-            file_hash=source.sha256,
-            cache_subdir=str(path.parent),
+            source.archive, origin=url, file_hash=source.sha256, cache_subdir=str(folder)
         )
     except Exception as error:  # Keras raises a bare Exception where the download fails
         with contextlib.suppress(OSError):  # the folder may be what is not there
             path.unlink()
         raise UsageError(
-            f"{source.archive} is not in {path.parent} and could not be downloaded ({error}); "
-            f"put a copy of {source.url} there, or set DATA_DIR to the folder that holds it"
+            f"{source.archive} is not in {folder} and could not be downloaded ({error}); "
+            f"put a copy of {url} there, or set DATA_DIR to the folder that holds it"
         ) from error
     return path
 
@@ -121,7 +106,7 @@ def _read_cifar(archive: Path, names: tuple[str, ...], label_key: bytes) -> Arra
                 batch = _ArrayUnpickler(member, encoding="bytes").load()
                 images.append(batch[b"data"].reshape(-1, 3, 32, 32))
                 labels.append(np.asarray(batch[label_key], dtype=np.uint8))
-    except Exception as error:  # a torn archive raises a dozen different types
+    except Exception as error:  # a truncated archive raises a dozen different types
         raise OSError(
             f"{archive} cannot be read as a CIFAR archive ({error}); "
             "delete it to have it downloaded again, or put a good copy in its place"

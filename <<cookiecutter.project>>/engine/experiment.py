@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from engine.building import hooks_of, quiet_libraries
+from engine.building import from_mapping, quiet_libraries
 from engine.devices import gpus, workers
 from engine.training import fingerprint
 from vegab import ConfigRegistry, UsageError, read_run, trust
@@ -22,40 +22,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a config stands for.
+    """What a config stands for."""
 
-    Attributes:
-        config: the resolved config.
-        dataset: training batches, validation arrays, and how to read the test set; with an
-            iterator: `Splits`.
-        model: compiled; with an iterator: any object.
-        learning_rates: pairs of `until_epoch` and rate, where the optimizer does not have its own.
-        monitor: column of the history that decides which epoch is the best, or None.
-        callbacks: Keras callbacks.
-        fingerprint: what has to be the same when the run is resumed.
-        inexact: what is not the same as in the commit that is resumed, by the user's leave.
-        iterator: what does the steps, or None: the model's training step does.
-        own_hooks: those that the config's kind brings, beside what every run has.
-        serving: how an exported model reads records, where training reads them, or None.
-        changes: settings of the loop that are not in the config under the names that root has.
-        config_hooks: those that the config names.
-        work: its steps, where they are traced already.
-    """
-
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # resolved
+    # Training batches, validation arrays, and how to read the test set; with an iterator: `Splits`.
     dataset: Any
-    model: Any
-    monitor: str | None
+    model: Any  # compiled; with an iterator: any object
+    monitor: str | None  # column of the history that decides which epoch is the best
     callbacks: list["keras.callbacks.Callback"]
-    fingerprint: dict[str, Any] = field(default_factory=dict)
+    fingerprint: dict[str, Any] = field(default_factory=dict)  # the same when a run is resumed
+    # What is not as in the checkpoint that is resumed, by the user's leave.
     inexact: list[str] = field(default_factory=list)
-    iterator: Any = None
+    iterator: Any = None  # what does the steps; None: the model's training step does
+    # Pairs of `until_epoch` and rate, where the optimizer does not have its own.
     learning_rates: Sequence[tuple[int, float]] = ()
-    own_hooks: Sequence["Hook"] = ()
-    serving: Any = None
+    own_hooks: Sequence["Hook"] = ()  # of the config's kind, besides what every run has
+    serving: Any = None  # how an exported model reads records, where training reads them
+    # Settings of the loop that are not in the config under the names that root has.
     changes: Mapping[str, Any] = field(default_factory=dict)
-    config_hooks: Sequence["Hook"] = ()
-    work: "Work | None" = None
+    config_hooks: Sequence["Hook"] = ()  # those that the config names
+    work: "Work | None" = None  # its steps, where they are traced already
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -94,11 +80,16 @@ class Experiment:
         retrain: bool = False,
     ) -> "Session":
         """Begin or resume a run; see `engine.training.Session`."""
+        from engine.hooks import LearningRates
         from engine.training import Session, Start
 
         start = None
         if start_from is not None:
-            rate = self._own_rate() if self.has_another_rate(start_from) else None
+            rate: Callable[[int], float] | None = None  # as in the other run
+            if self.has_another_rate(start_from):
+                first = float(self.model.optimizer.learning_rate)
+                rates = self.learning_rates
+                rate = LearningRates(rates).rate_in if rates else lambda epoch: first
             start = Start(start_from, retrain, rate)
         work = self.work or self.with_work().work
         assert work is not None
@@ -117,17 +108,8 @@ class Experiment:
             on_nan=self.settings["on_nan"],
         )
 
-    def _own_rate(self) -> Callable[[int], float]:
-        """Return what tells the learning rate of an epoch, as the config has it."""
-        from engine import hooks
-
-        if self.learning_rates:
-            return hooks.LearningRates(self.learning_rates).rate_in
-        rate = float(self.model.optimizer.learning_rate)
-        return lambda epoch: rate
-
     def has_another_rate(self, path: Path) -> bool:
-        """Return whether the config has not the learning rates of the run that made a commit."""
+        """Return whether the learning rates are not those of the run that made a checkpoint."""
         from engine.checkpoints import run_of
 
         before = read_run(run_of(path))["config"]
@@ -137,10 +119,10 @@ class Experiment:
         return any(key in before and before[key] != self.config.get(key) for key in keys)
 
     def check_start(self, path: Path, retrain: bool, flag: str = "--checkpoint") -> None:
-        """Look whether a training could begin with a commit, which a flag has named.
+        """Check that a training could begin with a checkpoint, which a flag has named.
 
         Raises:
-            UsageError: if it is damaged, or one of another model.
+            UsageError: if it is corrupt, or one of another model.
         """
         from engine.checkpoints import RESTORE_ALL, RESTORE_WEIGHTS, Checkpoint
 
@@ -156,11 +138,7 @@ class Experiment:
             checkpoint.close()
 
     def require_more_to_do(self, path: Path, flag: str) -> None:
-        """Refuse to begin with a commit, which a flag has named, if nothing is left to train.
-
-        Raises:
-            UsageError: saying why.
-        """
+        """Raise a UsageError if nothing is left to train from the checkpoint that a flag names."""
         from engine.checkpoints import is_done, read_state
 
         state = read_state(path)
@@ -178,11 +156,11 @@ class Experiment:
         raise UsageError(f"{flag}: {done}; ask for more, or begin with an earlier epoch")
 
     def load(self, path: Path) -> None:
-        """Assign the weights of a commit.
+        """Assign the weights of a checkpoint.
 
         Raises:
             UsageError: if they are those of another model.
-            OSError: if the commit is damaged.
+            OSError: if it is corrupt.
         """
         from engine.checkpoints import load_weights, read_state, verify
         from engine.training import Guard
@@ -261,10 +239,21 @@ def prepare(
         OSError: if the data cannot be read.
         SystemExit: with code 75, if other workers do not come, or are gone.
     """
-    stored, settings = prepare_process(config, save_path, start)
+    # TensorFlow and Keras, which may not be imported before, are given what the bits depend on.
+    quiet_libraries()
+    stored = fingerprint.stored_in(save_path) if save_path else None
+    before = fingerprint.of(start) if start else None
+    settings = fingerprint.apply(fingerprint.settings_of(config, stored, before))
+    import keras
+
     from engine.devices import replicas
     from engine.training import draws, guard
 
+    # Names start over, so that a second model in one process has those of the first.
+    keras.utils.clear_session(free_memory=False)
+    keras.config.set_dtype_policy(config["precision"])
+    # Initial weights, and the seeds of dropout layers, come from here.
+    keras.utils.set_random_seed(config["seed"])
     if "iterator" in config and together and workers.worker().number > 1:
         raise UsageError("a config with an iterator trains in one process; unset TF_CONFIG")
     with gpus.scope(together) as several, guard.noting_variables():
@@ -278,34 +267,18 @@ def prepare(
     if all_workers.num_replicas > 1:
         replicas.prepare(built.model)
     # Made now, so that what the config names wrongly is refused.
-    config_hooks = hooks_of(config) if trains else []
+    named = config["hooks"] if trains else ()
+    config_hooks = [from_mapping(config, "hooks", entry) for entry in named]
     now = fingerprint.take(config, settings, built.dataset, all_workers.layout)
     shown = {key: json.dumps(value, sort_keys=True) for key, value in now.items()}
     all_workers.require_same(shown, "and would not make the same updates")
-    inexact = inexactness(stored, now, save_path, resume_inexact)
+    inexact = fingerprint.differences(stored, now) if stored else []
+    if inexact and not resume_inexact:
+        raise UsageError(
+            f"{save_path} cannot be continued bit for bit: {'; '.join(inexact)}; restore what "
+            "differs (the source is in its code/), or add --resume_inexact to go on all the same"
+        )
     return replace(built, fingerprint=now, inexact=inexact, config_hooks=config_hooks)
-
-
-def prepare_process(
-    config: Mapping[str, Any], save_path: str | None, start: Path | None = None
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Give TensorFlow and Keras, which may not be imported before, what the bits depend on.
-
-    Returns:
-        The fingerprint in the commit of `save_path`, or None, and the settings that are in force.
-    """
-    quiet_libraries()
-    stored = fingerprint.stored_in(save_path) if save_path else None
-    before = fingerprint.of(start) if start else None
-    settings = fingerprint.apply(fingerprint.settings_of(config, stored, before))
-    import keras
-
-    # Names start over, so that a second model in one process has those of the first.
-    keras.utils.clear_session(free_memory=False)
-    keras.config.set_dtype_policy(config["precision"])
-    # Initial weights, and the seeds of dropout layers, come from here.
-    keras.utils.set_random_seed(config["seed"])
-    return stored, settings
 
 
 def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
@@ -326,7 +299,7 @@ def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
 
 
 def commit_named(folder: Path, checkpoint: str) -> Path:
-    """Return the commit of a run that "best", "latest" or a path means.
+    """Return the checkpoint of a run that "best", "latest" or a path means.
 
     Raises:
         UsageError: if it is not there.
@@ -345,10 +318,10 @@ def commit_named(folder: Path, checkpoint: str) -> Path:
 
 
 def commit_to_fork(folder: Path, epoch: int) -> "Commit":
-    """Return the commit of a run at the end of an epoch, counted from 1; of 0: its latest.
+    """Return the checkpoint of a run at the end of an epoch, counted from 1; of 0: the latest.
 
     Raises:
-        UsageError: if the folder is no run, is still written to, or has no such commit.
+        UsageError: if the folder is not a run, is still written to, or has no such checkpoint.
     """
     run = read_run(folder)
     if not run["meta"].get("attempts"):
@@ -366,20 +339,3 @@ def commit_to_fork(folder: Path, epoch: int) -> "Commit":
         return commit_after(folder, epoch)
     except ValueError as error:
         raise UsageError(f"--fork: {error}") from error
-
-
-def inexactness(
-    stored: dict[str, Any] | None, now: dict[str, Any], save_path: str | None, allowed: bool
-) -> list[str]:
-    """Return what is not as the commit has it.
-
-    Raises:
-        UsageError: if there is anything, and it is not allowed.
-    """
-    found = fingerprint.differences(stored, now) if stored else []
-    if found and not allowed:
-        raise UsageError(
-            f"{save_path} cannot be continued bit for bit: {'; '.join(found)}; restore what "
-            "differs (the source is in its code/), or add --resume_inexact to go on all the same"
-        )
-    return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vegab.files import replacing
 
@@ -19,6 +19,7 @@ def draw_learning_curve(
     """Draw `learning_curve.png`: loss and first metric, training and validation, best epoch
     (from 0) marked. The history has a row per epoch.
     """
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     columns = [key for key in history[0] if key not in ("epoch", "step", "learning_rate")]
@@ -27,7 +28,7 @@ def draw_learning_curve(
         return
     width, height = 4.2 * len(metrics), 3.2
     # Margins that are looked for take longer than all the drawing, and each run draws this.
-    figure = new_figure(width, height, layout=None)
+    figure = Figure(figsize=(width, height))
     figure.subplots_adjust(
         left=0.7 / width, right=1 - 0.15 / width, bottom=0.5 / height, top=1 - 0.6 / height,
         wspace=0.2,
@@ -105,13 +106,11 @@ def save_examples(images: "np.ndarray", path: Path) -> None:
         imsave(temporary, colours, format="png", metadata=nameless)
 
 
-def new_figure(
-    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
-) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure, in inches, that needs no display."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout=layout)
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

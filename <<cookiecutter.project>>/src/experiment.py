@@ -71,6 +71,8 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
                 "src.data.Dataset, or, for a dataset of examples, a config with the key 'iterator'"
             )
         dataset = replace(dataset, train=batch_source(dataset.train, config["seed"]))
+        if dataset.valid is not None and not isinstance(dataset.valid, tuple | list):
+            dataset = replace(dataset, valid=batch_source(dataset.valid, config["seed"]))
         first = dataset.train.batch(0, 0)
 
     # ---- build the model ----
@@ -105,7 +107,10 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
     monitor = config["monitor"]
     if dataset.valid is None:
         monitor = monitor.removeprefix("val_")
-    if monitor.startswith("val_") and monitor.removeprefix("val_") not in metrics:
+    callbacks = callbacks_of(config)
+    # A callback may add to the logs what is to be monitored.
+    is_known = monitor.removeprefix("val_") in metrics or callbacks
+    if monitor.startswith("val_") and not is_known:
         raise UsageError(
             f"monitor is {config['monitor']!r}; choose one of {', '.join(sorted(metrics))}, "
             "or one with val_ before it"
@@ -117,7 +122,7 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
         dataset=dataset,
         model=model,
         monitor=monitor,
-        callbacks=callbacks_of(config),
+        callbacks=callbacks,
         learning_rates=rates,
     )
 

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -62,23 +62,23 @@ class Capture:
         self.real = [os.dup(1), os.dup(2)]
         self.has_terminal = os.isatty(self.real[1]) and os.environ.get("TERM") != "dumb"
         self._temporary = [tempfile.TemporaryFile(buffering=0) for _ in FILES]  # noqa: SIM115
+        self._waiting = [file.fileno() for file in self._temporary]
+
         self.folder: Path | None = None
         _flush()
         self._control: socket.socket | None = None
         if is_watched:
             self._control, self._follower = self._follow()
-        self._point_at([f.fileno() for f in self._temporary])
-        if sys.stdout is None:
-            sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-        if sys.stderr is None:
-            sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
+        self._point_at(self._waiting)
+        for number, name in enumerate(("stdout", "stderr"), start=1):
+            stream = getattr(sys, name)
+            if stream is None:
+                setattr(sys, name, open(number, "w", buffering=1, closefd=False))  # noqa: SIM115
+            elif isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(line_buffering=True)
         _active = self
 
     def _follow(self) -> tuple[socket.socket, int]:
-        """Begin the follower; return what to tell it by, and its process number."""
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         parent = os.getpid()
         with warnings.catch_warnings():  # threads are no harm: the follower needs none of theirs
@@ -87,7 +87,7 @@ class Capture:
         if follower == 0:
             control.close()
             try:
-                _Follower(theirs, self.real, [f.fileno() for f in self._temporary], parent).run()
+                _Follower(theirs, self.real, self._waiting, parent).run()
             finally:
                 os._exit(0)
         theirs.close()
@@ -107,34 +107,28 @@ class Capture:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         files = [os.open(path, flags, 0o666) for path in paths]
         _flush()
-        waiting = [file.fileno() for file in self._temporary]
-        waited = [os.fstat(number).st_size for number in waiting]
-        for file, line, number, size in zip(files, heads, waiting, waited, strict=True):
-            write_all(file, line + os.pread(number, size, 0))
-        echoed = [os.fstat(file).st_size for file in files]
+        waited = [_read_from(number, 0) for number in self._waiting]
+        places = []
+        for path, file, line, data in zip(paths, files, heads, waited, strict=True):
+            write_all(file, line + data)
+            places.append((str(path), os.fstat(file).st_size, len(data)))
         self._point_at(files)
-        for file, number, size in zip(files, waiting, waited, strict=True):
-            write_all(
-                file, os.pread(number, os.fstat(number).st_size - size, size)
-            )  # came in between
+        for file, number, data in zip(files, self._waiting, waited, strict=True):
+            write_all(file, _read_from(number, len(data)))  # came in between
             os.close(file)
-        names = [str(path) for path in paths]
-        self.tell({"switch": [list(item) for item in zip(names, echoed, waited, strict=True)]})
+        self.tell({"switch": places})
         self.folder = Path(folder)
 
-    @contextlib.contextmanager
-    def only_in_files(self) -> Iterator[None]:
-        """What is written to stderr in this block is not repeated on the terminal."""
-        _flush()
-        self.tell({"hold": True})
-        if self._control:
-            self._control.settimeout(2)  # a blocked terminal must not block the run
-            with contextlib.suppress(OSError):
-                self._control.recv(16)
-        try:
-            yield
-        finally:
-            self.tell({"skip": True})
+    def append(self, text: str) -> bool:
+        """Adds a text to stderr.txt, and says whether it could. It is only repeated on the terminal
+        before `stop`."""
+        with contextlib.suppress(OSError):  # a full disk
+            if self.folder:
+                _flush()
+                with open(self.folder / FILES[1], "a", encoding="utf-8", errors="replace") as file:
+                    file.write(text)
+                return True
+        return False
 
     def stop(self) -> None:
         """Points 1 and 2 at the terminal again, waits until it has everything, tidies the files."""
@@ -151,9 +145,9 @@ class Capture:
                 os.waitpid(self._follower, 0)
             self._control.close()
         elif not self.folder:
-            for number, file in zip(self.real, self._temporary, strict=True):
+            for number, file in zip(self.real, self._waiting, strict=True):
                 with contextlib.suppress(OSError):  # a full disk
-                    write_all(number, os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0))
+                    write_all(number, _read_from(file, 0))
         for number in self.real:
             os.close(number)
 
@@ -173,8 +167,7 @@ class Capture:
 
     @staticmethod
     def _point_at(targets: list[int]) -> None:
-        with contextlib.suppress(OSError):  # a full disk, a broken pipe
-            _flush()
+        _flush()
         for number, target in enumerate(targets, start=1):
             os.dup2(target, number)
 
@@ -193,8 +186,13 @@ def _open_closed_descriptors() -> None:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
+        # A full disk, a broken pipe; it may also be closed from the start.
+        with contextlib.suppress(OSError, AttributeError):
             stream.flush()
+
+
+def _read_from(file: int, start: int) -> bytes:
+    return os.pread(file, os.fstat(file).st_size - start, start)
 
 
 def write_all(file: int, data: bytes) -> None:
@@ -273,20 +271,18 @@ class _Terminal(io.TextIOBase):
         return self._capture.real[1]
 
 
+@dataclass
 class _Follower:
     """Runs in a process of its own until it is told to end, or until the other one is gone."""
 
-    def __init__(
-        self, control: socket.socket, real: list[int], files: list[int], parent: int
-    ) -> None:
-        self.control = control
-        self.real = real
-        self.files = files
-        self.parent = parent
-        self.offsets = [0, 0]
-        self.held = False
-        self.bar = ""
-        self.at_line_start = True
+    control: socket.socket
+    real: list[int]
+    files: list[int]
+    parent: int
+    offsets: list[int] = field(default_factory=lambda: [0, 0])
+
+    bar: str = ""
+    at_line_start: bool = True
 
     def run(self) -> None:
         os.setsid()  # Ctrl-C and a closed terminal are meant for the run
@@ -298,44 +294,31 @@ class _Follower:
         while not ends:
             select.select([self.control], [], [], POLL)
             ends = os.getppid() != self.parent
-            message: dict[str, Any] | None
             while message := self.receive():
-                ends = self.obey(message) or ends
+                self.obey(message)
+                ends = ends or "end" in message
             self.echo()
         if self.bar.strip():
             self.show("\n")
 
-    def receive(self) -> dict[str, Any] | None:
-        try:
-            return json.loads(self.control.recv(CHUNK) or b"null")
-        except OSError:
-            return None
+    def receive(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError):
+            return dict(json.loads(self.control.recv(CHUNK) or b"{}"))
+        return {}
 
-    def obey(self, message: dict[str, Any]) -> bool:
-        """Does what the run asks for; True if that is to end."""
+    def obey(self, message: dict[str, Any]) -> None:
         if "switch" in message:
             self.echo([limit for _, _, limit in message["switch"]])
             self.files = [os.open(path, os.O_RDONLY) for path, _, _ in message["switch"]]
             self.offsets = [offset for _, offset, _ in message["switch"]]
-        elif "hold" in message:
-            self.echo()
-            self.held = True
-            with contextlib.suppress(OSError):
-                self.control.send(b"held")
-        elif "skip" in message:
-            self.offsets[1] = os.fstat(self.files[1]).st_size
-            self.held = False
         elif "bar" in message:
             if "\n" in message["bar"]:
                 self.echo(message["after"])
             self.draw(message["bar"])
-        return "end" in message
 
     def echo(self, limits: list[int] | None = None) -> None:
         """Repeats what is new in both files, up to the limits if there are any."""
         for i, file in enumerate(self.files):
-            if i == 1 and self.held:
-                continue
             while True:
                 most = CHUNK if limits is None else min(CHUNK, limits[i] - self.offsets[i])
                 data = os.pread(file, most, self.offsets[i]) if most > 0 else b""

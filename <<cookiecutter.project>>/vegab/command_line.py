@@ -16,9 +16,7 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -29,7 +27,6 @@ from vegab.config import (
     Draft,
     Override,
     Schema,
-    did_you_mean,
     differences,
     find_key,
     flatten,
@@ -58,6 +55,7 @@ except ModuleNotFoundError:
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 OPTIONS_WITH_VALUE = ("-b", "--base", "-l", "--log_level", "--delete")
 OPTIONS = ("-h", "--help", "--dry_run", *OPTIONS_WITH_VALUE)
+LONG_OPTIONS = {option[2:] for option in OPTIONS if option.startswith("--")}
 TAKEN_LETTERS = "bhlpP"
 LIST_OF_TEXT = re.compile(r"(?:[\w.]+\.)?(?:list|List|Sequence|tuple|Tuple)\[str(?:, \.\.\.)?\]")
 FLAG = re.compile(r"--([^=]+)(?:=(.*))?", re.DOTALL)
@@ -70,7 +68,7 @@ def wrap(
     *,
     prepare: Callable[..., Any] | None = None,
     extendable: Iterable[str] = ("num_epochs", "num_steps"),
-    short_flags: Mapping[str, str] | None = None,
+    short_flags: Mapping[str, str] = {},
     save_path_key: str = "",
     opens_folder: bool = True,
     follows: Callable[[], bool] | None = None,
@@ -105,15 +103,17 @@ def wrap(
         flags = _flags_of(func, skip=1 + has_folder + (prepare is not None))
         if not opens_folder:
             flags.pop("dry_run")
-        short = _short_forms(short_flags, flags)
-        _refuse_clashes(flags, config_registry.schemas)
-        parser = _parser(
-            func,
-            f"CONFIG {'SAVE_PATH ' * has_folder}[--key=value ...] [options]",
-            lambda: _help_on_configs(config_registry, flags, short),
-        )
-        add = parser.add_argument
+        _refuse_clashes(flags, short_flags, config_registry.schemas)
         told = {} if opens_folder else _explanations(func)
+        options = _options()
+        add = options.add_argument
+        add("-b", "--base", metavar="FILE", action="append", default=[], help=_HELP_ON_BASE)
+        add("--delete", metavar="KEY", action="append", default=[], help=_HELP_ON_DELETE)
+        add("--dry_run", action="store_true", help=told.get("dry_run", _HELP_ON_DRY_RUN))
+        usage = f"CONFIG {'SAVE_PATH ' * has_folder}[--key=value ...] [options]"
+        parser = _parser(func, usage, options)
+        parser.more_help = lambda: _help_on_configs(config_registry, flags, short_flags)
+        add = parser.add_argument
         add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
         if has_folder:
             add(
@@ -122,13 +122,13 @@ def wrap(
                 nargs="?" if save_path_key else None,
                 help=told.get("save_path", "folder of the run: a new one, or its own"),
             )
-        add("-b", "--base", metavar="FILE", action="append", default=[], help=_HELP_ON_BASE)
-        add("--delete", metavar="KEY", action="append", default=[], help=_HELP_ON_DELETE)
-        add("--dry_run", action="store_true", help=told.get("dry_run", _HELP_ON_DRY_RUN))
         args, overrides, draft = _parse_with_config(
-            parser, arguments, config_registry, flags, short
+            options, parser, arguments, config_registry, flags, short_flags
         )
-        of_flags = [o for o in overrides if _is_of_flag(o, flags, draft)]
+        # -p reaches a config's own key that has the name of a flag.
+        of_flags = [
+            o for o in overrides if o.key in flags and not (o.adds and o.key in draft.names)
+        ]
         of_config = [o for o in overrides if o not in of_flags]
         deleted = [Override(key, None, deletes=True) for key in args.delete]
         config = draft.resolve([*of_config, *deleted])
@@ -139,22 +139,20 @@ def wrap(
         for key in map(draft.key_of, of_config):
             with contextlib.suppress(KeyError):  # --delete has taken it away
                 args.overrides[key] = lookup(config, key)
-        args.flags, args.resolved_config = dict(keywords), copy.deepcopy(config)
-        args.given_flags = _without_defaults(keywords, flags)
+        args.resolved_config = copy.deepcopy(config)
         if args.dry_run and opens_folder:
             print(_as_yaml(config, differences(draft.named(), config)))
             return FINISHED
-        for plugin in plugins:
-            plugin.on_parsed_args(args)
+        _tell(plugins, args, keywords, flags)
         if not has_folder:
-            return _call_without_folder(functools.partial(func, config), keywords)
+            return _call_without_folder(functools.partial(func, config, **keywords))
         if not opens_folder:
-            call = functools.partial(func, config, args.save_path, dry_run=args.dry_run)
-            return _call_without_folder(call, keywords)
+            keywords["dry_run"] = args.dry_run
+            return _call_without_folder(functools.partial(func, config, args.save_path, **keywords))
         folder = RunFolder(args.save_path, config, extendable, config_registry.completed)
         if follows is not None and follows():
-            return accompany(func, config, folder, keywords, prepare)
-        return execute(func, config, folder, keywords, plugins, prepare)
+            return accompany(func, folder, keywords, prepare)
+        return execute(func, folder, keywords, plugins, prepare)
 
     _exit(program, argv)
 
@@ -163,15 +161,13 @@ main = wrap
 
 
 def _take_save_path(args: argparse.Namespace, config: Config, key: str) -> Config:
-    """Finds SAVE_PATH at a key of the config, and returns the config without it.
+    """Finds SAVE_PATH at a key of the config, if there is one, and returns the config without it.
 
     Raises UsageError if there is none, or another one was typed.
     """
-    try:
-        found = lookup(config, key) if key else None
-        config = without(config, key) if key else config
-    except KeyError:
-        found = None
+    found = None
+    with contextlib.suppress(KeyError):
+        found, config = lookup(config, key), without(config, key)
     if found is not None and not isinstance(found, str):
         raise UsageError(f"{key}: {show(found)} was given, a folder is expected")
     typed = args.save_path
@@ -189,7 +185,7 @@ def wrap_no_config_registry(
     plugins: Sequence[VegabPlugin] = (),
     argv: Sequence[str] | None = None,
     *,
-    short_flags: Mapping[str, str] | None = None,
+    short_flags: Mapping[str, str] = {},
 ) -> NoReturn:
     """Runs `func` as a program and ends with `sys.exit`.
 
@@ -203,43 +199,42 @@ def wrap_no_config_registry(
         positionals = [p.name for p in parameters if p.default is p.empty and p.kind in _POSITIONAL]
         flags = {k: v for k, v in _flags_of(func, 0).items() if k not in positionals}
         usage = " ".join([*(name.upper() for name in positionals), "[options]"])
-        short = _short_forms(short_flags, flags)
-        _refuse_clashes(flags)
-        parser = _parser(func, usage, lambda: _help_on_flags(flags, short))
+        _refuse_clashes(flags, short_flags)
+        parser = _parser(func, usage, _options())
+        parser.more_help = lambda: _help_on_flags(flags, short_flags)
         for p in parameters:
             if p.name in positionals:
+                kind = _type_of(p) or str
                 parser.add_argument(
                     p.name,
                     metavar=p.name.upper(),
-                    type=_READERS.get(_type_of(p), _type_of(p) or str),
+                    type=_read_bool if kind is bool else kind,
                     help=_explanations(func).get(p.name, "").replace("%", "%%"),
                 )
-        args, overrides = _parse(parser, arguments, _Keys({}, {}, flags, short))
-        keywords = _read_flags(flags, overrides)
-        args.overrides = {o.key: keywords[o.key] for o in overrides}
-        args.flags, args.given_flags = dict(keywords), _without_defaults(keywords, flags)
-        keywords = {**{name: getattr(args, name) for name in positionals}, **keywords}
+        args, overrides = _parse(parser, arguments, _Keys({}, {}, flags, short_flags))
+        of_flags = _read_flags(flags, overrides)
+        args.overrides = {o.key: of_flags[o.key] for o in overrides}
+        keywords = {**{name: getattr(args, name) for name in positionals}, **of_flags}
         args.resolved_config = {k: v for k, v in keywords.items() if k != "save_path"}
         if "save_path" in keywords:
             args.save_path = keywords["save_path"]
-        for plugin in plugins:
-            plugin.on_parsed_args(args)
+        _tell(plugins, args, of_flags, flags)
         if "save_path" in keywords:
-            keywords["save_path"] = getattr(args, "save_path", keywords["save_path"])
+            keywords["save_path"] = args.save_path
 
         def by_name(**values: Any) -> Any:
             first = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
             return func(*(values.pop(name) for name in first), **values)
 
         if not keywords.get("save_path"):
-            return _call_without_folder(by_name, keywords)
+            return _call_without_folder(functools.partial(by_name, **keywords))
         defaults = {name: flag.default for name, flag in flags.items() if not flag.required}
         folder = RunFolder(str(keywords.pop("save_path")), keywords, (), defaults.__or__)
 
         def with_save_path(config: Config, save_path: str) -> Any:
             return by_name(**config, save_path=save_path)
 
-        return execute(with_save_path, keywords, folder, {}, plugins, None)
+        return execute(with_save_path, folder, {}, plugins, None)
 
     _exit(program, argv)
 
@@ -266,7 +261,7 @@ def wrap_commands(
             if not arguments:
                 parser.error("a command is needed")
         dispatch = functools.partial(argh.dispatch, parser, arguments, completion=False)
-        return _call_without_folder(dispatch, {}, explained)
+        return _call_without_folder(dispatch, explained)
 
     _exit(program, argv)
 
@@ -295,12 +290,10 @@ def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> No
 
 
 def _call_without_folder(
-    func: Callable[..., Any],
-    keywords: dict[str, Any],
-    explained: tuple[type[BaseException], ...] = EXPLAINED,
+    func: Callable[[], Any], explained: tuple[type[BaseException], ...] = EXPLAINED
 ) -> int:
     try:
-        func(**keywords)
+        func()
     except KeyboardInterrupt:
         say("interrupted")
         return 130  # as a shell says of a program that SIGINT ended
@@ -346,17 +339,21 @@ class _CommandsParser(_Parser):
         return super().add_argument(*names, **options)
 
 
-def _parser(func: Callable[..., Any], usage: str, more_help: Callable[[], str]) -> _Parser:
-    parser = _Parser(
+def _options() -> _Parser:
+    options = _Parser(add_help=False, allow_abbrev=False)
+    options.add_argument("-l", "--log_level", metavar="LEVEL", default="INFO", help=_HELP_ON_LEVEL)
+    return options
+
+
+def _parser(func: Callable[..., Any], usage: str, options: _Parser) -> _Parser:
+    return _Parser(
         prog=script(),
         usage=f"%(prog)s {usage}",
         description=(inspect.getdoc(func) or "").split("\n", 1)[0],
         formatter_class=argparse.HelpFormatter,
         allow_abbrev=False,
+        parents=[options],
     )
-    parser.add_argument("-l", "--log_level", metavar="LEVEL", default="INFO", help=_HELP_ON_LEVEL)
-    parser.more_help = more_help
-    return parser
 
 
 class _Keys:
@@ -366,39 +363,24 @@ class _Keys:
         self, names: Config, types: Config, flags: dict[str, _Flag], short: Mapping[str, str]
     ) -> None:
         samples = {name: flag.sample for name, flag in flags.items()}
-        self.names, self.types = {**names, **samples}, {**types, **samples}
+        # The options are here only to be found where one is misspelled.
+        self.names = {**dict.fromkeys(LONG_OPTIONS), **names, **samples}
+        self.types = {**types, **samples}
         self.short = short
 
-    def checked(self, name: str) -> str:
-        """The name itself. Raises UsageError if it stands for no key."""
-        try:
-            find_key(self.names, name, self.types)
-        except UsageError:
-            options = [option[2:] for option in OPTIONS if option.startswith("--")]
-            if did_you_mean(name, options) and not did_you_mean(name, flatten(self.names)):
-                raise UsageError(f"unknown key '{name}'{did_you_mean(name, options)}") from None
-            raise
-        return name
-
-    def is_known(self, name: str) -> bool:
-        """Does the name stand for a key?"""
-        with contextlib.suppress(UsageError):
-            return bool(self.checked(name))
-        return False
-
-    def short_form(self, argument: str) -> str | None:
-        """The name of the flag that an argument such as `-n` stands for."""
-        return self.short.get(argument[1:]) if argument.startswith("-") else None
+    def find(self, name: str) -> str:
+        """The dotted key that a name stands for. Raises UsageError."""
+        return find_key(self.names, name, self.types)
 
     def is_bool(self, name: str) -> bool:
         """Is the value of the key, so far, true or false?"""
-        try:
-            return isinstance(lookup(self.names, find_key(self.names, name, self.types)), bool)
-        except (UsageError, KeyError):
-            return False
+        with contextlib.suppress(UsageError, KeyError):
+            return isinstance(lookup(self.names, self.find(name)), bool)
+        return False
 
 
 def _parse_with_config(
+    options: _Parser,
     parser: _Parser,
     arguments: list[str],
     registry: ConfigRegistry,
@@ -411,25 +393,15 @@ def _parse_with_config(
         known |= schema.defaults
     # A first look, before it is known which keys are true or false.
     guessed: list[Override] = []
-    asked = [] if _asks_for_help(arguments) else arguments
-    words = _split(asked, _Keys(known, known, flags, short), guessed, is_strict=False)
+    words = _split(arguments, _Keys(known, known, flags, short), guessed, is_strict=False)
     keys = [override.key for override in guessed if override.key not in flags]
     keys += [key[3:] for key in keys if key.startswith("no_")]
-    bases: list[str] = []
-    others: list[str] = []
-    while words:
-        word = words.pop(0)
-        if word in OPTIONS_WITH_VALUE:
-            bases += words[:1] if word in ("-b", "--base") else []
-            del words[:1]
-        elif attached := re.match("--base=|-b", word):
-            bases.append(word[attached.end() :])
-        elif not word.startswith("-"):
-            others.append(word)
+    seen, others = options.parse_known_args(words)
+    others = [word for word in others if not word.startswith("-")]
     if all(override.value is not None for override in guessed):
         del others[1:]  # else the first may be the value of an unknown key
     is_config = (word for word in others if word in registry or word.endswith(CONFIG_SUFFIXES))
-    draft = registry.draft(next(is_config, None), bases, keys)
+    draft = registry.draft(next(is_config, None), seen.base, keys)
     for _ in range(2):
         args, overrides = _parse(parser, arguments, _Keys(draft.names, draft.types, flags, short))
         if (args.config, args.base) == (draft.name, draft.bases):
@@ -439,17 +411,12 @@ def _parse_with_config(
     raise UsageError(f"it is not clear whether {args.config} is CONFIG; give CONFIG first")
 
 
-def _asks_for_help(arguments: list[str]) -> bool:
-    return bool({"-h", "--help"} & set(arguments))
-
-
 def _parse(
     parser: _Parser, arguments: list[str], keys: _Keys
 ) -> tuple[argparse.Namespace, list[Override]]:
     """The fixed arguments and, apart from them, the overrides in the order they were given."""
     overrides: list[Override] = []
-    fixed = ["--help"] if _asks_for_help(arguments) else _split(arguments, keys, overrides)
-    args = parser.parse_args(fixed)
+    args = parser.parse_args(_split(arguments, keys, overrides))
     args.argv = arguments
     _set_up_logging(args.log_level)
     return args, overrides
@@ -463,6 +430,8 @@ def _split(
     Raises UsageError for an unknown key or a missing value. If it is not strict, what follows an
     unknown key stays, for it may be its value or CONFIG.
     """
+    if {"-h", "--help"} & set(arguments):
+        return ["--help"]
     fixed: list[str] = []
     waiting = list(reversed(arguments))
 
@@ -480,9 +449,9 @@ def _split(
             key = value_of(argument)
             value = value_of(f"{argument} {key}")
             overrides.append(Override(key, value, raw=argument == "-P", adds=True))
-        elif short := keys.short_form(argument):
-            given = "true" if keys.is_bool(short) else value_of(argument)
-            overrides.append(Override(short, given))
+        elif argument[:1] == "-" and argument[1:] in keys.short:
+            name = keys.short[argument[1:]]
+            overrides.append(Override(name, "true" if keys.is_bool(name) else value_of(argument)))
         elif argument in OPTIONS_WITH_VALUE:
             fixed += [argument, value_of(argument)]
         elif not flag or argument.split("=")[0] in OPTIONS:
@@ -493,16 +462,15 @@ def _split(
                 text = waiting.pop() if waiting[-1:] in (["true"], ["false"]) else "true"
             elif text is None and name.startswith("no_") and keys.is_bool(name[3:]):
                 name, text = name[3:], "false"
-            elif text is None and (is_strict or keys.is_known(name)):
-                keys.checked(name)
-                text = value_of(argument)
-            overrides.append(Override(keys.checked(name) if is_strict else name, text))
+            else:
+                try:
+                    keys.find(name)
+                    text = value_of(argument) if text is None else text
+                except UsageError:
+                    if is_strict:
+                        raise
+            overrides.append(Override(name, text))
     return fixed
-
-
-def _is_of_flag(override: Override, flags: dict[str, _Flag], draft: Draft) -> bool:
-    """-p reaches a config's own key that has the name of a flag."""
-    return override.key in flags and not (override.adds and override.key in draft.names)
 
 
 def _set_up_logging(level: str) -> None:
@@ -525,9 +493,6 @@ def _read_bool(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} was given, true or false is expected")
     return text.lower() == "true"
-
-
-_READERS: dict[type | None, Callable[[str], Any]] = {bool: _read_bool}
 
 
 class _Flag(NamedTuple):
@@ -555,8 +520,7 @@ def _flags_of(func: Callable[..., Any], skip: int) -> dict[str, _Flag]:
         repeats = LIST_OF_TEXT.fullmatch(str(p.annotation)) is not None
         if repeats:
             default, sample = list(default or ()), []
-        explanation = explanations.get(p.name, "")
-        flags[p.name] = _Flag(default, sample, required, explanation, repeats)
+        flags[p.name] = _Flag(default, sample, required, explanations.get(p.name, ""), repeats)
     return flags
 
 
@@ -575,23 +539,18 @@ def _type_of(parameter: inspect.Parameter) -> type | None:
     return {"str": str, "int": int, "float": float, "bool": bool}.get(name)
 
 
-def _short_forms(short_flags: Mapping[str, str] | None, flags: dict[str, _Flag]) -> dict[str, str]:
-    """Letter -> name of a flag. Raises ValueError for a letter or a name that cannot be."""
-    for letter, name in (short_flags or {}).items():
-        if len(letter) != 1 or not letter.isalpha():
-            raise ValueError(f"short_flags: '{letter}' was given for '{name}'; give one letter")
-        if letter in TAKEN_LETTERS:
-            raise ValueError(f"short_flags: the letter '{letter}' is taken; choose another one")
-        if name not in flags:
-            raise ValueError(f"short_flags: the function has no flag '{name}' for '{letter}'")
-    return dict(short_flags or {})
-
-
-def _refuse_clashes(flags: dict[str, _Flag], schemas: Iterable[Schema] = ()) -> None:
-    """Raises ValueError if a flag, a key and an option share a name."""
-    options = {option[2:] for option in OPTIONS if option.startswith("--")}
+def _refuse_clashes(
+    flags: dict[str, _Flag], short_flags: Mapping[str, str], schemas: Iterable[Schema] = ()
+) -> None:
+    """Raises ValueError if a letter is not free, or a flag, a key and an option share a name."""
+    for letter, name in short_flags.items():
+        if len(letter) != 1 or not letter.isalpha() or letter in TAKEN_LETTERS or name not in flags:
+            raise ValueError(
+                f"short_flags: '{letter}' was given for '{name}'; give a letter, but none of "
+                f"{TAKEN_LETTERS}, for a flag of the function: {', '.join(flags)}"
+            )
     keys = {key for schema in schemas for key in schema.defaults}
-    twice = (flags.keys() & keys) | ((flags.keys() | keys) & options)
+    twice = (flags.keys() & keys) | ((flags.keys() | keys) & LONG_OPTIONS)
     if twice:
         raise ValueError(f"the name '{sorted(twice)[0]}' is taken by another flag; rename the key")
 
@@ -612,8 +571,16 @@ def _read_flags(flags: dict[str, _Flag], overrides: list[Override]) -> dict[str,
     return {name: given.get(name, flag.default) for name, flag in flags.items()}
 
 
-def _without_defaults(keywords: dict[str, Any], flags: dict[str, _Flag]) -> dict[str, Any]:
-    return {name: value for name, value in keywords.items() if value != flags[name].default}
+def _tell(
+    plugins: Sequence[VegabPlugin],
+    args: argparse.Namespace,
+    keywords: dict[str, Any],
+    flags: dict[str, _Flag],
+) -> None:
+    args.flags = dict(keywords)
+    args.given_flags = {k: value for k, value in keywords.items() if value != flags[k].default}
+    for plugin in plugins:
+        plugin.on_parsed_args(args)
 
 
 # ------------------------------------------------------------------------------- --help, --dry_run
@@ -622,13 +589,11 @@ def _without_defaults(keywords: dict[str, Any], flags: dict[str, _Flag]) -> dict
 def _help_on_configs(
     registry: ConfigRegistry, flags: dict[str, _Flag], short: Mapping[str, str]
 ) -> str:
-    """The named configs, and every key of each kind with its default and its explanation."""
     text = _table("configs", [(name, registry.summary(name)) for name in registry.names()])
-    for schema in registry.schemas:
-        text += _help_on_keys(schema)
-    return (
-        text + _help_on_flags(flags, short) + "\n" + textwrap.fill(_HELP_ON_VALUES, _width()) + "\n"
-    )
+    text += "".join(map(_help_on_keys, registry.schemas)) + _help_on_flags(flags, short)
+    formatter = argparse.HelpFormatter("")
+    formatter.add_text(_HELP_ON_VALUES)
+    return f"{text}\n{formatter.format_help()}"
 
 
 def _help_on_keys(schema: Schema) -> str:
@@ -638,9 +603,8 @@ def _help_on_keys(schema: Schema) -> str:
         sections.setdefault(key.rpartition(".")[0], []).append(row)
     text = ""
     for section in sorted(sections, key=bool):  # keys of the first level first
-        explanation = schema.helps.get(section, "")
-        title = section + (f": {explanation}" if explanation else "")
-        text += _table(title or schema.title or "keys and their defaults", sections[section])
+        title = ": ".join(filter(None, (section, schema.helps.get(section)))) or schema.title
+        text += _table(title or "keys and their defaults", sections[section])
     return text
 
 
@@ -667,23 +631,14 @@ def _short(default: Any) -> str:
     return default if isinstance(default, str) else json.dumps(default, default=str)
 
 
-def _width() -> int:
-    return min(max(shutil.get_terminal_size().columns, 40), 100) - 2
-
-
 def _table(title: str, rows: list[tuple[str, str]]) -> str:
-    """Rows of two columns; a long left side has its explanation on the next line."""
-    width = _width()
-    left = min(max((len(name) for name, _ in rows), default=0), 28) + 4
-    lines = ["", f"{title}:"]
+    formatter = argparse.HelpFormatter("", max_help_position=32)
+    formatter.start_section(title)
     for name, explanation in rows:
-        wrapped = textwrap.wrap(explanation, max(width - left, 20)) or [""]
-        if len(name) + 4 > left and explanation:
-            lines.append(f"  {name}")
-        else:
-            lines.append(f"  {name:{left - 2}}{wrapped.pop(0)}".rstrip())
-        lines += [" " * left + line for line in wrapped]
-    return "\n".join(lines) + "\n"
+        explanation = explanation.replace("%", "%%")
+        formatter.add_argument(argparse.Action([name], "", nargs=0, help=explanation))
+    formatter.end_section()
+    return "\n" + formatter.format_help()
 
 
 def _as_yaml(config: Config, changes: dict[str, tuple[Any, Any]], indent: str = "") -> str:
@@ -691,14 +646,10 @@ def _as_yaml(config: Config, changes: dict[str, tuple[Any, Any]], indent: str = 
     lines = []
     for name, value in config.items():
         if isinstance(value, dict) and value:
-            lines += [f"{indent}{_as_key(name)}:", _as_yaml(value, {}, indent + "  ")]
+            lines += [f"{indent}{show(name)}:", _as_yaml(value, {}, indent + "  ")]
         else:
-            lines.append(f"{indent}{_as_key(name)}: {json.dumps(value, ensure_ascii=False)}")
+            lines.append(f"{indent}{show(name)}: {json.dumps(value, ensure_ascii=False)}")
     if changes:
         lines += ["# differs from the named config:"]
         lines += [f"#   {show_differences({key: pair})}" for key, pair in changes.items()]
     return "\n".join(lines)
-
-
-def _as_key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name, ensure_ascii=False)

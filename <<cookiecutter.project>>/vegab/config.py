@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import functools
+import glob
 import json
 import math
 import os
@@ -227,31 +229,28 @@ def type_name(value: Any) -> str:
 
 
 def checked(
-    schema: Config,
+    kind: Schema,
+    types: Config,
     changes: Config,
+    is_open: bool,
     prefix: str = "",
-    *,
-    is_open: bool = False,
-    may_refer: Callable[[str], object] = REFERENCE.search,
+    is_resolved: bool = False,
 ) -> Config:
-    """`changes` with an int turned into a float where the default is one.
+    """Changes to a config of a kind, with an int turned into a float where the default is one.
 
-    Raises UsageError for a value of another type and, unless `is_open`, for a key that the schema
-    does not have. A default of None takes anything, one of {} any mapping; a reference is checked
-    once it is resolved.
+    Raises UsageError for a value of another type than in `types` and, unless `is_open`, for a key
+    that is not there. A type of None takes anything, one of {} any mapping; what may be a reference
+    is checked once it is resolved.
     """
     result: Config = {}
     for name, value in changes.items():
         key = prefix + name
-        if name not in schema:
-            if not is_open:
-                raise UnknownKeyError(f"unknown key '{key}'" + did_you_mean(name, flatten(schema)))
-            result[name] = value
-            continue
-        default = schema[name]
+        if name not in types and not is_open:
+            raise UnknownKeyError(f"unknown key '{key}'" + did_you_mean(name, flatten(types)))
+        default = types.get(name)
         if isinstance(default, dict) and default and isinstance(value, dict):
-            value = checked(default, value, key + ".", is_open=is_open, may_refer=may_refer)
-        elif isinstance(value, str) and may_refer(value):
+            value = checked(kind, default, value, is_open, f"{key}.", is_resolved)
+        elif not is_resolved and isinstance(value, str) and kind.may_refer(value):
             pass
         elif type(default) is float and type(value) is int:
             value = float(value)
@@ -300,29 +299,25 @@ def resolve_references(config: Config, *, braces: bool = False, strict: bool = T
             return [resolved(item, trail) for item in value]
         if not isinstance(value, str):
             return value
-        alone = REFERENCE.fullmatch(value)
-        in_braces = BRACES.fullmatch(value) if braces else None
-        if alone:
+        if alone := REFERENCE.fullmatch(value):
             return target(alone[1], trail)
-        if in_braces:
+        if braces and (in_braces := BRACES.fullmatch(value)):
             with contextlib.suppress(KeyError):
                 look_up_path(config, in_braces[1])
                 return target(in_braces[1], trail)
         return REFERENCE.sub(lambda match: written(target(match[1], trail)), value)
 
     def target(key: str, trail: tuple[str, ...]) -> Any:
-        if key in trail:
-            if not strict:
-                return None
-            raise UsageError(f"the references {' -> '.join([*trail, key])} go round in a circle")
-        try:
-            value = look_up_path(config, key)
-        except KeyError:
-            if not strict:
-                return None
-            hint = did_you_mean(key.replace("/", "."), flatten(config))
-            raise UsageError(f"${{{key}}} refers to a key that is not there{hint}") from None
-        return resolved(value, (*trail, key))
+        wrong = f"the references {' -> '.join([*trail, key])} go round in a circle"
+        if key not in trail:
+            try:
+                return resolved(look_up_path(config, key), (*trail, key))
+            except KeyError:
+                hint = did_you_mean(key.replace("/", "."), flatten(config))
+                wrong = f"${{{key}}} refers to a key that is not there{hint}"
+        if strict:
+            raise UsageError(wrong)
+        return None
 
     def written(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value)
@@ -375,19 +370,19 @@ def load_file(path: Path, number_keys: bool = False, trail: tuple[Path, ...] = (
         circle = " -> ".join(str(other) for other in (*trail, path))
         raise UsageError(f"the files {circle} extend each other in a circle")
     config = read_yaml(read_text(path), str(path))
-    if config is None:
-        raise UsageError(f"{path} is empty; a config file holds a mapping of keys to values")
     if not isinstance(config, dict):
-        raise UsageError(
-            f"{path} holds {type_name(config)}; a config file holds a mapping of keys to values"
-        )
+        what = "is empty" if config is None else f"holds {type_name(config)}"
+        raise UsageError(f"{path} {what}; a config file holds a mapping of keys to values")
     trust.note_file((*trail, path), config)
     patterns = _pop_texts(config, "extend", "a list of file names", path)
     deleted = _pop_texts(config, "delete", "a list of keys that an extended file has", path)
     merged: Config = {}
     for pattern in patterns:
-        for base in extended(path, pattern):
-            merged = merge(merged, load_file(base, number_keys, (*trail, path)))
+        bases = glob.glob(os.path.join(glob.escape(str(path.parent)), pattern), recursive=True)
+        if not bases:
+            raise UsageError(f"{path}: there is no file {pattern} to extend")
+        for base in sorted(bases):
+            merged = merge(merged, load_file(Path(base), number_keys, (*trail, path)))
     for key in deleted:
         try:
             merged = without(merged, key.replace("/", "."))
@@ -406,42 +401,28 @@ def _pop_texts(config: Config, key: str, what: str, path: Path) -> list[str]:
     return texts
 
 
-def extended(path: Path, pattern: str) -> list[Path]:
-    """The files that one entry of `extend` names, sorted."""
-    import glob
-
-    found = sorted(glob.glob(os.path.join(glob.escape(str(path.parent)), pattern), recursive=True))
-    if not found:
-        raise UsageError(f"{path}: there is no file {pattern} to extend")
-    return [Path(name) for name in found]
-
-
 def comments_as_help(text: str) -> dict[str, str]:
     """Dotted key -> the comment at the end of its line."""
     from ruamel.yaml import YAML
 
-    lines = text.splitlines()
     helps: dict[str, str] = {}
 
-    def walk(node: Any, prefix: str) -> None:
-        for name, value in node.value:
-            flows = getattr(value, "flow_style", False) or value.end_mark.line == name.end_mark.line
-            mark = value.end_mark if flows and value.value else name.end_mark
-            comment = re.match(r"[\s:|>+-]*#\s*(.*)", lines[mark.line][mark.column :])
-            if comment:
-                helps[prefix + name.value] = comment[1].strip()
-            if value.id == "mapping":
-                walk(value, f"{prefix}{name.value}.")
+    def walk(mapping: Any, prefix: str) -> None:
+        for name, value in mapping.items():
+            _, _, after, below = mapping.ca.items.get(name, [None] * 4)
+            # Lines of their own may follow; that of a block of text is kept apart.
+            comment = after.value if after else (below or [""])[0]
+            if isinstance(comment, str) and (first := comment.split("\n")[0].strip("# ")):
+                helps[prefix + name] = first
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
 
-    node = YAML(typ="safe", pure=True).compose(text)
-    if node is not None and node.id == "mapping":
-        walk(node, "")
+    walk(YAML().load(text), "")
     return helps
 
 
-def first_comment(text: str) -> str:
-    """The comment on the first line of a file, or nothing."""
-    first = text.lstrip("\ufeff").split("\n", 1)[0]
+def _first_comment(path: Path) -> str:
+    first = read_text(path).split("\n", 1)[0]
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
@@ -455,27 +436,23 @@ class ConfigRegistry:
     """
 
     def __init__(self) -> None:
-        self._root: Schema | None = None
+        self._root = Schema({}, {})
         self._schemas: list[Schema] = []
-        # name -> function that reads what differs from root, name -> function that reads its help
-        self._readers: dict[str, Callable[[], Layer]] = {}
-        self._summaries: dict[str, Callable[[], str]] = {}
+        # name -> what reads the config, and what reads the line that says what it is
+        self._named: dict[str, tuple[Callable[[], Layer], Callable[[], str]]] = {}
 
     def set_root_config(self, config: Config) -> None:
         """Sets every key and its default. Any value may be a `Key(default, help)`."""
-        if self._root is not None:
+        if "root" in self:
             raise ValueError("the root config is set already")
         with _as_value_error("root"):
-            instead = [
-                (key, value.instead_of)
-                for key, value in config.items()
-                if isinstance(value, Key) and value.instead_of
-            ]
-            self._root = Schema(*_defaults_and_helps(config), instead=tuple(instead))
+            self._root = _schema_of(config)
+        summary = "every key with its default"
+        self._named = {"root": (lambda: Layer({}), lambda: summary), **self._named}
 
     def get_root_config(self) -> Config:
         """A deep copy of the root config, as plain data."""
-        return copy.deepcopy(self._root.defaults if self._root else {})
+        return copy.deepcopy(self._root.defaults)
 
     def add_schema(
         self,
@@ -497,28 +474,18 @@ class ConfigRegistry:
             closed: top-level keys whose mappings have no keys but the schema's.
         """
         with _as_value_error(title):
-            defaults, helps = _defaults_and_helps(config)
-            self._schemas.append(
-                Schema(defaults, helps, title, tuple(required), is_open=True, closed=tuple(closed))
-            )
+            kind = _schema_of(config)._replace(title=title, is_open=True)
+        self._schemas.append(kind._replace(required=tuple(required), closed=tuple(closed)))
 
     @property
     def schemas(self) -> list[Schema]:
         """Every kind of config, root's first."""
-        return [*([self._root] if self._root else []), *self._schemas]
+        return [*([self._root] if "root" in self else []), *self._schemas]
 
     def completed(self, config: Config) -> Config:
         """A resolved config of an earlier time; a key that is younger has its default."""
         kind = self._kind_of(config)
         return kind.resolved(merge(kind.defaults, config), strict=False)
-
-    def __getitem__(self, name: str) -> Config:
-        """A deep copy of root with the named config on it, references resolved."""
-        return self.resolve(name)
-
-    def __setitem__(self, name: str, config: Config) -> None:
-        """Registers what differs from root. See `register`."""
-        self.register(name, config)
 
     def register(self, name: str, config: Config, help: str = "") -> None:
         """Registers what differs from root. Raises ValueError for a name or key that cannot be."""
@@ -526,6 +493,8 @@ class ConfigRegistry:
             kind = self._kind_of(config)
             changes = _checked_layer(kind, Layer(plain(config, "", number_keys=kind.is_open)))
         self._add(name, lambda: Layer(changes), lambda: help)
+
+    __setitem__ = register
 
     def add_folder(self, path: str | Path, besides: Iterable[str] = ()) -> None:
         """Registers each YAML and JSON file of a folder by its stem, except `root` and `besides`.
@@ -536,42 +505,32 @@ class ConfigRegistry:
         for file in sorted(Path(path).iterdir()):
             hidden = file.name.startswith(".")
             if file.suffix in CONFIG_SUFFIXES and file.stem not in others and not hidden:
-                self._add(
-                    file.stem,
-                    lambda file=file: _read_layer(file),  # type: ignore[misc]
-                    lambda file=file: first_comment(read_text(file)),  # type: ignore[misc]
-                )
+                read = functools.partial(_read_layer, file)
+                self._add(file.stem, read, functools.partial(_first_comment, file))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._readers or (name == "root" and self._root is not None)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names())
+        return name in self._named
 
     def names(self) -> list[str]:
         """Every name that CONFIG may be, `root` first."""
-        return [*(["root"] if self._root is not None else []), *self._readers]
-
-    def help_for(self, key: str) -> str:
-        """The explanation of a dotted key of root, or nothing."""
-        return self._root.helps.get(key, "") if self._root else ""
+        return list(self._named)
 
     def summary(self, name: str) -> str:
         """The one line that says what a named config is, or nothing."""
-        if name not in self._summaries:
-            return "every key with its default" if name == "root" else ""
-        return self._summaries[name]()
+        return self._named[name][1]()
 
     def resolve(
         self, name: str, bases: Iterable[str | Path] = (), overrides: Iterable[Override] = ()
     ) -> Config:
         """defaults <- base files <- named config or config file <- overrides, then the references.
 
-        Raises UsageError for whatever does not fit together.
+        Every read is a deep copy. Raises UsageError for whatever does not fit together.
         """
         overrides = list(overrides)
         draft = self.draft(name, bases, [override.key for override in overrides])
         return draft.resolve(overrides)
+
+    __getitem__ = resolve
 
     def draft(
         self, name: str | None, bases: Iterable[str | Path] = (), keys: Iterable[str] = ()
@@ -588,7 +547,7 @@ class ConfigRegistry:
         present: Config = {}
         for layer in layers:
             present |= layer.config
-        root = flatten(self._root.defaults) if self._root else {}
+        root = flatten(self._root.defaults)
         for key in (key.replace("/", ".") for key in keys):
             # The last name of a nested key of root is no mark of another kind.
             if not any(leaf.endswith("." + key) for leaf in root):
@@ -597,58 +556,53 @@ class ConfigRegistry:
 
     def _kind_of(self, config: Config) -> Schema:
         """Root's kind, or the first schema of which the config has a key that root has not."""
-        root = self._root or Schema({}, {})
         complete = [other for other in self._schemas if other.defaults.keys() <= config.keys()]
         for schema in self._schemas:
-            marks = (schema.defaults.keys() & config.keys()) - root.defaults.keys()
+            marks = (schema.defaults.keys() & config.keys()) - self._root.defaults.keys()
             for other in complete:
-                # A resolved config has all defaults of its kind: these are no marks of another.
+                # A resolved config has all defaults of its kind: these do not mark another.
                 if other is not schema:
                     shared = marks & other.defaults.keys()
                     marks -= {key for key in shared if same(config[key], other.defaults[key])}
             if marks:
                 return schema
-        return root
+        return self._root
 
     def _read(self, name: str) -> Layer:
-        if name in self._readers:
-            return self._readers[name]()
         if name in self:
-            return Layer({})
+            return self._named[name][0]()
         if name.endswith(CONFIG_SUFFIXES):
             return _read_layer(Path(name))
-        hint = did_you_mean(name, self.names())
-        known = ", ".join(self.names())
         raise UsageError(
-            f"unknown config '{name}'{hint or '.'} "
-            f"Known are {known}; a path to a .yaml or .json file is fine, too"
+            f"unknown config '{name}'{did_you_mean(name, self.names()) or '.'} "
+            f"Known are {', '.join(self.names())}; a path to a .yaml or .json file is fine, too"
         )
 
-    def _add(self, name: str, reader: Callable[[], Layer], summary: Callable[[], str]) -> None:
+    def _add(self, name: str, read: Callable[[], Layer], summary: Callable[[], str]) -> None:
         if name in self or name == "root":
             raise ValueError(f"a config named '{name}' is registered already")
-        self._readers[name] = reader
-        self._summaries[name] = summary
+        self._named[name] = read, summary
 
 
-def _defaults_and_helps(config: Config) -> tuple[Config, dict[str, str]]:
-    """The defaults as plain data, and the explanation of each dotted key that is a `Key`."""
+def _schema_of(config: Config) -> Schema:
+    """The defaults as plain data, with what each value that is a `Key` says."""
     helps: dict[str, str] = {}
+    instead: list[tuple[str, str]] = []
 
     def without_keys(value: Any, key: str) -> Any:
         if isinstance(value, Key):
             helps[key] = value.help
+            instead.extend([(key, value.instead_of)] if value.instead_of else [])
             value = value.default
         if not isinstance(value, dict):
             return value
         prefix = f"{key}." if key else ""
         return {name: without_keys(item, f"{prefix}{name}") for name, item in value.items()}
 
-    return plain(without_keys(config, ""), ""), helps
+    return Schema(plain(without_keys(config, ""), ""), helps, instead=tuple(instead))
 
 
 def _read_layer(path: Path) -> Layer:
-    """A file as a layer. Raises UsageError."""
     try:
         return Layer(load_file(path), str(path))
     except NumberKeyError as refusal:  # whether it counts depends on what else is in the config
@@ -662,9 +616,7 @@ def _checked_layer(kind: Schema, layer: Layer) -> Config:
     if not kind.defaults:
         return layer.config
     try:
-        return checked(
-            kind.expected(), layer.config, is_open=kind.is_open, may_refer=kind.may_refer
-        )
+        return checked(kind, kind.expected(), layer.config, kind.is_open)
     except UsageError as error:
         raise UsageError(f"{layer.source}: {error}" if layer.source else str(error)) from None
 
@@ -689,7 +641,7 @@ def config_from_folder(path: str | Path) -> ConfigRegistry:
         raise ValueError(f"{folder} has no root.yaml, which names every key and its default")
     registry = ConfigRegistry()
     registry.set_root_config(load_file(root))
-    registry._root = Schema(registry.get_root_config(), comments_as_help(read_text(root)))
+    registry._root.helps.update(comments_as_help(read_text(root)))
     registry.add_folder(folder)
     return registry
 
@@ -708,11 +660,9 @@ class Draft:
         self, kind: Schema, name: str | None, bases: Sequence[str | Path], layers: list[Layer]
     ) -> None:
         self.kind, self.name, self.bases = kind, name, bases
-        layers_checked = [_checked_layer(kind, layer) for layer in layers]
-        self._last = layers_checked[-1] if name is not None else {}
-        self._merged = kind.defaults
-        for config in layers_checked:
-            self._merged = merge(self._merged, config)
+        configs = [_checked_layer(kind, layer) for layer in layers]
+        self._last = configs[-1] if name is not None else {}
+        self._merged = functools.reduce(merge, configs, kind.defaults)
         self.types = kind.expected()
         self.names = self.types
         if kind.is_open or not kind.defaults:  # without root, a config's schema is the config
@@ -750,9 +700,10 @@ class Draft:
         config = self.kind.resolved(config)
         if self.kind.defaults:
             expected = self.kind.expected()
-            config = checked(expected, config, is_open=self.kind.is_open)
+            config = checked(self.kind, expected, config, self.kind.is_open, is_resolved=True)
             for section in self.kind.closed:
-                checked(expected[section], config[section], f"{section}.")
+                known, given = expected[section], config[section]
+                checked(self.kind, known, given, False, f"{section}.", is_resolved=True)
         self._check_required(config)
         return config
 
@@ -761,25 +712,20 @@ class Draft:
         return self.kind.resolved(merge(self.kind.defaults, self._last), strict=False)
 
     def _emptied(self, config: Config, key: str, change: Config) -> Config:
-        """The config without the mapping that the change replaces.
-
-        A mapping is merged where its keys are named; where any are fine (the default is {} or
-        null), the one on the command line is the whole of it.
-        """
+        # A mapping is merged where its keys are named; where any are fine (the default is {} or
+        # null), the one on the command line is the whole of it.
         with contextlib.suppress(KeyError):
             if not lookup(self.types, key) and isinstance(lookup(change, key), dict):
                 return merge(config, nested(key, None))
         return config
 
     def _deleted(self, config: Config, key: str) -> Config:
-        """The config without a key of its own, or with one of the schema as the schema has it."""
-        try:
+        with contextlib.suppress(KeyError):
             default = lookup(self.kind.defaults, key)
-        except KeyError:
-            with contextlib.suppress(KeyError):  # it was deleted twice
-                return without(config, key)
-            return config
-        return merge(merge(config, nested(key, None)), nested(key, default))
+            return merge(merge(config, nested(key, None)), nested(key, default))
+        with contextlib.suppress(KeyError):  # it was deleted twice
+            return without(config, key)
+        return config
 
     def _check_required(self, config: Config) -> None:
         own = sorted(config.keys() - self.kind.defaults.keys())
@@ -808,17 +754,12 @@ def read_override(
 ) -> Config:
     """The change that one override asks for, as a nested dictionary. Raises UsageError.
 
-    Args:
-        override: what was typed.
-        key: the dotted key that it means.
-        names: every key with its value so far: where that is text, a number is read as text.
-        types: every key with a value of the type that is expected.
-        kind: what sort of config it is for.
+    `key` is the dotted key that it means; `names` and `types` are those of a `Draft`. Where the
+    value so far is text, a number is read as text.
     """
-    try:
+    present = None
+    with contextlib.suppress(KeyError):  # inside a mapping whose keys are free, or a new key
         present = lookup(names, key)
-    except KeyError:  # inside a mapping whose keys are free, or a new key
-        present = None
     value = override.value
     # YAML would read {a/b} as a mapping.
     in_braces = kind.is_open and isinstance(value, str) and BRACES.fullmatch(value)
@@ -829,7 +770,7 @@ def read_override(
     expected = types
     if may_add and isinstance(value, str) and isinstance(present, list):
         expected = kind.expected()  # one text may stand where a file has a list
-    return checked(expected, change, is_open=may_add, may_refer=kind.may_refer)
+    return checked(kind, expected, change, may_add)
 
 
 def read_value(text: str, default: Any, key: str) -> Any:

@@ -15,8 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vegab.capture import Capture, write_all
-from vegab.config import Config
+from vegab.capture import Capture
 from vegab.exits import EXIT_CODES, UsageError, outcome
 from vegab.plugins import VegabPlugin
 from vegab.run_folder import RunFolder
@@ -30,7 +29,6 @@ _IGNORED_AT_START = [
 
 def execute(
     func: Callable[..., Any],
-    config: Config,
     folder: RunFolder,
     keywords: dict[str, Any],
     plugins: Sequence[VegabPlugin],
@@ -41,6 +39,7 @@ def execute(
     `func(config, save_path[, prepare(config)], **keywords)`. Raises UsageError, or
     AlreadyFinished, while the folder is untouched.
     """
+    config = folder.config
     folder.check()
     _signals(_interrupt)
     capture = Capture()
@@ -48,7 +47,7 @@ def execute(
     error: BaseException | None = None
     try:
         try:
-            arguments += _prepared(prepare, config, folder, keywords)
+            arguments += _prepared(prepare, folder, keywords)
         except UsageError:
             raise
         except Exception as failure:  # what the user did not cause belongs to the run's story
@@ -79,27 +78,29 @@ def execute(
         error = failure
     # From here on a second Ctrl-C would only spoil the record of the first.
     _signals(signal.SIG_IGN)
-    unwritten = ""
+    failures: list[BaseException] = []
     if error is not None:
-        if outcome(error) == "failed":
-            unwritten = _write_traceback(error, capture, quiet=isinstance(error, EXPLAINED))
+        failures += [error] if outcome(error) == "failed" else []
         for plugin in plugins:
             try:
                 plugin.on_failure(config, folder.path, error)
             except Exception as another:
-                follows = isinstance(another, EXPLAINED)  # on a full disk, say
-                unwritten += _write_traceback(another, capture, quiet=follows) * (not follows)
+                failures.append(another)
+    loud = [one for one in failures if not isinstance(one, EXPLAINED)]
+    unwritten = [] if capture.append(_tracebacks(loud)) else loud
     _signals(signal.SIG_DFL)
     capture.stop()
+    quiet = [one for one in failures if isinstance(one, EXPLAINED)]
+    if not capture.append(_tracebacks(quiet)):  # those of plugins may follow from this
+        unwritten += [one for one in quiet if one is error]
     folder.close()
     if unwritten:
-        sys.stderr.write(unwritten)
+        sys.stderr.write(_tracebacks(unwritten))
     return _last_word(error, folder.path, bool(unwritten))
 
 
 def accompany(
     func: Callable[..., Any],
-    config: Config,
     folder: RunFolder,
     keywords: dict[str, Any],
     prepare: Callable[..., Any] | None,
@@ -112,7 +113,7 @@ def accompany(
     _signals(_interrupt)
     error: BaseException | None = None
     try:
-        arguments = [config, folder.path, *_prepared(prepare, config, folder, keywords)]
+        arguments = [folder.config, folder.path, *_prepared(prepare, folder, keywords)]
         func(*arguments, **keywords)
     except UsageError:
         raise
@@ -129,14 +130,13 @@ def accompany(
 
 
 def _prepared(
-    prepare: Callable[..., Any] | None, config: Config, folder: RunFolder, keywords: dict[str, Any]
+    prepare: Callable[..., Any] | None, folder: RunFolder, keywords: dict[str, Any]
 ) -> list[Any]:
-    """What `prepare` returns, as a list; without it, an empty one."""
     if prepare is None:
         return []
     known = {"save_path": folder.path, **keywords}
     wanted = list(inspect.signature(prepare).parameters)[1:]
-    return [prepare(config, **{k: known[k] for k in wanted if k in known})]
+    return [prepare(folder.config, **{k: known[k] for k in wanted if k in known})]
 
 
 def _signals(handler: Any) -> None:
@@ -150,18 +150,14 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def _write_traceback(error: BaseException, capture: Capture, quiet: bool) -> str:
-    """Writes it to stderr.txt, and to the terminal unless quiet. Returns it if that failed."""
-    trace = error.__traceback__.tb_next if error.__traceback__ else None  # without our own frame
-    text = "".join(traceback.format_exception(type(error), error, trace))
-    if capture.folder is None:
-        return text
-    try:
-        with capture.only_in_files() if quiet else contextlib.nullcontext():
-            write_all(2, text.encode(errors="replace"))
-    except OSError:
-        return text
-    return ""
+def _tracebacks(errors: Sequence[BaseException]) -> str:
+    texts = []
+    for error in errors:
+        trace = (
+            error.__traceback__.tb_next if error.__traceback__ else None
+        )  # without our own frame
+        texts += traceback.format_exception(type(error), error, trace)
+    return "".join(texts)
 
 
 def _last_word(error: BaseException | None, path: str, traceback_is_above: bool) -> int:
@@ -198,6 +194,4 @@ def say(sentence: str) -> None:
 
 def printable(text: str) -> str:
     """The text with an escape for what would not be seen, or would move the cursor."""
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

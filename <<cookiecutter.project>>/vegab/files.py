@@ -68,15 +68,13 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 
 def link(source: Path, target: Path) -> None:
     """Makes `target` another name of a file, in one step; a copy where there are no hard links."""
-    temporary = target.with_name(f".{target.name}.partial")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-        sync_to_disk(temporary)
-    os.replace(temporary, target)
-    temporary.unlink(missing_ok=True)  # it stays where both were one file already
+    with replacing(target, sync=False) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+            sync_to_disk(temporary)
 
 
 def sync_to_disk(path: str | Path) -> None:

@@ -40,15 +40,12 @@ def resolve(
         return known[name]
     names = f" (known names: {', '.join(known)})" if known else ""
     expected = f"give an import path such as pkg.mod.Name or mod:Name{names}"
-    if not isinstance(name, str) or not _is_path(name):
+    words = name.replace(":", ".", 1).split(".") if isinstance(name, str) else [""]
+    if not all(word.isidentifier() for word in words):
         raise UsageError(f"{key}: {name!r} names nothing that could be imported; {expected}")
-    if "." not in name and ":" not in name:
+    if len(words) == 1:
         hint = did_you_mean(name, known)
-        raise UsageError(
-            f"{key}: there is no '{name}'{hint}{names}"
-            if hint
-            else f"{key}: there is no '{name}'; {expected}"
-        )
+        raise UsageError(f"{key}: there is no '{name}'{hint + names if hint else f'; {expected}'}")
     tried = list(readings(name, search))
     is_confined = trust.is_confined(name)
     for module_name, attributes in tried:
@@ -60,7 +57,7 @@ def resolve(
             if is_confined and (is_private or not trust.is_inside(home)):
                 raise _refusal(key, name, home)
             return found
-    package, *parts = name.replace(":", ".").split(".")
+    package, *parts = words
     if package in OTHER_HOMES:
         if parts[-1] in known:
             return known[parts[-1]]
@@ -71,11 +68,6 @@ def resolve(
             return resolve(":".join(parts[-2:]), key, registered, search)
     modules = " or ".join(module_name for module_name, _ in tried)
     raise UsageError(f"{key}: '{name}' cannot be imported: there is no module {modules}{names}")
-
-
-def _is_path(name: str) -> bool:
-    parts = name.replace(":", ".", 1).split(".")
-    return all(part.isidentifier() for part in parts)
 
 
 def readings(name: str, search: Sequence[str] = SEARCHED) -> Iterator[tuple[str, str]]:
@@ -106,7 +98,7 @@ def _import(module: str, key: str, name: str, is_confined: bool) -> ModuleType |
     except UsageError:
         raise
     except Exception as error:
-        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module}.".startswith(f"{missing}."):
             return None
         reason = f"{type(error).__name__}: {error}"

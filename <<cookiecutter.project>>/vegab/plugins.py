@@ -55,8 +55,7 @@ class MetaSaver(VegabPlugin):
         position: Callable[[str], dict[str, Any]] | None = None,
         parent: Callable[[argparse.Namespace], dict[str, Any]] | None = None,
     ) -> None:
-        self.position = position
-        self.parent = parent
+        self.position, self.parent = position, parent
         self._args = argparse.Namespace()
         self._folder: Path | None = None
 
@@ -98,7 +97,9 @@ class MetaSaver(VegabPlugin):
         # In this order: a kill between the two must not leave a longer run that counts as finished.
         write_json(folder / META, self._meta)
         write_json(folder / CONFIG, config)
-        self._copy_script(folder)
+        script = Path(sys.argv[0])
+        if script.suffix == ".py" and script.is_file():
+            shutil.copyfile(script, folder / script.name)
         self._copy_source(sorted({*tracked, *untracked}), patch, folder)
         write_json(folder / META, self._meta)
 
@@ -122,10 +123,7 @@ class MetaSaver(VegabPlugin):
     def _origin(
         self, folder: Path, meta: dict[str, Any], position: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """CONFIG and the flags that the run began with, and its parent.
-
-        It begins with the first attempt, and anew with each while nothing is kept.
-        """
+        # A run begins with its first attempt, and again with each while nothing is kept.
         config = getattr(self._args, "config", None)
         named = Path(config or "")
         is_own = os.path.realpath(named) == os.path.realpath(folder / CONFIG)
@@ -146,13 +144,8 @@ class MetaSaver(VegabPlugin):
         except Exception:  # the record of a run must not stop it
             return None
 
-    def _copy_script(self, folder: Path) -> None:
-        script = Path(sys.argv[0])
-        if script.suffix == ".py" and script.is_file():
-            shutil.copyfile(script, folder / script.name)
-
     def _copy_source(self, files: list[str], patch: bytes, folder: Path) -> None:
-        """Into code/; what a later attempt ran, if it is something else, into code_attempt_N/."""
+        # What a later attempt ran, if it is something else, goes to a folder of its own.
         attempts = self._meta["attempts"]
         copies = {a["code"]["sha256"]: a["code"]["folder"] for a in attempts if "code" in a}
         sha256 = provenance.digest_of(files)
@@ -176,20 +169,17 @@ class AutomaticNamer(VegabPlugin):
     ) -> None:
         if as_prefix and as_suffix:
             raise ValueError("a name is a prefix or a suffix, not both")
-        self.namer = namer
-        self.as_prefix = as_prefix
-        self.as_suffix = as_suffix
+        self.namer, self.as_prefix, self.as_suffix = namer, as_prefix, as_suffix
 
     def on_parsed_args(self, args: argparse.Namespace) -> None:
         name = self.namer(args)
         if not name or not args.save_path.strip():
             return
-        if not (self.as_prefix or self.as_suffix):
-            args.save_path = os.path.join(args.save_path, name)
-            return
-        parent, last = os.path.split(os.path.normpath(args.save_path))
-        named = f"{name}_{last}" if self.as_prefix else f"{last}_{name}"
-        args.save_path = os.path.join(parent, named)
+        parent = args.save_path
+        if self.as_prefix or self.as_suffix:
+            parent, last = os.path.split(os.path.normpath(parent))
+            name = f"{name}_{last}" if self.as_prefix else f"{last}_{name}"
+        args.save_path = os.path.join(parent, name)
 
 
 def timestamp_namer(args: argparse.Namespace) -> str:
@@ -228,14 +218,10 @@ class TensorBoardLinker(VegabPlugin):
 
 def _with_start(parent: dict[str, Any]) -> dict[str, Any] | None:
     """A parent with the start and the commit of its first attempt; None if it is no run folder."""
-    meta = None
-    with contextlib.suppress(KeyError, UsageError):
-        meta = read_json(Path(parent["path"]) / META)
-    attempts = meta.get("attempts") if isinstance(meta, dict) else None
-    if not attempts:
-        return None
-    first = attempts[0]
-    return {**parent, "started": first.get("start"), "commit": first.get("git_commit")}
+    with contextlib.suppress(KeyError, IndexError, TypeError, UsageError):
+        first = read_json(Path(parent["path"]) / META)["attempts"][0]
+        return {**parent, "started": first.get("start"), "commit": first.get("git_commit")}
+    return None
 
 
 def _now() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -74,27 +75,19 @@ def source_files() -> tuple[list[str], list[str]]:
 
     Without git all that looks like source counts as untracked. Run folders are never source.
     """
-    tracked = _listed("--cached")
-    if not tracked:  # no git, no commit, or the whole project is ignored by a repository around it
-        untracked = _listed("--others", "--exclude-standard") or list(_walk(ROOT))
-    else:
-        untracked = _listed("--others", "--exclude-standard")
-    runs: dict[Path, bool] = {}
+    tracked, untracked = _listed("--cached"), _listed("--others", "--exclude-standard")
+    if not tracked and not untracked:  # no git, or a repository around the project ignores it all
+        untracked = list(_walk())
 
+    @functools.cache
     def is_in_a_run(folder: Path) -> bool:
-        if folder not in runs:
-            runs[folder] = folder != ROOT and (
-                (folder / LOCK).exists() or is_in_a_run(folder.parent)
-            )
-        return runs[folder]
+        return folder != ROOT and ((folder / LOCK).exists() or is_in_a_run(folder.parent))
 
-    def kept(names: list[str]) -> list[str]:
-        paths = [(name, ROOT / name) for name in sorted(set(names))]
-        return [
-            n for n, p in paths if (p.is_file() or p.is_symlink()) and not is_in_a_run(p.parent)
-        ]
+    def is_source(name: str) -> bool:
+        path = ROOT / name
+        return (path.is_file() or path.is_symlink()) and not is_in_a_run(path.parent)
 
-    return kept(tracked), kept(untracked)
+    return sorted(filter(is_source, {*tracked})), sorted(filter(is_source, {*untracked}))
 
 
 def _listed(*which: str) -> list[str]:
@@ -102,24 +95,24 @@ def _listed(*which: str) -> list[str]:
     return [os.fsdecode(name) for name in (listing or b"").split(b"\0") if name]
 
 
-def _walk(root: Path) -> Iterator[str]:
+def _walk() -> Iterator[str]:
     """What looks like source: no hidden folders, caches, environments, results, and of the data
     only the bundled sample."""
-    for folder, names, files in os.walk(root):
+    for folder, names, files in os.walk(ROOT):
         here = Path(folder)
-        if here == root / "data":
+        if here == ROOT / "data":
             names[:], files = [name for name in names if name == "digits"], []
         names[:] = [
             name
             for name in names
             if not name.startswith(".")
             and name not in ("__pycache__", "node_modules")
-            and here / name != root / "results"
+            and here / name != ROOT / "results"
             and not (here / name / "pyvenv.cfg").exists()
         ]
         # Without git nobody says what is private; these are by their purpose.
         yield from (
-            str((here / name).relative_to(root))
+            str((here / name).relative_to(ROOT))
             for name in files
             if name != "env.sh" and not name.startswith(".env")
         )
@@ -165,13 +158,13 @@ def _as_added(name: str) -> bytes:
         return b"# not shown, binary or large: %b\n" % shown
     if not content:
         return head
-    *lines, rest = content.split(b"\n")
-    added = b"".join(b"+%b\n" % line for line in lines)
-    if rest:
-        added += b"+%b\n\\ No newline at end of file\n" % rest
+    lines = re.findall(rb".*\n|.+", content)
+    added = b"".join(b"+" + line for line in lines)
+    if not content.endswith(b"\n"):
+        added += b"\n\\ No newline at end of file\n"
     tab = b"\t" if b" " in shown else b""  # as git does, so that the name's end is clear
-    count = len(lines) + bool(rest)
-    return head + b"--- /dev/null\n+++ b/%b%b\n@@ -0,0 +1,%d @@\n" % (shown, tab, count) + added
+    place = b"--- /dev/null\n+++ b/%b%b\n@@ -0,0 +1,%d @@\n" % (shown, tab, len(lines))
+    return head + place + added
 
 
 def copy_source(files: list[str], patch: bytes, destination: Path) -> list[str]:

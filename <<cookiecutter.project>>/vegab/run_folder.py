@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -18,6 +17,7 @@ from vegab.exits import UsageError
 from vegab.files import CONFIG, LOCK, META, read_json
 
 IN_USE = "is in use by"  # in the sentence of who finds a folder locked
+LOCKED = (BlockingIOError, PermissionError)  # what lockf raises where another process has the lock
 
 # Folders that this process has locked. A record lock is lost as soon as its process closes *any*
 # descriptor of the file, so nothing in this process may open the lock file of a folder in here.
@@ -39,7 +39,7 @@ class RunFolder:
     def __init__(
         self,
         save_path: str,
-        config: Config | None,
+        config: Config,
         extendable: Iterable[str],
         completed: Callable[[Config], Config] = dict,
     ) -> None:
@@ -47,9 +47,7 @@ class RunFolder:
             raise UsageError("SAVE_PATH is empty; give the folder of the run, as results/run")
         self.path = os.path.normpath(save_path)
         self.absolute = os.path.abspath(save_path)
-        self.config = config
-        self.extendable = tuple(extendable)
-        self.completed = completed
+        self.config, self.extendable, self.completed = config, tuple(extendable), completed
         self._lock: int | None = None
 
     def check(self, writes: bool = True) -> None:
@@ -112,17 +110,16 @@ class RunFolder:
             try:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    raise UsageError(
-                        f"{self.path}: this file system has no file locks ({error.strerror}); "
-                        "choose a SAVE_PATH on another one"
-                    ) from None
+            except LOCKED:
                 if wait is None:
-                    raise UsageError(
-                        f"{self.path} {IN_USE} another process that was faster"
-                    ) from None
+                    faster = f"{self.path} {IN_USE} another process that was faster"
+                    raise UsageError(faster) from None
                 time.sleep(wait)
+            except OSError as error:
+                raise UsageError(
+                    f"{self.path}: this file system has no file locks ({error.strerror}); "
+                    "choose a SAVE_PATH on another one"
+                ) from None
 
     def _file(self, name: str) -> str:
         return os.path.join(self.absolute, name)
@@ -142,8 +139,6 @@ class RunFolder:
             raise UsageError(f"{shown} is not writable; choose another SAVE_PATH")
 
     def _check_config(self) -> None:
-        if self.config is None:
-            return
         before, meta = read_json(self._file(CONFIG)), read_json(self._file(META)) or {}
         if not isinstance(before, dict):
             return
@@ -166,7 +161,7 @@ class RunFolder:
         reached = ", ".join(f"{name} {value}" for name, value in position.items())
         growing = [
             f"--{key}"
-            for key, value in flatten(self.config or {}).items()
+            for key, value in flatten(self.config).items()
             if key in self.extendable and type(value) in (int, float)
         ]
         sentence = f"{self.path} is already finished" + (f" ({reached})." if reached else ".")
@@ -188,13 +183,13 @@ def living_owner(path: str | Path, name: str = LOCK) -> dict[str, Any] | None:
     try:
         fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            return None
+    except LOCKED:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             owner = json.loads(os.read(lock, 4096))
             return {"host": owner["host"], "pid": owner["pid"]}
         return {"host": "an unknown host", "pid": "(unknown)"}
+    except OSError:
+        return None
     finally:
         os.close(lock)
 

@@ -70,10 +70,7 @@ def is_of_project(path: Path) -> bool:
 
 
 def _is_own(path: Path, package: str) -> bool:
-    """Is a file of a package the project's, or in a folder that PYTHONPATH names?
-
-    To set that is to type it, and what is in such a folder is no distribution to depend on.
-    """
+    # To set PYTHONPATH is to type it, and what it leads to is no distribution to depend on.
     entries = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     places = [Path(entry, name) for entry in entries for name in (package, f"{package}.py")]
     is_named = any(path.is_relative_to(place) for place in places)
@@ -134,21 +131,14 @@ def dependencies() -> frozenset[str]:
     except (OSError, ValueError, KeyError):
         return frozenset()
     groups = [project.get("dependencies", []), *project.get("optional-dependencies", {}).values()]
-    found: set[str] = set()
-    for requirement in itertools.chain(*groups):
-        try:
-            distribution = metadata.distribution(re.split(r"[^\w.-]", requirement)[0])
-        except (metadata.PackageNotFoundError, ValueError):
-            continue
-        if names := (distribution.read_text("top_level.txt") or "").split():
-            found.update(names)
-        else:
-            found.update(
-                file.parts[0].removesuffix(".py")
-                for file in distribution.files or []
-                if file.suffix == ".py"
-            )
-    return frozenset(found)
+    wanted = {_canonical(re.split(r"[^\w.-]", line)[0]) for line in itertools.chain(*groups)}
+    wanted.discard("")
+    installed = metadata.packages_distributions().items()
+    return frozenset(module for module, names in installed if wanted & {*map(_canonical, names)})
+
+
+def _canonical(distribution: str | None) -> str:  # one that is damaged has no name
+    return re.sub(r"[-_.]+", "-", distribution or "").lower()
 
 
 def _texts_in(value: Any) -> Iterator[str]:

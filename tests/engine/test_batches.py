@@ -46,14 +46,9 @@ def test_augmentation_belongs_to_the_example_not_to_its_batch() -> None:
 
 @pytest.mark.parametrize("values", [{"batch_size": 0}, {"seed": -1}, {"features": np.arange(3)}])
 def test_batches_refuse_what_makes_no_sense(values: dict[str, Any]) -> None:
-    arguments: dict[str, Any] = {
-        "features": np.arange(4),
-        "labels": np.arange(4),
-        "batch_size": 2,
-        "seed": 0,
-    }
+    arguments: dict[str, Any] = {"features": np.arange(4), "batch_size": 2, "seed": 0}
     with pytest.raises(ValueError, match=r"at least"):
-        ArrayBatches(**(arguments | values))
+        ArrayBatches(labels=np.arange(4), **arguments | values)
 
 
 class Numbers(keras.utils.PyDataset):
@@ -105,12 +100,9 @@ def test_any_source_gives_the_same_batch_at_the_same_place(make: Any) -> None:
             assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
 
 
-def test_a_dataset_of_another_order_at_each_pass_is_refused() -> None:
+def test_what_is_no_source_is_refused() -> None:
     with pytest.raises(ValueError, match=r"two passes over the tf.data.Dataset differ"):
         batch_source(tf.data.Dataset.range(100).shuffle(100), seed=0)
-
-
-def test_what_is_no_source_is_refused() -> None:
     with pytest.raises(TypeError, match="training data is a list"):
         batch_source([1, 2, 3], seed=0)
 

@@ -12,16 +12,17 @@ from cifar_archive import write_cifar
 from src.data import get_cifar
 
 
+@pytest.fixture
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    return tmp_path
+
+
 @pytest.mark.parametrize(("which", "num_train"), [("cifar10", 90), ("cifar100", 18)])
 def test_cifar_is_read_from_data_dir(
-    which: str,
-    num_train: int,
-    config: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    which: str, num_train: int, config: dict[str, Any], data_dir: Path
 ) -> None:
-    write_cifar(tmp_path, which)
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    write_cifar(data_dir, which)
     cifar = get_cifar(config | {"batch_size": 8}, which)
     assert cifar.train.batch(0, 0)[0].shape == (8, 32, 32, 3)
     assert cifar.train.steps_per_epoch == -(-num_train // 8)
@@ -48,28 +49,22 @@ def test_cifar_is_read_from_the_cache_of_keras(
     assert get_cifar(config, "cifar10").num_classes == 10
 
 
-def test_a_torn_archive_is_named(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    archive = write_cifar(tmp_path, "cifar10")
+def test_a_truncated_archive_is_named(config: dict[str, Any], data_dir: Path) -> None:
+    archive = write_cifar(data_dir, "cifar10")
     archive.write_bytes(archive.read_bytes()[:1000])
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
     with pytest.raises(OSError, match=r"cifar-10-python.tar.gz cannot be read"):
         get_cifar(config, "cifar10")
 
 
-def test_an_archive_that_would_run_code_is_refused(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_that_would_run_code_is_refused(config: dict[str, Any], data_dir: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple[Any, ...]:
-            return (Path.touch, (tmp_path / "executed",))
+            return (Path.touch, (data_dir / "executed",))
 
-    member = tmp_path / "member"
+    member = data_dir / "member"
     member.write_bytes(pickle.dumps(Payload()))
-    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as tar:
+    with tarfile.open(data_dir / "cifar-10-python.tar.gz", "w:gz") as tar:
         tar.add(member, "cifar-10-batches-py/data_batch_1")
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
     with pytest.raises(OSError, match="which no CIFAR archive does"):
         get_cifar(config, "cifar10")
-    assert not (tmp_path / "executed").exists()
+    assert not (data_dir / "executed").exists()

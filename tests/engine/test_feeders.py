@@ -1,12 +1,10 @@
 """Feeders: what stands in a batch, where a run goes on, what is refused."""
 
-import hashlib
-import json
 import logging
 import shutil
 import signal
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +35,12 @@ NUMBER = {"number": INT}
 
 def example(**features: Any) -> bytes:
     """Return a serialized Example; bytes, integers or floats, alone or in lists."""
-    made = {}
+    made = tf.train.Features()
     for name, values in features.items():
         values = values if isinstance(values, list) else [values]
-        if isinstance(values[0], bytes):
-            made[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-        elif isinstance(values[0], float):
-            made[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
-        else:
-            made[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-    return tf.train.Example(features=tf.train.Features(feature=made)).SerializeToString()
+        kinds = {int: "int64_list", float: "float_list", bytes: "bytes_list"}
+        getattr(made.feature[name], kinds[type(values[0])]).value.extend(values)
+    return tf.train.Example(features=made).SerializeToString()
 
 
 def write(folder: Path, files: dict[str, list[bytes]], compression: str = "") -> Path:
@@ -61,11 +55,13 @@ def numbers(first: int, last: int) -> list[bytes]:
     return [example(number=number) for number in range(first, last)]
 
 
+FILES = {"a": numbers(0, 10), "b": numbers(10, 13), "c": numbers(13, 25)}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """25 records, with the numbers 0 to 24, in three files."""
-    files = {"a": numbers(0, 10), "b": numbers(10, 13), "c": numbers(13, 25)}
-    return write(tmp_path / "data", files)
+    return write(tmp_path / "data", FILES)
 
 
 def streamed(folder: Path) -> Path:
@@ -94,8 +90,7 @@ def any_way(request: Any, folder: Path, tmp_path: Path) -> Callable[..., TFRecor
     if request.param == "stream":
         streamed(folder)
     elif request.param != "index":
-        files = {"a": numbers(0, 10), "b": numbers(10, 13), "c": numbers(13, 25)}
-        folder = write(tmp_path / "packed", files, request.param)
+        folder = write(tmp_path / "packed", FILES, request.param)
     compression = request.param if request.param.isupper() else ""
     return lambda **options: feeder(folder, compression=compression, **options)
 
@@ -138,14 +133,6 @@ def test_the_index_shuffles_globally_and_a_stream_in_its_window(folder: Path) ->
     assert [number for number in exact if number < 10] != list(range(10))
     (window,) = drawn(feeder(streamed(folder), **options))
     assert [number for number in window if number < 10] == list(range(10))
-
-
-def test_every_place_of_a_global_shuffle_is_equally_likely(folder: Path) -> None:
-    made = feeder(folder, max_examples=3, batch_size=3)
-    orders = [tuple(made.batch(epoch, 0)["number"].tolist()) for epoch in range(600)]
-    counts = [orders.count(order) for order in set(orders)]
-    assert len(counts) == 6
-    assert min(counts) > 60
 
 
 @pytest.mark.parametrize(
@@ -212,20 +199,15 @@ def test_max_examples_are_the_first(any_way: Any) -> None:
 
 
 def test_with_labels_a_batch_is_a_pair(folder: Path) -> None:
-    for _ in range(3):  # any number of builds gives the same
-        made = feeder(folder, labels_map=NUMBER)
-        features, labels = made.batch(0, 0)
-        np.testing.assert_array_equal(features["number"], labels["number"])
-        assert (features["number"].dtype, features["number"].shape) == (np.int64, (4,))
+    features, labels = feeder(folder, labels_map=NUMBER).batch(0, 0)
+    np.testing.assert_array_equal(features["number"], labels["number"])
+    assert (features["number"].dtype, features["number"].shape) == (np.int64, (4,))
 
 
 def test_a_name_may_be_read_differently_by_each_map(folder: Path) -> None:
-    made = feeder(folder, labels_map={"number": SPELLINGS[0]})
-    features, labels = made.batch(0, 0)
-    assert (features["number"].shape, labels["number"].shape) == ((4,), (4, 1))
-    varying = {"type": "VarLenFeature", "dtype": "int64"}
-    features, labels = feeder(folder, labels_map={"number": varying}).batch(0, 0)
-    assert (features["number"].shape, labels["number"].shape) == ((4,), (4, 1))
+    for other in (SPELLINGS[0], {"type": "VarLenFeature", "dtype": "int64"}):
+        features, labels = feeder(folder, labels_map={"number": other}).batch(0, 0)
+        assert (features["number"].shape, labels["number"].shape) == ((4,), (4, 1))
 
 
 SPELLINGS: list[Any] = [
@@ -251,20 +233,16 @@ def test_values_of_no_fixed_length_are_padded(tmp_path: Path) -> None:
     parts = [{"type": "RowLengths", "key": "l"}]
     sequence = {"type": "FixedLenSequenceFeature", "shape": [], "allow_missing": True}
     sparse = {"type": "SparseFeature", "index_key": "at", "value_key": "what", "size": 3}
-    made = feeder(
-        write(tmp_path / "data", {"x": records}),
-        features_map={
-            "v": {"type": "VarLenFeature", "dtype": "int64"},
-            "s": {"type": "VarLenFeature", "dtype": "string"},
-            "f": sequence | {"dtype": "float32"},
-            "sparse": sparse | {"dtype": "float32"},
-            "nested": ragged | {"value_key": "r", "partitions": parts},
-            "r": ragged,
-        },
-        batch_size=2,
-        shuffle=False,
-    )
-    batch = made.batch(0, 0)
+    features = {
+        "v": {"type": "VarLenFeature", "dtype": "int64"},
+        "s": {"type": "VarLenFeature", "dtype": "string"},
+        "f": sequence | {"dtype": "float32"},
+        "sparse": sparse | {"dtype": "float32"},
+        "nested": ragged | {"value_key": "r", "partitions": parts},
+        "r": ragged,
+    }
+    folder = write(tmp_path / "data", {"x": records})
+    batch = feeder(folder, features_map=features, batch_size=2, shuffle=False).batch(0, 0)
     assert batch["v"].tolist() == batch["r"].tolist() == [[1, 2, 3], [4, 0, 0]]
     assert batch["s"].tolist() == [[b"a", b""], [b"b", b"cd\0"]]
     assert batch["f"].tolist() == [[0.5, 0], [1.5, 2.5]]
@@ -357,13 +335,9 @@ def test_what_an_export_needs(tmp_path: Path) -> None:
     contents = [ENCODED["png"](image(seed)) for seed in range(2)]
     records = [example(image=content, label=3) for content in contents]
     folder = write(tmp_path / "data", {"x": records})
-    made = feeder(
-        folder,
-        features_map={"image": ImageFeature(resize_height=3, resize_width=3)},
-        labels_map={"label": INT},
-        batch_size=2,
-        shuffle=False,
-    )
+    features = {"image": ImageFeature(resize_height=3, resize_width=3)}
+    made = feeder(folder, features_map=features, labels_map={"label": INT}, batch_size=2)
+    made = made.one_pass()
     serving = made.serving_features()
     assert list(serving.spec) == ["image"]
     serve = tf.function(serving.parse, input_signature=[tf.TensorSpec([None], tf.string)])
@@ -388,12 +362,10 @@ def flip(path: Path, record: int, at: int = 20) -> int:
 
 def test_a_corrupt_record_ends_the_run(folder: Path) -> None:
     offset = flip(folder / "c", 4)
-    for _ in range(2):
-        made = feeder(folder, batch_size=25)
+    for made in (feeder(folder, batch_size=25), feeder(streamed(folder), batch_size=25)):
         with pytest.raises(RecordError) as caught:
             made.batch(0, 0)
         assert (caught.value.path, caught.value.offset) == (folder / "c", offset)
-        streamed(folder) if (folder / INDEX).exists() else None
 
 
 def test_a_corrupt_record_is_skipped(folder: Path, caplog: Any) -> None:
@@ -448,9 +420,11 @@ def test_training_needs_metadata_of_these_files(folder: Path) -> None:
 def test_it_is_said_how_records_are_read(folder: Path, caplog: Any) -> None:
     caplog.set_level(logging.INFO)
     assert feeder(folder).random_access
-    assert "3 files: 25 examples, read by their index" in caplog.text
+    assert (
+        "/a and 2 more files: 25 examples, shuffled as a whole, read by their index" in caplog.text
+    )
     assert not feeder(streamed(folder)).random_access
-    assert "read as a stream (no _tfrecord_index.npz), shuffled in a window of 6" in caplog.text
+    assert "shuffled in a window of 6, read as a stream (no _tfrecord_index.npz)" in caplog.text
 
 
 def fixed(shape: list[int], dtype: str = "int64") -> dict[str, Any]:
@@ -470,14 +444,8 @@ def fixed(shape: list[int], dtype: str = "int64") -> dict[str, Any]:
         ({"compression": "BZ2"}, "compression"),
         ({"features_map": {}}, "features_map is {}; expected names"),
         ({"features_map": {"number": 3}}, r"features_map\.number is 3"),
-        (
-            {"features_map": {"number": {"type": "FixdLenFeature"}}},
-            "did you mean 'Fixed",
-        ),
-        (
-            {"features_map": {"number": {"type": "x.y:Z"}}},
-            "number: 'x.y:Z' cannot be imp",
-        ),
+        ({"features_map": {"number": {"type": "FixdLenFeature"}}}, "did you mean 'Fixed"),
+        ({"features_map": {"number": {"type": "x.y:Z"}}}, "number: 'x.y:Z' cannot be imp"),
         ({"features_map": {"number": {"type": "VarLenFeature"}}}, "VarLenFeature.*dtype"),
         ({"features_map": {"number": fixed([], "int23")}}, "no such dtype as 'int23'"),
         ({"features_map": {"number": fixed([], "int32")}}, "a record holds int64, float32"),
@@ -537,30 +505,26 @@ def test_files_are_those_of_all_patterns(folder: Path) -> None:
 
 def test_the_digest_tells_other_data_and_options(folder: Path, tmp_path: Path) -> None:
     same = shutil.copytree(folder, tmp_path / "elsewhere")
-    digests = [
-        feeder(folder, **options).digest()
-        for options in (
-            {},
-            {"seed": 1},
-            {"batch_size": 5},
-            {"max_examples": 24},
-            {"shuffle": False},
-            {"drop_remainder": True},
-            {"labels_map": NUMBER},
-            {"on_corrupt": "skip"},
-            {"features_map": {"number": fixed([1])}},
-        )
-    ]
+    options: dict[str, Any] = {
+        "seed": 1,
+        "batch_size": 5,
+        "max_examples": 24,
+        "shuffle": False,
+        "drop_remainder": True,
+        "labels_map": NUMBER,
+        "on_corrupt": "skip",
+        "features_map": {"number": fixed([1])},
+    }
+    digests = [feeder(folder).digest()]
+    digests += [feeder(folder, **{name: value}).digest() for name, value in options.items()]
     assert feeder(same).digest() == digests[0] == feeder(same, prefetch=4).digest()
     write(same, {"b": numbers(11, 14)})
     digests += [feeder(same).digest(), feeder(streamed(folder)).digest()]
     digests += [feeder(folder, num_parallel_reads=2).digest()]
     assert len(set(digests)) == len(digests)
-    assert all(len(bytes.fromhex(one)) == hashlib.sha256().digest_size for one in digests)
     # The last one has the first batch of the first one.
     sources = [feeder(folder), feeder(folder, seed=1), feeder(folder, on_corrupt="skip")]
     assert len({digest(source, source.one_pass()) for source in sources}) == 3
-    assert json.loads((folder / METADATA).read_text())["version"] == 1
 
 
 # ---------------------------------------------------------------------------------------- memory
@@ -625,27 +589,24 @@ def test_samples_that_do_not_fit(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.fixture(params=["index", "stream"])
-def points(request: Any, tmp_path: Path) -> Iterator[Callable[[], TFRecordExamplesFeeder]]:
+def points(request: Any, tmp_path: Path) -> Callable[[], TFRecordExamplesFeeder]:
     """A function that builds a feeder of 40 points and where they are, in batches of 16."""
     random = np.random.default_rng(0).normal(size=(40, 2))
-    records = [
-        example(point=[float(v) for v in point], side=int(point.sum() > 0)) for point in random
-    ]
+    records = [example(point=point.tolist(), side=int(point.sum() > 0)) for point in random]
     folder = write(tmp_path / "points", {"a": records[:30], "b": records[30:]})
     if request.param == "stream":
         streamed(folder)
+    maps = {
+        "features_map": {"point": fixed([2], "float32")},
+        "labels_map": {"side": fixed([1])},
+    }
 
     def build() -> TFRecordExamplesFeeder:
-        made = feeder(
-            folder,
-            features_map={"point": fixed([2], "float32")},
-            labels_map={"side": fixed([1])},
-            batch_size=16,
-        )
+        made = feeder(folder, **maps, batch_size=16)
         made.until_epochs = 5
         return made
 
-    yield build
+    return build
 
 
 def trained(source: TFRecordExamplesFeeder, folder: Path, stop_at: int | None = None) -> None:

@@ -1,12 +1,9 @@
 """triton, where it is installed, is imported before TensorFlow, and not where neither is needed."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from machinery import ROOT
+from machinery import Command
 
 TRITON = "import sys; print('after' if 'tensorflow' in sys.modules else 'before')"
 
@@ -26,15 +23,9 @@ TRITON = "import sys; print('after' if 'tensorflow' in sys.modules else 'before'
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else value,
 )
-def test_triton_comes_first(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_triton_comes_first(
+    words: tuple[str, ...], said: str, command: Command, tmp_path: Path
+) -> None:
     (tmp_path / "triton.py").write_text(TRITON)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = command(*words, env={"PYTHONPATH": str(tmp_path)})
     assert done.stdout.strip() == said, done.stderr

@@ -1,6 +1,8 @@
 """Configs of vegab: root as the schema, files, overrides, references, and what is refused."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +65,13 @@ def test_every_read_is_a_deep_copy(registry: ConfigRegistry) -> None:
 
 
 def test_keys_explain_themselves(registry: ConfigRegistry) -> None:
-    assert registry.help_for("n_filters") == "filters of the first layer"
-    assert registry.help_for("model.depth") == "layers"
-    assert registry.help_for("model") == "the network"
-    assert registry.help_for("learning_rate") == ""
+    (root,) = registry.schemas
+    assert root.helps == {
+        "n_filters": "filters of the first layer",
+        "model": "the network",
+        "model.depth": "layers",
+        "optimizer_arguments": "anything that the optimizer takes",
+    }
     assert registry.get_root_config()["n_filters"] == 16
 
 
@@ -75,21 +80,18 @@ def test_keys_explain_themselves(registry: ConfigRegistry) -> None:
     [
         ({"n_filter": 1}, "unknown key 'n_filter'; did you mean 'n_filters'?"),
         ({"model": {"dept": 1}}, "unknown key 'model.dept'; did you mean 'depth'?"),
-        ({"n_filters": "many"}, "n_filters: many was given, an integer is expected"),
         ({"augmented": 1}, "augmented: 1 was given, true or false is expected"),
         ({"n_filters": True}, "n_filters: true was given, an integer is expected"),
         ({"model": 3}, "model: 3 was given, a mapping is expected"),
         ({"learning_rate": float("nan")}, "learning_rate: nan is not a finite number"),
         ({"weights": {1, 2}}, "weights: a value of type set is not plain data"),
-        ({"optimizer": None}, "optimizer: null was given, text is expected"),
     ],
 )
 def test_a_wrong_registration_is_an_error(
     registry: ConfigRegistry, changes: dict[str, Any], sentence: str
 ) -> None:
-    with pytest.raises(ValueError, match="config 'new': ") as refused:
+    with pytest.raises(ValueError, match="config 'new': " + re.escape(sentence)):
         registry["new"] = changes
-    assert sentence in str(refused.value)
 
 
 def test_a_second_registration_is_an_error(registry: ConfigRegistry) -> None:
@@ -145,7 +147,6 @@ def test_overrides_are_read_as_yaml_of_the_default_s_type(
         ("n-filters", "1", "unknown key 'n-filters'; did you mean 'n_filters'?"),
         ("wdth", "1", "unknown key 'wdth'; did you mean 'model.width'?"),
         ("depth", "1", "the key 'depth' is ambiguous: give model.depth or teacher.depth"),
-        ("n_filters", "[1, 2]", "n_filters: [1, 2] was given, an integer is expected"),
         ("n_filters", "1.5", "n_filters: 1.5 was given, an integer is expected"),
         ("n_filters", "null", "n_filters: null was given, an integer is expected"),
         ("n_filters", "ten", "n_filters: ten was given, an integer is expected"),
@@ -157,14 +158,16 @@ def test_overrides_are_read_as_yaml_of_the_default_s_type(
         ("weights", "{1: 2}", "weights: the key 1 is not a word"),
         ("model.zz", "1", "unknown key 'model.zz'"),
         ("weights", "@/nowhere/file.yaml", "cannot read /nowhere/file.yaml"),
+        ("optimizer", "${n_filter}", "${n_filter} refers to a key that is not there; did you mean"),
+        ("optimizer", "${optimizer}", "the references optimizer -> optimizer go round in a circle"),
+        ("n_filters", "${optimizer}", "n_filters: adam was given, an integer is expected"),
     ],
 )
 def test_a_wrong_override_is_one_sentence(
     registry: ConfigRegistry, key: str, text: str, sentence: str
 ) -> None:
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError, match=re.escape(sentence)) as refused:
         with_overrides(registry, (key, text))
-    assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -205,24 +208,6 @@ def test_references_follow_overrides_and_keep_types() -> None:
     assert (
         registry.resolve("root", overrides=[Override("valid.batch_size", "2")])["name"] == "b8-0.5"
     )
-
-
-@pytest.mark.parametrize(
-    "value, sentence",
-    [
-        ("${n_filter}", "${n_filter} refers to a key that is not there; did you mean 'n_filters'?"),
-        ("${optimizer}", "the references optimizer -> optimizer go round in a circle"),
-    ],
-)
-def test_a_wrong_reference_is_named(registry: ConfigRegistry, value: str, sentence: str) -> None:
-    with pytest.raises(UsageError) as refused:
-        with_overrides(registry, ("optimizer", value))
-    assert sentence in str(refused.value)
-
-
-def test_what_a_reference_stands_for_is_checked(registry: ConfigRegistry) -> None:
-    with pytest.raises(UsageError, match="n_filters: adam was given, an integer is expected"):
-        with_overrides(registry, ("n_filters", "${optimizer}"))
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -269,9 +254,8 @@ def test_a_wrong_file_is_named(
 ) -> None:
     (tmp_path / "mine.yaml").write_text(content)
     (tmp_path / "other.yaml").write_text("extend: [mine.yaml]\n")
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError, match=re.escape(sentence)) as refused:
         registry.resolve(str(tmp_path / "mine.yaml"))
-    assert sentence in str(refused.value)
     assert "mine.yaml" in str(refused.value)
 
 
@@ -298,11 +282,13 @@ def test_a_folder_is_a_registry(tmp_path: Path) -> None:
     assert registry["wide"]["n_filters"] == 64
     assert registry["deep"]["model"] == {"depth": 9, "sizes": [1, 2]}
     assert registry.summary("wide") == "Wider than the rest."
-    helps = {key: registry.help_for(key) for key in ("n_filters", "note", "model", "model.depth")}
-    assert list(helps.values()) == [
-        "filters of the first layer", "not a comment: the first one", "the network", "layers",
-    ]  # fmt: skip
-    assert registry.help_for("model.sizes") == "of each"
+    assert registry.schemas[0].helps == {
+        "n_filters": "filters of the first layer",
+        "note": "not a comment: the first one",
+        "model": "the network",
+        "model.depth": "layers",
+        "model.sizes": "of each",
+    }
     with pytest.raises(UsageError, match=r"broken.yaml.*not valid YAML"):
         registry["broken"]
 
@@ -352,9 +338,8 @@ def test_a_wrong_name_says_key_path_and_reason(
 ) -> None:
     (tmp_path / "broken.py").write_text("undefined_name\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError, match=re.escape(sentence)):
         resolve(name, "model", {"tiny": 3}, search=())
-    assert sentence in str(refused.value)
 
 
 # -------------------------------------------------------------------------- kinds beside root's
@@ -392,15 +377,22 @@ def flows(registry: ConfigRegistry, tmp_path: Path) -> ConfigRegistry:
     return registry
 
 
-def flow_with(
-    registry: ConfigRegistry, tmp_path: Path, content: str, *overrides: Override
-) -> dict[str, Any]:
-    (tmp_path / "other.yaml").write_text(content)
-    return registry.resolve(str(tmp_path / "other.yaml"), overrides=overrides)
+Flow = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def flow(flows: ConfigRegistry, tmp_path: Path) -> Flow:
+    """Resolves a file of that registry that holds a text, with overrides."""
+
+    def resolved(content: str, *overrides: Override) -> dict[str, Any]:
+        (tmp_path / "other.yaml").write_text(content)
+        return flows.resolve(str(tmp_path / "other.yaml"), overrides=overrides)
+
+    return resolved
 
 
 def test_a_file_with_a_key_of_a_schema_may_have_keys_of_its_own(
-    flows: ConfigRegistry, tmp_path: Path
+    flow: Flow, flows: ConfigRegistry, tmp_path: Path
 ) -> None:
     config = flows.resolve(str(tmp_path / "flow.yaml"))
     assert config == {
@@ -410,16 +402,14 @@ def test_a_file_with_a_key_of_a_schema_may_have_keys_of_its_own(
         "model_pars": {"depth": 3, "active": True, "parts": ["a", "b"]}, "note": "text",
     }  # fmt: skip
     with pytest.raises(UsageError, match="unknown key 'note'"):
-        flow_with(flows, tmp_path, "learning_rate: 0.5\nnote: text\n")  # root has learning_rate
+        flow("learning_rate: 0.5\nnote: text\n")  # root has learning_rate
     assert flows["wide"]["model"] == {"depth": 2, "width": 32}
 
 
-def test_the_first_schema_that_recognises_a_config_has_it(
-    flows: ConfigRegistry, tmp_path: Path
-) -> None:
-    assert "params" not in flow_with(flows, tmp_path, FLOW + "variant: b\n")
-    assert flow_with(flows, tmp_path, "variant: b\n")["log_freq"] == 5
-    assert "variant" not in flow_with(flows, tmp_path, FLOW + "log_freq: 7\n")
+def test_the_first_schema_that_recognises_a_config_has_it(flow: Flow) -> None:
+    assert "params" not in flow(FLOW + "variant: b\n")
+    assert flow("variant: b\n")["log_freq"] == 5
+    assert "variant" not in flow(FLOW + "log_freq: 7\n")
 
 
 def test_layers_lie_in_the_order_of_root_s(flows: ConfigRegistry, tmp_path: Path) -> None:
@@ -438,13 +428,13 @@ def test_layers_lie_in_the_order_of_root_s(flows: ConfigRegistry, tmp_path: Path
     assert config["hook"] == {"op": "validation/op", "active": False, "mine": 2}
 
 
-def test_an_override_alone_can_mark_a_config(flows: ConfigRegistry, tmp_path: Path) -> None:
+def test_an_override_alone_can_mark_a_config(flow: Flow) -> None:
     content = "batch_size: 4\nnote: x\n"
     with pytest.raises(UsageError, match="is missing"):
-        flow_with(flows, tmp_path, content)
+        flow(content)
     iterator, steps = Override("iterator", "a.B", adds=True), Override("num_steps", "3")
-    assert flow_with(flows, tmp_path, content, iterator, steps)["iterator"] == "a.B"
-    assert flow_with(flows, tmp_path, "note: x\n", Override("params/x", "1"))["params"] == {"x": 1}
+    assert flow(content, iterator, steps)["iterator"] == "a.B"
+    assert flow("note: x\n", Override("params/x", "1"))["params"] == {"x": 1}
 
 
 def test_a_key_of_root_s_depths_marks_no_other_kind(flows: ConfigRegistry) -> None:
@@ -498,12 +488,9 @@ def test_registered_configs_and_folders_can_be_of_such_a_kind(
         (FLOW + "stages: {1.5: x}\n", "stages: the key 1.5 is not a word"),
     ],
 )
-def test_what_the_engine_needs_is_checked(
-    flows: ConfigRegistry, tmp_path: Path, content: str, sentence: str
-) -> None:
-    with pytest.raises(UsageError) as refused:
-        flow_with(flows, tmp_path, content)
-    assert sentence in str(refused.value)
+def test_what_the_engine_needs_is_checked(flow: Flow, content: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(sentence)) as refused:
+        flow(content)
     assert "\n" not in str(refused.value)
 
 
@@ -523,11 +510,9 @@ def test_what_the_engine_needs_is_checked(
         ("note", "${model_pars/depth}", 3),
     ],
 )
-def test_overrides_of_such_a_config(
-    flows: ConfigRegistry, tmp_path: Path, key: str, text: str, expected: Any
-) -> None:
+def test_overrides_of_such_a_config(flow: Flow, key: str, text: str, expected: Any) -> None:
     path = "model_pars.depth" if key == "depth" else key.replace("/", ".")
-    value = value_at(flow_with(flows, tmp_path, FLOW, Override(key, text)), path)
+    value = value_at(flow(FLOW, Override(key, text)), path)
     assert value == expected
     assert type(value) is type(expected)
 
@@ -543,19 +528,16 @@ def test_overrides_of_such_a_config(
         ("parts", "3", "model_pars.parts: 3 was given, a list is expected"),
     ],
 )
-def test_a_wrong_override_of_such_a_config(
-    flows: ConfigRegistry, tmp_path: Path, key: str, text: str, sentence: str
-) -> None:
-    with pytest.raises(UsageError) as refused:
-        flow_with(flows, tmp_path, FLOW, Override(key, text))
-    assert sentence in str(refused.value)
+def test_a_wrong_override_of_such_a_config(flow: Flow, key: str, text: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        flow(FLOW, Override(key, text))
 
 
 def test_an_override_may_add_a_key_where_the_kind_allows_it(
-    flows: ConfigRegistry, tmp_path: Path
+    flow: Flow, flows: ConfigRegistry
 ) -> None:
     def added(key: str, text: str, raw: bool = False) -> Any:
-        return flow_with(flows, tmp_path, FLOW, Override(key, text, raw, adds=True))
+        return flow(FLOW, Override(key, text, raw, adds=True))
 
     assert added("new/deep.key", "1e-4")["new"] == {"deep": {"key": 1e-4}}
     assert added("model_pars/width", "7")["model_pars"]["width"] == 7
@@ -573,17 +555,17 @@ def test_an_override_may_add_a_key_where_the_kind_allows_it(
         flows.resolve("root", overrides=[Override("new", "1", adds=True)])
 
 
-def test_one_text_may_stand_where_a_file_has_a_list(flows: ConfigRegistry, tmp_path: Path) -> None:
+def test_one_text_may_stand_where_a_file_has_a_list(flow: Flow) -> None:
     one = Override("model_pars.parts", "data/train-*", adds=True)
-    assert flow_with(flows, tmp_path, FLOW, one)["model_pars"]["parts"] == "data/train-*"
+    assert flow(FLOW, one)["model_pars"]["parts"] == "data/train-*"
     with pytest.raises(UsageError, match=r"model_pars\.parts: 3 was given, a list is expected"):
-        flow_with(flows, tmp_path, FLOW, Override("model_pars.parts", "3", adds=True))
+        flow(FLOW, Override("model_pars.parts", "3", adds=True))
 
 
-def test_a_key_can_be_deleted(flows: ConfigRegistry, tmp_path: Path) -> None:
+def test_a_key_can_be_deleted(flow: Flow) -> None:
     def less(*keys: str) -> dict[str, Any]:
         overrides = [Override(key, None, deletes=True) for key in keys]
-        return flow_with(flows, tmp_path, FLOW, *overrides)
+        return flow(FLOW, *overrides)
 
     assert less("model_pars/depth")["model_pars"] == {"active": True, "parts": ["a", "b"]}
     assert "model_pars" not in less("model_pars", "model_pars.depth")
@@ -607,10 +589,8 @@ def test_a_file_can_delete_what_it_extends(registry: ConfigRegistry, tmp_path: P
         registry.resolve(str(tmp_path / "own.yaml"))
 
 
-def test_references_in_braces_and_with_slashes(flows: ConfigRegistry, tmp_path: Path) -> None:
-    config = flow_with(
-        flows,
-        tmp_path,
+def test_references_in_braces_and_with_slashes(flow: Flow) -> None:
+    config = flow(
         FLOW + "a: '{model_pars/depth}'\nb: '{model_pars}'\nc: '{nothing/here}'\nd: 'x{note}'\n"
         "e: ${model_pars/depth}\nf: ['{batch_size}']\ng: 'of ${model_pars/depth}'\nh: ${later}\n",
         Override("model_pars/depth", "5"),
@@ -628,20 +608,18 @@ def test_slashes_serve_root_too_but_braces_do_not(registry: ConfigRegistry) -> N
     assert with_overrides(registry, ("optimizer", "'{n_filters}'"))["optimizer"] == "{n_filters}"
 
 
-def test_whole_numbers_are_keys_only_in_such_a_config(
-    flows: ConfigRegistry, tmp_path: Path
-) -> None:
+def test_whole_numbers_are_keys_only_in_such_a_config(flow: Flow) -> None:
     stages = "stages: {1: {end: 10}, 2: {end: 20}}\n"
-    config = flow_with(flows, tmp_path, FLOW + stages, Override("stages/1/end", "15"))
+    config = flow(FLOW + stages, Override("stages/1/end", "15"))
     assert config["stages"] == {"1": {"end": 15}, "2": {"end": 20}}
     with pytest.raises(UsageError, match="stages: the key 1 is not a word"):
-        flow_with(flows, tmp_path, stages)
+        flow(stages)
 
 
-def test_a_resolved_config_belongs_to_its_kind_again(flows: ConfigRegistry, tmp_path: Path) -> None:
+def test_a_resolved_config_belongs_to_its_kind_again(flow: Flow, flows: ConfigRegistry) -> None:
     for content in (FLOW + "stages: {1: '{note}'}\n", "variant: b\n"):
-        config = flow_with(flows, tmp_path, content)
-        assert flow_with(flows, tmp_path, json.dumps(config)) == config
+        config = flow(content)
+        assert flow(json.dumps(config)) == config
         older = {key: value for key, value in config.items() if key != "log_freq"}
         assert flows.completed(older) == config
     completed = flows.completed({"iterator": "a.B"})
@@ -653,10 +631,11 @@ def test_a_resolved_config_belongs_to_its_kind_again(flows: ConfigRegistry, tmp_
 def test_schemas_without_root(tmp_path: Path) -> None:
     registry = ConfigRegistry()
     registry.add_schema({"iterator": None, "rate": 0.1})
-    assert flow_with(registry, tmp_path, "rate: 1\nown: 2\n") == {
-        "iterator": None, "rate": 1.0, "own": 2,
-    }  # fmt: skip
-    assert flow_with(registry, tmp_path, "own: 2\n") == {"own": 2}
+    (tmp_path / "flow.yaml").write_text("rate: 1\nown: 2\n")
+    config = registry.resolve(str(tmp_path / "flow.yaml"))
+    assert config == {"iterator": None, "rate": 1.0, "own": 2}
+    (tmp_path / "flow.yaml").write_text("own: 2\n")
+    assert registry.resolve(str(tmp_path / "flow.yaml")) == {"own": 2}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -21,7 +22,15 @@ from typing import Any
 import pytest
 from machinery import ROOT
 
-from vegab import AutomaticNamer, ConfigRegistry, UsageError, wrap, wrap_no_config_registry
+from vegab import (
+    AutomaticNamer,
+    ConfigRegistry,
+    UsageError,
+    read_run,
+    timestamp_namer,
+    wrap,
+    wrap_no_config_registry,
+)
 from vegab.run_folder import RunFolder
 
 SCRIPT = '''
@@ -112,7 +121,15 @@ if __name__ == "__main__":
     vegab.wrap(registry, work, plugins=[vegab.MetaSaver(position=position)], prepare=prepare)
 '''
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Done = subprocess.CompletedProcess[str]
+Run = Callable[..., Done]
+
+
+def run_script(path: Path, *arguments: str, **options: Any) -> Done:
+    """Runs a script to its end, in its folder if not told otherwise."""
+    settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
+    words = [sys.executable, str(path), *arguments]
+    return subprocess.run(words, **(settings | {"cwd": path.parent} | options))
 
 
 @pytest.fixture
@@ -123,14 +140,8 @@ def script(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(script: Path, tmp_path: Path) -> Run:
-    """Runs the script in its folder to its end."""
-
-    def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300, **options}
-        return subprocess.run([sys.executable, str(script), *arguments], **options)
-
-    return run
+def run(script: Path) -> Run:
+    return functools.partial(run_script, script)
 
 
 @contextlib.contextmanager
@@ -206,9 +217,7 @@ def test_the_same_command_again_says_that_it_is_finished(run: Run, tmp_path: Pat
     before = tree(tmp_path / "run")
     again = run("root", "run/")
     assert (again.returncode, again.stderr) == (0, "")
-    assert (
-        again.stdout == "run is already finished (epoch 3). A larger --num_epochs continues it.\n"
-    )
+    assert again.stdout.startswith("run is already finished (epoch 3). A larger --num_epochs")
     assert tree(tmp_path / "run") == before
 
 
@@ -261,13 +270,6 @@ def test_more_epochs_continue_a_finished_run(run: Run, tmp_path: Path) -> None:
     assert run("root", "run", "--num_epochs=4").returncode == 2
 
 
-def test_the_config_of_a_run_can_be_fed_back(run: Run, tmp_path: Path) -> None:
-    run("root", "first", "--rate=0.5")
-    assert run("first/config.json", "second").returncode == 0
-    first, second = ((tmp_path / name / "config.json").read_text() for name in ("first", "second"))
-    assert first == second
-
-
 def test_dry_run_prints_the_config_and_touches_nothing(run: Run, tmp_path: Path) -> None:
     done = run("slow", "run", "--size=[4, 4]", "--dry_run")
     assert done.returncode == 0
@@ -297,7 +299,7 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
         "heavy = {'tensorflow', 'keras', 'numpy', 'src', 'ruamel.yaml'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)\n"
     )
-    subprocess.run([sys.executable, str(tmp_path / "show.py")], check=True, timeout=60)
+    run_script(tmp_path / "show.py", check=True)
 
 
 def test_the_commands_of_the_readme(tmp_path: Path) -> None:
@@ -308,10 +310,8 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     (tmp_path / "vegab").symlink_to(ROOT / "vegab")
     said = ""
     for line in commands.splitlines():
-        words = line.partition(" # ")[0].split()[1:]
-        done = subprocess.run(
-            [sys.executable, *words], cwd=tmp_path, check=True, capture_output=True, text=True
-        )
+        _, script, *words = line.partition(" # ")[0].split()
+        done = run_script(Path(script), *words, cwd=tmp_path, check=True)
         said += done.stdout if "--help" not in words else ""
     assert said == (
         "64 filters, into results/run\n"
@@ -343,11 +343,6 @@ def test_the_level_of_logging(script: Path, run: Run, tmp_path: Path) -> None:
         (["rooot", "run"], "unknown config 'rooot'; did you mean 'root'?"),
         (["root"], "the following arguments are required: SAVE_PATH"),
         (["root", "run", "--moed=x"], "unknown key 'moed'; did you mean 'mode'?"),
-        (["root", "run", "--mod", "x"], "unknown key 'mod'; did you mean 'mode'?"),
-        (
-            ["root", "run", "--num_epochs=many"],
-            "num_epochs: many was given, an integer is expected",
-        ),
         (["root", "run", "--num_epochs=[1]"], "num_epochs: [1] was given, an integer is expected"),
         (["root", "run", "--num_epochs"], "--num_epochs needs a value"),
         (["root", "run", "-p", "rate"], "-p rate needs a value"),
@@ -363,18 +358,13 @@ def test_the_level_of_logging(script: Path, run: Run, tmp_path: Path) -> None:
         (["root", "work.py/run"], "work.py is not a folder"),
         (["root", "other"], "other holds files but no run"),
         (["root", "x" * 300], "File name too long"),
-        (["empty.yaml", "run"], "empty.yaml is empty"),
-        (["missing.yaml", "run"], "cannot read missing.yaml"),
-        (["circle.yaml", "run"], "circle.yaml -> circle.yaml extend each other in a circle"),
         (["list.yaml", "run"], "list.yaml holds a list"),
     ],
 )
 def test_a_wrong_command_is_one_sentence_and_touches_nothing(
     run: Run, tmp_path: Path, arguments: list[str], sentence: str
 ) -> None:
-    (tmp_path / "empty.yaml").touch()
     (tmp_path / "list.yaml").write_text("[1]")
-    (tmp_path / "circle.yaml").write_text("extend: circle.yaml")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("not a run")
     before = tree(tmp_path)
@@ -429,7 +419,7 @@ def test_the_lock_dies_with_its_process_though_children_live(
         assert "another config" in run("root", "run").stderr  # and not "in use"
 
 
-def test_of_two_that_start_at_once_one_runs(script: Path, tmp_path: Path) -> None:
+def test_of_several_that_start_at_once_one_runs(script: Path, tmp_path: Path) -> None:
     commands = [
         subprocess.Popen(
             [sys.executable, str(script), "root", "run", "--mode=wait"],
@@ -466,17 +456,14 @@ def test_a_signal_interrupts_and_the_same_command_continues(
         assert len(meta_of(tmp_path / "run")["attempts"]) == 2
 
 
-def test_the_function_can_end_interrupted_itself(run: Run, tmp_path: Path) -> None:
-    assert run("root", "run", "--mode=exit").returncode == 75
-    assert meta_of(tmp_path / "run")["status"] == "interrupted"
-
-
-def test_an_interrupted_process_does_not_tidy_up(run: Run) -> None:
+def test_a_function_can_end_interrupted_itself_and_then_nothing_is_tidied_up(
+    run: Run, tmp_path: Path
+) -> None:
     """With TensorFlow it takes Python a second, for which nobody may wait."""
-    said = {mode: run("root", mode, f"--mode={mode}").stdout for mode in ("exit", "finish")}
-    assert all("registered for the end\n" in text for text in said.values())
-    assert "tidied up" in said["finish"]
-    assert "tidied up" not in said["exit"]
+    exited, finished = (run("root", mode, f"--mode={mode}") for mode in ("exit", "finish"))
+    assert (exited.returncode, meta_of(tmp_path / "exit")["status"]) == (75, "interrupted")
+    assert all("registered for the end\n" in done.stdout for done in (exited, finished))
+    assert "tidied up" in finished.stdout and "tidied up" not in exited.stdout
 
 
 def test_a_signal_during_the_preparation_touches_nothing(run: Run, tmp_path: Path) -> None:
@@ -495,13 +482,9 @@ def test_what_was_written_before_a_kill_is_there(script: Path, run: Run, tmp_pat
     folder = tmp_path / "run"
     assert read(folder / "stdout.txt").endswith("working prepared none False\nready\nhalf a line")
     assert meta_of(folder)["status"] == "running"
-    state = "import sys, vegab; print(vegab.read_run(sys.argv[1])['state'])"
-    answer = [sys.executable, "-c", state, str(folder)]
-    assert subprocess.run(answer, cwd=ROOT, capture_output=True, text=True).stdout == "died\n"
+    assert read_run(folder)["state"] == "died"
     with started(script, "root", "run", "--mode=wait"):
-        assert (
-            subprocess.run(answer, cwd=ROOT, capture_output=True, text=True).stdout == "running\n"
-        )
+        assert read_run(folder)["state"] == "running"
         first, second = meta_of(folder)["attempts"]
     assert first["exit_status"] == "killed" and first["to"] == {"epoch": 3}
     assert second["from"] == {"epoch": 3}
@@ -522,10 +505,8 @@ def test_a_crash_leaves_its_traceback(run: Run, tmp_path: Path) -> None:
 
 def test_an_explained_failure_is_one_sentence_on_the_terminal(run: Run, tmp_path: Path) -> None:
     failed = run("root", "run", "--mode=full disk")
-    assert failed.returncode == 1
-    assert failed.stderr == (
-        "work.py: failed: [Errno 28] No space left on device (traceback in run/stderr.txt)\n"
-    )
+    sentence = "[Errno 28] No space left on device (traceback in run/stderr.txt)"
+    assert (failed.returncode, failed.stderr) == (1, f"work.py: failed: {sentence}\n")
     assert "raise OSError(28" in read(tmp_path / "run" / "stderr.txt")
 
 
@@ -540,8 +521,8 @@ def test_a_failed_preparation_belongs_to_the_run(run: Run, tmp_path: Path) -> No
 def test_a_limit_on_file_size_is_a_failure_that_can_be_resumed(run: Run, tmp_path: Path) -> None:
     limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20));"
     limited += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", limited, "work.py", "root", "run"]
-    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    (tmp_path / "limited.py").write_text(limited)
+    failed = run_script(tmp_path / "limited.py", "work.py", "root", "run")
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1].startswith("work.py: failed: [Errno 27] File too large")
     assert run("root", "run").returncode == 0
@@ -629,13 +610,11 @@ def test_a_bar_on_the_terminal_stays_below_what_is_printed(script: Path, tmp_pat
     assert code == 0 and "stream True" in seen
     assert seen.count("it/s]") > 5
     screen = [line.rpartition("\x1b[K")[2] for line in seen.split("\r\n")]
-    assert [line for line in screen if line.startswith("line")] == [
-        f"line {i}" for i in (4, 9, 14, 19)
-    ]
+    lines = [line for line in screen if line.startswith("line")]
+    assert lines == [f"line {i}" for i in (4, 9, 14, 19)]
     assert "100%" in screen[-3]  # the bar's last state stays, above the last line
-    assert "it/s]" not in read(tmp_path / "run" / "stderr.txt") + read(
-        tmp_path / "run" / "stdout.txt"
-    )
+    for name in ("stdout.txt", "stderr.txt"):
+        assert "it/s]" not in read(tmp_path / "run" / name)
 
 
 def test_there_is_no_bar_without_a_terminal(run: Run) -> None:
@@ -671,10 +650,9 @@ def git(project: Path, *arguments: str) -> str:
 
 
 def run_in(project: Path, *arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "work.py", *arguments]
     tokens = {"MY_TOKEN": "TOKEN", "TF_TOKEN_example": "TOKEN", "TF_VAR_password": "TOKEN"}
     environment = {**os.environ, **tokens, "OMP_NUM_THREADS": "2", "TF_DETERMINISTIC_OPS": "1"}
-    subprocess.run(command, cwd=project, env=environment, check=True, capture_output=True)
+    run_script(Path("work.py"), *arguments, cwd=project, env=environment, check=True)
     return meta_of(project / arguments[1])
 
 
@@ -730,8 +708,7 @@ def test_meta_tells_where_a_run_came_from(project: Path) -> None:
         assert (code / name).read_bytes() == (project / name).read_bytes()
         assert (other / name).read_bytes() == (project / name).read_bytes()
     assert not (code / "secret.env").exists() and not (code / "results").exists()
-    again = [sys.executable, "work.py", "root", "run"]
-    subprocess.run(again, cwd=code, check=True, capture_output=True)
+    run_script(code / "work.py", "root", "run", check=True)
 
 
 @needs_git
@@ -796,13 +773,8 @@ def origin(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     (tmp_path / "child.py").write_text(CHILD.format(root=str(ROOT)))
 
     def run(*arguments: str, keep: str = "", code: int = 0) -> dict[str, Any]:
-        done = subprocess.run(
-            [sys.executable, "child.py", *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"KEEP": keep, "CODE": str(code)},
-            capture_output=True,
-            text=True,
-        )
+        environment = os.environ | {"KEEP": keep, "CODE": str(code)}
+        done = run_script(tmp_path / "child.py", *arguments, env=environment)
         assert done.returncode == code, done.stderr
         meta = meta_of(tmp_path / arguments[1])
         return {key: meta[key] for key in ("config", "flags", "parent")}
@@ -878,10 +850,9 @@ if __name__ == "__main__":
 """
 
 
-def run_small(tmp_path: Path, call: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_small(tmp_path: Path, call: str, *arguments: str) -> Done:
     (tmp_path / "small.py").write_text(SMALL.format(root=str(ROOT), call=call))
-    command = [sys.executable, "small.py", *arguments]
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    return run_script(tmp_path / "small.py", *arguments)
 
 
 def test_plugins_are_told_of_everything(tmp_path: Path) -> None:
@@ -895,18 +866,12 @@ def test_plugins_are_told_of_everything(tmp_path: Path) -> None:
 
 
 def test_runs_are_named_automatically(tmp_path: Path) -> None:
-    for namer, prefix, path, pattern in [
-        ("timestamp", False, "results", r"results/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"),
-        ("timestamp", True, "results/run", r"results/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_run"),
-        ("kwargs", False, "results", r"results/n_filters=10_seed=1"),
-        ("kwargs", True, "results/run", r"results/n_filters=10_seed=1_run"),
-    ]:
-        plugin = f"vegab.AutomaticNamer(vegab.{namer}_namer, as_prefix={prefix})"
-        call = f"vegab.wrap(registry, work, plugins=[{plugin}])"
-        done = run_small(tmp_path, call, "root", path, "--seed=1", "--n_filters=10")
-        assert re.fullmatch(rf"saved in {pattern}\n", done.stdout), done
     call = "vegab.wrap(registry, work, plugins=[vegab.AutomaticNamer(vegab.kwargs_namer)])"
+    done = run_small(tmp_path, call, "root", "results", "--seed=1", "--n_filters=10")
+    assert done.stdout == "saved in results/n_filters=10_seed=1\n"
     assert run_small(tmp_path, call, "root", "plain").stdout == "saved in plain/root\n"
+    now = timestamp_namer(argparse.Namespace())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", now)
 
 
 def test_tensorboard_links_point_at_runs(tmp_path: Path) -> None:
@@ -921,11 +886,8 @@ def test_tensorboard_links_point_at_runs(tmp_path: Path) -> None:
 def test_a_function_without_configs_is_a_program(tmp_path: Path) -> None:
     call = "vegab.wrap_no_config_registry(resize)"
     done = run_small(tmp_path, call, "picture", "3", "--no_smooth", "--scale=2", "--name=7")
-    assert (done.stdout, done.stderr, done.returncode) == (
-        "resizing picture 4 False 2.0 7\n",
-        "",
-        0,
-    )
+    assert (done.stdout, done.stderr) == ("resizing picture 4 False 2.0 7\n", "")
+    assert done.returncode == 0
     helped = run_small(tmp_path, call, "--help").stdout
     assert "usage: small.py SOURCE SIZE [options]" in helped
     assert "the picture, about 100% of the time." in helped
@@ -1016,15 +978,10 @@ def flow(tmp_path: Path) -> Run:
     """Runs a script that knows a schema beside root; flow.yaml is a file of that kind."""
     (tmp_path / "flow.yaml").write_text(FLOW)
     (tmp_path / "flow.py").write_text(FLOWS.format(root=str(ROOT), call=WRAP_FLOWS))
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "flow.py", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-
-    return run
+    return functools.partial(run_script, tmp_path / "flow.py")
 
 
-def config_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+def config_of(done: Done) -> dict[str, Any]:
     assert done.returncode == 0, done
     config: dict[str, Any] = json.loads(done.stdout)[0]
     return config
@@ -1068,32 +1025,22 @@ def test_overrides_of_a_file_with_keys_of_its_own(flow: Run, tmp_path: Path) -> 
     "arguments, sentence",
     [
         (["flow.yaml", "run", "--own/rat=1"], "unknown key 'own/rat'; did you mean 'own.rate'?"),
-        (["flow.yaml", "run", "--nwe=1"], "unknown key 'nwe'"),
         (["flow.yaml", "run", "--rate=high"], "own.rate: high was given, a number is expected"),
-        (["flow.yaml", "run", "--log_freq=x"], "log_freq: x was given, an integer is expected"),
         (["flow.yaml", "run", "--iterator="], "flow.yaml: the key 'iterator' is missing"),
         (["flow.yaml", "run", "-p", "own/rate/x", "1"], "own.rate: "),
         (["root", "run", "-p", "new", "1"], "unknown key 'new'"),
-        (["root", "run", "--own/rate=1"], "unknown key 'own/rate'"),
         (["bare.yaml", "run"], "bare.yaml: unknown key 'bach_size'"),
-        (
-            ["typo.yaml", "run"],
-            "typo.yaml: one of the keys 'num_steps' and 'num_epochs' is missing; "
-            "did you mean 'num_steps' by 'num_stesp'?",
-        ),
         (["missing.yaml", "run", "--iterator=x"], "cannot read missing.yaml: No such file"),
         (["rooot", "x.yaml"], "unknown config 'rooot'; did you mean 'root'?"),
         (["--mine", "flow.yaml", "run"], "unknown key 'mine'"),
         (["flow.yaml", "run", "-c"], "-c needs a value"),
         (["flow.yaml", "run", "-r", "true"], "unrecognized arguments: true"),
-        (["flow.yaml", "run", "-x"], "unrecognized arguments: -x"),
     ],
 )
 def test_a_wrong_command_on_such_a_file_is_one_sentence(
     flow: Run, tmp_path: Path, arguments: list[str], sentence: str
 ) -> None:
     (tmp_path / "bare.yaml").write_text("bach_size: 2\n")
-    (tmp_path / "typo.yaml").write_text("iterator: a.B\nnum_stesp: 2\n")
     refused = flow(*arguments)
     assert refused.returncode == 2
     assert refused.stderr.startswith("flow.py: error: ") and sentence in refused.stderr
@@ -1102,15 +1049,13 @@ def test_a_wrong_command_on_such_a_file_is_one_sentence(
 
 
 def test_more_steps_or_epochs_extend_a_run_of_such_a_file(flow: Run, tmp_path: Path) -> None:
-    assert flow("flow.yaml", "run").returncode == 0
-    assert config_of(flow("flow.yaml", "run", "--num_steps=20"))["num_steps"] == 20
-    refused = flow("flow.yaml", "run", "--num_steps=5")
-    assert refused.returncode == 2 and "(num_steps: 20 -> 5)" in refused.stderr
-    assert flow("flow.yaml", "both", "--num_epochs=2").returncode == 0
-    finished = flow("flow.yaml", "both", "--num_epochs=2").stdout
+    assert flow("flow.yaml", "run", "--num_epochs=2").returncode == 0
+    finished = flow("flow.yaml", "run", "--num_epochs=2").stdout
     assert finished.endswith("A larger --num_steps or --num_epochs continues it.\n")
-    assert config_of(flow("flow.yaml", "both", "--num_epochs=3"))["num_epochs"] == 3
-    assert flow("flow.yaml", "both", "--num_epochs=1").returncode == 2
+    config = config_of(flow("flow.yaml", "run", "--num_epochs=3", "--num_steps=20"))
+    assert (config["num_epochs"], config["num_steps"]) == (3, 20)
+    refused = flow("flow.yaml", "run", "--num_epochs=3", "--num_steps=5")
+    assert refused.returncode == 2 and "(num_steps: 20 -> 5)" in refused.stderr
 
 
 def test_dry_run_of_a_file_with_keys_of_its_own(flow: Run, tmp_path: Path) -> None:
@@ -1168,8 +1113,7 @@ def test_a_function_without_configs_has_such_flags_too(tmp_path: Path) -> None:
     letters = "{'e': 'evaluation', 'r': 'retrain'}"
     call = f"vegab.wrap_no_config_registry(loose, [Teller()], short_flags={letters})"
     (tmp_path / "flow.py").write_text(FLOWS.format(root=str(ROOT), call=call))
-    command = [sys.executable, "flow.py", "x", "-e", "a", "-r", "-e", "b"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = run_script(tmp_path / "flow.py", "x", "-e", "a", "-r", "-e", "b")
     assert done.stdout == "x ['a', 'b'] True\n"
     seen, resolved, _ = json.loads(done.stderr)
     assert seen["evaluation"] == ["a", "b"]
@@ -1179,9 +1123,9 @@ def test_a_function_without_configs_has_such_flags_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "letters, sentence",
     [
-        ({"p": "note"}, "the letter 'p' is taken"),
-        ({"no": "note"}, "'no' was given for 'note'; give one letter"),
-        ({"x": "nothing"}, "the function has no flag 'nothing' for 'x'"),
+        ({"p": "note"}, "'p' was given for 'note'; give a letter, but none of bhlpP"),
+        ({"no": "note"}, "'no' was given for 'note'; give a letter"),
+        ({"x": "nothing"}, "'x' was given for 'nothing'; .* for a flag of the function: note"),
     ],
 )
 def test_a_wrong_letter_is_the_author_s_mistake(letters: dict[str, str], sentence: str) -> None:
@@ -1204,13 +1148,15 @@ def test_a_flag_that_is_a_key_of_a_schema_is_the_author_s_mistake() -> None:
         wrap(registry, work, argv=["x"])
 
 
-def test_an_automatic_name_can_be_a_suffix_or_nothing() -> None:
+def test_an_automatic_name_can_be_a_prefix_a_suffix_or_nothing() -> None:
     def named(save_path: str, name: str, **options: bool) -> str:
         args = argparse.Namespace(save_path=save_path)
         AutomaticNamer(lambda args: name, **options).on_parsed_args(args)
         assert isinstance(args.save_path, str)
         return args.save_path
 
+    assert named("results", "big") == "results/big"
+    assert named("results/run", "big", as_prefix=True) == "results/big_run"
     assert named("results/run/", "big", as_suffix=True) == "results/run_big"
     assert named("", "big", as_suffix=True) == ""
     for options in ({}, {"as_prefix": True}, {"as_suffix": True}):

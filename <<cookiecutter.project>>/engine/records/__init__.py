@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from engine import lazy
 
 if TYPE_CHECKING:
-    from engine.records import files, images
+    from engine.records import features, files, images
     from engine.records.build import build_variant
     from engine.records.files import INDEX, LABELS, METADATA, MetadataError
     from engine.records.ranges import check_ranges_of_variant

@@ -9,16 +9,14 @@ from engine.checkpoints import BEST, LATEST, is_lower_better
 from engine.experiment import Experiment, Splits
 from engine.hooks import EarlyStopping, Export, KeepCheckpoints, LastMetrics, LoggingHook
 from engine.hooks import base as hooks
+from engine.records.features import class_in
 from engine.records.feeders import TFRecordExamplesFeeder
 from engine.records.memory import MemorySamplesFeeder
 from engine.training import make_variables
 from vegab import UsageError, resolve
+from vegab.config import lookup
 
-FEEDERS = {
-    "TFRecordExamplesFeeder": TFRecordExamplesFeeder,
-    "MemorySamplesFeeder": MemorySamplesFeeder,
-}
-LATER_SPELLING = ("module_path", "class_type")
+FEEDERS = {kind.__name__: kind for kind in (TFRecordExamplesFeeder, MemorySamplesFeeder)}
 
 
 def build_variant(config: Mapping[str, Any]) -> Experiment:
@@ -31,10 +29,8 @@ def build_variant(config: Mapping[str, Any]) -> Experiment:
     train_feeder = make_feeder(config, "train.train_feeder")
     train_feeder.until_epochs = train["epochs"]
     eval_feeder = make_feeder(config, "train.eval_feeder") if train["eval_feeder"] else None
-    splits = Splits(
-        train=OneLabel(train_feeder),
-        valid=OneLabel(eval_feeder.one_pass()) if eval_feeder else None,
-    )
+    valid = OneLabel(eval_feeder.one_pass()) if eval_feeder else None
+    splits = Splits(train=OneLabel(train_feeder), valid=valid)
     reads_records = isinstance(train_feeder, TFRecordExamplesFeeder)
     serving = train_feeder.serving_features() if reads_records else None
     model = make_model(config)
@@ -47,7 +43,9 @@ def build_variant(config: Mapping[str, Any]) -> Experiment:
     with refusals_named(config, "model"):
         make_variables(model, first, train["fine_tune"])
     features = first[0] if isinstance(first, tuple) else first
-    monitor = monitor_of(config)
+    monitor = config["monitor"] or train["early_stopping_metric"] or "loss"
+    if eval_feeder and not monitor.startswith("val_"):
+        monitor = f"val_{monitor}"
     with refusals_named(config, "monitor"):
         is_lower_better(monitor, config["monitor_mode"])
     return Experiment(
@@ -108,40 +106,20 @@ def make_model(config: Mapping[str, Any]) -> Any:
         with refusals_named(config, "model"):
             model = model.keras_model_fn()
     if not isinstance(model, keras.Model) or not model.compiled:
+        name, _ = class_in(config["model"], "model")
         raise UsageError(
-            f"model {name_in(config['model'], 'model')} gives a {type(model).__name__}; expected a "
-            "compiled Keras model, or an object whose keras_model_fn() returns one"
+            f"model {name} gives a {type(model).__name__}; expected a compiled Keras model, or an "
+            "object whose keras_model_fn() returns one"
         )
     return model
 
 
 def made(config: Mapping[str, Any], key: str, registered: Mapping[str, Any], **more: Any) -> Any:
     """Return what the mapping at `key` names, called with the mapping's other entries."""
-    entry: Any = config
-    for name in key.split("."):
-        entry = entry[name]
-    kind = resolve(name_in(entry, key), f"{key}.type", registered)
-    given = {k: v for k, v in entry.items() if k not in ("type", *LATER_SPELLING)}
+    name, arguments = class_in(lookup(dict(config), key), key)
+    kind = resolve(name, f"{key}.type", registered)
     with refusals_named(config, key):
-        return kind(**given, **more)
-
-
-def name_in(entry: Mapping[str, Any], key: str) -> str:
-    """Return the name of the class in a mapping: `type`, or `module_path` and `class_type`."""
-    if "type" in entry:
-        return str(entry["type"])
-    if "class_type" not in entry:
-        raise UsageError(f"{key} has no type; give an import path such as toy:DebugToyModel")
-    module, name = entry.get("module_path"), entry["class_type"]
-    return f"{module}:{name}" if module else str(name)
-
-
-def monitor_of(config: Mapping[str, Any]) -> str:
-    """Return the column that decides which epoch is the best."""
-    train = config["train"]
-    metric = config["monitor"] or train["early_stopping_metric"] or "loss"
-    of_validation = train["eval_feeder"] and not metric.startswith("val_")
-    return f"val_{metric}" if of_validation else metric
+        return kind(**arguments, **more)
 
 
 def hooks_of(config: Mapping[str, Any], monitor: str) -> list[hooks.Hook]:
@@ -156,15 +134,16 @@ def hooks_of(config: Mapping[str, Any], monitor: str) -> list[hooks.Hook]:
     decrease = train["early_stopping_steps_without_decrease"]
     increase = train["early_stopping_steps_without_increase"]
     if decrease or increase:
-        stopping = EarlyStopping(
-            decrease or increase,
-            monitor,
-            "min" if decrease else "max",
-            in_steps=True,
-            min_steps=train["early_stopping_min_steps"],
-            every_steps=train["early_stopping_hook_run_every_steps"] or 1,
+        chosen.append(
+            EarlyStopping(
+                decrease or increase,
+                monitor,
+                "min" if decrease else "max",
+                in_steps=True,
+                min_steps=train["early_stopping_min_steps"],
+                every_steps=train["early_stopping_hook_run_every_steps"] or 1,
+            )
         )
-        chosen.append(stopping)
     return chosen
 
 
@@ -179,7 +158,7 @@ def exporters_of(
         key = f"train.exporters.{name}"
         if Path(name).name != name:
             raise UsageError(f"{key} names a folder in export/; give it a single word")
-        kind = name_in(entry, key).rpartition(":")[2].rpartition(".")[2]
+        kind = class_in(entry, key)[0].rpartition(":")[2].rpartition(".")[2]
         if kind in commits:
             chosen.append(Export(name, commits[kind], features, serving))
         elif kind == "BestCheckpointCopier":

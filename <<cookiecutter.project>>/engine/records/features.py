@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.batches import require_at_least
 from vegab import UsageError, resolve
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 Features = dict[str, Any]
-STORED = ("int64", "float32", "string")  # what a tf.train.Example can hold
+# What a tf.train.Example can hold, by its own words.
+DTYPES = {"int64_list": "int64", "float_list": "float32", "bytes_list": "string"}
 DECODE_FORMATS = ("auto", "jpeg", "png", "gif", "bmp")
 
 
@@ -60,11 +62,11 @@ class ImageFeature(DecodedFeature):
     post_op: Callable[["tf.Tensor"], "tf.Tensor"] | None = None
 
     def __post_init__(self) -> None:
-        if (self.resize_height is None) != (self.resize_width is None):
+        size = {"resize_height": self.resize_height, "resize_width": self.resize_width}
+        given = {name: side for name, side in size.items() if side is not None}
+        if len(given) == 1:
             raise ValueError("resize_height and resize_width go together; one of them is missing")
-        size = (self.resize_height, self.resize_width)
-        if any(side is not None and side < 1 for side in size):
-            raise ValueError(f"resize_height and resize_width are {size}; they must be at least 1")
+        require_at_least(1, **given)
         if self.channels not in (0, 1, 3):
             raise ValueError(f"channels is {self.channels}; expected 0, 1 or 3")
         if self.decode_format not in DECODE_FORMATS:
@@ -112,11 +114,10 @@ class ImageFeature(DecodedFeature):
         import tensorflow as tf
 
         # TensorFlow makes a JPEG or PNG grey while it decodes it, and refuses to do so with others.
-        if self.decode_format in ("jpeg", "png"):
+        if self.decode_format != "auto":
             decode = getattr(tf.io, f"decode_{self.decode_format}")
-            return decode(content, channels=self.channels)
-        if self.decode_format in ("gif", "bmp"):
-            decode = getattr(tf.io, f"decode_{self.decode_format}")
+            if self.decode_format in ("jpeg", "png"):
+                return decode(content, channels=self.channels)
             return _with_channels(decode(content), self.channels)
         decode = functools.partial(tf.io.decode_image, content, expand_animations=False)
         image = tf.cond(
@@ -130,12 +131,7 @@ class ImageFeature(DecodedFeature):
 
 @dataclass(frozen=True)
 class RawFeature(DecodedFeature):
-    """An array as the bytes of its values, as `array.tobytes()` gives them.
-
-    Attributes:
-        shape: of the array.
-        dtype: of the array, little-endian.
-    """
+    """An array as its bytes, little-endian, as `array.tobytes()` gives them."""
 
     shape: Sequence[int]
     dtype: Any = "uint8"
@@ -143,11 +139,6 @@ class RawFeature(DecodedFeature):
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "dtype", _dtype(self.dtype).name)
-
-    @property
-    def num_bytes(self) -> int:
-        """The length of the string."""
-        return math.prod(self.shape) * _dtype(self.dtype).size
 
     def decode(self, contents: "tf.Tensor", num_parallel: int) -> "tf.Tensor":
         import tensorflow as tf
@@ -166,9 +157,37 @@ def make_features(entries: Mapping[str, Any], where: str) -> Features:
         where: how the map is called in an error: ValueError, if a type cannot be found, or does not
             take these arguments.
     """
+    import tensorflow as tf
+
     if not isinstance(entries, Mapping) or not entries:
         raise ValueError(f"{where} is {entries!r}; expected names and features, at least one")
-    return {str(name): _make(entry, f"{where}.{name}") for name, entry in entries.items()}
+    classes = {name: getattr(tf.io, name) for name in dir(tf.io) if name.endswith("Feature")}
+    classes = {"ImageFeature": ImageFeature, "RawFeature": RawFeature} | classes
+    features = {
+        str(name): _make(entry, f"{where}.{name}", classes) for name, entry in entries.items()
+    }
+    for name, feature in features.items():
+        dtype = "string" if isinstance(feature, DecodedFeature) else _dtype(feature.dtype).name
+        if dtype not in DTYPES.values():
+            known = ", ".join(DTYPES.values())
+            raise ValueError(f"{where}.{name}: dtype is {dtype}; a record holds {known}")
+    return features
+
+
+def class_in(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of the class in a mapping, and the other entries, which are its arguments.
+
+    Raises:
+        UsageError: naming `where`, if there is no name.
+    """
+    arguments = dict(entry)
+    keys = ("type", "module_path", "class_type")
+    name, module_path, class_type = (arguments.pop(key, None) for key in keys)
+    if name is None:
+        name = f"{module_path}:{class_type}" if module_path else class_type
+    if not isinstance(name, str):
+        raise UsageError(f"{where} has no type; give `type`, or `module_path` and `class_type`")
+    return name, arguments
 
 
 class Parser:
@@ -193,31 +212,30 @@ class Parser:
         """Return features, or (features, labels), of strings of shape (batch,); runs in a graph."""
         import tensorflow as tf
 
-        # One pass over the records parses both maps, but for names that each reads in its own way.
-        first: Features = {}
-        for features in self.maps.values():
-            first = stored(features) | first
-        parsed = tf.io.parse_example(serialized, first)
-        parts = []
-        for features in self.maps.values():
-            own = stored(features)
-            others = {name: own[name] for name in own if repr(own[name]) != repr(first[name])}
-            values = parsed | (tf.io.parse_example(serialized, others) if others else {})
-            parts.append(
-                {name: self._dense(feature, values[name]) for name, feature in features.items()}
-            )
-        return tuple(parts) if self.labels is not None else parts[0]
+        features, labels = stored(self.features), stored(self.labels or {})
+        values = tf.io.parse_example(serialized, labels | features)
+        first = self._dense(self.features, values)
+        if self.labels is None:
+            return first
+        # One pass over the records parses both maps, unless they read a name in different ways.
+        if any(repr(labels[name]) != repr(features[name]) for name in labels.keys() & features):
+            values = tf.io.parse_example(serialized, labels)
+        return first, self._dense(self.labels, values)
 
-    def _dense(self, feature: Any, value: Any) -> "tf.Tensor":
+    def _dense(self, features: Features, values: Mapping[str, Any]) -> dict[str, "tf.Tensor"]:
         import tensorflow as tf
 
-        if isinstance(feature, DecodedFeature):
-            return feature.decode(value, self.num_parallel)
-        if isinstance(value, tf.sparse.SparseTensor):
-            return tf.sparse.to_dense(value)
-        if isinstance(value, tf.RaggedTensor):
-            return value.to_tensor()
-        return value
+        dense = {}
+        for name, feature in features.items():
+            value = values[name]
+            if isinstance(feature, DecodedFeature):
+                value = feature.decode(value, self.num_parallel)
+            elif isinstance(value, tf.sparse.SparseTensor):
+                value = tf.sparse.to_dense(value)
+            elif isinstance(value, tf.RaggedTensor):
+                value = value.to_tensor()
+            dense[name] = value
+        return dense
 
     def missing(self, found: set[str]) -> dict[str, str]:
         """Return the names in a record that are not among `found`, and the maps that name them."""
@@ -234,7 +252,7 @@ class Parser:
         import tensorflow as tf
 
         try:
-            held = {name: _held(value) for name, value in _example(serialized).items()}
+            held = held_in(serialized)
         except ValueError:
             return "is no tf.train.Example"
         for where, features in self.maps.items():
@@ -259,9 +277,23 @@ def stored(features: Features) -> Features:
     }
 
 
-def names_in(serialized: bytes) -> set[str]:
-    """Return the names of what a record holds; ValueError if it is no `tf.train.Example`."""
-    return set(_example(serialized))
+def held_in(serialized: bytes) -> dict[str, tuple[str, Sequence[Any]]]:
+    """Return dtype and values of each feature in a record; one without values has no dtype.
+
+    Raises:
+        ValueError: if the record is not a `tf.train.Example`.
+    """
+    import tensorflow as tf
+
+    try:
+        features = tf.train.Example.FromString(serialized).features.feature
+    except Exception as error:  # protobuf's own class has no public name that all versions share
+        raise ValueError("no tf.train.Example") from error
+    held = {}
+    for name, value in features.items():
+        kind = value.WhichOneof("kind")
+        held[name] = DTYPES.get(kind, ""), getattr(value, kind).value if kind else ()
+    return held
 
 
 def described(features: Features | None) -> str:
@@ -280,81 +312,39 @@ def first_line(error: Exception) -> str:
     return text.strip().splitlines()[0].rpartition("}} ")[2].partition(" [Op:")[0]
 
 
-def _make(entry: Any, where: str) -> Any:
+def _make(entry: Any, where: str, classes: Mapping[str, type]) -> Any:
+    """Return a feature, or a partition of a ragged one."""
     import tensorflow as tf
 
-    classes = _classes()
+    kinds = (DecodedFeature, *classes.values())
+    if isinstance(entry, kinds):
+        return entry
     if not isinstance(entry, Mapping):
-        if isinstance(entry, tuple(classes.values())):
-            return _checked(entry, where)
         raise ValueError(
             f"{where} is {entry!r}; expected a feature, or a mapping with its type and arguments"
         )
-    arguments = dict(entry)
-    module_path = arguments.pop("module_path", None)
-    name = arguments.pop("class_type", None) or arguments.pop("type", None)
-    if not isinstance(name, str):
-        raise ValueError(f"{where} has no type; expected one of {', '.join(classes)}")
-    made = _find(name, module_path, where)
-    for key in ("dtype", "row_splits_dtype"):
-        if isinstance(arguments.get(key), str):
-            try:
-                arguments[key] = _dtype(arguments[key])
-            except ValueError as error:
-                raise ValueError(f"{where}.{key}: {error}") from error
-    if isinstance(arguments.get("partitions"), list | tuple):
-        arguments["partitions"] = [
-            _partition(part, f"{where}.partitions") for part in arguments["partitions"]
-        ]
     try:
-        return _checked(made(**arguments), where)
+        name, arguments = class_in(entry, where)
+        path, _, bare = name.replace(":", ".").rpartition(".")
+        is_known = path.partition(".")[0] in ("", "tf", "tensorflow")
+        made = resolve(bare if is_known else f"{path}:{bare}", where, classes)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    if not (isinstance(made, type) and issubclass(made, kinds)):
+        raise ValueError(f"{where}: {name} is not a type of feature")
+    try:
+        for key in arguments.keys() & {"dtype", "row_splits_dtype"}:
+            arguments[key] = _dtype(arguments[key])
+        if arguments.get("partitions"):
+            nested = vars(tf.io.RaggedFeature).items()
+            partitions = {name: kind for name, kind in nested if isinstance(kind, type)}
+            arguments["partitions"] = [
+                _make(part, "partitions", partitions) for part in arguments["partitions"]
+            ]
+        return made(**arguments)
     except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
         text = str(error).replace("__new__() ", "").replace("__init__() ", "")
         raise ValueError(f"{where}: {made.__name__}: {text}") from error
-
-
-def _classes() -> dict[str, type]:
-    import tensorflow as tf
-
-    found = {name: getattr(tf.io, name) for name in dir(tf.io) if name.endswith("Feature")}
-    return {"ImageFeature": ImageFeature, "RawFeature": RawFeature} | found
-
-
-def _find(name: str, module_path: str | None, where: str) -> type:
-    """Return a class of features by its name."""
-    classes = _classes()
-    path, _, bare = name.replace(":", ".").rpartition(".")
-    path = module_path or path
-    is_known = not path or path in ("tf", "tf.io", "tensorflow") or path.startswith("tensorflow.")
-    try:
-        found = resolve(bare if is_known else f"{path}:{bare}", where, classes)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-    if not (isinstance(found, type) and issubclass(found, (DecodedFeature, *classes.values()))):
-        raise ValueError(f"{where}: {path}:{bare} is not a type of feature")
-    return found
-
-
-def _partition(part: Any, where: str) -> Any:
-    import tensorflow as tf
-
-    if not isinstance(part, Mapping):
-        return part
-    arguments = dict(part)
-    name = str(arguments.pop("type", None))
-    made = getattr(tf.io.RaggedFeature, name.rpartition(".")[2], None)
-    if made is None:
-        raise ValueError(f"no type {name!r} in tensorflow.io.RaggedFeature ({where})")
-    return made(**arguments)
-
-
-def _checked(feature: Any, where: str) -> Any:
-    """Return a feature that records can hold."""
-    if not isinstance(feature, DecodedFeature):
-        dtype = _dtype(feature.dtype).name
-        if dtype not in STORED:
-            raise ValueError(f"{where}: dtype is {dtype}; a record holds {', '.join(STORED)}")
-    return feature
 
 
 def _dtype(dtype: Any) -> "tf.DType":
@@ -393,22 +383,6 @@ def _keys(name: str, feature: Any) -> list[str]:
     return [name]
 
 
-def _example(serialized: bytes) -> Mapping[str, Any]:
-    import tensorflow as tf
-
-    try:
-        return tf.train.Example.FromString(serialized).features.feature
-    except Exception as error:  # protobuf's own class has no public name that all versions share
-        raise ValueError("no tf.train.Example") from error
-
-
-def _held(value: Any) -> tuple[str, Sequence[Any]]:
-    """Return dtype and values of a feature in a record; a feature without values has no dtype."""
-    kind = value.WhichOneof("kind")
-    dtypes = {"int64_list": "int64", "float_list": "float32", "bytes_list": "string"}
-    return dtypes.get(kind, ""), getattr(value, kind).value if kind else ()
-
-
 def _fault(
     name: str, feature: Any, held: Mapping[str, tuple[str, Sequence[Any]]], where: str
 ) -> str | None:
@@ -424,15 +398,16 @@ def _fault(
             return f"has no feature {key!r}, which {where} names; it has {names}"
         return None
     wanted = _dtype(spec.dtype).name
+    says = f"in feature {key!r}, but {where} says"
     if dtype != wanted:
-        return f"has {dtype} in feature {key!r}, but {where} says {wanted}"
-    if is_fixed and len(values) != math.prod(tf.TensorShape(spec.shape).as_list()):
+        return f"has {dtype} {says} {wanted}"
+    if is_fixed:
         shape = tf.TensorShape(spec.shape).as_list()
-        return f"has {len(values)} values in feature {key!r}, but {where} says shape {shape}"
-    if isinstance(feature, RawFeature) and len(values[0]) != feature.num_bytes:
-        shape = list(feature.shape)
-        return (
-            f"has {len(values[0])} bytes in feature {key!r}, but {where} says shape {shape} "
-            f"of {feature.dtype}, which is {feature.num_bytes}"
-        )
+        if len(values) != math.prod(shape):
+            return f"has {len(values)} values {says} shape {shape}"
+    if isinstance(feature, RawFeature):
+        num_bytes = math.prod(feature.shape) * _dtype(feature.dtype).size
+        if len(values[0]) != num_bytes:
+            shape = f"shape {list(feature.shape)} of {feature.dtype}, which is {num_bytes}"
+            return f"has {len(values[0])} bytes {says} {shape}"
     return None

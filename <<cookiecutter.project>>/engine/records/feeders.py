@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -20,34 +21,25 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from engine.batches import SHUFFLE_STREAM, Ahead, Array, random_generator, require_at_least
-from engine.records.features import Parser, described, first_line, make_features, names_in, stored
+from engine.records.features import Parser, described, first_line, held_in, make_features, stored
 from engine.records.files import (
+    COMPANIONS,
     INDEX,
-    LABELS,
-    METADATA,
     MetadataError,
     RecordError,
     file_info,
     generate,
     read_index,
+    require_compression,
 )
 from engine.records.reading import Indexed, Record, Records, Stream
 
 log = logging.getLogger(__name__)
-COMPRESSIONS = ("", "GZIP", "ZLIB")
-# Features that a record may be without are looked for in so many.
-LOOKED_AT = 1000
+LOOKED_AT = 1000  # records in which a feature that a record may be without is looked for
 
 
 class Feeder:
     """Batches of examples that are counted from 0, in an order that seed and pass decide.
-
-    Args:
-        num_examples: in one pass.
-        batch_size: examples a batch, from 1 to `num_examples`.
-        drop_remainder: leave out a batch at the end that is not full.
-        shuffle: give every pass an order of its own.
-        seed: orders are functions of it, at least 0.
 
     Attributes:
         until_epochs: passes over the data; there is nothing after them, so that the last batch may
@@ -92,19 +84,16 @@ class Feeder:
         Raises:
             IndexError: if the epoch has no such step, or it is after `until_epochs`.
         """
-        if epoch < 0 or not 0 <= step < self.steps_per_epoch:
-            raise IndexError(
-                f"step {step} of epoch {epoch}; an epoch has {self.steps_per_epoch} steps"
-            )
         number = epoch * self.steps_per_epoch + step
+        end = self.until_epochs and self.total_steps(self.until_epochs)
+        if epoch < 0 or not 0 <= step < self.steps_per_epoch or (end and number >= end):
+            raise IndexError(
+                f"step {step} of epoch {epoch}; an epoch has {self.steps_per_epoch} steps, and "
+                f"there are {end or 'endless'} steps in all"
+            )
         first = number * self.batch_size
         last = first + self.batch_size
         if self.until_epochs is not None:
-            if number >= self.total_steps(self.until_epochs):
-                raise IndexError(
-                    f"step {step} of epoch {epoch} is after {self.until_epochs} passes over "
-                    f"{self.num_examples} examples"
-                )
             last = min(last, self.until_epochs * self.num_examples)
         return self._examples(first, last)
 
@@ -137,16 +126,14 @@ class Feeder:
         return rows
 
     def _order(self, number: int) -> Array:
-        """Return the examples in the order of a pass."""
-        order = self._orders.get(number)
-        if order is None:
+        if number not in self._orders:
             order = np.arange(self.num_examples)
             if self.shuffle:
                 order = random_generator(self.seed, number, SHUFFLE_STREAM).permutation(order)
-            # A batch meets two passes at most; the ones before them have had their day.
+            # A batch meets two passes in most cases, and never again those before them.
             kept = {n: other for n, other in self._orders.items() if n == number - 1}
             self._orders = kept | {number: order}
-        return order
+        return self._orders[number]
 
     def _options(self) -> str:
         return f"{self.num_examples} {self.batch_size} {self.drop_remainder} {self.shuffle}" + (
@@ -155,15 +142,10 @@ class Feeder:
 
 
 class Serving(NamedTuple):
-    """How an exported model reads records, which have no labels then.
+    """How an exported model reads records, which have no labels then."""
 
-    Attributes:
-        spec: names and features, as `tf.io.parse_example` takes them.
-        parse: a function of serialized examples, strings of shape (batch,), for use in a graph; it
-            returns the features as dense tensors.
-    """
-
-    spec: dict[str, Any]
+    spec: dict[str, Any]  # names and features, as `tf.io.parse_example` takes them
+    # A function for use in a graph: serialized examples, strings of shape (batch,), to features.
     parse: Any
 
 
@@ -232,23 +214,25 @@ class TFRecordExamplesFeeder(Feeder):
     ) -> None:
         if num_parallel_maps is None:
             num_parallel_maps = os.cpu_count() or 1
+        prefetch = prefetch or 0
         require_at_least(
             1,
             shuffle_buffer_size=shuffle_buffer_size,
             num_parallel_reads=num_parallel_reads,
             num_parallel_maps=num_parallel_maps,
         )
-        require_at_least(0, prefetch=prefetch or 0)
+        require_at_least(0, prefetch=prefetch)
         compression = (compression or "").upper()
-        if compression not in COMPRESSIONS:
-            raise ValueError(f"compression is {compression!r}; expected '', GZIP or ZLIB")
+        require_compression(compression)
         if on_corrupt not in ("fail", "skip"):
             raise ValueError(f"on_corrupt is {on_corrupt!r}; expected fail or skip")
         self.paths = matching_files(file_patterns)
         features = make_features(features_map, "features_map")
         labels = make_features(labels_map, "labels_map") if labels_map is not None else None
-        if auto_generate_meta:
-            _generate_missing(self.paths, compression)
+        if auto_generate_meta and not all(_is_described(path, compression) for path in self.paths):
+            problems = generate(self.paths, compression=compression).problems.values()
+            if problems:
+                raise MetadataError(f"no metadata could be made: {next(iter(problems))}")
         self._infos = [file_info(path) for path in self.paths]
         totals = [info.total_records for info in self._infos]
         if max_examples != -1 and not 1 <= max_examples <= sum(totals):
@@ -266,9 +250,9 @@ class TFRecordExamplesFeeder(Feeder):
         self._parser = Parser(features, labels, num_parallel_maps)
         self._parse = self._compiled()
         self._corrupt: set[tuple[Path, int]] = set()
-        self.prefetch = prefetch or 0
+        self.prefetch = prefetch
         self._ahead = Ahead(self._records, "records")
-        self._sound: Array | None = None  # of one pass that leaves corrupt records out
+        self._left: Array | None = None  # rows of one pass, which leaves corrupt records out
         indexes = [None if compression else read_index(path) for path in self.paths]
         found = [index for index in indexes if index is not None]
         self.random_access = len(found) == len(self.paths)
@@ -310,11 +294,10 @@ class TFRecordExamplesFeeder(Feeder):
         feeder = super().one_pass()
         feeder._parse = feeder._compiled()  # each object its own, for threads of their own
         feeder._ahead = Ahead(feeder._records, "records")
-        feeder._stream = self._stream.in_order()
+        feeder._stream = replace(self._stream, seed=None)
         if self.on_corrupt == "skip":
-            sound = (number for number, _ in self._numbered())
-            feeder._sound = np.fromiter(sound, np.int64)
-            feeder.num_examples = len(feeder._sound)
+            feeder._left = np.fromiter((number for number, _ in self._sound()), np.int64)
+            feeder.num_examples = len(feeder._left)
             feeder.batch_size = min(feeder.batch_size, feeder.num_examples)
             feeder._stream.total = feeder.num_examples
         return feeder
@@ -339,23 +322,34 @@ class TFRecordExamplesFeeder(Feeder):
         if self._indexed is None:
             return self._stream.read(first, last)
         rows = self._rows(first, last)
-        if self._sound is not None:
-            rows = self._sound[rows]
+        if self._left is not None:
+            rows = self._left[rows]
         try:
             return self._indexed.read(rows)
-        except RecordError:
-            if self.on_corrupt == "fail":
-                raise
-        return Records.of(self._sound_record(self._indexed, row) for row in rows.tolist())
+        except RecordError as error:
+            self._seen_corrupt(error)
+        return Records.of(self._first_sound(row) for row in rows.tolist())
 
-    def _sound_record(self, indexed: Indexed, row: int) -> Record:
-        """Return the record at `row`, or the next sound one, with the first after the last."""
-        for other in chain(range(row, self.num_examples), range(row)):
+    def _first_sound(self, row: int) -> Record:
+        """Return the record at `row`, or the next one that is not corrupt."""
+        for _, record in self._sound(row):
+            return record
+        raise ValueError(f"each record of {self._named()} is corrupt")
+
+    def _sound(self, first: int = 0) -> Iterator[tuple[int, Record]]:
+        """Give the records that are not corrupt, with their numbers among all.
+
+        With an index they are those from `first` on, and after the last one those before it.
+        """
+        if self._indexed is None:
+            yield from enumerate(self._stream.once())
+            return
+        total = sum(self._indexed.counts)
+        for row in chain(range(first, total), range(first)):
             try:
-                return indexed.read_one(other)
+                yield row, self._indexed.read_one(row)
             except RecordError as error:
                 self._seen_corrupt(error)
-        raise ValueError(f"each record of {self._named()} is corrupt")
 
     def _seen_corrupt(self, error: RecordError) -> None:
         """Count a corrupt record, or raise the error."""
@@ -366,17 +360,6 @@ class TFRecordExamplesFeeder(Feeder):
             self._corrupt.add(place)
             lost = "it" if self.random_access else "it and the records after it in the file"
             log.warning("%s; %s skipped, %d so far", error, lost, len(self._corrupt))
-
-    def _numbered(self) -> Iterator[tuple[int, Record]]:
-        """Give the sound records in order, with their numbers among all."""
-        if self._indexed is None:
-            yield from enumerate(self._stream.once())
-            return
-        for row in range(sum(self._indexed.counts)):
-            try:
-                yield row, self._indexed.read_one(row)
-            except RecordError as error:
-                self._seen_corrupt(error)
 
     def _parsed(self, records: Records) -> Any:
         import tensorflow as tf
@@ -401,40 +384,30 @@ class TFRecordExamplesFeeder(Feeder):
 
     def _check_records(self) -> None:
         """Parse the first record, and look for what a record may be without in some more."""
-        import tensorflow as tf
-
-        first = Records.of(record for _, record in islice(self._numbered(), 1))
-        if not first.data:
-            raise ValueError(f"each record of {self._named()} is corrupt")
-        try:
-            self._parsed(first)
-        except (ValueError, TypeError, tf.errors.OpError) as error:
-            raise self._explained(first, error) from error
+        self._parsed(Records.of([self._first_sound(0)]))
         found: set[str] = set()
-        for _, (_, _, data) in islice(self._numbered(), LOOKED_AT):
-            found |= names_in(data)
-            if not self._parser.missing(found):
+        for _, (data, _, _) in islice(self._sound(), LOOKED_AT):
+            found |= held_in(data).keys()
+            if not (missing := self._parser.missing(found)):
                 return
-        for name, where in self._parser.missing(found).items():
-            looked_at = min(LOOKED_AT, self.num_examples)
-            raise ValueError(
-                f"{where} names {name!r}, which none of the first {looked_at} records of "
-                f"{self._named()} has; they have {', '.join(sorted(found)) or 'nothing'}"
-            )
+        name, where = next(iter(missing.items()))
+        raise ValueError(
+            f"{where} names {name!r}, which none of the first {min(LOOKED_AT, len(self))} records "
+            f"of {self._named()} has; they have {', '.join(sorted(found)) or 'nothing'}"
+        )
 
     def _named(self) -> str:
         more = f" and {len(self.paths) - 1} more files" if len(self.paths) > 1 else ""
         return f"{self.paths[0]}{more}"
 
     def _log_access(self) -> None:
-        files = f"{len(self.paths)} files" if len(self.paths) > 1 else self.paths[0].name
-        order, way, more = "as a whole", "by their index", ""
+        order, way = "as a whole", "by their index"
         if not self.random_access:
+            order = f"in a window of {self._stream.window}"
             why = f"{self.compression} files" if self.compression else f"no {INDEX}"
-            order, way = f"in a window of {self._stream.window}", f"as a stream ({why})"
-            more = "; a resumed run reads its pass up to where it was"
+            way = f"as a stream ({why}), which a resumed run reads up to where it was"
         how = f"shuffled {order}" if self.shuffle else "in their order"
-        log.info("%s: %d examples, read %s, %s%s", files, self.num_examples, way, how, more)
+        log.info("%s: %d examples, %s, read %s", self._named(), len(self), how, way)
 
 
 def matching_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -444,12 +417,9 @@ def matching_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
         FileNotFoundError: if a pattern matches none.
     """
     paths: set[Path] = set()
-    patterns = [patterns] if isinstance(patterns, str | Path) else patterns
-    for pattern in patterns:
+    for pattern in [patterns] if isinstance(patterns, str | Path) else patterns:
         found = {Path(name) for name in glob.glob(str(pattern), recursive=True)}
-        found = {
-            path for path in found if path.name not in (METADATA, INDEX, LABELS) and path.is_file()
-        }
+        found = {path for path in found if path.name not in COMPANIONS and path.is_file()}
         if not found:
             raise FileNotFoundError(f"no file matches {str(pattern)!r}")
         paths |= found
@@ -458,14 +428,10 @@ def matching_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
     return sorted(paths)
 
 
-def _generate_missing(paths: list[Path], compression: str) -> None:
-    for path in paths:
-        try:
-            file_info(path)
-            if compression or read_index(path) is not None:
-                continue
-        except MetadataError:
-            pass  # missing or outdated: made now; corrupt: said by `generate`
-        for problem in generate(paths, compression=compression).problems.values():
-            raise MetadataError(f"no metadata could be made: {problem}")
-        return
+def _is_described(path: Path, compression: str) -> bool:
+    """Return whether metadata and index of a file are there; corrupt ones are said elsewhere."""
+    try:
+        file_info(path)
+    except MetadataError:
+        return False
+    return bool(compression) or read_index(path) is not None

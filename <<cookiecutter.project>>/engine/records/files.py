@@ -15,7 +15,6 @@ import array
 import contextlib
 import fcntl
 import functools
-import gzip
 import hashlib
 import io
 import json
@@ -27,7 +26,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -37,10 +36,13 @@ from vegab.files import replacing, write_atomically
 METADATA = "_tfrecord_metadata.json"
 INDEX = "_tfrecord_index.npz"
 LABELS = "labels.txt"  # where the pictures of a folder became records: the name of each label
+COMPANIONS = (METADATA, INDEX, LABELS, "README.md")  # what lies beside records and is none
 VERSION = 1
-COMPRESSIONS = ("", "GZIP", "ZLIB")
+WINDOW_BITS = {"GZIP": 31, "ZLIB": 15}  # by which zlib tells the two apart
+COMPRESSIONS = ("", *WINDOW_BITS)
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
+TORN = "is torn: the file ends in it"
 FRAME = HEADER.size + FOOTER.size  # bytes of a record beside its data
 PIECE = 2**20  # bytes that are read at once
 
@@ -68,32 +70,20 @@ class MetadataError(ValueError):
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What the metadata says of a file.
-
-    Attributes:
-        total_records: how many it holds.
-        file_size: in bytes, as it lies on the disk.
-        md5_hash: of these bytes, 32 hexadecimal digits.
-    """
+    """What the metadata says of a file."""
 
     total_records: int
-    file_size: int
-    md5_hash: str
+    file_size: int  # in bytes, as it lies on the disk
+    md5_hash: str  # of these bytes, 32 hexadecimal digits
 
 
 @dataclass
 class Generated:
-    """What `generate` did with each file.
+    """What `generate` did with each file."""
 
-    Attributes:
-        made: files whose entry is new.
-        kept: files whose entry was right.
-        problems: for each file that could not be read to its end, why.
-    """
-
-    made: list[Path] = field(default_factory=list)
-    kept: list[Path] = field(default_factory=list)
-    problems: dict[Path, str] = field(default_factory=dict)
+    made: list[Path] = field(default_factory=list)  # their entries are new
+    kept: list[Path] = field(default_factory=list)  # their entries were right
+    problems: dict[Path, str] = field(default_factory=dict)  # why one was not read to its end
 
 
 def generate_command(target: Path) -> str:
@@ -109,7 +99,7 @@ def read_metadata(folder: Path) -> dict[str, FileInfo]:
         MetadataError: if it is corrupt, or of another version.
     """
     with contextlib.suppress(FileNotFoundError):
-        return dict(_parsed(*_identity(Path(folder) / METADATA)))
+        return dict(_parsed(*_identity(folder / METADATA)))
     return {}
 
 
@@ -123,30 +113,24 @@ def file_info(path: Path, deep: bool = False) -> FileInfo:
     Raises:
         MetadataError: if the metadata is missing or corrupt, or the file is missing or has changed.
     """
-    path = Path(path)
-    entries = read_metadata(path.parent)
-    info = entries.get(path.name)
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise MetadataError(_missing(path, listed=info is not None)) from None
-    if info is None and not (path.parent / METADATA).exists():
-        raise MetadataError(
-            f"{path} has no metadata, as there is no {METADATA} beside it; type: "
-            + generate_command(path.parent)
-        )
+    info = read_metadata(path.parent).get(path.name)
+    of_folder = generate_command(path.parent)
+    if not path.exists():
+        listed = f", which {METADATA} tells of; put it back, or move {METADATA} away and type: "
+        raise MetadataError(f"there is no file {path}{listed + of_folder if info else ''}")
+    if not (path.parent / METADATA).exists():
+        raise MetadataError(f"{path} has no metadata: there is no {METADATA}; type: {of_folder}")
+    command = generate_command(path)
     if info is None:
-        raise MetadataError(f"{path} is not in {METADATA}; type: {generate_command(path)}")
+        raise MetadataError(f"{path} is not in {METADATA}; type: {command}")
+    size = path.stat().st_size
+    reason = ""
     if size != info.file_size:
-        raise MetadataError(
-            f"{path} has {size} bytes, but its metadata is of {info.file_size}; if the file is "
-            f"right, type: {generate_command(path)}"
-        )
-    if deep and _md5(path) != info.md5_hash:
-        raise MetadataError(
-            f"{path} has the size that its metadata says, but other bytes (MD5); if the file is "
-            f"right, type: {generate_command(path)}"
-        )
+        reason = f"{size} bytes, but its metadata is of {info.file_size}"
+    elif deep and _md5(path) != info.md5_hash:
+        reason = "the size that its metadata says, but other bytes (MD5)"
+    if reason:
+        raise MetadataError(f"{path} has {reason}; if the file is right, type: {command}")
     return info
 
 
@@ -172,10 +156,9 @@ def generate(
         MetadataError: if metadata that is there is corrupt; its bytes stay as they are.
         OSError: if a folder cannot be written.
     """
-    _require_compression(compression)
-    paths = [Path(path) for path in paths]
+    require_compression(compression)
     before = {path.parent: read_metadata(path.parent) for path in paths}
-    found: dict[Path, dict[str, _Scanned]] = {}
+    found: dict[Path, dict[str, _Scanned]] = {}  # by folder, then by name
     result = Generated()
     try:
         for path in progress(paths):
@@ -190,10 +173,10 @@ def generate(
                 continue
             found.setdefault(path.parent, {})[path.name] = scanned
             # A file that only lacked its index is no news.
-            (result.kept if scanned.info == known and not force else result.made).append(path)
+            (result.kept if scanned[0] == known and not force else result.made).append(path)
     finally:
-        for folder, scanned_files in found.items():
-            _save(folder, scanned_files)
+        for folder, files in found.items():
+            _save(folder, files)
     return result
 
 
@@ -205,7 +188,6 @@ def read_index(path: Path) -> np.ndarray | None:
         the file's end. None for a compressed file, without an index, or with one that is damaged or
         of a file of another size.
     """
-    path = Path(path)
     try:
         offsets = _loaded(*_identity(path.parent / INDEX)).get(path.name)
         info = read_metadata(path.parent).get(path.name)
@@ -227,15 +209,13 @@ def compression_of(path: Path) -> str:
     """
     with open(path, "rb") as file:
         head = file.read(HEADER.size)
-    if not head or (len(head) == HEADER.size and _masked_crc(head[:8]) == HEADER.unpack(head)[1]):
+    if not head or (len(head) == HEADER.size and head == header(HEADER.unpack(head)[0])):
         return ""
-    if head.startswith(b"\x1f\x8b\x08"):
-        return "GZIP"
-    # Deflate with a window of at most 32 KiB, no dictionary, and the check bits of that.
-    first = int.from_bytes(head[:2], "big")
-    if len(head) > 1 and first & 0x8F20 == 0x0800 and first % 31 == 0:
-        return "ZLIB"
-    raise RecordError(Path(path), 0, "is torn, or this is no TFRecord file")
+    for compression, bits in WINDOW_BITS.items():
+        with contextlib.suppress(zlib.error):  # what begins in another way
+            zlib.decompressobj(bits).decompress(head)
+            return compression
+    raise RecordError(path, 0, "is torn, or this is no TFRecord file")
 
 
 def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
@@ -248,26 +228,23 @@ def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
     Raises:
         RecordError: at the first record that is torn or has another CRC; those before it come.
     """
-    _require_compression(compression)
+    require_compression(compression)
     with open(path, "rb", buffering=PIECE) as file:
-        yield from _records(Path(path), file, compression, os.fstat(file.fileno()).st_size)
+        yield from _records(path, file, compression, os.fstat(file.fileno()).st_size)
 
 
-def checked(path: Path, start: int, size: int, frame: bytes) -> bytes:
-    """Return the data of a record, given the bytes read from `start` on and the index's `size`.
+def require_sound(path: Path, start: int, size: int, frame: bytes) -> None:
+    """Raise a RecordError unless a record, `frame`, is whole and has the right CRCs.
 
-    Raises:
-        RecordError: if the record is torn, has another CRC, or does not lie where it should.
+    It was read from `start` on, and `size` is its length in bytes according to the index.
     """
     if len(frame) < size:
-        raise RecordError(path, start, "is torn: the file ends in it")
-    # Whole and as long as the index says, a header can only have these bytes.
-    if frame[: HEADER.size] != header(size - FRAME):
-        length = _checked_length(path, start, frame)
+        raise RecordError(path, start, TORN)
+    length = _checked_length(path, start, frame)
+    if length != size - FRAME:
         raise RecordError(path, start, f"has {length} bytes, unlike what the index says")
-    data = frame[HEADER.size : -FOOTER.size]
-    _check_data(path, start, data, frame[-FOOTER.size :])
-    return data
+    if not frame.endswith(_footer(frame[HEADER.size : -FOOTER.size])):
+        raise RecordError(path, start, "is damaged: its data have another CRC")
 
 
 def write_records(path: Path, records: Iterable[bytes], compression: str = "") -> int:
@@ -281,17 +258,16 @@ def write_records(path: Path, records: Iterable[bytes], compression: str = "") -
     Returns:
         How many there were.
     """
-    _require_compression(compression)
+    require_compression(compression)
     number = 0
-    with (
-        replacing(path) as temporary,
-        open(temporary, "wb", buffering=PIECE) as file,
-        _compressed(file, compression) as write,
-    ):
+    packer = zlib.compressobj(wbits=WINDOW_BITS[compression]) if compression else None
+    with replacing(path) as temporary, open(temporary, "wb", buffering=PIECE) as file:
         for data in records:
-            for part in (header(len(data)), data, FOOTER.pack(_masked_crc(data))):
-                write(part)
+            for part in (header(len(data)), data, _footer(data)):
+                file.write(packer.compress(part) if packer else part)
             number += 1
+        if packer:
+            file.write(packer.flush())
     return number
 
 
@@ -300,38 +276,38 @@ def masked(crc: Any) -> Any:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _masked_crc(data: bytes) -> int:
-    return masked(google_crc32c.value(data))
+def _footer(data: bytes) -> bytes:
+    """Return the CRC of some bytes as it stands after them."""
+    return FOOTER.pack(masked(google_crc32c.value(data)))
 
 
 @functools.lru_cache(maxsize=2**14)
 def header(length: int) -> bytes:
     """Return the bytes that a record with so many bytes of data begins with."""
     packed = struct.pack("<Q", length)
-    return packed + FOOTER.pack(_masked_crc(packed))
+    return packed + _footer(packed)
 
 
-def _records(
-    path: Path, file: BinaryIO, compression: str, size: int
-) -> Iterator[tuple[int, bytes]]:
+def _records(path: Path, file: Any, compression: str, size: int) -> Iterator[tuple[int, bytes]]:
     """Yield offset and data of the records of a file of `size` bytes."""
-    stream = _decompressed(file, compression)
+    stream: Any = file
+    if compression and size:
+        stream = io.BufferedReader(_Unpacked(file, compression), PIECE)
     offset = 0
     while head := _read(stream, HEADER.size, path, offset):
         length = _checked_length(path, offset, head)
         # A length is a number like any other in a file: no memory is set aside at its word.
         if not compression and length > size - offset - FRAME:
-            raise RecordError(path, offset, "is torn: the file ends in it")
+            raise RecordError(path, offset, TORN)
         body = _read(stream, length + FOOTER.size, path, offset)
-        if len(body) < length + FOOTER.size:
-            raise RecordError(path, offset, "is torn: the file ends in it")
         data = body[:length]
-        _check_data(path, offset, data, body[length:])
+        if body[length:] != _footer(data):
+            require_sound(path, offset, length + FRAME, head + body)  # knows how to say why
         yield offset, data
         offset += length + FRAME
 
 
-def _read(stream: BinaryIO, size: int, path: Path, offset: int) -> bytes:
+def _read(stream: Any, size: int, path: Path, offset: int) -> bytes:
     """Return `size` bytes, or less where the stream ends; what is not there takes no memory."""
     try:
         if size <= PIECE:
@@ -341,95 +317,79 @@ def _read(stream: BinaryIO, size: int, path: Path, offset: int) -> bytes:
             pieces.append(piece)
             size -= len(piece)
         return b"".join(pieces)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error) as error:
         raise RecordError(path, offset, f"cannot be unpacked: {error}") from error
 
 
 def _checked_length(path: Path, offset: int, frame: bytes) -> int:
     """Return the length of the data of a record, of which `frame` holds at least the header."""
     if len(frame) < HEADER.size:
-        raise RecordError(path, offset, "is torn: the file ends in it")
-    length, crc = HEADER.unpack_from(frame)
-    if _masked_crc(frame[:8]) != crc:
+        raise RecordError(path, offset, TORN)
+    length, _ = HEADER.unpack_from(frame)
+    if not frame.startswith(header(length)):
         raise RecordError(path, offset, "is damaged: its length has another CRC")
     return length
 
 
-def _check_data(path: Path, offset: int, data: bytes, footer: bytes) -> None:
-    if FOOTER.pack(_masked_crc(data)) != footer:
-        raise RecordError(path, offset, "is damaged: its data have another CRC")
-
-
-def _require_compression(compression: str) -> None:
+def require_compression(compression: str) -> None:
+    """Raise a ValueError unless it is one of COMPRESSIONS."""
     if compression not in COMPRESSIONS:
         raise ValueError(f"the compression is {compression!r}; it must be GZIP, ZLIB or empty")
 
 
-def _decompressed(file: BinaryIO, compression: str) -> Any:
-    if compression == "GZIP":
-        return gzip.GzipFile(fileobj=file, mode="rb")
-    if compression == "ZLIB":
-        return io.BufferedReader(_ZlibStream(file), PIECE)
-    return file
+class _Unpacked(io.RawIOBase):
+    """What a compressed file unpacks to."""
 
-
-class _ZlibStream(io.RawIOBase):
-    """What a zlib stream unpacks to."""
-
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, compression: str) -> None:
         self._file = file
-        self._inflate = zlib.decompressobj()
+        self._bits = WINDOW_BITS[compression]
+        self._inflate = zlib.decompressobj(self._bits)
         self._unpacked = b""
-        self._is_empty = True
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         while not self._unpacked:
-            packed = self._file.read(2**14)
+            packed = self._inflate.unused_data or self._file.read(2**14)
+            if not packed and not self._inflate.eof:
+                raise EOFError("the compressed data end early")
             if not packed:
-                if not self._inflate.eof and not self._is_empty:
-                    raise EOFError("the compressed data end early")
                 return 0
-            if self._inflate.eof:
-                raise zlib.error("something follows the compressed data")
-            self._is_empty = False
+            if self._inflate.eof:  # what follows has to be compressed, too
+                self._inflate = zlib.decompressobj(self._bits)
             self._unpacked = self._inflate.decompress(packed)
-            if self._inflate.unused_data:
-                raise zlib.error("something follows the compressed data")
         number = min(len(buffer), len(self._unpacked))
         buffer[:number], self._unpacked = self._unpacked[:number], self._unpacked[number:]
         return number
 
 
 def _identity(path: Path) -> tuple[Path, int, int, int]:
-    """Return what tells whether a file was replaced; a file is read anew only then."""
+    """Return what tells whether a file was replaced; it is read again only then."""
     status = path.stat()
     return path, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 @functools.lru_cache(maxsize=4)
 def _parsed(path: Path, *_: int) -> Mapping[str, FileInfo]:
-    """Return the entries of a metadata file."""
     advice = f"restore it, or move it away and type: {generate_command(path.parent)}"
     try:
         content = json.loads(path.read_bytes())
         version, files = content["version"], content["files"]
         if version == VERSION:
-            return {name: _entry(**entry) for name, entry in files.items()}
+            return {name: _entry(entry) for name, entry in files.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise MetadataError(f"{path} is corrupt ({error}); {advice}") from error
     raise MetadataError(f"{path} has version {version!r}, but only {VERSION} is known; {advice}")
 
 
-def _entry(total_records: int, file_size: int, md5_hash: str) -> FileInfo:
-    for number in (total_records, file_size):
-        if type(number) is not int or number < 0:
-            raise ValueError(f"{number!r} is not a number of records or bytes")
-    if not isinstance(md5_hash, str):
-        raise ValueError(f"{md5_hash!r} is not an MD5")
-    return FileInfo(total_records, file_size, md5_hash)
+def _entry(entry: Mapping[str, Any]) -> FileInfo:
+    info = FileInfo(**entry)
+    numbers = (info.total_records, info.file_size)
+    are_counts = all(type(number) is int and number >= 0 for number in numbers)
+    if not are_counts or not isinstance(info.md5_hash, str):
+        raise ValueError(f"{entry} is not a number of records, one of bytes, and an MD5")
+    return info
 
 
 @functools.lru_cache(maxsize=4)
@@ -451,15 +411,6 @@ def _are_offsets(offsets: np.ndarray) -> bool:
     return bool(is_list and offsets[0] == 0 and (np.diff(offsets) >= FRAME).all())
 
 
-def _missing(path: Path, listed: bool) -> str:
-    if not listed:
-        return f"there is no file {path}"
-    return (
-        f"there is no file {path}, which {METADATA} tells of; put it back, or move {METADATA} away "
-        f"and type: {generate_command(path.parent)}"
-    )
-
-
 def _md5(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
@@ -472,97 +423,68 @@ def _is_up_to_date(path: Path, info: FileInfo) -> bool:
     return compression_of(path) != "" or read_index(path) is not None
 
 
-class _Scanned(NamedTuple):
-    info: FileInfo
-    offsets: np.ndarray | None  # None: the file is compressed
+# What the metadata says of a file, and where its records begin; None: it is compressed.
+_Scanned = tuple[FileInfo, np.ndarray | None]
 
 
 def _scan(path: Path, compression: str) -> _Scanned:
     """Read a file to its end, once: its records are counted and its bytes hashed on the way."""
     starts = array.array("q")
     end = 0
-    with open(path, "rb", buffering=0) as raw:
-        hashed = _HashedFile(raw)
-        stream = io.BufferedReader(hashed, PIECE)
-        for offset, data in _records(path, stream, compression, os.fstat(raw.fileno()).st_size):
+    raw = _HashedFile(path)
+    with io.BufferedReader(raw, PIECE) as file:
+        for offset, data in _records(path, file, compression, path.stat().st_size):
             starts.append(offset)
             end = offset + len(data) + FRAME
+        info = FileInfo(len(starts), raw.tell(), raw.digest.hexdigest())
     starts.append(end)
-    info = FileInfo(len(starts) - 1, hashed.size, hashed.digest.hexdigest())
-    return _Scanned(info, None if compression else np.array(starts, dtype=np.int64))
+    return info, None if compression else np.array(starts, dtype=np.int64)
 
 
-class _HashedFile(io.RawIOBase):
-    """A file whose size and MD5 are known once it was read to its end."""
+class _HashedFile(io.FileIO):
+    """A file whose MD5 is known once it was read to its end."""
 
-    def __init__(self, file: io.FileIO) -> None:
-        self._file = file
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self.digest = hashlib.md5(usedforsecurity=False)
-        self.size = 0
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: Any) -> int:
-        number = self._file.readinto(buffer)
+        number = super().readinto(buffer) or 0
         self.digest.update(memoryview(buffer)[:number])
-        self.size += number
         return number
 
 
 def _save(folder: Path, scanned: Mapping[str, _Scanned]) -> None:
     """Add what was found to metadata and index, beside what another process may have added."""
     with _locked(folder):
-        entries = read_metadata(folder)
-        entries |= {name: file.info for name, file in scanned.items()}
+        before = read_metadata(folder)
+        entries = before | {name: info for name, (info, _) in scanned.items()}
         index: dict[str, np.ndarray] = {}
         with contextlib.suppress(FileNotFoundError):
             index |= _loaded(*_identity(folder / INDEX))
-        for name, file in scanned.items():
+        for name, (_, offsets) in scanned.items():
             index.pop(name, None)
-            if file.offsets is not None:
-                index[name] = file.offsets
+            if offsets is not None:
+                index[name] = offsets
         # The index comes first: it is only used where it agrees with the metadata.
         if index or (folder / INDEX).exists():
-            _replace(folder / INDEX, _index_bytes(index))
-        if entries != read_metadata(folder):
+            write_atomically(folder / INDEX, _index_bytes(index))
+        if entries != before:
             files = {name: asdict(entries[name]) for name in sorted(entries)}
             content = json.dumps({"version": VERSION, "files": files}, indent=4)
-            _replace(folder / METADATA, content.encode() + b"\n")
+            write_atomically(folder / METADATA, content + "\n")
 
 
 def _index_bytes(index: Mapping[str, np.ndarray]) -> bytes:
-    """Return a .npz file; the same arrays give the same bytes, on every day and system."""
+    """Return a .npz file; the same arrays give the same bytes, every day."""
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(packed, "w") as archive:
         for name in sorted(index):
-            member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            member.create_system = 3  # Unix
             content = io.BytesIO()
-            np.lib.format.write_array(content, index[name], allow_pickle=False)
-            archive.writestr(member, content.getvalue())
+            np.save(content, index[name], allow_pickle=False)
+            # A ZipInfo of its own is dated 1980.
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
     return packed.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace a file, unless it holds the same."""
-    if not path.is_file() or path.read_bytes() != content:
-        write_atomically(path, content)
-
-
-@contextlib.contextmanager
-def _compressed(file: BinaryIO, compression: str) -> Iterator[Any]:
-    """Give a function that writes into a file what it is called with."""
-    if compression == "GZIP":
-        # Neither a time nor a name, so that the same records give the same bytes.
-        with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
-            yield packed.write
-    elif compression == "ZLIB":
-        deflate = zlib.compressobj()
-        yield lambda data: file.write(deflate.compress(data))
-        file.write(deflate.flush())
-    else:
-        yield file.write
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from engine.records.features import first_line
 from engine.records.files import LABELS, generate, write_records
 from vegab.files import replacing_folder
 
@@ -22,19 +22,16 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that is to become a record.
+    """A picture that is to become a record."""
 
-    Attributes:
-        path: where it is.
-        name: the same from the folder of pictures on, with "/".
-        label: which of the sorted names of labels it has, from 0.
-        label_name: the name of the subfolder that it is in.
-    """
+    folder: Path  # of pictures
+    name: str  # path from there on, with "/"; it begins with the subfolder, the name of the label
+    label: int  # which of the sorted names of labels it has, from 0
 
-    path: Path
-    name: str
-    label: int
-    label_name: str
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder / self.name
 
 
 def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
@@ -46,30 +43,21 @@ def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
     Raises:
         PictureError: if there is no subfolder, or a label has no picture.
     """
-    labels = sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
-    )
+    entries = [entry for entry in folder.iterdir() if entry.name[0] != "."]
+    labels = sorted(entry.name for entry in entries if entry.is_dir())
     if not labels:
         raise PictureError(f"{folder} has no subfolder; put the pictures of each label into one")
     pictures = []
     for label, label_name in enumerate(labels):
-        names = sorted(
-            path.relative_to(folder).as_posix()
-            for path in (folder / label_name).rglob("*")
-            if path.is_file()
-        )
-        names = [name for name in names if not any(part[0] == "." for part in name.split("/"))]
+        paths = [path for path in (folder / label_name).rglob("*") if path.is_file()]
+        names = sorted(path.relative_to(folder).as_posix() for path in paths)
+        names = [name for name in names if "/." not in name]
         if not names:
             raise PictureError(f"{folder / label_name} holds no picture; fill or remove it")
-        pictures += [Picture(folder / name, name, label, label_name) for name in names]
-    beside = [path.name for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
-    if beside:
-        log.warning(
-            "%s: %d in the folder itself, such as %s, left out for want of a label",
-            folder,
-            len(beside),
-            min(beside),
-        )
+        pictures += [Picture(folder, name, label) for name in names]
+    if unlabelled := sorted(entry.name for entry in entries if entry.is_file()):
+        left_out = "%s: %d in the folder itself, such as %s, left out for want of a label"
+        log.warning(left_out, folder, len(unlabelled), unlabelled[0])
     return pictures, labels
 
 
@@ -94,11 +82,9 @@ def split_and_shuffle(
         raise PictureError(f"{number} of {len(pictures)} pictures for validation leave none")
     ranked = sorted(pictures, key=lambda picture: _hash(picture.name))
     splits = {"train": ranked[number:], "validation": ranked[:number]}
-    return {
-        name: sorted(split, key=lambda picture: _hash(f"{seed}/{picture.name}"))
-        for name, split in splits.items()
-        if split
-    }
+    for split in splits.values():
+        split.sort(key=lambda picture: _hash(f"{seed}/{picture.name}"))
+    return {name: split for name, split in splits.items() if split}
 
 
 def number_of_shards(pictures: Sequence[Picture]) -> int:
@@ -168,27 +154,24 @@ def record_of(picture: Picture) -> bytes:
     try:
         height, width, channels = tf.io.decode_image(encoded, expand_animations=False).shape
     except tf.errors.InvalidArgumentError as error:
-        # The message begins with the name of the operation, and ends with that of the node.
-        reason = error.message.split("} ")[-1].split(" [Op:")[0].split("\n")[0].rstrip(".")
-        raise PictureError(f"{picture.path} is no {kind} that can be read: {reason}") from error
-    values: dict[str, Any] = {
+        raise PictureError(
+            f"{picture.path} is no {kind} that can be read: {first_line(error)}"
+        ) from error
+    values = {
         "encoded": encoded,
         "format": kind.encode(),
-        "label_name": os.fsencode(picture.label_name),
+        "label_name": os.fsencode(picture.name.partition("/")[0]),
         "filename": os.fsencode(picture.name),
         "height": height,
         "width": width,
         "channels": channels,
         "label": picture.label,
     }
-    features = {
-        f"image/{name}": tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-        if isinstance(value, bytes)
-        else tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-        for name, value in values.items()
-    }
-    example = tf.train.Example(features=tf.train.Features(feature=features))
-    return example.SerializeToString(deterministic=True)
+    features = tf.train.Features()
+    for name, value in values.items():
+        feature = features.feature[f"image/{name}"]
+        (feature.bytes_list if isinstance(value, bytes) else feature.int64_list).value.append(value)
+    return tf.train.Example(features=features).SerializeToString(deterministic=True)
 
 
 def _records_of(pictures: Iterable[Picture], skip_unreadable: bool) -> Iterator[bytes]:

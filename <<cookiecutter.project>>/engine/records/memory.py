@@ -73,43 +73,33 @@ class MemorySamplesFeeder(Feeder):
 
 def _columns(values: Any, name: str, feed_as_dict: bool) -> Any:
     """Return samples as an array, or a dict of arrays."""
-    rows = values if isinstance(values, list) else []
-    if rows and all(isinstance(row, Mapping) for row in rows):
-        keys = list(rows[0])
-        if any(list(row) != keys for row in rows):
+    columns: Any = values
+    if isinstance(values, list) and values and all(isinstance(row, Mapping) for row in values):
+        keys = list(values[0])
+        if any(list(row) != keys for row in values):
             raise ValueError(f"the dicts of {name} have different keys; expected {keys} in each")
-        columns = {str(key): np.asarray([row[key] for row in rows]) for key in keys}
-        return _checked_columns(columns if feed_as_dict else _beside(columns), name)
-    if isinstance(values, Mapping):
+        columns = {key: [row[key] for row in values] for key in keys}
+    elif hasattr(values, "columns"):  # a DataFrame
+        columns = {key: values[key] for key in values.columns}
+    elif not isinstance(values, Mapping):
+        columns = np.asarray(values)
+        is_named = hasattr(values, "index") and getattr(values, "name", None) is not None
+        if feed_as_dict and is_named:  # a Series
+            columns = {values.name: columns}
+        elif feed_as_dict:
+            columns = dict(enumerate(columns.T)) if columns.ndim == 2 else {0: columns}
+    elif not feed_as_dict:
+        raise ValueError(f"{name} is a dict, which feed_as_dict=False cannot make an array of")
+    if isinstance(columns, Mapping):
+        columns = {str(key): np.asarray(column) for key, column in columns.items()}
+        if not columns:
+            raise ValueError(f"{name} has no columns; expected at least one")
         if not feed_as_dict:
-            raise ValueError(f"{name} is a dict, which feed_as_dict=False cannot make an array of")
-        columns = {str(key): np.asarray(column) for key, column in values.items()}
-        return _checked_columns(columns, name)
-    if hasattr(values, "columns"):  # a DataFrame
-        columns = {str(key): np.asarray(values[key]) for key in values.columns}
-        return _checked_columns(columns if feed_as_dict else _beside(columns), name)
-    array = np.asarray(values)
-    if not feed_as_dict:
-        return _checked_columns(array, name)
-    if hasattr(values, "index") and getattr(values, "name", None) is not None:  # a Series
-        return _checked_columns({str(values.name): array}, name)
-    if array.ndim == 2:
-        return _checked_columns({str(i): array[:, i] for i in range(array.shape[1])}, name)
-    return _checked_columns({"0": array}, name)
-
-
-def _beside(columns: dict[str, Array]) -> Array:
-    return np.stack(list(columns.values()), axis=-1) if columns else np.empty(0)
-
-
-def _checked_columns(values: Any, name: str) -> Any:
-    arrays = dict(_named_arrays(name, values))
-    if not arrays:
-        raise ValueError(f"{name} has no columns; expected at least one")
-    for column, array in arrays.items():
+            columns = np.stack(list(columns.values()), axis=-1)
+    for column, array in _named_arrays(name, columns):
         if array.ndim == 0 or not len(array):
             raise ValueError(f"{column} has no samples; expected at least one")
-    return values
+    return columns
 
 
 def _named_arrays(name: str, values: Any) -> Iterator[tuple[str, Array]]:

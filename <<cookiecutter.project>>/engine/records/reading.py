@@ -1,13 +1,12 @@
 """Reads records from files in the order that the seed decides."""
 
-import copy
 import os
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +20,14 @@ from engine.records.files import (
     HEADER,
     MetadataError,
     RecordError,
-    checked,
     generate_command,
     header,
     masked,
     read_all,
+    require_sound,
 )
 
-Record = tuple[int, int, bytes]  # number of the file, number in the file, content
+Record = tuple[bytes, int, int]  # content, number of the file, number in the file
 MOST_OPEN = 64  # files; a process may often have no more than 256
 
 
@@ -45,12 +44,8 @@ class Records(NamedTuple):
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Records":
         """Return records that come one by one."""
-        listed = list(records)
-        return cls(
-            [data for _, _, data in listed],
-            [file for file, _, _ in listed],
-            [number for _, number, _ in listed],
-        )
+        columns = map(list, zip(*records, strict=True))
+        return cls(next(columns, []), next(columns, []), next(columns, []))
 
 
 class Indexed:
@@ -66,11 +61,10 @@ class Indexed:
         self.counts = counts
         self._paths = paths
         self._ends = np.cumsum(counts)
+        self._firsts = self._ends - counts
         # One array for all files: where records begin, with each file's end after its last one.
-        lengths = [len(index) for index in indexes]
         self._offsets = np.concatenate(indexes)
-        firsts = np.cumsum([0, *lengths[:-1]])
-        self._shifts = firsts - (self._ends - counts)
+        self._places = np.cumsum([0, *(len(index) for index in indexes[:-1])])
         self._descriptors: OrderedDict[int, int] = OrderedDict()
         # A descriptor that another thread closes might come back as that of another file.
         self._lock = threading.Lock()
@@ -83,40 +77,26 @@ class Indexed:
             RecordError: if one is corrupt.
         """
         files = np.searchsorted(self._ends, rows, side="right")
-        places = rows + self._shifts[files]
+        numbers = rows - self._firsts[files]
+        places = self._places[files] + numbers
         starts = self._offsets[places]
         sizes = (self._offsets[places + 1] - starts).tolist()
         starts, names = starts.tolist(), files.tolist()
-        numbers = (rows - (self._ends[files] - np.take(self.counts, files))).tolist()
         with self._lock:
             frames = [
                 os.pread(self._descriptors.get(file) or self._opened(file), size, start)
                 for file, size, start in zip(names, sizes, starts, strict=True)
             ]
         data = [frame[HEADER.size : -FOOTER.size] for frame in frames]
-        for i in np.flatnonzero(~self._are_sound(frames, data, sizes)).tolist():
-            checked(self._paths[names[i]], starts[i], sizes[i], frames[i])  # knows how to say why
-        return Records(data, names, numbers)
+        if not _are_sound(frames, data, sizes):
+            for file, start, size, frame in zip(names, starts, sizes, frames, strict=True):
+                require_sound(self._paths[file], start, size, frame)  # knows how to say why
+        return Records(data, names, numbers.tolist())
 
     def read_one(self, row: int) -> Record:
         """Return a record by its number."""
         (data,), (file,), (number,) = self.read(np.array([row]))
-        return file, number, data
-
-    def _are_sound(self, frames: list[bytes], data: list[bytes], sizes: list[int]) -> Array:
-        """Return which records are whole and have the right checksums: bool, shape (frames,).
-
-        Checksums are compared all at once, which takes half the time of one after the other.
-        """
-        are_whole = [
-            len(frame) == size and frame.startswith(header(size - FRAME))
-            for frame, size in zip(frames, sizes, strict=True)
-        ]
-        if not all(are_whole):
-            return np.zeros(len(frames), bool)
-        stored = np.frombuffer(b"".join([frame[-FOOTER.size :] for frame in frames]), "<u4")
-        found = np.array([google_crc32c.value(part) for part in data], np.uint64)
-        return masked(found) == stored
+        return data, file, number
 
     def _opened(self, file: int) -> int:
         if len(self._descriptors) >= MOST_OPEN:
@@ -126,6 +106,21 @@ class Indexed:
         return descriptor
 
 
+def _are_sound(frames: list[bytes], data: list[bytes], sizes: list[int]) -> bool:
+    """Return whether all records are whole and have the right checksums.
+
+    Checksums are compared all at once, which takes half the time of one after the other.
+    """
+    if not all(
+        len(frame) == size and frame.startswith(header(size - FRAME))
+        for frame, size in zip(frames, sizes, strict=True)
+    ):
+        return False
+    stored = np.frombuffer(b"".join([frame[-FOOTER.size :] for frame in frames]), "<u4")
+    found = np.array([google_crc32c.value(part) for part in data], np.uint64)
+    return bool((masked(found) == stored).all())
+
+
 def _close(descriptors: dict[int, int]) -> None:
     while descriptors:
         os.close(descriptors.popitem()[1])
@@ -133,24 +128,15 @@ def _close(descriptors: dict[int, int]) -> None:
 
 @dataclass
 class Stream:
-    """Records in the order of their files, or shuffled in a window.
-
-    Args:
-        paths: the files.
-        counts: how many records of each file belong to the data.
-        compression: of the files.
-        window: records to choose from.
-        side_by_side: files read at a time, one record from each in turn.
-        seed: of the order; None: that of the files.
-        on_corrupt: called with an error; what is left of that file is left out if it returns.
-    """
+    """Records in the order of their files, or shuffled in a window."""
 
     paths: list[Path]
-    counts: list[int]
+    counts: list[int]  # how many records of each file belong to the data
     compression: str
-    window: int
-    side_by_side: int
-    seed: int | None
+    window: int  # records to choose from
+    side_by_side: int  # files read at a time, one record from each in turn
+    seed: int | None  # of the order; None: that of the files
+    # Called with an error; if it returns, what is left of that file is left out.
     on_corrupt: Callable[[RecordError], None]
 
     def __post_init__(self) -> None:
@@ -158,16 +144,12 @@ class Stream:
         self._at: int | None = None
         self._iterator: Iterator[Record] = iter(())
 
-    def in_order(self) -> "Stream":
-        """Return a stream of the same records in the order of the files."""
-        stream = copy.copy(self)
-        stream.seed, stream._at = None, None
-        return stream
-
     def read(self, first: int, last: int) -> Records:
         """Return the records from one position in the endless stream to another."""
         if self._at != first:
-            self._iterator = self._from(first)
+            number, place = divmod(first, self.total)
+            passes = map(self._pass, count(number))
+            self._iterator = islice(chain.from_iterable(passes), place, None)
         self._at = None  # where it stands after an error is not known
         records = Records.of(islice(self._iterator, last - first))
         self._at = last
@@ -177,12 +159,6 @@ class Stream:
         """Give the sound records of all files, one file after the other."""
         for file in range(len(self.paths)):
             yield from self._of_file(file)
-
-    def _from(self, first: int) -> Iterator[Record]:
-        number, place = divmod(first, self.total)
-        while True:
-            yield from islice(self._pass(number), place, None)
-            number, place = number + 1, 0
 
     def _pass(self, number: int) -> Iterator[Record]:
         """Give as many records as there are to be in a pass."""
@@ -212,31 +188,31 @@ class Stream:
 
     def _side_by_side(self, files: list[int]) -> Iterator[Record]:
         waiting = iter([file for file in files if self.counts[file]])
-        reading = [self._of_file(file) for file in islice(waiting, self.side_by_side)]
+        # Where a file ends, the next one that waits takes its place.
+        reading = [
+            chain(self._of_file(file), chain.from_iterable(map(self._of_file, waiting)))
+            for file in islice(waiting, self.side_by_side)
+        ]
         while reading:
             still = []
             for records in reading:
-                record = next(records, None)
-                while record is None and (file := next(waiting, None)) is not None:
-                    records = self._of_file(file)
-                    record = next(records, None)
-                if record is not None:
+                if (record := next(records, None)) is not None:
                     yield record
                     still.append(records)
             reading = still
 
     def _of_file(self, file: int) -> Iterator[Record]:
+        path, most = self.paths[file], self.counts[file]
         number = 0
-        path, count = self.paths[file], self.counts[file]
         try:
-            for _, data in islice(read_all(path, self.compression), count):
-                yield file, number, data
+            for _, data in islice(read_all(path, self.compression), most):
+                yield data, file, number
                 number += 1
         except RecordError as error:
             self.on_corrupt(error)
             return
-        if number < count:
+        if number < most:
             raise MetadataError(
-                f"{path} ends after {number} records, but its metadata say "
-                f"{count} or more; if the file is right, type: {generate_command(path)}"
+                f"{path} ends after {number} records, but its metadata say {most} or more; if "
+                f"the file is right, type: {generate_command(path)}"
             )

@@ -41,7 +41,7 @@ CALLS_PYTHON = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
 RANDOM = "draw by keras.random with a keras.random.SeedGenerator that is an attribute of a layer"
 PYTHON = "write a Python function with operations of Keras or TensorFlow"
 OTHER = "keep in a weight of a layer what changes"
-LOOKS_FOR_CHANGES = 3  # before the first step, and at the first two checkpoints
+LOOKS_FOR_CHANGES = 10  # before the first step, and at checkpoints after it
 _made: list["weakref.ref[Any]"] = []  # the variables that were made while an experiment was built
 
 
@@ -51,8 +51,6 @@ class Guard:
     Args:
         model: compiled; with an iterator: any object.
         iterator: what does the steps, or None: the model's training step does.
-        callbacks: of Keras.
-        hooks: of the run.
         data: what batches come from.
         allows_inexact: note what cannot be saved instead of refusing it.
 
@@ -65,15 +63,13 @@ class Guard:
         self,
         model: Any,
         iterator: Any = None,
-        callbacks: Sequence[Any] = (),
-        hooks: Sequence[Any] = (),
         data: Sequence[Any] = (),
         allows_inexact: bool = False,
     ) -> None:
         self._model = model
         self._iterator = iterator
         self._steps = {"model": model, "iterator": iterator}
-        self._around = {"callbacks": callbacks, "hooks": hooks}
+        self._around: dict[str, Sequence[Any]] = {}
         self._data = {"data": data}
         self._allows_inexact = allows_inexact
         self._captured: dict[int, Any] = {}  # by the id of a handle, in the order of capture
@@ -83,6 +79,10 @@ class Guard:
         self._plain: dict[int, dict[str, str]] = {}
         self._told: set[Any] = set()
         self.found: list[str] = []
+
+    def look_around(self, callbacks: Sequence[Any], hooks: Sequence[Any]) -> None:
+        """Look at callbacks and hooks, too."""
+        self._around = {"callbacks": callbacks, "hooks": hooks}
 
     def look(self, traced: Any) -> None:
         """Look at a step, a concrete function.
@@ -378,4 +378,5 @@ def _line_of(op: Any) -> str:
 
 
 def _shown(file_name: str) -> str:
-    return str(Path(file_name).relative_to(ROOT))
+    path = Path(file_name)
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name)

@@ -10,6 +10,7 @@ import inspect
 import logging
 import random
 import sys
+import sysconfig
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -149,11 +150,12 @@ def _names_in(code: CodeType) -> set[str]:
 
 @functools.cache
 def is_own(file_name: str) -> bool:
-    """Whether a file is the researcher's: of the project, and not the machinery."""
+    """Whether a file is the researcher's: neither a library's nor of the machinery."""
     path = Path(file_name)
-    if not path.is_relative_to(ROOT) or "site-packages" in path.parts:
+    if not path.is_absolute() or {"site-packages", "dist-packages"} & {*path.parts}:
         return False
-    return path.relative_to(ROOT).parts[0] not in ("engine", "vegab")
+    machinery = (ROOT / "engine", ROOT / "vegab", sysconfig.get_path("stdlib"))
+    return not any(path.is_relative_to(place) for place in machinery)
 
 
 class State(NamedTuple):

@@ -109,7 +109,7 @@ def work_on(
         ValueError: if model and data do not fit.
     """
     source = batch_source(train, seed)
-    guard = Guard(model, iterator, callbacks, hooks, [source, valid], allow_inexact)
+    guard = Guard(model, iterator, [source, valid], allow_inexact)
     if iterator is not None:
         iterator.look_at_traces(guard.look, source.batch(0, 0))
         steps = iterator.make_steps(source, seed)
@@ -229,6 +229,7 @@ class Session:
         else:
             self.hooks = Hooks([*hooks, *iterator.hooks], iterator.hooks, iterator.hook_freq)
         self._owners = [*self.hooks.hooks, *callbacks]
+        work.guard.look_around(callbacks, self.hooks.hooks)
         self._files.cut(self._checkpoint.digest, self._owners)
         self._files.listen()
         for callback in callbacks:
