@@ -43,8 +43,7 @@ def plot(
         raise vegab.UsageError(f"--smooth={smooth:g} is no weight from 0 to below 1, such as 0.6")
     if output:
         check_output(output)
-    paths, without_run = results.find_runs(patterns)
-    records = results.read_runs(paths)
+    records, without_run = results.runs_matching(patterns)
     drawn, problems = curves.curves_of(records, metric or [], x, log_y)
     name = ", ".join(drawn)
     if not output:
@@ -55,9 +54,8 @@ def plot(
     provenance = results.provenance_of([record for record in records if record.path in shown])
     picture = curves.content_of(figure, Path(output).suffix.lower(), name, provenance)
     results.write_with_provenance(Path(output), picture, provenance)
-    print(
-        f"{name} of {len(shown)} run{'s' * (len(shown) > 1)}: {output}, {output}.json", flush=True
-    )
+    number = f"{len(shown)} run{'s' * (len(shown) > 1)}"
+    print(f"{name} of {number}: {output}, {output}.json", flush=True)
     for problem in [*without_run, *problems]:
         say(problem)
     if without_run:

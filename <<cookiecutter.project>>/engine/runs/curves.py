@@ -135,19 +135,12 @@ def mean_of(
     The curves are pairs of x and y, of shape (num_points,); where one of them is NaN, the mean is.
     The result is all x in order, the mean there, and the deviation: NaN where one curve is alone.
     """
-    import numpy as np
+    import pandas as pd
 
-    x = np.unique(np.concatenate([own for own, _ in curves]))
-    table = np.full((len(curves), len(x)), np.nan)
-    reached = np.zeros(table.shape, dtype=bool)
-    for row, (own, values) in enumerate(curves):
-        places = np.searchsorted(x, own)
-        table[row, places], reached[row, places] = values, True
-    count = reached.sum(axis=0)
-    mean = table.sum(axis=0, where=reached) / count
-    squares = ((table - mean) ** 2).sum(axis=0, where=reached)
-    alone = count < 2
-    return x, mean, np.where(alone, np.nan, np.sqrt(squares / np.where(alone, 1, count - 1)))
+    points = pd.concat([pd.Series(values, x) for x, values in curves]).groupby(level=0)
+    is_gap = points.count() < points.size()
+    mean, deviation = (some.mask(is_gap).to_numpy() for some in (points.mean(), points.std()))
+    return is_gap.index.to_numpy(), mean, deviation
 
 
 def draw(
@@ -209,10 +202,8 @@ def _legend(groups: Sequence[Sequence[RunRecord]], smooth: float) -> tuple[list[
         label = by_path[group[0].path]
         if len(group) > 1:
             label = f"{label} (n = {len(group)})" if len(groups) > 1 else f"n = {len(group)}"
-        wrapped = textwrap.TextWrapper(
-            LONGEST_LINE, max_lines=3, placeholder=" …", break_on_hyphens=False
-        )
-        labels.append(wrapped.fill(printable(label)))
+        form: Any = {"max_lines": 3, "placeholder": " …", "break_on_hyphens": False}
+        labels.append(textwrap.fill(printable(label), LONGEST_LINE, **form))
     num_more = len(labels) - MOST_NAMED + 1
     if num_more > 1:
         labels[MOST_NAMED - 1 :] = [f"and {num_more} more"]
