@@ -6,7 +6,7 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,18 +23,19 @@ from tqdm import tqdm
 from engine.records import INDEX, LABELS, METADATA, MetadataError
 from engine.records import files as tfrecords
 from engine.records import images as image_records
+from engine.runs.comparison import Table, as_text
 
-# What lies beside records and is none.
+# What lies next to records and is not a file of them.
 COMPANIONS = (METADATA, INDEX, LABELS, "README.md")
 SOME = 100  # records that `inspect` looks at
 PATTERNS = "files, or patterns in quotes such as 'data/toy/*'"
 
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
-@argh.arg("--force", help="make all entries anew")
+@argh.arg("--force", help="make all entries again")
 @argh.arg("--compression", metavar="NAME", help="GZIP or ZLIB; otherwise the first bytes tell")
 def generate_metadata(*patterns: str, force: bool = False, compression: str = "") -> None:
-    """Count the records of files, and write that and where they begin beside the files."""
+    """Count the records of files, and write that and where they begin next to the files."""
     if compression not in tfrecords.COMPRESSIONS:
         raise vegab.UsageError(f"--compression={compression}: it is GZIP or ZLIB, or left out")
     paths = matching(patterns)
@@ -79,16 +80,13 @@ def inspect(file: str, *, all: bool = False) -> None:
     if not path.is_file():
         raise vegab.UsageError(f"there is no file {file}")
     if path.name in COMPANIONS:
-        raise vegab.UsageError(f"{file} holds no records; give a file beside it")
+        raise vegab.UsageError(f"{file} holds no records; give a file next to it")
     records = tfrecords.read_all(path, tfrecords.compression_of(path))
     looked_at = list(bar("records")(itertools.islice(records, None if all else SOME)))
     print(f"{path}: {'all' if all else 'first'} {len(looked_at)} records")
     if looked_at:
-        table = [("feature", "type", "shape", "records"), *features_of(path, looked_at)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for row in table:
-            cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
-            print("  ".join(cells).rstrip())
+        rows = features_of(path, looked_at)
+        print(as_text(Table(["feature", "type", "shape", "records"], rows)), end="")
 
 
 @argh.arg("folder", metavar="FOLDER", help="has a subfolder of pictures per label")
@@ -140,13 +138,17 @@ def from_images(
 
 def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
     """Return the files that patterns mean, sorted; if `listed`, also those that are gone and that
-    the metadata tells of. Raises vegab.UsageError if a pattern means none.
+    the metadata tells of. Raises UsageError if a pattern means none.
     """
     found: set[Path] = set()
     for pattern in patterns:
         is_path = os.path.exists(pattern)
         hits = [Path(hit) for hit in ([pattern] if is_path else glob.glob(pattern, recursive=True))]
-        files = {path for path in hits if path.is_file() and is_no_companion(path)}
+        files = {
+            path
+            for path in hits
+            if path.is_file() and path.name not in COMPANIONS and not path.name.startswith(".")
+        }
         for folder in {path.parent for path in (*files, Path(pattern))} if listed else ():
             files |= {
                 folder / name
@@ -163,16 +165,8 @@ def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
     return sorted(found)
 
 
-def is_no_companion(path: Path) -> bool:
-    """Return whether a file may be one of records."""
-    return path.name not in COMPANIONS and not path.name.startswith(".")
-
-
-def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> Iterator[tuple[str, ...]]:
-    """Yield name, type, shape and number of records of each feature in serialized Examples.
-
-    Raises tfrecords.RecordError, at the first record that is no Example.
-    """
+def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> list[list[str]]:
+    """Return name, type, shape and number of records of each feature in serialized Examples."""
     from google.protobuf.message import DecodeError
     from tensorflow.core.example.example_pb2 import Example
 
@@ -187,17 +181,16 @@ def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> Iterator[tu
             kind = feature.WhichOneof("kind")
             kinds.setdefault(name, set()).add(kind.removesuffix("_list") if kind else "none")
             lengths.setdefault(name, []).append(len(getattr(feature, kind).value) if kind else 0)
-    for name in sorted(kinds):
-        least, most = min(lengths[name]), max(lengths[name])
-        shape = f"({most},)" if least == most else f"varies from {least} to {most}"
-        yield name, " or ".join(sorted(kinds[name])), shape, str(len(lengths[name]))
+    rows = []
+    for name, its in sorted(lengths.items()):
+        shape = f"({its[0]},)" if len(set(its)) == 1 else f"varies from {min(its)} to {max(its)}"
+        rows.append([name, " or ".join(sorted(kinds[name])), shape, str(len(its))])
+    return rows
 
 
 def bar(unit: str) -> Callable[[Any], Iterable[Any]]:
     """Return what shows on a terminal how far one has gone through a list."""
-
-    form = {"disable": None, "leave": False, "dynamic_ncols": True}
-    return functools.partial(tqdm, unit=f" {unit}", **form)
+    return functools.partial(tqdm, unit=f" {unit}", disable=None, leave=False, dynamic_ncols=True)
 
 
 def main() -> NoReturn:

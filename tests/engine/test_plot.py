@@ -404,7 +404,7 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(
     refused: Any = runpy.run_path(PLOT)["plot"]
     for patterns, options, sentence in (
         (["run"], {"output": "x.jpg"}, "x.jpg ends with none of .png, .pdf, .svg"),
-        (["run"], {"output": "none/x.png"}, "none/x.png is no file that could be written"),
+        (["run"], {"output": "none/x.png"}, "none/x.png is not a file that could"),
         (["run"], {"smooth": 1}, "--smooth=1 is no weight from 0 to below 1"),
         (["run"], {"smooth": math.nan}, "--smooth=nan is no weight"),
         (["run"], {"metric": ["val_los"]}, "no run has the metric 'val_los'; did you mean"),

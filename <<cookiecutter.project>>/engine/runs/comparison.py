@@ -369,9 +369,9 @@ def _environment(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data(record: RunRecord) -> dict[str, Any]:
-    """Return the fingerprint of a run's data and what its numbers depend on beside packages."""
+    """Return the fingerprint of a run's data and what its numbers depend on besides packages."""
     try:
-        stored = results.load_fingerprint(record.path)
+        stored = results.loop_state(record.path).get("fingerprint") or {}
     except (OSError, pickle.UnpicklingError):
         return {}
     return {key: stored[key] for key in ("data", "processor", "settings") if key in stored}

@@ -281,8 +281,7 @@ def _style(index: int, num_curves: int) -> dict[str, Any]:
 def _marked(x: "np.ndarray", y: "np.ndarray", index: int) -> list[int]:
     """Return the points that get a marker: all of a few, else some, and those without neighbours.
 
-    `x` is as far apart as it is drawn, `y` NaN where nothing is drawn. Curves of another index are
-    marked elsewhere.
+    `x` is as far apart as it is drawn. Curves of another index are marked elsewhere.
     """
     import numpy as np
 

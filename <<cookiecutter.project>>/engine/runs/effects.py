@@ -99,7 +99,7 @@ def _axes_of(
     axes, undrawn, most_alike = [], [], {}
     for key in varied:
         values = [own.get(key, ...) for own in settings]
-        counts = Counter(map(_text, values))
+        counts = Counter(map(_identity, values))
         has_words = not all(map(_is_number, values))
         if len(counts) < 2 or (has_words and len(counts) > MOST_WORDS):
             undrawn.append(f"{key} ({len(counts)} value{'s' * (len(counts) != 1)})")
@@ -122,13 +122,13 @@ def _axis_of(key: str, values: Sequence[Any]) -> Axis:
         scale = "words" if scale == "log" and len(numbers) <= MOST_VALUES else "linear"
     if scale == "words" or len(numbers) <= MOST_VALUES:
         value_of = {_identity(value): value for value in values}
-        each = sorted(value_of.values(), key=_order)
-        place_of = {_identity(value): place for place, value in enumerate(each)}
-        level_of = [place_of[_identity(value)] for value in values]
+        # Numbers come first, then words, then nothing.
+        each = sorted(value_of, key=lambda one: (isinstance(one, str), one == "", one))
+        level_of = [each.index(_identity(value)) for value in values]
         levels = [
-            {"at": place if scale == "words" else value}
-            | ({} if value is ... else {"value": clipped(value, LONGEST_WORD)})
-            for place, value in enumerate(each)
+            {"at": place if scale == "words" else one}
+            | ({"value": clipped(value_of[one], LONGEST_WORD)} if one != "" else {})
+            for place, one in enumerate(each)
         ]
         return Axis(key, scale, levels, level_of if scale == "words" else values, level_of)
     there, back = (math.log, math.exp) if scale == "log" else (float, float)
@@ -148,20 +148,11 @@ def _is_number(value: Any) -> bool:
     return is_one and abs(value) <= LARGEST  # neither infinite nor NaN
 
 
-def _text(value: Any) -> str:
-    return "" if value is ... else json.dumps(value, sort_keys=True)
-
-
 def _identity(value: Any) -> Any:
-    """Return what is the same for the same values, and for 1 and 1.0."""
-    return value if _is_number(value) else _text(value)
-
-
-def _order(value: Any) -> tuple[int, float, str]:
-    """Numbers come first, then words, then nothing."""
+    """Return what is the same for the same values: a number, or a text; "" where there is none."""
     if _is_number(value):
-        return (0, value, "")
-    return (2, 0, "") if value is ... else (1, 0, _text(value))
+        return value
+    return "" if value is ... else json.dumps(value, sort_keys=True)
 
 
 def clipped(value: Any, longest: int) -> Any:

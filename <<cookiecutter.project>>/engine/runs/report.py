@@ -48,10 +48,10 @@ def write_report(
     problems: Sequence[str] = (),
     sweep: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write the page and return its size in bytes.
+    """Write the page, whose links are relative to its folder, and return its size in bytes.
 
-    Its links are relative to its folder. Above all else it shows the sentences `problems`. `sweep`
-    is what `engine.sweeps.sweep_of` returns, if the runs are those of one sweep.
+    Above all else it shows the sentences `problems`. `sweep` is what `engine.sweeps.sweep_of`
+    returns, if the runs are those of one sweep.
     """
     content = page_of(data_of(records, page.parent, problems, sweep))
     write_atomically(page, content)
@@ -109,14 +109,13 @@ def data_of(
             f"Examples and confusion matrices of {_count(left_out)} are left out, so that the page "
             f"has less than {LARGEST_PAGE / 1e6:.0f} MB; a report on fewer runs has them."
         )
-    if damaged := sum(1 for run in runs if run["problem"]):
-        told = f"{_count(damaged)} could not be read in full; the details say what is wrong."
-        notes.append(told)
+    if damaged := sum(bool(run["problem"]) for run in runs):
+        notes.append(f"{_count(damaged)} could not be read in full; the details say what is wrong.")
     return data
 
 
 def _count(runs: int) -> str:
-    return f"{runs} run" if runs == 1 else f"{runs} runs"
+    return f"{runs} run{'s' * (runs != 1)}"
 
 
 def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[str, Any]:
@@ -152,12 +151,10 @@ def thinned(
 ) -> tuple[list[dict[str, list]], int]:
     """Return the curves of runs, with so few epochs that there are not too many values.
 
-    Of each run every 2^n-th epoch stays, so that runs of other lengths have them too; beside them
-    those where a column has its least and its largest value, and the last one.
-
-    `sizes` says how many rows and columns each history has, whose rows are in order. The curves are
-    values by column, None where there is no number; epochs count from 1, as in what a run prints.
-    Return the largest of the 2^n, too.
+    Of each run every 2^n-th epoch stays, so that runs of other lengths have them too, the last one,
+    and those where a column has its least and its largest value. `sizes` says how many rows and
+    columns each history has. The curves are values by column, None where there is no number; epochs
+    count from 1, as in what a run prints. Return the largest of the 2^n, too.
     """
     most_rows = longest = max((num_rows for num_rows, _ in sizes), default=0)
 
@@ -177,21 +174,16 @@ def thinned(
 
 
 def _curve_of(rows: Sequence[dict[str, float]], stride: int) -> dict[str, list]:
-    kept = set(range(0, len(rows), stride))
-    columns = [
-        key
-        for key in dict.fromkeys(key for row in rows for key in row)
-        if key not in ("epoch", "step")
-    ]
-    if stride > 1:
-        kept.add(len(rows) - 1)
-        for key in columns:
-            finite = [i for i, row in enumerate(rows) if math.isfinite(row.get(key, math.nan))]
-            if finite:
-                kept |= {pick(finite, key=lambda i: rows[i][key]) for pick in (min, max)}
+    if not rows:
+        return {}
+    columns = dict.fromkeys(key for row in rows for key in row if key not in ("epoch", "step"))
+    kept = {*range(0, len(rows), stride), len(rows) - 1}
+    for key in columns:
+        finite = [i for i, row in enumerate(rows) if math.isfinite(row.get(key, math.nan))]
+        kept |= {pick(finite, key=lambda i: rows[i][key], default=0) for pick in (min, max)}
     chosen = [rows[index] for index in sorted(kept)]
     curve = {key: [_rounded(row.get(key)) for row in chosen] for key in columns}
-    return {"epoch": [int(row["epoch"]) + 1 for row in chosen], **curve} if chosen else {}
+    return {"epoch": [int(row["epoch"]) + 1 for row in chosen], **curve}
 
 
 def _rounded(value: float | None) -> float | int | None:
@@ -291,7 +283,7 @@ def _predictions_of(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
     if picture.exists():
         content = picture.read_bytes()
         if not content.startswith(b"\x89PNG"):
-            raise ValueError("examples.png is no PNG")
+            raise ValueError("examples.png is not a PNG")
         width, height = struct.unpack(">II", content[16:24])
         digest = hashlib.sha256(content).hexdigest()[:16]
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"

@@ -138,10 +138,7 @@ def read(folder: Path, epochs: int) -> Original:
 
 
 def last_state(folder: Path) -> dict[str, Any]:
-    """Return the state in the latest commit.
-
-    Raises UsageError if there is none, or it or the best one is damaged.
-    """
+    """Return the state in the latest commit, once it and the best one are known to be whole."""
     if not (folder / checkpoints.LATEST).is_file():
         raise UsageError(f"{folder} has no {checkpoints.LATEST}; there is nothing to compare")
     try:
@@ -154,10 +151,7 @@ def last_state(folder: Path) -> dict[str, Any]:
 
 
 def history_of(folder: Path, state: Mapping[str, Any]) -> list[Cells]:
-    """Return the rows of `history.csv`; where a kill left some of them out, those of the commit.
-
-    Raises UsageError if it cannot be read.
-    """
+    """Return the rows of `history.csv`; where a kill left some of them out, those of the commit."""
     try:
         rows, committed = rows_in(folder), committed_rows(state)
     except ValueError as error:
@@ -175,8 +169,7 @@ def committed_rows(state: Mapping[str, Any]) -> list[Cells]:
 def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, Path]:
     """Return the attempt with which the run began, from 0, and the folder with its source.
 
-    An attempt that finds nothing committed begins the run again. Raises UsageError if the source is
-    gone.
+    An attempt that finds nothing committed begins the run again.
     """
     attempts = meta["attempts"]
     begun = max((i for i, attempt in enumerate(attempts) if attempt.get("from") == {}), default=0)
@@ -193,10 +186,9 @@ def other_code(folder: Path, attempts: Sequence[Mapping[str, Any]], code: Path) 
     for attempt in attempts:
         name = (attempt.get("code") or {}).get("folder", code.name)
         went_on = attempt.get("from") is None or attempt.get("from") != attempt.get("to")
-        if name != code.name and went_on and (folder / name).is_dir():
-            files = differing_files(code, folder / name)
-            if files:
-                found.append(f"a later attempt ran other code ({name}: {listed(files)})")
+        is_other = name != code.name and went_on and (folder / name).is_dir()
+        if is_other and (files := differing_files(code, folder / name)):
+            found.append(f"a later attempt ran other code ({name}: {listed(files)})")
     return list(dict.fromkeys(found))
 
 
@@ -216,10 +208,7 @@ def differing_files(one: Path, other: Path) -> list[str]:
 def start_of(
     folder: Path, typed_in: Path, parent: Mapping[str, Any], checkpoint: str | None
 ) -> Path | None:
-    """Return the commit that --fork or --checkpoint began with, or None.
-
-    Raises UsageError if it is not kept any more, is damaged, or belongs to another run by now.
-    """
+    """Return the commit that --fork or --checkpoint began with, or None."""
     if "from_step" in parent:
         place, steps = typed_in / parent["path"], parent["from_step"]
         what = f"{folder} began with the state of {parent['path']} after step {steps}"
@@ -245,10 +234,7 @@ def start_of(
 
 
 def refuse_what_is_missing(original: Original) -> None:
-    """Refuse a run whose weights to begin with, or whose GPUs, are not there.
-
-    Raises UsageError, naming them.
-    """
+    """Refuse a run whose weights to begin with, or whose GPUs, are not there."""
     weights = original.flags.get("warm_start")
     if weights and not (original.typed_in / weights).exists():
         raise UsageError(
@@ -445,9 +431,8 @@ def compare(original: Original, again: Path) -> Result:
 
 
 def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, Path]], str]:
-    """Return the commits of a run that are to be compared, each with that of the other run.
-
-    And a sentence, if the weights after what is compared of the history are in none of them.
+    """Return the commits of a run that are to be compared, each with that of the other run; and a
+    sentence, if the weights after what is compared of the history are in none of them.
     """
     folder, (epoch, step) = original.folder, original.place
     ones, others = checkpoints.commits_of(folder), checkpoints.commits_of(again)
@@ -456,11 +441,8 @@ def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, 
     is_own_end = original.place == (original.state["epoch"], original.state["step"])
     if original.is_whole or (is_own_end and there.get((epoch, step)) == again / checkpoints.LATEST):
         # A kill may come between a new best one and the commit that makes it count.
-        is_early = any(
-            commit.path.name == checkpoints.BEST
-            and len(commit.state["history"]) > len(original.rows)
-            for commit in ones
-        )
+        best = [len(c.state["history"]) for c in ones if c.path.name == checkpoints.BEST]
+        is_early = max(best, default=0) > len(original.rows)
         names = [checkpoints.LATEST] if is_early else [checkpoints.LATEST, checkpoints.BEST]
         pairs = [(folder / name, again / name) for name in names]
         return [pair for pair in pairs if pair[0].exists() or pair[1].exists()], ""
@@ -473,10 +455,9 @@ def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, 
         place = commit.state["epoch"], commit.state["step"]
         if place in there:
             return [(commit.path, there[place])], ""
+    why = "were not kept when it was run again" if ones else f"are not kept in {folder}"
     weights = f"the weights after epoch {epoch}" + f", step {step}," * bool(step)
-    if ones:
-        return [], f"{weights} were not kept when it was run again, and were not compared"
-    return [], f"{weights} are not kept in {folder}, and were not compared"
+    return [], f"{weights} {why}, and were not compared"
 
 
 def comes_as_far(original: Original, again: Path) -> bool:
@@ -486,9 +467,8 @@ def comes_as_far(original: Original, again: Path) -> bool:
 
 
 def surroundings(original: Original, again: Path) -> str:
-    """Return a line on what else the bits depend on and can only be seen in a run made again.
-
-    It is "" where that has come to nothing.
+    """Return a line on what else the bits depend on and can only be seen in a run made again; ""
+    where that has come to nothing.
     """
     then, now = original.fingerprint, fingerprint.stored_in(again)
     if not then:
@@ -527,33 +507,30 @@ def causes(original: Original, again: Path | None) -> list[str]:
     python = original.meta.get("python")
     if python and python != platform.python_version():
         found.append(f"Python {python}, now {platform.python_version()}")
-    packages = differing_packages(original.meta.get("packages") or {})
-    if "versions" in keys and then.get("versions"):
-        packages = {k: v for k, v in packages.items() if k not in then["versions"]}
-    names = sorted(packages, key=lambda name: not name.startswith(("tensorflow", "keras", "numpy")))
-    found += [packages[name] for name in names[:MOST_NAMES]]
-    if len(names) > MOST_NAMES:
-        found.append(f"{len(names) - MOST_NAMES} more packages")
-    return found
+    told = (then.get("versions") or {}) if "versions" in keys else {}
+    return found + differing_packages(original.meta.get("packages") or {}, told)
 
 
-def differing_packages(then: Mapping[str, str]) -> dict[str, str]:
-    """Return a phrase for each package whose version is another here, by its name."""
+def differing_packages(then: Mapping[str, str], told: Mapping[str, str]) -> list[str]:
+    """Return a phrase for each package whose version is another here, the weightiest first."""
     now = describe_software()["packages"]
-    return {
-        name: f"{name} {then.get(name, 'not installed')}, now {now.get(name, 'not installed')}"
-        for name in sorted({*then, *now}, key=str.lower)
-        if then.get(name) != now.get(name)
-    }
+    names = [name for name in {*then, *now} - told.keys() if then.get(name) != now.get(name)]
+    weighty = ("tensorflow", "keras", "numpy")
+    names.sort(key=lambda name: (not name.startswith(weighty), name.lower()))
+    phrases = [
+        f"{name} {then.get(name, 'not installed')}, now {now.get(name, 'not installed')}"
+        for name in names[:MOST_NAMES]
+    ]
+    more = len(names) - MOST_NAMES
+    return phrases + [f"{more} more packages"] * (more > 0)
 
 
 def edited_cell(original: Original) -> str:
     """Return a sentence if `history.csv` is not what the commit says, or "" if it is."""
     committed = committed_rows(original.state)[: len(original.rows)]
     difference = history_difference(original.rows, committed)
-    if difference is None:
-        return ""
-    return f"history.csv was changed after the run: its model.h5 has {difference.other}"
+    what = "history.csv was changed after the run: its model.h5 has"
+    return f"{what} {difference.other}" if difference else ""
 
 
 def listed(names: Sequence[str]) -> str:

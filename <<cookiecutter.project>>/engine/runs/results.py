@@ -265,16 +265,13 @@ def _of_history(
     columns = list(dict.fromkeys(key for row in history for key in row))
     metrics = {key: _metric(config, key, history) for key in columns if key not in NO_METRICS}
     monitor = config.get("monitor")
-    for candidate in (str(monitor).removeprefix("val_"), "val_loss", "loss"):
-        if monitor in columns:
-            break
-        monitor = candidate if candidate in columns else monitor
+    candidates = (monitor, str(monitor).removeprefix("val_"), "val_loss", "loss")
     return {
         "epoch": max(epochs, state.get("epoch", 0)),
         "num_epochs": num_epochs or None,
         "global_step": max(steps, state.get("global_step", 0)),
         "num_steps": num_steps or None,
-        "monitor": monitor if monitor in columns else None,
+        "monitor": next((name for name in candidates if name in columns), None),
         "is_inexact": bool(state.get("inexact")),
         "metrics": {key: metric for key, metric in metrics.items() if metric},
     }
@@ -400,13 +397,10 @@ def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]
 
 
 def require_writable(output: str) -> None:
-    """Refuse a file that could not be written, before anything is read or drawn.
-
-    Raises UsageError, naming it.
-    """
+    """Raise UsageError for a file that could not be written, before anything is read or drawn."""
     target = Path(output)
     if not output.strip() or target.is_dir() or not os.access(target.parent, os.W_OK):
-        raise UsageError(f"--output={output} is no file that could be written")
+        raise UsageError(f"--output={output} is not a file that could be written")
 
 
 def load_runs(*patterns: str) -> "pd.DataFrame":
@@ -450,17 +444,13 @@ def load_position(run: str | Path) -> dict[str, Any]:
     Raises pickle.UnpicklingError if `loop_state.pkl` holds anything but plain values; nothing in it
     is executed.
     """
-    state = _loop_state(run)
+    state = loop_state(run)
     keys = ("epoch", "global_step", *(["inexact"] if state.get("inexact") else []))
     return {key: state[key] for key in keys if state}
 
 
-def load_fingerprint(run: str | Path) -> dict[str, Any]:
-    """Return what a run's bits depend on, as its last commit says; {} if nothing does."""
-    return _loop_state(run).get("fingerprint") or {}
-
-
-def _loop_state(run: str | Path) -> dict[str, Any]:
+def loop_state(run: str | Path) -> dict[str, Any]:
+    """Return what `loop_state.pkl` holds; see `load_position`."""
     try:
         with open(Path(run, "loop_state.pkl"), "rb") as file:
             state = _PlainUnpickler(file).load()
@@ -479,9 +469,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Builds numbers, strings, lists and dictionaries; a pickle that asks for more is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(
-            f"loop_state.pkl names {module}.{name}; it should hold plain values alone"
-        )
+        raise pickle.UnpicklingError(f"it names {module}.{name}, and may hold only plain values")
 
 
 def confusion_matrix(
