@@ -76,17 +76,17 @@ def evaluate(
             f"the config of {run} has no iterator; -e, --name, --split and --callbacks_only need "
             "one, so leave them out"
         )
-    if "train" in config:
-        evaluate_on_validation(folder, config, checkpoint)
-    else:
-        evaluate_on_test_set(folder, config, checkpoint)
-
-
-def evaluate_on_validation(folder: Path, config: Mapping[str, Any], checkpoint: str) -> None:
-    """Write the metrics of a variant's model on the records of its eval_feeder."""
-    if not config["train"]["eval_feeder"]:
+    if "train" in config and not config["train"]["eval_feeder"]:
         raise vegab.UsageError(f"{folder} has no train.eval_feeder to evaluate on")
-    path, prepared = loaded(folder, config, checkpoint)
+    path = commit_named(folder, checkpoint)
+    prepared = experiment.build(config, trains=False)
+    prepared.load(path)
+    judge = evaluate_on_validation if "train" in config else evaluate_on_test_set
+    judge(folder, path, prepared)
+
+
+def evaluate_on_validation(folder: Path, path: Path, prepared: Experiment) -> None:
+    """Write the metrics of a variant's model on the records of its eval_feeder."""
     import keras
 
     source = training.Validation(prepared.model, prepared.dataset.valid)
@@ -95,9 +95,8 @@ def evaluate_on_validation(folder: Path, config: Mapping[str, Any], checkpoint: 
     print(f"validation, {about}, in {folder / 'eval'}:  {shown}")
 
 
-def evaluate_on_test_set(folder: Path, config: Mapping[str, Any], checkpoint: str) -> None:
+def evaluate_on_test_set(folder: Path, path: Path, prepared: Experiment) -> None:
     """Write metrics, predictions and confusion matrix of a run's model on the test set."""
-    path, prepared = loaded(folder, config, checkpoint)
     import numpy as np
 
     features, labels = prepared.dataset.load_test()
@@ -115,14 +114,6 @@ def evaluate_on_test_set(folder: Path, config: Mapping[str, Any], checkpoint: st
         print(f"the outputs, of shape {outputs.shape}, are not those of a classifier: metrics only")
     print(f"test set, {len(labels)} examples, {about}:  {shown}")
     print(f"in {output}: {', '.join(sorted(file.name for file in output.iterdir()))}")
-
-
-def loaded(folder: Path, config: Mapping[str, Any], checkpoint: str) -> tuple[Path, Experiment]:
-    """Return the checkpoint that is meant, and what the config names with its weights."""
-    path = commit_named(folder, checkpoint)
-    prepared = experiment.build(config, trains=False)
-    prepared.load(path)
-    return path, prepared
 
 
 def write_summary(

@@ -10,12 +10,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from vegab.execution import say
-
-# isort: split
-import argh  # vegab tells what to do where it is not installed
-
 from engine.runs import curves, results
+from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.execution import say
 
 COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
 SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn underneath"

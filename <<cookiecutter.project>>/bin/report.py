@@ -9,14 +9,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from vegab.execution import say
-
-# isort: split
-import argh  # vegab tells what to do where it is not installed
-
 from engine.runs import report as page
 from engine.runs import results
 from engine.sweeps import sweep_of
+from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.execution import say
 
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)

@@ -11,12 +11,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from vegab.execution import say
-
-# isort: split
-import argh  # vegab tells what to do where it is not installed
-
 from engine.runs import comparison, results
+from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.execution import say
 
 FORMS = {
     "table": comparison.as_text,

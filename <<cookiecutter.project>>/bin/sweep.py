@@ -29,12 +29,10 @@ from engine.runs import comparison
 from engine.sweeps import Launcher, LocalLauncher, slurm, sweep
 from engine.sweeps import definition as sweep_trials
 from src import experiment
+from vegab.command_line import argh  # which tells what to do where it is not installed
 from vegab.config import Override, UnknownKeyError, did_you_mean, find_key, show
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
-
-# isort: split
-import argh  # vegab tells what to do where it is not installed
 
 OUTPUTS = ".output"
 PRUNING = "engine.sweeps.StopPoorTrial"
@@ -274,35 +272,33 @@ def train(
     return FINISHED if all(record.state == "finished" for record in records) else FAILED
 
 
-@argh.arg("folder", metavar="FOLDER", help="of a sweep")
-def status(folder: str) -> None:
+@argh.arg("folder", metavar="FOLDER", type=Path, help="of a sweep")
+def status(folder: Path) -> None:
     """Print a line a trial, or of many those that need a look and the best, and one for all."""
-    place = Path(folder)
-    _, trials, _ = sweep.read(place)
-    records = sweep.states_of(place, trials)
+    _, trials, _ = sweep.read(folder)
+    records = sweep.states_of(folder, trials)
     shown = sweep.to_look_at(records)
     print(comparison.as_text(comparison.listing(shown)), end="")
     if more := len(records) - len(shown):
-        print(f"and {more} more: python bin/runs.py list {shlex.quote(folder)}")
+        print(f"and {more} more: python bin/runs.py list {shlex.quote(str(folder))}")
     print(sweep.summary(records))
 
 
-@argh.arg("folder", metavar="FOLDER", help="of a sweep")
-def stop(folder: str) -> None:
+@argh.arg("folder", metavar="FOLDER", type=Path, help="of a sweep")
+def stop(folder: Path) -> None:
     """Tell the process that sweeps a folder to stop: its trials commit and end."""
-    place = Path(folder)
-    _, trials, _ = sweep.read(place)
-    owner = sweep.owner_of(place)
+    _, trials, _ = sweep.read(folder)
+    owner = sweep.owner_of(folder)
     if owner is None:
-        told = slurm.stop_all(place / OUTPUTS)
+        told = slurm.stop_all(folder / OUTPUTS)
         print(f"nobody sweeps {folder}" + "; its jobs in SLURM were told to end" * told)
     elif owner["host"] != socket.gethostname():
         raise vegab.UsageError(f"{folder} is being swept on {owner['host']}; stop it there")
     else:
         os.kill(owner["pid"], signal.SIGTERM)
-        while sweep.owner_of(place):
+        while sweep.owner_of(folder):
             clock.sleep(sweep.SECONDS_BETWEEN)
-    print(sweep.summary(sweep.states_of(place, trials)))
+    print(sweep.summary(sweep.states_of(folder, trials)))
 
 
 if __name__ == "__main__":

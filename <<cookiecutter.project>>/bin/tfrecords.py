@@ -14,16 +14,12 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from vegab.execution import one_line, say
-
-# isort: split
-import argh  # vegab tells what to do where it is not installed
-from tqdm import tqdm
-
 from engine.records import INDEX, LABELS, METADATA, MetadataError
 from engine.records import files as tfrecords
 from engine.records import images as image_records
 from engine.runs.comparison import Table, as_text
+from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.execution import one_line, say
 
 # What lies next to records and is not a file of them.
 COMPANIONS = (METADATA, INDEX, LABELS, "README.md")
@@ -190,6 +186,8 @@ def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> list[list[s
 
 def bar(unit: str) -> Callable[[Any], Iterable[Any]]:
     """Return what shows on a terminal how far one has gone through a list."""
+    from tqdm import tqdm
+
     return functools.partial(tqdm, unit=f" {unit}", disable=None, leave=False, dynamic_ncols=True)
 
 

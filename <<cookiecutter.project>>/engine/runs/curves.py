@@ -194,12 +194,9 @@ def draw(
 def _legend(groups: Sequence[Sequence[RunRecord]], smooth: float) -> tuple[list[str], str]:
     """Return what the curves are called, the last one for all that have no name, and a title."""
     is_grouped = any(len(group) > 1 for group in groups)
-    records = [record for group in groups for record in group]
-    paths = (record.path for record in records)
-    by_path = dict(zip(paths, results.labels_of(records, is_grouped), strict=True))
+    first = [group[0] for group in groups]
     labels = []
-    for group in groups:
-        label = by_path[group[0].path]
+    for group, label in zip(groups, results.labels_of(first, is_grouped), strict=True):
         if len(group) > 1:
             label = f"{label} (n = {len(group)})" if len(groups) > 1 else f"n = {len(group)}"
         form: Any = {"max_lines": 3, "placeholder": " …", "break_on_hyphens": False}
