@@ -156,12 +156,11 @@ def sorted_table(table: Table, column: str) -> Table:
         hint = did_you_mean(name, columns)
         raise UsageError(f"no column {name!r} to sort by{hint} ({', '.join(columns)})")
 
-    def key(row: list[Any]) -> tuple[int, float, str]:
+    def key(row: list[Any]) -> tuple[bool, Any]:
         value = _value(row[found[0]])
         value = value.mean if isinstance(value, Mean) else value
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return (0, value, "")
-        return (1, 0, value if isinstance(value, str) else show(value))
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return not is_number, value if is_number else _written(value)
 
     there = [row for row in table.rows if row[found[0]] is not None]
     others = [row for row in table.rows if row[found[0]] is None]
