@@ -46,8 +46,8 @@ def plot(
     if not output:
         output = "".join("_" if c in '/\\:*?"<>|\0' else c for c in "-".join(drawn)) + ".png"
         check_output(output)
-    figure = curves.draw(drawn, x, log_x, log_y, smooth)
-    shown = {curve.record.path for some in drawn.values() for curve in some}
+    figure = curves.draw(drawn, records, x, log_x, log_y, smooth)
+    shown = {path for some in drawn.values() for path in some}
     provenance = results.provenance_of([record for record in records if record.path in shown])
     picture = curves.content_of(figure, Path(output).suffix.lower(), name, provenance)
     results.write_with_provenance(Path(output), picture, provenance)

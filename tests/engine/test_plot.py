@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from machinery import ROOT, Command
 from matplotlib.colors import to_hex
@@ -72,7 +73,7 @@ def drawing(runs: Sequence[Path], *metrics: str, **options: Any) -> tuple[Figure
     records = results.read_runs([str(run) for run in runs])
     chosen = {key: options[key] for key in ("x", "log_y") if key in options}
     found, problems = curves.curves_of(records, metrics, **chosen)
-    return curves.draw(found, **options), problems
+    return curves.draw(found, records, **options), problems
 
 
 def lines_of(figure: Figure, panel: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -187,7 +188,7 @@ def test_values_that_are_not_finite_leave_a_gap_and_cells_without_a_value_none(
 
 def test_smoothing_shows_the_raw_curve_underneath(tmp_path: Path) -> None:
     # By hand: m = 1, (0.5 * 1 + 0.5 * 2 * ...) and so on, over 1 - 0.5 ** t.
-    values = np.array([1, 2, math.nan, 4])
+    values = pd.Series([1, 2, math.nan, 4])
     by_hand = [0.5 / 0.5, 1.25 / 0.75, math.nan, 2.625 / 0.875]
     np.testing.assert_allclose(curves.smoothed(values, 0.5), by_hand)
     np.testing.assert_array_equal(curves.smoothed(values, 0), values)
