@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -191,7 +191,8 @@ def bar(unit: str) -> Callable[[Any], Iterable[Any]]:
     return functools.partial(tqdm, unit=f" {unit}", disable=None, leave=False, dynamic_ncols=True)
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
+    """Run the command that the command line names."""
     # TensorFlow only unpacks here: it needs no GPU, and nothing that it would tell of itself.
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
     os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", **quiet}
@@ -203,3 +204,7 @@ if __name__ == "__main__":
         from_images,
         explained=(OSError, MetadataError, image_records.PictureError),
     )
+
+
+if __name__ == "__main__":
+    main()

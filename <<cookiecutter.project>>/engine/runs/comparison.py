@@ -93,8 +93,7 @@ def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
 
     Means are over the finished ones; the column `state` says what the others are.
     """
-    differing = results.differing_settings(records)
-    keys = [key for key in differing if not results.is_repetition(key)]
+    keys = results.differing_settings(records, repetitions=False)
     rows = []
     for group in results.groups_of(records):
         states = Counter(record.state for record in group)

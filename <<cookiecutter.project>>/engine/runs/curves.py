@@ -183,7 +183,7 @@ def _legend(groups: Sequence[Sequence[RunRecord]], smooth: float) -> tuple[list[
     is_grouped = any(len(group) > 1 for group in groups)
     first = [group[0] for group in groups]
     labels = []
-    for group, label in zip(groups, results.labels_of(first, is_grouped), strict=True):
+    for group, label in zip(groups, results.labels_of(first, not is_grouped), strict=True):
         if len(group) > 1:
             label = f"{label} (n = {len(group)})" if len(groups) > 1 else f"n = {len(group)}"
         form: Any = {"max_lines": 3, "placeholder": " …", "break_on_hyphens": False}

@@ -66,8 +66,7 @@ def effects_of(records: Sequence[RunRecord], monitor: str | None) -> dict[str, A
         | _mean_of([record.metrics[monitor].best for record in group])
         for group in results.groups_of(counted)
     ]
-    differing = results.differing_settings(records)
-    varied = [key for key in differing if not results.is_repetition(key)]
+    varied = results.differing_settings(records, repetitions=False)
     axes, undrawn = _axes_of([results.settings_of(record) for record in counted], varied)
     number, most = len(counted), min(len(counted), MOST_POINTS)
     points = [round(i * (number - 1) / max(most - 1, 1)) for i in range(most)]
@@ -78,7 +77,7 @@ def effects_of(records: Sequence[RunRecord], monitor: str | None) -> dict[str, A
         "num_runs": number,
         "left_out": [f"{count} {reason}" for reason, count in left_out.items()],
         "varied": varied,
-        "repetitions": [key for key in differing if results.is_repetition(key)],
+        "repetitions": list(filter(results.is_repetition, results.differing_settings(records))),
         "undrawn": undrawn,
         "axes": [_shown(axis, values, len(groups) if len(axes) > 1 else 0) for axis in axes],
         "cells": _cells_of(axes[0], axes[1], values) if len(axes) == 2 else None,

@@ -331,14 +331,15 @@ def settings_of(record: RunRecord) -> dict[str, Any]:
     return flatten(record.config)
 
 
-def differing_settings(records: Sequence[RunRecord]) -> list[str]:
+def differing_settings(records: Sequence[RunRecord], repetitions: bool = True) -> list[str]:
     """Return the settings that are not the same in all runs; where one has none, they differ.
 
-    Runs whose config cannot be read do not count.
+    Runs whose config cannot be read do not count, and seeds and folds only with `repetitions`.
     """
     every = [settings_of(record) for record in records if record.config]
     keys = dict.fromkeys(key for settings in every for key in settings)
-    return [key for key in keys if len({_text(s.get(key, ...)) for s in every}) > 1]
+    differing = [key for key in keys if len({_text(s.get(key, ...)) for s in every}) > 1]
+    return [key for key in differing if repetitions or not is_repetition(key)]
 
 
 def is_repetition(key: str) -> bool:
@@ -359,11 +360,9 @@ def groups_of(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     return list(groups.values())
 
 
-def labels_of(records: Sequence[RunRecord], without_repetitions: bool = False) -> list[str]:
+def labels_of(records: Sequence[RunRecord], repetitions: bool = True) -> list[str]:
     """Return what differs, for each run: "n_filters=8, seed=1"; its path where nothing does."""
-    keys = differing_settings(records)
-    if without_repetitions:
-        keys = [key for key in keys if not is_repetition(key)]
+    keys = differing_settings(records, repetitions)
     labels = []
     for record in records:
         settings = settings_of(record)
