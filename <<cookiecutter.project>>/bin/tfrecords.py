@@ -17,7 +17,7 @@ import vegab
 from engine.records import INDEX, LABELS, METADATA, MetadataError
 from engine.records import files as tfrecords
 from engine.records import images as image_records
-from engine.runs.comparison import Table, as_text
+from engine.runs import comparison
 from vegab.command_line import argh  # which tells what to do where it is not installed
 from vegab.execution import one_line, say
 
@@ -81,8 +81,9 @@ def inspect(file: str, *, all: bool = False) -> None:
     looked_at = list(bar("records")(itertools.islice(records, None if all else SOME)))
     print(f"{path}: {'all' if all else 'first'} {len(looked_at)} records")
     if looked_at:
-        rows = features_of(path, looked_at)
-        print(as_text(Table(["feature", "type", "shape", "records"], rows)), end="")
+        columns = ["feature", "type", "shape", "records"]
+        table = comparison.Table(columns, features_of(path, looked_at))
+        print(comparison.as_text(table), end="")
 
 
 @argh.arg("folder", metavar="FOLDER", help="has a subfolder of pictures per label")
