@@ -39,11 +39,11 @@ class Forgetful(keras.callbacks.Callback):
 
 class ForgetfulHook(Hook):
     def __init__(self):
-        self.epochs = 0
+        self.steps = 0
 
-    def after_epoch(self, epoch):
-        self.epochs += 1
-        self.run.model.optimizer.learning_rate = 0.001 * self.epochs
+    def after_step(self, global_step, last_results):
+        self.steps += 1
+        self.run.model.optimizer.learning_rate = 0.001 * self.steps
 
 
 class Advancing:
