@@ -68,6 +68,7 @@ def survey(
     import tensorflow as tf
 
     from engine.checkpoints import callback_state
+    from engine.keras_private import layers_of
 
     generators = (np.random.Generator, np.random.RandomState, random.Random, tf.random.Generator)
     first = build(config).with_work(allow_inexact=True)
@@ -80,7 +81,11 @@ def survey(
         for callback in first.callbacks
         if not callback_state.is_known(callback)
     ]
-    for layer in layers_of(first.model):
+    # The model of an iterator is any object, perhaps with layers among its attributes.
+    is_keras = isinstance(first.model, keras.Layer)
+    tops = [first.model] if is_keras else keras.tree.flatten(list(vars(first.model).values()))
+    layers = [layer for top in tops if isinstance(top, keras.Layer) for layer in layers_of(top)]
+    for layer in layers if is_keras else [first.model, *layers]:
         for name, value in vars(layer).items():
             if isinstance(value, generators):
                 found.append(
@@ -100,22 +105,6 @@ def survey(
             f"it is asked for directly, or twice ({place(resolve(name, 'dataset', datasets))})"
         )
     return steps_per_epoch, found
-
-
-def layers_of(model: Any) -> list[Any]:
-    """Return a model and all layers in it."""
-    import keras
-
-    found = [model]
-    for layer in found:
-        for value in (getattr(layer, "layers", None), *vars(layer).values()):
-            each = value if isinstance(value, list | tuple) else [value]
-            found += [
-                inner
-                for inner in each
-                if isinstance(inner, keras.Layer) and all(inner is not other for other in found)
-            ]
-    return found
 
 
 def place(thing: Any) -> str:
