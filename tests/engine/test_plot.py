@@ -102,7 +102,7 @@ def content(figure: Figure, form: str, runs: Sequence[Path]) -> bytes:
 
 def plot(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, PLOT, *map(str, arguments)]
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=600)
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=1800)
 
 
 def polylines(svg: Path) -> list[np.ndarray]:

@@ -105,7 +105,7 @@ def do(project: Path) -> Do:
             cwd=project,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1800,
             preexec_fn=use_one_core,
         )
 
