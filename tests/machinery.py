@@ -63,7 +63,7 @@ def command() -> Command:
             env=os.environ | (env or {}),
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1800,
         )
 
     return run

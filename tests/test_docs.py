@@ -238,7 +238,7 @@ class Typist:
             input="\n" * 20,
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=1800,
         )
         folder, _, rest = after.read_text().partition("\n")
         self.cwd = Path(folder)

@@ -122,7 +122,7 @@ def test_a_reader_that_goes_away_does_not_cost_the_project(
     command = [sys.executable, "-m", "cookiecutter", str(template), "--no-input"]
     read_end, write_end = os.pipe()
     os.close(read_end)
-    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=write_end, timeout=600)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=write_end, timeout=1800)
     os.close(write_end)
     assert done.returncode == 0
     assert (tmp_path / "my-research" / ".git").is_dir()

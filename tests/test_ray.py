@@ -181,7 +181,7 @@ def test_a_worker_and_a_node_die_and_no_trial_is_lost(
     kill(parent_of(trial))
     os.kill(trial, signal.SIGCONT)
     assert begun != alone
-    said, problems = sweeper.communicate(timeout=600)
+    said, problems = sweeper.communicate(timeout=1800)
     assert sweeper.returncode == 0, problems
     assert problems == ""
     assert said.startswith("3 trials: 3 finished; best val_loss ")
@@ -211,7 +211,7 @@ def test_a_sweeper_is_stopped_or_killed_and_the_same_command_goes_on(
     )
     wait_for(lambda: is_told_to_end(trial), first)
     os.kill(trial, signal.SIGCONT)
-    assert "1 waiting, 1 interrupted" in stop.communicate(timeout=300)[0]
+    assert "1 waiting, 1 interrupted" in stop.communicate(timeout=1800)[0]
     assert first.wait(300) == 75
     assert attempts_in(commit.parent) == [75]
     second = start(project, folder, *words)
@@ -219,7 +219,7 @@ def test_a_sweeper_is_stopped_or_killed_and_the_same_command_goes_on(
     second.kill()
     second.communicate()
     third = start(project, folder, *words)
-    said, problems = third.communicate(timeout=600)
+    said, problems = third.communicate(timeout=1800)
     assert third.returncode == 0, problems
     assert said.startswith("2 trials: 2 finished")
     assert not differing(folder, local)
@@ -235,7 +235,7 @@ def test_a_cluster_that_is_not_there_is_refused_at_once(project: Path, tmp_path:
     for port in (1, server.server_port):
         words = ("--seeds=2", "--launcher=ray", f"--address=127.0.0.1:{port}")
         process = start(project, tmp_path / "sweep", *words)
-        _, said = process.communicate(timeout=600)
+        _, said = process.communicate(timeout=1800)
         assert process.returncode == 2
         assert said.startswith(f"sweep.py: error: no Ray listens at '127.0.0.1:{port}'; give ")
         assert said.count("\n") == 1

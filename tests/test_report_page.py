@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 playwright = pytest.importorskip("playwright.sync_api")
 
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+CLIPBOARD: dict[str, Any] = {"permissions": ["clipboard-read", "clipboard-write"]}
 EPOCHS = "--num_epochs=3"
 NOTHING = "\u2013"  # stands in the page where there is no value
 HOSTILE_NAME = '"><img src=x onerror=window.struck=1> <script>window.struck=1 & ünï 名 #?%41'
@@ -108,8 +109,8 @@ def setting_of(run: Path, key: str) -> Any:
         return None
 
 
-def attempts_of(run: Path) -> list[dict[str, Any]]:
-    return json.loads((run / "meta.json").read_text())["attempts"]
+def meta_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "meta.json").read_text())
 
 
 # ---- the browser ---------------------------------------------------------------------------------
@@ -215,12 +216,7 @@ def test_the_table_says_what_the_files_say(look: Opener, page_path: Path, result
 
 def expected(run: Path) -> dict[str, Any]:
     """What columns are sorted by."""
-    rows, attempts = history_of(run), attempts_of(run)
-    times = [
-        datetime.fromisoformat(attempt["end"]) - datetime.fromisoformat(attempt["start"])
-        for attempt in attempts
-        if attempt.get("end")
-    ]
+    rows, attempts = history_of(run), meta_of(run)["attempts"]
     values = {
         "name": run.name,
         "epoch": len(rows),
@@ -230,7 +226,8 @@ def expected(run: Path) -> dict[str, Any]:
         "start": attempts[0]["start"],
     }
     if run.name != "killed":  # how long a run was alive that was killed is not in its meta.json
-        values["duration"] = sum(times[1:], times[0]).total_seconds()
+        (start, end) = (datetime.fromisoformat(attempts[0][key]) for key in ("start", "end"))
+        values["duration"] = (end - start).total_seconds()
     return values
 
 
@@ -361,13 +358,15 @@ def test_curves_are_chosen_and_read(look: Opener, page_path: Path, results: Path
 
 
 def test_a_run_has_details(look: Opener, page_path: Path, results: Path) -> None:
-    page = look(page_path)
+    page = look(page_path, **CLIPBOARD)
     run = results / "c"
     row(page, run).locator("td").nth(1).click()
     panel = page.locator("#details")
-    text = panel.inner_text()
-    meta = json.loads((run / "meta.json").read_text())
-    assert meta["command"]["line"] in text
+    line = meta_of(run)["command"]["line"]
+    assert line in panel.inner_text()
+    page.click("#details .command button")
+    page.wait_for_selector("text=Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == line
     terms = panel.locator("dl.settings").first.locator("dt, dd").all_inner_texts()
     settings = dict(zip(terms[::2], terms[1::2], strict=True))
     assert settings["n_filters"] == "2"
@@ -414,21 +413,11 @@ def test_a_run_has_details(look: Opener, page_path: Path, results: Path) -> None
     page.keyboard.press("Escape")
     assert panel.is_hidden()
     row(page, results / "diverged").locator("a.run").click()
-    error = json.loads((results / "diverged" / "meta.json").read_text())["attempts"][-1]["error"]
-    assert error in panel.inner_text()
+    assert meta_of(results / "diverged")["attempts"][-1]["error"] in panel.inner_text()
     # The address names the run, so that it can be shown to others.
     again = look(page_path)
     again.goto(page.url)
     assert again.locator("#details h2").inner_text() == "diverged"
-
-
-def test_a_command_can_be_copied(look: Opener, page_path: Path, results: Path) -> None:
-    page = look(page_path, permissions=["clipboard-read", "clipboard-write"])
-    row(page, results / "a").locator("td").nth(1).click()
-    page.click("#details .command button")
-    page.wait_for_selector("text=Copied")
-    line = json.loads((results / "a" / "meta.json").read_text())["command"]["line"]
-    assert page.evaluate("navigator.clipboard.readText()") == line
 
 
 def test_what_a_run_is_called_is_text(look: Opener, page_path: Path, results: Path) -> None:
@@ -449,32 +438,6 @@ def test_what_a_run_is_called_is_text(look: Opener, page_path: Path, results: Pa
     assert page.evaluate("window.struck") is None
     assert page.locator("img").count() == 0
     assert page.locator("script").count() == 2
-
-
-def wait_for(page: Any, condition: Callable[[], bool]) -> None:
-    """Give the page time until something is so."""
-    for _ in range(600):
-        if condition():
-            return
-        page.wait_for_timeout(100)
-    pytest.fail("it took more than a minute")
-
-
-def brightness(page: Any) -> float:
-    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    return sum(float(part) for part in colour.strip("rgba()").split(",")[:3]) / 3
-
-
-def test_it_is_light_or_dark(look: Opener, page_path: Path) -> None:
-    page = look(page_path, color_scheme="light")
-    assert brightness(page) > 240
-    before = picture_of(page)
-    page.emulate_media(color_scheme="dark")
-    wait_for(page, lambda: brightness(page) < 40)
-    wait_for(page, lambda: picture_of(page) != before)  # curves are drawn anew
-    # Paper is white, whatever the screen is.
-    page.emulate_media(color_scheme="dark", media="print")
-    assert brightness(page) > 240
 
 
 def test_a_telephone_shows_it_without_scrolling_sideways(
@@ -500,12 +463,12 @@ def test_a_telephone_shows_it_without_scrolling_sideways(
     )
 
 
-def test_500_runs_are_in_one_page(look: Opener, lab: Lab, results: Path, tmp_path: Path) -> None:
+def test_600_runs_are_in_one_page(look: Opener, lab: Lab, results: Path, tmp_path: Path) -> None:
     config = json.loads((results / "c" / "config.json").read_text())
     meta = (results / "c" / "meta.json").read_text()
     header = (results / "c" / "history.csv").read_text().splitlines()[0]
     num_columns, num_epochs = header.count(",") + 1, 400
-    for number in range(500):
+    for number in range(600):
         run = tmp_path / "many" / f"run_{number}"
         shutil.copytree(results / "c" / "eval", run / "eval")
         config |= {"seed": number % 5, "learning_rate": 10 ** -(number % 50 / 10), "note": "x" * 99}
@@ -522,11 +485,23 @@ def test_500_runs_are_in_one_page(look: Opener, lab: Lab, results: Path, tmp_pat
     write_report(lab.project, tmp_path / "many", "-o", path)
     assert path.stat().st_size < 10_000_000
     page = look(path)
-    assert len(runs_in(page)) == 500
-    page.click("th[data-column='name'] button")
+    # The first rows are drawn, whatever comes first.
+    assert page.inner_text("#count") == "600 runs; the first 500 are drawn"
+    assert [int(name.rpartition("_")[2]) for name in runs_in(page)] == [*range(500)]
+    page.click("th[data-column='best val_loss'] button")
+    assert [int(name.rpartition("_")[2]) for name in runs_in(page)] == [*range(599, 99, -1)]
+    # The others are there, too.
+    page.fill("#filter", "run_0")
+    assert [Path(name).name for name in runs_in(page)] == ["run_0"]
+    assert page.inner_text("#count") == "1 of 600 runs"
+    page.fill("#filter", "")
+    page.locator("#best a").click()
+    assert page.locator("#details h2").inner_text() == "run_0"
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#details")
     page.fill("#filter", "seed=3")
     page.click("#choose-shown")
-    assert len(runs_in(page)) == len(legend(page)) - 1 == 100
+    assert len(runs_in(page)) == len(legend(page)) - 1 == 120
     # Curves are thinned, and it says so; what is drawn is what the file says.
     assert "thinned" in page.inner_text("#notes")
     page.locator("#chart").scroll_into_view_if_needed()
@@ -615,7 +590,7 @@ def test_two_settings_are_a_heat_map(look_at_trials: Callable[..., Any]) -> None
 
 
 def test_three_settings_are_lines_that_lead_to_runs(look_at_trials: Callable[..., Any]) -> None:
-    page, values = look_at_trials(list(SETTINGS), permissions=["clipboard-read", "clipboard-write"])
+    page, values = look_at_trials(list(SETTINGS), **CLIPBOARD)
     assert page.locator(".effect canvas").count() == 2 * 3
     assert page.locator(".heat").count() == 0
     in_order = sorted(values, key=lambda name: values[name])
@@ -677,68 +652,57 @@ def test_an_effect_tells_its_levels_and_its_runs(look_at_trials: Callable[..., A
     assert page.locator("#details h2").inner_text() == "run_4"
 
 
-def test_settings_are_drawn_anew_in_the_dark(look_at_trials: Callable[..., Any]) -> None:
+def wait_for(page: Any, condition: Callable[[], bool]) -> None:
+    """Give the page time until something is so."""
+    for _ in range(600):
+        if condition():
+            return
+        page.wait_for_timeout(100)
+    pytest.fail("it took more than a minute")
+
+
+def test_it_is_light_or_dark(look_at_trials: Callable[..., Any]) -> None:
     page, _ = look_at_trials(list(SETTINGS), color_scheme="light")
-    script = (
-        "[...document.querySelectorAll('#pictures canvas:first-child')].map(c => c.toDataURL())"
-    )
-    before = page.evaluate(script)
+
+    def brightness() -> float:
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return sum(float(part) for part in colour.strip("rgba()").split(",")[:3]) / 3
+
+    def pictures() -> list[str]:
+        settings = "...document.querySelectorAll('#pictures canvas:first-child')"
+        script = f"[document.querySelector('#chart canvas'), {settings}].map(c => c.toDataURL())"
+        return page.evaluate(script)
+
+    before = pictures()
+    assert brightness() > 240
     page.emulate_media(color_scheme="dark")
-    assert len(before) == 4
-    wait_for(
-        page,
-        lambda: all(a != b for a, b in zip(before, page.evaluate(script), strict=True)),
-    )
-
-
-def test_of_many_runs_the_first_rows_are_drawn(look: Opener, tmp_path: Path) -> None:
-    values = make_trials(tmp_path / "trials", {"x": list(range(600))}, 1)
-    write_report(ROOT / TEMPLATE_FOLDER, tmp_path / "trials", "-o", tmp_path / "page.html")
-    page = look(tmp_path / "page.html")
-    assert page.inner_text("#count") == "600 runs; the first 500 are drawn"
-    drawn = [values[Path(path).name] for path in runs_in(page)]
-    assert drawn == sorted(values.values())[:500]
-    page.click("th[data-column='best val_loss'] button")
-    drawn = [values[Path(path).name] for path in runs_in(page)]
-    assert drawn == sorted(values.values(), reverse=True)[:500]
-    # The others are there, too.
-    worst = min(values, key=lambda name: values[name])
-    assert worst not in {Path(path).name for path in runs_in(page)}
-    page.fill("#filter", f"x={worst.removeprefix('run_')}")
-    assert [Path(path).name for path in runs_in(page)] == [worst]
-    assert page.inner_text("#count") == "1 of 600 runs"
-    page.fill("#filter", "")
-    page.locator("#best a").click()
-    assert page.locator("#details h2").inner_text() == worst
-    page.keyboard.press("Escape")
-    assert page.is_hidden("#details")
+    wait_for(page, lambda: brightness() < 40)
+    assert len(before) == 1 + 4
+    # Everything is drawn again.
+    wait_for(page, lambda: all(a != b for a, b in zip(before, pictures(), strict=True)))
+    # Paper is white, whatever the screen is.
+    page.emulate_media(color_scheme="dark", media="print")
+    assert brightness() > 240
 
 
 # ---- the command line ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_report_refuses_what_it_cannot_do_and_tells_of_patterns_without_runs(
+    lab: Lab, results: Path
+) -> None:
+    for arguments, message in (
         (("result",), "did you mean 'results'"),
-        (("src",), "'src' holds no run"),
         (("results", "-o", "results"), "--output=results"),
         (("results", "-o", "nowhere/page.html"), "--output=nowhere/page.html"),
         ((), "PATTERN"),
-    ],
-)
-def test_report_refuses_in_a_sentence(
-    arguments: tuple[str, ...], message: str, lab: Lab, results: Path
-) -> None:
-    words = (sys.executable, "bin/report.py", *arguments)
-    done = run_command(*words, cwd=lab.project, check=False)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert not (lab.project / "report.html").exists()
-
-
-def test_a_pattern_without_runs_is_told_beside_the_others(lab: Lab, results: Path) -> None:
+    ):
+        words = (sys.executable, "bin/report.py", *arguments)
+        done = run_command(*words, cwd=lab.project, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not (lab.project / "report.html").exists()
     words = (sys.executable, "bin/report.py", "results/a", "results/none*")
     done = run_command(*words, cwd=lab.project, check=False)
     assert done.returncode == 1

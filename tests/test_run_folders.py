@@ -77,7 +77,7 @@ def train(lab: Path) -> Train:
         if options:
             words = (sys.executable, "bin/train.py", *arguments)
             return run(*words, cwd=lab, env=environment, check=False, **options)
-        return forked.run(["bin/train.py", *map(str, arguments)], lab, environment, timeout=600)
+        return forked.run(["bin/train.py", *map(str, arguments)], lab, environment, timeout=1800)
 
     return command
 

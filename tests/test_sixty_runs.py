@@ -17,7 +17,6 @@ import sqlite3
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import pytest
 from conftest import run
 from fault_lab import INTERRUPTED, KILLED, Lab, two_at_once
+from slurm_cluster import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -89,17 +89,6 @@ def train(
     words = (*SMALL, f"--n_filters={n}", f"--learning_rate={rate}", f"--seed={seed}")
     done = lab.attempt(path, words, **(faults and {"most_steps": 1}), **faults)
     assert done.code == code, done.said
-
-
-def wait_for(condition: Any) -> None:
-    for _ in range(3000):
-        try:
-            if condition():
-                return
-        except OSError:
-            pass
-        time.sleep(0.1)
-    pytest.fail("it took more than five minutes")
 
 
 def look(project: Path, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -324,18 +313,15 @@ def test_the_index_is_a_cache_and_nothing_else(grid: Path) -> None:
     assert look(grid, *words).stdout == first
     look(grid, *words)
     # An entry is used while its stamp is right, ...
+    name = name_of(3, 0.01, 8)
     with contextlib.closing(sqlite3.connect(index)) as database, database:
-        (entry,) = database.execute(
-            "SELECT entry FROM runs_3 WHERE name = ?", (name_of(3, 0.01, 8).encode(),)
-        ).fetchone()
-        wrong = json.loads(entry) | {"state": "planted"}
-        database.execute(
-            "UPDATE runs_3 SET entry = ? WHERE name = ?",
-            (json.dumps(wrong), name_of(3, 0.01, 8).encode()),
-        )
+        select = "SELECT entry FROM runs_3 WHERE name = ?"
+        (entry,) = database.execute(select, (name.encode(),)).fetchone()
+        wrong = json.dumps(json.loads(entry) | {"state": "planted"})
+        database.execute("UPDATE runs_3 SET entry = ? WHERE name = ?", (wrong, name.encode()))
     assert "planted" in look(grid, *words).stdout
     # ... and not when a file has changed, be it to another of the same size.
-    changed = grid / "results" / name_of(3, 0.01, 8) / "history.csv"
+    changed = grid / "results" / name / "history.csv"
     before = changed.read_text()
     try:
         lines = before.splitlines()
@@ -344,7 +330,7 @@ def test_the_index_is_a_cache_and_nothing_else(grid: Path) -> None:
         cells[place] = f"{1e-07:.{len(cells[place]) - 6}e}"
         changed.write_text("\n".join([*lines[:-1], ",".join(cells)]) + "\n")
         rows = table_of(grid, *words)
-        (row,) = [row for row in rows if row["run"].endswith(name_of(3, 0.01, 8))]
+        (row,) = [row for row in rows if row["run"].endswith(name)]
         assert len(changed.read_text()) == len(before)
         assert float(row["val_loss last"]) == 1e-07
         assert row["state"] == "finished"
@@ -424,12 +410,8 @@ def test_files_that_hold_anything_at_all_harm_no_other_run(grid: Path) -> None:
         assert states == finished | {"a": "broken", "h\\x1b[31m": "broken", "i": "new"}
         by_name = {row[0][-1]: row for row in rows}
         assert by_name["f"][2] == "2/2"
-        for name, said in (
-            ("c", "loop_state"),
-            ("d", "os.system"),
-            ("e", "history"),
-            ("g", "conf"),
-        ):
+        notes = {"c": "loop_state", "d": "os.system", "e": "history", "g": "conf"}
+        for name, said in notes.items():
             assert said in by_name[name][-1], by_name[name]
         done = look(grid, "compare", "results/odd", "--format=csv")
         assert len(done.stdout.splitlines()) == 11

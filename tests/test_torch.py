@@ -72,7 +72,7 @@ def command(own: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
 
 def train(own: Path, name: str, *words: str) -> None:
     process = command(own, "bin/train.py", "iterator_torch", f"results/{name}", *words)
-    said = process.communicate(timeout=600)
+    said = process.communicate(timeout=1800)
     assert process.returncode == 0, said
 
 
@@ -82,7 +82,7 @@ def test_killed_and_continued_it_ends_with_the_same_bytes(own: Path) -> None:
     second_commit = str(own / "results" / "killed" / "model_previous.h5")
     to_kill = ("bin/train.py", "iterator_torch", "results/killed", *words)
     process = command(own, *to_kill, KILL_AFTER=second_commit)
-    said = process.communicate(timeout=600)
+    said = process.communicate(timeout=1800)
     assert process.returncode == -signal.SIGKILL, said
     train(own, "killed", *words)
     for name in EXACT:
@@ -99,7 +99,7 @@ def test_killed_and_continued_it_ends_with_the_same_bytes(own: Path) -> None:
 
 def test_the_run_is_evaluated(own: Path) -> None:
     process = command(own, "bin/evaluate.py", "results/straight")
-    stdout, stderr = process.communicate(timeout=600)
+    stdout, stderr = process.communicate(timeout=1800)
     assert process.returncode == 0, stderr
     assert "accuracy" in stdout.splitlines()[-1]
 
@@ -108,7 +108,7 @@ def test_what_no_checkpoint_would_hold_is_found_wherever_it_hangs(own: Path) -> 
     shutil.copy(Path(__file__).with_name("torch_iterators.py"), own / "src")
     build_all = "from src import torch_iterators; torch_iterators.main()"
     process = command(own, "-c", build_all)
-    stdout, stderr = process.communicate(timeout=600)
+    stdout, stderr = process.communicate(timeout=1800)
     assert process.returncode == 0, stderr
     for name, (expected, refusal) in json.loads(stdout).items():
         assert refusal == expected, name
@@ -118,7 +118,7 @@ def test_a_refusal_leaves_no_folder(own: Path) -> None:
     shutil.copy(Path(__file__).with_name("torch_iterators.py"), own / "src")
     scaler = "--iterator=src.torch_iterators.Scaler"
     process = command(own, "bin/train.py", "iterator_torch", "results/refused", scaler)
-    _, stderr = process.communicate(timeout=600)
+    _, stderr = process.communicate(timeout=1800)
     assert process.returncode == 2, stderr
     assert "no checkpoint holds iterator.scaler (GradScaler)" in stderr.splitlines()[-1]
     assert not (own / "results" / "refused").exists()
@@ -133,9 +133,9 @@ def test_what_comes_too_late_to_be_restored_is_an_error(own: Path) -> None:
         "--iterator=src.torch_iterators.Late",
     )
     first = command(own, *words, "--num_steps=3")
-    assert first.wait(timeout=600) == 0, first.communicate()
+    assert first.wait(timeout=1800) == 0, first.communicate()
     second = command(own, *words, "--num_steps=6")
-    _, stderr = second.communicate(timeout=600)
+    _, stderr = second.communicate(timeout=1800)
     assert second.returncode == 1
     assert "second is in the checkpoint, but Late has none yet; make it in __init__" in stderr
 
@@ -153,6 +153,6 @@ def test_every_command_imports_triton_before_tensorflow(
     words: tuple[str, ...], said: str, own: Path
 ) -> None:
     process = command(own, *words)
-    stdout, stderr = process.communicate(timeout=600)
+    stdout, stderr = process.communicate(timeout=1800)
     assert process.returncode == 0, stdout + stderr
     assert said in stdout

@@ -3,6 +3,7 @@
 python bin/check_resume.py digits --kills 10 --n_filters=8
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -49,26 +50,30 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2) -> None:
     ):
         steps_per_epoch, reasons = survey(processes, config)
         config |= {"checkpoint_steps": max(steps_per_epoch // 7, 1)}
-        # Chosen anew each time: a check that always kills at the same steps proves less.
+        # Others each time: a check that always kills at the same steps proves less.
         every_step = range(1, epochs * steps_per_epoch + 1)
         stops = sorted(random.SystemRandom().sample(every_step, min(kills, len(every_step))))
-        folder = Path(name)
+        straight, again, killed = (Path(name, run) for run in ("straight", "again", "killed"))
         os.environ["PYTHONHASHSEED"] = another_hash_seed()
         alone = get_context("spawn")  # a process that has nothing in common with the others
         runs = [
-            threads.submit(attempts, alone, config, folder / "straight", [0]),
-            threads.submit(attempts, processes, config, folder / "again", [0]),
-            threads.submit(attempts, processes, config, folder / "killed", [*stops, 0]),
+            threads.submit(attempts, alone, config, straight, [0]),
+            threads.submit(attempts, processes, config, again, [0]),
+            threads.submit(attempts, processes, config, killed, [*stops, 0]),
         ]
         for run in runs:
             run.result()
+        said = straight.with_suffix(".txt").read_text(errors="replace").splitlines()
+        reasons += [line for line in said if resume_check.NOT_SAVED in line]
         for other, what, otherwise in (
-            ("again", "two runs without a kill differ", NOT_REPEATABLE),
-            ("killed", f"killed after the steps {stops}, it differs", STATE_LOST),
+            (again, "two runs without a kill differ", NOT_REPEATABLE),
+            (killed, f"killed after the steps {stops}, it differs", STATE_LOST),
         ):
-            difference = differences.first_difference(folder / "straight", folder / other)
-            if difference:
-                tell(f"{what}: {difference}", reasons, otherwise)
+            if difference := differences.first_difference(straight, other):
+                print(f"{what}: {difference}")
+                for reason in reasons or [otherwise]:
+                    print(f"likely cause: {reason}")
+                raise SystemExit(1)
     print(f"identical: {', '.join(EXACT)}, killed after the steps {stops}")
     for reason in reasons:
         print(f"yet it may not always be: {reason}")
@@ -79,7 +84,7 @@ NOT_REPEATABLE = (
     "deterministic; look for generators of Python, NumPy or TensorFlow in model, data and callbacks"
 )
 STATE_LOST = (
-    "something keeps a state that is not in the commit: an attribute of a layer, a callback, a "
+    "something keeps a state that is not in the checkpoint: an attribute of a layer, a callback, a "
     "hook or the data that changes along the way"
 )
 
@@ -95,10 +100,7 @@ def server() -> ForkServerContext:
 
 
 def survey(processes: ForkServerContext, config: dict[str, Any]) -> tuple[int, list[str]]:
-    """Return what `resume_check.survey` does, or raise what it raises, from a process of its own.
-
-    Raises ChildProcessError if the process dies; it says by which signal.
-    """
+    """Return or raise what `resume_check.survey` does, which runs in a process of its own."""
     from src.data import DATASETS  # with NumPy
 
     receiver, sender = processes.Pipe(duplex=False)
@@ -106,14 +108,13 @@ def survey(processes: ForkServerContext, config: dict[str, Any]) -> tuple[int, l
     process = processes.Process(target=resume_check.send_survey, args=arguments)
     process.start()
     sender.close()
-    try:
+    result: Any = None
+    with contextlib.suppress(EOFError):  # it has died
         result = receiver.recv()
-    except EOFError:
-        process.join()
-        raise ChildProcessError(
-            f"model and data cannot be built: {endings.ending(process.exitcode or 0)}"
-        ) from None
     process.join()
+    if result is None:
+        how = endings.ending(process.exitcode or 0)
+        raise ChildProcessError(f"model and data cannot be built: {how}")
     if isinstance(result, Exception):
         raise result
     return result
@@ -140,17 +141,8 @@ def attempts(
         process.join()
         if process.exitcode != 0 and (not stop or process.exitcode != KILLED):
             said = output.read_text(errors="replace") if output.exists() else ""
-            raise ChildProcessError(
-                f"the run itself fails: {endings.ending(process.exitcode or 0, said)}"
-            )
-
-
-def tell(what: str, reasons: list[str], otherwise: str) -> None:
-    """End the program with the first difference and its likely cause."""
-    print(what)
-    for reason in reasons or [otherwise]:
-        print(f"likely cause: {reason}")
-    raise SystemExit(1)
+            how = endings.ending(process.exitcode or 0, said)
+            raise ChildProcessError(f"the run itself fails: {how}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Evaluate a run on the test set; this is the only place where the test set is read.
 
-A run of a config with an iterator is evaluated on one of its splits instead: what the iterator
-makes of each example is stored, see engine/iterators/evaluation.py, and handed to the config's
-callbacks.
+A run with an iterator is evaluated on one of its splits instead: what the iterator makes of each
+example is stored, see engine/iterators/evaluation.py, and handed to the config's callbacks.
 """
 
 import logging
@@ -11,13 +10,13 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from engine import checkpoints, iterators, pictures, training
+from engine import checkpoints, pictures, training
 from engine.building import refusals_named
 from engine.experiment import Experiment, commit_named, config_of
 from engine.runs import results
@@ -53,35 +52,41 @@ def evaluate(
     if "iterator" in config:
         # Ended by a signal, it leaves nothing half written behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        asked = [asked_for(folder, file, name, split) for file in evaluation or [""]]
-        names = [entry.name for entry in asked]
-        if twice := [entry for entry in names if names.count(entry) > 1]:
-            raise vegab.UsageError(
-                f"several evaluations would be stored as {twice[0]}; give their files other names, "
-                "and no --name"
-            )
-        for entry in asked:
+        files = evaluation or [""]
+        configs = [config_asked_for(folder, file, split) for file in files]
+        names = [name or (Path(file).stem if file else split) for file in files]
+        for each in names:
+            if each.startswith(".") or Path(each).name != each:
+                raise vegab.UsageError(
+                    f"outputs cannot be stored as {each!r}; give --name a single word"
+                )
+            if names.count(each) > 1:
+                raise vegab.UsageError(
+                    f"several evaluations would be stored as {each}; give their files other "
+                    "names, and no --name"
+                )
+        for file, own, each in zip(files, configs, names, strict=True):
             if callbacks_only:
-                call_callbacks(folder, entry)
+                call_callbacks(folder, file, each)
             else:
-                evaluate_with_iterator(folder, checkpoint, entry)
+                evaluate_with_iterator(folder, checkpoint, own, file, each, split)
         return
     if evaluation or name or callbacks_only or split != "validation":
         raise vegab.UsageError(
             f"the config of {run} has no iterator; -e, --name, --split and --callbacks_only need "
             "one, so leave them out"
         )
-    if "train" in config:
-        evaluate_on_validation(folder, config, checkpoint)
-    else:
-        evaluate_on_test_set(folder, config, checkpoint)
-
-
-def evaluate_on_validation(folder: Path, config: Mapping[str, Any], checkpoint: str) -> None:
-    """Write the metrics of a variant's model on the records of its eval_feeder."""
-    if not config["train"]["eval_feeder"]:
+    if "train" in config and not config["train"]["eval_feeder"]:
         raise vegab.UsageError(f"{folder} has no train.eval_feeder to evaluate on")
-    path, prepared = loaded(folder, config, checkpoint)
+    path = commit_named(folder, checkpoint)
+    prepared = experiment.build(config, trains=False)
+    prepared.load(path)
+    judge = evaluate_on_validation if "train" in config else evaluate_on_test_set
+    judge(folder, path, prepared)
+
+
+def evaluate_on_validation(folder: Path, path: Path, prepared: Experiment) -> None:
+    """Write the metrics of a variant's model on the records of its eval_feeder."""
     import keras
 
     source = training.Validation(prepared.model, prepared.dataset.valid)
@@ -90,9 +95,8 @@ def evaluate_on_validation(folder: Path, config: Mapping[str, Any], checkpoint: 
     print(f"validation, {about}, in {folder / 'eval'}:  {shown}")
 
 
-def evaluate_on_test_set(folder: Path, config: Mapping[str, Any], checkpoint: str) -> None:
+def evaluate_on_test_set(folder: Path, path: Path, prepared: Experiment) -> None:
     """Write metrics, predictions and confusion matrix of a run's model on the test set."""
-    path, prepared = loaded(folder, config, checkpoint)
     import numpy as np
 
     features, labels = prepared.dataset.load_test()
@@ -112,27 +116,18 @@ def evaluate_on_test_set(folder: Path, config: Mapping[str, Any], checkpoint: st
     print(f"in {output}: {', '.join(sorted(file.name for file in output.iterdir()))}")
 
 
-def loaded(folder: Path, config: Mapping[str, Any], checkpoint: str) -> tuple[Path, Experiment]:
-    """Return the checkpoint that is meant, and what the config names with its weights."""
-    path = commit_named(folder, checkpoint)
-    prepared = experiment.build(config, trains=False)
-    prepared.load(path)
-    return path, prepared
-
-
 def write_summary(
     folder: Path, path: Path, split: str, metrics: Mapping[str, Any], **about: Any
 ) -> tuple[str, str]:
     """Write what was evaluated and the metrics to `eval/<split>.json`; return both as text."""
-    values = {key: float(value) for key, value in metrics.items()}
     epoch = checkpoints.read_state(path)["epoch"]
     summary = {"checkpoint": path.name, "epoch": epoch, "split": split, **about}
     summary["code_differs"] = fingerprint.code_differs(path)
+    values = {key: float(value) for key, value in metrics.items()}
     # JSON knows no NaN.
-    finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-    output = folder / "eval"
-    output.mkdir(exist_ok=True)
-    write_json(output / f"{split}.json", summary | finite)
+    summary |= {key: value if math.isfinite(value) else None for key, value in values.items()}
+    (folder / "eval").mkdir(exist_ok=True)
+    write_json(folder / "eval" / f"{split}.json", summary)
     shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
     return f"{path.name} of epoch {epoch}", shown
 
@@ -142,12 +137,8 @@ def write_classification(
 ) -> None:
     """Write predictions, per-class metrics, the confusion matrix, and the first pictures.
 
-    Args:
-        output: a folder.
-        title: above the confusion matrix.
-        features: of the examples; pictures have the shape (num_examples, height, width, 1 or 3).
-        labels: int array of shape (num_examples,).
-        probabilities: float array of shape (num_examples, num_classes).
+    Labels are an int array of shape (num_examples,), probabilities a float array of shape
+    (num_examples, num_classes); pictures have the shape (num_examples, height, width, 1 or 3).
     """
     import pandas as pd
 
@@ -163,36 +154,25 @@ def write_classification(
         pictures.save_examples(features, output / "examples.png")
 
 
-class Asked(NamedTuple):
-    """An evaluation that is asked for."""
+def config_asked_for(folder: Path, file: str, split: str) -> dict[str, Any]:
+    """Return the run's config with that of an -e, or none, over it."""
+    from engine import iterators
 
-    config: dict[str, Any]
-    name: str  # what its outputs are stored as
-    split: str
-    file: str  # of -e, or ""
-
-
-def asked_for(folder: Path, file: str, name: str, split: str) -> Asked:
-    """Return the evaluation that an -e, or none, asks for.
-
-    Raises vegab.UsageError if the file does not fit the run's config, or there is no such split.
-    """
     own = folder / CONFIG
     config = registry.resolve(file or str(own), bases=[own])
     if not file or "test_mode" not in load_file(Path(file), number_keys=True):
         config["test_mode"] = True
-    name = name or (Path(file).stem if file else split)
-    if name.startswith(".") or Path(name).name != name:
-        raise vegab.UsageError(f"outputs cannot be stored as {name!r}; give --name a single word")
-    splits = iterators.splits_of(config)
-    if split not in splits:
+    if split not in (splits := iterators.splits_of(config)):
         raise vegab.UsageError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
-    return Asked(config, name, split, file)
+    return config
 
 
-def evaluate_with_iterator(folder: Path, checkpoint: str, asked: Asked) -> None:
+def evaluate_with_iterator(
+    folder: Path, checkpoint: str, config: dict[str, Any], file: str, name: str, split: str
+) -> None:
     """Store what the iterator makes of a split by one or more commits; call the callbacks."""
-    config = asked.config
+    from engine.iterators import evaluation, run_callbacks
+
     if checkpoint not in ("best", "latest"):
         config |= {"eval_all": False, "eval_forever": False}
     is_waiting, takes_all = config.get("eval_forever"), config.get("eval_all")
@@ -207,45 +187,45 @@ def evaluate_with_iterator(folder: Path, checkpoint: str, asked: Asked) -> None:
     callbacks, arguments = callbacks_of(config)
     # What is not as in training is no hindrance here.
     prepared = experiment.build(config, str(folder), resume_inexact=True, trains=False)
-    evaluation = iterators.evaluation
+    assert prepared.iterator is not None
+    data_in = prepared.iterator.datasets[split]
     (folder / "eval").mkdir(exist_ok=True)
     commits = evaluation.checkpoints_to_evaluate(folder, config, path)
     for number, commit in enumerate(commits):
         if number == 0:
             fingerprint.code_differs(commit)
         step = checkpoints.read_state(commit)["global_step"]
-        output = folder / "eval" / f"{asked.name}-{step}"
+        output = folder / "eval" / f"{name}-{step}"
         try:
-            meta = evaluation.evaluate_split(prepared, commit, output, asked.split)
+            meta = evaluation.evaluate_split(prepared, commit, output, split)
         except evaluation.NoOutputsError as error:
             raise vegab.UsageError(f"iterator: {error}") from error
         except evaluation.OtherModelError as error:
             raise vegab.UsageError(
-                f"{commit.name} does not belong to the model of {asked.file or folder}: {error}"
+                f"{commit.name} does not belong to the model of {file or folder}: {error}"
             ) from error
-        assert prepared.iterator is not None
-        data_in = prepared.iterator.datasets[asked.split]
-        scalars = iterators.run_callbacks(output, data_in, config, callbacks, arguments)
-        tell(meta, output, scalars)
+        tell(meta, output, run_callbacks(output, data_in, config, callbacks, arguments))
 
 
-def call_callbacks(folder: Path, asked: Asked) -> None:
+def call_callbacks(folder: Path, file: str, name: str) -> None:
     """Call the callbacks with stored outputs; neither model nor Keras is imported."""
-    output = iterators.newest_outputs(folder / "eval", asked.name)
+    from engine import iterators
+
+    output = iterators.newest_outputs(folder / "eval", name)
     if output is None:
         stored = sorted(path.parent.name for path in (folder / "eval").glob("[!.]*/meta.yaml"))
         raise vegab.UsageError(
-            f"no outputs are stored as {asked.name} in {folder / 'eval'}; "
+            f"no outputs are stored as {name} in {folder / 'eval'}; "
             + (f"there are {', '.join(stored)}" if stored else "evaluate without --callbacks_only")
         )
     meta = iterators.StoredOutputs(output).meta
     # Their own config, and what the file says now.
     config = meta["config"]
-    if asked.file:
-        config = resolve_references(merge(config, load_file(Path(asked.file), number_keys=True)))
+    if file:
+        config = resolve_references(merge(config, load_file(Path(file), number_keys=True)))
     callbacks, arguments = callbacks_of(config)
-    key, name = iterators.splits_of(config)[meta["split"]]
-    make = vegab.resolve(name, key)
+    key, data = iterators.splits_of(config)[meta["split"]]
+    make = vegab.resolve(data, key)
     with refusals_named(config, key):
         data_in = make(config)
     tell(meta, output, iterators.run_callbacks(output, data_in, config, callbacks, arguments))
@@ -264,8 +244,7 @@ def tell(meta: Mapping[str, Any], output: Path, scalars: Mapping[str, Any]) -> N
 def callbacks_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Import the callbacks of a config, and return them and their arguments by name.
 
-    EDflow's places for them, `eval_hook` and `eval_pipeline`, count as well. Raises
-    vegab.UsageError if one cannot be imported, or arguments are for none of them.
+    EDflow's places for them, `eval_hook` and `eval_pipeline`, count as well.
     """
     hook, pipeline = config.get("eval_hook") or {}, config.get("eval_pipeline") or {}
     callbacks: dict[str, Any] = {}

@@ -10,12 +10,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from vegab.execution import say
-
-# isort: split
-import argh  # vegab tells what to do where it is not installed
-
 from engine.runs import curves, results
+from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.execution import say
 
 COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
 SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn underneath"
@@ -43,21 +40,19 @@ def plot(
         raise vegab.UsageError(f"--smooth={smooth:g} is no weight from 0 to below 1, such as 0.6")
     if output:
         check_output(output)
-    paths, without_run = results.find_runs(patterns)
-    records = results.read_runs(paths)
+    records, without_run = results.runs_matching(patterns)
     drawn, problems = curves.curves_of(records, metric or [], x, log_y)
     name = ", ".join(drawn)
     if not output:
         output = "".join("_" if c in '/\\:*?"<>|\0' else c for c in "-".join(drawn)) + ".png"
         check_output(output)
-    figure = curves.draw(drawn, x, log_x, log_y, smooth)
-    shown = {curve.record.path for some in drawn.values() for curve in some}
+    figure = curves.draw(drawn, records, x, log_x, log_y, smooth)
+    shown = {path for some in drawn.values() for path in some}
     provenance = results.provenance_of([record for record in records if record.path in shown])
     picture = curves.content_of(figure, Path(output).suffix.lower(), name, provenance)
     results.write_with_provenance(Path(output), picture, provenance)
-    print(
-        f"{name} of {len(shown)} run{'s' * (len(shown) > 1)}: {output}, {output}.json", flush=True
-    )
+    number = f"{len(shown)} run{'s' * (len(shown) > 1)}"
+    print(f"{name} of {number}: {output}, {output}.json", flush=True)
     for problem in [*without_run, *problems]:
         say(problem)
     if without_run:

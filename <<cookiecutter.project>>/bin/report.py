@@ -9,27 +9,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from vegab.execution import say
-
-# isort: split
-import argh  # vegab tells what to do where it is not installed
-
 from engine.runs import report as page
 from engine.runs import results
 from engine.sweeps import sweep_of
+from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.execution import say
 
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
-@argh.arg(
-    "-o", "--output", metavar="FILE", help="the page; it opens in any browser, without a network"
-)
+@argh.arg("-o", "--output", metavar="FILE", help="the page, for any browser, without a network")
 def report(*patterns: str, output: str = "report.html") -> None:
     """Write the page."""
     results.require_writable(output)
-    paths, problems = results.find_runs(patterns)
-    records = results.read_runs(paths)
+    records, problems = results.runs_matching(patterns)
     size = page.write_report(records, Path(output), problems, sweep_of(records))
-    print(f"{output}: {len(paths)} {'run' if len(paths) == 1 else 'runs'}, {size / 1e6:.2f} MB")
+    print(f"{output}: {len(records)} run{'s' * (len(records) > 1)}, {size / 1e6:.2f} MB")
     for problem in problems:
         say(problem)
     if problems:

@@ -22,20 +22,19 @@ def reproduce(run: str, *, epochs: int = 0) -> None:
 
     Args:
         run: a run folder
-        epochs: train and compare the first ones alone; 0: all that the run has
+        epochs: train and compare only the first ones; 0: all that the run has
     """
     original = reproduction.read(Path(run), epochs)
     done, attempts = len(original.state["history"]), len(original.meta["attempts"])
-    is_dirty = (original.meta.get("git") or {}).get("dirty")
+    is_dirty = bool((original.meta.get("git") or {}).get("dirty"))
+    commit = (original.commit or "unknown")[:7] + ", with uncommitted changes" * is_dirty
     print(
         f"{run}: {original.status}, {len(original.rows)} of {done} epochs, "
-        f"{attempts} attempt{'s' * (attempts > 1)}, commit {(original.commit or 'unknown')[:7]}"
-        + ", with uncommitted changes"
-        * bool(is_dirty),
+        f"{attempts} attempt{'s' * (attempts > 1)}, commit {commit}",
         flush=True,
     )
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+        signal.signal(number, signal.default_int_handler)  # they end it as Ctrl-C does
     place = Path(tempfile.mkdtemp(prefix="reproduce-"))
     is_kept = False
     try:
@@ -85,11 +84,6 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     for index, cause in enumerate(found):
         print(f"differs too: {cause}" if index else f"likely cause: {cause}")
     return False
-
-
-def interrupt(number: int, frame: object) -> None:
-    """Have a signal end the run that goes on, as Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 NOTHING = (

@@ -11,14 +11,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
+from engine.runs import comparison, results
+from vegab.command_line import argh  # which tells what to do where it is not installed
 from vegab.execution import say
 
-# isort: split
-import argh  # vegab tells what to do where it is not installed
-
-from engine.runs import comparison, results
-
-FORMATS = ("table", "csv", "markdown", "latex", "json")
+FORMS = {
+    "table": comparison.as_text,
+    "csv": comparison.as_csv,
+    "markdown": comparison.as_markdown,
+    "latex": comparison.as_latex,
+}
 SECONDS_BETWEEN = 2.0
 
 
@@ -28,16 +30,15 @@ SECONDS_BETWEEN = 2.0
 @argh.arg("--watch", help="show it again every two seconds, until Ctrl-C")
 def list_runs(*patterns: str, sort: str = "", watch: bool = False) -> None:
     """Print a line a run: its state, how far it is, how good, how old."""
-    if sort:
-        comparison.sorted_records([], sort)  # a mistyped column is refused before anything is read
+    if sort:  # a mistyped column is refused before anything is read
+        comparison.sorted_table(comparison.listing([]), sort)
     while True:
-        records, problems = read(patterns)
+        records, problems = results.runs_matching(patterns)
+        table = comparison.listing(records)
         if sort:
-            records = comparison.sorted_records(records, sort)
-        text = comparison.as_text(comparison.listing(records))
-        if watch and sys.stdout.isatty():
-            text = "\x1b[H\x1b[2J" + text
-        print(text, end="", flush=True)
+            table = comparison.sorted_table(table, sort)
+        clear = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
+        print(clear + comparison.as_text(table), end="", flush=True)
         tell(problems)
         if not watch:
             break
@@ -49,10 +50,10 @@ def list_runs(*patterns: str, sort: str = "", watch: bool = False) -> None:
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
 @argh.arg("--metric", action="append", metavar="NAME", help="this metric only; may be repeated")
 @argh.arg(
-    "--group", help="one row for runs that differ by seeds and folds alone: mean ± std (count)"
+    "--group", help="one row for runs that differ only by seeds and folds: mean ± std (count)"
 )
 @argh.arg("--sort", metavar="COLUMN", help="by this column; --sort=-COLUMN: the other way round")
-@argh.arg("--format", choices=FORMATS, help="of the table")
+@argh.arg("--format", choices=(*FORMS, "json"), help="of the table")
 @argh.arg("-o", "--output", metavar="FILE", help="write it to a file, and FILE.json with its runs")
 def compare(
     *patterns: str,
@@ -65,23 +66,14 @@ def compare(
     """Print the settings that differ, and the best and the last value of each metric."""
     if output:
         results.require_writable(output)
-    records, problems = read(patterns)
+    records, problems = results.runs_matching(patterns)
     metrics = comparison.metrics_of(records, metric or [])
     make = comparison.grouped if group else comparison.comparison
     table = make(records, metrics)
     if sort:
         table = comparison.sorted_table(table, sort)
     provenance = results.provenance_of(records)
-    if format == "json":
-        text = comparison.as_json(table, provenance)
-    else:
-        forms = {
-            "table": comparison.as_text,
-            "csv": comparison.as_csv,
-            "markdown": comparison.as_markdown,
-            "latex": comparison.as_latex,
-        }
-        text = forms[format](table)
+    text = FORMS[format](table) if format in FORMS else comparison.as_json(table, provenance)
     if output:
         content = text.encode(errors="backslashreplace")
         results.write_with_provenance(Path(output), content, provenance)
@@ -96,25 +88,18 @@ def compare(
 @argh.arg("other", metavar="OTHER", help="the run folder to compare it with")
 def diff(one: str, other: str) -> None:
     """Print what differs between two runs: config, command, packages, machine, data, code."""
-    paths = []
+    records: list[results.RunRecord] = []
     for name in (one, other):
-        found, _ = results.find_runs([name])
+        found, _ = results.runs_matching([name])
         if len(found) > 1:
             raise vegab.UsageError(f"{name} holds {len(found)} runs; name one of them")
-        paths += found
-    first, second = results.read_runs(paths)
-    print(comparison.difference(first, second), end="")
-    tell([f"{record.path}: {record.problem}" for record in (first, second) if record.problem])
-
-
-def read(patterns: Sequence[str]) -> tuple[list[results.RunRecord], list[str]]:
-    """Return the runs that patterns mean, and a sentence per pattern with none."""
-    paths, problems = results.find_runs(patterns)
-    return results.read_runs(paths), problems
+        records += found
+    print(comparison.difference(*records), end="")
+    tell([f"{record.path}: {record.problem}" for record in records if record.problem])
 
 
 def tell(problems: Sequence[str]) -> None:
-    """Print what is not right, beside what is."""
+    """Print what is not right, besides what is."""
     sys.stdout.flush()
     for problem in problems:
         say(problem)

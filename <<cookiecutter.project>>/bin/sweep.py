@@ -29,12 +29,10 @@ from engine.runs import comparison
 from engine.sweeps import Launcher, LocalLauncher, slurm, sweep
 from engine.sweeps import definition as sweep_trials
 from src import experiment
+from vegab.command_line import argh  # which tells what to do where it is not installed
 from vegab.config import Override, UnknownKeyError, did_you_mean, find_key, show
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
-
-# isort: split
-import argh  # vegab tells what to do where it is not installed
 
 OUTPUTS = ".output"
 PRUNING = "engine.sweeps.StopPoorTrial"
@@ -103,10 +101,11 @@ def run(
     }
     if plan:
         asked = sweep_trials.with_plan(plan, asked)
-    least = {"random": 0, "seeds": 0, "folds": 0, "trials": 0, "max_parallel": 0}
+    least = dict.fromkeys(("random", "seeds", "folds", "trials", "max_parallel"), 0)
+    least |= {"jobs": 1, "per_gpu": 1}
     numbers = {"per_gpu": per_gpu, "max_parallel": max_parallel}
-    numbers |= {} if jobs is None else {"jobs": jobs}
-    sweep_trials.require_numbers({"jobs": 1, **asked, **numbers}, least | {"jobs": 1, "per_gpu": 1})
+    numbers["jobs"] = 1 if jobs is None else jobs
+    sweep_trials.require_numbers(asked | numbers, least)
     args, folder = TYPED.args, Path(save_path)
     if asked["folds"]:
         if not {"num_folds", "fold"} <= config.keys():
@@ -118,10 +117,6 @@ def run(
         config = {**config, "num_folds": asked["folds"]}
     os.environ.pop("TF_CONFIG", None)  # a trial trains by itself
     stops: list[int] = []
-    names = ("local", "slurm", "ray")
-    if launcher not in names:
-        hint = did_you_mean(launcher, names)
-        raise vegab.UsageError(f"launcher is {launcher!r}{hint}; it is one of {', '.join(names)}")
     places = {"outputs": folder / OUTPUTS, "is_stopped": lambda: bool(stops)}
     threads = config.get("threads")
     starts: Launcher
@@ -129,17 +124,21 @@ def run(
         starts = LocalLauncher(jobs, gpus, per_gpu, threads, **places)
     elif launcher == "slurm":
         starts = slurm.SlurmLauncher(gpus, partition, time, max_parallel, **places)
-    else:
+    elif launcher == "ray":
         starts = sweeps.RayLauncher(gpus, address, max_parallel, threads, **places)
-    key_of = functools.partial(find_key, config)
-    definition = definition_of(config, folder, asked, key_of, max_parallel or starts.num_parallel)
+    else:
+        hint = did_you_mean(launcher, ("local", "slurm", "ray"))
+        raise vegab.UsageError(f"launcher is {launcher!r}{hint}; it is one of local, slurm, ray")
+    definition = definition_of(config, folder, asked, max_parallel or starts.num_parallel)
     known = sweep.known_trials(folder, definition)
     definition = sweep.as_begun(folder, definition)
     check(args, known or sweep_trials.corners(definition))
-    more = ["--allow_inexact"] if allow_inexact else []
 
     def command_of(trial: sweep_trials.Trial) -> list[str]:
-        return [*words_of(definition, folder, trial), *more]
+        own = [f"--{key}={show(value)}" for key, value in trial.settings.items()]
+        more = ["--allow_inexact"] if allow_inexact else []
+        place = os.path.join(folder, trial.name)
+        return [definition.config_name, place, *definition.words, *own, *more]
 
     if dry_run:
         for trial in known:
@@ -165,27 +164,18 @@ def run(
 
 
 def definition_of(
-    config: dict[str, Any],
-    folder: Path,
-    asked: dict[str, Any],
-    key_of: Callable[[str], str],
-    num_parallel: int,
+    config: dict[str, Any], folder: Path, asked: dict[str, Any], num_parallel: int
 ) -> sweep_trials.Definition:
-    """Return what a sweep is that is asked for, once all of it is known to make sense.
-
-    Raises vegab.UsageError if it does not.
-    """
-    args = TYPED.args
+    """Return what a sweep is that is asked for, once all of it is known to make sense."""
+    args, key_of = TYPED.args, functools.partial(find_key, config)
     given = dict(args.overrides)
     if asked["pruner"]:
         given["hooks"] = [*config["hooks"], {"class": PRUNING, "sweep": str(folder)}]
-    read = {
-        "grid": sweep_trials.grid_of(asked["grid"], key_of),
-        "range": sweep_trials.ranges_of(asked["range"], key_of),
-    }
+    asked["grid"] = sweep_trials.grid_of(asked["grid"], key_of)
+    asked["range"] = sweep_trials.ranges_of(asked["range"], key_of)
     words = shared_words(args, given)
     definition = sweep_trials.Definition(
-        args.config, config, words, **(asked | read), num_parallel=num_parallel
+        args.config, config, words, **asked, num_parallel=num_parallel
     )
     if asked["search"] or asked["trials"] or asked["pruner"]:
         sweeps.search.check(definition)
@@ -222,19 +212,8 @@ def shared_words(args: argparse.Namespace, overrides: dict[str, Any]) -> list[st
     return words
 
 
-def words_of(
-    definition: sweep_trials.Definition, folder: Path, trial: sweep_trials.Trial
-) -> list[str]:
-    """Return the command line of a trial, after the program's name."""
-    own = [f"--{key}={show(value)}" for key, value in trial.settings.items()]
-    return [definition.config_name, os.path.join(folder, trial.name), *definition.words, *own]
-
-
 def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> None:
-    """Resolve each trial's config, and look at its ranges.
-
-    Raises vegab.UsageError, naming the trial that cannot be.
-    """
+    """Resolve each trial's config, and look at its ranges; the error names the trial."""
     given = [Override(key, value, adds=True) for key, value in args.overrides.items()]
     given += [Override(key, None, deletes=True) for key in args.delete]
     draft = registry.draft(args.config, args.base, [override.key for override in given])
@@ -273,55 +252,53 @@ def train(
 
         sweeper = sweep.Sweeper(folder, supply, command_of, launcher, show_line)
         records = sweeper.run(retry_failed)
-    if sweeper.num_refusals == len(records):
-        for sentence in dict.fromkeys(sweeper.refused.values()):
-            say(sentence.removeprefix("train.py: "))
-        return REFUSED
-    sweeps.write_sweep(records, folder)
-    print(sweep.summary(records))
-    print(f"what the settings do: {folder / sweeps.SWEEP_PAGE}", flush=True)
-    for record in records:
-        if record.state == "failed":
-            say(f"{record.path} failed: {record.error}")
-    for name, how in sweeper.died.items():
-        say(f"{folder / name} is not finished: {how}")
+    is_refused = sweeper.num_refusals == len(records)
+    if not is_refused:
+        sweeps.write_sweep(records, folder)
+        print(sweep.summary(records))
+        print(f"what the settings do: {folder / sweeps.SWEEP_PAGE}", flush=True)
+        for record in records:
+            if record.state == "failed":
+                say(f"{record.path} failed: {record.error}")
+        for name, how in sweeper.died.items():
+            say(f"{folder / name} is not finished: {how}")
     for sentence in dict.fromkeys(sweeper.refused.values()):
         say(sentence.removeprefix("train.py: "))
+    if is_refused:
+        return REFUSED
     if stops:
         say(f"interrupted; the same command continues {folder}")
         return INTERRUPTED
     return FINISHED if all(record.state == "finished" for record in records) else FAILED
 
 
-@argh.arg("folder", metavar="FOLDER", help="of a sweep")
-def status(folder: str) -> None:
+@argh.arg("folder", metavar="FOLDER", type=Path, help="of a sweep")
+def status(folder: Path) -> None:
     """Print a line a trial, or of many those that need a look and the best, and one for all."""
-    place = Path(folder)
-    _, trials, _ = sweep.read(place)
-    records = sweep.states_of(place, trials)
+    _, trials, _ = sweep.read(folder)
+    records = sweep.states_of(folder, trials)
     shown = sweep.to_look_at(records)
     print(comparison.as_text(comparison.listing(shown)), end="")
     if more := len(records) - len(shown):
-        print(f"and {more} more: python bin/runs.py list {shlex.quote(folder)}")
+        print(f"and {more} more: python bin/runs.py list {shlex.quote(str(folder))}")
     print(sweep.summary(records))
 
 
-@argh.arg("folder", metavar="FOLDER", help="of a sweep")
-def stop(folder: str) -> None:
+@argh.arg("folder", metavar="FOLDER", type=Path, help="of a sweep")
+def stop(folder: Path) -> None:
     """Tell the process that sweeps a folder to stop: its trials commit and end."""
-    place = Path(folder)
-    _, trials, _ = sweep.read(place)
-    owner = sweep.owner_of(place)
+    _, trials, _ = sweep.read(folder)
+    owner = sweep.owner_of(folder)
     if owner is None:
-        told = slurm.stop_all(place / OUTPUTS)
+        told = slurm.stop_all(folder / OUTPUTS)
         print(f"nobody sweeps {folder}" + "; its jobs in SLURM were told to end" * told)
     elif owner["host"] != socket.gethostname():
         raise vegab.UsageError(f"{folder} is being swept on {owner['host']}; stop it there")
     else:
         os.kill(owner["pid"], signal.SIGTERM)
-        while sweep.owner_of(place):
+        while sweep.owner_of(folder):
             clock.sleep(sweep.SECONDS_BETWEEN)
-    print(sweep.summary(sweep.states_of(place, trials)))
+    print(sweep.summary(sweep.states_of(folder, trials)))
 
 
 if __name__ == "__main__":

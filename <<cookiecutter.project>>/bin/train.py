@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
+from engine import checkpoints, endings
 from engine.devices import gpus as devices
 from engine.devices import workers
 from engine.experiment import Experiment, commit_to_fork
@@ -71,7 +72,7 @@ def train(
             prepared,
             Path(save_path),
             prepared.hooks(vegab.terminal()),
-            start_from=start_of(Path(save_path), checkpoint, fork, from_epoch),
+            start_from=start_of(save_path, checkpoint, fork, from_epoch),
             retrain=retrain,
         )
     if workers.is_follower():
@@ -80,9 +81,6 @@ def train(
         command = [sys.executable, str(EVALUATE), save_path, "-e", file]
         code = subprocess.run(command, check=False).returncode
         if code != 0:
-            # Imported here: what a run imports is part of its fingerprint.
-            from engine import endings
-
             reason = endings.ending(code) if endings.signal_of(code) else "what it said is above"
             raise ChildProcessError(f"the evaluation with {file} failed: {reason}")
 
@@ -103,8 +101,7 @@ def prepare(
 ) -> Experiment:
     """Build what the config stands for, and look at what the flags name.
 
-    Raises:
-        vegab.UsageError: if a flag or the config cannot be followed.
+    Raises UsageError if a flag or the config cannot be followed.
     """
     if retrain and not checkpoint:
         raise vegab.UsageError("--retrain needs the weights to begin with: add --checkpoint=PATH")
@@ -116,7 +113,7 @@ def prepare(
         raise vegab.UsageError(f"{' and '.join(given)} both say what to begin with; give one")
     if checkpoint:
         commit_of(checkpoint)
-    start = start_of(Path(save_path), checkpoint, fork, from_epoch)
+    start = start_of(save_path, checkpoint, fork, from_epoch)
     for file in evaluation:
         if not Path(file).is_file():
             raise vegab.UsageError(f"-e {file}: there is no such file")
@@ -133,35 +130,25 @@ def prepare(
             prepared.check_start(start, retrain, *given)
     if start and not retrain:
         prepared.require_more_to_do(start, *given)
-    if warm_start and not has_commit(Path(save_path)):
+    if warm_start and not Path(save_path, checkpoints.LATEST).exists():
         prepared.warm_start(Path(warm_start), warm_start_vars)
     # What the config names wrongly is refused now, before there is a run folder.
     return prepared.with_work(allow_inexact)
 
 
-def has_commit(folder: Path) -> bool:
-    """Return whether a run has a state of its own to go on from."""
-    return (folder / "model.h5").exists()
+def start_of(save_path: str, checkpoint: str, fork: str, from_epoch: int) -> Path | None:
+    """Return the commit of another run that a run begins with; None if it has one of its own.
 
-
-def start_of(folder: Path, checkpoint: str, fork: str, from_epoch: int) -> Path | None:
-    """Return the commit of another run that a run begins with, or None.
-
-    Raises:
-        vegab.UsageError: if there is none where the flags say.
+    Raises UsageError if there is none where the flags say.
     """
-    if has_commit(folder) or not (checkpoint or fork):
+    if Path(save_path, checkpoints.LATEST).exists() or not (checkpoint or fork):
         return None
     return commit_to_fork(Path(fork), from_epoch).path if fork else commit_of(checkpoint)
 
 
 def commit_of(checkpoint: str) -> Path:
-    """Return the file that --checkpoint names: a commit, or the latest one of a run folder.
-
-    Raises:
-        vegab.UsageError: if there is none.
-    """
-    path = Path(checkpoint, "model.h5") if Path(checkpoint).is_dir() else Path(checkpoint)
+    """Return the file that --checkpoint names: a commit, or the latest one of a run folder."""
+    path = Path(checkpoint, checkpoints.LATEST) if Path(checkpoint).is_dir() else Path(checkpoint)
     if not path.is_file():
         raise vegab.UsageError(
             f"there is no checkpoint {path}; give a run folder, its model.h5 or one in its "
@@ -185,15 +172,15 @@ class Launch(vegab.VegabPlugin):
 
     def on_parsed_args(self, args: argparse.Namespace) -> None:
         """Look at flags and folder, and submit; without --launcher do nothing."""
-        asked = {name: args.flags[name] for name in ("launcher", "nodes", "partition", "time")}
-        if asked.pop("launcher") == "local":
+        launcher = args.flags["launcher"]
+        asked = {name: args.flags[name] for name in ("nodes", "partition", "time")}
+        if launcher == "local":
             for name in asked.keys() & args.given_flags.keys():
                 raise vegab.UsageError(f"--{name} is for a job: add --launcher=slurm")
             return
-        if args.flags["launcher"] != "slurm":
-            given = args.flags["launcher"]
-            raise vegab.UsageError(f"launcher is {given!r}; it is local or slurm")
-        # Imported here: what a run imports is part of its fingerprint.
+        if launcher != "slurm":
+            raise vegab.UsageError(f"launcher is {launcher!r}; it is local or slurm")
+        # Imported here: a project may be without this room.
         from engine.sweeps import slurm as launch_slurm
 
         experiment.check_ranges(args.resolved_config)

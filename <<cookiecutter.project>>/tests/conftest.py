@@ -48,7 +48,7 @@ def command() -> Command:
             env=os.environ | (env or {}),
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1800,
         )
         assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
         return done

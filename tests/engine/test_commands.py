@@ -27,36 +27,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_code_of_a_run_runs_again(command: Command, run: Path, tmp_path: Path) -> None:
-    again = command(
-        run / "code" / "bin" / "train.py",
-        run / "config.json",
-        tmp_path / "again",
-        "--num_epochs=3",
-    )
-    assert again.returncode == 0, again.stderr
-    history = [(folder / "history.csv").read_text() for folder in (run, tmp_path / "again")]
-    assert history[0].splitlines()[0] == history[1].splitlines()[0]
-
-
-@pytest.mark.slow
-def test_evaluate_reads_the_test_set_and_writes_what_comes_out(
+def test_evaluate_writes_figures_of_each_class_and_the_first_pictures(
     quick_command: Command, run: Path
 ) -> None:
     done = quick_command("bin/evaluate.py", run)
     assert done.returncode == 0, done.stderr
-    summary = json.loads((run / "eval" / "test.json").read_text())
-    assert summary["checkpoint"] == "model_best.h5"
-    assert summary["num_examples"] == 357
-    header, *rows = (run / "eval" / "predictions.csv").read_text().splitlines()
-    assert header == "index,label,prediction,probability"
+    _, *rows = (run / "eval" / "predictions.csv").read_text().splitlines()
     labels, predictions = np.array([row.split(",")[1:3] for row in rows], dtype=int).T
-    assert (labels == predictions).mean() == pytest.approx(summary["accuracy"], abs=1e-6)
     per_class = (run / "eval" / "per_class.csv").read_text().splitlines()
     assert per_class[0] == "label,precision,recall,f1,support"
     recall = float(per_class[1].split(",")[2])
     assert recall == pytest.approx((predictions[labels == 0] == 0).mean())
-    assert (run / "eval" / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
     # The first pictures of the test set, side by side: every fifth block of ten is in it.
     with np.load(ROOT / "data" / "digits" / "digits.npz") as file:
         first = [*file["images"][40:50], *file["images"][90:96]]
@@ -65,20 +46,12 @@ def test_evaluate_reads_the_test_set_and_writes_what_comes_out(
 
 
 @pytest.mark.slow
-def test_evaluate_takes_the_latest_or_a_path(quick_command: Command, run: Path) -> None:
-    for checkpoint, name in (("latest", "model.h5"), (run / "model_previous.h5",) * 2):
-        done = quick_command("bin/evaluate.py", run, f"--checkpoint={checkpoint}")
-        assert done.returncode == 0, done.stderr
-        summary = json.loads((run / "eval" / "test.json").read_text())
-        assert summary["checkpoint"] == Path(name).name
-
-
-@pytest.mark.slow
 def test_evaluate_and_export_name_the_source_that_has_changed(
     quick_command: Command, run: Path, tmp_path: Path
 ) -> None:
-    quick_command("bin/evaluate.py", run)
-    assert json.loads((run / "eval" / "test.json").read_text())["code_differs"] == []
+    quick_command("bin/evaluate.py", run, f"--checkpoint={run / 'model_previous.h5'}")
+    summary = json.loads((run / "eval" / "test.json").read_text())
+    assert (summary["checkpoint"], summary["code_differs"]) == ("model_previous.h5", [])
     model = run / "model_best.h5"
     stored = fingerprint.of(model)
     assert stored is not None

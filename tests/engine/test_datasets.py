@@ -583,4 +583,4 @@ for epoch, _ in enumerate(sys.stdin):
         assert workers[0] == workers[1] != process.pid
         process.kill()
         # The worker has the same stdout, which ends with the last process that could write to it.
-        process.communicate(timeout=300)
+        process.communicate(timeout=1800)

@@ -4,12 +4,14 @@ import csv
 import json
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from test_plot import write_run
 
 from engine import pictures as figures
 from engine.runs import effects, report, results
@@ -20,16 +22,11 @@ from engine.sweeps.page import sweep_of, write_sweep
 HOSTILE = "</script><script>alert(1)</script>&\u2028\"'"
 
 
-def make_run(folder: Path, rows: int = 3, **config: Any) -> Path:
-    """Write what a run of so many epochs leaves behind."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"n_filters": 4, "seed": 0} | config))
-    attempt = {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T00:01:00+00:00"}
-    meta = {"status": "finished", "attempts": [attempt], "command": {"line": "python x"}}
-    (folder / "meta.json").write_text(json.dumps(meta))
-    lines = [f"{i},{i + 1},{1 / (i + 1)}" for i in range(rows)]
-    (folder / "history.csv").write_text("\n".join(["epoch,step,loss", *lines, ""]))
-    return folder
+def make_run(
+    folder: Path, losses: Sequence[float] = (1, 0.5, 0.25), status: str = "finished", **config: Any
+) -> Path:
+    """Write what a run with such losses leaves behind."""
+    return write_run(folder, losses, {"n_filters": 4, "seed": 0} | config, "loss", status)
 
 
 def evaluate(run: Path, picture: np.ndarray, num_classes: int = 3) -> None:
@@ -68,7 +65,7 @@ def test_what_runs_say_stays_text(tmp_path: Path) -> None:
     run = next(run for run in data["runs"] if "script" in run["path"])
     assert run["settings"] == {"note": HOSTILE, "seed": str(2**70), "rate": "inf"}
     assert run["href"] == "./%3Cscript%3Ealert%281%29/"
-    assert data["settings"]["common"] == {"n_filters": 4}
+    assert data["settings"]["common"] == {"monitor": "loss", "num_epochs": 10, "n_filters": 4}
     (note, rate) = data["effects"]["axes"]
     assert [level.get("value") for level in note["levels"]] == [HOSTILE, None]
     assert [level.get("value") for level in rate["levels"]] == ["inf", None]
@@ -181,15 +178,6 @@ def test_examples_are_the_pixels_of_the_first_pictures(
 # -------------------------------------------------------------------------------------- settings
 
 
-def make_trial(folder: Path, losses: list[float], status: str = "finished", **config: Any) -> None:
-    """Write a run with a loss for each epoch."""
-    run = make_run(folder, **config)
-    rows = [f"{epoch},{epoch + 1},{loss}" for epoch, loss in enumerate(losses)]
-    (run / "history.csv").write_text("\n".join(["epoch,step,loss", *rows, ""]))
-    meta = json.loads((run / "meta.json").read_text())
-    (run / "meta.json").write_text(json.dumps(meta | {"status": status}))
-
-
 def effects_in(folder: Path) -> dict[str, Any]:
     return written(folder)["effects"]
 
@@ -207,9 +195,9 @@ def test_what_settings_do_is_what_one_works_out_by_hand(tmp_path: Path) -> None:
             config: dict[str, Any] = {"n_filters": n_filters, "optimizer": optimizer}
             config |= {"seed": seed, "fold": seed}
             name = f"{n_filters} {optimizer} {seed}"
-            make_trial(folder / name, [loss + 0.1, loss, loss + 0.2], **config)
+            make_run(folder / name, [loss + 0.1, loss, loss + 0.2], **config)
     # It was the best until it failed, and is none now.
-    make_trial(folder / "z", [0.1], status="failed", n_filters=32, optimizer="sgd", seed=0, fold=0)
+    make_run(folder / "z", [0.1], status="failed", n_filters=32, optimizer="sgd", seed=0, fold=0)
     shown = effects_in(folder)
     paths = [run["path"] for run in written(folder)["runs"]]
 
@@ -251,7 +239,7 @@ def test_what_settings_do_is_what_one_works_out_by_hand(tmp_path: Path) -> None:
 def test_more_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
     for n_filters, loss in ((1, 0.5), (2, 0.9)):
         config: dict[str, Any] = {"n_filters": n_filters, "monitor": "loss", "monitor_mode": "max"}
-        make_trial(tmp_path / str(n_filters), [loss], **config)
+        make_run(tmp_path / str(n_filters), [loss], **config)
     shown = effects_in(tmp_path)
     assert shown["lower"] is False
     assert [value for _, value, *_ in shown["points"]] == [0.9, 0.5]
@@ -271,14 +259,14 @@ def test_more_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
         ([1, "nan"], "words", [1, "nan"]),
         ([math.nan, 1.0], "words", [1.0, "nan"]),
         ([2**70, 1], "words", [1, str(2**70)]),
-        (["x" * 999, 1], "words", [1, '"' + "x" * 199 + "…"]),
+        (["x" * 999, 1], "words", [1, "x" * 200 + "…"]),
     ],
 )
 def test_values_have_the_axis_that_suits_them(
     values: list[Any], scale: str, levels: list[Any], tmp_path: Path
 ) -> None:
     for index, value in enumerate(values):
-        make_trial(tmp_path / str(index), [0.5 + index], x=value)
+        make_run(tmp_path / str(index), [0.5 + index], x=value)
     (axis,) = (axis for axis in effects_in(tmp_path)["axes"] if axis["key"] == "x")
     assert (axis["scale"], axis["is_grid"]) == (scale, True)
     shown = [level.get("value", "none") for level in axis["levels"]]
@@ -292,7 +280,7 @@ def test_values_have_the_axis_that_suits_them(
 def test_numbers_that_were_drawn_have_means_over_ranges(tmp_path: Path) -> None:
     # 10^(i/16): in eight ranges of a third of a decade or so.
     for index in range(33):
-        make_trial(tmp_path / str(index), [float(index)], rate=10 ** (index / 16), n=index % 2)
+        make_run(tmp_path / str(index), [float(index)], rate=10 ** (index / 16), n=index % 2)
     rate = effects_in(tmp_path)["axes"][0]
     assert (rate["key"], rate["scale"], rate["is_grid"]) == ("rate", "log", False)
     assert len(rate["levels"]) == effects.NUM_RANGES == 8
@@ -309,7 +297,7 @@ def test_what_is_too_much_to_draw_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(effects, "MOST_GROUPS", 7)
     for index in range(30):
         few: dict[str, Any] = {f"few_{i}": (index + i) % 3 for i in range(effects.MOST_SETTINGS)}
-        make_trial(
+        make_run(
             tmp_path / str(index), [1 / (index + 1)], note=f"run {index}", rare=index == 0, **few
         )
     shown = effects_in(tmp_path)
@@ -325,7 +313,7 @@ def test_what_is_too_much_to_draw_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_sweep_has_a_page_that_says_what_it_is_and_is_no_run(tmp_path: Path) -> None:
     names = ["n_filters=4", "n_filters=8", "n_filters=9"]
     for name in names[:2]:
-        make_trial(tmp_path / name, [0.5], n_filters=int(name[-1]))
+        make_run(tmp_path / name, [0.5], n_filters=int(name[-1]))
     sweep.write(
         tmp_path,
         sweep_trials.Definition(

@@ -18,6 +18,7 @@ from typing import Any
 import forked
 import h5py
 import pytest
+from conftest import files_below
 from machinery import ROOT
 
 from engine.checkpoints.file import HISTORY, commits_of, read_state, weights_in
@@ -104,7 +105,7 @@ def do(project: Path) -> Do:
             cwd=project,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1800,
             preexec_fn=use_one_core,
         )
 
@@ -135,19 +136,14 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def git(project: Path, *arguments: str) -> None:
-    identity = ("-c", "user.name=T", "-c", "user.email=t@example.org")
-    subprocess.run(["git", *identity, *arguments], cwd=project, check=True, capture_output=True)
+def git(project: Path, *arguments: str) -> str:
+    words = ("git", "-c", "user.name=T", "-c", "user.email=t@example.org", *arguments)
+    return subprocess.run(words, cwd=project, check=True, capture_output=True, text=True).stdout
 
 
 def commit(project: Path) -> None:
     git(project, "add", "--all")
     git(project, "commit", "-q", "-m", "one more")
-
-
-def content_of(folder: Path) -> dict[str, bytes]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def copy_of(run: Path, name: str) -> Path:
@@ -182,15 +178,12 @@ def test_a_fork_from_an_epoch_ends_as_the_run_itself(project: Path, run: Path, f
         assert (fork / name).read_bytes() == (run / name).read_bytes(), name
     meta = meta_of(fork)
     attempt = meta_of(run)["attempts"][0]
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=project, capture_output=True, text=True, check=True
-    )
     assert meta["parent"] == {
         "path": RUN,
         "from_epoch": 2,
         "from_step": 2 * STEPS,
         "started": attempt["start"],
-        "commit": head.stdout.strip(),
+        "commit": git(project, "rev-parse", "HEAD").strip(),
     }
     assert meta["config"] == f"{RUN}/config.json"
     assert meta["flags"] == {"fork": RUN, "from_epoch": 2}
@@ -258,7 +251,7 @@ def test_a_run_is_identical_with_its_own_code(
     later: Path, run: Path, do: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    before = content_of(run)
+    before = files_below(run)
     done = do("bin/reproduce.py", RUN)
     assert done.returncode == 0, done.stdout + done.stderr
     first, *lines = done.stdout.splitlines()
@@ -270,7 +263,7 @@ def test_a_run_is_identical_with_its_own_code(
         "data, devices and settings are the same",
         "identical to the bit: history.csv (4 epochs), model.h5, model_best.h5",
     ]
-    assert content_of(run) == before
+    assert files_below(run) == before
     assert not list(tmp_path.glob("reproduce-*")), "nothing is left where all is identical"
 
 
@@ -425,11 +418,11 @@ def test_what_cannot_be_made_again_is_refused_and_left_alone(
     monkeypatch.chdir(later)
     monkeypatch.setattr(reproduction, "ROOT", later)
     for (name, epochs), sentence in refusals:
-        before = content_of(later / name) if (later / name).exists() else {}
+        before = files_below(later / name) if (later / name).exists() else {}
         with pytest.raises(UsageError) as refusal:
             reproduction.read(Path(name), epochs)
         assert sentence in str(refusal.value)
-        assert not before or content_of(later / name) == before
+        assert not before or files_below(later / name) == before
     # As a user sees it. To read the lock file here would give the lock back.
     for name, sentence in [
         ("src", "src is not a run folder"),

@@ -38,6 +38,6 @@ def test_the_notebook_runs_on_a_run(
     monkeypatch.setenv("RUN", str(tmp_path / "run"))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT}}).execute()
+        NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": ROOT}}).execute()
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         assert any("image/png" in output.get("data", {}) for output in outputs)

@@ -79,7 +79,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of four trials that nothing stopped."""
     folder = tmp_path_factory.mktemp("sweep") / "straight"
     process = start("root", folder, *SMALL, *GRID, "--jobs=2")
-    said, problems = process.communicate(timeout=600)
+    said, problems = process.communicate(timeout=1800)
     assert process.returncode == 0, problems
     assert said.startswith("4 trials: 4 finished; best val_loss ")
     return folder
@@ -148,7 +148,7 @@ def test_sweeper_and_trials_that_are_killed_lose_nothing(swept: Path, tmp_path: 
             except ProcessLookupError:
                 continue
     second = start(*words)
-    said, problems = second.communicate(timeout=600)
+    said, problems = second.communicate(timeout=1800)
     assert second.returncode == 0, problems
     assert said.startswith("4 trials: 4 finished")
     assert exact_files(folder) == exact_files(swept)
@@ -194,7 +194,7 @@ def test_a_sweep_is_told_to_stop_and_goes_on(swept: Path, command: Command, tmp_
     stop = start("stop", folder)
     wait_for(lambda: is_told_to_end(first.pid))
     first.send_signal(signal.SIGCONT)
-    said, problems = stop.communicate(timeout=600)
+    said, problems = stop.communicate(timeout=1800)
     assert stop.returncode == 0, problems
     assert first.wait(300) == 75
     assert "waiting" in said

@@ -29,7 +29,7 @@ exits.leave(int(sys.argv[1]))
 @pytest.mark.parametrize("code", [0, 1, 2, 75])
 def test_only_the_tidying_up_is_left_out_and_only_after_an_interruption(code: int) -> None:
     words = [sys.executable, "-c", SCRIPT, str(code), str(ROOT)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=1800)
     assert (done.returncode, done.stderr) == (code, "")
     said = done.stdout.splitlines()
     # What is on its way through a pipe is written at the very end.

@@ -446,7 +446,7 @@ def test_a_signal_interrupts_and_the_same_command_continues(
 ) -> None:
     with started(script, "root", "run", "--mode=wait") as process:
         process.send_signal(getattr(signal, name))
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=1800)
     assert process.returncode == 75
     assert said.decode() == (f"work.py: interrupted by {name}; the same command continues run\n")
     meta = meta_of(tmp_path / "run")
@@ -567,7 +567,7 @@ def test_where_nobody_reads_along_no_more_is_said_than_has_to_be(
 
 def test_a_closed_pipe_does_not_harm_the_run(script: Path, tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} work.py root run --mode=descriptors | true"
-    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=300)
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=1800)
     wait_for((tmp_path / "run" / "meta.json").exists)  # a shell may not wait for the first one
     wait_for(lambda: meta_of(tmp_path / "run")["status"] == "finished")
     assert "from a child\n" in read(tmp_path / "run" / "stdout.txt")
@@ -575,7 +575,7 @@ def test_a_closed_pipe_does_not_harm_the_run(script: Path, tmp_path: Path) -> No
 
 def test_closed_descriptors_do_not_harm_the_run(script: Path, tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} work.py root run --mode=descriptors <&- >&- 2>&-"
-    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=300).returncode == 0
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=1800).returncode == 0
     assert "from a child\n" in read(tmp_path / "run" / "stdout.txt")
     assert "as C++ complains\n" in read(tmp_path / "run" / "stderr.txt")
 

@@ -1,4 +1,4 @@
-"""Tables of runs: what there is, how they compare, how two of them differ; and forms of a table."""
+"""Makes tables of runs: what there is, how they compare, how two of them differ; in many forms."""
 
 import csv
 import difflib
@@ -9,7 +9,7 @@ import pickle
 import statistics
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,24 +25,18 @@ LONGEST_NOTE = 70
 
 
 class Mean(NamedTuple):
-    """Mean and standard deviation (n - 1; None of one value) of a figure over some runs."""
+    """Mean and standard deviation (n - 1; None of one value) of a metric over some runs."""
 
     mean: float
     std: float | None
     num_runs: int
 
 
-class Position(NamedTuple):
-    """How far a run is, of how many."""
-
-    number: int
-    total: int | None
-
-
-class Setting(NamedTuple):
-    """A value of a config, as it stands there."""
+class Cell(NamedTuple):
+    """A value that is shown as a text of its own; the value is what it is sorted by."""
 
     value: Any
+    text: str
 
 
 class Table(NamedTuple):
@@ -57,20 +51,21 @@ def listing(records: Sequence[RunRecord]) -> Table:
     now = datetime.now(UTC)
     columns = ["run", "state", "epoch", "step", "best", "age", "duration", "config", "commit"]
     rows: list[list[Any]] = []
-    for record in records:
-        metric = record.metrics.get(record.monitor or "")
-        age = now - datetime.fromisoformat(record.start) if record.start else None
+    for index, record in enumerate(records):
+        best = record.metrics.get(record.monitor or "")
+        start = record.start and datetime.fromisoformat(record.start)
+        age = (now - start).total_seconds() if start else None
         note = record.problem or (record.error if record.state == "failed" else "")
         cells: list[Any] = [
-            record.path,
+            Cell(index, record.path),
             f"{record.state}, inexact" if record.is_inexact else record.state,
-            Position(record.epoch, record.num_epochs),
-            Position(record.global_step, record.num_steps),
-            f"{record.monitor} {metric.best:.4g} ({metric.best_epoch + 1})" if metric else None,
-            _age(age.total_seconds()) if age else None,
-            _duration(record.seconds) if record.num_attempts else None,
+            _position(record.epoch, record.num_epochs),
+            _position(record.global_step, record.num_steps),
+            best and Cell(best.best, f"{record.monitor} {best.best:.4g} ({best.best_epoch + 1})"),
+            None if age is None else Cell(age, _age(age)),
+            Cell(record.seconds, _duration(record.seconds)) if record.num_attempts else None,
             record.config_name or None,
-            _commit(record),
+            record.commit and record.commit[:SHORT_COMMIT] + "+" * record.is_dirty,
             note if len(note) <= LONGEST_NOTE else f"{note[: LONGEST_NOTE - 1]}…",
         ]
         rows.append(cells)
@@ -79,72 +74,59 @@ def listing(records: Sequence[RunRecord]) -> Table:
     return Table(columns, [row[:-1] for row in rows])
 
 
-def sorted_records(records: Sequence[RunRecord], column: str) -> list[RunRecord]:
-    """Sort runs by a column of `listing`; a `-` before its name turns the order around.
-
-    Raises UsageError if there is no such column.
-    """
-    order = {record.path: index for index, record in enumerate(records)}
-    keys: dict[str, Callable[[RunRecord], Any]] = {
-        "run": lambda r: order[r.path],
-        "state": lambda r: r.state,
-        "epoch": lambda r: r.epoch,
-        "step": lambda r: r.global_step,
-        "best": lambda r: r.metrics[r.monitor].best if r.monitor in r.metrics else None,
-        "age": lambda r: r.start and -datetime.fromisoformat(r.start).timestamp(),
-        "duration": lambda r: r.seconds,
-        "config": lambda r: r.config_name,
-        "commit": lambda r: r.commit,
-    }
-    name = column.removeprefix("-")
-    if name not in keys:
-        raise UsageError(_no_column(name, keys))
-    rows = [[record, keys[name](record)] for record in records]
-    return [record for record, _ in _sorted_rows(rows, 1, column.startswith("-"))]
-
-
 def comparison(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
     """Return a row a run: the settings that differ, the best and the last value of each metric."""
-    settings = results.differing_settings(records)
-    columns = ["run", "state", "epoch", *_setting_columns(settings), *_metric_columns(metrics)]
+    keys = results.differing_settings(records)
     rows = []
     for record in records:
-        own = results.settings_of(record)
-        position = Position(record.epoch, record.num_epochs)
-        cells: list[Any] = [record.path, record.state, position]
-        cells += [Setting(own[key]) if key in own else None for key in settings]
+        position = _position(record.epoch, record.num_epochs)
+        cells = [record.path, record.state, position, *_settings(record, keys)]
         for metric in metrics:
-            figures = record.metrics.get(metric)
-            cells += [figures.best, figures.last] if figures else [None, None]
+            found = record.metrics.get(metric)
+            cells += [found.best, found.last] if found else [None, None]
         rows.append(cells)
-    return Table(columns, rows)
+    return Table(["run", "state", "epoch", *_columns(keys, metrics)], rows)
 
 
 def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
-    """Return a row for all runs whose settings differ by seeds and folds alone.
+    """Return a row for all runs whose settings differ only by seeds and folds.
 
     Means are over the finished ones; the column `state` says what the others are.
     """
-    groups = results.groups_of(records)
-    settings = [
-        key for key in results.differing_settings(records) if not results.is_repetition(key)
-    ]
-    columns = ["runs", "state", *_setting_columns(settings), *_metric_columns(metrics)]
+    keys = results.differing_settings(records, repetitions=False)
     rows = []
-    for group in groups:
-        own = results.settings_of(group[0])
+    for group in results.groups_of(records):
         states = Counter(record.state for record in group)
         shown = ", ".join(
             state if len(states) == 1 else f"{number} {state}" for state, number in states.items()
         )
-        cells: list[Any] = [len(group), shown if group[0].config else f"{shown}: {group[0].path}"]
-        cells += [Setting(own[key]) if key in own else None for key in settings]
-        finished = [record for record in group if record.state == "finished"]
+        shown += "" if group[0].config else f": {group[0].path}"
+        cells = [len(group), shown, *_settings(group[0], keys)]
+        finished = [record.metrics for record in group if record.state == "finished"]
         for metric in metrics:
-            figures = [record.metrics[metric] for record in finished if metric in record.metrics]
-            cells += [mean_of([f.best for f in figures]), mean_of([f.last for f in figures])]
+            found = [its[metric] for its in finished if metric in its]
+            cells += [
+                mean_of([each.best for each in found]),
+                mean_of([each.last for each in found]),
+            ]
         rows.append(cells)
-    return Table(columns, rows)
+    return Table(["runs", "state", *_columns(keys, metrics)], rows)
+
+
+def _columns(settings: Sequence[str], metrics: Sequence[str]) -> Iterator[str]:
+    """Yield the names of columns; settings are told apart from those that every table has."""
+    own = ("run", "runs", "state", "epoch")
+    yield from (f"config.{key}" if key in own else key for key in settings)
+    yield from (f"{metric} {which}" for metric in metrics for which in ("best", "last"))
+
+
+def _settings(record: RunRecord, keys: Sequence[str]) -> list[Any]:
+    own = results.settings_of(record)
+    return [Cell(own[key], _written(own[key])) if key in own else None for key in keys]
+
+
+def _position(number: int, total: int | None) -> Cell:
+    return Cell(number, f"{number}/{total}" if total else str(number))
 
 
 def metrics_of(records: Sequence[RunRecord], asked: Sequence[str]) -> list[str]:
@@ -167,42 +149,21 @@ def sorted_table(table: Table, column: str) -> Table:
 
     A metric's name stands for its best value. Raises UsageError if there is no such column.
     """
-    name = column.removeprefix("-")
-    for candidate in (name, f"{name} best"):
-        if candidate in table.columns:
-            index = table.columns.index(candidate)
-            return Table(table.columns, _sorted_rows(table.rows, index, column.startswith("-")))
-    raise UsageError(_no_column(name, table.columns))
+    columns, name = table.columns, column.removeprefix("-")
+    found = [columns.index(key) for key in (name, f"{name} best") if key in columns]
+    if not found:
+        hint = did_you_mean(name, columns)
+        raise UsageError(f"no column {name!r} to sort by{hint} ({', '.join(columns)})")
 
-
-def _no_column(name: str, columns: Any) -> str:
-    return f"no column {name!r} to sort by{did_you_mean(name, columns)} ({', '.join(columns)})"
-
-
-def _sorted_rows(rows: Sequence[list[Any]], index: int, descending: bool) -> list[list[Any]]:
-    def key(row: list[Any]) -> tuple[int, float, str]:
-        value = row[index].value if isinstance(row[index], Setting) else row[index]
+    def key(row: list[Any]) -> tuple[bool, Any]:
+        value = _value(row[found[0]])
         value = value.mean if isinstance(value, Mean) else value
-        value = value.number if isinstance(value, Position) else value
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return (0, value, "")
-        return (1, 0, value if isinstance(value, str) else show(value))
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return not is_number, value if is_number else _written(value)
 
-    there = [row for row in rows if row[index] is not None]
-    return [
-        *sorted(there, key=key, reverse=descending),
-        *(row for row in rows if row[index] is None),
-    ]
-
-
-def _setting_columns(settings: Sequence[str]) -> list[str]:
-    """Return the names of settings, told apart from the columns that every table has."""
-    own = ("run", "runs", "state", "epoch")
-    return [f"config.{key}" if key in own else key for key in settings]
-
-
-def _metric_columns(metrics: Sequence[str]) -> list[str]:
-    return [f"{metric} {which}" for metric in metrics for which in ("best", "last")]
+    there = [row for row in table.rows if row[found[0]] is not None]
+    others = [row for row in table.rows if row[found[0]] is None]
+    return Table(columns, sorted(there, key=key, reverse=column.startswith("-")) + others)
 
 
 def mean_of(values: Sequence[float]) -> Mean | None:
@@ -211,12 +172,6 @@ def mean_of(values: Sequence[float]) -> Mean | None:
         return None
     std = statistics.stdev(values) if len(values) > 1 else None
     return Mean(statistics.fmean(values), std, len(values))
-
-
-def _commit(record: RunRecord) -> str | None:
-    if not record.commit:
-        return None
-    return record.commit[:SHORT_COMMIT] + "+" * record.is_dirty
 
 
 def _age(seconds: float) -> str:
@@ -234,7 +189,7 @@ def _duration(seconds: float) -> str:
 
 def as_text(table: Table) -> str:
     """Return lines of columns below each other, numbers to the right."""
-    rows = [[printable(_shown(cell)) for cell in row] for row in [table.columns, *table.rows]]
+    rows = [[printable(cell) for cell in row] for row in _shown(table)]
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     right = _to_the_right(table)
     lines = []
@@ -254,22 +209,21 @@ def as_csv(table: Table) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(plain.columns)
     for row in plain.rows:
-        cells = [cell.number if isinstance(cell, Position) else cell for cell in row]
-        writer.writerow([repr(cell) if isinstance(cell, float) else _shown(cell) for cell in cells])
+        writer.writerow(["" if cell is None else _written(_value(cell)) for cell in row])
     return text.getvalue()
 
 
 def as_markdown(table: Table) -> str:
     """Return a table of Markdown."""
     rules = ["---:" if to_the_right else "---" for to_the_right in _to_the_right(table)]
-    rows = [[_for_markdown(_shown(cell)) for cell in row] for row in [table.columns, *table.rows]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [rows[0], rules, *rows[1:]])
+    head, *body = [[printable(cell.translate(MARKDOWN)) for cell in row] for row in _shown(table)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [head, rules, *body])
 
 
 def as_latex(table: Table) -> str:
     r"""Return a tabular for LaTeX; it needs `\usepackage{booktabs}`."""
     kinds = ["r" if to_the_right else "l" for to_the_right in _to_the_right(table)]
-    rows = [[_for_latex(_shown(cell)) for cell in row] for row in [table.columns, *table.rows]]
+    rows = [[printable(cell).translate(LATEX) for cell in row] for row in _shown(table)]
     head, *body = [" & ".join(row) + r" \\" for row in rows]
     begin = rf"\begin{{tabular}}{{{''.join(kinds)}}}"
     lines = [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
@@ -279,13 +233,7 @@ def as_latex(table: Table) -> str:
 def as_json(table: Table, provenance: Mapping[str, Any]) -> str:
     """Return a mapping per row, with all digits, and where the table comes from."""
     plain = _without_means(table)
-    rows = [
-        {
-            column: cell[0] if isinstance(cell, Setting | Position) else cell
-            for column, cell in zip(plain.columns, row, strict=True)
-        }
-        for row in plain.rows
-    ]
+    rows = [dict(zip(plain.columns, map(_value, row), strict=True)) for row in plain.rows]
     content = json.loads(
         json.dumps({"rows": rows, "provenance": provenance}),
         parse_constant=lambda _: None,  # JSON knows no infinity
@@ -295,9 +243,7 @@ def as_json(table: Table, provenance: Mapping[str, Any]) -> str:
 
 def _without_means(table: Table) -> Table:
     """Give mean, standard deviation and count columns of their own."""
-    is_mean = [
-        any(isinstance(row[i], Mean) for row in table.rows) for i in range(len(table.columns))
-    ]
+    is_mean = [any(isinstance(cell, Mean) for cell in cells) for cells in _cells_of(table)]
     columns = []
     for column, wide in zip(table.columns, is_mean, strict=True):
         columns += [f"{column} {part}" for part in ("mean", "std", "count")] if wide else [column]
@@ -310,17 +256,27 @@ def _without_means(table: Table) -> Table:
     return Table(columns, rows)
 
 
-def _shown(cell: Any) -> str:
-    if cell is None:
-        return ""
-    if isinstance(cell, Setting):
-        value = cell.value  # most are short to write, and there are many
-        return str(value) if type(value) in (str, int, float) else show(value)
-    if isinstance(cell, Mean):
-        return mean_and_spread(cell)
-    if isinstance(cell, Position):
-        return f"{cell.number}/{cell.total}" if cell.total else str(cell.number)
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+def _value(cell: Any) -> Any:
+    return cell.value if isinstance(cell, Cell) else cell
+
+
+def _written(value: Any) -> str:
+    """Return a value with all digits, as it can be typed."""
+    # Most are short to write, and there are many.
+    return str(value) if type(value) in (str, int, float) else show(value)
+
+
+def _shown(table: Table) -> list[list[str]]:
+    """Return the texts of columns and rows."""
+
+    def text(cell: Any) -> str:
+        if isinstance(cell, Mean):
+            return mean_and_spread(cell)
+        if isinstance(cell, Cell):
+            return cell.text
+        return "" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+    return [table.columns, *([text(cell) for cell in row] for row in table.rows)]
 
 
 def mean_and_spread(cell: Mean) -> str:
@@ -334,16 +290,20 @@ def mean_and_spread(cell: Mean) -> str:
     return f"{cell.mean:.{decimals}f} ± {cell.std:.{decimals}f} ({cell.num_runs})"
 
 
+def _cells_of(table: Table) -> list[list[Any]]:
+    """Return the cells with a value, by column."""
+    places = range(len(table.columns))
+    return [[row[i] for row in table.rows if row[i] is not None] for i in places]
+
+
 def _to_the_right(table: Table) -> list[bool]:
-    return [_are_numbers([row[i] for row in table.rows]) for i in range(len(table.columns))]
+    """Return which columns hold only numbers, that are shown as such."""
 
+    def is_number(cell: Any) -> bool:
+        is_plain = isinstance(cell, Cell) and cell.text == str(cell.value)
+        return isinstance(cell.value if is_plain else cell, int | float | Mean)
 
-def _are_numbers(column: Sequence[Any]) -> bool:
-    cells = [cell.value if isinstance(cell, Setting) else cell for cell in column]
-    given = [cell for cell in cells if cell is not None]
-    return bool(given) and all(
-        isinstance(cell, int | float | Mean) and not isinstance(cell, bool) for cell in given
-    )
+    return [bool(cells) and all(map(is_number, cells)) for cells in _cells_of(table)]
 
 
 def _width(text: str) -> int:
@@ -355,31 +315,22 @@ def _width(text: str) -> int:
     )
 
 
-def _for_markdown(text: str) -> str:
-    for character, instead in (("&", "&amp;"), ("<", "&lt;"), ("\\", "\\\\"), ("|", "\\|")):
-        text = text.replace(character, instead)
-    for character in "`*_[]":
-        text = text.replace(character, f"\\{character}")
-    return printable(text)
-
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    '"': r"{\ttfamily\char34}",
-    # A row that begins with one of these would be read as an argument of the command before it.
-    "[": "{[}",
-    "*": "{*}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
-
-
-def _for_latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in printable(text))
+MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", **{c: f"\\{c}" for c in "\\|`*_[]"}})
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        '"': r"{\ttfamily\char34}",
+        # A row that begins with one of these would be read as an argument of the command before it.
+        "[": "{[}",
+        "*": "{*}",
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+    }
+)
 
 
 def difference(one: RunRecord, other: RunRecord) -> str:
@@ -416,9 +367,9 @@ def _environment(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data(record: RunRecord) -> dict[str, Any]:
-    """Return the fingerprint of a run's data and what its numbers depend on beside packages."""
+    """Return the fingerprint of a run's data and what its numbers depend on besides packages."""
     try:
-        stored = results.load_fingerprint(record.path)
+        stored = results.loop_state(record.path).get("fingerprint") or {}
     except (OSError, pickle.UnpicklingError):
         return {}
     return {key: stored[key] for key in ("data", "processor", "settings") if key in stored}
@@ -426,35 +377,26 @@ def _data(record: RunRecord) -> dict[str, Any]:
 
 def _code(one: Path, other: Path) -> list[str]:
     """Return a unified diff of the source that two runs have used."""
-    lines: list[str] = []
-    if missing := [f"  {run} has no code/" for run in (one, other) if not (run / "code").is_dir()]:
+    folders = one / "code", other / "code"
+    if missing := [f"  {code.parent} has no code/" for code in folders if not code.is_dir()]:
         return missing
-    names = {
-        str(path.relative_to(run / "code"))
-        for run in (one, other)
-        for path in (run / "code").rglob("*")
-        if path.is_file() and path != run / "code" / "uncommitted.diff"
+    files = {
+        path.relative_to(code)
+        for code in folders
+        for path in code.rglob("*")
+        if path.is_file() and path != code / "uncommitted.diff"
     }
-    for name in sorted(names):
-        contents = [_content(run / "code" / name) for run in (one, other)]
-        if contents[0] == contents[1]:
+    lines: list[str] = []
+    for file in sorted(files):
+        paths = [code / file for code in folders]
+        before, after = (path.read_bytes() if path.is_file() else b"" for path in paths)
+        if before == after:
             continue
-        before, after = (_lines(content) for content in contents)
-        if before is None or after is None:
-            lines.append(f"  {name}: not text, and not the same")
+        try:
+            texts = [content.decode().splitlines(keepends=True) for content in (before, after)]
+        except UnicodeDecodeError:
+            lines.append(f"  {file}: not text, and not the same")
             continue
-        paths = [str(run / "code" / name) for run in (one, other)]
-        for line in difflib.unified_diff(before, after, fromfile=paths[0], tofile=paths[1]):
+        for line in difflib.unified_diff(texts[0], texts[1], str(paths[0]), str(paths[1])):
             lines += [line] if line.endswith("\n") else [line, "\\ No newline at end of file"]
     return lines
-
-
-def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
-
-
-def _lines(content: bytes | None) -> list[str] | None:
-    try:
-        return (content or b"").decode().splitlines(keepends=True)
-    except UnicodeDecodeError:
-        return None

@@ -6,7 +6,6 @@ import logging
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.pictures import new_figure
@@ -17,6 +16,7 @@ from vegab.execution import printable
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
@@ -41,26 +41,20 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "curves",
     "font.size": 9,
 }
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A column of a run's history: float64 of shape (num_points,)."""
-
-    record: RunRecord
-    x: "np.ndarray"  # epochs (from 1) or steps
-    y: "np.ndarray"  # NaN where a value is not finite or cannot be drawn, which leaves a gap
+Curves = dict[str, "pd.Series"]  # a metric by epochs (from 1) or steps, for each run's path
 
 
 def curves_of(
     records: Sequence[RunRecord], asked: Sequence[str], x: str = "epoch", log_y: bool = False
-) -> tuple[dict[str, list[Curve]], list[str]]:
+) -> tuple[dict[str, Curves], list[str]]:
     """Return the curves of each metric, and a sentence for whatever is not drawn as one expects.
 
-    Without columns that are `asked` for, it is what the runs monitor. With `log_y`, values have to
-    be above 0. Raises UsageError if there is nothing to draw of a metric.
+    A curve is NaN where a value is not finite, or with `log_y` not above 0, which leaves a gap.
+    Without columns that are `asked` for, it is what the runs monitor. Raises UsageError if there is
+    nothing to draw of a metric.
     """
     import numpy as np
+    import pandas as pd
 
     histories, problems = _histories(records)
     columns = {key for rows in histories.values() for row in rows for key in row}
@@ -71,15 +65,15 @@ def curves_of(
             "no run has a history with a metric to draw by itself"
             + (f"; name one by --metric: {', '.join(sorted(columns))}" if columns else "")
         )
-    curves: dict[str, list[Curve]] = {metric: [] for metric in metrics}
+    curves: dict[str, Curves] = {metric: {} for metric in metrics}
     for record in records:
         rows = [{"epoch": n} | row for n, row in enumerate(histories.get(record.path, []))]
         for metric in metrics if rows else ():
-            points = [(row[x], row[metric]) for row in rows if x in row and metric in row]
+            points = {row[x]: row[metric] for row in rows if x in row and metric in row}
             if not points:
                 problems.append(f"{record.path} has no {metric}")
                 continue
-            where, values = np.array(points, dtype=np.float64).T
+            values = pd.Series(points, dtype=np.float64)
             usable = np.isfinite(values) & ((values > 0) | (not log_y))
             if not usable.all():
                 problems.append(
@@ -87,8 +81,8 @@ def curves_of(
                     f"{(~usable).sum()} of {len(values)} points, which leaves a gap"
                 )
             if usable.any():
-                values[~usable] = np.nan
-                curves[metric].append(Curve(record, where + (x == "epoch"), values))
+                curves[metric][record.path] = curve = values.where(usable)
+                curve.index += x == "epoch"
     for metric, there in curves.items():
         if not there:
             raise UsageError(f"no run has a finite value{' above 0' * log_y} of {metric!r}")
@@ -113,45 +107,31 @@ def _histories(records: Sequence[RunRecord]) -> tuple[dict[str, list[dict[str, f
     return histories, problems
 
 
-def smoothed(values: "np.ndarray", weight: float) -> "np.ndarray":
+def smoothed(values: "pd.Series", weight: float) -> "pd.Series":
     """Return an exponential moving average with bias correction, as TensorBoard draws it.
 
     m(t) = weight * m(t - 1) + (1 - weight) * value(t), from m(0) = 0, over 1 - weight^t: Kingma and
     Ba, "Adam: a method for stochastic optimization" (2015), section 3. A NaN stays one, and does
     not count.
     """
-    import pandas as pd
-
-    series = pd.Series(values)
-    average = series.ewm(alpha=1 - weight, ignore_na=True).mean()
-    return average.where(series.notna()).to_numpy()
+    return values.ewm(alpha=1 - weight, ignore_na=True).mean().where(values.notna())
 
 
-def mean_of(
-    curves: Sequence[tuple["np.ndarray", "np.ndarray"]],
-) -> tuple["np.ndarray", "np.ndarray", "np.ndarray"]:
+def mean_of(curves: Sequence["pd.Series"]) -> tuple["pd.Series", "pd.Series"]:
     """Return mean and standard deviation (n - 1) over the curves that reach each point.
 
-    The curves are pairs of x and y, of shape (num_points,); where one of them is NaN, the mean is.
-    The result is all x in order, the mean there, and the deviation: NaN where one curve is alone.
+    Where one of the curves is NaN, the mean is; where one curve is alone, the deviation is.
     """
-    import numpy as np
+    import pandas as pd
 
-    x = np.unique(np.concatenate([own for own, _ in curves]))
-    table = np.full((len(curves), len(x)), np.nan)
-    reached = np.zeros(table.shape, dtype=bool)
-    for row, (own, values) in enumerate(curves):
-        places = np.searchsorted(x, own)
-        table[row, places], reached[row, places] = values, True
-    count = reached.sum(axis=0)
-    mean = table.sum(axis=0, where=reached) / count
-    squares = ((table - mean) ** 2).sum(axis=0, where=reached)
-    alone = count < 2
-    return x, mean, np.where(alone, np.nan, np.sqrt(squares / np.where(alone, 1, count - 1)))
+    points = pd.concat(curves).groupby(level=0)
+    is_gap = points.count() < points.size()
+    return points.mean().mask(is_gap), points.std().mask(is_gap)
 
 
 def draw(
-    curves: Mapping[str, Sequence[Curve]],
+    curves: Mapping[str, Curves],
+    records: Sequence[RunRecord],
     x: str = "epoch",
     log_x: bool = False,
     log_y: bool = False,
@@ -164,8 +144,8 @@ def draw(
     import matplotlib
     from matplotlib.lines import Line2D
 
-    drawn = {curve.record.path: curve.record for some in curves.values() for curve in some}
-    groups = results.groups_of(list(drawn.values()))
+    drawn = {path for some in curves.values() for path in some}
+    groups = results.groups_of([record for record in records if record.path in drawn])
     labels, title = _legend(groups, smooth)
     longest = max(len(line) for label in labels for line in label.split("\n"))
     num_lines = sum(label.count("\n") + 1 for label in labels) + title.count("\n") + bool(title)
@@ -201,18 +181,13 @@ def draw(
 def _legend(groups: Sequence[Sequence[RunRecord]], smooth: float) -> tuple[list[str], str]:
     """Return what the curves are called, the last one for all that have no name, and a title."""
     is_grouped = any(len(group) > 1 for group in groups)
-    records = [record for group in groups for record in group]
-    paths = (record.path for record in records)
-    by_path = dict(zip(paths, results.labels_of(records, is_grouped), strict=True))
+    first = [group[0] for group in groups]
     labels = []
-    for group in groups:
-        label = by_path[group[0].path]
+    for group, label in zip(groups, results.labels_of(first, not is_grouped), strict=True):
         if len(group) > 1:
             label = f"{label} (n = {len(group)})" if len(groups) > 1 else f"n = {len(group)}"
-        wrapped = textwrap.TextWrapper(
-            LONGEST_LINE, max_lines=3, placeholder=" …", break_on_hyphens=False
-        )
-        labels.append(wrapped.fill(printable(label)))
+        form: Any = {"max_lines": 3, "placeholder": " …", "break_on_hyphens": False}
+        labels.append(textwrap.fill(printable(label), LONGEST_LINE, **form))
     num_more = len(labels) - MOST_NAMED + 1
     if num_more > 1:
         labels[MOST_NAMED - 1 :] = [f"and {num_more} more"]
@@ -223,7 +198,7 @@ def _legend(groups: Sequence[Sequence[RunRecord]], smooth: float) -> tuple[list[
 def _draw_panel(
     axes: "Axes",
     groups: Sequence[Sequence[RunRecord]],
-    curves: Sequence[Curve],
+    curves: Curves,
     smooth: float,
     log_x: bool,
     log_y: bool,
@@ -240,25 +215,25 @@ def _draw_panel(
         axes.set_yscale("log")
         _write_out(axes.yaxis)
     axes.spines[["top", "right"]].set_visible(False)
-    by_path = {curve.record.path: curve for curve in curves}
     bands = []
     for index, group in enumerate(groups):
-        there = [by_path[record.path] for record in group if record.path in by_path]
+        there = [curves[record.path] for record in group if record.path in curves]
         if not there:
             continue
         style = _style(index, len(groups))
-        x, mean, std = mean_of([(curve.x, smoothed(curve.y, smooth)) for curve in there])
+        mean, std = mean_of([smoothed(curve, smooth) for curve in there])
         if smooth:
-            _, raw, _ = mean_of([(curve.x, curve.y) for curve in there])
-            axes.plot(x, raw, color=style["color"], linewidth=0.7, alpha=0.4, zorder=1)
-        marked = _marked(np.log(x) if log_x else x, mean, index)
-        axes.plot(x, mean, markevery=marked, **style)
-        if style["marker"] and np.isfinite(std).any():
-            bands.append((x, mean, std, style["color"]))
+            raw, _ = mean_of(there)
+            axes.plot(raw, color=style["color"], linewidth=0.7, alpha=0.4, zorder=1)
+        x = mean.index.to_numpy()
+        marked = _marked(np.log(x) if log_x else x, mean.to_numpy(), index)
+        axes.plot(mean, markevery=marked, **style)
+        if style["marker"] and std.notna().any():
+            bands.append((mean, std, style["color"]))
     bottom = axes.get_ylim()[0] if log_y else -np.inf  # of the lines: a band may go below 0
-    for x, mean, std, color in bands:
-        low = np.maximum(mean - std, bottom)
-        axes.fill_between(x, low, mean + std, color=color, alpha=0.2, linewidth=0, zorder=0)
+    for mean, std, color in bands:
+        low, high = (mean - std).clip(lower=bottom), mean + std
+        axes.fill_between(mean.index, low, high, color=color, alpha=0.2, linewidth=0, zorder=0)
 
 
 def _write_out(axis: "Axis") -> None:
@@ -290,8 +265,7 @@ def _style(index: int, num_curves: int) -> dict[str, Any]:
 def _marked(x: "np.ndarray", y: "np.ndarray", index: int) -> list[int]:
     """Return the points that get a marker: all of a few, else some, and those without neighbours.
 
-    `x` is as far apart as it is drawn, `y` NaN where nothing is drawn. Curves of another index are
-    marked elsewhere.
+    `x` is as far apart as it is drawn. Curves of another index are marked elsewhere.
     """
     import numpy as np
 

@@ -1,6 +1,6 @@
-"""What settings do: the best value of a metric against each, over the runs of a sweep, or any runs.
+"""Tells what settings do: the best value of a metric against each, over any runs, as of a sweep.
 
-Runs that differ by seed and fold alone are one group, with a mean and a standard deviation. Needs
+Runs that differ only by seed and fold are one group, with a mean and a standard deviation. Needs
 no Keras.
 """
 
@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from engine.runs import comparison, results
-from engine.runs.comparison import Mean
 from engine.runs.results import RunRecord
 
 MOST_SETTINGS = 10  # that are drawn
@@ -43,56 +42,53 @@ class Axis(NamedTuple):
 def effects_of(records: Sequence[RunRecord], monitor: str | None) -> dict[str, Any] | None:
     """Return what a page shows of settings, as JSON values; None if there is nothing to compare.
 
-    Finished runs with a finite value of the metric `monitor` count; how many others there are is
-    told. Runs are named by their place in `records`.
+    Finished runs with a finite value of the metric `monitor` count; it is told how many others
+    there are. Runs are named by their place in `records`.
     """
     if len(records) < 2 or monitor is None:
         return None
-    counted = [
-        index
-        for index, record in enumerate(records)
-        if record.state == "finished" and record.config and monitor in record.metrics
+    counted: list[RunRecord] = []
+    others: list[RunRecord] = []
+    for record in records:
+        is_one = record.state == "finished" and record.config and monitor in record.metrics
+        (counted if is_one else others).append(record)
+    left_out = Counter(
+        record.state if record.state != "finished" else f"without a finite {monitor}"
+        for record in others
+    )
+    is_lower_better = results.is_lower_better_in(counted[0].config if counted else {}, monitor)
+    sign = 1 if is_lower_better else -1
+    counted.sort(key=lambda record: sign * record.metrics[monitor].best)
+    values = [record.metrics[monitor].best for record in counted]
+    place_of = {record.path: place for place, record in enumerate(records)}
+    groups = [
+        {"runs": sorted(place_of[record.path] for record in group)}
+        | _mean_of([record.metrics[monitor].best for record in group])
+        for group in results.groups_of(counted)
     ]
-    config = records[counted[0]].config if counted else {}
-    is_lower_better = results.is_lower_better_in(config, monitor)
-    values = {index: records[index].metrics[monitor].best for index in counted}
-    counted.sort(key=lambda index: values[index] if is_lower_better else -values[index])
-    settings = [results.settings_of(records[index]) for index in counted]
-    in_order = [values[index] for index in counted]
-    differing = results.differing_settings(records)
-    varied = [key for key in differing if not results.is_repetition(key)]
-    axes, undrawn = _axes_of(settings, varied)
-    groups = _groups_of(settings, varied)
+    varied = results.differing_settings(records, repetitions=False)
+    axes, undrawn = _axes_of([results.settings_of(record) for record in counted], varied)
+    number, most = len(counted), min(len(counted), MOST_POINTS)
+    points = [round(i * (number - 1) / max(most - 1, 1)) for i in range(most)]
     return {
         "metric": monitor,
         "lower": is_lower_better,
-        "is_log": _is_logarithmic(in_order),
-        "num_runs": len(counted),
-        "left_out": _left_out(records, values, monitor),
+        "is_log": _is_logarithmic(values),
+        "num_runs": number,
+        "left_out": [f"{count} {reason}" for reason, count in left_out.items()],
         "varied": varied,
-        "repetitions": [key for key in differing if results.is_repetition(key)],
+        "repetitions": list(filter(results.is_repetition, results.differing_settings(records))),
         "undrawn": undrawn,
-        "axes": [_shown(axis, in_order, len(groups) if len(axes) > 1 else 0) for axis in axes],
-        "cells": _cells_of(axes[0], axes[1], in_order) if len(axes) == 2 else None,
+        "axes": [_shown(axis, values, len(groups) if len(axes) > 1 else 0) for axis in axes],
+        "cells": _cells_of(axes[0], axes[1], values) if len(axes) == 2 else None,
         "points": [
-            [counted[i], _short(in_order[i]), *(axis.places[i] for axis in axes)]
-            for i in _spread(len(counted), MOST_POINTS)
+            [place_of[counted[i].path], _short(values[i]), *(axis.places[i] for axis in axes)]
+            for i in points
         ],
         "num_groups": len(groups),
-        "groups": _best_groups(groups, counted, in_order, is_lower_better),
-        "again": f"python bin/reproduce.py {shlex.quote(records[counted[0]].path)}"
-        if counted
-        else "",
+        "groups": sorted(groups, key=lambda group: sign * group["mean"])[:MOST_GROUPS],
+        "again": shlex.join(["python", "bin/reproduce.py", counted[0].path]) if counted else "",
     }
-
-
-def _left_out(records: Sequence[RunRecord], values: Mapping[int, float], monitor: str) -> list[str]:
-    reasons = Counter(
-        record.state if record.state != "finished" else f"without a finite {monitor}"
-        for index, record in enumerate(records)
-        if index not in values
-    )
-    return [f"{number} {reason}" for reason, number in reasons.items()]
 
 
 def _axes_of(
@@ -101,14 +97,14 @@ def _axes_of(
     """Return an axis for each setting that can be drawn, of those that differ, and which cannot."""
     axes, undrawn, most_alike = [], [], {}
     for key in varied:
-        texts = Counter(_text(own.get(key, ...)) for own in settings)
         values = [own.get(key, ...) for own in settings]
+        counts = Counter(map(_identity, values))
         has_words = not all(map(_is_number, values))
-        if len(texts) < 2 or (has_words and len(texts) > MOST_WORDS):
-            undrawn.append(f"{key} ({len(texts)} value{'s' * (len(texts) != 1)})")
+        if len(counts) < 2 or (has_words and len(counts) > MOST_WORDS):
+            undrawn.append(f"{key} ({len(counts)} value{'s' * (len(counts) != 1)})")
             continue
         axes.append(_axis_of(key, values))
-        most_alike[key] = max(texts.values())
+        most_alike[key] = max(counts.values())
     # Of too many, those that tell most runs apart stay, in the order in which they stand.
     chosen = sorted(most_alike, key=lambda key: most_alike[key])[:MOST_SETTINGS]
     undrawn += [axis.key for axis in axes if axis.key not in chosen]
@@ -117,25 +113,23 @@ def _axes_of(
 
 def _axis_of(key: str, values: Sequence[Any]) -> Axis:
     numbers = sorted({value for value in values if _is_number(value)})
-    has_words = not all(map(_is_number, values))
     positive = [number for number in numbers if number > 0]
-    is_logarithmic = _is_logarithmic(positive)
-    # 0 has no place on a logarithmic axis.
-    if has_words or (is_logarithmic and len(positive) < len(numbers) <= MOST_VALUES):
-        first = {_text(value): value for value in values}
-        texts = sorted(first, key=lambda text: _order(first[text]))
+    scale = "log" if _is_logarithmic(positive) else "linear"
+    if not all(map(_is_number, values)):
+        scale = "words"
+    elif len(positive) < len(numbers):  # 0 has no place on a logarithmic axis
+        scale = "words" if scale == "log" and len(numbers) <= MOST_VALUES else "linear"
+    if scale == "words" or len(numbers) <= MOST_VALUES:
+        value_of = {_identity(value): value for value in values}
+        # Numbers come first, then words, then nothing.
+        each = sorted(value_of, key=lambda one: (isinstance(one, str), one == "", one))
+        level_of = [each.index(_identity(value)) for value in values]
         levels = [
-            {"at": index} | ({"value": _clipped(first[text], text)} if text else {})
-            for index, text in enumerate(texts)
+            {"at": place if scale == "words" else one}
+            | ({"value": clipped(value_of[one], LONGEST_WORD)} if one != "" else {})
+            for place, one in enumerate(each)
         ]
-        index_of = {text: index for index, text in enumerate(texts)}
-        places = [index_of[_text(value)] for value in values]
-        return Axis(key, "words", levels, places, places)
-    scale = "log" if is_logarithmic and len(positive) == len(numbers) else "linear"
-    if len(numbers) <= MOST_VALUES:
-        index_of = {number: index for index, number in enumerate(numbers)}
-        levels = [{"at": number, "value": number} for number in numbers]
-        return Axis(key, scale, levels, values, [index_of[value] for value in values])
+        return Axis(key, scale, levels, level_of if scale == "words" else values, level_of)
     there, back = (math.log, math.exp) if scale == "log" else (float, float)
     low, high = there(numbers[0]), there(numbers[-1])
     ends = [low + (high - low) * i / NUM_RANGES for i in range(NUM_RANGES + 1)]
@@ -153,11 +147,17 @@ def _is_number(value: Any) -> bool:
     return is_one and abs(value) <= LARGEST  # neither infinite nor NaN
 
 
-def _order(value: Any) -> tuple[int, float, str]:
-    """Numbers come first, then words, then nothing."""
+def _identity(value: Any) -> Any:
+    """Return what is the same for the same values: a number, or a text; "" where there is none."""
     if _is_number(value):
-        return (0, value, "")
-    return (2, 0, "") if value is ... else (1, 0, _text(value))
+        return value
+    return "" if value is ... else json.dumps(value, sort_keys=True)
+
+
+def clipped(value: Any, longest: int) -> Any:
+    """Return a setting, or the beginning of a long one as text."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return value if len(text) <= longest else f"{text[:longest]}…"
 
 
 def _is_logarithmic(values: Sequence[float]) -> bool:
@@ -170,31 +170,17 @@ def _is_logarithmic(values: Sequence[float]) -> bool:
     return abs(logarithmic - 0.5) <= abs(share - 0.5)
 
 
-def _text(value: Any) -> str:
-    return "" if value is ... else json.dumps(value, sort_keys=True)
-
-
-def _clipped(value: Any, text: str) -> Any:
-    return value if len(text) <= LONGEST_WORD else f"{text[:LONGEST_WORD]}…"
-
-
 def _shown(axis: Axis, values: Sequence[float], num_groups: int) -> dict[str, Any]:
     """Return an axis with the means of its levels. Where each of the groups of runs has a level of
     its own, the values were drawn at random.
     """
-    at_level: list[list[float]] = [[] for _ in axis.levels]
-    for level, value in zip(axis.level_of, values, strict=True):
-        at_level[level].append(value)
-    levels = [
-        level | _written(comparison.mean_of(own))
-        for level, own in zip(axis.levels, at_level, strict=True)
-    ]
+    means = _means_of(values, axis.level_of, len(axis.levels))
+    levels = [level | mean for level, mean in zip(axis.levels, means, strict=True)]
     is_drawn = axis.scale != "words" and len(levels) == num_groups
-    is_range = "low" in levels[0]
     return {
         "key": axis.key,
         "scale": axis.scale,
-        "is_grid": not is_drawn and not is_range,
+        "is_grid": not is_drawn and "low" not in levels[0],
         "is_joined": not is_drawn,
         "levels": levels,
     }
@@ -202,36 +188,25 @@ def _shown(axis: Axis, values: Sequence[float], num_groups: int) -> dict[str, An
 
 def _cells_of(one: Axis, other: Axis, values: Sequence[float]) -> list[list[dict[str, Any]]]:
     """Return the mean of each pair of levels, a row for each level of the first axis."""
-    at_cell: list[list[list[float]]] = [[[] for _ in other.levels] for _ in one.levels]
-    for row, column, value in zip(one.level_of, other.level_of, values, strict=True):
-        at_cell[row][column].append(value)
-    return [[_written(comparison.mean_of(own)) for own in row] for row in at_cell]
+    width = len(other.levels)
+    pairs = zip(one.level_of, other.level_of, strict=True)
+    places = [row * width + column for row, column in pairs]
+    means = _means_of(values, places, len(one.levels) * width)
+    return [means[start : start + width] for start in range(0, len(means), width)]
 
 
-def _groups_of(settings: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> list[list[int]]:
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for index, own in enumerate(settings):
-        groups.setdefault(tuple(_text(own.get(key, ...)) for key in varied), []).append(index)
-    return list(groups.values())
-
-
-def _best_groups(
-    groups: Sequence[Sequence[int]],
-    runs: Sequence[int],
-    values: Sequence[float],
-    is_lower_better: bool,
+def _means_of(
+    values: Sequence[float], places: Sequence[int], num_places: int
 ) -> list[dict[str, Any]]:
-    """Return the groups whose means are the best, the best one first."""
-    written = [
-        {"runs": sorted(runs[i] for i in group)}
-        | _written(comparison.mean_of([values[i] for i in group]))
-        for group in groups
-    ]
-    sign = 1 if is_lower_better else -1
-    return sorted(written, key=lambda group: sign * group["mean"])[:MOST_GROUPS]
+    """Return the mean of the values at each place."""
+    at: list[list[float]] = [[] for _ in range(num_places)]
+    for value, place in zip(values, places, strict=True):
+        at[place].append(value)
+    return [_mean_of(some) for some in at]
 
 
-def _written(mean: Mean | None) -> dict[str, Any]:
+def _mean_of(values: Sequence[float]) -> dict[str, Any]:
+    mean = comparison.mean_of(values)
     if mean is None:
         return {}
     std = None if mean.std is None else _short(mean.std)
@@ -240,10 +215,3 @@ def _written(mean: Mean | None) -> dict[str, Any]:
 
 def _short(value: float) -> float:
     return float(f"{value:.6g}")
-
-
-def _spread(number: int, most: int) -> list[int]:
-    """Return so many places among a number of them, the first and the last included."""
-    if number <= most:
-        return list(range(number))
-    return [round(i * (number - 1) / (most - 1)) for i in range(most)]

@@ -1,4 +1,4 @@
-"""An index beside runs: what was read of each, so that it need not be read again.
+"""Keeps an index next to runs: what was read of each, so that it need not be read again.
 
 `.runs.sqlite` in a folder of runs is a cache and nothing else: deleting it loses nothing, an entry
 counts only while the stamp of its run is the same, and where it cannot be read or written, runs
@@ -8,7 +8,7 @@ are read one by one.
 import json
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from typing import Any
 
@@ -26,17 +26,15 @@ def read(folder: str, stamps: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     path = os.path.join(folder, NAME)
     if len(stamps) < FEWEST or not os.path.exists(path):
         return {}
-    try:
-        with closing(_opened(path)) as index:
-            rows = index.execute(f"SELECT name, stamp, entry FROM {TABLE}").fetchall()
+
+    def entries(index: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+        rows = index.execute(f"SELECT name, stamp, entry FROM {TABLE}").fetchall()
+        named = [(os.fsdecode(name), stamp, entry) for name, stamp, entry in rows]
         return {
-            os.fsdecode(name): json.loads(entry)
-            for name, stamp, entry in rows
-            if stamps.get(os.fsdecode(name)) == stamp
+            name: json.loads(entry) for name, stamp, entry in named if stamps.get(name) == stamp
         }
-    except (sqlite3.Error, ValueError) as error:
-        _remove_if_damaged(path, error)
-        return {}
+
+    return _call_with(path, entries) or {}
 
 
 def write(folder: str, entries: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
@@ -47,27 +45,21 @@ def write(folder: str, entries: Mapping[str, tuple[str, Mapping[str, Any]]]) -> 
     rows = [
         (os.fsencode(name), stamp, json.dumps(entry)) for name, (stamp, entry) in entries.items()
     ]
-    try:
-        with closing(_opened(path)) as index, index:
-            index.executemany(f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)", rows)
-    except (sqlite3.Error, ValueError) as error:
-        _remove_if_damaged(path, error)
+    insert = f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)"
+    _call_with(path, lambda index: index.executemany(insert, rows))
 
 
-def _opened(path: str) -> sqlite3.Connection:
-    index = sqlite3.connect(path, timeout=SECONDS_TO_WAIT)
+def _call_with(path: str, function: Callable[[sqlite3.Connection], Any]) -> Any:
+    """Call a function with an index; return None where that fails. A damaged index is removed."""
     columns = "name BLOB PRIMARY KEY, stamp TEXT, entry TEXT"
     try:
-        index.execute("PRAGMA synchronous = OFF")  # it may be lost, and is then made anew
-        index.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({columns})")
-    except sqlite3.Error:
-        index.close()
-        raise
-    return index
-
-
-def _remove_if_damaged(path: str, error: Exception) -> None:
-    """Remove an index that is none; one that is locked or cannot be written stays."""
-    if not isinstance(error, sqlite3.OperationalError):
+        with closing(sqlite3.connect(path, timeout=SECONDS_TO_WAIT)) as index, index:
+            index.execute("PRAGMA synchronous = OFF")  # it may be lost, and is then made again
+            index.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({columns})")
+            return function(index)
+    except sqlite3.OperationalError:
+        return None  # it is locked, or cannot be written
+    except (sqlite3.Error, ValueError):
         with suppress(OSError):
             os.unlink(path)
+        return None

@@ -1,4 +1,4 @@
-"""The report: many run folders as one page, which needs no network and no server.
+"""Writes the report: many run folders as one page, which needs no network and no server.
 
 `report_page.html` is the page, written by hand; it is filled here with what it is to show.
 """
@@ -16,8 +16,10 @@ from typing import Any
 from urllib.parse import quote
 
 from engine.pictures import NUM_EXAMPLES
-from engine.runs import effects, results
+from engine.runs import results
+from engine.runs.effects import clipped, effects_of
 from engine.runs.results import RunRecord
+from vegab.files import write_atomically
 
 PAGE = Path(__file__).with_name("report_page.html")
 PLACE_FOR_DATA = '"the data"'
@@ -46,13 +48,13 @@ def write_report(
     problems: Sequence[str] = (),
     sweep: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write the page and return its size in bytes.
+    """Write the page, whose links are relative to its folder, and return its size in bytes.
 
-    Its links are relative to its folder. Above all else it shows the sentences `problems`. `sweep`
-    is what `engine.sweeps.sweep_of` returns, if the runs are those of one sweep.
+    Above all else it shows the sentences `problems`. `sweep` is what `engine.sweeps.sweep_of`
+    returns, if the runs are those of one sweep.
     """
     content = page_of(data_of(records, page.parent, problems, sweep))
-    results.write_atomically(page, content)
+    write_atomically(page, content)
     return len(content)
 
 
@@ -73,7 +75,7 @@ def data_of(
     differing = results.differing_settings(records)
     readable = next((record for record in records if record.config), RunRecord(""))
     shared = results.settings_of(readable).items()
-    common = {key: _clipped(value) for key, value in shared if key not in differing}
+    common = {k: clipped(value, LONGEST_SETTING) for k, value in shared if k not in differing}
     sizes = [(record.epoch, len(record.metrics) + 3) for record in records]
     # One is read after the other: together they would need hundreds of megabytes.
     curves, stride = thinned(map(_history_of, records), sizes)
@@ -91,7 +93,7 @@ def data_of(
         "sweep": _plain(sweep),
         "metrics": _metrics_of(records, curves),
         "settings": {"differing": _plain(differing), "common": _plain(common)},
-        "effects": _plain(effects.effects_of(records, monitor)),
+        "effects": _plain(effects_of(records, monitor)),
         "runs": runs,
         "images": images,
         "notes": notes,
@@ -107,14 +109,13 @@ def data_of(
             f"Examples and confusion matrices of {_count(left_out)} are left out, so that the page "
             f"has less than {LARGEST_PAGE / 1e6:.0f} MB; a report on fewer runs has them."
         )
-    if damaged := sum(1 for run in runs if run["problem"]):
-        told = f"{_count(damaged)} could not be read in full; the details say what is wrong."
-        notes.append(told)
+    if damaged := sum(bool(run["problem"]) for run in runs):
+        notes.append(f"{_count(damaged)} could not be read in full; the details say what is wrong.")
     return data
 
 
 def _count(runs: int) -> str:
-    return f"{runs} run" if runs == 1 else f"{runs} runs"
+    return f"{runs} run{'s' * (runs != 1)}"
 
 
 def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[str, Any]:
@@ -127,7 +128,9 @@ def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[s
         # The dot: a name with a colon is a folder, not the scheme of an address.
         "href": f"./{quote(os.fsencode(relative))}/",
         "has_config": bool(record.config),
-        "settings": {key: _clipped(settings[key]) for key in differing if key in settings},
+        "settings": {
+            key: clipped(settings[key], LONGEST_SETTING) for key in differing if key in settings
+        },
         "evaluations": evaluations,
         "files": [name for name in LINKED if os.path.exists(f"{record.path}/{name}")],
     }
@@ -140,8 +143,7 @@ def _history_of(record: RunRecord) -> list[dict[str, float]]:
         rows = results.read_history(record.path)
     except (OSError, ValueError):  # the record's problem says so
         return []
-    numbered = [{"epoch": index, **row} for index, row in enumerate(rows)]
-    return sorted(numbered, key=lambda row: row["epoch"])
+    return [{"epoch": index} | row for index, row in enumerate(rows)]
 
 
 def thinned(
@@ -149,12 +151,10 @@ def thinned(
 ) -> tuple[list[dict[str, list]], int]:
     """Return the curves of runs, with so few epochs that there are not too many values.
 
-    Of each run every 2^n-th epoch stays, so that runs of other lengths have them too; beside them
-    those where a column has its least and its largest value, and the last one.
-
-    `sizes` says how many rows and columns each history has, whose rows are in order. The curves are
-    values by column, None where there is no number; epochs count from 1, as in what a run prints.
-    Return the largest of the 2^n, too.
+    Of each run every 2^n-th epoch stays, so that runs of other lengths have them too, the last one,
+    and those where a column has its least and its largest value. `sizes` says how many rows and
+    columns each history has. The curves are values by column, None where there is no number; epochs
+    count from 1, as in what a run prints. Return the largest of the 2^n, too.
     """
     most_rows = longest = max((num_rows for num_rows, _ in sizes), default=0)
 
@@ -174,21 +174,16 @@ def thinned(
 
 
 def _curve_of(rows: Sequence[dict[str, float]], stride: int) -> dict[str, list]:
-    kept = set(range(0, len(rows), stride))
-    columns = [
-        key
-        for key in dict.fromkeys(key for row in rows for key in row)
-        if key not in ("epoch", "step")
-    ]
-    if stride > 1:
-        kept.add(len(rows) - 1)
-        for key in columns:
-            finite = [i for i, row in enumerate(rows) if math.isfinite(row.get(key, math.nan))]
-            if finite:
-                kept |= {pick(finite, key=lambda i: rows[i][key]) for pick in (min, max)}
+    if not rows:
+        return {}
+    columns = dict.fromkeys(key for row in rows for key in row if key not in ("epoch", "step"))
+    kept = {*range(0, len(rows), stride), len(rows) - 1}
+    for key in columns:
+        finite = [i for i, row in enumerate(rows) if math.isfinite(row.get(key, math.nan))]
+        kept |= {pick(finite, key=lambda i: rows[i][key], default=0) for pick in (min, max)}
     chosen = [rows[index] for index in sorted(kept)]
     curve = {key: [_rounded(row.get(key)) for row in chosen] for key in columns}
-    return {"epoch": [int(row["epoch"]) + 1 for row in chosen], **curve} if chosen else {}
+    return {"epoch": [int(row["epoch"]) + 1 for row in chosen], **curve}
 
 
 def _rounded(value: float | None) -> float | int | None:
@@ -217,14 +212,9 @@ def _evaluations_of(run: Path) -> tuple[list[dict[str, Any]], str]:
     paths = [run / "eval/test.json", run / "eval/validation.json"]
     for path in [*filter(Path.exists, paths), *_newest_scalars(run)]:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            read = _of_callbacks if path.name == "scalars.json" else _of_summary
-            split, about, figures = read(path, content)
+            evaluations.append(_evaluation_in(path))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(f"{path.relative_to(run)} cannot be read ({error!r})")
-            continue
-        numbers = {k: v for k, v in figures.items() if v is None or isinstance(v, int | float)}
-        evaluations.append({"split": split, "about": about, "figures": _plain(numbers)})
     return evaluations, "; ".join(problems)
 
 
@@ -238,17 +228,19 @@ def _newest_scalars(run: Path) -> list[Path]:
     return [run / f"eval/{name}-{step}/scalars.json" for name, step in sorted(steps.items())]
 
 
-def _of_summary(path: Path, content: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    about = f"{content.pop('checkpoint')} of epoch {content.pop('epoch')}"
-    number = content.pop("num_examples", None)
-    about += f", {number} examples" if number else ""
-    return content.pop("split"), about, content
-
-
-def _of_callbacks(path: Path, content: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    name, _, step = path.parent.name.rpartition("-")
-    figures = {f"{k}/{key}": v for k, items in content.items() for key, v in items.items()}
-    return name, f"step {step}", figures
+def _evaluation_in(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if path.name == "scalars.json":
+        split, _, step = path.parent.name.rpartition("-")
+        about = f"step {step}"
+        content = {f"{k}/{key}": v for k, items in content.items() for key, v in items.items()}
+    else:
+        split = content.pop("split")
+        about = f"{content.pop('checkpoint')} of epoch {content.pop('epoch')}"
+        number = content.pop("num_examples", None)
+        about += f", {number} examples" if number else ""
+    numbers = {k: v for k, v in content.items() if v is None or isinstance(v, int | float)}
+    return {"split": split, "about": about, "figures": _plain(numbers)}
 
 
 def _add_examples(runs: Sequence[dict[str, Any]], images: dict[str, Any], space: int) -> int:
@@ -291,7 +283,7 @@ def _predictions_of(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
     if picture.exists():
         content = picture.read_bytes()
         if not content.startswith(b"\x89PNG"):
-            raise ValueError("examples.png is no PNG")
+            raise ValueError("examples.png is not a PNG")
         width, height = struct.unpack(">II", content[16:24])
         digest = hashlib.sha256(content).hexdigest()[:16]
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
@@ -315,12 +307,6 @@ def _plain(value: Any) -> Any:
     if is_large or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)
     return value
-
-
-def _clipped(value: Any) -> Any:
-    """Return a setting, or the beginning of a long one as text."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return value if len(text) <= LONGEST_SETTING else f"{text[:LONGEST_SETTING]}…"
 
 
 def _as_json(data: Any) -> str:

@@ -1,4 +1,4 @@
-"""Makes a run again from its folder alone, for `bin/reproduce.py`. It needs no TensorFlow.
+"""Makes a run again from nothing but its folder, for `bin/reproduce.py`. Needs no TensorFlow.
 
 The order is that of events: what the folder says, its code restored, the run, the comparison.
 """
@@ -56,27 +56,10 @@ class Original:
     commit: str | None  # git's, when the run began
     script: Path  # what ran, in `code`
     other_code: list[str]  # a phrase for each later attempt that ran other source
+    typed_in: Path  # where its command was typed, in the project as it is now
+    flags: dict[str, Any]  # that it began with
     start: Path | None  # the commit of another run that it began with
-
-    @property
-    def typed_in(self) -> Path:
-        """Where its command was typed, in the project as it is now."""
-        return typed_in(self.meta)
-
-    @property
-    def flags(self) -> dict[str, Any]:
-        """The flags that it began with."""
-        return self.meta.get("flags") or {}
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What its bits depend on, as the commit has it."""
-        return self.state.get("fingerprint") or {}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Threads and the like; {} where the run's script does not keep them."""
-        return self.fingerprint.get("settings") or {}
+    fingerprint: dict[str, Any]  # what its bits depend on, as the commit has it
 
     @property
     def num_workers(self) -> int:
@@ -95,8 +78,8 @@ class Original:
             return None
         epoch, step = self.place
         if step:
-            return {"class": f"{STOP.stem}.StopAfterStep", "epoch": epoch, "step": step}
-        return {"class": f"{STOP.stem}.StopAfterEpoch", "epoch": epoch}
+            return {"class": "stop_at.StopAfterStep", "epoch": epoch, "step": step}
+        return {"class": "stop_at.StopAfterEpoch", "epoch": epoch}
 
 
 def read(folder: Path, epochs: int) -> Original:
@@ -106,10 +89,10 @@ def read(folder: Path, epochs: int) -> Original:
     """
     trust.confine()  # the process that runs it again, too
     run = read_run(folder)
-    meta, config = run["meta"], run["config"]
-    if not isinstance(meta, dict) or not meta.get("attempts") or not config:
+    meta, state_now = run["meta"], run["state"]
+    if not isinstance(meta, dict) or not meta.get("attempts") or not run["config"]:
         raise UsageError(f"{folder} is not a run folder; name one that bin/train.py made")
-    if run["state"] == "running":
+    if state_now == "running":
         raise UsageError(f"{folder} is still running; wait for it, or stop it")
     state = last_state(folder)
     done = len(state["history"])
@@ -119,24 +102,33 @@ def read(folder: Path, epochs: int) -> Original:
         raise UsageError(f"--epochs is {epochs}; {folder} has {done} epochs")
     is_part = epochs not in (0, done)
     begun, code = code_of(folder, meta)
+    command, flags = meta.get("command") or {}, meta.get("flags") or {}
+    script, typed_in = Path(command.get("script", "")), ROOT / command.get("folder", ".")
+    if checkpoints.leads_out(str(script)) or not (code / script).is_file():
+        raise UsageError(f"the script that was run, {script}, is not in {code}")
     original = Original(
         folder=folder,
-        config=config,
+        config=run["config"],
         meta=meta,
-        status=run["state"],
+        status=state_now,
         state=state,
         rows=history_of(folder, state)[: epochs or done],
-        is_whole=run["state"] == "finished" and not is_part,
+        is_whole=state_now == "finished" and not is_part,
         place=(epochs, 0) if is_part else (state["epoch"], state["step"]),
         global_step=(state["history"][epochs - 1]["step"] if is_part else state["global_step"]),
         code=code,
         commit=meta["attempts"][begun].get("git_commit"),
-        script=script_of(meta, code),
+        script=script,
         other_code=other_code(folder, meta["attempts"][begun:], code),
-        start=start_of(folder, meta),
+        typed_in=typed_in,
+        flags=flags,
+        start=start_of(folder, typed_in, meta.get("parent") or {}, flags.get("checkpoint")),
+        fingerprint=state.get("fingerprint") or {},
     )
     refuse_what_is_missing(original)
-    begun_with = epochs_in(original.start) if not original.flags.get("retrain") else 0
+    begun_with = 0  # epochs that another run has made
+    if original.start and not flags.get("retrain"):
+        begun_with = len(checkpoints.read_state(original.start)["history"])
     if is_part and epochs <= begun_with:
         raise UsageError(
             f"--epochs is {epochs}; the first {begun_with} of {folder} are those of the run that "
@@ -146,10 +138,7 @@ def read(folder: Path, epochs: int) -> Original:
 
 
 def last_state(folder: Path) -> dict[str, Any]:
-    """Return the state in the latest commit.
-
-    Raises UsageError if there is none, or it or the best one is damaged.
-    """
+    """Return the state in the latest commit, once it and the best one are known to be whole."""
     if not (folder / checkpoints.LATEST).is_file():
         raise UsageError(f"{folder} has no {checkpoints.LATEST}; there is nothing to compare")
     try:
@@ -162,10 +151,7 @@ def last_state(folder: Path) -> dict[str, Any]:
 
 
 def history_of(folder: Path, state: Mapping[str, Any]) -> list[Cells]:
-    """Return the rows of `history.csv`; where a kill left some of them out, those of the commit.
-
-    Raises UsageError if it cannot be read.
-    """
+    """Return the rows of `history.csv`; where a kill left some of them out, those of the commit."""
     try:
         rows, committed = rows_in(folder), committed_rows(state)
     except ValueError as error:
@@ -175,7 +161,6 @@ def history_of(folder: Path, state: Mapping[str, Any]) -> list[Cells]:
 
 def committed_rows(state: Mapping[str, Any]) -> list[Cells]:
     """Return the history of a commit as `history.csv` has it."""
-
     rows = state["history"]
     columns = dict.fromkeys(column for row in rows for column in row)
     return list(csv.DictReader(checkpoints.csv_lines(list(columns), rows).splitlines()))
@@ -184,8 +169,7 @@ def committed_rows(state: Mapping[str, Any]) -> list[Cells]:
 def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, Path]:
     """Return the attempt with which the run began, from 0, and the folder with its source.
 
-    An attempt that finds nothing committed begins the run anew. Raises UsageError if the source is
-    gone.
+    An attempt that finds nothing committed begins the run again.
     """
     attempts = meta["attempts"]
     begun = max((i for i, attempt in enumerate(attempts) if attempt.get("from") == {}), default=0)
@@ -196,24 +180,15 @@ def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, Path]:
     return begun, code
 
 
-def script_of(meta: Mapping[str, Any], code: Path) -> Path:
-    """Return what was run, relative to the source. Raises UsageError if it is not there."""
-    script = Path((meta.get("command") or {}).get("script", ""))
-    if checkpoints.leads_out(str(script)) or not (code / script).is_file():
-        raise UsageError(f"the script that was run, {script}, is not in {code}")
-    return script
-
-
 def other_code(folder: Path, attempts: Sequence[Mapping[str, Any]], code: Path) -> list[str]:
     """Return a phrase for each attempt that made steps with other source than the first one."""
     found = []
     for attempt in attempts:
         name = (attempt.get("code") or {}).get("folder", code.name)
         went_on = attempt.get("from") is None or attempt.get("from") != attempt.get("to")
-        if name != code.name and went_on and (folder / name).is_dir():
-            files = differing_files(code, folder / name)
-            if files:
-                found.append(f"a later attempt ran other code ({name}: {listed(files)})")
+        is_other = name != code.name and went_on and (folder / name).is_dir()
+        if is_other and (files := differing_files(code, folder / name)):
+            found.append(f"a later attempt ran other code ({name}: {listed(files)})")
     return list(dict.fromkeys(found))
 
 
@@ -230,27 +205,19 @@ def differing_files(one: Path, other: Path) -> list[str]:
     return sorted([*different, *missing])
 
 
-def typed_in(meta: Mapping[str, Any]) -> Path:
-    """Return where a run's command was typed, in the project as it is now."""
-    return ROOT / (meta.get("command") or {}).get("folder", ".")
-
-
-def start_of(folder: Path, meta: Mapping[str, Any]) -> Path | None:
-    """Return the commit that --fork or --checkpoint began with, or None.
-
-    Raises UsageError if it is not kept any more, is damaged, or belongs to another run by now.
-    """
-    parent, checkpoint = meta.get("parent") or {}, (meta.get("flags") or {}).get("checkpoint")
+def start_of(
+    folder: Path, typed_in: Path, parent: Mapping[str, Any], checkpoint: str | None
+) -> Path | None:
+    """Return the commit that --fork or --checkpoint began with, or None."""
     if "from_step" in parent:
-        place = typed_in(meta) / parent["path"]
-        what = f"{folder} began with the state of {parent['path']} after step {parent['from_step']}"
-        steps = parent["from_step"]
+        place, steps = typed_in / parent["path"], parent["from_step"]
+        what = f"{folder} began with the state of {parent['path']} after step {steps}"
         paths = [c.path for c in checkpoints.commits_of(place) if c.state["global_step"] == steps]
         attempts = read_run(place)["meta"].get("attempts")
         if attempts and attempts[0].get("start") != parent.get("started"):
             raise UsageError(f"{what}, and that folder holds another run now")
     elif checkpoint:
-        path = typed_in(meta) / checkpoint
+        path = typed_in / checkpoint
         what = f"{folder} began with --checkpoint={checkpoint}"
         paths = [path / checkpoints.LATEST if path.is_dir() else path]
     else:
@@ -266,16 +233,8 @@ def start_of(folder: Path, meta: Mapping[str, Any]) -> Path | None:
     raise UsageError(f"{what}, which is not there any more")
 
 
-def epochs_in(commit: Path | None) -> int:
-    """Return how many epochs are done in a commit; 0 if there is none."""
-    return len(checkpoints.read_state(commit)["history"]) if commit else 0
-
-
 def refuse_what_is_missing(original: Original) -> None:
-    """Refuse a run whose weights to begin with, or whose GPUs, are not there.
-
-    Raises UsageError, naming them.
-    """
+    """Refuse a run whose weights to begin with, or whose GPUs, are not there."""
     weights = original.flags.get("warm_start")
     if weights and not (original.typed_in / weights).exists():
         raise UsageError(
@@ -286,16 +245,11 @@ def refuse_what_is_missing(original: Original) -> None:
             f"{original.folder} was trained by {original.fingerprint['layout']}, on GPUs; give its "
             "command there with another folder, and compare both model.h5 by cmp"
         )
-    wanted = [
-        int(part) for part in str(original.flags.get("gpus", "")).split(",") if part.isdigit()
-    ]
-    if not wanted:
-        return
-    present = len(ask_nvidia_smi("name"))
-    if max(wanted) >= present:
+    gpus = str(original.flags.get("gpus", ""))
+    wanted = [int(part) for part in gpus.split(",") if part.isdigit()]
+    if wanted and max(wanted) >= (present := len(ask_nvidia_smi("name"))):
         raise UsageError(
-            f"{original.folder} ran with --gpus={original.flags['gpus']}; "
-            f"here {present or 'no'} GPUs are to be seen"
+            f"{original.folder} ran with --gpus={gpus}; here {present or 'no'} GPUs are to be seen"
         )
 
 
@@ -310,12 +264,12 @@ def restore(original: Original, place: Path) -> list[str]:
         f"{name} {restore_large(original, name, project)}"
         for name in original.meta.get("files_too_large_to_copy") or []
     ]
-    linked = link_missing(ROOT / "data", project / "data")
-    if linked:
+    if linked := link_missing(ROOT / "data", project / "data"):
         names = listed([os.path.relpath(path, project) for path in linked])
         found.append(f"{names} from the project's data/")
     lines = [f"not from the run folder: {'; '.join(found)}"] if found else []
-    config, threads = dict(original.config), original.settings.get("threads")
+    config = dict(original.config)
+    threads = (original.fingerprint.get("settings") or {}).get("threads")
     if threads and "threads" in config:
         of_its_own = fingerprint.settings_of(config, None)["threads"]
         if threads != of_its_own:
@@ -330,13 +284,12 @@ def restore(original: Original, place: Path) -> list[str]:
 
 def restore_large(original: Original, name: str, project: Path) -> str:
     """Put a file that was too large to be copied in its place; return where it is from."""
-    patch = original.meta.get("git") or {}
-    target = project / name
+    target, was = project / name, original.meta.get("git") or {}
     if checkpoints.leads_out(name):
         raise UsageError(f"{original.folder}: its meta.json names {name!r}, outside of the project")
     target.parent.mkdir(parents=True, exist_ok=True)
-    was_changed = f"diff --git a/{name} b/{name}\n" in patch.get("diff", "")
-    if original.commit and not was_changed:
+    is_changed = f"diff --git a/{name} b/{name}\n" in was.get("diff", "")
+    if original.commit and not is_changed:
         content = git("show", f"{original.commit}:./{name}")
         if content is not None:
             target.write_bytes(content)
@@ -369,23 +322,22 @@ def run_again(original: Original, place: Path, show: Callable[[int], object]) ->
     `show` is called with the number of epochs done, often. Return the exit code of the process.
     """
     children = begin(original, place)
-    chief = children[0]
-    is_told = False
+    chief, wanted = children[0], len(original.rows)
+    is_to_be_told = not original.is_whole and not original.stop
     try:
         while chief.poll() is None:
             done = len(rows_in(place / "run"))
-            show(min(done, len(original.rows)))
-            is_there = done >= len(original.rows) and not original.is_whole
-            if is_there and not original.stop and not is_told:
+            show(min(done, wanted))
+            if is_to_be_told and done >= wanted:
                 chief.terminate()  # it commits, and ends, as do the others
-                is_told = True
+                is_to_be_told = False
             time.sleep(POLL)
     finally:
         for child in children:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)  # with its worker processes
                 child.wait()
-    show(min(len(rows_in(place / "run")), len(original.rows)))
+    show(min(len(rows_in(place / "run")), wanted))
     return chief.returncode
 
 
@@ -394,17 +346,17 @@ def begin(original: Original, place: Path) -> list[subprocess.Popen[bytes]]:
     folder = original.typed_in.resolve()
     if folder.is_relative_to(ROOT):
         folder = place / "code" / folder.relative_to(ROOT)
-    environment = environment_of(original)
-    each: list[dict[str, str]] = [{}]
+    environments = [environment_of(original)]
     if original.num_workers > 1:
-        each = [{"TF_CONFIG": text} for text in workers.on_this_machine(original.num_workers)]
+        configs = workers.on_this_machine(original.num_workers)
+        environments = [environments[0] | {"TF_CONFIG": text} for text in configs]
     children = []
-    for rank, its_own in enumerate(each):
+    for rank, environment in enumerate(environments):
         with open(place / ("output.txt" if rank == 0 else f"output-{rank}.txt"), "wb") as output:
             child = subprocess.Popen(
                 command_of(original, place),
                 cwd=folder if folder.is_dir() else place / "code",
-                env=environment | its_own,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -432,12 +384,14 @@ def command_of(original: Original, place: Path) -> list[str]:
 def environment_of(original: Original) -> dict[str, str]:
     """Return the variables to make a run again with: its own, where bits hang on them."""
     recorded = original.meta.get("environment") or {}
-    kept = {k: v for k, v in os.environ.items() if not ENVIRONMENT.fullmatch(k)}
-    here = {k: v for k, v in os.environ.items() if NOT_TAKEN_OVER.fullmatch(k)}
-    then = {k: v for k, v in recorded.items() if not NOT_TAKEN_OVER.fullmatch(k)}
-    environment = {**kept, **here, **then}
-    for key, name in fingerprint.READ_AT_IMPORT.items() if original.settings else ():
-        environment[name] = original.settings.get(key, "")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if NOT_TAKEN_OVER.fullmatch(name) or not ENVIRONMENT.fullmatch(name)
+    }
+    environment |= {k: v for k, v in recorded.items() if not NOT_TAKEN_OVER.fullmatch(k)}
+    if settings := original.fingerprint.get("settings"):  # {}: its script does not keep them
+        environment |= {v: settings.get(k, "") for k, v in fingerprint.READ_AT_IMPORT.items()}
     devices = original.fingerprint.get("devices")
     if devices and "GPU" not in devices:
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -457,30 +411,28 @@ class Result(NamedTuple):
 def compare(original: Original, again: Path) -> Result:
     """Compare history and weights of a run and of the same run made again."""
     number = len(original.rows)
-    compared = [f"history.csv ({number} epoch{'s' * (number > 1)})"]
-    others = rows_in(again)
+    file, others = "history.csv", rows_in(again)
+    compared = [f"{file} ({number} epoch{'s' * (number > 1)})"]
     difference = history_difference(original.rows, others if original.is_whole else others[:number])
-    if difference:
-        place = f"history.csv, {difference.place}"
-        return Result(compared, difference._replace(place=place))
     pairs, left_out = pairs_of_commits(original, again)
     for one, other in pairs:
-        compared.append(str(one.relative_to(original.folder)))
+        if difference:
+            break
+        file = str(one.relative_to(original.folder))
+        compared.append(file)
         if not (one.exists() and other.exists()):
             there = ("there" if path.exists() else "nothing" for path in (one, other))
-            return Result(compared, Difference(compared[-1], *there))
+            return Result(compared, Difference(file, *there))
         if not filecmp.cmp(one, other, shallow=False):
             difference = commit_difference(one, other, ignored=RECORD)
-        if difference:
-            place = f"{compared[-1]}, {difference.place}"
-            return Result(compared, difference._replace(place=place))
-    return Result(compared, None, left_out)
+    if difference:
+        difference = difference._replace(place=f"{file}, {difference.place}")
+    return Result(compared, difference, left_out)
 
 
 def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, Path]], str]:
-    """Return the commits of a run that are to be compared, each with that of the other run.
-
-    And a sentence, if the weights after what is compared of the history are in none of them.
+    """Return the commits of a run that are to be compared, each with that of the other run; and a
+    sentence, if the weights after what is compared of the history are in none of them.
     """
     folder, (epoch, step) = original.folder, original.place
     ones, others = checkpoints.commits_of(folder), checkpoints.commits_of(again)
@@ -489,11 +441,8 @@ def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, 
     is_own_end = original.place == (original.state["epoch"], original.state["step"])
     if original.is_whole or (is_own_end and there.get((epoch, step)) == again / checkpoints.LATEST):
         # A kill may come between a new best one and the commit that makes it count.
-        is_early = any(
-            commit.path.name == checkpoints.BEST
-            and len(commit.state["history"]) > len(original.rows)
-            for commit in ones
-        )
+        best = [len(c.state["history"]) for c in ones if c.path.name == checkpoints.BEST]
+        is_early = max(best, default=0) > len(original.rows)
         names = [checkpoints.LATEST] if is_early else [checkpoints.LATEST, checkpoints.BEST]
         pairs = [(folder / name, again / name) for name in names]
         return [pair for pair in pairs if pair[0].exists() or pair[1].exists()], ""
@@ -506,10 +455,9 @@ def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, 
         place = commit.state["epoch"], commit.state["step"]
         if place in there:
             return [(commit.path, there[place])], ""
+    why = "were not kept when it was run again" if ones else f"are not kept in {folder}"
     weights = f"the weights after epoch {epoch}" + f", step {step}," * bool(step)
-    if ones:
-        return [], f"{weights} were not kept when it was run again, and were not compared"
-    return [], f"{weights} are not kept in {folder}, and were not compared"
+    return [], f"{weights} {why}, and were not compared"
 
 
 def comes_as_far(original: Original, again: Path) -> bool:
@@ -519,9 +467,8 @@ def comes_as_far(original: Original, again: Path) -> bool:
 
 
 def surroundings(original: Original, again: Path) -> str:
-    """Return a line on what else the bits depend on and can only be seen in a run made again.
-
-    It is "" where that has come to nothing.
+    """Return a line on what else the bits depend on and can only be seen in a run made again; ""
+    where that has come to nothing.
     """
     then, now = original.fingerprint, fingerprint.stored_in(again)
     if not then:
@@ -560,33 +507,30 @@ def causes(original: Original, again: Path | None) -> list[str]:
     python = original.meta.get("python")
     if python and python != platform.python_version():
         found.append(f"Python {python}, now {platform.python_version()}")
-    packages = differing_packages(original.meta.get("packages") or {})
-    if "versions" in keys and then.get("versions"):
-        packages = {k: v for k, v in packages.items() if k not in then["versions"]}
-    names = sorted(packages, key=lambda name: not name.startswith(("tensorflow", "keras", "numpy")))
-    found += [packages[name] for name in names[:MOST_NAMES]]
-    if len(names) > MOST_NAMES:
-        found.append(f"{len(names) - MOST_NAMES} more packages")
-    return found
+    told = (then.get("versions") or {}) if "versions" in keys else {}
+    return found + differing_packages(original.meta.get("packages") or {}, told)
 
 
-def differing_packages(then: Mapping[str, str]) -> dict[str, str]:
-    """Return a phrase for each package whose version is another here, by its name."""
+def differing_packages(then: Mapping[str, str], told: Mapping[str, str]) -> list[str]:
+    """Return a phrase for each package whose version is another here, the weightiest first."""
     now = describe_software()["packages"]
-    return {
-        name: f"{name} {then.get(name, 'not installed')}, now {now.get(name, 'not installed')}"
-        for name in sorted({*then, *now}, key=str.lower)
-        if then.get(name) != now.get(name)
-    }
+    names = [name for name in {*then, *now} - told.keys() if then.get(name) != now.get(name)]
+    weighty = ("tensorflow", "keras", "numpy")
+    names.sort(key=lambda name: (not name.startswith(weighty), name.lower()))
+    phrases = [
+        f"{name} {then.get(name, 'not installed')}, now {now.get(name, 'not installed')}"
+        for name in names[:MOST_NAMES]
+    ]
+    more = len(names) - MOST_NAMES
+    return phrases + [f"{more} more packages"] * (more > 0)
 
 
 def edited_cell(original: Original) -> str:
     """Return a sentence if `history.csv` is not what the commit says, or "" if it is."""
     committed = committed_rows(original.state)[: len(original.rows)]
     difference = history_difference(original.rows, committed)
-    if difference is None:
-        return ""
-    return f"history.csv was changed after the run: its model.h5 has {difference.other}"
+    what = "history.csv was changed after the run: its model.h5 has"
+    return f"{what} {difference.other}" if difference else ""
 
 
 def listed(names: Sequence[str]) -> str:

@@ -11,7 +11,8 @@ import pickle
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
 FILES = (CONFIG, META, "history.csv", "loop_state.pkl")
 NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
-# Columns of the history that are no figures of how good the model is.
+# Columns of the history that say nothing of how good the model is.
 NO_METRICS = ("epoch", "step", "learning_rate")
+OF_ANOTHER_FORM = (AttributeError, KeyError, TypeError, ValueError)  # what such a file raises
 
 
 class Metric(NamedTuple):
@@ -116,16 +118,12 @@ def _runs_below(folder: str) -> list[str]:
     if _is_run(folder):
         return [folder]
     try:
-        with os.scandir(folder) as entries:
-            names = [
-                entry.name
-                for entry in entries
-                if not entry.name.startswith(".")
-                and (entry.is_dir(follow_symlinks=False) or _is_run(entry.path))
-            ]
-    except OSError:
+        names = _naturally(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError:  # a file, or a folder that may not be read
         return []
-    return [run for name in _naturally(names) for run in _runs_below(os.path.join(folder, name))]
+    paths = [os.path.join(folder, name) for name in names]
+    inner = [path for path in paths if not os.path.islink(path) or _is_run(path)]
+    return [run for path in inner for run in _runs_below(path)]
 
 
 def _naturally(names: Iterable[str]) -> list[str]:
@@ -144,19 +142,23 @@ def read_runs(paths: Sequence[str]) -> list[RunRecord]:
     What has not changed since it was read last comes from an index, see `engine.runs.index`.
     """
     records = [RunRecord(path, **entry) for path, entry in _entries(paths)]
-    now = datetime.now(UTC)
     for record in records:
         record.metrics = {key: Metric(*value) for key, value in record.metrics.items()}
         # One that is finished is not taken up again but by a longer one, which says so at once.
         if record.state != "finished":
             record.state = state_now(record.path, record.state)
-        if record.state == "running":
-            record.seconds += (now - _time(record.end)).total_seconds() if record.end else 0.0
-            record.end = None
-        elif record.state == "died":
-            record.seconds += _seconds_until_last_commit(record)
+        if record.end and record.state in ("running", "died"):
+            # One that died was alive until its last commit, as far as its files know.
+            until = time.time() if record.state == "running" else _last_commit(record.path)
+            record.seconds += max(0.0, until - _time(record.end).timestamp())
             record.end = None
     return records
+
+
+def runs_matching(patterns: Sequence[str]) -> tuple[list[RunRecord], list[str]]:
+    """Return what the runs say that patterns mean, and what `find_runs` says of the others."""
+    paths, problems = find_runs(patterns)
+    return read_runs(paths), problems
 
 
 def _entries(paths: Sequence[str]) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -189,27 +191,19 @@ def _stamp(run: str) -> str:
 def _read(run: str) -> dict[str, Any]:
     """Read a run folder; what is in it is JSON, and does not depend on the time of day."""
     problems: list[str] = []
-    config = read_json(run, CONFIG, problems)
-    meta = read_json(run, META, problems)
-    entry: dict[str, Any] = {"config": config}
-    try:
-        entry |= _of_meta(meta)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        problems.append(f"meta.json is not what this version of the project writes ({error!r})")
-    history: list[dict[str, float]] = []
-    try:
-        history = read_history(run)
-    except (OSError, ValueError) as error:
-        problems.append(str(error))
-    state: dict[str, Any] = {}
-    try:
-        state = load_position(run)
-    except (OSError, pickle.UnpicklingError) as error:
-        problems.append(str(error))
-    try:
-        entry |= _of_history(config, history, state)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        problems.append(f"config.json is not what this version of the project writes ({error!r})")
+
+    def attempt(function: Callable[..., Any], *arguments: Any, file: str = "") -> Any:
+        try:
+            return function(*arguments)
+        except (OSError, pickle.UnpicklingError, *OF_ANOTHER_FORM) as error:
+            form = f"{file} is not what this version of the project writes ({error!r})"
+            problems.append(form if file else str(error))
+            return {}
+
+    config, meta = (read_json(run, name, problems) for name in (CONFIG, META))
+    entry = {"config": config} | attempt(_of_meta, meta, file=META)
+    history, state = attempt(read_history, run), attempt(load_position, run)
+    entry |= attempt(_of_history, config, history, state, file=CONFIG)
     if not any(os.path.exists(f"{run}/{name}") for name in (CONFIG, META)):
         return entry | {"state": "new"}  # it is about to begin, or never did
     if problems:
@@ -234,19 +228,17 @@ def read_json(run: str, name: str, problems: list[str]) -> dict[str, Any]:
 
 def _of_meta(meta: dict[str, Any]) -> dict[str, Any]:
     attempts = meta.get("attempts") or []
-    git, command = meta.get("git") or {}, meta.get("command") or {}
-    words = command.get("argv") or []
+    git = meta.get("git") or {}
     seconds = sum(
         (_time(attempt["end"]) - _time(attempt["start"])).total_seconds()
         for attempt in attempts
         if attempt.get("end")
     )
     last = attempts[-1] if attempts else {}
-    positional = [word for word in words[2:] if not str(word).startswith("-")]
     return {
         "state": str(meta.get("status", "new")),
-        "config_name": str(meta.get("config") or (positional[0] if positional else "")),
-        "command": str(command.get("line", "")),
+        "config_name": str(meta.get("config") or ""),
+        "command": str((meta.get("command") or {}).get("line", "")),
         "commit": str(git["commit"]) if git.get("commit") else None,
         "is_dirty": bool(git.get("dirty")),
         "start": _time(attempts[0]["start"]).isoformat() if attempts else None,
@@ -264,9 +256,8 @@ def _of_history(
     train = config.get("train") or {}
     num_epochs = config.get("num_epochs") or (isinstance(train, dict) and train.get("epochs"))
     num_steps = config.get("num_steps")
-    last = history[-1] if history else {}
     epochs = len(history)
-    steps = int(last.get("step", 0))
+    steps = int(history[-1].get("step", 0)) if history else 0
     if num_steps and epochs and steps:
         num_epochs = math.ceil(num_steps / (history[0].get("step") or steps))
     elif num_epochs and epochs:
@@ -274,28 +265,25 @@ def _of_history(
     columns = list(dict.fromkeys(key for row in history for key in row))
     metrics = {key: _metric(config, key, history) for key in columns if key not in NO_METRICS}
     monitor = config.get("monitor")
-    for candidate in (str(monitor).removeprefix("val_"), "val_loss", "loss"):
-        if monitor in columns:
-            break
-        monitor = candidate if candidate in columns else monitor
+    candidates = (monitor, str(monitor).removeprefix("val_"), "val_loss", "loss")
     return {
         "epoch": max(epochs, state.get("epoch", 0)),
         "num_epochs": num_epochs or None,
         "global_step": max(steps, state.get("global_step", 0)),
         "num_steps": num_steps or None,
-        "monitor": monitor if monitor in columns else None,
+        "monitor": next((name for name in candidates if name in columns), None),
         "is_inexact": bool(state.get("inexact")),
         "metrics": {key: metric for key, metric in metrics.items() if metric},
     }
 
 
 def _metric(config: dict[str, Any], key: str, history: list[dict[str, float]]) -> Metric | None:
-    cells = [row.get(key, math.nan) for row in history]
-    values = [(cell, index) for index, cell in enumerate(cells) if math.isfinite(cell)]
+    cells = ((row.get(key, math.nan), index) for index, row in enumerate(history))
+    values = [(cell, index) for cell, index in cells if math.isfinite(cell)]
     if not values:
         return None
-    lower = is_lower_better_in(config, key)
-    best, epoch = min(values, key=lambda pair: (pair[0] if lower else -pair[0], pair[1]))
+    sign = 1 if is_lower_better_in(config, key) else -1
+    best, epoch = min(values, key=lambda pair: sign * pair[0])  # the first of equal ones
     return Metric(best, epoch, values[-1][0])
 
 
@@ -311,17 +299,16 @@ def is_lower_better_in(config: dict[str, Any], metric: str) -> bool:
 
 
 def _time(text: Any) -> datetime:
-    time = datetime.fromisoformat(str(text))
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    found = datetime.fromisoformat(str(text))
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _seconds_until_last_commit(record: RunRecord) -> float:
-    """Return how long an attempt was alive that ended without a word, as far as its files know."""
+def _last_commit(run: str) -> float:
+    """Return when a run has saved its state last, in seconds since 1970; 0 if it never has."""
     try:
-        commit = os.stat(f"{record.path}/loop_state.pkl").st_mtime
+        return os.path.getmtime(f"{run}/loop_state.pkl")
     except OSError:
         return 0.0
-    return max(0.0, commit - _time(record.end).timestamp()) if record.end else 0.0
 
 
 def read_history(run: str | Path) -> list[dict[str, float]]:
@@ -344,14 +331,15 @@ def settings_of(record: RunRecord) -> dict[str, Any]:
     return flatten(record.config)
 
 
-def differing_settings(records: Sequence[RunRecord]) -> list[str]:
+def differing_settings(records: Sequence[RunRecord], repetitions: bool = True) -> list[str]:
     """Return the settings that are not the same in all runs; where one has none, they differ.
 
-    Runs whose config cannot be read do not count.
+    Runs whose config cannot be read do not count, and seeds and folds only with `repetitions`.
     """
     every = [settings_of(record) for record in records if record.config]
     keys = dict.fromkeys(key for settings in every for key in settings)
-    return [key for key in keys if len({_text(s.get(key, ...)) for s in every}) > 1]
+    differing = [key for key in keys if len({_text(s.get(key, ...)) for s in every}) > 1]
+    return [key for key in differing if repetitions or not is_repetition(key)]
 
 
 def is_repetition(key: str) -> bool:
@@ -372,11 +360,9 @@ def groups_of(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     return list(groups.values())
 
 
-def labels_of(records: Sequence[RunRecord], without_repetitions: bool = False) -> list[str]:
+def labels_of(records: Sequence[RunRecord], repetitions: bool = True) -> list[str]:
     """Return what differs, for each run: "n_filters=8, seed=1"; its path where nothing does."""
-    keys = differing_settings(records)
-    if without_repetitions:
-        keys = [key for key in keys if not is_repetition(key)]
+    keys = differing_settings(records, repetitions)
     labels = []
     for record in records:
         settings = settings_of(record)
@@ -391,40 +377,29 @@ def _text(value: Any) -> str:
 
 
 def provenance_of(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Return what stands beside each figure and table: the command, the commit, the runs."""
+    """Return what stands next to each picture and table: the command, the commit, the runs."""
+    told = ("path", "state", "config_name", "commit", "is_dirty")
     return {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "project_commit": git_words("rev-parse", "--verify", "--quiet", "HEAD") or None,
-        "runs": [
-            {
-                "path": record.path,
-                "state": record.state,
-                "config_name": record.config_name,
-                "commit": record.commit,
-                "is_dirty": record.is_dirty,
-            }
-            for record in records
-        ],
+        "runs": [{name: getattr(record, name) for name in told} for record in records],
     }
 
 
 def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]) -> None:
-    """Write a file, and beside it, as `<name>.json`, where it comes from."""
+    """Write a file, and next to it, as `<name>.json`, where it comes from."""
     text = json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"
-    beside = text.encode(errors="backslashreplace")  # a name that is no UTF-8 is escaped
-    write_atomically(path.with_name(f"{path.name}.json"), beside)
+    escaped = text.encode(errors="backslashreplace")  # a name that is not UTF-8 is escaped
+    write_atomically(path.with_name(f"{path.name}.json"), escaped)
     write_atomically(path, content)
 
 
 def require_writable(output: str) -> None:
-    """Refuse a file that could not be written, before anything is read or drawn.
-
-    Raises UsageError, naming it.
-    """
+    """Raise UsageError for a file that could not be written, before anything is read or drawn."""
     target = Path(output)
     if not output.strip() or target.is_dir() or not os.access(target.parent, os.W_OK):
-        raise UsageError(f"--output={output} is no file that could be written")
+        raise UsageError(f"--output={output} is not a file that could be written")
 
 
 def load_runs(*patterns: str) -> "pd.DataFrame":
@@ -436,7 +411,7 @@ def load_runs(*patterns: str) -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for record in read_runs(find_runs(patterns)[0]):
+    for record in runs_matching(patterns)[0]:
         row: dict[str, Any] = {"path": record.path, "state": record.state, "epoch": record.epoch}
         for key, metric in record.metrics.items():
             row |= {f"{key} best": metric.best, f"{key} last": metric.last}
@@ -468,17 +443,13 @@ def load_position(run: str | Path) -> dict[str, Any]:
     Raises pickle.UnpicklingError if `loop_state.pkl` holds anything but plain values; nothing in it
     is executed.
     """
-    state = _loop_state(run)
+    state = loop_state(run)
     keys = ("epoch", "global_step", *(["inexact"] if state.get("inexact") else []))
     return {key: state[key] for key in keys if state}
 
 
-def load_fingerprint(run: str | Path) -> dict[str, Any]:
-    """Return what a run's bits depend on, as its last commit says; {} if nothing does."""
-    return _loop_state(run).get("fingerprint") or {}
-
-
-def _loop_state(run: str | Path) -> dict[str, Any]:
+def loop_state(run: str | Path) -> dict[str, Any]:
+    """Return what `loop_state.pkl` holds; see `load_position`."""
     try:
         with open(Path(run, "loop_state.pkl"), "rb") as file:
             state = _PlainUnpickler(file).load()
@@ -497,9 +468,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Builds numbers, strings, lists and dictionaries; a pickle that asks for more is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(
-            f"loop_state.pkl names {module}.{name}; it should hold plain values alone"
-        )
+        raise pickle.UnpicklingError(f"it names {module}.{name}, and may hold only plain values")
 
 
 def confusion_matrix(

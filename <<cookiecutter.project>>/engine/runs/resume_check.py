@@ -14,6 +14,8 @@ from vegab import resolve
 
 # Keras is imported where it is used: bin/check_resume.py does without, its processes have it.
 
+NOT_SAVED = "which no checkpoint holds"  # a warning says
+
 
 def train(
     experiment: tuple[Callable[..., Any], Callable[..., None]],
@@ -65,20 +67,19 @@ def survey(
     """
     import keras
     import numpy as np
-    import tensorflow as tf
 
-    generators = (np.random.Generator, np.random.RandomState, random.Random, tf.random.Generator)
+    from engine.training.objects import walk
+
+    generators = (np.random.Generator, np.random.RandomState, random.Random)
     first = build(config).with_work(allow_inexact=True)
     second = build(config)
     assert first.work is not None
     found = [f"no checkpoint holds {name}" for name in first.work.guard.found]
-    for layer in layers_of(first.model):
-        for name, value in vars(layer).items():
-            if isinstance(value, generators):
-                found.append(
-                    f"{getattr(layer, 'name', 'the model')} has a generator of its own, {name} "
-                    f"({place(type(layer))}); use keras.random with a SeedGenerator"
-                )
+    # A step that is compiled draws from these once, as it is traced.
+    is_traced = first.iterator is None and not first.model.run_eagerly
+    for path, thing, *_ in walk({"model": first.model}) if is_traced else ():
+        if isinstance(thing, generators):
+            found.append(f"{path} is a generator of Python's or NumPy's; use keras.random")
     sources = [built.dataset.train for built in (first, second, second)]
     steps_per_epoch = sources[0].steps_per_epoch
     step = steps_per_epoch - 1
@@ -92,22 +93,6 @@ def survey(
             f"it is asked for directly, or twice ({place(resolve(name, 'dataset', datasets))})"
         )
     return steps_per_epoch, found
-
-
-def layers_of(model: Any) -> list[Any]:
-    """Return a model and all layers in it."""
-    import keras
-
-    found = [model]
-    for layer in found:
-        for value in (getattr(layer, "layers", None), *vars(layer).values()):
-            each = value if isinstance(value, list | tuple) else [value]
-            found += [
-                inner
-                for inner in each
-                if isinstance(inner, keras.Layer) and all(inner is not other for other in found)
-            ]
-    return found
 
 
 def place(thing: Any) -> str:

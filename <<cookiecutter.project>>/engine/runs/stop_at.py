@@ -18,12 +18,10 @@ class StopAfterEpoch(keras.callbacks.Callback):
         self.end = epoch
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """End the run, if that is the place."""
         if epoch == self.end:
             raise KeyboardInterrupt
 
     def get_state(self) -> dict[str, Any]:
-        """There is none."""
         return {}
 
     def set_state(self, state: Any) -> None:
@@ -39,10 +37,8 @@ class StopAfterStep(StopAfterEpoch):
         self.epoch = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Note which one it is."""
         self.epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """End the run, if that is the place."""
         if (self.epoch, batch + 1) == (self.end, self.step):
             signal.raise_signal(signal.SIGTERM)
