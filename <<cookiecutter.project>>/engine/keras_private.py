@@ -107,6 +107,12 @@ def graph_of(graph: Any, name: str) -> Any:
     return getattr(graph._get_function(name), "graph", None)
 
 
+def give_seed(op: Any) -> None:
+    """Give a random operation in a graph a seed, without which it is no deterministic one."""
+    if not op.get_attr("seed") and not op.get_attr("seed2"):
+        op._set_attr("seed", tf.compat.v1.AttrValue(i=1))
+
+
 @contextlib.contextmanager
 def replacing_operations(replaced: Callable[[Any], Sequence[Any] | None]) -> Iterator[None]:
     """Within the block, have other tensors take the place of those of operations.

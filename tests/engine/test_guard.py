@@ -1,19 +1,20 @@
-"""A step that uses what no checkpoint holds is refused by name before there is a run folder."""
+"""What a step touches is resumed wherever it hangs; what nobody can save is refused by name."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
+from interruptions import StopAt
 from keras import layers
 from loops import loop
 from machinery import Command
 
 from configs import registry
-from engine.training import guard
 from src.examples.iterators import GANTrainer
 from src.experiment import build, train
 from vegab import UsageError
@@ -124,6 +125,7 @@ def tf_variable(*_: Any, **__: Any) -> keras.Model:
 
 def weight_of_the_loss(*_: Any, **__: Any) -> keras.Model:
     """A variable in a module, which the loss reads."""
+    IN_MODULE.assign(0.0)
     cross_entropy = keras.losses.sparse_categorical_crossentropy
     return compiled(classifier(), lambda y, p: cross_entropy(y, p) + IN_MODULE * keras.ops.mean(p))
 
@@ -214,31 +216,80 @@ def stateful(*_: Any, **__: Any) -> keras.Model:
     return keras.Model(inputs, layers.Dense(10, "softmax")(x))
 
 
-@pytest.fixture(autouse=True)
-def this_file_is_the_project_s(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The lines that are named are those of files in the project."""
-    monkeypatch.setattr(guard, "ROOT", Path(__file__).resolve().parent)
-    guard._is_own.cache_clear()  # it knows files of the project that another test has met
-    yield
-    guard._is_own.cache_clear()
+def queue(*_: Any, **__: Any) -> keras.Model:
+    """A queue that the step goes round in."""
+    numbers = tf.queue.FIFOQueue(9, [tf.float32], shapes=[()])
+    numbers.enqueue(0.0)
+
+    def change(x: Any) -> Any:
+        number = numbers.dequeue()
+        with tf.control_dependencies([numbers.enqueue(number + 1)]):
+            return x + number
+
+    return classifier(Changed(change))
 
 
-REFUSED = {
-    "optimizers_in_dict": r"model\.kept\['body'\] \(Adam, 6 variables, made in .*, line \d+",
-    "tf_variable": r"model\.steps_done \(Variable, made in test_guard\.py, line \d+\)",
-    "weight_of_the_loss": r"test_guard\.IN_MODULE",
-    "in_closure": r"count in test_guard\.in_closure",
-    "normal": r"RandomStandardNormal, in test_guard\.py, line \d+",
-    "within_loop": r"RandomUniform, in test_guard\.py, line \d+",
-    "dropout": r"RandomUniform, in test_guard\.py, line \d+",
-    "flipped": r"RandomUniform",
-    "shuffled": r"RandomShuffle",
-    "raw": r"RandomStandardNormal, in test_guard\.py, line \d+",
-    "python": r"Python function of EagerPyFunc keeps, in test_guard\.py, line \d+",
-    "in_validation": r"RandomStandardNormal, in test_guard\.py, line \d+",
-    "table": r"LookupTableInsertV2 changes, in test_guard\.py, line \d+",
-    "stateful": r"model\.layers\[2\]\.states\[0\]",
-}
+def sampled(*_: Any, **__: Any) -> keras.Model:
+    """Candidates that TensorFlow samples."""
+
+    def change(x: Any) -> Any:
+        true = tf.zeros([1, 1], tf.int64)
+        candidates = tf.random.uniform_candidate_sampler(true, 1, 4, True, 100)[0]
+        return x + tf.cast(tf.reduce_sum(candidates), x.dtype)
+
+    return classifier(Changed(change))
+
+
+def eager(*_: Any, **__: Any) -> keras.Model:
+    """A variable in a closure, and TensorFlow's noise, in steps that are not compiled."""
+    count = tf.Variable(0.0)
+
+    def change(x: Any) -> Any:
+        return x + 0.01 * count.assign_add(1.0) * tf.random.normal(tf.shape(x))
+
+    model = classifier(Changed(change))
+    model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+    return model
+
+
+def optimizers_in_list(*_: Any, **__: Any) -> keras.Model:
+    """Optimizers in a list of dictionaries."""
+    model = TwoParts(lambda model, one, two: {})
+    model.groups = [
+        {"of": one} for one in (keras.optimizers.Adam(1e-3), keras.optimizers.Adam(1e-2))
+    ]
+    for part, group in zip((model.body, model.head), model.groups, strict=True):
+        group["of"].build(part.trainable_variables)
+    model.kept = lambda: [group["of"] for group in model.groups]
+    return compiled(model)
+
+
+def drawn(*_: Any, **__: Any) -> keras.Model:
+    """Draws of further kinds, of a gamma distribution and of classes among them."""
+
+    def change(x: Any) -> Any:
+        noise = tf.random.gamma([], 0.5) + tf.random.poisson([], 1.5)
+        noise += tf.random.truncated_normal([]) + tf.cast(
+            tf.random.categorical(tf.zeros([1, 3]), 1)[0, 0], tf.float32
+        )
+        return x + 0.1 * noise * tf.cast(tf.random.uniform([], 0, 5, tf.int32), tf.float32)
+
+    return classifier(Changed(change))
+
+
+class CountsEpochs(keras.callbacks.Callback):
+    """Keeps a variable, and generators, that no step knows of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = tf.Variable(0.0)
+        self.generator = np.random.default_rng(0)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Set the rate by both."""
+        self.number.assign_add(1.0)
+        rate = 0.01 / float(self.number.numpy()) * self.generator.uniform()
+        self.model.optimizer.learning_rate.assign(rate)
 
 
 @pytest.fixture
@@ -247,12 +298,57 @@ def quick(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"batch_size": 30, "learning_rate": None, "monitor": "loss"}
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_what_no_checkpoint_holds_is_refused_by_name(kind: str, quick: dict[str, Any]) -> None:
-    config = quick | {"model": f"{HERE}.{kind}"}
+REFUSED = {
+    "python": r"Python function of EagerPyFunc keeps, in test_guard\.py, line \d+",
+    "queue": r"Queue\w+ changes, in test_guard\.py, line \d+",
+    "sampled": r"UniformCandidateSampler, in test_guard\.py, line \d+",
+}
+KEPT = [
+    "optimizers_in_dict",
+    "optimizers_in_list",
+    "tf_variable",
+    "weight_of_the_loss",
+    "in_closure",
+    "normal",
+    "within_loop",
+    "dropout",
+    "flipped",
+    "shuffled",
+    "raw",
+    "drawn",
+    "in_validation",
+    "table",
+    "stateful",
+    "eager",
+    "callback",
+]
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_what_a_step_touches_is_resumed_wherever_it_hangs(
+    kind: str, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    config = quick | {"model": f"{HERE}.{kind}", "num_epochs": 2}
     if kind == "stateful":  # of which validation would need batches of the same size
         config["dataset"] = f"{HERE}.without_validation"
-    prepared = build(config)
+    if kind == "weight_of_the_loss":
+        config["callbacks"] = [{"class": f"{HERE}.Raise"}]
+    if kind == "callback":
+        config |= {"model": "simple_cnn", "callbacks": [{"class": f"{HERE}.CountsEpochs"}]}
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    for folder in (straight, resumed):
+        folder.mkdir()
+    train(build(config), straight, [])
+    with pytest.raises(SystemExit):
+        train(build(config), resumed, [StopAt(59)])
+    train(build(config, str(resumed)), resumed, [])
+    for name in ("model.h5", "history.csv"):
+        assert (straight / name).read_bytes() == (resumed / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_nobody_can_save_is_refused_by_name(kind: str, quick: dict[str, Any]) -> None:
+    prepared = build(quick | {"model": f"{HERE}.{kind}"})
     with pytest.raises(UsageError, match=REFUSED[kind]) as refusal:
         prepared.with_work(allow_inexact=False)
     assert "--allow_inexact" in str(refusal.value)
@@ -321,25 +417,26 @@ def test_what_checkpoints_hold_is_not_refused(
 
 
 class NoisyGAN(GANTrainer):
-    """Draws noise of TensorFlow's when the critic is trained, which is not the first turn."""
+    """Calls Python when the critic is trained, which is not the first turn."""
 
     def make_loss_ops(self, model: Any, **batch: Any) -> Any:
         """Return both losses."""
         losses = super().make_loss_ops(model, **batch)
-        return losses | {"critic": losses["critic"] * tf.random.uniform([])}
+        factor = tf.py_function(lambda: 1.0, [], tf.float32)
+        return losses | {"critic": losses["critic"] * tf.reshape(factor, [])}
 
 
 def test_the_steps_of_an_iterator_are_looked_at_in_every_turn() -> None:
     config = registry["gan"] | {"iterator": f"{HERE}.NoisyGAN"}
     prepared = build(config)
-    with pytest.raises(UsageError, match="RandomUniform, in test_guard"):
+    with pytest.raises(UsageError, match="EagerPyFunc keeps, in test_guard"):
         prepared.with_work(allow_inexact=False)
 
 
 def test_the_loop_looks_by_itself(quick: dict[str, Any], tmp_path: Path) -> None:
-    prepared = build(quick | {"model": f"{HERE}.normal"})
+    prepared = build(quick | {"model": f"{HERE}.python"})
     data = prepared.dataset
-    with pytest.raises(UsageError, match="RandomStandardNormal"):
+    with pytest.raises(UsageError, match="EagerPyFunc"):
         loop(prepared.model, data.train, data.valid, tmp_path, num_epochs=1)
     assert list(tmp_path.iterdir()) == []
 
@@ -383,27 +480,27 @@ def test_a_refusal_leaves_no_folder_and_what_is_allowed_is_on_record(
     quick_command: Command, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    words = ["bin/train.py", "digits", run, f"--model={HERE}.tf_variable", "--lr_schedule=null"]
+    words = ["bin/train.py", "digits", run, f"--model={HERE}.python", "--lr_schedule=null"]
     words += ["--num_epochs=1", "--no_tensorboard"]
     refused = quick_command(*words)
     assert refused.returncode == 2
     sentence = refused.stderr.strip().splitlines()[-1]
-    assert "model.steps_done" in sentence
+    assert "Python function" in sentence
     assert not run.exists()
     allowed = quick_command(*words, "--allow_inexact")
     assert allowed.returncode == 0, allowed.stderr
     attempt = json.loads((run / "meta.json").read_text())["attempts"][-1]
-    assert "model.steps_done" in attempt["to"]["inexact"][0]["differs"][0]
+    assert "Python function" in attempt["to"]["inexact"][0]["differs"][0]
     listed = quick_command("bin/runs.py", "list", run)
     assert "finished, inexact" in listed.stdout
 
 
 def test_a_sweep_may_allow_it_too(quick_command: Command, tmp_path: Path) -> None:
-    words = ["bin/sweep.py", "digits", tmp_path / "sweep", f"--model={HERE}.tf_variable"]
+    words = ["bin/sweep.py", "digits", tmp_path / "sweep", f"--model={HERE}.python"]
     words += ["--lr_schedule=null", "--num_epochs=1", "--no_tensorboard", "--grid", "seed=1"]
     refused = quick_command(*words)
     assert refused.returncode == 2
-    assert "model.steps_done" in refused.stderr
+    assert "Python function" in refused.stderr
     allowed = quick_command(*words, "--allow_inexact")
     assert allowed.returncode == 0, allowed.stderr
     assert "1 finished" in allowed.stdout

@@ -86,6 +86,7 @@ def _replaced(op: tf.Operation) -> Sequence[tf.Tensor] | None:
     draw = WITHOUT_STATE.get(op.type)
     if draw is None:
         return None
+    keras_private.give_seed(op)  # nobody reads it any more, but TensorFlow computes it all the same
     drawn = draw(op, *op.inputs, seed=_generators[0].make_seeds(1)[:, 0])
     outputs = list(drawn) if isinstance(drawn, tuple) else [drawn]
     for output, replaced in zip(outputs, op.outputs, strict=True):

@@ -73,6 +73,7 @@ class Guard:
         self._data = {"data": data}
         self._allows_inexact = allows_inexact
         self._captured: dict[int, Any] = {}  # by the id of a handle, in the order of capture
+        self._tables: dict[str, Any] = {}
         self._has_graph = False
         self.has_news = False
         self._num_looks = 0
@@ -100,7 +101,9 @@ class Guard:
                 self._captured.setdefault(id(captured), known[id(captured)])
             elif writers := _writers(placeholder):
                 unknown.append((captured, writers[0]))
-        tables = self._tables() if unknown else set()
+        tables = self._find_tables() if unknown else {}
+        for captured, _ in unknown:
+            self._tables |= tables.get(id(captured), {})
         unsaved = [
             Unsaved(f"the table or queue that {writer.type} changes{_line_of(writer)}", OTHER)
             for captured, writer in unknown
@@ -197,7 +200,9 @@ class Guard:
         owners = self._steps | self._around
         if not self._has_graph:
             owners["eager_draws"] = keras_private.eager_generator()
-        found = {}
+        found = {
+            path: state for path, t in self._tables.items() if (state := state_of(t)) is not None
+        }
         held: set[int] = set()
         for path, thing, *_ in walk(owners, passed_by):
             state = state_of(thing)
@@ -232,12 +237,11 @@ class Guard:
                     else "",
                 )
 
-    def _tables(self) -> set[int]:
-        """Return the handles of the tables that `states` saves."""
-        owners = self._steps | self._around
+    def _find_tables(self) -> dict[int, dict[str, Any]]:
+        """Return the tables that can be saved, by path, each by the id of its handle."""
         return {
-            id(thing.resource_handle)
-            for _, thing, *_ in walk(owners)
+            id(thing.resource_handle): {path: thing}
+            for path, thing, *_ in walk(self._steps)
             if isinstance(thing, tf.lookup.experimental.MutableHashTable)
         }
 
