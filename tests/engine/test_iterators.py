@@ -935,8 +935,8 @@ def test_parts_take_turns_by_global_step_also_after_a_resume(
         ({"iterator": path_of(WithoutStepOps)}, ["iterator", ":WithoutStepOps", "no step_ops"]),
         ({"iterator": path_of(WithoutStepOp)}, ["iterator", ":WithoutStepOp", "no step_op;"]),
         ({"iterator": path_of(WithoutLosses)}, ["iterator", ":WithoutLosses", "no make_loss_ops"]),
-        ({"iterator": path_of(Counter)}, ["iterator", ":Counter", "is no iterator"]),
-        ({"iterator": path_of(total)}, ["iterator", ":total", "is no iterator"]),
+        ({"iterator": path_of(Counter)}, ["iterator", ":Counter", "is not an iterator"]),
+        ({"iterator": path_of(total)}, ["iterator", ":total", "is not an iterator"]),
         (
             {"iterator": path_of(LossOfNobody), "model": path_of(KerasParts)},
             ["iterator", ":LossOfNobody", "a loss for 'nobody'"],

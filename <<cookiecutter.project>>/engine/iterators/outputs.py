@@ -30,8 +30,8 @@ Callback = Callable[..., Any]
 class OutputWriter:
     """Writes outputs of one batch after the other into a folder, by the index of the example.
 
-    An output is "text" or an "array" in a file per example, an "image" that has a PNG beside its
-    array, or a "number", of which all examples' are in one file, as labels are.
+    An output is "text" or an "array" in a file per example, an "image" that has a PNG next to its
+    array, or a "number", which is in one file for all examples, as a label is.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,11 +47,11 @@ class OutputWriter:
         Raises:
             ValueError: if one is not there for each of them, or has no place to be stored at.
         """
-        labels = outputs.get(LABELS, {})
-        labels = labels if isinstance(labels, Mapping) else {LABELS: labels}
-        for name, value in _named(labels):
+        outputs = dict(outputs)
+        labels = outputs.pop(LABELS, {})
+        for name, value in _named(labels if isinstance(labels, Mapping) else {LABELS: labels}):
             self._add_rows(name, np.asarray(_rows(value, size, name)), "label")
-        for key, value in _named({k: v for k, v in outputs.items() if k != LABELS}):
+        for key, value in _named(outputs):
             rows = _rows(value, size, key)
             if isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype.kind != "U":
                 self._add_rows(key, rows, "number")
@@ -69,8 +69,8 @@ class OutputWriter:
                 rows = np.asarray(_rows(value, self.num_examples, name))
             except ValueError as error:
                 log.warning("a label of the dataset is not stored: %s", error)
-                continue
-            self._add_rows(name, rows, "label")
+            else:
+                self._add_rows(name, rows, "label")
 
     def finish(self) -> dict[str, Any]:
         """Write what all examples share a file for; return the kinds of outputs and labels."""
