@@ -10,6 +10,7 @@ and evaluate, `TFHookedModelIterator` compiles its steps, `TFBaseTrainer` makes 
 
 import logging
 import tempfile
+from abc import abstractmethod
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -87,10 +88,10 @@ class PyHookedModelIterator:
 
     # ---- what a subclass gives ------------------------------------------------------------------
 
+    @abstractmethod
     def step_ops(self) -> Any:
         """Return a function, or nested dictionaries or lists of them; each is called with the
         model and the batch's entries as keywords."""
-        raise NotImplementedError(f"{type(self).__name__} has no step_ops")
 
     def validate(self, batch: Feeds) -> Mapping[str, float]:
         """Return metrics of a validation batch; they are averaged into `val_…` of the history."""
@@ -162,8 +163,7 @@ class PyHookedModelIterator:
             generator = random_generator(self.config.get("seed", 0), 0, FIXED_EXAMPLES_STREAM)
             number = min(self.config["batch_size"], length)
             return sorted(generator.choice(length, number, replace=False).tolist())
-        outside = [index for index in given if not 0 <= index < length]
-        if outside:
+        if outside := [index for index in given if not 0 <= index < length]:
             raise ValueError(
                 f"fixed_example_indices.{split} has {outside[0]}, but that split has {length} "
                 f"examples; give indices from 0 to {length - 1}"
@@ -193,7 +193,7 @@ class PyHookedModelIterator:
 
     def variables(self) -> dict[str, list[Any]]:
         """Return the variables of Keras and TensorFlow that iterator and model have, by group."""
-        return found_variables(self)
+        return found_variables(self, self.of_position())
 
     def make_steps(self, source: BatchSource, seed: int) -> IteratorSteps:
         """Return what runs its steps on batches; `seed` is of the numbers that steps draw."""
@@ -228,13 +228,13 @@ class TemplateIterator(PyHookedModelIterator):
     become part of the checkpoint.
     """
 
+    @abstractmethod
     def step_op(self, model: Any, **batch: Any) -> Mapping[str, Any]:
         """Return functions without arguments.
 
         `train_op` trains and may return a loss, or metrics by name; `log_op` returns a dictionary
         of "scalars", "images" and "figures"; `eval_op` one of arrays, with arrays under "labels".
         """
-        raise NotImplementedError(f"{type(self).__name__} has no step_op")
 
     def save(self, checkpoint_path: str) -> None:
         """Write what has to survive a kill to a file or folder of that name."""
@@ -254,14 +254,10 @@ class TemplateIterator(PyHookedModelIterator):
         return results
 
     def _trained(self, ops: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what those operations give that train."""
-        return {name: ops[name] for name in self.train_ops if name in ops}
-
-    @property
-    def train_ops(self) -> list[str]:
-        """Names of the operations that are read at every step; EDflow's "train/…" counts too."""
+        """Return what the operations give that train; EDflow's names, "train/…", count too."""
         names = self.config.get("train_ops") or ["train_op"]
-        return [name.removeprefix("train/") for name in names]
+        names = [name.removeprefix("train/") for name in names]
+        return {name: ops[name] for name in names if name in ops}
 
     def figures(self, results: Any) -> dict[str, float]:
         return figures_in(self._trained(results.get("step_ops", {})))
@@ -283,13 +279,12 @@ class TemplateIterator(PyHookedModelIterator):
         size = min(config.get("test_batch_size") or config["batch_size"], len(dataset))
         indices = [(number * size + place) % len(dataset) for place in range(size)]
         batch = stack(make_examples(dataset, indices, config.get("seed", 0), epoch=0))
-        place = self.get_global_step(), self.get_epoch_step(), self.get_batch_step()
-        self.set_position(*place, "validation")
+        self._split = "validation"
         try:
             ops = self.step_op(self.model, **batch)
             return [ops[name]() for name in names if name in ops]
         finally:
-            self.set_position(*place)
+            self._split = "train"
 
     def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
         ops = self.step_op(self.model, **batch)
@@ -313,11 +308,7 @@ class TemplateIterator(PyHookedModelIterator):
         return state
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Have `restore` read the files.
-
-        Raises:
-            DamagedCheckpointError: if one of them is to be written elsewhere; none is then.
-        """
+        """Have `restore` read the files; DamagedCheckpointError if one would lie elsewhere."""
         super().set_state(state)
         if "files" in state:
             require_inside(state["files"])
@@ -372,8 +363,7 @@ class TFHookedModelIterator(PyHookedModelIterator):
                 "is no functional model; write an iterator with an eval_op(model, **batch)"
             )
         names = [tensor.name for tensor in model.inputs]
-        missing = [name for name in names if name not in batch]
-        if missing:
+        if missing := [name for name in names if name not in batch]:
             raise ValueError(f"the batch has {', '.join(batch)}; the model's input is {missing[0]}")
         inputs = {name: batch[name] for name in names}
         outputs = model(inputs if len(names) > 1 else inputs[names[0]], training=self.is_training)
@@ -403,11 +393,10 @@ class TFHookedModelIterator(PyHookedModelIterator):
 
     def look_at_traces(self, look: Callable[[Any], None], batch: Feeds) -> None:
         """Trace what is known beforehand; call a function with that and with all later traces."""
-        place = self._global_step, self._epoch, self._batch_step
         for split, ops in self.known_ops():
-            self.set_position(*place, split)
+            self._split = split
             self._trace(ops, batch)
-        self.set_position(*place)
+        self._split = "train"
         self._look = look
         for traced in self._traced:
             look(traced)
@@ -429,9 +418,6 @@ class TFHookedModelIterator(PyHookedModelIterator):
             if self._look is not None:
                 self._look(self._traced[-1])
         return result
-
-    def variables(self) -> dict[str, list[Any]]:
-        return found_variables(self, self.of_position())
 
     def of_position(self) -> list[Any]:
         return [self._step_variable]

@@ -7,19 +7,11 @@ from engine.building import callbacks_of, refusals_named
 from engine.experiment import Experiment, Splits
 from engine.hooks import Hook, IntervalHook, KeepCheckpoints, LoggingHook
 from engine.iterators import torch_guard
-from engine.iterators.base import PyHookedModelIterator, TemplateIterator
+from engine.iterators.base import PyHookedModelIterator
 from engine.iterators.datasets import ExampleBatches
 from engine.iterators.ranges import splits_of
-from engine.iterators.trainers import TFBaseTrainer
 from engine.training import Unsaved
 from vegab import UsageError, resolve
-
-# What a subclass has to write, unless it inherits from one that has it.
-TO_WRITE = {
-    TemplateIterator: "step_op",
-    TFBaseTrainer: "make_loss_ops",
-    PyHookedModelIterator: "step_ops",
-}
 
 
 class NoModel:
@@ -103,13 +95,12 @@ def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
         raise UsageError(
             f"iterator: {name} is not an iterator; inherit from one in engine/iterators/base.py"
         )
-    base = next(base for base in TO_WRITE if issubclass(kind, base))
-    method = TO_WRITE[base]
-    if getattr(kind, method) is getattr(base, method):
-        raise UsageError(
-            f"iterator: {name} has no {method}; write it, as {base.__name__} in "
-            "engine/iterators/base.py says"
-        )
+    for method in dir(kind):
+        if getattr(getattr(kind, method, None), "__isabstractmethod__", False):
+            raise UsageError(
+                f"iterator: {name} has no {method}; write it, as its base class in "
+                "engine/iterators says"
+            )
     return kind
 
 

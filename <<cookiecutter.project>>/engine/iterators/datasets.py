@@ -24,6 +24,7 @@ import numpy as np
 
 from engine import endings
 from engine.batches import Array, ArrayBatches, require_at_least
+from engine.trees import Path, leaves, map_leaves
 
 Example = dict[str, Any]
 # Next to the streams of `engine.batches`; no two streams overlap.
@@ -189,12 +190,9 @@ class ConcatenatedDataset(DatasetMixin):
     @cached_property
     def labels(self) -> dict[str, Array]:
         """The labels that all the datasets have."""
-        first, *others = [data.labels for data in self.datasets]
-        return {
-            key: np.concatenate([values, *(labels[key] for labels in others)])
-            for key, values in first.items()
-            if all(key in labels for labels in others)
-        }
+        every = [data.labels for data in self.datasets]
+        shared = [key for key in every[0] if all(key in labels for labels in every)]
+        return {key: np.concatenate([labels[key] for labels in every]) for key in shared}
 
 
 class CsvDataset(DatasetMixin):
@@ -309,7 +307,12 @@ def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     if not examples:
         raise ValueError("there are no examples to stack; expected at least one")
-    return _stack_columns(examples, "")
+    columns: dict[Path, list[Any]] = {}
+    for example in examples:
+        for path, value in leaves(example):
+            columns.setdefault(path, []).append(value)
+    arrays = iter([_stacked(path, values, len(examples)) for path, values in columns.items()])
+    return map_leaves(examples[0], lambda _: next(arrays))
 
 
 class ExampleBatches:
@@ -494,32 +497,20 @@ def _make_example(dataset: DatasetMixin, index: int, seed: int, epoch: int) -> E
         _generator_in_hand.reset(token)
 
 
-def _stack_columns(rows: Sequence[Mapping[Any, Any]], path: str) -> dict[Any, Any]:
-    for row in rows:
-        if lacking := row.keys() ^ rows[0].keys():
-            key = min(lacking, key=str)
-            raise ValueError(f"'{path}{key}' is in some of the examples, but not in all")
-    return {key: _stack_values([row[key] for row in rows], f"{path}{key}") for key in rows[0]}
-
-
-def _stack_values(values: list[Any], path: str) -> Any:
-    if all(isinstance(value, dict) for value in values):
-        return _stack_columns(values, f"{path}/")
-    if all(isinstance(value, (list, tuple)) for value in values):
-        columns = _stack_columns([dict(enumerate(value)) for value in values], f"{path}/")
-        return list(columns.values())
-    arrays = []
-    for value in values:
-        if isinstance(value, (dict, list, tuple)) or (array := np.asarray(value)).dtype == object:
+def _stacked(path: Path, values: Sequence[Any], number: int) -> Array:
+    name, arrays = "/".join(map(str, path)), [np.asarray(value) for value in values]
+    if len(arrays) < number:
+        raise ValueError(f"'{name}' is in some of the examples, but not in all")
+    for value, array in zip(values, arrays, strict=True):
+        if array.dtype == object:
             kind = type(value).__name__
-            raise ValueError(f"'{path}' is a {kind} in one of the examples; it cannot stack")
-        arrays.append(array)
+            raise ValueError(f"'{name}' is a {kind} in one of the examples; it cannot stack")
     shapes = sorted({array.shape for array in arrays})
     if len(shapes) > 1:
         listed = " and ".join(map(str, shapes))
-        raise ValueError(f"'{path}' has the shapes {listed}; examples must have the same")
+        raise ValueError(f"'{name}' has the shapes {listed}; examples must have the same")
     if len({array.dtype.kind in "SU" for array in arrays}) > 1:
-        raise ValueError(f"'{path}' is text in some of the examples, but not in all")
+        raise ValueError(f"'{name}' is text in some of the examples, but not in all")
     return np.stack(arrays)
 
 

@@ -60,20 +60,13 @@ def evaluate_split(
 ) -> dict[str, Any]:
     """Restore a checkpoint and store what the iterator's `evaluate` returns for each example.
 
-    Args:
-        experiment: with an iterator.
-        checkpoint: its path.
-        output: the folder to write; an older one is replaced when the new one is whole.
-        split: one of the iterator's datasets.
-
-    Returns:
-        What `meta.yaml` says.
+    An older folder `output` is replaced when the new one is whole. Returns what `meta.yaml` says.
 
     Raises:
         OtherModelError: if the checkpoint belongs to another model.
         NoOutputsError: if the iterator has no eval_op.
         ValueError: if it returns what cannot be stored by example.
-        OSError: if the checkpoint is damaged, or something cannot be written.
+        OSError: if the checkpoint is corrupt, or something cannot be written.
     """
     iterator, config = experiment.iterator, experiment.config
     assert iterator is not None
@@ -117,9 +110,7 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
     Variables that are there only after a step are made by evaluating `batch`. What the checkpoint
     has for training only, such as optimizers, is left where this iterator has none of it.
 
-    Raises:
-        OtherModelError: if it has not what the model needs.
-        OSError: if it is damaged.
+    Raises OtherModelError if it has not what the model needs, OSError if it is corrupt.
     """
     checkpoint = Checkpoint(path.parent, iterator.model, iterator.variables)
     try:
@@ -178,7 +169,6 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
 
 
 def _evaluate(iterator: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the iterator has to be stored."""
     outputs = iterator.evaluate(batch)
     if not isinstance(outputs, Mapping):
         raise NoOutputsError(
@@ -198,7 +188,7 @@ def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -
     seen: set[int] = set()
     paths = [] if config.get("eval_forever") else [given]
     if config.get("eval_all"):
-        kept = [path for path in (run / "checkpoints").glob("model-*.h5") if path.stem[6:].isdecimal()]
+        kept = [path for path in run.glob("checkpoints/model-*.h5") if path.stem[6:].isdecimal()]
         paths = [*sorted(kept, key=lambda path: int(path.stem[6:])), run / LATEST]
     for path in paths:
         if path.exists() or not config.get("eval_all"):  # else it was superfluous by now
@@ -239,8 +229,8 @@ def _as_they_come(run: Path, seen: set[int]) -> Iterator[Path]:
 
 def has_ended(run: Path) -> bool:
     """Whether a run says that it has ended, however it has."""
-    status = (read_json(run / RUN_META) or {}).get("status")
-    return status in ("finished", "failed", "interrupted")
+    meta = read_json(run / RUN_META) or {}
+    return meta.get("status") in ("finished", "failed", "interrupted")
 
 
 @contextmanager

@@ -56,7 +56,6 @@ class OutputWriter:
             if isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype.kind != "U":
                 self._add_rows(key, rows, "number")
             else:
-                self._counts[key] += size
                 self._write_files(key, rows)
         self.num_examples += size
 
@@ -99,6 +98,7 @@ class OutputWriter:
         self._rows.setdefault(name, []).append(rows)
 
     def _write_files(self, key: str, rows: Array | list[Array]) -> None:
+        self._counts[key] += len(rows)
         folder = self.folder / OUTPUTS / key
         folder.mkdir(parents=True, exist_ok=True)
         for index, row in enumerate(rows, start=self.num_examples):
@@ -155,9 +155,8 @@ def _plain_array(value: Any, name: str) -> Array:
     """Return an array that can be read without unpickling anything."""
     array = np.asarray(value)
     if array.dtype.kind in "SO":
-        items = [
-            item.decode() if isinstance(item, bytes) else item for item in array.ravel().tolist()
-        ]
+        items = array.ravel().tolist()
+        items = [item.decode() if isinstance(item, bytes) else item for item in items]
         if not all(isinstance(item, str) for item in items):
             raise ValueError(f"the output {name!r} has values that are neither numbers nor text")
         array = np.array(items, dtype=np.str_).reshape(array.shape)
@@ -243,7 +242,7 @@ def run_callbacks(
     callbacks: Mapping[str, Callback],
     callback_kwargs: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, float]]:
-    """Call functions with what is stored; log the numbers they return, and keep them.
+    """Call functions with what is stored in a folder; log and keep the numbers that they return.
 
     Args:
         output: the folder.
@@ -252,36 +251,28 @@ def run_callbacks(
         callbacks: by name; called as `(root, data_in, data_out, config, **kwargs)`.
         callback_kwargs: further arguments by the callback's name.
 
-    Returns:
-        The numbers by callback; `scalars.json` has them with those of earlier calls.
-
-    Raises:
-        RuntimeError: if a callback fails; it is named.
+    Returns the numbers by callback; `scalars.json` has them with those of earlier calls. Raises
+    RuntimeError, which names the callback, if one fails.
     """
     path = output / SCALARS
     kept = json.loads(path.read_text()) if path.exists() else {}
     returned: dict[str, dict[str, float]] = {}
     for name, callback in callbacks.items():
-        data_out = StoredOutputs(output)
+        given, data_out = callback_kwargs.get(name, {}), StoredOutputs(output)
         try:
-            result = callback(
-                str(output), data_in, data_out, config, **callback_kwargs.get(name, {})
-            )
+            result = callback(str(output), data_in, data_out, config, **given)
         except Exception as error:
             raise RuntimeError(
                 f"callback {name} failed: {type(error).__name__}: {error}; the outputs stay in "
                 f"{output}"
             ) from error
-        if not isinstance(result, Mapping):
-            continue
-        returned[name] = _numbers(result)
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in returned[name].items())
-        log.info("%s: %s", name, shown or "no numbers")
-        # JSON knows no NaN.
-        kept[name] = {
-            key: value if math.isfinite(value) else None for key, value in returned[name].items()
-        }
-        write_json(path, kept)
+        if isinstance(result, Mapping):
+            returned[name] = numbers = _numbers(result)
+            shown = "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+            log.info("%s: %s", name, shown or "no numbers")
+            # JSON knows no NaN.
+            kept[name] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+            write_json(path, kept)
     return returned
 
 

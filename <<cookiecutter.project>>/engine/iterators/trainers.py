@@ -1,7 +1,8 @@
 """Trains parts of a model by losses of their own: in one step, by turns, or from a list."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ import tensorflow as tf
 from engine.iterators.base import Feeds, TFHookedModelIterator, figures_in, found_variables
 from engine.trees import leaves, map_leaves
 
-Losses = dict[tuple[Any, ...], Any]  # by the name of the part, in a list after the entry's number
+Losses = dict[tuple[Any, ...], Any]  # by the part's name, in a list after the number of the entry
 
 
 class TFBaseTrainer(TFHookedModelIterator):
@@ -25,10 +26,11 @@ class TFBaseTrainer(TFHookedModelIterator):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.optimizers: dict[str, keras.Optimizer] = {}
+        self._turns: dict[Any, Callable[..., Any]] = {}
 
+    @abstractmethod
     def make_loss_ops(self, model: Any, **batch: Any) -> Any:
         """Return the loss, a scalar, of each part by its name."""
-        raise NotImplementedError(f"{type(self).__name__} has no make_loss_ops")
 
     def make_log_ops(self, model: Any, **batch: Any) -> Mapping[str, Any]:
         """Return further scalars for the history, of training and validation."""
@@ -114,6 +116,10 @@ class TFBaseTrainer(TFHookedModelIterator):
         """Return the factor on the learning rate of the losses at `index` of a list."""
         return 1.0
 
+    def _turn(self, entry: int | None, parts: Sequence[str] | None) -> Callable[..., Any]:
+        """Return what trains some parts: always the same object, as `_compile` asks."""
+        return self._turns.setdefault((entry, parts), partial(self._train, entry, parts))
+
     def _train(
         self, entry: int | None, parts: Sequence[str] | None, model: Any, **batch: Any
     ) -> dict[str, Any]:
@@ -153,7 +159,7 @@ class TFFrequencyTrainer(TFBaseTrainer):
         return [(entry,) if isinstance(entry, str) else tuple(entry) for entry in frequency]
 
     def turns(self) -> list[Any]:
-        return [_Turn(self, None, parts) for parts in self.schedule]
+        return [self._turn(None, parts) for parts in self.schedule]
 
     def make_optimizers(self, batch: Feeds) -> None:
         """Make an optimizer for each loss.
@@ -180,22 +186,7 @@ class TFListTrainer(TFBaseTrainer):
 
     def turns(self) -> list[Any]:
         last = max((int(key.partition("/")[0]) for key in self.optimizers), default=0)
-        return [_Turn(self, entry, None) for entry in range(last + 1)]
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """The step of some parts of a trainer; equal to others of the same parts, as `_compile` asks.
-
-    A `partial` would be compiled again at every step, for no two of them are equal.
-    """
-
-    trainer: TFBaseTrainer
-    entry: int | None
-    parts: tuple[str, ...] | None
-
-    def __call__(self, model: Any, **batch: Any) -> Any:
-        return self.trainer._train(self.entry, self.parts, model, **batch)
+        return [self._turn(entry, None) for entry in range(last + 1)]
 
 
 class TFBaseEvaluator(TFHookedModelIterator):
