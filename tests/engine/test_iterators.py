@@ -158,9 +158,7 @@ class Counts(PyHookedModelIterator):
 class CompiledCounts(TFHookedModelIterator):
     """The same, compiled; counts how often it is traced."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.num_traces = 0
+    num_traces = 0
 
     def step_ops(self) -> Any:
         return {"train_op": self.train_op}
@@ -271,10 +269,7 @@ class Trainer(TFBaseTrainer):
 
 class FrequencyTrainer(TFFrequencyTrainer):
     opt_frequency: Any = {"generator": 2, "critic": 1}  # noqa: RUF012
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.num_traces = 0
+    num_traces = 0
 
     def make_loss_ops(self, model: Any, **batch: Any) -> Any:
         self.num_traces += 1
@@ -286,9 +281,7 @@ class NoFrequencyTrainer(FrequencyTrainer):
 
 
 class ListTrainer(TFListTrainer):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.num_traces = 0
+    num_traces = 0
 
     def make_loss_ops(self, model: Any, **batch: Any) -> Any:
         self.num_traces += 1
@@ -392,11 +385,17 @@ def full(tmp_path: Path) -> Full:
     return make
 
 
-def train(config: dict[str, Any], folder: Path, *hooks: Hook) -> Experiment:
-    """Train as `bin/train.py` does: begin, or go on where the folder's last commit stands."""
+def train(
+    config: dict[str, Any], folder: Path, *hooks: Hook, stop: int | None = None
+) -> Experiment:
+    """Train as `bin/train.py` does, until the end, or until a signal comes after a step."""
     folder.mkdir(exist_ok=True)
     experiment = build(config, str(folder))
-    src.experiment.train(experiment, folder, hooks)
+    if stop is None:
+        src.experiment.train(experiment, folder, hooks)
+    else:
+        with pytest.raises(SystemExit, match=f"^{INTERRUPTED}$"):
+            src.experiment.train(experiment, folder, [*hooks, StopAt(stop)])
     return experiment
 
 
@@ -439,15 +438,6 @@ def weights_of(model: Any) -> tuple[float, float]:
     first, second = (part[0].numpy() for part in variables)
     assert np.ptp(first) == np.ptp(second) == 0.0
     return float(first[0, 0]), float(second[0, 0])
-
-
-def interrupt(config: dict[str, Any], folder: Path, stop: int, *hooks: Hook) -> Experiment:
-    folder.mkdir(exist_ok=True)
-    experiment = build(config, str(folder))
-    with pytest.raises(SystemExit) as stopped:
-        src.experiment.train(experiment, folder, [*hooks, StopAt(stop)])
-    assert stopped.value.code == INTERRUPTED
-    return experiment
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -558,7 +548,7 @@ def test_an_iterator_knows_where_it_stands_also_after_a_resume(full: Full, tmp_p
         (5, 1, 1, "validation"),
     ]
     assert positions(straight) == expected
-    stopped = interrupt(config, tmp_path / "resumed", 4)
+    stopped = train(config, tmp_path / "resumed", stop=4)
     resumed = train(config, tmp_path / "resumed")
     assert positions(stopped) == expected[:6]
     assert positions(resumed) == expected[6:]
@@ -629,7 +619,7 @@ def test_num_steps_is_the_number_of_updates_whatever_interrupts_them(
             with pytest.raises(RuntimeError, match="StopAt failed in after_step"):
                 train(config, resumed, StopAt(stop, fails))
         else:
-            interrupt(config, resumed, stop)
+            train(config, resumed, stop=stop)
     assert int(train(config, resumed).model.updates) == 4
     assert_same_run(straight, resumed)
     history = read_state(resumed / "model.h5")["history"]
@@ -645,7 +635,7 @@ def test_a_signal_after_the_last_step_of_all_leaves_its_epoch_to_the_resume(
 ) -> None:
     config = full(num_steps=3, datasets=BOTH_SPLITS)  # the last of an epoch, too
     train(config, tmp_path / "straight")
-    interrupt(config, tmp_path / "resumed", 3)
+    train(config, tmp_path / "resumed", stop=3)
     resumed = train(config, tmp_path / "resumed")
     assert resumed.model.updates == 3
     assert_same_run(tmp_path / "straight", tmp_path / "resumed")
@@ -692,15 +682,6 @@ def test_an_operation_is_computed_once_if_somebody_reads_it(
     assert two.read == one.read[1:]
     (row, _) = read_state(tmp_path / "run" / "model.h5")["history"]
     assert ("more_op" in row) == bool(train_ops)
-
-
-def test_files_of_a_template_are_part_of_its_state(full: Full) -> None:
-    config = full(iterator=path_of(SavesFiles), model=path_of(FileCounter))
-    one, other = build(config), build(config)
-    for number in (1.0, 2.0, 0.1):
-        one.model.update(np.array(number))
-    the(other.iterator).set_state(the(one.iterator).get_state())
-    assert (other.model.updates, other.model.total) == (3, one.model.total)
 
 
 # ---- TFHookedModelIterator -----------------------------------------------------------------------
@@ -825,7 +806,7 @@ def test_steps_are_made_at_the_rate_that_the_history_tells(full: Full, tmp_path:
     train(config, tmp_path / "straight", straight)
     generator = [weights[0] for weights in straight.seen]
     assert generator == [0.0, -1.0, -1.75, -2.25, -2.75]
-    interrupt(config, tmp_path / "resumed", 2, first)
+    train(config, tmp_path / "resumed", first, stop=2)
     train(config, tmp_path / "resumed", second)
     assert first.seen + second.seen == straight.seen
     history = read_state(tmp_path / "resumed" / "model.h5")["history"]
@@ -860,7 +841,7 @@ def test_parts_take_turns_by_global_step_also_after_a_resume(
     def train_all(folder: Path, *stops: int) -> list[Weights]:
         hooks = [Weights() for _ in range(len(stops) + 1)]
         for stop, hook in zip(stops, hooks, strict=False):
-            interrupt(config, folder, stop, hook)
+            train(config, folder, hook, stop=stop)
         experiment = train(config, folder, hooks[-1])
         if not stops:  # the losses are traced before, too, by `build` and by the loop
             assert the(experiment.iterator).num_traces <= num_turns + 2
@@ -880,107 +861,91 @@ def test_parts_take_turns_by_global_step_also_after_a_resume(
 # ---- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"iterator": "nowhere.Iterator"}, ["iterator", "nowhere.Iterator", "no module nowhere"]),
-        ({"iterator": path_of(Counts) + "s"}, ["iterator", ":Countss", "has no 'Countss'"]),
-        (
-            {"model": "nowhere:Model"},
-            ["model", "nowhere:Model", "no module src.nowhere or "],
-        ),
-        ({"model": path_of(Counter) + "s"}, ["model", ":Counters", "has no 'Counters'"]),
-        (
-            {"datasets": {"train": "src.nowhere.Data"}},
-            ["datasets.train", "src.nowhere.Data", "src has no 'nowhere'"],
-        ),
-        (
-            {"datasets": BOTH_SPLITS | {"validation": "nowhere:Data"}},
-            [
-                "datasets.validation",
-                "nowhere:Data",
-                "no module src.nowhere or ",
-            ],
-        ),
-        (
-            {"datasets": None, "dataset": "nowhere:Data"},
-            ["dataset", "nowhere:Data", "no module src.nowhere or "],
-        ),
-        ({"model": path_of(RefusesModel)}, ["model", ":RefusesModel", "width must be even"]),
-        (
-            {"iterator": path_of(RefusesIterator)},
-            ["iterator", ":RefusesIterator", "KeyError: 'width'"],
-        ),
-        (
-            {"datasets": {"train": path_of(RefusesDataset)}},
-            ["datasets.train", ":RefusesDataset", "width must be even"],
-        ),
-        (
-            {"datasets": None, "dataset": path_of(RefusesDataset)},
-            ["dataset", ":RefusesDataset", "width must be even"],
-        ),
-        (
-            {"datasets": {"train": path_of(WithoutLength)}},
-            ["datasets.train", ":WithoutLength", "without __len__"],
-        ),
-        (
-            {"datasets": {"train": path_of(NoNumbers)}},
-            ["datasets.train", ":NoNumbers", "is empty"],
-        ),
-        (
-            {"datasets": BOTH_SPLITS | {"validation": path_of(NoNumbers)}},
-            ["datasets.validation", ":NoNumbers", "is empty"],
-        ),
-        ({"datasets": {"validation": path_of(Numbers)}}, ["datasets", "validation", "train"]),
-        ({"iterator": path_of(WithoutStepOps)}, ["iterator", ":WithoutStepOps", "no step_ops"]),
-        ({"iterator": path_of(WithoutStepOp)}, ["iterator", ":WithoutStepOp", "no step_op;"]),
-        ({"iterator": path_of(WithoutLosses)}, ["iterator", ":WithoutLosses", "no make_loss_ops"]),
-        ({"iterator": path_of(Counter)}, ["iterator", ":Counter", "is not an iterator"]),
-        ({"iterator": path_of(total)}, ["iterator", ":total", "is not an iterator"]),
-        (
-            {"iterator": path_of(LossOfNobody), "model": path_of(KerasParts)},
-            ["iterator", ":LossOfNobody", "a loss for 'nobody'"],
-        ),
-        (
-            {"iterator": path_of(NoFrequencyTrainer), "model": path_of(KerasParts)},
-            ["iterator", ":NoFrequencyTrainer", "has no opt_frequency"],
-        ),
-        *(
-            (
-                {
-                    "iterator": path_of(FrequencyTrainer),
-                    "model": path_of(KerasParts),
-                    "opt_frequency": turns,
-                },
-                ["opt_frequency names", "iterator", ":FrequencyTrainer", "generator, critic"],
-            )
-            for turns in ({"generator": 1, "nobody": 1}, {"nobody": 1}, ["spare", "critic"])
-        ),
-        (
-            {"fixed_example_indices": {"train": [0, 12]}},
-            ["fixed_example_indices", "12 examples", "from 0 to 11"],
-        ),
-        ({"fixed_example_indices": {"train": [-1]}}, ["fixed_example_indices", "-1"]),
-        ({"fixed_example_indices": {"test": [0]}}, ["fixed_example_indices", "test", "train"]),
-        *(
-            ({key: 0}, [f"{key} is 0", "must be at least 1"])
-            for key in (
-                "batch_size",
-                "num_steps",
-                "num_epochs",
-                "hook_freq",
-                "test_batch_size",
-                "max_batches_per_epoch",
-                "ckpt_freq",
-                "ckpt_keep",
-                "log_freq",
-            )
-        ),
-        ({"batch_size": "4"}, ["batch_size", "4"]),
-        ({"n_data_processes": -1}, ["n_data_processes is -1", "at least 0"]),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else next(iter(value)),
+def refused(words: str, **changes: Any) -> Any:
+    """Return changes to a config, and what its refusal says, parted by " … "."""
+    return pytest.param(changes, words.split(" … "), id=words)
+
+
+KERAS_PARTS = path_of(KerasParts)
+NO_VALIDATION = BOTH_SPLITS | {"validation": path_of(NoNumbers)}
+NOWHERE = BOTH_SPLITS | {"validation": "nowhere:Data"}
+AT_LEAST_1 = (
+    *("batch_size", "num_steps", "num_epochs", "hook_freq", "test_batch_size"),
+    *("max_batches_per_epoch", "ckpt_freq", "ckpt_keep", "log_freq"),
 )
+NO_FREQUENCIES: tuple[Any, ...] = (
+    {"generator": 1, "nobody": 1},
+    {"nobody": 1},
+    ["spare", "critic"],
+)
+REFUSALS = [
+    refused("iterator … nowhere.Iterator … no module nowhere", iterator="nowhere.Iterator"),
+    refused("iterator … :Countss … has no 'Countss'", iterator=path_of(Counts) + "s"),
+    refused("model … nowhere:Model … no module src.nowhere or ", model="nowhere:Model"),
+    refused("model … :Counters … has no 'Counters'", model=path_of(Counter) + "s"),
+    refused(
+        "datasets.train … src.nowhere.Data … src has no 'nowhere'",
+        datasets={"train": "src.nowhere.Data"},
+    ),
+    refused("datasets.validation … nowhere:Data … no module src.nowhere or ", datasets=NOWHERE),
+    refused(
+        "dataset … nowhere:Data … no module src.nowhere or ", datasets=None, dataset="nowhere:Data"
+    ),
+    refused("model … :RefusesModel … width must be even", model=path_of(RefusesModel)),
+    refused("iterator … :RefusesIterator … KeyError: 'width'", iterator=path_of(RefusesIterator)),
+    refused(
+        "datasets.train … :RefusesDataset … width must be even",
+        datasets={"train": path_of(RefusesDataset)},
+    ),
+    refused(
+        "dataset … :RefusesDataset … width must be even",
+        datasets=None,
+        dataset=path_of(RefusesDataset),
+    ),
+    refused(
+        "datasets.train … :WithoutLength … without __len__",
+        datasets={"train": path_of(WithoutLength)},
+    ),
+    refused("datasets.train … :NoNumbers … is empty", datasets={"train": path_of(NoNumbers)}),
+    refused("datasets.validation … :NoNumbers … is empty", datasets=NO_VALIDATION),
+    refused("datasets … validation … train", datasets={"validation": path_of(Numbers)}),
+    refused("iterator … :WithoutStepOps … no step_ops", iterator=path_of(WithoutStepOps)),
+    refused("iterator … :WithoutStepOp … no step_op;", iterator=path_of(WithoutStepOp)),
+    refused("iterator … :WithoutLosses … no make_loss_ops", iterator=path_of(WithoutLosses)),
+    refused("iterator … :Counter … is not an iterator", iterator=path_of(Counter)),
+    refused("iterator … :total … is not an iterator", iterator=path_of(total)),
+    refused(
+        "iterator … :LossOfNobody … a loss for 'nobody'",
+        iterator=path_of(LossOfNobody),
+        model=KERAS_PARTS,
+    ),
+    refused(
+        "iterator … :NoFrequencyTrainer … has no opt_frequency",
+        iterator=path_of(NoFrequencyTrainer),
+        model=KERAS_PARTS,
+    ),
+    *(
+        refused(
+            "opt_frequency names … iterator … :FrequencyTrainer … generator, critic",
+            iterator=path_of(FrequencyTrainer),
+            model=KERAS_PARTS,
+            opt_frequency=turns,
+        )
+        for turns in NO_FREQUENCIES
+    ),
+    refused(
+        "fixed_example_indices … 12 examples … from 0 to 11",
+        fixed_example_indices={"train": [0, 12]},
+    ),
+    refused("fixed_example_indices … -1", fixed_example_indices={"train": [-1]}),
+    refused("fixed_example_indices … test … train", fixed_example_indices={"test": [0]}),
+    *(refused(f"{key} is 0 … must be at least 1", **{key: 0}) for key in AT_LEAST_1),
+    refused("batch_size … 4", batch_size="4"),
+    refused("n_data_processes is -1 … at least 0", n_data_processes=-1),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSALS)
 def test_a_bad_input_is_refused_in_one_sentence(
     changes: dict[str, Any], words: list[str], full: Full
 ) -> None:
@@ -1045,7 +1010,7 @@ def test_an_example_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     shorter = {"num_steps": 3, "max_batches_per_epoch": 2, "test_batch_size": 256}
     config = registry.resolve(name) | shorter | {"tensorboard": False}
     train(config, tmp_path / "straight")
-    interrupt(config, tmp_path / "resumed", 1)
+    train(config, tmp_path / "resumed", stop=1)
     train(config, tmp_path / "resumed")
     assert read_state(tmp_path / "straight" / "model.h5")["global_step"] == 3
     assert_same_run(tmp_path / "straight", tmp_path / "resumed")
