@@ -176,6 +176,8 @@ fixed_example_indices: {train: [0, 5]}
 hooks: [your_model.iterator.Seen, your_model.iterator.Stopper]
 tensorboard: false
 """,
+    "no_size.yaml": "extend: [train.yaml]\nbatch_size: null\n",
+    "no_steps.yaml": "extend: [train.yaml]\nnum_steps: null\nnum_epochs: null\n",
     "eval.yaml": """
 eval_callbacks: {count: your_model.evaluation.count}
 callback_kwargs: {count: {factor: 10}}
@@ -388,20 +390,17 @@ def test_one_dataset_and_no_model(lab: Lab) -> None:
 
 # ---- what cannot be -------------------------------------------------------------------------
 
-FILES = {
-    "no_batch_size": "batch_size: null",
-    "no_steps": "num_steps: null\nnum_epochs: null",
-}
+REFUSED = "results/refused"
 QUICK = {
-    "no batch_size": (("{no_batch_size}", "{run}"), "'batch_size' is missing"),
-    "no num_steps": (("{no_steps}", "{run}"), "'num_steps' and 'num_epochs' is missing"),
-    "no iterator": (("your_model/base.yaml", "{run}"), "the key 'iterator' is missing"),
-    "key that would be new": (("your_model/train.yaml", "{run}", "--nothing", "3"), "'nothing'"),
-    "-r without -c": (("your_model/train.yaml", "{run}", "-r"), "--checkpoint"),
-    "no checkpoint": (("your_model/train.yaml", "{run}", "-c", "gone.h5"), "gone.h5"),
-    "no run": (("your_model/train.yaml", "{run}", "-c", "your_model"), "your_model/model.h5"),
-    "no evaluation file": (("your_model/train.yaml", "{run}", "-e", "gone.yaml"), "gone.yaml"),
-    "no base": (("your_model/train.yaml", "{run}", "-b", "gone.yaml"), "gone.yaml"),
+    "no batch_size": (("your_model/no_size.yaml", REFUSED), "'batch_size' is missing"),
+    "no steps": (("your_model/no_steps.yaml", REFUSED), "'num_steps' and 'num_epochs' is missing"),
+    "no iterator": (("your_model/base.yaml", REFUSED), "the key 'iterator' is missing"),
+    "key that would be new": (("your_model/train.yaml", REFUSED, "--nothing", "3"), "'nothing'"),
+    "-r without -c": (("your_model/train.yaml", REFUSED, "-r"), "--checkpoint"),
+    "no checkpoint": (("your_model/train.yaml", REFUSED, "-c", "gone.h5"), "gone.h5"),
+    "no run": (("your_model/train.yaml", REFUSED, "-c", "your_model"), "your_model/model.h5"),
+    "no evaluation file": (("your_model/train.yaml", REFUSED, "-e", "gone.yaml"), "gone.yaml"),
+    "no base": (("your_model/train.yaml", REFUSED, "-b", "gone.yaml"), "gone.yaml"),
 }
 
 
@@ -411,19 +410,13 @@ def refused(lab: Lab) -> Callable[[tuple[str, ...], str], bool]:
 
     Returns whether it has imported TensorFlow.
     """
-    top = "extend: [train.yaml]\n"
-    places = {"run": "results/refused"}
-    for name, text in FILES.items():
-        places[name] = f"your_model/{name}.yaml"
-        (lab.project / places[name]).write_text(f"{top}{text}\n")
 
     def type_in(arguments: tuple[str, ...], part: str) -> bool:
         # What a command that was not refused has left is not to be blamed on the next.
-        shutil.rmtree(lab.project / places["run"], ignore_errors=True)
+        shutil.rmtree(lab.project / REFUSED, ignore_errors=True)
         before = contents_and_times(lab.project)
-        words = [word.format(**places) for word in arguments]
         settings = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPROFILEIMPORTTIME": "1"}
-        done = lab.do("train", *words, *BASES, **settings)
+        done = lab.do("train", *arguments, *BASES, **settings)
         assert done.returncode == 2, done.stdout + done.stderr
         # TensorFlow's own notices, where it was imported, are no sentence of ours.
         (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("train.py")]
