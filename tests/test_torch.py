@@ -89,7 +89,8 @@ def test_killed_and_continued_it_ends_with_the_same_bytes(own: Path) -> None:
 
 
 def test_the_run_is_evaluated(own: Path) -> None:
-    assert re.search(r"^validation, .* accuracy", said(own, "bin/evaluate.py", "results/straight"))
+    evaluated = said(own, "bin/evaluate.py", "results/straight")
+    assert re.search(r"^validation, .* accuracy/accuracy", evaluated, re.MULTILINE)
 
 
 def test_what_no_checkpoint_would_hold_is_found_wherever_it_hangs(own: Path) -> None:
