@@ -21,7 +21,7 @@ from conftest import free_ports, run
 
 NODES = ("node1", "node2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "nsenter", "ip")
-LIMIT = 600  # seconds that the tests wait for anything
+LIMIT = 1800  # seconds that the tests wait for anything
 
 CONFIGURATION = """\
 ClusterName=test

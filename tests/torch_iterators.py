@@ -5,9 +5,10 @@ The docstring of each says where its things hang, as the refusal does; without o
 
 import functools
 import json
-import sys
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,69 +34,61 @@ class Start(TorchClassifierIterator):
         pass
 
 
-class Scaler(Start):
-    """iterator.scaler (GradScaler)"""
+def said(refusal: str) -> Callable[[Callable[[Any], None]], Any]:
+    """Make an iterator out of what starts it, with what is said of it as its docstring."""
 
-    def start(self) -> None:
-        self.scaler = torch.amp.GradScaler("cpu")
+    def make(start: Callable[[Any], None]) -> Any:
+        names = {"start": start, "__doc__": refusal, "__module__": __name__}
+        return type(start.__name__, (Start,), names)
 
-
-class Optimizers(Start):
-    """iterator.optimizers['conv'] (Adam)"""
-
-    def start(self) -> None:
-        self.optimizers = {"conv": adam(self.model.layers[0])}
+    return make
 
 
-class Schedulers(Start):
-    """iterator.schedulers[0] (ExponentialLR)"""
-
-    def start(self) -> None:
-        self.schedulers = [torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.9)]
+@said("iterator.scaler (GradScaler)")
+def scaler(it: Any) -> None:
+    it.scaler = torch.amp.GradScaler("cpu")
 
 
-class Behind(Start):
-    """iterator.scheduler.optimizer (Adam)"""
-
-    def start(self) -> None:
-        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(adam(self.model), 0.9)
+@said("iterator.optimizers['conv'] (Adam)")
+def optimizers(it: Any) -> None:
+    it.optimizers = {"conv": adam(it.model.layers[0])}
 
 
-class Generators(Start):
-    """iterator.generator (Generator), iterator.more['noise'] (Generator)"""
-
-    def start(self) -> None:
-        self.generator = torch.Generator()
-        self.more = {"noise": torch.Generator()}
+@said("iterator.schedulers[0] (ExponentialLR)")
+def schedulers(it: Any) -> None:
+    it.schedulers = [torch.optim.lr_scheduler.ExponentialLR(it.optimizer, 0.9)]
 
 
-class InList(Start):
-    """iterator.nets[0] (Sequential)"""
-
-    def start(self) -> None:
-        self.nets = [nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))]
+@said("iterator.scheduler.optimizer (Adam)")
+def behind(it: Any) -> None:
+    it.scheduler = torch.optim.lr_scheduler.ExponentialLR(adam(it.model), 0.9)
 
 
-class InModel(Start):
-    """model.layers.hidden[0] (Linear)"""
-
-    def start(self) -> None:
-        self.model.layers.hidden = [nn.Linear(2, 2)]
-
-
-class InClosure(Start):
-    """net in iterator.call (Linear)"""
-
-    def start(self) -> None:
-        net = nn.Linear(2, 2)
-        self.call = lambda image: net(image)
+@said("iterator.generator (Generator), iterator.more['noise'] (Generator)")
+def generators(it: Any) -> None:
+    it.generator = torch.Generator()
+    it.more = {"noise": torch.Generator()}
 
 
-class InPartial(Start):
-    """part of iterator.call[0] (Linear)"""
+@said("iterator.nets[0] (Sequential)")
+def in_list(it: Any) -> None:
+    it.nets = [nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))]
 
-    def start(self) -> None:
-        self.call = functools.partial(nn.functional.linear, nn.Linear(2, 2))
+
+@said("model.layers.hidden[0] (Linear)")
+def in_model(it: Any) -> None:
+    it.model.layers.hidden = [nn.Linear(2, 2)]
+
+
+@said("net in iterator.call (Linear)")
+def in_closure(it: Any) -> None:
+    net = nn.Linear(2, 2)
+    it.call = lambda image: net(image)
+
+
+@said("part of iterator.call[0] (Linear)")
+def in_partial(it: Any) -> None:
+    it.call = functools.partial(nn.functional.linear, nn.Linear(2, 2))
 
 
 class InGlobal(Start):
@@ -105,11 +98,9 @@ class InGlobal(Start):
         return {"scale": SCALER.get_scale()}
 
 
-class InRegistry(Start):
-    """NETS in src.torch_iterators['new'] (Linear)"""
-
-    def start(self) -> None:
-        NETS["new"] = nn.Linear(2, 2)
+@said("NETS in src.torch_iterators['new'] (Linear)")
+def in_registry(it: Any) -> None:
+    NETS["new"] = nn.Linear(2, 2)
 
 
 class OfClass(Start):
@@ -129,26 +120,20 @@ class InSlots(Start):
         self.parts = self.Parts(nn.Linear(2, 2))
 
 
-class InDeque(Start):
-    """part of iterator.parts (Linear)"""
-
-    def start(self) -> None:
-        self.parts = deque([nn.Linear(2, 2)])
+@said("part of iterator.parts (Linear)")
+def in_deque(it: Any) -> None:
+    it.parts = deque([nn.Linear(2, 2)])
 
 
-class Elsewhere(Start):
-    """something that neither iterator nor model names (GradScaler)"""
-
-    def start(self) -> None:
-        vars(json)["scaler"] = torch.amp.GradScaler("cpu")
+@said("something that neither iterator nor model names (GradScaler)")
+def elsewhere(it: Any) -> None:
+    vars(json)["scaler"] = torch.amp.GradScaler("cpu")
 
 
-class Trained(Start):
-    """iterator.temperature (Tensor)"""
-
-    def start(self) -> None:
-        self.temperature = torch.zeros(1, requires_grad=True)
-        self.second = torch.optim.Adam([self.temperature])
+@said("iterator.temperature (Tensor)")
+def trained(it: Any) -> None:
+    it.temperature = torch.zeros(1, requires_grad=True)
+    it.second = torch.optim.Adam([it.temperature])
 
 
 class Sharpness(torch.optim.SGD):
@@ -157,11 +142,9 @@ class Sharpness(torch.optim.SGD):
         self.base = base
 
 
-class Within(Start):
-    """iterator.sharpness.base (Adam)"""
-
-    def start(self) -> None:
-        self.sharpness = Sharpness(adam(self.model))
+@said("iterator.sharpness.base (Adam)")
+def within(it: Any) -> None:
+    it.sharpness = Sharpness(adam(it.model))
 
 
 class Late(Start):
@@ -213,8 +196,9 @@ class Beside(PlainStart):
         self.optimizer = adam(self.model.nets[0])
 
 
-class SavesItself(Scaler):
-    """"""
+class SavesItself(Start):
+    def start(self) -> None:
+        self.scaler = torch.amp.GradScaler("cpu")
 
     def get_state(self) -> Any:
         return {**super().get_state(), "scaler": self.scaler.state_dict()}
@@ -228,33 +212,33 @@ class SavesFiles(TemplateIterator):
         torch.save(self.model.state_dict(), checkpoint_path)
 
 
-class Fine(Start):
-    def start(self) -> None:
-        self.blocks = [*self.model.layers]
-        self.views = {"parallel": nn.DataParallel(self.model), "relu": nn.ReLU()}
-        rates = torch.optim.lr_scheduler
-        parts = [rates.ConstantLR(self.optimizer), rates.ExponentialLR(self.optimizer, 0.9)]
-        self.scheduler = rates.SequentialLR(self.optimizer, parts, milestones=[2])
-        self.net = nn.Linear(2, 2)
-        self.generator = torch.default_generator
-        self.weights = torch.ones(10)
+@said("")
+def fine(it: Any) -> None:
+    it.blocks = [*it.model.layers]
+    it.views = {"parallel": nn.DataParallel(it.model), "relu": nn.ReLU()}
+    rates = torch.optim.lr_scheduler
+    parts = [rates.ConstantLR(it.optimizer), rates.ExponentialLR(it.optimizer, 0.9)]
+    it.scheduler = rates.SequentialLR(it.optimizer, parts, milestones=[2])
+    it.net = nn.Linear(2, 2)
+    it.generator = torch.default_generator
+    it.weights = torch.ones(10)
 
 
-class Garbage(Start):
-    def start(self) -> None:
-        torch.amp.GradScaler("cpu")
-        cycle = [nn.Linear(2, 2), torch.amp.GradScaler("cpu")]
-        cycle.append(cycle)
+@said("")
+def garbage(it: Any) -> None:
+    torch.amp.GradScaler("cpu")
+    cycle = [nn.Linear(2, 2), torch.amp.GradScaler("cpu")]
+    cycle.append(cycle)
 
 
-def main() -> None:
-    """Build each, and print what is said of it."""
+def main(output: str) -> None:
+    """Build each, and write what is said of it into a file."""
     from configs import registry
     from engine.iterators import torch_guard
     from src import experiment
     from vegab import UsageError
 
-    said = {}
+    found = {}
     for name, kind in [*globals().items()]:
         if not isinstance(kind, type) or not issubclass(kind, PyHookedModelIterator):
             continue
@@ -271,5 +255,5 @@ def main() -> None:
             refusal = str(error).partition(", so a resumed run would have")[0]
             assert torch_guard.REMEDY in str(error), error
         expected = kind.__dict__.get("__doc__") or ""
-        said[name] = (expected, refusal.removeprefix("no checkpoint holds "))
-    json.dump(said, sys.stdout)
+        found[name] = (expected, refusal.removeprefix("no checkpoint holds "))
+    Path(output).write_text(json.dumps(found))

@@ -5,6 +5,7 @@ To add one, write a function like `get_digits` and enter it in `DATASETS`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,9 @@ def get_digits(config: Mapping[str, Any]) -> Dataset:
     def prepare(images: Array) -> Array:
         return images.astype(np.float32) / 16
 
-    def augment(images: Array, draws: Array) -> Array:
-        return shift(images, draws, most=1)
-
     train = ~(test | valid)
     return Dataset(
-        train=_batches(config, (images[train], labels[train]), prepare, augment),
+        train=_batches(config, (images[train], labels[train]), prepare, partial(shift, most=1)),
         valid=(prepare(images[valid]), labels[valid]),
         load_test=lambda: (prepare(images[test]), labels[test]),
         input_shape=(8, 8, 1),
@@ -105,15 +103,8 @@ def get_cifar(config: Mapping[str, Any], which: str) -> Dataset:
     )
 
 
-def get_cifar10(config: Mapping[str, Any]) -> Dataset:
-    """Return CIFAR-10, see `get_cifar`."""
-    return get_cifar(config, "cifar10")
-
-
-def get_cifar100(config: Mapping[str, Any]) -> Dataset:
-    """Return CIFAR-100 with its 100 fine labels, see `get_cifar`."""
-    return get_cifar(config, "cifar100")
-
+get_cifar10 = partial(get_cifar, which="cifar10")
+get_cifar100 = partial(get_cifar, which="cifar100")  # with its 100 fine labels
 
 DATASETS: dict[str, Callable[[Mapping[str, Any]], Dataset]] = {
     "digits": get_digits,

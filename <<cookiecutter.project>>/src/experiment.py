@@ -84,7 +84,11 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
     # ---- compile it, unless it is compiled already ----
     rates, first_rate = learning_rate(config)
     if model.compiled:
-        refuse_what_is_compiled(config)
+        if given := [key for key in ("lr_schedule", "learning_rate") if config[key] is not None]:
+            raise UsageError(
+                f"model {config['model']!r} compiles itself and would not see {', '.join(given)}; "
+                f"add {' '.join(f'--{key}=null' for key in given)}"
+            )
         rates = []
     else:
         optimizers = {
@@ -134,11 +138,11 @@ def train(
     start_from: Path | None = None,
     retrain: bool = False,
 ) -> None:
-    """Train into a run folder, or go on where its last checkpoint stands.
+    """Train into a run folder, which exists, or go on where its latest checkpoint stands.
 
     Args:
-        experiment: what the config stands for.
-        save_path: the run folder, which exists.
+        experiment: what `build` returns.
+        save_path: the run folder.
         hooks: what happens around the steps; those of `experiment.hooks` in most cases.
         start_from: a checkpoint of another run to begin with.
         retrain: take only the weights from there, and begin at step 0.
@@ -161,30 +165,25 @@ def train(
 def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
     """Return what a model function asks for besides the config, by the names of its parameters.
 
-    Args:
-        build_model: the function.
-        dataset: its `input_shape` and `num_classes` may be None; the shape is then that of `first`.
-        first: the first batch.
+    Where the dataset says no `input_shape`, that of the first batch is taken.
 
     Raises:
         ValueError: if it asks for a number of classes that the dataset does not say.
     """
-    parameters = inspect.signature(build_model).parameters.values()
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    names = {parameter.name for parameter in parameters}
-    shape = dataset.input_shape
-    if shape is None and "input_shape" in names:
+    parameters = inspect.signature(build_model).parameters
+    shape, num_classes = dataset.input_shape, dataset.num_classes
+    if shape is None and "input_shape" in parameters:
         import keras
 
         features = first[0] if isinstance(first, tuple) else first
         shape = keras.tree.map_structure(lambda array: tuple(array.shape[1:]), features)
-    offered = {"input_shape": shape, "num_classes": dataset.num_classes, "dataset": dataset}
-    if "num_classes" in names and dataset.num_classes is None:
+    if num_classes is None and "num_classes" in parameters:
         raise ValueError("it asks for num_classes, which the dataset does not say")
-    given = {name: value for name, value in offered.items() if name in names}
-    if takes_all:
-        given = {"input_shape": shape, "num_classes": dataset.num_classes} | given
-    return given
+    offered = {"input_shape": shape, "num_classes": num_classes, "dataset": dataset}
+    wanted = set(parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        wanted |= {"input_shape", "num_classes"}
+    return {name: value for name, value in offered.items() if name in wanted}
 
 
 def check_ranges(config: Mapping[str, Any]) -> None:
@@ -200,28 +199,24 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     if "train" in config:
         check_ranges_of_variant(config)
         return
-    require_at_least_one(
-        config, "batch_size", "num_epochs", "n_filters", "n_layers", "accumulate_steps"
-    )
+    keys = ("batch_size", "num_epochs", "n_filters", "n_layers", "accumulate_steps")
+    require_at_least_one(config, *keys)
     if config["jit_compile"] and config["deterministic"]:
         raise UsageError(
             "jit_compile and deterministic exclude each other, for TensorFlow has no deterministic "
             "XLA; add --no_deterministic (bits may then change on a GPU), or --no_jit_compile"
         )
-    if config["checkpoint_steps"] < 0:
-        raise UsageError(
-            f"checkpoint_steps is {config['checkpoint_steps']}; it must be at least 0 (0: never)"
-        )
-    if not 0 <= config["dropout"] < 1:
-        raise UsageError(f"dropout is {config['dropout']}; it must be at least 0 and below 1")
-    num_folds, fold = config["num_folds"], config["fold"]
-    if num_folds < 0 or num_folds == 1:
-        raise UsageError(f"num_folds is {num_folds}; it must be at least 2, or 0 for none")
-    if not 0 <= fold < max(num_folds, 1):
-        raise UsageError(f"fold is {fold}; it must be at least 0 and below num_folds, {num_folds}")
-    rate = config["learning_rate"]
-    if rate is not None and (not isinstance(rate, int | float) or not rate > 0):
-        raise UsageError(f"learning_rate is {rate!r}; it must be a number above 0")
+    num_folds, fold, rate = config["num_folds"], config["fold"], config["learning_rate"]
+    is_rate = rate is None or (isinstance(rate, int | float) and rate > 0)
+    for key, is_fine, expected in (
+        ("checkpoint_steps", config["checkpoint_steps"] >= 0, "at least 0 (0: never)"),
+        ("dropout", 0 <= config["dropout"] < 1, "at least 0 and below 1"),
+        ("num_folds", num_folds == 0 or num_folds > 1, "at least 2, or 0 for none"),
+        ("fold", 0 <= fold < max(num_folds, 1), f"at least 0 and below num_folds, {num_folds}"),
+        ("learning_rate", is_rate, "a number above 0"),
+    ):
+        if not is_fine:
+            raise UsageError(f"{key} is {config[key]!r}; it must be {expected}")
 
 
 def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]], Any]:
@@ -240,20 +235,11 @@ def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]], A
         )
     if isinstance(schedule, Mapping | str):
         return [], learning_rate_schedule(config, "lr_schedule", schedule)
-    pairs = (
-        [
-            (pair[0], float(pair[1]))
-            for pair in schedule
-            if isinstance(pair, list)
-            and len(pair) == 2
-            and isinstance(pair[0], int)
-            and isinstance(pair[1], int | float)
-            and math.isfinite(pair[1])
-            and pair[1] >= 0
-        ]
-        if isinstance(schedule, list)
-        else []
-    )
+    pairs: list[tuple[int, float]] = []
+    for entry in schedule if isinstance(schedule, list) else []:
+        match entry:
+            case [int(until), int() | float() as rate] if 0 <= rate < math.inf:
+                pairs.append((until, float(rate)))
     epochs = [until for until, _ in pairs]
     if not pairs or len(pairs) != len(schedule) or epochs != sorted(set(epochs)) or epochs[0] < 1:
         raise UsageError(
@@ -263,17 +249,3 @@ def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]], A
             "decay_steps: 1000}"
         )
     return pairs, pairs[0][1]
-
-
-def refuse_what_is_compiled(config: Mapping[str, Any]) -> None:
-    """Refuse learning rates for a model that has compiled itself, with an optimizer of its own.
-
-    Raises:
-        UsageError: naming the settings.
-    """
-    given = [key for key in ("lr_schedule", "learning_rate") if config[key] is not None]
-    if given:
-        raise UsageError(
-            f"model {config['model']!r} compiles itself and would not see {', '.join(given)}; "
-            f"add {' '.join(f'--{key}=null' for key in given)}"
-        )

@@ -21,27 +21,22 @@ SMALL = ("--n_filters=4", "--n_layers=1")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
+Done = subprocess.CompletedProcess[str]
+Command = Callable[..., Done]
 
 
 @pytest.fixture
 def config() -> dict[str, Any]:
     """The digits with a model that trains in a second."""
-    return registry["digits"] | {
-        "n_filters": 4,
-        "n_layers": 1,
-        "num_epochs": 2,
-        "lr_schedule": None,
-    }
+    small = {"n_filters": 4, "n_layers": 1, "num_epochs": 2, "lr_schedule": None}
+    return registry["digits"] | small
 
 
 @pytest.fixture(scope="session")
 def command() -> Command:
     """Run `python SCRIPT ARGUMENTS` from the project's root, which is to end with `code`."""
 
-    def run(
-        *arguments: object, code: int = 0, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, code: int = 0, env: dict[str, str] | None = None) -> Done:
         done = subprocess.run(
             [sys.executable, *map(str, arguments)],
             cwd=ROOT,

@@ -4,7 +4,15 @@ from typing import Any
 
 import numpy as np
 
-from src.data import flip, get_digits, shift
+from src.data import Dataset, flip, get_digits, shift
+
+
+def images_of(digits: Dataset) -> tuple[list[bytes], list[bytes]]:
+    """Return the images to train and to validate on."""
+    batches = [digits.train.batch(0, step) for step in range(digits.train.steps_per_epoch)]
+    train = [image.tobytes() for features, _ in batches for image in features]
+    assert digits.valid is not None
+    return train, [image.tobytes() for image in digits.valid[0]]
 
 
 def test_digits_have_the_shapes_and_ranges_that_are_promised(config: dict[str, Any]) -> None:
@@ -22,30 +30,23 @@ def test_digits_have_the_shapes_and_ranges_that_are_promised(config: dict[str, A
 
 def test_no_test_or_validation_image_is_trained_on(config: dict[str, Any]) -> None:
     digits = get_digits(config | {"augmented": False})
-    batches = [digits.train.batch(0, step) for step in range(digits.train.steps_per_epoch)]
-    train = {image.tobytes() for features, _ in batches for image in features}
-    assert digits.valid is not None
-    test = digits.load_test()
-    assert len(train) == 1260
-    assert [len(digits.valid[0]), len(test[0])] == [180, 357]
-    assert not train & {image.tobytes() for image in np.concatenate([digits.valid[0], test[0]])}
+    train, valid = images_of(digits)
+    test = [image.tobytes() for image in digits.load_test()[0]]
+    assert [len({*train}), len(valid), len(test)] == [1260, 180, 357]
+    assert not {*train} & {*valid, *test}
 
 
 def test_folds_validate_once_on_all_that_is_not_for_the_test(config: dict[str, Any]) -> None:
-    def images_of(fold: int) -> tuple[list[bytes], list[bytes]]:
-        folds = config | {"augmented": False, "num_folds": 5, "fold": fold}
-        digits = get_digits(folds)
+    folds = config | {"augmented": False, "num_folds": 5}
+    validated = []
+    for fold in range(5):
+        digits = get_digits(folds | {"fold": fold})
         assert digits.valid is not None
-        batches = [digits.train.batch(0, step) for step in range(digits.train.steps_per_epoch)]
-        train = [image.tobytes() for features, _ in batches for image in features]
         assert set(digits.valid[1].tolist()) == set(range(10))
-        return train, [image.tobytes() for image in digits.valid[0]]
-
-    parts = [images_of(fold) for fold in range(5)]
-    for train, valid in parts:
+        train, valid = images_of(digits)
         assert not {*train} & {*valid}
         assert len(train) + len(valid) == 1440
-    validated = [image for _, valid in parts for image in valid]
+        validated += valid
     assert len(validated) == len({*validated}) == 1440
     assert not {*validated} & {image.tobytes() for image in get_digits(config).load_test()[0]}
 

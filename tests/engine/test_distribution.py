@@ -24,7 +24,7 @@ from engine.devices import workers
 from src.experiment import build
 from vegab import UsageError
 
-LIMIT = 300  # seconds, after which a worker counts as hung
+LIMIT = 1800  # seconds, after which a worker counts as hung
 EXACT = ("model.h5", "model_best.h5", "history.csv")
 # Dropout, augmentation and batch normalisation; commits in the middle of epochs.
 SMALL = ("--n_filters=2", "--n_layers=1", "--batch_size=63", "--lr_schedule=null")

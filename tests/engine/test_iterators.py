@@ -158,9 +158,7 @@ class Counts(PyHookedModelIterator):
 class CompiledCounts(TFHookedModelIterator):
     """The same, compiled; counts how often it is traced."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.num_traces = 0
+    num_traces = 0
 
     def step_ops(self) -> Any:
         return {"train_op": self.train_op}
@@ -271,10 +269,7 @@ class Trainer(TFBaseTrainer):
 
 class FrequencyTrainer(TFFrequencyTrainer):
     opt_frequency: Any = {"generator": 2, "critic": 1}  # noqa: RUF012
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.num_traces = 0
+    num_traces = 0
 
     def make_loss_ops(self, model: Any, **batch: Any) -> Any:
         self.num_traces += 1
@@ -286,9 +281,7 @@ class NoFrequencyTrainer(FrequencyTrainer):
 
 
 class ListTrainer(TFListTrainer):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.num_traces = 0
+    num_traces = 0
 
     def make_loss_ops(self, model: Any, **batch: Any) -> Any:
         self.num_traces += 1
@@ -392,22 +385,22 @@ def full(tmp_path: Path) -> Full:
     return make
 
 
-def train(config: dict[str, Any], folder: Path, *hooks: Hook) -> Experiment:
-    """Train as `bin/train.py` does: begin, or go on where the folder's last commit stands."""
+def train(
+    config: dict[str, Any], folder: Path, *hooks: Hook, stop: int | None = None
+) -> Experiment:
+    """Train as `bin/train.py` does, until the end, or until a signal comes after a step."""
     folder.mkdir(exist_ok=True)
     experiment = build(config, str(folder))
-    src.experiment.train(experiment, folder, hooks)
+    if stop is None:
+        src.experiment.train(experiment, folder, hooks)
+    else:
+        with pytest.raises(SystemExit, match=f"^{INTERRUPTED}$"):
+            src.experiment.train(experiment, folder, [*hooks, StopAt(stop)])
     return experiment
 
 
 def first_batch(experiment: Experiment) -> dict[str, Any]:
     return experiment.dataset.train.batch(0, 0)
-
-
-def the(iterator: PyHookedModelIterator | None) -> Any:
-    """Return an iterator that is there, as one of whatever kind."""
-    assert iterator is not None
-    return iterator
 
 
 class StopAt(Hook):
@@ -441,20 +434,12 @@ def weights_of(model: Any) -> tuple[float, float]:
     return float(first[0, 0]), float(second[0, 0])
 
 
-def interrupt(config: dict[str, Any], folder: Path, stop: int, *hooks: Hook) -> Experiment:
-    folder.mkdir(exist_ok=True)
-    experiment = build(config, str(folder))
-    with pytest.raises(SystemExit) as stopped:
-        src.experiment.train(experiment, folder, [*hooks, StopAt(stop)])
-    assert stopped.value.code == INTERRUPTED
-    return experiment
-
-
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(folder: Path) -> None:
     for name in ("model.h5", "history.csv", "model_best.h5"):
-        assert (one / name).exists() == (other / name).exists(), name
-        if (one / name).exists():
-            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+        one, other = folder / "straight" / name, folder / "resumed" / name
+        assert one.exists() == other.exists(), name
+        if one.exists():
+            assert one.read_bytes() == other.read_bytes(), name
 
 
 # ---- what a step calls, and what hooks make of it ------------------------------------------------
@@ -514,7 +499,7 @@ def test_what_a_hook_changes_in_place_reaches_the_step_and_not_the_data(
 
     numbers = np.array([1.0, 2.0], np.float32)
     experiment = build(full(iterator=path_of(iterator), model=path_of(model)))
-    steps = IteratorSteps(the(experiment.iterator), SameBatch(), seed=0)
+    steps = IteratorSteps(experiment.iterator, SameBatch(), seed=0)
     first = steps.run(0, 0, 1, 1, before).last_results
     assert first["step_ops"]["train_op"] == 30.0
     second = steps.run(0, 1, 2, 2, before_other).last_results
@@ -527,7 +512,7 @@ def test_what_a_hook_changes_in_place_reaches_the_step_and_not_the_data(
 
 def test_iterator_and_hooks_know_the_run_folder(full: Full, tmp_path: Path) -> None:
     hook = Hook()
-    iterator = the(train(full(num_steps=1), tmp_path / "run", hook).iterator)
+    iterator = train(full(num_steps=1), tmp_path / "run", hook).iterator
     assert len(iterator.hooks) == 1
     for each in (iterator, hook, *iterator.hooks):
         assert each.root == str(tmp_path / "run")
@@ -540,7 +525,7 @@ def test_iterator_and_hooks_know_the_run_folder(full: Full, tmp_path: Path) -> N
 
 def test_an_iterator_knows_where_it_stands_also_after_a_resume(full: Full, tmp_path: Path) -> None:
     def positions(experiment: Experiment) -> list[Position | str]:
-        first, *others = the(experiment.iterator).positions
+        first, *others = experiment.iterator.positions
         assert first == "initialize"
         return others
 
@@ -558,20 +543,18 @@ def test_an_iterator_knows_where_it_stands_also_after_a_resume(full: Full, tmp_p
         (5, 1, 1, "validation"),
     ]
     assert positions(straight) == expected
-    stopped = interrupt(config, tmp_path / "resumed", 4)
+    stopped = train(config, tmp_path / "resumed", stop=4)
     resumed = train(config, tmp_path / "resumed")
     assert positions(stopped) == expected[:6]
     assert positions(resumed) == expected[6:]
-    assert the(resumed.iterator).get_global_step() == 5
-    assert [row["val_mean"] for row in read_state(tmp_path / "resumed/model.h5")["history"]] == [
-        2.0,
-        2.0,
-    ]
+    assert resumed.iterator.get_global_step() == 5
+    history = read_state(tmp_path / "resumed" / "model.h5")["history"]
+    assert [row["val_mean"] for row in history] == [2.0, 2.0]
 
 
 def test_fixed_examples_are_those_of_the_config(full: Full) -> None:
     config = full(datasets=BOTH_SPLITS, fixed_example_indices={"train": [11, 2, 2]})
-    iterator = the(build(config).iterator)
+    iterator = build(config).iterator
     examples = iterator.get_fixed_examples("train")
     assert examples["number"].tolist() == examples["index_"].tolist() == [11, 2, 2]
     assert examples["ones"].shape == (3, 8)
@@ -580,7 +563,7 @@ def test_fixed_examples_are_those_of_the_config(full: Full) -> None:
 def test_fixed_examples_are_drawn_from_each_split_by_the_seed(full: Full, tmp_path: Path) -> None:
     def drawn(split: str, **changes: Any) -> list[int]:
         config = full(datasets=BOTH_SPLITS, **changes)
-        examples = the(build(config, str(tmp_path)).iterator).get_fixed_examples(split)
+        examples = build(config, str(tmp_path)).iterator.get_fixed_examples(split)
         return examples["index_"].tolist()
 
     config = full(datasets=BOTH_SPLITS)
@@ -589,15 +572,13 @@ def test_fixed_examples_are_drawn_from_each_split_by_the_seed(full: Full, tmp_pa
     assert len(set(indices)) == 4
     assert max(indices) >= 5
     assert set(indices) <= set(range(12))
-    assert the(build(config).iterator).get_fixed_examples("train")["index_"].tolist() == indices
+    assert build(config).iterator.get_fixed_examples("train")["index_"].tolist() == indices
     assert len(set(drawn("validation"))) == 4
     assert set(drawn("validation")) <= set(range(5))
-    others = [
-        the(build(config | {"seed": seed}).iterator).fixed_example_indices("train")
-        for seed in (1, 2)
-    ]
-    assert indices not in others
-    whole = the(build(config | {"batch_size": 8}).iterator)
+    for seed in (1, 2):
+        other = build(config | {"seed": seed}).iterator
+        assert other.fixed_example_indices("train") != indices
+    whole = build(config | {"batch_size": 8}).iterator
     assert sorted(whole.get_fixed_examples("validation")["index_"]) == [0, 1, 2, 3, 4]
 
 
@@ -605,7 +586,7 @@ def test_fixed_examples_are_drawn_from_each_split_by_the_seed(full: Full, tmp_pa
 def test_test_mode_reaches_model_and_iterator(test_mode: bool, full: Full) -> None:
     experiment = build(full(test_mode=test_mode))
     assert experiment.model.config["test_mode"] is test_mode
-    assert the(experiment.iterator).test_mode is test_mode
+    assert experiment.iterator.test_mode is test_mode
 
 
 # ---- how many steps there are --------------------------------------------------------------------
@@ -619,9 +600,8 @@ KINDS = [(Counts, Counter), (CompiledCounts, NoisyCounter), (SavesFiles, FileCou
 def test_num_steps_is_the_number_of_updates_whatever_interrupts_them(
     iterator: type, model: type, fails: bool, full: Full, tmp_path: Path
 ) -> None:
-    config = full(
-        iterator=path_of(iterator), model=path_of(model), num_epochs=99, datasets=BOTH_SPLITS
-    )
+    kinds = {"iterator": path_of(iterator), "model": path_of(model)}
+    config = full(**kinds, num_epochs=99, datasets=BOTH_SPLITS)
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     assert int(train(config, straight).model.updates) == 4
     for stop in (1, 2, 3, 4):
@@ -629,9 +609,9 @@ def test_num_steps_is_the_number_of_updates_whatever_interrupts_them(
             with pytest.raises(RuntimeError, match="StopAt failed in after_step"):
                 train(config, resumed, StopAt(stop, fails))
         else:
-            interrupt(config, resumed, stop)
+            train(config, resumed, stop=stop)
     assert int(train(config, resumed).model.updates) == 4
-    assert_same_run(straight, resumed)
+    assert_same_run(tmp_path)
     history = read_state(resumed / "model.h5")["history"]
     assert [row["step"] for row in history] == [3, 4]
 
@@ -645,10 +625,10 @@ def test_a_signal_after_the_last_step_of_all_leaves_its_epoch_to_the_resume(
 ) -> None:
     config = full(num_steps=3, datasets=BOTH_SPLITS)  # the last of an epoch, too
     train(config, tmp_path / "straight")
-    interrupt(config, tmp_path / "resumed", 3)
+    train(config, tmp_path / "resumed", stop=3)
     resumed = train(config, tmp_path / "resumed")
     assert resumed.model.updates == 3
-    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+    assert_same_run(tmp_path)
 
 
 def test_num_epochs_counts_where_there_is_no_num_steps(full: Full, tmp_path: Path) -> None:
@@ -658,9 +638,9 @@ def test_num_epochs_counts_where_there_is_no_num_steps(full: Full, tmp_path: Pat
 def test_more_steps_continue_a_finished_run(full: Full, tmp_path: Path) -> None:
     config = full(datasets=BOTH_SPLITS)
     train(config | {"num_steps": 8}, tmp_path / "straight")
-    train(config, tmp_path / "extended")
-    assert train(config | {"num_steps": 8}, tmp_path / "extended").model.updates == 8
-    assert_same_run(tmp_path / "straight", tmp_path / "extended")
+    train(config, tmp_path / "resumed")
+    assert train(config | {"num_steps": 8}, tmp_path / "resumed").model.updates == 8
+    assert_same_run(tmp_path)
 
 
 # ---- TemplateIterator ----------------------------------------------------------------------------
@@ -687,20 +667,11 @@ def test_an_operation_is_computed_once_if_somebody_reads_it(
     one, two = Reads("log_op", {1, 3}), Reads("log_op", {3})
     experiment = train(config, tmp_path / "run", one, two)
     more = {"more_op": 4} if train_ops else {}
-    assert the(experiment.iterator).computed == {"train_op": 4, "log_op": 2} | more
+    assert experiment.iterator.computed == {"train_op": 4, "log_op": 2} | more
     assert [result["scalars"]["updates"] for result in one.read] == [1, 3]  # after training
     assert two.read == one.read[1:]
     (row, _) = read_state(tmp_path / "run" / "model.h5")["history"]
     assert ("more_op" in row) == bool(train_ops)
-
-
-def test_files_of_a_template_are_part_of_its_state(full: Full) -> None:
-    config = full(iterator=path_of(SavesFiles), model=path_of(FileCounter))
-    one, other = build(config), build(config)
-    for number in (1.0, 2.0, 0.1):
-        one.model.update(np.array(number))
-    the(other.iterator).set_state(the(one.iterator).get_state())
-    assert (other.model.updates, other.model.total) == (3, one.model.total)
 
 
 # ---- TFHookedModelIterator -----------------------------------------------------------------------
@@ -712,7 +683,7 @@ def test_a_step_is_traced_once_and_not_at_each_step(
     changes = {"iterator": path_of(CompiledCounts), "model": path_of(VariableCounter)}
     experiment = train(full(**changes, num_steps=9), tmp_path / "run")
     assert int(experiment.model.updates) == 9
-    assert the(experiment.iterator).num_traces == 1
+    assert experiment.iterator.num_traces == 1
     assert "step_ops has returned" not in caplog.text
 
 
@@ -742,7 +713,7 @@ def test_there_is_dropout_in_training_alone(
     config = full(model=path_of(dropout_model), test_mode=test_mode)
     config["iterator"] = f"engine.iterators.{kind.__name__}"
     experiment = build(config)
-    iterator, batch = the(experiment.iterator), first_batch(experiment)
+    iterator, batch = experiment.iterator, first_batch(experiment)
     for place in ("train", split):  # what was compiled for another place is not for this one
         iterator.set_position(0, 0, 0, place)
         outputs = iterator.evaluate(batch)["outputs"]
@@ -767,12 +738,9 @@ def test_there_is_no_dropout_in_the_validation_of_a_run(full: Full, tmp_path: Pa
 def test_each_part_is_trained_by_its_own_loss(model: Any, full: Full, tmp_path: Path) -> None:
     config = full(**SGD | {"model": path_of(model)}, iterator=path_of(Trainer), num_steps=3)
     experiment = train(config, tmp_path / "run")
-    iterator = the(experiment.iterator)
-    values = {
-        part: iterator.part_variables(part)[0].numpy().ravel().tolist()
-        for part in ("generator", "critic")
-    }
-    assert values == {"generator": [-2.0] * 8, "critic": [-23.0] * 8}
+    iterator = experiment.iterator
+    for part, value in (("generator", -2.0), ("critic", -23.0)):
+        assert iterator.part_variables(part)[0].numpy().ravel().tolist() == [value] * 8
     optimizers = iterator.optimizers
     assert list(optimizers) == ["generator", "critic"]
     assert [int(optimizer.iterations) for optimizer in optimizers.values()] == [3, 3]
@@ -784,11 +752,11 @@ def test_each_part_is_trained_by_its_own_loss(model: Any, full: Full, tmp_path: 
 
 def test_the_optimizer_is_that_of_the_config(full: Full) -> None:
     config = full(model=path_of(KerasParts), iterator=path_of(Trainer), lr=0.5, beta1=0.25)
-    adam = the(build(config).iterator).optimizers["critic"]
+    adam = build(config).iterator.optimizers["critic"]
     assert isinstance(adam, keras.optimizers.Adam)
     assert (float(adam.learning_rate), adam.beta_1, adam.beta_2) == (0.5, 0.25, 0.999)
     config = full(model=path_of(KerasParts), iterator=path_of(Trainer), optimizer="rmsprop")
-    optimizers = the(build(config).iterator).optimizers
+    optimizers = build(config).iterator.optimizers
     assert {type(one) for one in optimizers.values()} == {keras.optimizers.RMSprop}
     assert len({id(one) for one in optimizers.values()}) == 2
 
@@ -810,7 +778,7 @@ def test_the_rate_goes_in_a_straight_line(
     changes: dict[str, Any], expected: dict[int, float], full: Full
 ) -> None:
     config = full(**SGD | {"lr": 0.5, "num_steps": 8} | changes, iterator=path_of(Trainer))
-    iterator = the(build(config).iterator)
+    iterator = build(config).iterator
     rates = {}
     for step in expected:
         iterator.set_position(step, 0, 0)
@@ -825,12 +793,12 @@ def test_steps_are_made_at_the_rate_that_the_history_tells(full: Full, tmp_path:
     train(config, tmp_path / "straight", straight)
     generator = [weights[0] for weights in straight.seen]
     assert generator == [0.0, -1.0, -1.75, -2.25, -2.75]
-    interrupt(config, tmp_path / "resumed", 2, first)
+    train(config, tmp_path / "resumed", first, stop=2)
     train(config, tmp_path / "resumed", second)
     assert first.seen + second.seen == straight.seen
     history = read_state(tmp_path / "resumed" / "model.h5")["history"]
     assert [row["learning_rate"] for row in history] == [1.0, 0.5]
-    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+    assert_same_run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -860,127 +828,110 @@ def test_parts_take_turns_by_global_step_also_after_a_resume(
     def train_all(folder: Path, *stops: int) -> list[Weights]:
         hooks = [Weights() for _ in range(len(stops) + 1)]
         for stop, hook in zip(stops, hooks, strict=False):
-            interrupt(config, folder, stop, hook)
+            train(config, folder, hook, stop=stop)
         experiment = train(config, folder, hooks[-1])
         if not stops:  # the losses are traced before, too, by `build` and by the loop
-            assert the(experiment.iterator).num_traces <= num_turns + 2
+            assert experiment.iterator.num_traces <= num_turns + 2
         return hooks
 
-    config = full(
-        **SGD, iterator=path_of(iterator), opt_frequency=opt_frequency, num_steps=6, batch_size=6
-    )
+    kinds = {"iterator": path_of(iterator), "opt_frequency": opt_frequency}
+    config = full(**SGD, **kinds, num_steps=6, batch_size=6)
     (straight,) = train_all(tmp_path / "straight")
     steps = np.diff([(1.0, 1.0), *straight.seen], axis=0)
     np.testing.assert_array_equal(-steps, expected)
     several = train_all(tmp_path / "resumed", 1, 5)
     assert [weights for hook in several for weights in hook.seen] == straight.seen
-    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+    assert_same_run(tmp_path)
 
 
 # ---- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"iterator": "nowhere.Iterator"}, ["iterator", "nowhere.Iterator", "no module nowhere"]),
-        ({"iterator": path_of(Counts) + "s"}, ["iterator", ":Countss", "has no 'Countss'"]),
-        (
-            {"model": "nowhere:Model"},
-            ["model", "nowhere:Model", "no module src.nowhere or "],
-        ),
-        ({"model": path_of(Counter) + "s"}, ["model", ":Counters", "has no 'Counters'"]),
-        (
-            {"datasets": {"train": "src.nowhere.Data"}},
-            ["datasets.train", "src.nowhere.Data", "src has no 'nowhere'"],
-        ),
-        (
-            {"datasets": BOTH_SPLITS | {"validation": "nowhere:Data"}},
-            [
-                "datasets.validation",
-                "nowhere:Data",
-                "no module src.nowhere or ",
-            ],
-        ),
-        (
-            {"datasets": None, "dataset": "nowhere:Data"},
-            ["dataset", "nowhere:Data", "no module src.nowhere or "],
-        ),
-        ({"model": path_of(RefusesModel)}, ["model", ":RefusesModel", "width must be even"]),
-        (
-            {"iterator": path_of(RefusesIterator)},
-            ["iterator", ":RefusesIterator", "KeyError: 'width'"],
-        ),
-        (
-            {"datasets": {"train": path_of(RefusesDataset)}},
-            ["datasets.train", ":RefusesDataset", "width must be even"],
-        ),
-        (
-            {"datasets": None, "dataset": path_of(RefusesDataset)},
-            ["dataset", ":RefusesDataset", "width must be even"],
-        ),
-        (
-            {"datasets": {"train": path_of(WithoutLength)}},
-            ["datasets.train", ":WithoutLength", "without __len__"],
-        ),
-        (
-            {"datasets": {"train": path_of(NoNumbers)}},
-            ["datasets.train", ":NoNumbers", "is empty"],
-        ),
-        (
-            {"datasets": BOTH_SPLITS | {"validation": path_of(NoNumbers)}},
-            ["datasets.validation", ":NoNumbers", "is empty"],
-        ),
-        ({"datasets": {"validation": path_of(Numbers)}}, ["datasets", "validation", "train"]),
-        ({"iterator": path_of(WithoutStepOps)}, ["iterator", ":WithoutStepOps", "no step_ops"]),
-        ({"iterator": path_of(WithoutStepOp)}, ["iterator", ":WithoutStepOp", "no step_op;"]),
-        ({"iterator": path_of(WithoutLosses)}, ["iterator", ":WithoutLosses", "no make_loss_ops"]),
-        ({"iterator": path_of(Counter)}, ["iterator", ":Counter", "is no iterator"]),
-        ({"iterator": path_of(total)}, ["iterator", ":total", "is no iterator"]),
-        (
-            {"iterator": path_of(LossOfNobody), "model": path_of(KerasParts)},
-            ["iterator", ":LossOfNobody", "a loss for 'nobody'"],
-        ),
-        (
-            {"iterator": path_of(NoFrequencyTrainer), "model": path_of(KerasParts)},
-            ["iterator", ":NoFrequencyTrainer", "has no opt_frequency"],
-        ),
-        *(
-            (
-                {
-                    "iterator": path_of(FrequencyTrainer),
-                    "model": path_of(KerasParts),
-                    "opt_frequency": turns,
-                },
-                ["opt_frequency names", "iterator", ":FrequencyTrainer", "generator, critic"],
-            )
-            for turns in ({"generator": 1, "nobody": 1}, {"nobody": 1}, ["spare", "critic"])
-        ),
-        (
-            {"fixed_example_indices": {"train": [0, 12]}},
-            ["fixed_example_indices", "12 examples", "from 0 to 11"],
-        ),
-        ({"fixed_example_indices": {"train": [-1]}}, ["fixed_example_indices", "-1"]),
-        ({"fixed_example_indices": {"test": [0]}}, ["fixed_example_indices", "test", "train"]),
-        *(
-            ({key: 0}, [f"{key} is 0", "must be at least 1"])
-            for key in (
-                "batch_size",
-                "num_steps",
-                "num_epochs",
-                "hook_freq",
-                "test_batch_size",
-                "max_batches_per_epoch",
-                "ckpt_freq",
-                "ckpt_keep",
-                "log_freq",
-            )
-        ),
-        ({"batch_size": "4"}, ["batch_size", "4"]),
-        ({"n_data_processes": -1}, ["n_data_processes is -1", "at least 0"]),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else next(iter(value)),
+def refused(words: str, **changes: Any) -> Any:
+    """Return changes to a config, and what its refusal says, parted by " … "."""
+    return pytest.param(changes, words.split(" … "), id=words)
+
+
+KERAS_PARTS = path_of(KerasParts)
+NO_VALIDATION = BOTH_SPLITS | {"validation": path_of(NoNumbers)}
+NOWHERE = BOTH_SPLITS | {"validation": "nowhere:Data"}
+AT_LEAST_1 = (
+    *("batch_size", "num_steps", "num_epochs", "hook_freq", "test_batch_size"),
+    *("max_batches_per_epoch", "ckpt_freq", "ckpt_keep", "log_freq"),
 )
+NO_FREQUENCIES: tuple[Any, ...] = (
+    {"generator": 1, "nobody": 1},
+    {"nobody": 1},
+    ["spare", "critic"],
+)
+REFUSALS = [
+    refused("iterator … nowhere.Iterator … no module nowhere", iterator="nowhere.Iterator"),
+    refused("iterator … :Countss … has no 'Countss'", iterator=path_of(Counts) + "s"),
+    refused("model … nowhere:Model … no module src.nowhere or ", model="nowhere:Model"),
+    refused("model … :Counters … has no 'Counters'", model=path_of(Counter) + "s"),
+    refused(
+        "datasets.train … src.nowhere.Data … src has no 'nowhere'",
+        datasets={"train": "src.nowhere.Data"},
+    ),
+    refused("datasets.validation … nowhere:Data … no module src.nowhere or ", datasets=NOWHERE),
+    refused(
+        "dataset … nowhere:Data … no module src.nowhere or ", datasets=None, dataset="nowhere:Data"
+    ),
+    refused("model … :RefusesModel … width must be even", model=path_of(RefusesModel)),
+    refused("iterator … :RefusesIterator … KeyError: 'width'", iterator=path_of(RefusesIterator)),
+    refused(
+        "datasets.train … :RefusesDataset … width must be even",
+        datasets={"train": path_of(RefusesDataset)},
+    ),
+    refused(
+        "dataset … :RefusesDataset … width must be even",
+        datasets=None,
+        dataset=path_of(RefusesDataset),
+    ),
+    refused(
+        "datasets.train … :WithoutLength … without __len__",
+        datasets={"train": path_of(WithoutLength)},
+    ),
+    refused("datasets.train … :NoNumbers … is empty", datasets={"train": path_of(NoNumbers)}),
+    refused("datasets.validation … :NoNumbers … is empty", datasets=NO_VALIDATION),
+    refused("datasets … validation … train", datasets={"validation": path_of(Numbers)}),
+    refused("iterator … :WithoutStepOps … no step_ops", iterator=path_of(WithoutStepOps)),
+    refused("iterator … :WithoutStepOp … no step_op;", iterator=path_of(WithoutStepOp)),
+    refused("iterator … :WithoutLosses … no make_loss_ops", iterator=path_of(WithoutLosses)),
+    refused("iterator … :Counter … is not an iterator", iterator=path_of(Counter)),
+    refused("iterator … :total … is not an iterator", iterator=path_of(total)),
+    refused(
+        "iterator … :LossOfNobody … a loss for 'nobody'",
+        iterator=path_of(LossOfNobody),
+        model=KERAS_PARTS,
+    ),
+    refused(
+        "iterator … :NoFrequencyTrainer … has no opt_frequency",
+        iterator=path_of(NoFrequencyTrainer),
+        model=KERAS_PARTS,
+    ),
+    *(
+        refused(
+            "opt_frequency names … iterator … :FrequencyTrainer … generator, critic",
+            iterator=path_of(FrequencyTrainer),
+            model=KERAS_PARTS,
+            opt_frequency=turns,
+        )
+        for turns in NO_FREQUENCIES
+    ),
+    refused(
+        "fixed_example_indices … 12 examples … from 0 to 11",
+        fixed_example_indices={"train": [0, 12]},
+    ),
+    refused("fixed_example_indices … -1", fixed_example_indices={"train": [-1]}),
+    refused("fixed_example_indices … test … train", fixed_example_indices={"test": [0]}),
+    *(refused(f"{key} is 0 … must be at least 1", **{key: 0}) for key in AT_LEAST_1),
+    refused("batch_size … 4", batch_size="4"),
+    refused("n_data_processes is -1 … at least 0", n_data_processes=-1),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSALS)
 def test_a_bad_input_is_refused_in_one_sentence(
     changes: dict[str, Any], words: list[str], full: Full
 ) -> None:
@@ -1045,7 +996,7 @@ def test_an_example_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     shorter = {"num_steps": 3, "max_batches_per_epoch": 2, "test_batch_size": 256}
     config = registry.resolve(name) | shorter | {"tensorboard": False}
     train(config, tmp_path / "straight")
-    interrupt(config, tmp_path / "resumed", 1)
+    train(config, tmp_path / "resumed", stop=1)
     train(config, tmp_path / "resumed")
     assert read_state(tmp_path / "straight" / "model.h5")["global_step"] == 3
-    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+    assert_same_run(tmp_path)

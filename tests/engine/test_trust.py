@@ -195,6 +195,9 @@ def hostile(finished: Path, tmp_path: Path) -> Path:
 
 
 class Saves(TemplateIterator):
+    def step_op(self, model: Any, **batch: Any) -> dict[str, Any]:
+        return {}
+
     def restore(self, checkpoint_path: str) -> None:
         raise AssertionError("nothing is to be restored")
 

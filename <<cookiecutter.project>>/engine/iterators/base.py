@@ -10,6 +10,8 @@ and evaluate, `TFHookedModelIterator` compiles its steps, `TFBaseTrainer` makes 
 
 import logging
 import tempfile
+from abc import abstractmethod
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,20 @@ from engine.iterators.steps import IteratorSteps, IteratorValidation
 from engine.trees import call_leaves, leaves, map_leaves
 
 FIXED_EXAMPLES_STREAM = 4
+MOST_NESTED = 3  # containers around a variable, in an attribute of an iterator or a model
+GROUPS = {
+    keras.Optimizer: "optimizer",
+    keras.Metric: "metrics",
+    keras.Layer: "variables",
+    tf.Module: "variables",
+}
+# What may keep variables within a layer that are not among the variables of the layer itself.
+NOT_OF_LAYERS = (Mapping, list, tuple, keras.Optimizer, keras.Metric, keras.random.SeedGenerator)
 Feeds = Mapping[str, Any]
 
 
 class NoOutputsError(TypeError):
-    """An iterator that has nothing to be stored."""
+    """An iterator has nothing to store."""
 
 
 class PyHookedModelIterator:
@@ -72,21 +83,18 @@ class PyHookedModelIterator:
         self.test_mode = bool(config.get("test_mode", False))
         self.logger = logging.getLogger(type(self).__name__)
         give_addresses(self, Path(root))
-        self._global_step = 0
-        self._epoch = 0
-        self._batch_step = 0
-        self._split = "train"
+        self.set_position(0, 0, 0)
         self._fixed_examples: dict[str, Any] = {}
 
     # ---- what a subclass gives ------------------------------------------------------------------
 
+    @abstractmethod
     def step_ops(self) -> Any:
         """Return a function, or nested dictionaries or lists of them; each is called with the
         model and the batch's entries as keywords."""
-        raise NotImplementedError(f"{type(self).__name__} has no step_ops")
 
     def validate(self, batch: Feeds) -> Mapping[str, float]:
-        """Return figures of a validation batch; they are averaged into `val_…` of the history."""
+        """Return metrics of a validation batch; they are averaged into `val_…` of the history."""
         return {}
 
     def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
@@ -99,10 +107,8 @@ class PyHookedModelIterator:
         return self.eval_op(self.model, **batch)
 
     def get_state(self) -> dict[str, Any]:
-        """Return JSON values and arrays that have to survive a kill, beside Keras' variables."""
-        if hasattr(self.model, "get_state"):
-            return {"model": self.model.get_state()}
-        return {}
+        """Return JSON values and arrays that have to survive a kill, besides Keras' variables."""
+        return {"model": self.model.get_state()} if hasattr(self.model, "get_state") else {}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `get_state` returned."""
@@ -111,8 +117,7 @@ class PyHookedModelIterator:
 
     def set_weights(self, state: Mapping[str, Any]) -> None:
         """Take of another run's state what a new training of the same model begins with."""
-        if "model" in state:
-            self.model.set_state(state["model"])
+        PyHookedModelIterator.set_state(self, state)
 
     # ---- what it can ask ------------------------------------------------------------------------
 
@@ -139,10 +144,8 @@ class PyHookedModelIterator:
         drawn from that split by the seed.
         """
         if split not in self._fixed_examples:
-            dataset = self.datasets[split]
-            self._fixed_examples[split] = stack(
-                [dataset[int(index)] for index in self.fixed_example_indices(split)]
-            )
+            indices = self.fixed_example_indices(split)
+            self._fixed_examples[split] = stack([self.datasets[split][int(i)] for i in indices])
         return self._fixed_examples[split]
 
     def fixed_example_indices(self, split: str) -> list[int]:
@@ -160,8 +163,7 @@ class PyHookedModelIterator:
             generator = random_generator(self.config.get("seed", 0), 0, FIXED_EXAMPLES_STREAM)
             number = min(self.config["batch_size"], length)
             return sorted(generator.choice(length, number, replace=False).tolist())
-        outside = [index for index in given if not 0 <= index < length]
-        if outside:
+        if outside := [index for index in given if not 0 <= index < length]:
             raise ValueError(
                 f"fixed_example_indices.{split} has {outside[0]}, but that split has {length} "
                 f"examples; give indices from 0 to {length - 1}"
@@ -178,7 +180,7 @@ class PyHookedModelIterator:
         return call_leaves(fetches, self.model, **feed_dict)
 
     def figures(self, results: Any) -> dict[str, float]:
-        """Return the figures among the results of a step, which the history keeps the means of.
+        """Return the metrics among the results of a step; the history has their means.
 
         A number that `train_op` or `step_ops` itself returns is the loss.
         """
@@ -191,7 +193,7 @@ class PyHookedModelIterator:
 
     def variables(self) -> dict[str, list[Any]]:
         """Return the variables of Keras and TensorFlow that iterator and model have, by group."""
-        return _variables_of(self)
+        return found_variables(self, self.of_position())
 
     def make_steps(self, source: BatchSource, seed: int) -> IteratorSteps:
         """Return what runs its steps on batches; `seed` is of the numbers that steps draw."""
@@ -231,16 +233,16 @@ class TemplateIterator(PyHookedModelIterator):
     """Has operations to train, to log and to evaluate, each computed only if somebody reads it.
 
     A subclass returns them from `step_op`, and may save and restore in files of its own; these
-    become part of the commit.
+    become part of the checkpoint.
     """
 
+    @abstractmethod
     def step_op(self, model: Any, **batch: Any) -> Mapping[str, Any]:
         """Return functions without arguments.
 
-        `train_op` trains and may return a loss, or figures by name; `log_op` returns a dictionary
+        `train_op` trains and may return a loss, or metrics by name; `log_op` returns a dictionary
         of "scalars", "images" and "figures"; `eval_op` one of arrays, with arrays under "labels".
         """
-        raise NotImplementedError(f"{type(self).__name__} has no step_op")
 
     def save(self, checkpoint_path: str) -> None:
         """Write what has to survive a kill to a file or folder of that name."""
@@ -252,30 +254,25 @@ class TemplateIterator(PyHookedModelIterator):
         return self.step_op
 
     def run(self, fetches: Mapping[str, Any], feed_dict: Feeds) -> Any:
-        """Train, and leave what else there is to be computed to who reads it."""
+        """Train; all other operations are computed when somebody reads them."""
         results = super().run(fetches, feed_dict)
         if isinstance(results.get("step_ops"), Mapping):
             results["step_ops"] = LazyResults(results["step_ops"])
-            for name in self.train_ops:
-                if name in results["step_ops"]:
-                    results["step_ops"][name]
+            self._trained(results["step_ops"])
         return results
 
-    @property
-    def train_ops(self) -> list[str]:
-        """Names of the operations that are read at every step; EDflow's "train/…" counts too."""
+    def _trained(self, ops: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the operations give that train; EDflow's names, "train/…", count too."""
         names = self.config.get("train_ops") or ["train_op"]
-        return [name.removeprefix("train/") for name in names]
+        names = [name.removeprefix("train/") for name in names]
+        return {name: ops[name] for name in names if name in ops}
 
     def figures(self, results: Any) -> dict[str, float]:
-        ops = results.get("step_ops", {})
-        read = {name: ops[name] for name in self.train_ops if name in ops}
-        return figures_in(read)
+        return figures_in(self._trained(results.get("step_ops", {})))
 
     def validate(self, batch: Feeds) -> Mapping[str, float]:
         ops = self.step_op(self.model, **batch)
-        logs = ops["log_op"]() if "log_op" in ops else {}
-        return figures_in(logs.get("scalars", {}))
+        return figures_in(ops["log_op"]().get("scalars", {})) if "log_op" in ops else {}
 
     def of_validation(self, number: int, names: Sequence[str]) -> list[Any]:
         """Return what operations give for a batch of the split "validation", if there is one.
@@ -290,13 +287,12 @@ class TemplateIterator(PyHookedModelIterator):
         size = min(config.get("test_batch_size") or config["batch_size"], len(dataset))
         indices = [(number * size + place) % len(dataset) for place in range(size)]
         batch = stack(make_examples(dataset, indices, config.get("seed", 0), epoch=0))
-        place = self.get_global_step(), self.get_epoch_step(), self.get_batch_step()
-        self.set_position(*place, "validation")
+        self._split = "validation"
         try:
             ops = self.step_op(self.model, **batch)
             return [ops[name]() for name in names if name in ops]
         finally:
-            self.set_position(*place)
+            self._split = "train"
 
     def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
         ops = self.step_op(self.model, **batch)
@@ -307,7 +303,7 @@ class TemplateIterator(PyHookedModelIterator):
         return ops["eval_op"]()
 
     def get_state(self) -> dict[str, Any]:
-        """Return the files that `save` writes, beside what any iterator has."""
+        """Return the files that `save` writes, and the state that any iterator has."""
         state = super().get_state()
         if type(self).save is not TemplateIterator.save:
             with tempfile.TemporaryDirectory() as name:
@@ -320,11 +316,7 @@ class TemplateIterator(PyHookedModelIterator):
         return state
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Have `restore` read the files.
-
-        Raises:
-            DamagedCheckpointError: if one of them is to be written elsewhere; none is then.
-        """
+        """Have `restore` read the files; DamagedCheckpointError if one would lie elsewhere."""
         super().set_state(state)
         if "files" in state:
             require_inside(state["files"])
@@ -340,25 +332,14 @@ class TemplateIterator(PyHookedModelIterator):
         self.set_state(state)
 
 
-class LazyResults(Mapping[str, Any]):
+class LazyResults(UserDict[str, Any]):
     """Results by name; one that is a function is called when it is read first."""
 
-    def __init__(self, results: Mapping[str, Any]) -> None:
-        self._results = dict(results)
-
     def __getitem__(self, name: str) -> Any:
-        value = self._results[name]
-        if callable(value):
-            value = self._results[name] = value()
-        if isinstance(value, dict):
-            value = self._results[name] = LazyResults(value)
+        value = super().__getitem__(name)
+        value = value() if callable(value) else value
+        self[name] = value = LazyResults(value) if isinstance(value, dict) else value
         return value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._results)
-
-    def __len__(self) -> int:
-        return len(self._results)
 
 
 class TFHookedModelIterator(PyHookedModelIterator):
@@ -390,8 +371,7 @@ class TFHookedModelIterator(PyHookedModelIterator):
                 "is no functional model; write an iterator with an eval_op(model, **batch)"
             )
         names = [tensor.name for tensor in model.inputs]
-        missing = [name for name in names if name not in batch]
-        if missing:
+        if missing := [name for name in names if name not in batch]:
             raise ValueError(f"the batch has {', '.join(batch)}; the model's input is {missing[0]}")
         inputs = {name: batch[name] for name in names}
         outputs = model(inputs if len(names) > 1 else inputs[names[0]], training=self.is_training)
@@ -411,7 +391,9 @@ class TFHookedModelIterator(PyHookedModelIterator):
         if "step_ops" in fetches:
             self._step_variable.assign(self._global_step)
             computed = self._traced_by(fetches["step_ops"], feed_dict, lambda f, feeds: f(feeds))
-            results["step_ops"] = keras.tree.map_structure(_to_numpy, computed)
+            results["step_ops"] = keras.tree.map_structure(
+                lambda value: value.numpy() if isinstance(value, tf.Tensor) else value, computed
+            )
         return results
 
     def make_variables(self, batch: Feeds) -> None:
@@ -419,11 +401,10 @@ class TFHookedModelIterator(PyHookedModelIterator):
 
     def look_at_traces(self, look: Callable[[Any], None], batch: Feeds) -> None:
         """Trace what is known beforehand; call a function with that and with all later traces."""
-        place = self._global_step, self._epoch, self._batch_step
         for split, ops in self.known_ops():
-            self.set_position(*place, split)
+            self._split = split
             self._trace(ops, batch)
-        self.set_position(*place)
+        self._split = "train"
         self._look = look
         for traced in self._traced:
             look(traced)
@@ -437,7 +418,7 @@ class TFHookedModelIterator(PyHookedModelIterator):
 
     def _traced_by(self, ops: Any, batch: Feeds, call: Callable[[Any, Any], Any]) -> Any:
         """Return what a call of the compiled functions gives, and note what it has traced."""
-        function, feeds = self._compile(ops), _tensors(batch)
+        function, feeds = self._compile(ops), map_leaves(batch, tf.convert_to_tensor)
         num_traces = function.experimental_get_tracing_count()
         result = call(function, feeds)
         if function.experimental_get_tracing_count() != num_traces:
@@ -445,9 +426,6 @@ class TFHookedModelIterator(PyHookedModelIterator):
             if self._look is not None:
                 self._look(self._traced[-1])
         return result
-
-    def variables(self) -> dict[str, list[Any]]:
-        return _variables_of(self, beside=self.of_position())
 
     def of_position(self) -> list[Any]:
         return [self._step_variable]
@@ -468,7 +446,7 @@ class TFHookedModelIterator(PyHookedModelIterator):
 
 
 def figures_in(results: Any) -> dict[str, float]:
-    """Return the numbers among nested results by their path, without the words that all have."""
+    """Return the numbers among nested results by their path, in which `train_op` is left out."""
     return {
         "/".join(str(name) for name in path if name != "train_op") or "loss": float(value)
         for path, value in leaves(results)
@@ -476,23 +454,15 @@ def figures_in(results: Any) -> dict[str, float]:
     }
 
 
-def _tensors(feeds: Feeds) -> dict[str, Any]:
-    return {name: map_leaves(item, tf.convert_to_tensor) for name, item in feeds.items()}
-
-
-def _to_numpy(value: Any) -> Any:
-    return value.numpy() if isinstance(value, tf.Tensor) else value
-
-
-def _variables_of(owner: Any, beside: Sequence[Any] = ()) -> dict[str, list[Any]]:
+def found_variables(owner: Any, others: Sequence[Any] = ()) -> dict[str, list[Any]]:
     """Return the variables among the attributes of an object and of its `model`, by group.
 
-    The weights of a Keras model, which Keras writes itself, are left out.
+    The weights of a Keras model, which Keras writes itself, and `others` are left out.
     """
     groups: dict[str, list[Any]] = {"variables": [], "optimizer": [], "metrics": []}
     model = getattr(owner, "model", None)
     weights = model.weights if isinstance(model, keras.Model) else []
-    seen = {id(thing) for thing in (*weights, *beside)}
+    seen = {id(variable) for variable in (*weights, *others)}
 
     def add(group: str, variables: Sequence[Any]) -> None:
         for variable in variables:
@@ -500,37 +470,28 @@ def _variables_of(owner: Any, beside: Sequence[Any] = ()) -> dict[str, list[Any]
                 seen.add(id(variable))
                 groups[group].append(variable)
 
-    def look(value: Any, depth: int) -> None:
-        if isinstance(value, keras.Optimizer):
-            add("optimizer", value.variables)
-        elif isinstance(value, keras.Metric):
-            add("metrics", value.variables)
-        elif isinstance(value, keras.Layer):
-            add("variables", value.variables)
-            for item in vars(value).values():
-                look_within(item, depth)
-        elif isinstance(value, keras.random.SeedGenerator):
-            add("variables", [value.state])
-        elif isinstance(value, keras.Variable | tf.Variable):
+    def look(value: Any, depth: int = 0) -> None:
+        if isinstance(value, keras.random.SeedGenerator):
+            value = value.state
+        if isinstance(value, keras.Variable | tf.Variable):
             add("variables", [value])
-        elif isinstance(value, tf.Module):
-            add("variables", value.variables)
-        else:
-            look_within(value, depth)
-
-    def look_within(value: Any, depth: int) -> None:
-        if depth > 3 or id(value) in seen:
+        for kind, group in GROUPS.items():
+            if isinstance(value, kind):
+                add(group, value.variables)
+        if depth > MOST_NESTED:
             return
-        if isinstance(value, Mapping | list | tuple):
+        if isinstance(value, keras.Layer):
+            for item in vars(value).values():
+                if isinstance(item, NOT_OF_LAYERS):
+                    look(item, depth)
+        elif isinstance(value, Mapping | list | tuple):
             for item in list(value.values() if isinstance(value, Mapping) else value):
                 look(item, depth + 1)
-        elif isinstance(value, keras.Optimizer | keras.Metric | keras.random.SeedGenerator):
-            look(value, depth + 1)
 
     for thing in (owner, model):
         is_layer = isinstance(thing, keras.Layer)
         for item in [thing] if is_layer else list(getattr(thing, "__dict__", {}).values()):
-            look(item, 0)
+            look(item)
     # What draws without a seed of its own draws from the global generator.
     add("variables", [keras_private.seed_generator().state])
     return groups

@@ -1,4 +1,4 @@
-"""From a config with an `iterator` to datasets, model and iterator: EDflow's form of a config."""
+"""Builds datasets, model and iterator from a config with an `iterator`, which is EDflow's form."""
 
 import sys
 from collections.abc import Mapping
@@ -7,37 +7,10 @@ from typing import Any
 from engine.building import callbacks_of, refusals_named
 from engine.experiment import Experiment, Splits
 from engine.hooks import Hook, IntervalHook, KeepCheckpoints, LoggingHook
-from engine.iterators.base import PyHookedModelIterator, TemplateIterator
+from engine.iterators.base import PyHookedModelIterator
 from engine.iterators.datasets import ExampleBatches
 from engine.iterators.ranges import splits_of
-from engine.iterators.trainers import TFBaseTrainer
 from vegab import UsageError, resolve
-
-
-def of_iterators(config: Mapping[str, Any]) -> list[Hook]:
-    """Return the hooks that a config with an iterator asks for by its keys."""
-    hooks: list[Hook] = [
-        IntervalHook(
-            [LoggingHook(tensorboard=config["tensorboard"])],
-            config["start_log_freq"],
-            max_interval=config["log_freq"],
-        )
-    ]
-    if config["ckpt_freq"]:
-        hooks.append(
-            KeepCheckpoints(
-                config["ckpt_freq"], config["ckpt_keep"], config["monitor"], config["monitor_mode"]
-            )
-        )
-    return hooks
-
-
-# What a subclass has to write, if it inherits from none that has it.
-TO_WRITE = {
-    TemplateIterator: "step_op",
-    TFBaseTrainer: "make_loss_ops",
-    PyHookedModelIterator: "step_ops",
-}
 
 
 class NoModel:
@@ -54,15 +27,24 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
         UsageError: as `experiment.build` does.
     """
     datasets = build_datasets(config)
-    model_class = resolve(config["model"], "model") if config["model"] else NoModel
-    kind = iterator_class(config)  # now PyTorch is imported, if they need it
+    make_model = resolve(config["model"], "model") if config["model"] else NoModel
+    make_iterator = iterator_class(config)  # now PyTorch is imported, if they need it
     if "torch" in sys.modules:  # the initial weights are drawn from the run's seed, too
         sys.modules["torch"].manual_seed(config["seed"])
     with refusals_named(config, "model"):
-        model = model_class(config)
-    iterator = make_iterator(config, kind, save_path or ".", model, datasets)
-    for split in config["fixed_example_indices"]:
-        with refusals_named(config, "fixed_example_indices"):
+        model = make_model(config)
+    with refusals_named(config, "iterator"):
+        iterator = make_iterator(
+            config=config,
+            root=save_path or ".",
+            model=model,
+            datasets=datasets,
+            hook_freq=config["hook_freq"],
+            num_epochs=config["num_epochs"] or 0,
+            hooks=[],
+        )
+    with refusals_named(config, "fixed_example_indices"):
+        for split in config["fixed_example_indices"]:
             iterator.fixed_example_indices(split)
     splits = make_splits(config, datasets)
     with refusals_named(config, splits_of(config)["train"][0]):
@@ -109,59 +91,42 @@ def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
     kind = resolve(name, "iterator")
     if not isinstance(kind, type) or not issubclass(kind, PyHookedModelIterator):
         raise UsageError(
-            f"iterator: {name} is no iterator; inherit from one in engine/iterators/base.py"
+            f"iterator: {name} is not an iterator; inherit from one in engine/iterators/base.py"
         )
-    for base, method in TO_WRITE.items():
-        if issubclass(kind, base):
-            if getattr(kind, method) is getattr(base, method):
-                raise UsageError(
-                    f"iterator: {name} has no {method}; write it, as {base.__name__} in "
-                    "engine/iterators/base.py says"
-                )
-            break
+    for method in dir(kind):
+        if getattr(getattr(kind, method, None), "__isabstractmethod__", False):
+            raise UsageError(
+                f"iterator: {name} has no {method}; write it, as its base class in "
+                "engine/iterators says"
+            )
     return kind
-
-
-def make_iterator(
-    config: Mapping[str, Any],
-    kind: type[PyHookedModelIterator],
-    root: str,
-    model: Any,
-    datasets: Mapping[str, Any],
-) -> PyHookedModelIterator:
-    """Return an iterator, made with EDflow's arguments."""
-    with refusals_named(config, "iterator"):
-        return kind(
-            config=config,
-            root=root,
-            model=model,
-            datasets=datasets,
-            hook_freq=config["hook_freq"],
-            num_epochs=config["num_epochs"] or 0,
-            hooks=[],
-        )
 
 
 def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> Splits:
     """Return training and validation data as batches."""
 
-    def batches(split: str, **arguments: Any) -> ExampleBatches:
-        with refusals_named(config, splits_of(config)[split][0]):
-            return ExampleBatches(
-                datasets[split],
-                seed=config["seed"],
-                num_workers=config["n_data_processes"],
-                **arguments,
-            )
-
-    most = config["max_batches_per_epoch"]
-    return Splits(
-        train=batches("train", batch_size=config["batch_size"], max_batches=most),
-        valid=batches(
-            "validation",
-            batch_size=config["test_batch_size"] or config["batch_size"],
-            shuffle=False,
+    def batches(split: str, batch_size: int, **arguments: Any) -> ExampleBatches | None:
+        if split not in datasets:
+            return None
+        seed, num_workers = config["seed"], config["n_data_processes"]
+        return ExampleBatches(
+            datasets[split], batch_size, seed, num_workers=num_workers, **arguments
         )
-        if "validation" in datasets
-        else None,
+
+    size, most = config["batch_size"], config["max_batches_per_epoch"]
+    return Splits(
+        train=batches("train", size, max_batches=most),
+        valid=batches("validation", config["test_batch_size"] or size, shuffle=False),
     )
+
+
+def of_iterators(config: Mapping[str, Any]) -> list[Hook]:
+    """Return the hooks that a config with an iterator asks for by its keys."""
+    logs = LoggingHook(tensorboard=config["tensorboard"])
+    hooks: list[Hook] = [
+        IntervalHook([logs], config["start_log_freq"], max_interval=config["log_freq"])
+    ]
+    if every := config["ckpt_freq"]:
+        monitor = config["monitor"], config["monitor_mode"]
+        hooks.append(KeepCheckpoints(every, config["ckpt_keep"], *monitor))
+    return hooks

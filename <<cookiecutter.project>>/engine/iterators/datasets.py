@@ -22,7 +22,9 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from engine.batches import SHUFFLE_STREAM, Array, random_generator, require_at_least
+from engine import endings
+from engine.batches import Array, ArrayBatches, require_at_least
+from engine.trees import Path, leaves, map_leaves
 
 Example = dict[str, Any]
 # Next to the streams of `engine.batches`; no two streams overlap.
@@ -98,15 +100,20 @@ class DatasetMixin:
             return [self[i] for i in range(*index.indices(len(self)))]
         if isinstance(index, (Sequence, np.ndarray)):
             return [self[operator.index(i)] for i in index]
-        length = len(self)
+        length, kind = len(self), type(self).__name__
         if not -length <= index < length:
-            raise IndexError(f"index {index} of {type(self).__name__} with {length} examples")
+            raise IndexError(f"index {index} of {kind} with {length} examples")
         index = operator.index(index) % length
-        if _generator_in_hand.get():
-            return self._loaded_example(index)
-        token = _generator_in_hand.set(example_generator(0, 0, index))
+        token = _generator_in_hand.set(_generator_in_hand.get() or example_generator(0, 0, index))
         try:
-            return self._loaded_example(index)
+            example = self.get_example(index)
+            if not isinstance(example, dict):
+                given = type(example).__name__
+                raise TypeError(f"{kind} gave a {given} as an example; expected a dict")
+            example = _load(example) | {"index_": index}
+            if self.append_labels:
+                example["labels_"] = _labels_at(self, index)
+            return example
         finally:
             _generator_in_hand.reset(token)
 
@@ -121,16 +128,6 @@ class DatasetMixin:
         return ConcatenatedDataset(*[self] * times)
 
     __rmul__ = __mul__
-
-    def _loaded_example(self, index: int) -> Example:
-        example = self.get_example(index)
-        if not isinstance(example, dict):
-            kind = type(example).__name__
-            raise TypeError(f"{type(self).__name__} gave a {kind} as an example; expected a dict")
-        example = _load(example) | {"index_": index}
-        if self.append_labels:
-            example["labels_"] = _labels_at(self, index)
-        return example
 
 
 class SubDataset(DatasetMixin):
@@ -156,9 +153,8 @@ class SubDataset(DatasetMixin):
 
     @cached_property
     def labels(self) -> dict[str, Array]:
-        return {
-            key: np.asarray(values)[self.subindices] for key, values in self.data.labels.items()
-        }
+        labels = self.data.labels.items()
+        return {key: np.asarray(values)[self.subindices] for key, values in labels}
 
 
 class ConcatenatedDataset(DatasetMixin):
@@ -194,12 +190,9 @@ class ConcatenatedDataset(DatasetMixin):
     @cached_property
     def labels(self) -> dict[str, Array]:
         """The labels that all the datasets have."""
-        first, *others = [data.labels for data in self.datasets]
-        return {
-            key: np.concatenate([values, *(labels[key] for labels in others)])
-            for key, values in first.items()
-            if all(key in labels for labels in others)
-        }
+        every = [data.labels for data in self.datasets]
+        shared = [key for key in every[0] if all(key in labels for labels in every)]
+        return {key: np.concatenate([labels[key] for labels in every]) for key in shared}
 
 
 class CsvDataset(DatasetMixin):
@@ -314,7 +307,12 @@ def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     if not examples:
         raise ValueError("there are no examples to stack; expected at least one")
-    return _stack_columns(examples, "")
+    columns: dict[Path, list[Any]] = {}
+    for example in examples:
+        for path, value in leaves(example):
+            columns.setdefault(path, []).append(value)
+    arrays = iter([_stacked(path, values, len(examples)) for path, values in columns.items()])
+    return map_leaves(examples[0], lambda _: next(arrays))
 
 
 class ExampleBatches:
@@ -354,17 +352,16 @@ class ExampleBatches:
         super().__init__()
         if len(dataset) == 0:
             raise ValueError(f"{type(dataset).__name__} has no examples; expected at least one")
-        most = 1 if max_batches is None else max_batches
-        require_at_least(1, batch_size=batch_size, max_batches=most)
-        require_at_least(0, seed=seed, num_workers=num_workers)
+        indices = np.arange(len(dataset))
+        self._all = ArrayBatches(indices, indices, batch_size, seed)
+        require_at_least(1, max_batches=1 if max_batches is None else max_batches)
+        require_at_least(0, num_workers=num_workers)
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.max_batches = max_batches
-        self._epoch: int | None = None
-        self._order = np.arange(len(dataset))
         self._pool: ProcessPoolExecutor | None = None
         self._children: Sequence[Any] = ()
         self._ahead: dict[tuple[int, int], list[Future[list[Example]]]] = {}
@@ -380,7 +377,7 @@ class ExampleBatches:
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches in an epoch, the last and perhaps smaller one included."""
-        steps = -(-len(self._order) // self.batch_size)
+        steps = self._all.steps_per_epoch
         return steps if self.max_batches is None else min(steps, self.max_batches)
 
     def batch(self, epoch: int, step: int) -> dict[str, Any]:
@@ -405,26 +402,23 @@ class ExampleBatches:
             self._pool = None
 
     def _indices(self, epoch: int, step: int) -> Array:
-        if self.shuffle and epoch != self._epoch:
-            generator = random_generator(self.seed, epoch, SHUFFLE_STREAM)
-            self._order = generator.permutation(len(self._order))
-            self._epoch = epoch
-        return self._order[step * self.batch_size : (step + 1) * self.batch_size]
+        if self.shuffle:
+            return self._all.batch(epoch, step)[0]
+        return self._all.features[step * self.batch_size : (step + 1) * self.batch_size]
 
     def _examples_of_workers(self, epoch: int, step: int) -> list[Example]:
         for _ in range(2):
             try:
                 asked = self._ahead.pop((epoch, step), None) or self._submit(epoch, step)
                 # The workers make the next batch while the model learns from this one.
-                if step + 1 < self.steps_per_epoch:
-                    self._ahead = {(epoch, step + 1): self._submit(epoch, step + 1)}
+                following = divmod(epoch * self.steps_per_epoch + step + 1, self.steps_per_epoch)
+                if self.shuffle or following[0] == epoch:
+                    self._ahead = {following: self._submit(*following)}
                 return [example for part in asked for example in part.result()]
             except BrokenProcessPool:
                 # A batch scheduler sends its SIGTERM to the workers too, and the step that this
                 # process wants to end before it stops needs them.
                 self.close()
-        from engine import endings
-
         # The pool ends the others by SIGTERM.
         codes = {worker.exitcode or 0 for worker in self._children} - {0}
         code = min(codes - {-signal.SIGTERM} or codes, default=1)
@@ -471,10 +465,9 @@ def _load(value: Any) -> Any:
     """Copy nested dicts and lists and call the functions in them."""
     if isinstance(value, dict):
         return {key: _load(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_load(entry) for entry in value]
-    if isinstance(value, tuple):
-        return tuple(_load(entry) for entry in value)
+    if isinstance(value, list | tuple):
+        kind = list if isinstance(value, list) else tuple
+        return kind(_load(entry) for entry in value)
     return _load(value()) if callable(value) else value
 
 
@@ -504,44 +497,30 @@ def _make_example(dataset: DatasetMixin, index: int, seed: int, epoch: int) -> E
         _generator_in_hand.reset(token)
 
 
-def _stack_columns(rows: Sequence[Mapping[Any, Any]], path: str) -> dict[Any, Any]:
-    for row in rows:
-        if lacking := row.keys() ^ rows[0].keys():
-            key = min(lacking, key=str)
-            raise ValueError(f"'{path}{key}' is in some of the examples, but not in all")
-    return {key: _stack_values([row[key] for row in rows], f"{path}{key}") for key in rows[0]}
-
-
-def _stack_values(values: list[Any], path: str) -> Any:
-    if all(isinstance(value, dict) for value in values):
-        return _stack_columns(values, f"{path}/")
-    if all(isinstance(value, (list, tuple)) for value in values):
-        columns = _stack_columns([dict(enumerate(value)) for value in values], f"{path}/")
-        return list(columns.values())
-    arrays = []
-    for value in values:
-        if isinstance(value, (dict, list, tuple)) or (array := np.asarray(value)).dtype == object:
+def _stacked(path: Path, values: Sequence[Any], number: int) -> Array:
+    name, arrays = "/".join(map(str, path)), [np.asarray(value) for value in values]
+    if len(arrays) < number:
+        raise ValueError(f"'{name}' is in some of the examples, but not in all")
+    for value, array in zip(values, arrays, strict=True):
+        if array.dtype == object:
             kind = type(value).__name__
-            raise ValueError(f"'{path}' is a {kind} in one of the examples; it cannot stack")
-        arrays.append(array)
+            raise ValueError(f"'{name}' is a {kind} in one of the examples; it cannot stack")
     shapes = sorted({array.shape for array in arrays})
     if len(shapes) > 1:
         listed = " and ".join(map(str, shapes))
-        raise ValueError(f"'{path}' has the shapes {listed}; examples must have the same")
+        raise ValueError(f"'{name}' has the shapes {listed}; examples must have the same")
     if len({array.dtype.kind in "SU" for array in arrays}) > 1:
-        raise ValueError(f"'{path}' is text in some of the examples, but not in all")
+        raise ValueError(f"'{name}' is text in some of the examples, but not in all")
     return np.stack(arrays)
 
 
 # What follows runs in a worker process. The dataset stays pickled there until it is asked for
 # examples: an error then reaches the one who asked, an error at the start would not.
-_dataset_name = ""
-_pickled_dataset = b""
+_given: dict[str, Any] = {}
 
 
 def _start_worker(name: str, pickled: bytes) -> None:
-    global _dataset_name, _pickled_dataset
-    _dataset_name, _pickled_dataset = name, pickled
+    _given.update(name=name, pickled=pickled)
     # A terminal sends these to workers too; the process that started them decides what to do.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -567,12 +546,11 @@ def _examples_in_worker(indices: Array, seed: int, epoch: int) -> list[Example]:
 
 @cache
 def _unpickled_dataset() -> DatasetMixin:
-    global _pickled_dataset
     try:
-        dataset = pickle.loads(_pickled_dataset)
+        dataset = pickle.loads(_given["pickled"])
     except Exception as error:
-        raise _not_for_workers(_dataset_name, error) from error
-    _pickled_dataset = b""
+        raise _not_for_workers(_given["name"], error) from error
+    del _given["pickled"]
     return dataset
 
 

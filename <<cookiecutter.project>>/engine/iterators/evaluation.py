@@ -1,7 +1,7 @@
-"""What an iterator makes of each example of a split, stored by index, and what is made of that.
+"""Stores what an iterator makes of each example of a split, by index.
 
 `evaluate_split` writes a folder, `StoredOutputs` reads it as a dataset, `run_callbacks` hands it to
-functions that compute figures. The last two need neither a model nor Keras. The folder holds
+functions that compute metrics. The last two need neither a model nor Keras. The folder holds
 
     meta.yaml                            split, checkpoint, step, kinds of the outputs, config
     model_outputs/<key>/000012.npy       the output of example 12 (text: .txt); of images a .png too
@@ -14,11 +14,10 @@ and no path that would be wrong once the run folder is moved.
 import contextlib
 import logging
 import os
-import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,20 +41,20 @@ from engine.iterators.base import NoOutputsError
 from engine.iterators.datasets import ExampleBatches
 from engine.iterators.outputs import META, OutputWriter, yaml_of_outputs
 from engine.iterators.steps import sow
-from engine.runs import results
 from engine.training import Guard
-from vegab.files import link, replacing_folder
+from vegab.files import CONFIG, link, read_json, replacing_folder
+from vegab.files import META as RUN_META
 
 if TYPE_CHECKING:
     from engine.experiment import Experiment
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LOOKS = 2.0
-KEPT = re.compile(r"model-([0-9]+)\.h5")
+REFUSALS = (ValueError, KeyError, RuntimeError)  # of Keras, PyTorch and ours
 
 
 class OtherModelError(ValueError):
-    """A commit that does not hold what the model to be evaluated needs."""
+    """A checkpoint does not hold what the model to be evaluated needs."""
 
 
 def evaluate_split(
@@ -63,20 +62,13 @@ def evaluate_split(
 ) -> dict[str, Any]:
     """Restore a checkpoint and store what the iterator's `evaluate` returns for each example.
 
-    Args:
-        experiment: with an iterator.
-        checkpoint: its path.
-        output: the folder to write; an older one is replaced when the new one is whole.
-        split: one of the iterator's datasets.
-
-    Returns:
-        What `meta.yaml` says.
+    An older folder `output` is replaced when the new one is whole. Returns what `meta.yaml` says.
 
     Raises:
         OtherModelError: if the checkpoint belongs to another model.
         NoOutputsError: if the iterator has no eval_op.
         ValueError: if it returns what cannot be stored by example.
-        OSError: if the checkpoint is damaged, or something cannot be written.
+        OSError: if the checkpoint is corrupt, or something cannot be written.
     """
     iterator, config = experiment.iterator, experiment.config
     assert iterator is not None
@@ -120,20 +112,21 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
     Variables that are there only after a step are made by evaluating `batch`. What the checkpoint
     has for training only, such as optimizers, is left where this iterator has none of it.
 
-    Raises:
-        OtherModelError: if it has not what the model needs.
-        OSError: if it is damaged.
+    Raises OtherModelError if it has not what the model needs, OSError if it is corrupt.
     """
     checkpoint = Checkpoint(path.parent, iterator.model, iterator.variables)
     try:
         state = checkpoint.read_other(path)
         checkpoint.prepare()
-        if _error_of(lambda: checkpoint.require_fit(RESTORE_WEIGHTS)):
+        try:
+            checkpoint.require_fit(RESTORE_WEIGHTS)
+        except REFUSALS:
             _evaluate(iterator, batch)
             checkpoint.prepare()
-        if error := _error_of(lambda: _restore(checkpoint, iterator, path, state)):
-            reason = " ".join(str(error).replace(str(path), path.name).split())
-            raise OtherModelError(reason) from error
+        _restore(checkpoint, iterator, path, state)
+    except REFUSALS as error:
+        reason = " ".join(str(error).replace(str(path), path.name).split())
+        raise OtherModelError(reason) from error
     finally:
         checkpoint.close()
     return state
@@ -157,17 +150,8 @@ def _restore(checkpoint: Any, iterator: Any, path: Path, state: Mapping[str, Any
         iterator.set_weights(steps["iterator"])  # another iterator over the same model
 
 
-def _error_of(function: Callable[[], Any]) -> Exception | None:
-    """Return the exception by which Keras, PyTorch or we refuse a commit, or None."""
-    try:
-        function()
-    except (ValueError, KeyError, RuntimeError) as error:
-        return error
-    return None
-
-
 def _assign_found(path: Path, variables: list[Any]) -> None:
-    """Assign variables that the commit has as often as they are here; it may have others too."""
+    """Assign variables that the checkpoint has as often as they are here; it may have others."""
     with h5py.File(path, "r") as file:
         saved, wanted = saved_variables(file, "variables"), by_path(variables)
         # Of two that are alike here and three there, nobody knows which is which.
@@ -192,7 +176,6 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
 
 
 def _evaluate(iterator: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the iterator has to be stored."""
     outputs = iterator.evaluate(batch)
     if not isinstance(outputs, Mapping):
         raise NoOutputsError(
@@ -203,71 +186,63 @@ def _evaluate(iterator: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -> Iterator[Path]:
-    """Yield commits, each under a second name, so that it stays as it is until the next is asked.
+    """Yield checkpoints, each under a second name, so that it stays until the next is asked for.
 
     With `eval_all` these are all that the run has kept, in the order of steps, then its latest;
     with `eval_forever` the latest, then each newer one, until the run has ended; else the given
     one. No global step comes twice.
     """
     seen: set[int] = set()
-    paths = [given]
+    paths = [] if config.get("eval_forever") else [given]
     if config.get("eval_all"):
-        kept = {
-            int(match[1]): path
-            for path in (run / "checkpoints").glob("model-*.h5")
-            if (match := KEPT.fullmatch(path.name))
-        }
-        paths = [*(kept[step] for step in sorted(kept)), run / LATEST]
-    elif config.get("eval_forever"):
-        paths = []
+        kept = [path for path in run.glob("checkpoints/model-*.h5") if path.stem[6:].isdecimal()]
+        paths = [*sorted(kept, key=lambda path: int(path.stem[6:])), run / LATEST]
     for path in paths:
-        if config.get("eval_all") and not path.exists():
-            continue  # it was superfluous by now
-        with held(path, run) as commit:
-            step = read_state(commit)["global_step"]
-            if step not in seen:
-                seen.add(step)
-                yield commit
+        if path.exists() or not config.get("eval_all"):  # else it was superfluous by now
+            with held(path, run) as checkpoint:
+                yield from _if_new(checkpoint, seen)
     if config.get("eval_forever"):
         yield from _as_they_come(run, seen)
 
 
+def _if_new(checkpoint: Path, seen: set[int]) -> Iterator[Path]:
+    step = read_state(checkpoint)["global_step"]
+    if step not in seen:
+        seen.add(step)
+        yield checkpoint
+
+
 def _as_they_come(run: Path, seen: set[int]) -> Iterator[Path]:
-    latest, looked_at = run / LATEST, None
-    while True:
-        # Asked first: the last commit is there before the run says that it has ended.
+    latest, looked_at, is_over = run / LATEST, None, False
+    while not is_over:
+        # Asked first: the last checkpoint is there before the run says that it has ended.
         is_over = has_ended(run)
         status = os.stat(latest) if latest.exists() else None
         now = (status.st_ino, status.st_mtime_ns) if status else None
         if status and now != looked_at:
             looked_at = now
-            with held(latest, run) as commit:
-                state = read_state(commit)
-                config = results.load_config(run)
-                # Training may itself wait for its evaluation to end.
-                is_over = is_over or is_done(
-                    state, config.get("num_epochs"), config.get("num_steps")
-                )
-                if state["global_step"] not in seen:
-                    seen.add(state["global_step"])
-                    yield commit
+            with held(latest, run) as checkpoint:
+                yield from _if_new(checkpoint, seen)
+                state, config = read_state(checkpoint), read_json(run / CONFIG)
+            # Training may itself wait for its evaluation to end.
+            num_epochs, num_steps = config.get("num_epochs"), config.get("num_steps")
+            is_over = is_over or is_done(state, num_epochs, num_steps)
             if not is_over:
-                log.info("waiting for a commit after step %d of %s", state["global_step"], run)
-        if is_over:
-            return
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+                step = state["global_step"]
+                log.info("waiting for a checkpoint after step %d of %s", step, run)
+        if not is_over:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def has_ended(run: Path) -> bool:
     """Whether a run says that it has ended, however it has."""
-    if not (run / "meta.json").exists():
-        return False
-    return results.load_meta(run).get("status") in ("finished", "failed", "interrupted")
+    meta = read_json(run / RUN_META) or {}
+    return meta.get("status") in ("finished", "failed", "interrupted")
 
 
 @contextmanager
 def held(path: Path, folder: Path) -> Iterator[Path]:
-    """Give a commit a second name in `folder`, which training does not replace."""
+    """Give a checkpoint a second name in `folder`, which training does not replace."""
     with tempfile.TemporaryDirectory(prefix=".evaluating-", dir=folder) as name:
         second = Path(name, path.name)
         link(path, second)

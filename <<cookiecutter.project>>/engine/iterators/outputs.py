@@ -30,8 +30,8 @@ Callback = Callable[..., Any]
 class OutputWriter:
     """Writes outputs of one batch after the other into a folder, by the index of the example.
 
-    An output is "text" or an "array" in a file per example, an "image" that has a PNG beside its
-    array, or a "number", of which all examples' are in one file, as labels are.
+    An output is "text" or an "array" in a file per example, an "image" that has a PNG next to its
+    array, or a "number", which is in one file for all examples, as a label is.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,16 +47,15 @@ class OutputWriter:
         Raises:
             ValueError: if one is not there for each of them, or has no place to be stored at.
         """
-        labels = outputs.get(LABELS, {})
-        labels = labels if isinstance(labels, Mapping) else {LABELS: labels}
-        for name, value in _named(labels):
+        outputs = dict(outputs)
+        labels = outputs.pop(LABELS, {})
+        for name, value in _named(labels if isinstance(labels, Mapping) else {LABELS: labels}):
             self._add_rows(name, np.asarray(_rows(value, size, name)), "label")
-        for key, value in _named({k: v for k, v in outputs.items() if k != LABELS}):
+        for key, value in _named(outputs):
             rows = _rows(value, size, key)
             if isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype.kind != "U":
                 self._add_rows(key, rows, "number")
             else:
-                self._counts[key] += size
                 self._write_files(key, rows)
         self.num_examples += size
 
@@ -69,8 +68,8 @@ class OutputWriter:
                 rows = np.asarray(_rows(value, self.num_examples, name))
             except ValueError as error:
                 log.warning("a label of the dataset is not stored: %s", error)
-                continue
-            self._add_rows(name, rows, "label")
+            else:
+                self._add_rows(name, rows, "label")
 
     def finish(self) -> dict[str, Any]:
         """Write what all examples share a file for; return the kinds of outputs and labels."""
@@ -99,6 +98,7 @@ class OutputWriter:
         self._rows.setdefault(name, []).append(rows)
 
     def _write_files(self, key: str, rows: Array | list[Array]) -> None:
+        self._counts[key] += len(rows)
         folder = self.folder / OUTPUTS / key
         folder.mkdir(parents=True, exist_ok=True)
         for index, row in enumerate(rows, start=self.num_examples):
@@ -155,9 +155,8 @@ def _plain_array(value: Any, name: str) -> Array:
     """Return an array that can be read without unpickling anything."""
     array = np.asarray(value)
     if array.dtype.kind in "SO":
-        items = [
-            item.decode() if isinstance(item, bytes) else item for item in array.ravel().tolist()
-        ]
+        items = array.ravel().tolist()
+        items = [item.decode() if isinstance(item, bytes) else item for item in items]
         if not all(isinstance(item, str) for item in items):
             raise ValueError(f"the output {name!r} has values that are neither numbers nor text")
         array = np.array(items, dtype=np.str_).reshape(array.shape)
@@ -243,7 +242,7 @@ def run_callbacks(
     callbacks: Mapping[str, Callback],
     callback_kwargs: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, float]]:
-    """Call functions with what is stored; log the numbers they return, and keep them.
+    """Call functions with what is stored in a folder; log and keep the numbers that they return.
 
     Args:
         output: the folder.
@@ -252,36 +251,28 @@ def run_callbacks(
         callbacks: by name; called as `(root, data_in, data_out, config, **kwargs)`.
         callback_kwargs: further arguments by the callback's name.
 
-    Returns:
-        The numbers by callback; `scalars.json` has them with those of earlier calls.
-
-    Raises:
-        RuntimeError: if a callback fails; it is named.
+    Returns the numbers by callback; `scalars.json` has them with those of earlier calls. Raises
+    RuntimeError, which names the callback, if one fails.
     """
     path = output / SCALARS
     kept = json.loads(path.read_text()) if path.exists() else {}
     returned: dict[str, dict[str, float]] = {}
     for name, callback in callbacks.items():
-        data_out = StoredOutputs(output)
+        given, data_out = callback_kwargs.get(name, {}), StoredOutputs(output)
         try:
-            result = callback(
-                str(output), data_in, data_out, config, **callback_kwargs.get(name, {})
-            )
+            result = callback(str(output), data_in, data_out, config, **given)
         except Exception as error:
             raise RuntimeError(
                 f"callback {name} failed: {type(error).__name__}: {error}; the outputs stay in "
                 f"{output}"
             ) from error
-        if not isinstance(result, Mapping):
-            continue
-        returned[name] = _numbers(result)
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in returned[name].items())
-        log.info("%s: %s", name, shown or "no numbers")
-        # JSON knows no NaN.
-        kept[name] = {
-            key: value if math.isfinite(value) else None for key, value in returned[name].items()
-        }
-        write_json(path, kept)
+        if isinstance(result, Mapping):
+            returned[name] = numbers = _numbers(result)
+            shown = "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+            log.info("%s: %s", name, shown or "no numbers")
+            # JSON knows no NaN.
+            kept[name] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+            write_json(path, kept)
     return returned
 
 

@@ -9,10 +9,9 @@ from vegab import UsageError
 
 def check_ranges_of_iterator(config: Mapping[str, Any]) -> None:
     """See `check_ranges`."""
-    require_at_least_one(config, "batch_size", "hook_freq", "log_freq", "start_log_freq")
+    keys = ("batch_size", "hook_freq", "log_freq", "start_log_freq", "ckpt_keep")
     given = ("num_steps", "num_epochs", "test_batch_size", "ckpt_freq", "max_batches_per_epoch")
-    require_at_least_one(config, *(key for key in given if config[key] is not None))
-    require_at_least_one(config, "ckpt_keep")
+    require_at_least_one(config, *keys, *(key for key in given if config[key] is not None))
     if config["n_data_processes"] < 0:
         raise UsageError(
             f"n_data_processes is {config['n_data_processes']}; it must be at least 0 (0: none)"

@@ -1,15 +1,16 @@
-"""How the training loop runs an iterator: a step at a time, and validation."""
+"""Runs an iterator for the training loop: one step at a time, and its validation."""
 
 import random
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
 from engine import keras_private
-from engine.batches import Ahead, BatchSource, random_generator
+from engine.batches import BatchSource, random_generator
 from engine.training import Before, Call
 from engine.trees import copied
 
@@ -31,22 +32,18 @@ class IteratorSteps:
         self.seed = seed
         self._sums: dict[str, list[float]] = {}
         self._made = False
-        # Without processes of its own, making a batch draws from the same generators as a step.
-        has_workers = getattr(source, "num_workers", 0) > 0
-        self._ahead = Ahead(source.batch, "batches") if has_workers else None
-        # It comes into being, with a seed that Python draws, when it is asked for first.
-        keras_private.seed_generator()
+        keras_private.seed_generator()  # made on the first call, with a seed that Python draws
 
     def compile(self) -> None:
         """Make the variables that come into being with the first batch."""
         self._make(self.source.batch(0, 0))
 
     def dry_run(self) -> None:
-        """Make a step for the sake of what comes into being by it; what it changes is restored."""
+        """Make the variables that come into being with a step; what it changes is restored."""
         self.run(0, 0, 1, 1)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Start the figures of an epoch."""
+        """Start the metrics of an epoch."""
         self.iterator.set_position(epoch * self.source.steps_per_epoch, epoch, 0)
         self._sums = {}
 
@@ -56,7 +53,7 @@ class IteratorSteps:
         return self.iterator.learning_rate
 
     def get_state(self) -> dict[str, Any]:
-        """Return what is to be committed beside variables."""
+        """Return what a checkpoint holds in addition to variables."""
         return {"sums": self._sums, "iterator": self.iterator.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -69,17 +66,12 @@ class IteratorSteps:
         self.iterator.set_weights(state["iterator"])
 
     def run(
-        self,
-        epoch: int,
-        step: int,
-        until: int,
-        then: int,
-        before: Before | None = None,
+        self, epoch: int, step: int, until: int, then: int, before: Before | None = None
     ) -> Call:
         """Run one step of `epoch`; the arguments are those of `Steps.run`."""
         iterator = self.iterator
         global_step = epoch * self.source.steps_per_epoch + step
-        batch = self._take(epoch, step)
+        batch = self.source.batch(epoch, step)
         self._make(batch)
         iterator.set_position(global_step, epoch, step)
         sow(self.seed, global_step)
@@ -88,24 +80,21 @@ class IteratorSteps:
         if before:
             before(fetches, feeds, batch)
         results = iterator.run(fetches, feeds)
-        figures = iterator.figures(results)
-        for name, value in figures.items():
-            total = self._sums.setdefault(name, [0.0, 0])
-            total[0] += value
-            total[1] += 1
+        metrics = iterator.figures(results)
+        for name, value in metrics.items():
+            total, number = self._sums.get(name, (0.0, 0))
+            self._sums[name] = [total + value, number + 1]
         iterator.set_position(global_step + 1, epoch, step)
         return Call(
             step=step + 1,
             results={name: total / number for name, (total, number) in self._sums.items()},
-            not_finite=None if all(map(np.isfinite, figures.values())) else step,
+            not_finite=None if all(map(np.isfinite, metrics.values())) else step,
             last_results=results,
             seen=(fetches, feeds, batch),
         )
 
     def close(self) -> None:
-        """Let threads and processes go that make batches ready."""
-        if self._ahead:
-            self._ahead.close()
+        """Let the processes go that make batches ready."""
         if hasattr(self.source, "close"):
             self.source.close()
 
@@ -115,23 +104,17 @@ class IteratorSteps:
             self.iterator.initialize()
             self.iterator.make_variables(batch)
 
-    def _take(self, epoch: int, step: int) -> Any:
-        if self._ahead is None:
-            return self.source.batch(epoch, step)
-        is_last = step + 1 == self.source.steps_per_epoch
-        return self._ahead.take((epoch, step), (epoch + 1, 0) if is_last else (epoch, step + 1))
 
-
+@dataclass
 class IteratorValidation:
     """Averages what an iterator's `validate` returns over the batches of a source.
 
     What a step draws at random depends on `seed` and the step.
     """
 
-    def __init__(self, iterator: Any, source: BatchSource, seed: int) -> None:
-        self.iterator = iterator
-        self.source = source
-        self.seed = seed
+    iterator: Any
+    source: BatchSource
+    seed: int
 
     def run(
         self, callbacks: keras.callbacks.CallbackList, stop: Callable[[], bool]
@@ -147,13 +130,13 @@ class IteratorValidation:
             iterator.set_position(place[0], place[1], step, "validation")
             sow(self.seed, step)
             callbacks.on_test_batch_begin(step)
-            figures = iterator.validate(batch)
-            callbacks.on_test_batch_end(step, dict(figures))
-            if not figures or stop():
+            metrics = iterator.validate(batch)
+            callbacks.on_test_batch_end(step, dict(metrics))
+            if not metrics or stop():
                 break
             size = len(keras.tree.flatten(batch)[0])
             num_examples += size
-            for name, value in figures.items():
+            for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + size * value
         iterator.set_position(*place)
         if stop():
@@ -164,9 +147,9 @@ class IteratorValidation:
 
 
 def sow(seed: int, step: int) -> None:
-    """Make what a step draws from the generators of Python, NumPy and PyTorch depend on it alone.
+    """Seed the generators of Python, NumPy and PyTorch by seed and step only.
 
-    Keras' generators keep their state in variables, which are part of every commit.
+    Keras' generators keep their state in variables, which are part of every checkpoint.
     """
     number = int(random_generator(seed, step, STEP_STREAM).integers(2**32))
     random.seed(number)

@@ -1,13 +1,17 @@
 """Trains parts of a model by losses of their own: in one step, by turns, or from a list."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from engine.iterators.base import Feeds, TFHookedModelIterator, _tensors, _variables_of, figures_in
+from engine.iterators.base import Feeds, TFHookedModelIterator, figures_in, found_variables
+from engine.trees import leaves, map_leaves
+
+Losses = dict[tuple[Any, ...], Any]  # by the part's name, in a list after the number of the entry
 
 
 class TFBaseTrainer(TFHookedModelIterator):
@@ -22,17 +26,23 @@ class TFBaseTrainer(TFHookedModelIterator):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.optimizers: dict[str, keras.Optimizer] = {}
+        self._turns: dict[Any, Callable[..., Any]] = {}
 
+    @abstractmethod
     def make_loss_ops(self, model: Any, **batch: Any) -> Any:
         """Return the loss, a scalar, of each part by its name."""
-        raise NotImplementedError(f"{type(self).__name__} has no make_loss_ops")
 
     def make_log_ops(self, model: Any, **batch: Any) -> Mapping[str, Any]:
         """Return further scalars for the history, of training and validation."""
         return {}
 
+    def turns(self) -> list[Any]:
+        """Return what trains at step 0, 1, …, from the beginning again after the last one."""
+        return [self.train_op]
+
     def step_ops(self) -> Any:
-        return {"train_op": self.train_op}
+        turns = self.turns()
+        return {"train_op": turns[self._global_step % len(turns)]}
 
     def train_op(self, model: Any, **batch: Any) -> dict[str, Any]:
         """Make a step of all parts; return losses and logs."""
@@ -41,11 +51,12 @@ class TFBaseTrainer(TFHookedModelIterator):
     def known_ops(self) -> Iterator[tuple[str, Any]]:
         yield from super().known_ops()
         if "validation" in self.datasets and type(self).validate is TFBaseTrainer.validate:
-            yield "validation", self._look_at_losses
+            yield "validation", self._compute_losses
+        for turn in dict.fromkeys(self.turns()[1:]):
+            yield "train", {"train_op": turn}
 
     def validate(self, batch: Feeds) -> Mapping[str, float]:
-        computed = self.run({"step_ops": self._look_at_losses}, batch)["step_ops"]
-        return figures_in(computed)
+        return figures_in(self.run({"step_ops": self._compute_losses}, batch)["step_ops"])
 
     def rate_at(self, global_step: Any) -> Any:
         """Return the learning rate; `global_step` may be a tensor."""
@@ -71,16 +82,13 @@ class TFBaseTrainer(TFHookedModelIterator):
         """Make an optimizer for each loss that there is for a batch."""
         losses = tf.function(
             lambda feeds: self.make_loss_ops(self.model, **feeds), autograph=False
-        ).get_concrete_function(_tensors(batch))
-        entries = losses.structured_outputs
-        for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
-            for part in entry:
-                variables = self.part_variables(part)
-                key = f"{number}/{part}" if isinstance(entries, list) else part
-                if key not in self.optimizers:
-                    optimizer = self.make_optimizer(part)
-                    optimizer.build(variables)
-                    self.optimizers[key] = optimizer
+        ).get_concrete_function(map_leaves(batch, tf.convert_to_tensor))
+        for path, _ in leaves(losses.structured_outputs):
+            variables = self.part_variables(path[-1])
+            if _key(path) not in self.optimizers:
+                optimizer = self.make_optimizer(path[-1])
+                optimizer.build(variables)
+                self.optimizers[_key(path)] = optimizer
 
     def make_optimizer(self, part: str) -> keras.Optimizer:
         """Return a new optimizer for a part."""
@@ -93,7 +101,7 @@ class TFBaseTrainer(TFHookedModelIterator):
         """Return the trainable variables of a part; ValueError if there are none."""
         found = getattr(getattr(self.model, part, None), "trainable_variables", None)
         if not found:
-            every = [v for v in _variables_of(self.model)["variables"] if v.trainable]
+            every = [v for v in found_variables(self.model)["variables"] if v.trainable]
             if isinstance(self.model, keras.Model):
                 every = self.model.trainable_variables
             found = [variable for variable in every if part in variable.path]
@@ -104,52 +112,36 @@ class TFBaseTrainer(TFHookedModelIterator):
             )
         return list(found)
 
-    def _train(
-        self, entry: int | None, parts: Sequence[str] | None, model: Any, **batch: Any
-    ) -> dict[str, Any]:
-        with tf.GradientTape(persistent=True) as tape:
-            losses = self.make_loss_ops(model, **batch)
-            losses = losses if entry is None else losses[entry]
-        rate = self.rate_at(self._step_variable)
-        for part in losses if parts is None else parts:
-            variables = self.part_variables(part)
-            optimizer = self.optimizers[part if entry is None else f"{entry}/{part}"]
-            multiplier = 1.0 if entry is None else self.get_learning_rate_multiplier(entry)
-            optimizer.learning_rate.assign(keras.ops.cast(rate * multiplier, "float32"))
-            gradients = tape.gradient(losses[part], variables)
-            optimizer.apply(gradients, variables)
-        return {**_named(losses, entry is None), **self.make_log_ops(model, **batch)}
-
-    def _look_at_losses(self, model: Any, **batch: Any) -> dict[str, Any]:
-        losses = self.make_loss_ops(model, **batch)
-        alone = not isinstance(losses, list)
-        if not alone:
-            losses = {part: loss for entry in losses for part, loss in entry.items()}
-        return {**_named(losses, alone), **self.make_log_ops(model, **batch)}
-
     def get_learning_rate_multiplier(self, index: int) -> float:
         """Return the factor on the learning rate of the losses at `index` of a list."""
         return 1.0
 
+    def _turn(self, entry: int | None, parts: Sequence[str] | None) -> Callable[..., Any]:
+        """Return what trains some parts: always the same object, as `_compile` asks."""
+        return self._turns.setdefault((entry, parts), partial(self._train, entry, parts))
 
-class _Turns(TFBaseTrainer):
-    """Trains something else at each step, by turns."""
+    def _train(
+        self, entry: int | None, parts: Sequence[str] | None, model: Any, **batch: Any
+    ) -> dict[str, Any]:
+        """Train parts, or all that an entry of a list has losses for."""
+        with tf.GradientTape(persistent=True) as tape:
+            losses = dict(leaves(self.make_loss_ops(model, **batch)))
+        if entry is not None:
+            losses = {path: loss for path, loss in losses.items() if path[0] == entry}
+        multiplier = 1.0 if entry is None else self.get_learning_rate_multiplier(entry)
+        rate = self.rate_at(self._step_variable) * multiplier
+        for path in losses if parts is None else [(part,) for part in parts]:
+            optimizer, variables = self.optimizers[_key(path)], self.part_variables(path[-1])
+            optimizer.learning_rate.assign(keras.ops.cast(rate, "float32"))
+            optimizer.apply(tape.gradient(losses[path], variables), variables)
+        return {**_by_name(losses), **self.make_log_ops(model, **batch)}
 
-    def turns(self) -> list["_Turn"]:
-        """Return what is trained at step 0, 1, …, from the beginning again at its end."""
-        raise NotImplementedError
-
-    def step_ops(self) -> Any:
-        turns = self.turns()
-        return {"train_op": turns[self._global_step % len(turns)]}
-
-    def known_ops(self) -> Iterator[tuple[str, Any]]:
-        yield from super().known_ops()
-        for turn in dict.fromkeys(self.turns()):
-            yield "train", {"train_op": turn}
+    def _compute_losses(self, model: Any, **batch: Any) -> dict[str, Any]:
+        losses = dict(leaves(self.make_loss_ops(model, **batch)))
+        return {**_by_name(losses), **self.make_log_ops(model, **batch)}
 
 
-class TFFrequencyTrainer(_Turns):
+class TFFrequencyTrainer(TFBaseTrainer):
     """Trains one part after the other: `{generator: 2, critic: 1}` is g, g, c by global step.
 
     `opt_frequency` is an attribute of the class or a key of the config; as a list, its entries are
@@ -166,12 +158,11 @@ class TFFrequencyTrainer(_Turns):
             return [(part,) for part, number in frequency.items() for _ in range(number)]
         return [(entry,) if isinstance(entry, str) else tuple(entry) for entry in frequency]
 
-    def turns(self) -> list["_Turn"]:
-        """Return the parts that are trained at each step of the schedule."""
-        return [_Turn(self, None, parts) for parts in self.schedule]
+    def turns(self) -> list[Any]:
+        return [self._turn(None, parts) for parts in self.schedule]
 
-    def make_variables(self, batch: Feeds) -> None:
-        """Make the optimizers, then trace the step of the first turn.
+    def make_optimizers(self, batch: Feeds) -> None:
+        """Make an optimizer for each loss.
 
         Raises:
             ValueError: if there is no schedule, or a part in it has no loss.
@@ -181,47 +172,21 @@ class TFFrequencyTrainer(_Turns):
                 f"{type(self).__name__} has no opt_frequency; give one, such as "
                 "{generator: 2, critic: 1}"
             )
-        super().make_variables(batch)
-
-    def make_optimizers(self, batch: Feeds) -> None:
-        """Make an optimizer for each loss, of which every part in the schedule has one."""
         super().make_optimizers(batch)
-        unknown = [part for turn in self.schedule for part in turn if part not in self.optimizers]
-        if unknown:
-            raise ValueError(
-                f"opt_frequency names {unknown[0]!r}; make_loss_ops has losses for "
-                f"{', '.join(self.optimizers)}"
-            )
+        for part in (part for turn in self.schedule for part in turn):
+            if part not in self.optimizers:
+                raise ValueError(
+                    f"opt_frequency names {part!r}; make_loss_ops has losses for "
+                    f"{', '.join(self.optimizers)}"
+                )
 
 
-class TFListTrainer(_Turns):
+class TFListTrainer(TFBaseTrainer):
     """Takes a list of losses in turn: `make_loss_ops` returns a list of dictionaries."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._num_entries = 1
-
-    def turns(self) -> list["_Turn"]:
-        return [_Turn(self, entry, None) for entry in range(self._num_entries)]
-
-    def make_variables(self, batch: Feeds) -> None:
-        super().make_variables(batch)
-        self._num_entries = 1 + max(int(key.partition("/")[0]) for key in self.optimizers)
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """The step of some parts of a trainer; equal to others of the same parts, as `_compile` asks.
-
-    A `partial` would be compiled anew at every step, for no two of them are equal.
-    """
-
-    trainer: TFBaseTrainer
-    entry: int | None
-    parts: tuple[str, ...] | None
-
-    def __call__(self, model: Any, **batch: Any) -> Any:
-        return self.trainer._train(self.entry, self.parts, model, **batch)
+    def turns(self) -> list[Any]:
+        last = max((int(key.partition("/")[0]) for key in self.optimizers), default=0)
+        return [self._turn(entry, None) for entry in range(last + 1)]
 
 
 class TFBaseEvaluator(TFHookedModelIterator):
@@ -233,8 +198,12 @@ class TFBaseEvaluator(TFHookedModelIterator):
         self.test_mode = True
 
 
-def _named(losses: Mapping[str, Any], alone: bool) -> dict[str, Any]:
-    """Name losses for the history: "loss" where there is but one."""
-    if alone and len(losses) == 1:
+def _key(path: tuple[Any, ...]) -> str:
+    return "/".join(map(str, path))
+
+
+def _by_name(losses: Losses) -> dict[str, Any]:
+    """Name losses for the history: "loss" where there is only one, and no list."""
+    if len(losses) == 1 and all(len(path) == 1 for path in losses):
         return {"loss": next(iter(losses.values()))}
-    return {f"loss_{part}": loss for part, loss in losses.items()}
+    return {f"loss_{path[-1]}": loss for path, loss in losses.items()}

@@ -46,7 +46,6 @@ class Digits(DatasetMixin):
         return len(self.images)
 
     def get_example(self, index: int) -> dict[str, Any]:
-        """Return an image and its label."""
         return {"image": self.images[index], "label": self.labels["label"][index]}
 
 
@@ -81,7 +80,6 @@ class NumpyIterator(PyHookedModelIterator):
     """Trains it by gradient descent."""
 
     def step_ops(self) -> Any:
-        """Return what trains."""
         return {"train_op": self.train_op}
 
     def train_op(
@@ -94,7 +92,6 @@ class NumpyIterator(PyHookedModelIterator):
         return cross_entropy(probabilities, label)
 
     def validate(self, batch: Mapping[str, Any]) -> dict[str, float]:
-        """Return loss and accuracy."""
         probabilities = self.model.probabilities(batch["image"])
         accuracy = float((probabilities.argmax(axis=1) == batch["label"]).mean())
         return {"loss": cross_entropy(probabilities, batch["label"]), "accuracy": accuracy}
@@ -102,7 +99,6 @@ class NumpyIterator(PyHookedModelIterator):
     def eval_op(
         self, model: SoftmaxRegression, image: np.ndarray, label: np.ndarray, **_: Any
     ) -> dict[str, Any]:
-        """Return what evaluation stores."""
         return {"labels": {"prediction": model.probabilities(image).argmax(axis=1)}}
 
 
@@ -165,11 +161,9 @@ class CompiledIterator(TFHookedModelIterator):
         self.optimizer.build(self.model.trainable_variables)
 
     def step_ops(self) -> Any:
-        """Return what trains."""
         return {"train_op": self.train_op}
 
     def train_op(self, model: keras.Model, image: Any, label: Any, **_: Any) -> Any:
-        """Make a step; return the loss before it."""
         with tf.GradientTape() as tape:
             loss = sparse_cross_entropy(label, model(image, training=self.is_training))
         variables = model.trainable_variables
@@ -181,12 +175,10 @@ class ClassifierTrainer(TFBaseTrainer):
     """The same by its loss alone; the name is in the path of the variables that it trains."""
 
     def make_loss_ops(self, model: keras.Model, **batch: Any) -> dict[str, Any]:
-        """Return the classifier's loss."""
         logits = model(batch["image"], training=self.is_training)
         return {"dense": sparse_cross_entropy(batch["label"], logits)}
 
     def make_log_ops(self, model: keras.Model, **batch: Any) -> dict[str, Any]:
-        """Return the accuracy."""
         predictions = ops.argmax(model(batch["image"], training=False), axis=1)
         hits = ops.equal(predictions, ops.cast(batch["label"], predictions.dtype))
         return {"accuracy": ops.mean(ops.cast(hits, "float32"))}
@@ -232,12 +224,11 @@ class GAN(keras.Model):
 
 
 class GANTrainer(TFFrequencyTrainer):
-    """Trains generator and critic in turn, as `opt_frequency` says."""
+    """Trains generator and critic in turn, by the losses of Goodfellow et al. (2014)."""
 
     opt_frequency = {"generator": 1, "critic": 1}  # noqa: RUF012
 
     def make_loss_ops(self, model: GAN, **batch: Any) -> dict[str, Any]:
-        """Return the loss of either part (the non-saturating one of Goodfellow et al., 2014)."""
         real = batch["image"]
         fake = model.generate(ops.shape(real)[0])
         on_real = model.critic(real, training=self.is_training)
@@ -248,7 +239,6 @@ class GANTrainer(TFFrequencyTrainer):
         }
 
     def eval_op(self, model: GAN, **batch: Any) -> dict[str, Any]:
-        """Return an image for every real one."""
         return {"image": model.generate(ops.shape(batch["image"])[0])}
 
 
@@ -274,18 +264,15 @@ class AutoencoderTrainer(TFListTrainer):
     """Learns to classify at one step, and to decode, half as fast, at the next."""
 
     def make_loss_ops(self, model: Autoencoder, **batch: Any) -> list[dict[str, Any]]:
-        """Return the losses of either turn."""
         code = model.encoder(batch["image"])
         class_loss = sparse_cross_entropy(batch["label"], model.classifier(code))
         error = ops.mean(ops.square(model.decoder(code) - batch["image"]))
         return [{"encoder": class_loss, "classifier": class_loss}, {"decoder": error}]
 
     def get_learning_rate_multiplier(self, index: int) -> float:
-        """Return the factor on the learning rate of a turn."""
         return 1.0 if index == 0 else 0.5
 
     def eval_op(self, model: Autoencoder, **batch: Any) -> dict[str, Any]:
-        """Return what is decoded."""
         return {"decoded": model.decoder(model.encoder(batch["image"]))}
 
 

@@ -25,7 +25,6 @@ class Classifier(nn.Module):
         )
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return logits."""
         return self.layers(image)
 
 
@@ -37,7 +36,6 @@ class TorchClassifierIterator(TorchHookedModelIterator):
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config["lr"])
 
     def step_ops(self) -> Any:
-        """Return what trains."""
         return {"train_op": self.train_op}
 
     def train_op(
@@ -52,7 +50,6 @@ class TorchClassifierIterator(TorchHookedModelIterator):
         return loss
 
     def eval_op(self, model: Classifier, image: torch.Tensor, **_: Any) -> dict[str, Any]:
-        """Return the predictions."""
         model.train(not self.test_mode)
         with torch.no_grad():
             return {"labels": {"prediction": model(image).argmax(dim=1)}}

@@ -1,10 +1,12 @@
 """A model for the toy records, and an example of how a variant's `model` becomes one."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 
+@dataclass
 class DebugToyModel:
     """Tells numbers apart by one hidden layer.
 
@@ -14,12 +16,9 @@ class DebugToyModel:
         hidden_neurons: of the hidden layer.
     """
 
-    def __init__(
-        self, num_classes: int = 100, learning_rate: Any = 0.001, hidden_neurons: int = 50
-    ) -> None:
-        self.num_classes = num_classes
-        self.learning_rate = learning_rate
-        self.hidden_neurons = hidden_neurons
+    num_classes: int = 100
+    learning_rate: Any = 0.001
+    hidden_neurons: int = 50
 
     def keras_model_fn(self) -> keras.Model:
         """Return the model, compiled: int64 or float `number` of shape (batch, 1) to probabilities
