@@ -369,7 +369,17 @@ class Checkpoint:
         assert path is not None
         with h5py.File(path, "r") as file:
             for group in groups:
-                _assign(saved_variables(file, group), self._groups[group], path, self._workers)
+                saved, wanted = saved_variables(file, group), self._groups[group]
+                if group == "others":
+                    if late := sorted(saved.keys() - wanted.keys()):
+                        log.warning(
+                            "%s is in the checkpoint, but is not there before the first step: a "
+                            "resumed run may differ; make it earlier",
+                            ", ".join(late),
+                        )
+                    names = [name for name in wanted if name in saved]
+                    saved, wanted = ({n: each[n] for n in names} for each in (saved, wanted))
+                _assign(saved, wanted, path, self._workers)
         if "optimizer" not in groups:
             self._layout = None  # the first steps may make variables that are not there yet
 

@@ -10,6 +10,7 @@ from engine.hooks import Hook, IntervalHook, KeepCheckpoints, LoggingHook
 from engine.iterators.base import PyHookedModelIterator
 from engine.iterators.datasets import ExampleBatches
 from engine.iterators.ranges import splits_of
+from engine.training import guard
 from vegab import UsageError, resolve
 
 
@@ -31,18 +32,19 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
     make_iterator = iterator_class(config)  # now PyTorch is imported, if they need it
     if "torch" in sys.modules:  # the initial weights are drawn from the run's seed, too
         sys.modules["torch"].manual_seed(config["seed"])
-    with refusals_named(config, "model"):
-        model = make_model(config)
-    with refusals_named(config, "iterator"):
-        iterator = make_iterator(
-            config=config,
-            root=save_path or ".",
-            model=model,
-            datasets=datasets,
-            hook_freq=config["hook_freq"],
-            num_epochs=config["num_epochs"] or 0,
-            hooks=[],
-        )
+    with guard.noting_torch():
+        with refusals_named(config, "model"):
+            model = make_model(config)
+        with refusals_named(config, "iterator"):
+            iterator = make_iterator(
+                config=config,
+                root=save_path or ".",
+                model=model,
+                datasets=datasets,
+                hook_freq=config["hook_freq"],
+                num_epochs=config["num_epochs"] or 0,
+                hooks=[],
+            )
     with refusals_named(config, "fixed_example_indices"):
         for split in config["fixed_example_indices"]:
             iterator.fixed_example_indices(split)

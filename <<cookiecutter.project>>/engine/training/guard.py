@@ -23,10 +23,12 @@ from engine.training.objects import (
     VARIABLES,
     State,
     attributes_of_project,
+    inner_modules,
     is_of_project,
     is_own,
     state_of,
     walk,
+    watching,
 )
 from vegab import ROOT, UsageError
 
@@ -42,7 +44,9 @@ RANDOM = "draw by keras.random with a keras.random.SeedGenerator that is an attr
 PYTHON = "write a Python function with operations of Keras or TensorFlow"
 OTHER = "keep in a weight of a layer what changes"
 LOOKS_FOR_CHANGES = 10  # before the first step, and at checkpoints after it
-_made: list["weakref.ref[Any]"] = []  # the variables that were made while an experiment was built
+# While an experiment was built.
+_made: list["weakref.ref[Any]"] = []
+_made_of_torch: list["weakref.ref[Any]"] = []
 
 
 class Guard:
@@ -211,6 +215,24 @@ class Guard:
                 found[path] = state
         return found
 
+    def require_reached(self) -> None:
+        """Refuse what PyTorch has made while an iterator was built, and hangs on nothing known.
+
+        Raises:
+            UsageError: if there is any, and that is not allowed.
+        """
+        gc.collect()  # what only cycles hold is not used any more
+        alive = [thing for ref in _made_of_torch if (thing := ref()) is not None]
+        owners = self._steps | self._data
+        reached = {id(thing) for _, thing, *_ in walk(owners)} if alive else set()
+        held = {
+            id(each) for thing in alive if id(thing) in reached for each in inner_modules(thing)
+        }
+        for thing in alive:
+            if id(thing) not in reached | held and state_of(thing) is not None:
+                name = f"a {type(thing).__name__} that neither iterator nor model names"
+                self.tell([Unsaved(name, "make it an attribute of the iterator")])
+
     def tell_changes(self) -> None:
         """Warn of what only Python holds, has changed since the first call, and is not saved."""
         if self._num_looks == LOOKS_FOR_CHANGES:
@@ -265,6 +287,14 @@ def noting_variables() -> Iterator[None]:
 
     with tf.variable_creator_scope(make):
         yield
+
+
+@contextlib.contextmanager
+def noting_torch() -> Iterator[None]:
+    """Within the block, note what PyTorch makes that has a state."""
+    with watching() as made:
+        yield
+    _made_of_torch[:] = made
 
 
 def _handles(variable: Any) -> list[Any]:

@@ -6,11 +6,14 @@ the same in every process that runs the same code.
 
 import contextlib
 import functools
+import gc
 import inspect
 import logging
 import random
+import re
 import sys
 import sysconfig
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -57,24 +60,20 @@ def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[R
         seen.add(id(thing))
         if issubclass(kind, KEEPERS) and reached.keeper is None:
             reached = Reached(reached.path, thing, thing, reached.path)
-        yield reached
-        if not issubclass(kind, VARIABLES) and not _is_of_a_framework(kind):
+        yield reached._replace(path=re.sub(r"\._modules\['(\w+)'\]", r".\1", reached.path))
+        is_of_tensorflow = kind.__module__.startswith("tensorflow.") and not reached.keeper
+        if not issubclass(kind, VARIABLES) and not is_of_tensorflow:
             waiting.extend(
                 Reached(path, part, reached.keeper, reached.keeper_path)
                 for path, part in _parts(reached.path, thing)
             )
 
 
-def _is_of_a_framework(kind: type) -> bool:
-    """Whether a thing is TensorFlow's or PyTorch's own, into which nobody is to look."""
-    package = kind.__module__.partition(".")[0]
-    return package in ("tensorflow", "torch") and not issubclass(kind, KEEPERS)
-
-
 def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
     """Yield what hangs on a thing, with the way to it; what people name first."""
     if isinstance(thing, Mapping):
-        yield from ((f"{path}[{key!r}]", item) for key, item in list(thing.items()))
+        for number, (key, item) in enumerate(list(thing.items())):
+            yield f"{path}[{repr(key) if isinstance(key, str | int) else number}]", item
     elif isinstance(thing, list | tuple | set | frozenset | deque):
         yield from ((f"{path}[{number}]", item) for number, item in enumerate(list(thing)))
     elif isinstance(thing, MethodType):
@@ -83,6 +82,12 @@ def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
         yield from ((path, part) for part in (thing.func, thing.args, thing.keywords))
     if isinstance(thing, FunctionType):
         yield from _around(thing)
+    elif type(thing).__module__.startswith("torch.") and not hasattr(thing, "named_modules"):
+        # Of an optimizer, scheduler or scaler, those that it works on.
+        for name, item in getattr(thing, "__dict__", {}).items():
+            items = item if isinstance(item, list | tuple) else [item]
+            if any(hasattr(type(each), "state_dict") for each in items):
+                yield f"{path}.{name}", item
     else:
         yield from _attributes(path, thing)
 
@@ -90,7 +95,9 @@ def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
 def _attributes(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(thing, keras.Model):
         yield f"{path}.layers", thing.layers
-    names = vars(thing) if hasattr(thing, "__dict__") else {}
+    names = dict(vars(thing)) if hasattr(thing, "__dict__") else {}
+    if hasattr(thing, "param_groups"):  # of an optimizer of PyTorch's, all of which it saves
+        names = {key: names[key] for key in names.keys() - {"state", "param_groups"}}
     slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
     items = dict(names) | {name: getattr(thing, name, None) for name in slots if name not in names}
     for name in sorted(items, key=lambda name: str(name).startswith("_")):
@@ -192,6 +199,8 @@ def state_of(thing: Any) -> State | None:
     if isinstance(thing, tf.lookup.experimental.MutableHashTable):
         return State(lambda: _entries(thing), lambda state: _refill(thing, state))
     if torch is not None and isinstance(thing, torch.Generator):
+        if thing is torch.default_generator:
+            return None  # its seed is set before each step, see `engine.iterators.steps.sow`
         return State(
             lambda: thing.get_state().numpy(),
             lambda state: thing.set_state(torch.from_numpy(np.asarray(state))),
@@ -218,6 +227,28 @@ def state_of(thing: Any) -> State | None:
             lambda state: thing.load_state_dict(with_torch(state)),
         )
     return None
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[list["weakref.ref[Any]"]]:
+    """Collect, by the end of the block, what was made in it of PyTorch's that has a state."""
+    made: list[weakref.ref[Any]] = []
+    was_frozen = gc.get_freeze_count() > 0
+    gc.freeze()  # so that get_objects returns only what is new
+    try:
+        yield made
+        if "torch" in sys.modules:
+            new = gc.get_objects()
+            kinds = {kind for kind in map(type, new) if hasattr(kind, "load_state_dict")}
+            made += [weakref.ref(thing) for thing in new if type(thing) in kinds]
+    finally:
+        if not was_frozen:
+            gc.unfreeze()
+
+
+def inner_modules(thing: Any) -> list[Any]:
+    """Return the modules within one of PyTorch's."""
+    return list(thing.modules()) if hasattr(thing, "named_modules") else []
 
 
 def _entries(table: Any) -> dict[str, np.ndarray]:

@@ -111,6 +111,7 @@ def work_on(
     source = batch_source(train, seed)
     guard = Guard(model, iterator, [source, valid], allow_inexact)
     if iterator is not None:
+        guard.require_reached()
         iterator.look_at_traces(guard.look, source.batch(0, 0))
         steps = iterator.make_steps(source, seed)
         validation = iterator.make_validation(valid, seed) if valid is not None else None
@@ -322,7 +323,11 @@ class Session:
                 if work.iterator is None or not self._is_new:
                     work.steps.compile()
                     self._checkpoint.prepare()
-                if work.iterator is not None and not self._checkpoint.fits(self._restores):
+                others = self._state.get("others", {})
+                lacks = {*others} - {*work.guard.states()} if others else set()
+                if work.iterator is not None and (
+                    lacks or not self._checkpoint.fits(self._restores)
+                ):
                     work.steps.dry_run()  # what a first step makes has to be there to be restored
                     self._checkpoint.prepare()
                 work.guard.has_news = False
