@@ -71,6 +71,18 @@ SUBCLASSED = Job(
     "subclassed",
     (*SMALL, "--checkpoint_steps=3", "--model=fault_models:build_subclassed"),
 )
+OF_OWN = (*EVEN.words, "--lr_schedule=null")
+SCATTERED = Job("scattered", (*OF_OWN, "--monitor=loss", "--model=fault_models:build_scattered"))
+STATEFUL = Job(
+    "stateful",
+    (
+        *OF_OWN,
+        "--monitor=loss",
+        "--dataset=fault_models:without_validation",
+        "--model=fault_models:build_stateful",
+    ),
+)
+SHARED = Job("shared", (*OF_OWN, "--model=fault_models:build_shared"))
 # Attempts make one step a call, the run that nothing stopped makes many: with XLA too that changes
 # no bit.
 COMPILED = Job("compiled", (*SMALL, "--checkpoint_steps=4", "--no_deterministic", "--jit_compile"))

@@ -1,6 +1,7 @@
 """From a config to data, model, optimizer and hooks, and on to the training loop."""
 
 import inspect
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,15 @@ from engine.records import check_ranges_of_variant
 from vegab import UsageError, resolve
 
 DEFAULT_RATE = 0.001
+# Settings, as root has them, of which a model that is compiled already sees nothing.
+OF_COMPILING: dict[str, Any] = {
+    "lr_schedule": None,
+    "learning_rate": None,
+    "optimizer": "adam",
+    "optimizer_arguments": {},
+    "accumulate_steps": 1,
+    "jit_compile": False,
+}
 
 
 def build(config: Mapping[str, Any], save_path: str | None = None, **asked: Any) -> Experiment:
@@ -84,10 +94,11 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
     # ---- compile it, unless it is compiled already ----
     rates, first_rate = learning_rate(config)
     if model.compiled:
-        if given := [key for key in ("lr_schedule", "learning_rate") if config[key] is not None]:
+        if given := {key: unset for key, unset in OF_COMPILING.items() if config[key] != unset}:
+            flags = (f"--{key}={json.dumps(unset)}" for key, unset in given.items())
             raise UsageError(
                 f"model {config['model']!r} compiles itself and would not see {', '.join(given)}; "
-                f"add {' '.join(f'--{key}=null' for key in given)}"
+                f"add {' '.join(flags)}"
             )
         rates = []
     else:
