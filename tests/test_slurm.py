@@ -264,7 +264,7 @@ def test_a_run_on_two_nodes_is_that_of_two_workers_on_one(site: Site, tmp_path: 
         (["PATH"], "finds no sbatch"),
         (["PYTHONPATH"], 'needs submitit; type pip install "submitit>=1.5.2"'),
         (["acount: me"], "slurm.yaml: unknown key 'acount'; did you mean 'account'?"),
-        (["setup: module load cuda"], "slurm.yaml: setup is 'module load cuda'"),
+        (["setup: module load cuda"], 'slurm.yaml: setup: "module load cuda" was given, a list'),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -29,7 +29,7 @@ from engine.runs import comparison
 from engine.sweeps import Launcher, LocalLauncher, slurm, sweep
 from engine.sweeps import definition as sweep_trials
 from src import experiment
-from vegab.config import Override, UnknownKeyError, did_you_mean, find_key, show
+from vegab.config import Override, UnknownKeyError, find_key, show
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
 
@@ -91,22 +91,13 @@ def run(
         allow_inexact: train although a step uses what no checkpoint holds
         dry_run: print the trials, and train none
     """
-    asked: dict[str, Any] = {
-        "grid": list(grid),
-        "range": list(range),
-        "random": random,
-        "seeds": seeds,
-        "folds": folds,
-        "search": search,
-        "trials": trials,
-        "pruner": pruner,
-    }
+    asked: dict[str, Any] = {"grid": list(grid), "range": list(range), "random": random}
+    asked |= {"seeds": seeds, "folds": folds, "search": search, "trials": trials, "pruner": pruner}
     if plan:
         asked = sweep_trials.with_plan(plan, asked)
-    least = {"random": 0, "seeds": 0, "folds": 0, "trials": 0, "max_parallel": 0}
-    numbers = {"per_gpu": per_gpu, "max_parallel": max_parallel}
-    numbers |= {} if jobs is None else {"jobs": jobs}
-    sweep_trials.require_numbers({"jobs": 1, **asked, **numbers}, least | {"jobs": 1, "per_gpu": 1})
+    numbers = {key: asked[key] for key in ("random", "seeds", "folds", "trials")}
+    sweep_trials.require_numbers(0, **numbers, max_parallel=max_parallel)
+    sweep_trials.require_numbers(1, jobs=1 if jobs is None else jobs, per_gpu=per_gpu)
     args, folder = TYPED.args, Path(save_path)
     if asked["folds"]:
         if not {"num_folds", "fold"} <= config.keys():
@@ -118,10 +109,7 @@ def run(
         config = {**config, "num_folds": asked["folds"]}
     os.environ.pop("TF_CONFIG", None)  # a trial trains by itself
     stops: list[int] = []
-    names = ("local", "slurm", "ray")
-    if launcher not in names:
-        hint = did_you_mean(launcher, names)
-        raise vegab.UsageError(f"launcher is {launcher!r}{hint}; it is one of {', '.join(names)}")
+    sweep_trials.require_one_of(("local", "slurm", "ray"), launcher=launcher)
     places = {"outputs": folder / OUTPUTS, "is_stopped": lambda: bool(stops)}
     threads = config.get("threads")
     starts: Launcher
@@ -133,8 +121,7 @@ def run(
         starts = sweeps.RayLauncher(gpus, address, max_parallel, threads, **places)
     key_of = functools.partial(find_key, config)
     definition = definition_of(config, folder, asked, key_of, max_parallel or starts.num_parallel)
-    known = sweep.known_trials(folder, definition)
-    definition = sweep.as_begun(folder, definition)
+    definition, known = sweep.taken_up(folder, definition)
     check(args, known or sweep_trials.corners(definition))
     more = ["--allow_inexact"] if allow_inexact else []
 
@@ -149,14 +136,12 @@ def run(
         return
     was_there, is_new = folder.exists(), not (folder / sweep.SWEEP).exists()
     with sweep.locked(folder):
-        suggested = sweep.suggested_in(folder)
-        sweep.write(folder, definition, known, suggested)
-        supply: sweep.AllAtOnce | sweeps.Search = sweep.AllAtOnce(known)
+        sweep.write(folder, definition, known, sweep.suggested_in(folder))
+        sweeper = sweep.Sweeper(folder, lambda refused: (known, known), command_of, starts)
         if definition.search or definition.pruner:
-            fixed = [trial.settings for trial in known]
-            supply = sweeps.Search(folder, definition, suggested if definition.search else fixed)
+            sweeper.advance = sweeps.Search(folder, definition).advance
         total = definition.trials * definition.num_repeats or len(known)
-        code = train(folder, supply, total, command_of, starts, stops, retry_failed)
+        code = train(sweeper, total, stops, retry_failed)
     if code == REFUSED and is_new:  # nothing was trained: leave nothing behind
         shutil.rmtree(folder)
         if was_there:
@@ -171,28 +156,18 @@ def definition_of(
     key_of: Callable[[str], str],
     num_parallel: int,
 ) -> sweep_trials.Definition:
-    """Return what a sweep is that is asked for, once all of it is known to make sense.
-
-    Raises vegab.UsageError if it does not.
-    """
+    """Return what a sweep is that is asked for. Raises vegab.UsageError if it makes no sense."""
     args = TYPED.args
     given = dict(args.overrides)
     if asked["pruner"]:
         given["hooks"] = [*config["hooks"], {"class": PRUNING, "sweep": str(folder)}]
-    read = {
-        "grid": sweep_trials.grid_of(asked["grid"], key_of),
-        "range": sweep_trials.ranges_of(asked["range"], key_of),
-    }
+    asked["grid"] = sweep_trials.grid_of(asked["grid"], key_of)
+    asked["range"] = sweep_trials.ranges_of(asked["range"], key_of)
     words = shared_words(args, given)
     definition = sweep_trials.Definition(
-        args.config, config, words, **(asked | read), num_parallel=num_parallel
+        args.config, config, words, **asked, num_parallel=num_parallel
     )
-    if asked["search"] or asked["trials"] or asked["pruner"]:
-        sweeps.search.check(definition)
-    elif bool(definition.random) != bool(definition.range):
-        raise vegab.UsageError(
-            "--range needs --random, so many draws, or --search; and --random needs a --range"
-        )
+    sweeps.search.check(definition)
     return definition
 
 
@@ -231,10 +206,7 @@ def words_of(
 
 
 def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> None:
-    """Resolve each trial's config, and look at its ranges.
-
-    Raises vegab.UsageError, naming the trial that cannot be.
-    """
+    """Resolve each trial's config. Raises vegab.UsageError, naming the trial that cannot be."""
     given = [Override(key, value, adds=True) for key, value in args.overrides.items()]
     given += [Override(key, None, deletes=True) for key in args.delete]
     draft = registry.draft(args.config, args.base, [override.key for override in given])
@@ -246,15 +218,7 @@ def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> Non
             raise vegab.UsageError(f"{trial.name}: {error}") from error
 
 
-def train(
-    folder: Path,
-    supply: sweep.AllAtOnce | sweeps.Search,
-    total: int,
-    command_of: Callable[[sweep_trials.Trial], list[str]],
-    launcher: Launcher,
-    stops: list[int],
-    retry_failed: bool,
-) -> int:
+def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bool) -> int:
     """Train what is not done yet, say how the sweep stands, and return the exit code."""
     from tqdm import tqdm
 
@@ -271,15 +235,12 @@ def train(
             state = f"{waiting}, {running} running, {done} done, {failed} failed"
             bar.set_postfix_str(", ".join(filter(None, (state, best))))
 
-        sweeper = sweep.Sweeper(folder, supply, command_of, launcher, show_line)
-        records = sweeper.run(retry_failed)
-    if sweeper.num_refusals == len(records):
-        for sentence in dict.fromkeys(sweeper.refused.values()):
-            say(sentence.removeprefix("train.py: "))
-        return REFUSED
-    sweeps.write_sweep(records, folder)
-    print(sweep.summary(records))
-    print(f"what the settings do: {folder / sweeps.SWEEP_PAGE}", flush=True)
+        records = sweeper.run(retry_failed, show_line)
+    folder, is_refused = sweeper.folder, sweeper.num_refusals == len(records)
+    if not is_refused:
+        sweeps.write_sweep(records, folder)
+        print(sweep.summary(records))
+        print(f"what the settings do: {folder / sweeps.SWEEP_PAGE}", flush=True)
     for record in records:
         if record.state == "failed":
             say(f"{record.path} failed: {record.error}")
@@ -287,6 +248,8 @@ def train(
         say(f"{folder / name} is not finished: {how}")
     for sentence in dict.fromkeys(sweeper.refused.values()):
         say(sentence.removeprefix("train.py: "))
+    if is_refused:
+        return REFUSED
     if stops:
         say(f"interrupted; the same command continues {folder}")
         return INTERRUPTED
@@ -297,8 +260,7 @@ def train(
 def status(folder: str) -> None:
     """Print a line a trial, or of many those that need a look and the best, and one for all."""
     place = Path(folder)
-    _, trials, _ = sweep.read(place)
-    records = sweep.states_of(place, trials)
+    records = sweep.states_of(place, sweep.read(place)[1])
     shown = sweep.to_look_at(records)
     print(comparison.as_text(comparison.listing(shown)), end="")
     if more := len(records) - len(shown):
@@ -308,7 +270,7 @@ def status(folder: str) -> None:
 
 @argh.arg("folder", metavar="FOLDER", help="of a sweep")
 def stop(folder: str) -> None:
-    """Tell the process that sweeps a folder to stop: its trials commit and end."""
+    """Tell the process that sweeps a folder to stop: its trials save a checkpoint and end."""
     place = Path(folder)
     _, trials, _ = sweep.read(place)
     owner = sweep.owner_of(place)

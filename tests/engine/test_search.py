@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,9 @@ def end(
 def open_search(folder: Path, told: sweep_trials.Definition) -> Any:
     """Open what a sweeper opens that begins, or that goes on after one that was killed."""
     folder.mkdir(exist_ok=True)
-    return search.Search(folder, told, sweep.suggested_in(folder))
+    if not (folder / sweep.SWEEP).exists():
+        sweep.write(folder, told, [])
+    return search.Search(folder, told)
 
 
 def swept(
@@ -69,12 +71,8 @@ def swept(
 ) -> tuple[list[Any], list[Any]]:
     """Let a search's trials end in any order, and its sweeper be killed; return what it made."""
     supply = open_search(folder, told)
-
-    def states(trials: Sequence[sweep_trials.Trial]) -> Any:
-        return sweep.states_of(folder, trials)
-
     while True:
-        every, ready = supply.advance(states, ())
+        every, ready = supply.advance(())
         left = [trial for trial in ready if not (folder / trial.name).exists()]
         if not left:
             known = [
@@ -204,7 +202,7 @@ def test_a_search_that_is_killed_ends_as_one_that_is_not(command: Command, tmp_p
         (("--trials=-1",), "trials is -1"),
         (("--seeds=2", "--pruner=medain"), "did you mean 'median'?"),
         ((*WORDS, "--seeds=2", "--pruner=median"), "--pruner compares single runs"),
-        ((*WORDS, "--monitor=null"), "the config says not which trial is best"),
+        ((*WORDS, "--monitor=null"), "the config does not say which trial is best"),
         ((*WORDS, "--random=2"), "leave --random out"),
         ((*WORDS, "--grid", "model=a/b,a?b"), "would both be called model=a-b"),
         (("--search=optuna", "--trials=2", "--range", "batch_size=0..4"), "batch_size is 0"),
@@ -225,5 +223,5 @@ def test_a_search_keeps_to_what_it_chooses_from(tmp_path: Path) -> None:
     swept(tmp_path / "sweep", told, random.Random(0))
     other = definition(trials=3, range={"lr": "1e-3..1 log"})
     with pytest.raises(sweep.UsageError, match=r"another sweep \(range.lr: "):
-        sweep.known_trials(tmp_path / "sweep", other)
-    assert sweep.known_trials(tmp_path / "sweep", definition(trials=9))
+        sweep.taken_up(tmp_path / "sweep", other)
+    assert sweep.taken_up(tmp_path / "sweep", definition(trials=9))[1]

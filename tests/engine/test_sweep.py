@@ -24,7 +24,7 @@ from engine.sweeps import definition as sweep_trials
 from engine.sweeps import local as launch
 from engine.sweeps import sweep
 from engine.sweeps.definition import Trial
-from engine.sweeps.sweep import FINISHED, REFUSED, AllAtOnce, Sweeper
+from engine.sweeps.sweep import FINISHED, REFUSED, Sweeper
 from vegab import UsageError
 from vegab.config import find_key
 from vegab.run_folder import IN_USE
@@ -173,9 +173,9 @@ def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_pa
             return dict.fromkeys(commands, self.codes.pop(0))
 
     launcher = Begun()
-    trials = AllAtOnce([Trial("n=1", {})])
-    sweeper = Sweeper(tmp_path, trials, lambda trial: [], launcher, lambda *figures: None)
-    sweeper.run(retry_failed=False)
+    trials = [Trial("n=1", {})]
+    sweeper = Sweeper(tmp_path, lambda refused: (trials, trials), lambda trial: [], launcher)
+    sweeper.run(retry_failed=False, show=lambda *numbers: None)
     assert launcher.codes == []
     assert sweeper.refused == {}
 
@@ -242,7 +242,7 @@ def test_a_trial_that_fails_is_shown_and_stops_no_other(command: Command, tmp_pa
         (("--range", "dropout=0.1..0.5"), "--range needs --random"),
         (("--folds=1",), "num_folds is 1; it must be at least 2"),
         (("--launcher=slrm", "--seeds=2"), "did you mean 'slurm'?"),
-        (("--random=2", "--range", "dropout=0.5..0.1"), "is no range"),
+        (("--random=2", "--range", "dropout=0.5..0.1"), "is not a range"),
         (("--random=2", "--range", "dropout=0..0.5 log"), "begins above 0"),
         (("--plan", "no.yaml"), "cannot read no.yaml"),
     ],

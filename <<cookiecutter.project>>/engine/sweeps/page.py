@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.runs import RunRecord, write_report
 from engine.sweeps import sweep
+from engine.sweeps.definition import PLAN
 from vegab import UsageError
 from vegab.config import show
 
@@ -22,7 +23,7 @@ def write_sweep(records: Sequence[RunRecord], folder: Path) -> None:
 
 
 def sweep_of(records: Sequence[RunRecord]) -> dict[str, Any] | None:
-    """Return what `sweep.json` says beside the runs, if all of them lie in one sweep."""
+    """Return what `sweep.json` says in addition to the runs, if all of them lie in one sweep."""
     folders = {os.path.dirname(record.path) for record in records}
     if len(folders) != 1:
         return None
@@ -32,22 +33,13 @@ def sweep_of(records: Sequence[RunRecord]) -> dict[str, Any] | None:
     except UsageError:
         return None
     definition = [shlex.join([told.config_name, *told.words])]
-    for key, value in vars(told).items():
-        if key in ("config_name", "words", "config", "num_parallel") or not value:
-            continue
-        each = value.items() if isinstance(value, dict) else []
-        definition += [f"{key} {name}={_listed(entry)}" for name, entry in each]
-        definition += [] if isinstance(value, dict) else [f"{key} {_listed(value)}"]
-    begun = {os.path.basename(record.path) for record in records}
-    missing = [trial.name for trial in trials if trial.name not in begun]
+    for key, values in told.grid.items():
+        definition.append(f"grid {key}={','.join(map(show, values))}")
+    definition += [f"range {key}={text}" for key, text in told.range.items()]
+    rest = {key: getattr(told, key) for key in PLAN if key not in ("grid", "range")}
+    definition += [f"{key} {value}" for key, value in rest.items() if value]
     return {
         "definition": definition,
         "num_trials": len(trials),
-        "num_waiting": sum(not (folder / name).exists() for name in missing),
+        "num_waiting": sum(not (folder / trial.name).exists() for trial in trials),
     }
-
-
-def _listed(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return ",".join(map(show, value)) if isinstance(value, list) else show(value)

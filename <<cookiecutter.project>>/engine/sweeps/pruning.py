@@ -25,7 +25,7 @@ class StopPoorTrial(Hook):
         super().before_training(run)
         self.definition, _, self.suggested = sweep.read(self.folder)
         config = json.loads((run.root / "config.json").read_text(encoding="utf-8"))
-        number = search.number_of(self.definition, self.suggested, config)
+        number = search.number_of(self.suggested, config)
         if number is None:
             raise ValueError(f"no trial of {self.folder} has the settings of this run")
         self.number = number

@@ -5,6 +5,7 @@ that SLURM interrupts, because its time is up or another job needs its place, co
 again as the same job. One that is told to stop is not: SLURM itself then refuses to.
 """
 
+import argparse
 import contextlib
 import functools
 import io
@@ -20,18 +21,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.sweeps import definition
 from engine.sweeps.local import SECONDS_BETWEEN, Commands, Launcher, Tell
 from vegab import ROOT, UsageError
-from vegab.config import did_you_mean, read_text, read_yaml
 from vegab.files import read_json, write_json
 
 SITE = ROOT / "configs" / "slurm.yaml"
-# All but the last three are options of sbatch.
-KEYS = (
-    *("account", "qos", "cpus_per_task", "mem", "constraint", "gres", "exclude"),
-    *("seconds_to_commit", "setup", "sbatch"),
-)
-SECONDS_TO_COMMIT = 120
+OF_SBATCH = ("account", "qos", "cpus_per_task", "mem", "constraint", "gres", "exclude")
+DEFAULTS: dict[str, Any] = dict.fromkeys(OF_SBATCH)
+DEFAULTS |= {"seconds_to_commit": 120, "setup": [], "sbatch": {}}
 JOBS, LOGS = "slurm.json", "slurm"
 FLAGS = ("launcher", "nodes", "gpus", "partition", "time")  # of bin/train.py
 LARGEST_ARRAY = 1000  # SLURM's own limit is 1,001 tasks, where the site has set no other
@@ -172,23 +170,14 @@ def submit_run(
     if nodes < 1:
         raise UsageError(f"nodes is {nodes}; it must be at least 1")
     options = options_of(gpus, partition, time, nodes)
+    own_flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in FLAGS:
+        own_flags.add_argument(f"--{flag}")
+    words = own_flags.parse_known_args(argv)[1]
     run = Path(os.path.normpath(save_path))
     logs = run.parent / ".slurm"
-    number = submit(options, _safe(run.name), [line_of(_without_own(argv), options)], logs)
+    number = submit(options, _safe(run.name), [line_of(words, options)], logs)
     return f"job {number} trains {run}; what it says: {logs / f'{number}_0_log.out'}"
-
-
-def _without_own(argv: Sequence[str]) -> list[str]:
-    """Return a command line without the launcher's flags."""
-    words, rest = [], list(argv)
-    while rest:
-        word = rest.pop(0)
-        flag, equals, _ = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or flag not in FLAGS:
-            words.append(word)
-        elif not equals:
-            del rest[:1]
-    return words
 
 
 def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str, Any]:
@@ -209,17 +198,16 @@ def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str
             "--launcher slurm finds no sbatch; type the command where SLURM's are, "
             "as on the login node of a cluster"
         )
-    site = read_site()
-    setup = site.pop("setup", [])
-    seconds = site.pop("seconds_to_commit", SECONDS_TO_COMMIT)
+    path = Path(os.path.relpath(SITE))
+    site = DEFAULTS | (definition.read_known(path, DEFAULTS) if path.exists() else {})
+    typed = {"partition": partition, "time": time, "gpus_per_node": int(gpus or 0)}
     asked = {
-        **site.pop("sbatch", {}),
-        **site,
-        **{key: value for key, value in (("partition", partition), ("time", time)) if value},
-        **({"gpus_per_node": int(gpus)} if gpus else {}),
+        **site["sbatch"],
+        **{key: site[key] for key in OF_SBATCH if site[key] is not None},
+        **{key: value for key, value in typed.items() if value},
         "nodes": nodes,
         "ntasks_per_node": 1,
-        "signal": f"USR1@{seconds}",
+        "signal": f"USR1@{site['seconds_to_commit']}",
         "requeue": True,
     }
     flags = [
@@ -231,25 +219,7 @@ def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str
     except UsageError as error:
         if NOT_NOW not in str(error):
             raise
-    return asked | {"setup": setup}
-
-
-def read_site() -> dict[str, Any]:
-    """Return what configs/slurm.yaml says. Raises UsageError if it has a key that is none."""
-    if not SITE.exists():
-        return {}
-    shown = os.path.relpath(SITE)
-    site = read_yaml(read_text(SITE), shown) or {}
-    if not isinstance(site, dict):
-        raise UsageError(f"{shown} is no mapping; give it some of {', '.join(KEYS)}")
-    for key, value in site.items():
-        if key not in KEYS:
-            hint = did_you_mean(str(key), KEYS)
-            raise UsageError(f"{shown}: unknown key '{key}'{hint} ({', '.join(KEYS)})")
-        expected = {"setup": list, "sbatch": dict, "seconds_to_commit": int}.get(key, (str, int))
-        if not isinstance(value, expected):
-            raise UsageError(f"{shown}: {key} is {value!r}; the comments there show what it may be")
-    return site
+    return asked | {"setup": site["setup"]}
 
 
 def line_of(words: Sequence[str], options: Mapping[str, Any]) -> str:
