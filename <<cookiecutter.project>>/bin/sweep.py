@@ -32,6 +32,7 @@ from src import experiment
 from vegab.config import Override, UnknownKeyError, find_key, show
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
+from vegab.run_folder import living_owner
 
 # isort: split
 import argh  # vegab tells what to do where it is not installed
@@ -109,7 +110,7 @@ def run(
         config = {**config, "num_folds": asked["folds"]}
     os.environ.pop("TF_CONFIG", None)  # a trial trains by itself
     stops: list[int] = []
-    sweep_trials.require_one_of(("local", "slurm", "ray"), launcher=launcher)
+    sweep_trials.require_one_of(("local", "slurm", "ray"), "launcher", launcher)
     places = {"outputs": folder / OUTPUTS, "is_stopped": lambda: bool(stops)}
     threads = config.get("threads")
     starts: Launcher
@@ -273,7 +274,7 @@ def stop(folder: str) -> None:
     """Tell the process that sweeps a folder to stop: its trials save a checkpoint and end."""
     place = Path(folder)
     _, trials, _ = sweep.read(place)
-    owner = sweep.owner_of(place)
+    owner = living_owner(place, sweep.LOCK)
     if owner is None:
         told = slurm.stop_all(place / OUTPUTS)
         print(f"nobody sweeps {folder}" + "; its jobs in SLURM were told to end" * told)
@@ -281,7 +282,7 @@ def stop(folder: str) -> None:
         raise vegab.UsageError(f"{folder} is being swept on {owner['host']}; stop it there")
     else:
         os.kill(owner["pid"], signal.SIGTERM)
-        while sweep.owner_of(place):
+        while living_owner(place, sweep.LOCK):
             clock.sleep(sweep.SECONDS_BETWEEN)
     print(sweep.summary(sweep.states_of(place, trials)))
 

@@ -306,28 +306,20 @@ def test_as_many_run_at_a_time_as_there_is_room_for(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    class Recording(launch.LocalLauncher):
-        """Starts processes that do nothing for a moment."""
-
-        gpu_of: ClassVar[dict[str, str]] = {}
-
-        def _start(self, name: str, words: Sequence[str], gpu: str) -> Any:
-            self.gpu_of[name] = gpu
-            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.1,))
-            process.start()
-            return process
-
     seen: list[Counter[str]] = []
 
     def tell(running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
-        seen.append(Counter(launcher.gpu_of[name] for name in running))
+        seen.append(Counter(launcher.held.values()))
+        assert len(launcher.held) == len(running)
         return {}
 
+    monkeypatch.setattr(launch, "_run", lambda *words: time.sleep(0.1))
     for name in ("CUDA_VISIBLE_DEVICES", devices.SEVERAL, "PYTHONPATH"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
     asked = {"jobs": None, "gpus": "", "per_gpu": 1, "threads": None} | given
-    launcher = Recording(**asked, outputs=tmp_path / "said", is_stopped=lambda: False)
+    launcher = launch.LocalLauncher(**asked, outputs=tmp_path / "said", is_stopped=lambda: False)
+    launcher._processes = multiprocessing.get_context("fork")
     names = [f"trial {number}" for number in range(9)]
     assert launcher.run({name: [] for name in names}, tell) == dict.fromkeys(names, 0)
     assert dict(functools.reduce(operator.or_, seen)) == most_at_a_time

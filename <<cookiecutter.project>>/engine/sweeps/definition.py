@@ -110,12 +110,11 @@ def require_numbers(least: int, **numbers: int) -> None:
             raise UsageError(f"{name} is {number}; it must be at least {least}")
 
 
-def require_one_of(choices: Sequence[str], **names: str) -> None:
+def require_one_of(choices: Sequence[str], what: str, name: str) -> None:
     """Refuse a name that is not among the choices. Raises UsageError, naming what is close."""
-    for what, name in names.items():
-        if name not in choices:
-            hint = did_you_mean(name, choices)
-            raise UsageError(f"{what} is {name!r}{hint}; it is one of {', '.join(choices)}")
+    if name not in choices:
+        hint = did_you_mean(name, choices)
+        raise UsageError(f"{what} is {name!r}{hint}; it is one of {', '.join(choices)}")
 
 
 def grid_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, list[Any]]:
@@ -124,36 +123,35 @@ def grid_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, lis
     `key_of` returns the dotted key that a name means, or raises UsageError; so does this function
     if a text is not of that form, or names a key or a value again.
     """
-    axes: dict[str, list[Any]] = {}
-    for text in texts:
-        key, values = _split(text, "--grid", "n_filters=8,16,32", key_of, axes)
-        read = read_yaml(f"[{values}]", f"--grid {text}")
-        if len(set(map(show, read))) < len(read):
-            raise UsageError(f"--grid {text} has the same value twice; give each once")
-        axes[key] = read
+    axes = {}
+    for key, text in _split(texts, "--grid", "n_filters=8,16,32", key_of).items():
+        axes[key] = read_yaml(f"[{text}]", f"--grid {key}={text}")
+        if len(set(map(show, axes[key]))) < len(axes[key]):
+            raise UsageError(f"--grid {key}={text} has the same value twice; give each once")
     return axes
 
 
 def ranges_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, str]:
     """Read `--range KEY=LOW..HIGH`, or `'KEY=LOW..HIGH log'`; see `grid_of`."""
-    ranges: dict[str, str] = {}
-    for text in texts:
-        key, value = _split(text, "--range", "'learning_rate=1e-4..1e-1 log'", key_of, ranges)
-        bounds_of(value, f"--range {text}")
-        ranges[key] = value
+    ranges = _split(texts, "--range", "'learning_rate=1e-4..1e-1 log'", key_of)
+    for key, text in ranges.items():
+        bounds_of(text, f"--range {key}={text}")
     return ranges
 
 
 def _split(
-    text: str, flag: str, example: str, key_of: Callable[[str], str], known: Mapping[str, Any]
-) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip() or not value.strip():
-        raise UsageError(f"{flag} {text!r} is not of the form {flag} {example}")
-    key = key_of(name.strip())
-    if key in known:
-        raise UsageError(f"{flag} {text}: {key} is given twice; put all its values into one")
-    return key, value.strip()
+    texts: Sequence[str], flag: str, example: str, key_of: Callable[[str], str]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise UsageError(f"{flag} {text!r} is not of the form {flag} {example}")
+        key = key_of(name)
+        if key in found:
+            raise UsageError(f"{flag} {text}: {key} is given twice; put all its values into one")
+        found[key] = value
+    return found
 
 
 def bounds_of(text: str, source: str) -> tuple[Any, Any, bool]:

@@ -106,7 +106,7 @@ class LocalLauncher(Launcher):
         self.held: dict[Any, str] = {}  # the place of each that runs
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        self._processes = multiprocessing.get_context("forkserver")
+        self._processes: Any = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(["engine.sweeps.trial"])
 
     def room(self) -> int:
@@ -114,18 +114,13 @@ class LocalLauncher(Launcher):
 
     def begin(self, name: str, words: Sequence[str]) -> Any:
         """Begin a command, on the first place that is free."""
-        gpu = self.places.pop(0)
-        process = self._start(name, words, gpu)
-        self.held[process] = gpu
-        return process
-
-    def _start(self, name: str, words: Sequence[str], gpu: str) -> Any:
-        output = self.output(name)
+        gpu, output = self.places.pop(0), self.output(name)
         output.unlink(missing_ok=True)
         arguments = (list(words), str(output), gpu, self.is_shared)
         process = self._processes.Process(target=_run, args=arguments)
         with _apart():
             process.start()
+        self.held[process] = gpu
         return process
 
     def ended(self, running: list[Any]) -> list[Any]:

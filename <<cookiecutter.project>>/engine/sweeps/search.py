@@ -106,9 +106,9 @@ def check(definition: Definition) -> None:
     Raises UsageError if not.
     """
     if definition.search:
-        sweep_trials.require_one_of(ENGINES, search=definition.search)
+        sweep_trials.require_one_of(ENGINES, "search", definition.search)
     if definition.pruner:
-        sweep_trials.require_one_of(PRUNERS, pruner=definition.pruner)
+        sweep_trials.require_one_of(PRUNERS, "pruner", definition.pruner)
     if bool(definition.search) != bool(definition.trials):
         raise UsageError("--search and --trials belong together; give both or none")
     if not definition.search and bool(definition.random) != bool(definition.range):

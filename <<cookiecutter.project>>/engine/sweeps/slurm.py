@@ -1,7 +1,7 @@
 """Trains in SLURM's jobs, which submitit submits: the trials of a sweep, or one run.
 
-SLURM says which jobs there are; what crosses machines beside is the shared folder alone. A job
-that SLURM interrupts, because its time is up or another job needs its place, commits and is queued
+SLURM says which jobs there are; all else crosses machines in the shared folder. A job that SLURM
+interrupts, because its time is up or another job needs its place, saves a checkpoint and is queued
 again as the same job. One that is told to stop is not: SLURM itself then refuses to.
 """
 
@@ -30,6 +30,7 @@ SITE = ROOT / "configs" / "slurm.yaml"
 OF_SBATCH = ("account", "qos", "cpus_per_task", "mem", "constraint", "gres", "exclude")
 DEFAULTS: dict[str, Any] = dict.fromkeys(OF_SBATCH)
 DEFAULTS |= {"seconds_to_commit": 120, "setup": [], "sbatch": {}}
+INSTALL = 'pip install "submitit>=1.5.2"'
 JOBS, LOGS = "slurm.json", "slurm"
 FLAGS = ("launcher", "nodes", "gpus", "partition", "time")  # of bin/train.py
 LARGEST_ARRAY = 1000  # SLURM's own limit is 1,001 tasks, where the site has set no other
@@ -103,9 +104,11 @@ class SlurmLauncher(Launcher):
             with contextlib.suppress(UsageError):  # SLURM's controller may be away for a while
                 there = tasks_of(self.outputs)
                 for name in queued.keys() - there.keys():
-                    code = self._code_of(queued.pop(name))
-                    if code is not None or not self.is_stopped():
-                        codes[name] = KILLED if code is None else code
+                    task = queued.pop(name)
+                    file = self.outputs / LOGS / f"{task.job}_{task.position}.code"
+                    text = file.read_text().strip() if file.exists() else ""
+                    if text or not self.is_stopped():
+                        codes[name] = int(text or KILLED)
                 queued = {name: there[name] for name in queued}
         tell([], codes)
         jobs = read_json(self.outputs / JOBS) or {}
@@ -140,7 +143,7 @@ class SlurmLauncher(Launcher):
         return {name: Task(job, i, "", "PENDING") for i, name in enumerate(commands)}
 
     def _take_back(self) -> None:
-        """Cancel what was not submitted as a whole; what runs of it commits."""
+        """Cancel what was not submitted as a whole; what runs of it saves a checkpoint."""
         jobs = read_json(self.outputs / JOBS) or {}
         torn = [job for job, noted in jobs.items() if not noted["is_whole"]]
         for job in torn:
@@ -149,14 +152,6 @@ class SlurmLauncher(Launcher):
             time.sleep(SECONDS_BETWEEN)
         if torn:
             write_json(self.outputs / JOBS, {job: jobs[job] for job in jobs if job not in torn})
-
-    def _code_of(self, task: Task) -> int | None:
-        """Return how a task's command ended, or None if the job was killed."""
-        try:
-            file = self.outputs / LOGS / f"{task.job}_{task.position}.code"
-            return int(file.read_text())
-        except (OSError, ValueError):
-            return None
 
 
 def submit_run(
@@ -167,8 +162,7 @@ def submit_run(
     Of the command line `argv`, the launcher's own flags are left out. The others are as for
     `SlurmLauncher`. Raises UsageError if there is no SLURM here, or it refuses what is asked of it.
     """
-    if nodes < 1:
-        raise UsageError(f"nodes is {nodes}; it must be at least 1")
+    definition.require_numbers(1, nodes=nodes)
     options = options_of(gpus, partition, time, nodes)
     own_flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in FLAGS:
@@ -190,14 +184,9 @@ def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str
     try:
         import submitit  # noqa: F401
     except ModuleNotFoundError:
-        raise UsageError(
-            '--launcher slurm needs submitit; type pip install "submitit>=1.5.2"'
-        ) from None
+        raise UsageError(f"--launcher slurm needs submitit; type {INSTALL}") from None
     if not shutil.which("sbatch"):
-        raise UsageError(
-            "--launcher slurm finds no sbatch; type the command where SLURM's are, "
-            "as on the login node of a cluster"
-        )
+        raise UsageError("--launcher slurm finds no sbatch; type it on the cluster's login node")
     path = Path(os.path.relpath(SITE))
     site = DEFAULTS | (definition.read_known(path, DEFAULTS) if path.exists() else {})
     typed = {"partition": partition, "time": time, "gpus_per_node": int(gpus or 0)}
@@ -267,18 +256,13 @@ def submit(
 
 
 def tasks_of(outputs: Path) -> dict[str, Task]:
-    """Return what SLURM's queue has of the commands that were submitted, by their names.
-
-    Raises UsageError if SLURM does not answer.
-    """
+    """Return SLURM's tasks by their commands' names. Raises UsageError if it does not answer."""
     jobs = read_json(outputs / JOBS)
     if not jobs:
         return {}
     found = {}
-    names = ",".join(jobs)
-    for line in ask(
-        "squeue", "--noheader", "--array", f"--name={names}", "--format=%j %K %T %i"
-    ).splitlines():
+    words = ("--noheader", "--array", f"--name={','.join(jobs)}", "--format=%j %K %T %i")
+    for line in ask("squeue", *words).splitlines():
         job, position, state, number = line.split()
         index = int(position) if position.isdecimal() else 0  # a job that is no array
         found[jobs[job]["commands"][index]] = Task(job, index, number, state)
@@ -311,10 +295,7 @@ def stop_all(outputs: Path) -> bool:
 
 
 def ask(*command: str) -> str:
-    """Return what a command of SLURM's says.
-
-    Raises UsageError, with the first line of its complaint, if it has one.
-    """
+    """Return what a command of SLURM's says. Raises UsageError with its complaint, if any."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UsageError(_first_line(done.stderr, command[0]))

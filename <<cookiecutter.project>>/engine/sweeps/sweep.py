@@ -20,6 +20,7 @@ from typing import Any
 from engine import endings
 from engine.runs import RunRecord, results
 from engine.sweeps.definition import Definition, Settings, Trial, trials_of
+from engine.sweeps.local import SECONDS_BETWEEN
 from vegab import UsageError
 from vegab.config import differences, show_differences
 from vegab.exits import FINISHED, INTERRUPTED, REFUSED
@@ -28,7 +29,6 @@ from vegab.run_folder import IN_USE, living_owner
 
 SWEEP, LOCK = "sweep.json", "sweep.lock"
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
-SECONDS_BETWEEN = 0.5
 MOST_LINES, NUM_BEST = 40, 10  # of `status`
 # These a search cannot change on its way.
 SEARCHED = ("grid", "range", "seeds", "folds")
@@ -119,7 +119,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            owner = owner_of(folder) or {"pid": "(unknown)", "host": "an unknown host"}
+            owner = living_owner(folder, LOCK) or {"pid": "(unknown)", "host": "an unknown host"}
             raise UsageError(
                 f"{folder} is being swept by process {owner['pid']} on {owner['host']}; "
                 f"python bin/sweep.py stop {shlex.quote(str(folder))} ends that"
@@ -128,11 +128,6 @@ def locked(folder: Path) -> Iterator[None]:
         lock.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         lock.flush()
         yield
-
-
-def owner_of(folder: Path) -> dict[str, Any] | None:
-    """Return host and process of who sweeps a folder, or None."""
-    return living_owner(folder, LOCK)
 
 
 def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
@@ -227,7 +222,8 @@ class Sweeper:
             self._num_failed = sum(record.state in done for record in records) - self._num_done
             self._begun = {trial.name for trial in ready}
             if left:
-                codes = self.launcher.run(self._commands(left), self._tell)
+                commands = {trial.name: self.command_of(trial) for trial in left}
+                codes = self.launcher.run(commands, self._tell)
             else:
                 codes = {}
                 while not self.launcher.is_stopped() and all(
@@ -251,9 +247,6 @@ class Sweeper:
                 elif is_dead:
                     self.died[name] = endings.ending(code)
 
-    def _commands(self, trials: Sequence[Trial]) -> dict[str, Sequence[str]]:
-        return {trial.name: self.command_of(trial) for trial in trials}
-
     def _tell(self, running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
         """Say how it stands; return commands that may follow because others have ended."""
         new: list[Trial] = []
@@ -268,4 +261,4 @@ class Sweeper:
             self._begun |= {trial.name for trial in new}
         best = "".join(map(_reached, self._best))
         self._show(len(running), self._num_done, self._num_failed, best)
-        return self._commands(new)
+        return {trial.name: self.command_of(trial) for trial in new}

@@ -25,19 +25,12 @@ LIBRARIES = (
 )
 
 
-def import_libraries() -> None:
-    """Import what a run needs of others, and leave it out of all garbage collections.
-
-    These take a fifth of the import's time, and there is nothing to be found.
-    """
-    gc.disable()
-    for name in LIBRARIES:
-        importlib.import_module(name)
-    gc.freeze()
-    gc.enable()
-
-
-import_libraries()
+# Garbage collections, which find nothing here, would take a fifth of the time.
+gc.disable()
+for name in LIBRARIES:
+    importlib.import_module(name)
+gc.freeze()
+gc.enable()
 
 
 def run(words: list[str], output: str) -> None:
@@ -60,7 +53,7 @@ def run(words: list[str], output: str) -> None:
 
 
 def _began_otherwise(run: str) -> bool:
-    """Return whether a run's commit was made with TensorFlow set otherwise than here."""
+    """Return whether a run's checkpoint was made with TensorFlow set otherwise than here."""
     from engine.training import fingerprint
 
     settings = (fingerprint.stored_in(run) or {}).get("settings")
