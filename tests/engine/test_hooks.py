@@ -706,7 +706,8 @@ def test_early_stopping_may_have_a_monitor_of_its_own() -> None:
     stopping.before_training(run)
     for epoch, value in enumerate((0.5, 0.6, 0.6, 0.1)):
         assert run.stop_reason is None
-        run.history.append({"epoch": epoch, "loss": 1.0 - epoch, "val_accuracy": value})
+        row = {"epoch": epoch, "step": epoch + 1, "loss": 1.0 - epoch, "val_accuracy": value}
+        run.history.append(row)
         run.best_epoch = epoch
         stopping.after_epoch(epoch)
     assert run.stop_reason == "val_accuracy has not improved for 2 epochs"
