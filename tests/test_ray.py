@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -11,20 +10,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import run
+from sweeping import EXACT, attempts_in, exact_files, is_told_to_end, kill, pid_in, wait_for
 
 pytestmark = pytest.mark.slow
 
 pytest.importorskip("ray", reason='it needs Ray: pip install "ray>=2.40"')
 
-EXACT = ("model.h5", "model_best.h5", "history.csv")
 SMALL = (
     *("root", "--n_layers=1", "--batch_size=126", "--no_tensorboard", "--threads=1"),
     *("--checkpoint_steps=3", "--dropout=0.3", "--num_epochs=20"),
@@ -106,17 +103,6 @@ def start(project: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
-    """Wait until something is so, while a process lives; return what it is."""
-    for _ in range(60_000):
-        if found := condition():
-            return found
-        if process.poll() is not None:
-            pytest.fail(f"it ended with {process.returncode}: {process.communicate()}")
-        time.sleep(0.01)
-    pytest.fail("it took more than ten minutes")
-
-
 def parent_of(pid: int) -> int:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -125,45 +111,17 @@ def parent_of(pid: int) -> int:
     return int(re.findall(r"PPid:\s+(\d+)", status)[0])
 
 
-def is_told_to_end(pid: int) -> bool:
-    """Whether SIGTERM waits for a process that is stopped."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    waiting = int(re.findall(r"ShdPnd:\s+(\w+)", status)[0], 16)
-    return bool(waiting >> (signal.SIGTERM - 1) & 1)
-
-
 def trials_of(raylet: int, folder: Path) -> dict[str, int]:
     """Return the processes of the trials that have committed and train on a node, by name."""
-    found = {}
-    for commit in folder.glob("*/model.h5"):
-        with contextlib.suppress(ValueError, OSError):
-            pid = json.loads((commit.parent / "run.lock").read_text())["pid"]
-            if parent_of(parent_of(pid)) == raylet:
-                found[commit.parent.name] = pid
-    return found
-
-
-def kill(*processes: int) -> None:
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-
-
-def attempts_in(run_folder: Path) -> list[object]:
-    """Return how each attempt at a run ended; None: it has not."""
-    meta = json.loads((run_folder / "meta.json").read_text())
-    return [attempt.get("exit_status") for attempt in meta["attempts"]]
+    pids = {path.parent.name: pid_in(path.parent) for path in folder.glob("*/model.h5")}
+    return {name: pid for name, pid in pids.items() if parent_of(parent_of(pid)) == raylet}
 
 
 def differing(folder: Path, other: Path) -> list[str]:
     """Return the files of trials that have other bytes in another sweep's folder."""
-    files = [path for path in folder.glob("*/*") if path.name in EXACT]
-    assert len(files) == 3 * len(list(folder.glob("*/config.json")))
-    return [
-        str(path.relative_to(folder))
-        for path in files
-        if path.read_bytes() != (other / path.relative_to(folder)).read_bytes()
-    ]
+    files, others = exact_files(folder), exact_files(other)
+    assert len(files) == len(EXACT) * len(list(folder.glob("*/config.json")))
+    return [name for name, content in files.items() if content != others[name]]
 
 
 def test_a_worker_and_a_node_die_and_no_trial_is_lost(
@@ -200,7 +158,7 @@ def test_a_sweeper_is_stopped_or_killed_and_the_same_command_goes_on(
     first = start(project, folder, *words)
     wait_for(lambda: list(folder.glob("*/model.h5")), first)
     (commit,) = folder.glob("*/model.h5")
-    trial = json.loads((commit.parent / "run.lock").read_text())["pid"]
+    trial = pid_in(commit.parent)
     # It would be finished before Ray has told it to stop.
     os.kill(trial, signal.SIGSTOP)
     stop = subprocess.Popen(

@@ -1,6 +1,5 @@
 """One run on several devices and by several workers: as exact as on one, and never a hang."""
 
-import csv
 import filecmp
 import json
 import os
@@ -21,6 +20,7 @@ from machinery import ROOT, Command
 from configs import registry
 from engine.devices import gpus as devices
 from engine.devices import workers
+from engine.runs.results import read_history as rows
 from src.experiment import build
 from vegab import UsageError
 
@@ -62,13 +62,6 @@ def wait_for_epochs(run: Path, number: int, processes: list[BaseProcess]) -> Non
     while len(rows(run)) < number:
         assert time.monotonic() < until and processes[0].is_alive(), said(run)
         time.sleep(0.05)
-
-
-def rows(run: Path) -> list[dict[str, float]]:
-    if not (run / "history.csv").exists():
-        return []
-    with open(run / "history.csv", newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 @pytest.mark.slow

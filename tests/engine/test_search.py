@@ -4,16 +4,15 @@ import json
 import math
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from machinery import ROOT, Command
+from sweeping import EXACT, exact_files, kill, pid_in, wait_for
 
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
@@ -21,23 +20,12 @@ from engine.sweeps import sweep
 optuna = pytest.importorskip("optuna")
 search = pytest.importorskip("engine.sweeps.search")
 
-EXACT = ("model.h5", "model_best.h5", "history.csv")
-
 
 def definition(**changes: Any) -> sweep_trials.Definition:
-    asked: dict[str, Any] = {
-        "config_name": "root",
-        "config": {"seed": 3, "lr": 0.1, "kind": "a", "monitor": "val_loss", "num_epochs": 9},
-        "words": [],
-        "grid": {"kind": ["a", [1, 2]]},
-        "range": {"lr": "1e-4..1 log"},
-        "random": 0,
-        "seeds": 0,
-        "search": "optuna",
-        "trials": 20,
-        "num_parallel": 3,
-    }
-    return sweep_trials.Definition(**(asked | changes))
+    config = {"seed": 3, "lr": 0.1, "kind": "a", "monitor": "val_loss", "num_epochs": 9}
+    asked: dict[str, Any] = {"grid": {"kind": ["a", [1, 2]]}, "range": {"lr": "1e-4..1 log"}}
+    asked |= {"random": 0, "seeds": 0, "search": "optuna", "trials": 20, "num_parallel": 3}
+    return sweep_trials.Definition("root", config, [], **(asked | changes))
 
 
 def loss_of(settings: sweep_trials.Settings, epoch: int) -> float:
@@ -151,14 +139,6 @@ WORDS = ("--num_epochs=4", "--range", "lr=1e-4..1 log", "--search=optuna", "--tr
 PRUNED = (*WORDS, "--pruner=halving", "--jobs=2")
 
 
-def exact_files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for name in (*EXACT, "config.json")
-        for path in folder.glob(f"*/{name}")
-    }
-
-
 @pytest.mark.slow
 def test_a_search_that_is_killed_ends_as_one_that_is_not(command: Command, tmp_path: Path) -> None:
     # The folder's name is part of the trials' config.
@@ -169,20 +149,13 @@ def test_a_search_that_is_killed_ends_as_one_that_is_not(command: Command, tmp_p
     killed.rename(straight)
     line = [sys.executable, "bin/sweep.py", "iterator_numpy", str(killed), *PRUNED]
     first = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 300
-    while len(list(killed.glob("*/model.h5"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: len(list(killed.glob("*/model.h5"))) >= 3)
     first.kill()
-    for lock in killed.glob("*/run.lock"):
-        if pid := json.loads(lock.read_text() or "{}").get("pid"):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    kill(*map(pid_in, killed.iterdir()))
     first.communicate()
     again = command(*line[1:])
     assert again.returncode == 0, again.stderr
-    assert exact_files(killed) == exact_files(straight)
+    assert exact_files(killed, "config.json") == exact_files(straight, "config.json")
     # A trial that was ended early ends there, too, when it is repeated by hand.
     early = min(killed.glob("*/history.csv"), key=lambda path: len(path.read_text()))
     assert len(early.read_text().splitlines()) < 5
