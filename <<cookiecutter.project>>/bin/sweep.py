@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time as clock
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +120,15 @@ def run(
         starts = slurm.SlurmLauncher(gpus, partition, time, max_parallel, **places)
     else:
         starts = sweeps.RayLauncher(gpus, address, max_parallel, threads, **places)
-    key_of = functools.partial(find_key, config)
-    definition = definition_of(config, folder, asked, key_of, max_parallel or starts.num_parallel)
+    definition = definition_of(config, folder, asked, max_parallel or starts.num_parallel)
     definition, known = sweep.taken_up(folder, definition)
     check(args, known or sweep_trials.corners(definition))
     more = ["--allow_inexact"] if allow_inexact else []
 
     def command_of(trial: sweep_trials.Trial) -> list[str]:
-        return [*words_of(definition, folder, trial), *more]
+        own = [f"--{key}={show(value)}" for key, value in trial.settings.items()]
+        run = os.path.join(folder, trial.name)
+        return [definition.config_name, run, *definition.words, *own, *more]
 
     if dry_run:
         for trial in known:
@@ -151,17 +152,14 @@ def run(
 
 
 def definition_of(
-    config: dict[str, Any],
-    folder: Path,
-    asked: dict[str, Any],
-    key_of: Callable[[str], str],
-    num_parallel: int,
+    config: dict[str, Any], folder: Path, asked: dict[str, Any], num_parallel: int
 ) -> sweep_trials.Definition:
     """Return what a sweep is that is asked for. Raises vegab.UsageError if it makes no sense."""
     args = TYPED.args
     given = dict(args.overrides)
     if asked["pruner"]:
         given["hooks"] = [*config["hooks"], {"class": PRUNING, "sweep": str(folder)}]
+    key_of = functools.partial(find_key, config)
     asked["grid"] = sweep_trials.grid_of(asked["grid"], key_of)
     asked["range"] = sweep_trials.ranges_of(asked["range"], key_of)
     words = shared_words(args, given)
@@ -196,14 +194,6 @@ def shared_words(args: argparse.Namespace, overrides: dict[str, Any]) -> list[st
         except UnknownKeyError:  # only -p adds a key
             words += ["-p", key, show(value)]
     return words
-
-
-def words_of(
-    definition: sweep_trials.Definition, folder: Path, trial: sweep_trials.Trial
-) -> list[str]:
-    """Return the command line of a trial, after the program's name."""
-    own = [f"--{key}={show(value)}" for key, value in trial.settings.items()]
-    return [definition.config_name, os.path.join(folder, trial.name), *definition.words, *own]
 
 
 def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> None:
@@ -242,11 +232,11 @@ def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bo
         sweeps.write_sweep(records, folder)
         print(sweep.summary(records))
         print(f"what the settings do: {folder / sweeps.SWEEP_PAGE}", flush=True)
-    for record in records:
-        if record.state == "failed":
-            say(f"{record.path} failed: {record.error}")
-    for name, how in sweeper.died.items():
-        say(f"{folder / name} is not finished: {how}")
+        for record in records:
+            if record.state == "failed":
+                say(f"{record.path} failed: {record.error}")
+        for name, how in sweeper.died.items():
+            say(f"{folder / name} is not finished: {how}")
     for sentence in dict.fromkeys(sweeper.refused.values()):
         say(sentence.removeprefix("train.py: "))
     if is_refused:

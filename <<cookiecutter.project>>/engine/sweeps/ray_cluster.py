@@ -144,10 +144,9 @@ class RayLauncher(Launcher):
 
     def _room(self) -> int:
         """Return how many trials fit on all nodes."""
-        needs = [("CPU", self.num_cpus), *([("GPU", self.num_gpus)] if self.num_gpus else [])]
-        return sum(
-            int(min(node.get(name, 0) / number for name, number in needs)) for node in self._nodes()
-        )
+        needs = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        fit = (min(node.get(k, 0) / n for k, n in needs.items() if n) for node in self._nodes())
+        return sum(map(int, fit))
 
 
 def _require_answer(address: str) -> None:

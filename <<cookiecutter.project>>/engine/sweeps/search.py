@@ -73,8 +73,7 @@ class Search:
         """Return how the first trial ended that Optuna does not know yet, or None if it has not."""
         from optuna.trial import TrialState, create_trial
 
-        number = len(known)
-        settings = self.suggested[number]
+        settings = self.suggested[len(known)]
         trials = sweep_trials.repeated(self.definition, settings)
         what = _what_it_is(self.definition, settings)
         failed = create_trial(state=TrialState.FAIL, **what)
@@ -89,7 +88,8 @@ class Search:
         if not all(curves):
             return failed
         if len(curves) == 1:
-            judged, is_poor = judge(self.definition, known, self.suggested, number, curves[0])
+            before = self.suggested[: len(known)]
+            judged, is_poor = judge(self.definition, known, before, curves[0])
             what["intermediate_values"] = judged.intermediate_values
             what["system_attrs"] = judged.system_attrs
             if is_poor:
@@ -134,19 +134,19 @@ def check(definition: Definition) -> None:
 
 
 def suggest(
-    definition: Definition, known: Sequence["FrozenTrial"], suggested: Sequence[Settings]
+    definition: Definition, known: Sequence["FrozenTrial"], before: Sequence[Settings]
 ) -> Settings:
     """Return the settings of the next trial, by the tree-structured Parzen estimator.
 
     Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011; as Optuna has it.
+    For the arguments see `judge`.
     """
     import optuna
 
-    number = len(suggested)
-    seed = random.Random(f"{definition.config['seed']} {number}").getrandbits(32)
+    seed = random.Random(f"{definition.config['seed']} {len(before)}").getrandbits(32)
     # Trials that still run count as poor ones, so that no two of them are nearly the same.
     sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-    study = _study_before(definition, known, suggested, number, sampler)
+    study = _study_before(definition, known, before, sampler)
     chosen = study.ask(_distributions(definition)).params
     return {key: _rounded(definition, key, value) for key, value in chosen.items()}
 
@@ -154,44 +154,38 @@ def suggest(
 def judge(
     definition: Definition,
     known: Sequence["FrozenTrial"],
-    suggested: Sequence[Settings],
-    number: int,
+    before: Sequence[Settings],
     curve: Sequence[tuple[int, float]],
 ) -> tuple["FrozenTrial", bool]:
     """Look at a trial as Optuna's pruner does after each epoch, up to where it would end it.
 
-    Of the trials, the `known` ones have ended, and settings are `suggested` up to this one at
-    least. The curve is epochs done, and what is monitored. Return the trial with what the pruner
-    has noted in it, and whether it is poor.
+    The `known` trials have ended, and the settings `before` are those of the trials before this
+    one. The curve is epochs done, and what is monitored. Return the trial with what the pruner has
+    noted in it, and whether it is poor.
     """
     import optuna
 
-    study = _study_before(definition, known, suggested, number, optuna.samplers.RandomSampler(0))
+    study = _study_before(definition, known, before, optuna.samplers.RandomSampler(0))
     trial = study.ask()
     is_poor = False
     for epoch, value in curve:
         trial.report(value, epoch)
-        is_poor = bool(definition.pruner) and trial.should_prune()
-        if is_poor:
+        if is_poor := trial.should_prune():
             break
     return study.get_trials(deepcopy=False)[-1], is_poor
 
 
 def _study_before(
-    definition: Definition,
-    known: Sequence["FrozenTrial"],
-    suggested: Sequence[Settings],
-    number: int,
-    sampler: Any,
+    definition: Definition, known: Sequence["FrozenTrial"], before: Sequence[Settings], sampler: Any
 ) -> "Study":
-    """Return a study in memory that holds what is known when trial `number` begins."""
+    """Return a study in memory that holds what is known when the next trial begins."""
     from optuna.trial import TrialState, create_trial
 
     study = _new_study(definition, sampler=sampler, pruner=_pruner(definition))
-    num_known = max(0, number - definition.num_parallel + 1)
+    num_known = max(0, len(before) - definition.num_parallel + 1)
     for trial in known[:num_known]:
         study.add_trial(trial)
-    for settings in suggested[num_known:number]:
+    for settings in before[num_known:]:
         what = _what_it_is(definition, settings)
         study.add_trial(create_trial(state=TrialState.RUNNING, **what))
     return study
@@ -242,7 +236,7 @@ def _rounded(definition: Definition, key: str, value: Any) -> Any:
 
 
 def _what_it_is(definition: Definition, settings: Settings) -> dict[str, Any]:
-    """Return a trial's settings in Optuna's terms: chosen by it, or a note beside."""
+    """Return a trial's settings in Optuna's terms: chosen by it, or only noted."""
     if not definition.search:
         return {"user_attrs": {"settings": dict(settings)}}
     params = {

@@ -19,15 +19,15 @@ from typing import Any
 
 from engine import endings
 from engine.runs import RunRecord, results
-from engine.sweeps.definition import Definition, Settings, Trial, trials_of
+from engine.sweeps.definition import PLAN, Definition, Settings, Trial, trials_of
 from engine.sweeps.local import SECONDS_BETWEEN
 from vegab import UsageError
-from vegab.config import differences, show_differences
+from vegab.config import differences, show, show_differences
 from vegab.exits import FINISHED, INTERRUPTED, REFUSED
 from vegab.files import FORMAT, read_json, write_json
 from vegab.run_folder import IN_USE, living_owner
 
-SWEEP, LOCK = "sweep.json", "sweep.lock"
+SWEEP, LOCK, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.html"
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
 MOST_LINES, NUM_BEST = 40, 10  # of `status`
 # These a search cannot change on its way.
@@ -176,6 +176,38 @@ def summary(records: Sequence[RunRecord]) -> str:
     text += f" ({early} of them early)" if early else ""
     best = "".join(f"; {_reached(record)}: {record.path}" for record in ranked(records)[:1])
     return f"{len(records)} trials: {text}{best}"
+
+
+def write_sweep(records: Sequence[RunRecord], folder: Path) -> None:
+    """Write `sweep.html` into a sweep's folder, unless none of its trials has begun."""
+    from engine.runs import write_report
+
+    begun = [record for record in records if record.state != "waiting"]
+    if begun:
+        write_report(begun, folder / SWEEP_PAGE, sweep=sweep_of(begun))
+
+
+def sweep_of(records: Sequence[RunRecord]) -> dict[str, Any] | None:
+    """Return what `sweep.json` says in addition to the runs, if all of them lie in one sweep."""
+    folders = {os.path.dirname(record.path) for record in records}
+    if len(folders) != 1:
+        return None
+    folder = Path(folders.pop())
+    try:
+        told, trials, _ = read(folder)
+    except UsageError:
+        return None
+    definition = [shlex.join([told.config_name, *told.words])]
+    for key, values in told.grid.items():
+        definition.append(f"grid {key}={','.join(map(show, values))}")
+    definition += [f"range {key}={text}" for key, text in told.range.items()]
+    rest = {key: getattr(told, key) for key in PLAN if key not in ("grid", "range")}
+    definition += [f"{key} {value}" for key, value in rest.items() if value]
+    return {
+        "definition": definition,
+        "num_trials": len(trials),
+        "num_waiting": sum(not (folder / trial.name).exists() for trial in trials),
+    }
 
 
 @dataclass
