@@ -136,9 +136,10 @@ def run(
         if definition.search:
             print(f"{definition.trials} settings in all, chosen as earlier ones end")
         return
-    was_there, is_new = folder.exists(), not (folder / sweep.SWEEP).exists()
+    was_there = folder.exists()
     with sweep.locked(folder):
-        sweep.write(folder, definition, known, sweep.suggested_in(folder))
+        is_new = not (folder / sweep.SWEEP).exists()
+        sweep.write(folder, definition, known, [] if is_new else sweep.read(folder)[2])
         sweeper = sweep.Sweeper(folder, lambda refused: (known, known), command_of, starts)
         if definition.search or definition.pruner:
             sweeper.advance = sweeps.Search(folder, definition).advance

@@ -286,7 +286,7 @@ class IntervalHook(Hook):
         ValueError: if a number is out of range.
     """
 
-    NEVER = sys.maxsize
+    NEVER = sys.maxsize - 1
 
     def __init__(
         self,
@@ -305,11 +305,10 @@ class IntervalHook(Hook):
         self._seen: tuple[Any, ...] = ()
 
     def next_step(self, global_step: int) -> int:
-        due = self.first_due(global_step)
-        return self.NEVER if due is None else due + 1
+        return self.first_due(global_step) + 1
 
-    def first_due(self, step: int) -> int | None:
-        """Return the first step from `step` on at which to act, or None if there is none."""
+    def first_due(self, step: int) -> int:
+        """Return the first step from `step` on at which to act, or `NEVER`."""
         due, interval = self.start, self.interval
         while due < step:
             if interval == self.max_interval:  # from here on, all multiples of it
@@ -318,7 +317,7 @@ class IntervalHook(Hook):
                 interval = min(2 * interval, self.max_interval)
                 missing = due + 1 - self.start
             due = self.start + -(-missing // interval) * interval
-        return due if self.stop is None or due < self.stop else None
+        return due if self.stop is None or due < self.stop else self.NEVER
 
     def acts_before(self) -> bool:
         return self._calls.has_one_before()

@@ -33,10 +33,8 @@ class KeepCheckpoints(Hook):
         self, every: int, keep: int = 5, monitor: str | None = None, monitor_mode: str = "auto"
     ) -> None:
         require_at_least(1, every=every, keep=keep)
-        self.every = every
-        self.keep = keep
-        self.monitor = monitor
-        self.monitor_mode = monitor_mode
+        self.every, self.keep = every, keep
+        self.monitor, self.monitor_mode = monitor, monitor_mode
         self.kept: list[tuple[int, float | None]] = []  # steps done and value, oldest first
 
     def before_training(self, run: Run) -> None:

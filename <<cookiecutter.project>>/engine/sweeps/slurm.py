@@ -145,13 +145,12 @@ class SlurmLauncher(Launcher):
     def _take_back(self) -> None:
         """Cancel what was not submitted as a whole; what runs of it saves a checkpoint."""
         jobs = read_json(self.outputs / JOBS) or {}
-        torn = [job for job, noted in jobs.items() if not noted["is_whole"]]
-        for job in torn:
+        whole = {job: noted for job, noted in jobs.items() if noted["is_whole"]}
+        for job in jobs.keys() - whole.keys():
             ask("scancel", f"--name={job}")
-        while torn and any(task.job in torn for task in tasks_of(self.outputs).values()):
+        while any(task.job not in whole for task in tasks_of(self.outputs).values()):
             time.sleep(SECONDS_BETWEEN)
-        if torn:
-            write_json(self.outputs / JOBS, {job: jobs[job] for job in jobs if job not in torn})
+        write_json(self.outputs / JOBS, whole)
 
 
 def submit_run(

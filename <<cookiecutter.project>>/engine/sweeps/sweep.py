@@ -30,8 +30,6 @@ from vegab.run_folder import IN_USE, living_owner
 SWEEP, LOCK, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.html"
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
 MOST_LINES, NUM_BEST = 40, 10  # of `status`
-# These a search cannot change on its way.
-SEARCHED = ("grid", "range", "seeds", "folds")
 
 
 def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Trial]]:
@@ -52,7 +50,8 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
             raise UsageError(f"{folder} holds files but no sweep; choose a new or an empty folder")
         return definition, trials
     before, there, _ = read(folder)
-    fixed = ["search", "pruner", *(SEARCHED if definition.search else ())]
+    searched = ("grid", "range", "seeds", "folds")  # which a search cannot change on its way
+    fixed = ["search", "pruner", *(searched if definition.search else ())]
     old, new = ({key: getattr(each, key) for key in fixed} for each in (before, definition))
     for what, changes in (
         ("a sweep of another config", differences(dict(before.config), dict(definition.config))),
@@ -64,11 +63,6 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
     names = {trial.name for trial in there}
     there += [trial for trial in trials if trial.name not in names]
     return replace(definition, num_parallel=before.num_parallel), there
-
-
-def suggested_in(folder: Path) -> list[Settings]:
-    """Return the settings that the search in a folder has chosen so far."""
-    return read(folder)[2] if (folder / SWEEP).exists() else []
 
 
 def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
