@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,18 @@ import pytest
 
 EXACT = ("model.h5", "model_best.h5", "history.csv")
 LIMIT = 600  # seconds that the tests wait for anything
+
+
+def start(cwd: Path, /, *words: object, **env: str) -> subprocess.Popen[str]:
+    """Begin `python WORDS` in a folder, with these variables in its environment."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:

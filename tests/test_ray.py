@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run
-from sweeping import EXACT, attempts_in, exact_files, is_told_to_end, kill, pid_in, wait_for
+from sweeping import EXACT, attempts_in, exact_files, is_told_to_end, kill, pid_in, start, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -28,10 +28,7 @@ SMALL = (
 )
 GRID = ("--grid", "n_filters=2,3,4")
 # The first one: else it listens on all interfaces.
-ENVIRONMENT = os.environ | {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
+ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 CLUSTER = """
 import json
 import sys
@@ -68,7 +65,7 @@ def cluster() -> Iterator[Cluster]:
     Path(place, "ray").mkdir()
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
-        env=ENVIRONMENT | {"RAY_TMPDIR": place},
+        env=os.environ | ENVIRONMENT | {"RAY_TMPDIR": place},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -91,16 +88,9 @@ def local(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(project: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "bin/sweep.py", SMALL[0], str(folder), *SMALL[1:], *words]
-    return subprocess.Popen(
-        command,
-        cwd=project,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def sweep(project: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
+    config, *rest = SMALL
+    return start(project, "bin/sweep.py", config, folder, *rest, *words, **ENVIRONMENT)
 
 
 def parent_of(pid: int) -> int:
@@ -128,7 +118,7 @@ def test_a_worker_and_a_node_die_and_no_trial_is_lost(
     project: Path, local: Path, cluster: Cluster, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    sweeper = start(project, folder, *GRID, "--launcher=ray", f"--address={cluster.address}")
+    sweeper = sweep(project, folder, *GRID, "--launcher=ray", f"--address={cluster.address}")
     head, node = cluster.raylets
     # A node dies with all that it has begun.
     ((begun, trial),) = wait_for(lambda: trials_of(node, folder), sweeper).items()
@@ -155,28 +145,23 @@ def test_a_sweeper_is_stopped_or_killed_and_the_same_command_goes_on(
     folder = tmp_path / "stopped"
     address = f"--address={cluster.address}"
     words = ("--grid", "n_filters=2,3", "--launcher=ray", address, "--max_parallel=1")
-    first = start(project, folder, *words)
+    first = sweep(project, folder, *words)
     wait_for(lambda: list(folder.glob("*/model.h5")), first)
     (commit,) = folder.glob("*/model.h5")
     trial = pid_in(commit.parent)
     # It would be finished before Ray has told it to stop.
     os.kill(trial, signal.SIGSTOP)
-    stop = subprocess.Popen(
-        [sys.executable, "bin/sweep.py", "stop", str(folder)],
-        cwd=project,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    stop = start(project, "bin/sweep.py", "stop", folder)
     wait_for(lambda: is_told_to_end(trial), first)
     os.kill(trial, signal.SIGCONT)
     assert "1 waiting, 1 interrupted" in stop.communicate(timeout=300)[0]
     assert first.wait(300) == 75
     assert attempts_in(commit.parent) == [75]
-    second = start(project, folder, *words)
+    second = sweep(project, folder, *words)
     wait_for(lambda: len(attempts_in(commit.parent)) == 2, second)
     second.kill()
     second.communicate()
-    third = start(project, folder, *words)
+    third = sweep(project, folder, *words)
     said, problems = third.communicate(timeout=600)
     assert third.returncode == 0, problems
     assert said.startswith("2 trials: 2 finished")
@@ -192,7 +177,7 @@ def test_a_cluster_that_is_not_there_is_refused_at_once(project: Path, tmp_path:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for port in (1, server.server_port):
         words = ("--seeds=2", "--launcher=ray", f"--address=127.0.0.1:{port}")
-        process = start(project, tmp_path / "sweep", *words)
+        process = sweep(project, tmp_path / "sweep", *words)
         _, said = process.communicate(timeout=600)
         assert process.returncode == 2
         assert said.startswith(f"sweep.py: error: no Ray listens at '127.0.0.1:{port}'; give ")

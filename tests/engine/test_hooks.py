@@ -445,6 +445,12 @@ def test_intervals_that_look_after_steps_leave_them_grouped(
 # ---- LoggingHook ---------------------------------------------------------------------------------
 
 
+def log_once(folder: Path, global_step: int, **results: Any) -> None:
+    hook = LoggingHook(tensorboard=False)
+    Hooks([hook]).start(new_run(folder))
+    hook.after_step(global_step, {"step_ops": {"log_op": results}})
+
+
 def test_tiles_are_laid_in_rows() -> None:
     images = np.arange(1, 4, dtype=np.uint8)[:, None, None, None] * np.ones((2, 3, 1), np.uint8)
     grid = tile(images)
@@ -469,10 +475,7 @@ def test_tiles_are_laid_in_rows() -> None:
     ],
 )
 def test_pixels_of_an_image(image: np.ndarray, expected: list[int], tmp_path: Path) -> None:
-    hook = LoggingHook(tensorboard=False)
-    Hooks([hook]).start(new_run(tmp_path))
-    images = tf.constant(image.reshape(1, 3, 1))
-    hook.after_step(5, {"step_ops": {"log_op": {"images": {"a/b": images}}}})
+    log_once(tmp_path, 5, images={"a/b": tf.constant(image.reshape(1, 3, 1))})
     assert read_png(tmp_path / "train" / "a_b_00000004.png")[..., 0].tolist() == [expected]
 
 
@@ -485,10 +488,8 @@ def test_pixels_of_an_image(image: np.ndarray, expected: list[int], tmp_path: Pa
     ],
 )
 def test_what_is_no_image_is_named(image: np.ndarray, message: str, tmp_path: Path) -> None:
-    hook = LoggingHook(tensorboard=False)
-    Hooks([hook]).start(new_run(tmp_path))
     with pytest.raises(ValueError, match=message):
-        hook.after_step(1, {"step_ops": {"log_op": {"images": {"x": image}}}})
+        log_once(tmp_path, 1, images={"x": image})
 
 
 def read_png(path: Path) -> np.ndarray:
@@ -563,10 +564,8 @@ def test_without_operations_the_figures_are_logged(
 def test_figures_of_pyplot_are_closed(tmp_path: Path) -> None:
     from matplotlib import pyplot
 
-    hook = LoggingHook(tensorboard=False)
-    Hooks([hook]).start(new_run(tmp_path))
     figure = pyplot.figure(figsize=(1, 1))
-    hook.after_step(1, {"step_ops": {"log_op": {"figures": {"x": figure}}}})
+    log_once(tmp_path, 1, figures={"x": figure})
     assert not pyplot.fignum_exists(figure.number)
     assert (tmp_path / "train" / "x_00000000.png").exists()
 

@@ -4,15 +4,13 @@ import json
 import math
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from machinery import ROOT, Command
-from sweeping import EXACT, exact_files, kill, pid_in, wait_for
+from sweeping import EXACT, exact_files, kill, pid_in, start, wait_for
 
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
@@ -143,17 +141,17 @@ PRUNED = (*WORDS, "--pruner=halving", "--jobs=2")
 def test_a_search_that_is_killed_ends_as_one_that_is_not(command: Command, tmp_path: Path) -> None:
     # The folder's name is part of the trials' config.
     killed, straight = tmp_path / "sweep", tmp_path / "straight"
-    done = command("bin/sweep.py", "iterator_numpy", killed, *PRUNED)
+    words = ("bin/sweep.py", "iterator_numpy", killed, *PRUNED)
+    done = command(*words)
     assert done.returncode == 0, done.stderr
     assert "7 trials: 7 finished (" in done.stdout
     killed.rename(straight)
-    line = [sys.executable, "bin/sweep.py", "iterator_numpy", str(killed), *PRUNED]
-    first = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    first = start(ROOT, *words)
     wait_for(lambda: len(list(killed.glob("*/model.h5"))) >= 3)
     first.kill()
     kill(*map(pid_in, killed.iterdir()))
     first.communicate()
-    again = command(*line[1:])
+    again = command(*words)
     assert again.returncode == 0, again.stderr
     assert exact_files(killed, "config.json") == exact_files(straight, "config.json")
     # A trial that was ended early ends there, too, when it is repeated by hand.

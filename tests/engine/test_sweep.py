@@ -7,8 +7,6 @@ import operator
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 from machinery import ROOT, Command
-from sweeping import EXACT, attempts_in, exact_files, is_told_to_end, kill, pid_in, wait_for
+from sweeping import EXACT, attempts_in, exact_files, is_told_to_end, kill, pid_in, start, wait_for
 
 from engine.devices import gpus as devices
 from engine.sweeps import definition as sweep_trials
@@ -36,13 +34,6 @@ SMALL = (
 GRID = ("--grid", "n_filters=2,3", "--grid", "lr_schedule=[[1,0.01],[2,0.001]],null")
 
 
-def start(*words: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "bin/sweep.py", *map(str, words)]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def trials_in(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/config.json"))
 
@@ -51,7 +42,7 @@ def trials_in(folder: Path) -> list[str]:
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of four trials that nothing stopped."""
     folder = tmp_path_factory.mktemp("sweep") / "straight"
-    process = start("root", folder, *SMALL, *GRID, "--jobs=2")
+    process = start(ROOT, "bin/sweep.py", "root", folder, *SMALL, *GRID, "--jobs=2")
     said, problems = process.communicate(timeout=600)
     assert process.returncode == 0, problems
     assert said.startswith("4 trials: 4 finished; best val_loss ")
@@ -110,7 +101,7 @@ def test_sweeper_and_trials_that_are_killed_lose_nothing(
 ) -> None:
     folder = tmp_path / "killed"
     words = ("root", folder, *SMALL, *GRID, "--jobs=2")
-    first = start(*words)
+    first = start(ROOT, "bin/sweep.py", *words)
     wait_for(lambda: list(folder.glob("*/model.h5")))
     first.kill()
     first.wait()
@@ -152,14 +143,14 @@ def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_pa
 def test_a_sweep_is_told_to_stop_and_goes_on(swept: Path, command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     words = ("root", folder, *SMALL, *GRID, "--jobs=2")
-    first = start(*words)
+    first = start(ROOT, "bin/sweep.py", *words)
     wait_for(lambda: list(folder.glob("*/model.h5")))
     # It would be done before it is told to stop, were the other commands slow to begin.
     first.send_signal(signal.SIGSTOP)
     second = command("bin/sweep.py", *words)
     assert second.returncode == 2
     assert "is being swept by process" in second.stderr
-    stop = start("stop", folder)
+    stop = start(ROOT, "bin/sweep.py", "stop", folder)
     wait_for(lambda: is_told_to_end(first.pid))
     first.send_signal(signal.SIGCONT)
     said, problems = stop.communicate(timeout=600)
