@@ -6,7 +6,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,7 +192,7 @@ def trials_of(definition: Definition) -> list[Trial]:
     """
     if definition.search:
         for key, values in definition.grid.items():
-            _require_names_of_their_own([{key: value} for value in values])
+            _named({key: value} for value in values)
         return []
     seed = definition.config["seed"]
     grid = (
@@ -210,16 +210,17 @@ def trials_of(definition: Definition) -> list[Trial]:
             "the sweep varies nothing; give --grid, --range with --random, --seeds or --folds"
         )
     different = {show(settings): settings for settings in every}  # a draw may come twice
-    _require_names_of_their_own(list(different.values()))
-    return [Trial(name_of(settings), settings) for settings in different.values()]
+    return _named(different.values())
 
 
-def _require_names_of_their_own(every: Sequence[Settings]) -> None:
+def _named(every: Iterable[Settings]) -> list[Trial]:
+    """Return trials with these settings. Raises UsageError if two would have the same folder."""
     by_name: dict[str, Settings] = {}
     for settings in every:
         name = name_of(settings)
         if (other := by_name.setdefault(name, settings)) is not settings:
             raise UsageError(f"{show(other)} and {show(settings)} would both be called {name}")
+    return [Trial(name, settings) for name, settings in by_name.items()]
 
 
 def _repeats(definition: Definition) -> list[dict[str, Any]]:
@@ -235,8 +236,7 @@ def repeated(definition: Definition, settings: Settings) -> list[Trial]:
     Where nothing is searched for, the settings are those of one trial.
     """
     repeats = _repeats(definition) if definition.search else [{}]
-    every = ({**settings, **repeat} for repeat in repeats)
-    return [Trial(name_of(each), each) for each in every]
+    return _named({**settings, **repeat} for repeat in repeats)
 
 
 def corners(definition: Definition) -> list[Trial]:

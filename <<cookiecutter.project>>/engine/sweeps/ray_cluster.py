@@ -206,10 +206,9 @@ def train(words: list[str], place: str, environment: dict[str, str], output: str
             # Ray's cancellation is an exception between two instructions; it ends no call of wait.
             while process.poll() is None:
                 time.sleep(SECONDS_BETWEEN)
-            if process.returncode != REFUSED:
+            said = Path(place, output).read_text(errors="replace")
+            if process.returncode != REFUSED or IN_USE not in said:
                 return process.returncode
-            if IN_USE not in Path(place, output).read_text(errors="replace"):
-                return REFUSED
     except KeyboardInterrupt:
         if process is None or process.returncode == REFUSED:
             return INTERRUPTED
