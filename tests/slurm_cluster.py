@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import free_ports, run
+from conftest import run
 from sweeping import LIMIT, wait_for
+
+from engine.devices.workers import free_ports
 
 NODES = ("node1", "node2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "nsenter", "ip")

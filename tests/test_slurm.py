@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 import slurm_cluster
-from conftest import files_below, run, two_workers
+from conftest import files_below, run
 from fault_lab import INTERRUPTED
 from slurm_cluster import NODES, Cluster
 from sweeping import EXACT, LIMIT, attempts_in, exact_files, pid_in, start, wait_for
+
+from engine.devices.workers import on_this_machine
 
 pytestmark = pytest.mark.slow
 
@@ -230,7 +232,7 @@ def test_a_run_on_two_nodes_is_that_of_two_workers_on_one(site: Site, tmp_path: 
     config, *rest = WORDS
     rest.append("--num_epochs=12")
     words = ("bin/train.py", config, tmp_path / "straight", *rest)
-    processes = [site.start(*words, **{"TF_CONFIG": text}) for text in two_workers()]
+    processes = [site.start(*words, TF_CONFIG=text) for text in on_this_machine(2)]
     for process in processes:
         _, problems = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, problems

@@ -22,8 +22,8 @@ def choose_gpus(gpus: str) -> None:
     """
     if not gpus:
         return
-    numbers = [] if gpus == "none" else idle_gpus() if gpus == IDLE else gpus.split(",")
-    if gpus == IDLE and not numbers:
+    numbers = [] if gpus == "none" else gpus.split(",")
+    if gpus == IDLE and not (numbers := idle_gpus()):
         raise UsageError("--gpus=-1: no GPU is idle here; wait, or give --gpus=none for the CPU")
     if not all(number.isdecimal() for number in numbers):
         raise UsageError(f"--gpus={gpus}: give numbers such as 0 or 0,1, or none, or -1")
