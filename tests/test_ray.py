@@ -47,15 +47,10 @@ cluster.shutdown()
 
 @dataclass
 class Cluster:
-    """A Ray cluster.
-
-    Attributes:
-        address: where it listens.
-        raylets: the process of each of its nodes; the first one is the head.
-    """
+    """A Ray cluster."""
 
     address: str
-    raylets: list[int]
+    raylets: list[int]  # the process of each of its nodes; the first one is the head
 
 
 @pytest.fixture(scope="module")

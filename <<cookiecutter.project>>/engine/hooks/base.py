@@ -74,10 +74,6 @@ class Hook:
         """
         return None
 
-    def acts_before(self) -> bool:
-        """Whether `before_step` is to be called; if nobody's is, steps may be grouped."""
-        return type(self).before_step is not Hook.before_step
-
     def before_step(
         self, global_step: int, fetches: dict[str, Any], feeds: Any, batch: Any
     ) -> None:
@@ -149,7 +145,7 @@ class Hooks:
         self._seldom = {id(hook) for hook in seldom} if hook_freq > 1 else set()
         self._hook_freq = hook_freq
         self._sees_feeds = {id(hook) for hook in hooks if _takes_feeds(hook)}
-        self._acts_before = self._sees_feeds | {id(hook) for hook in hooks if _acts_before(hook)}
+        self._acts_before = {id(hook) for hook in hooks if _acts_before(hook)}
         self._started: list[Hook] = []
         # What a resumed run would begin with, of those that save nothing and may change the run.
         self._at_start: dict[int, dict[str, Any]] = {}
@@ -184,10 +180,6 @@ class Hooks:
         """Call a method of all hooks that have it; an error names the hook."""
         for hook in self.hooks:
             self._call(hook, method, *arguments)
-
-    def has_one_before(self) -> bool:
-        """Whether there is a hook that acts before a step."""
-        return bool(self._acts_before)
 
     def next_stop(self, global_step: int) -> int | None:
         """Return the next step above `global_step` before or after which somebody acts."""
@@ -256,7 +248,11 @@ class Hooks:
 
 
 def _acts_before(hook: Any) -> bool:
-    return hook.acts_before() if hasattr(hook, "acts_before") else hasattr(hook, "before_step")
+    """Whether a hook wants to see what a step is given; if nobody does, steps may be grouped."""
+    if isinstance(hook, IntervalHook):
+        return any(map(_acts_before, hook.hooks))
+    function = getattr(hook, "before_step", Hook.before_step)
+    return getattr(function, "__func__", function) is not Hook.before_step or _takes_feeds(hook)
 
 
 def _takes_feeds(hook: Any) -> bool:
@@ -318,9 +314,6 @@ class IntervalHook(Hook):
                 missing = due + 1 - self.start
             due = self.start + -(-missing // interval) * interval
         return due if self.stop is None or due < self.stop else self.NEVER
-
-    def acts_before(self) -> bool:
-        return self._calls.has_one_before()
 
     def before_training(self, run: Run) -> None:
         super().before_training(run)
