@@ -172,6 +172,7 @@ def test_a_search_that_is_killed_ends_as_one_that_is_not(command: Command, tmp_p
         (("--search=optuna", "--trials=3"), "--search needs something to choose from"),
         (("--trials=-1",), "trials is -1"),
         (("--seeds=2", "--pruner=medain"), "did you mean 'median'?"),
+        (("--seeds=2", "--pruner=median", "--range", "lr=1e-4..1"), "--range needs --random"),
         ((*WORDS, "--seeds=2", "--pruner=median"), "--pruner compares single runs"),
         ((*WORDS, "--monitor=null"), "the config does not say which trial is best"),
         ((*WORDS, "--random=2"), "leave --random out"),
