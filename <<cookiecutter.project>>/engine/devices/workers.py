@@ -288,9 +288,8 @@ class Workers:
         """Return what each worker has given, all of the same length; see `gather`."""
         import numpy as np
 
-        padded = content + bytes(-len(content) % 4)
-        words = np.frombuffer(padded, np.uint32)
-        return [row.astype(np.uint32).tobytes()[: len(content)] for row in self.gather(words)]
+        rows = self.gather(np.frombuffer(content, np.uint8))
+        return [row.astype(np.uint8).tobytes() for row in rows]
 
     def require_same(self, things: Mapping[str, str], meaning: str) -> None:
         """Compare texts, by name, that should be the same for all workers.

@@ -37,7 +37,7 @@ LARGEST_ARRAY = 1000  # SLURM's own limit is 1,001 tasks, where the site has set
 KILLED = -9
 NOT_NOW = "Requested node configuration is not available"  # so says sbatch of nodes that are down
 LOOKS = 10  # so many waits for each squeue, which burdens a cluster
-# 75: it has committed; 138 and 143: SIGUSR1 or SIGTERM came before it had begun.
+# 75: it has saved a checkpoint; 138 and 143: SIGUSR1 or SIGTERM came before it had begun.
 QUEUE_AGAIN = """\
 code=$?
 task=${SLURM_ARRAY_TASK_ID:-}
@@ -269,7 +269,7 @@ def tasks_of(outputs: Path) -> dict[str, Task]:
 
 
 def stop(tasks: Iterable[Task]) -> None:
-    """Cancel jobs that wait, and have those that run commit and end for good."""
+    """Cancel jobs that wait; those that run save a checkpoint and end for good."""
     tasks = list(tasks)
     running = [task.number for task in tasks if task.state not in ("PENDING", "COMPLETING")]
     with contextlib.suppress(UsageError):  # they end, or are told again
