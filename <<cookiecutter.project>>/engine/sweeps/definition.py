@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from engine.runs import results
 from vegab import UsageError
-from vegab.config import checked, did_you_mean, read_text, read_yaml, show
+from vegab.config import Schema, checked, did_you_mean, read_text, read_yaml, show
 
 # What a sweep may be asked for, with the defaults.
 PLAN: dict[str, Any] = {"grid": {}, "range": {}, "random": 0, "seeds": 0, "folds": 0}
@@ -83,7 +83,7 @@ def read_known(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise UsageError(f"{show(content)} was given, a mapping is expected")
         given = {str(key): value for key, value in content.items() if value is not None}
-        return checked(defaults, given, may_refer=lambda text: False)
+        return checked(Schema(defaults, {}), defaults, given, is_open=False, is_resolved=True)
     except UsageError as error:
         raise UsageError(f"{path}: {error} (its keys are {', '.join(defaults)})") from None
 
