@@ -277,14 +277,14 @@ def side_sweeper(folder: Path, words: list[str]) -> None:
     """In a process of its own: run `bin/sweep.py`, or only the processes that it would fork."""
     from engine.sweeps import local as launch
 
-    def start(self: Any, name: str, words: list[str], gpu: str) -> Any:
-        places = (folder / "run", words[1])
-        process = self._processes.Process(target=shutil.copytree, args=places)
-        with launch._nothing_said(), launch._without_program():
+    def begin_copying(self: Any, name: str, words: list[str]) -> Any:
+        process = self._processes.Process(target=shutil.copytree, args=(folder / "run", words[1]))
+        with launch._apart():
             process.start()
+        self.held[process] = self.places.pop(0)
         return process
 
-    launch.LocalLauncher._start = start
+    launch.LocalLauncher.begin = begin_copying
     begin, begin_processor = time.perf_counter(), time.process_time()
     if words:
         sys.argv = [SWEEP[1], *words]

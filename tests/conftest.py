@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import venv
@@ -96,28 +92,6 @@ def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     if check and done.returncode != 0:
         pytest.fail(f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
-
-
-def free_ports(number: int) -> list[int]:
-    """Return ports on which nothing listens, and which nothing is given until they are used.
-
-    The system gives connections, and those who ask for any port, others than these.
-    """
-    found: list[int] = []
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
-        with contextlib.suppress(OSError), socket.socket() as tried:
-            tried.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == number:
-            return found
-    pytest.fail("no ports are free")
-
-
-def two_workers() -> list[str]:
-    """Return TF_CONFIG for each of two workers on this machine, at ports that are free."""
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    tasks = [{"type": "worker", "index": index} for index in range(2)]
-    return [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
 
 
 def commit_all(repository: Path, message: str) -> None:

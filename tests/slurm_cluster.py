@@ -11,17 +11,18 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import free_ports, run
+from conftest import run
+from sweeping import LIMIT, wait_for
+
+from engine.devices.workers import free_ports
 
 NODES = ("node1", "node2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "nsenter", "ip")
-LIMIT = 1800  # seconds that the tests wait for anything
 
 CONFIGURATION = """\
 ClusterName=test
@@ -71,15 +72,6 @@ class Cluster:
             job, reason = line.split(maxsplit=1)
             if reason == "BeginTime":
                 self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Return when a condition holds; fail if it does not come to that."""
-    end = time.monotonic() + LIMIT
-    while not condition():
-        if time.monotonic() > end:
-            pytest.fail(f"it took more than {LIMIT} s")
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import two_workers
 from fault_lab import (
     EVEN,
     INTERRUPTED,
@@ -25,6 +24,8 @@ from fault_lab import (
     differences,
     killed_anywhere,
 )
+
+from engine.devices.workers import on_this_machine
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +58,7 @@ def test_two_devices_are_killed(lab: Lab) -> None:
 def both(lab: Lab, run: Path, job: Job, struck: int = 0, **harm: Any) -> list[Attempt]:
     """Run a job's command by two workers, one of which is harmed."""
     started = []
-    for index, config in enumerate(two_workers()):
+    for index, config in enumerate(on_this_machine(2)):
         faults = harm if index == struck else harm | {"faults": []}
         started.append(lab.start(run, job.arguments, environment={"TF_CONFIG": config}, **faults))
     return [each.wait() for each in started]

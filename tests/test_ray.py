@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -11,30 +10,25 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import run
+from sweeping import EXACT, attempts_in, exact_files, is_told_to_end, kill, pid_in, start, wait_for
 
 pytestmark = pytest.mark.slow
 
 pytest.importorskip("ray", reason='it needs Ray: pip install "ray>=2.40"')
 
-EXACT = ("model.h5", "model_best.h5", "history.csv")
 SMALL = (
     *("root", "--n_layers=1", "--batch_size=126", "--no_tensorboard", "--threads=1"),
     *("--checkpoint_steps=3", "--dropout=0.3", "--num_epochs=20"),
 )
 GRID = ("--grid", "n_filters=2,3,4")
 # The first one: else it listens on all interfaces.
-ENVIRONMENT = os.environ | {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
+ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 CLUSTER = """
 import json
 import sys
@@ -53,15 +47,10 @@ cluster.shutdown()
 
 @dataclass
 class Cluster:
-    """A Ray cluster.
-
-    Attributes:
-        address: where it listens.
-        raylets: the process of each of its nodes; the first one is the head.
-    """
+    """A Ray cluster."""
 
     address: str
-    raylets: list[int]
+    raylets: list[int]  # the process of each of its nodes; the first one is the head
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +60,7 @@ def cluster() -> Iterator[Cluster]:
     Path(place, "ray").mkdir()
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
-        env=ENVIRONMENT | {"RAY_TMPDIR": place},
+        env=os.environ | ENVIRONMENT | {"RAY_TMPDIR": place},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -94,27 +83,9 @@ def local(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(project: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "bin/sweep.py", SMALL[0], str(folder), *SMALL[1:], *words]
-    return subprocess.Popen(
-        command,
-        cwd=project,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
-    """Wait until something is so, while a process lives; return what it is."""
-    for _ in range(60_000):
-        if found := condition():
-            return found
-        if process.poll() is not None:
-            pytest.fail(f"it ended with {process.returncode}: {process.communicate()}")
-        time.sleep(0.01)
-    pytest.fail("it took more than ten minutes")
+def sweep(project: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
+    config, *rest = SMALL
+    return start(project, "bin/sweep.py", config, folder, *rest, *words, **ENVIRONMENT)
 
 
 def parent_of(pid: int) -> int:
@@ -125,52 +96,24 @@ def parent_of(pid: int) -> int:
     return int(re.findall(r"PPid:\s+(\d+)", status)[0])
 
 
-def is_told_to_end(pid: int) -> bool:
-    """Whether SIGTERM waits for a process that is stopped."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    waiting = int(re.findall(r"ShdPnd:\s+(\w+)", status)[0], 16)
-    return bool(waiting >> (signal.SIGTERM - 1) & 1)
-
-
 def trials_of(raylet: int, folder: Path) -> dict[str, int]:
     """Return the processes of the trials that have committed and train on a node, by name."""
-    found = {}
-    for commit in folder.glob("*/model.h5"):
-        with contextlib.suppress(ValueError, OSError):
-            pid = json.loads((commit.parent / "run.lock").read_text())["pid"]
-            if parent_of(parent_of(pid)) == raylet:
-                found[commit.parent.name] = pid
-    return found
-
-
-def kill(*processes: int) -> None:
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-
-
-def attempts_in(run_folder: Path) -> list[object]:
-    """Return how each attempt at a run ended; None: it has not."""
-    meta = json.loads((run_folder / "meta.json").read_text())
-    return [attempt.get("exit_status") for attempt in meta["attempts"]]
+    pids = {path.parent.name: pid_in(path.parent) for path in folder.glob("*/model.h5")}
+    return {name: pid for name, pid in pids.items() if parent_of(parent_of(pid)) == raylet}
 
 
 def differing(folder: Path, other: Path) -> list[str]:
     """Return the files of trials that have other bytes in another sweep's folder."""
-    files = [path for path in folder.glob("*/*") if path.name in EXACT]
-    assert len(files) == 3 * len(list(folder.glob("*/config.json")))
-    return [
-        str(path.relative_to(folder))
-        for path in files
-        if path.read_bytes() != (other / path.relative_to(folder)).read_bytes()
-    ]
+    files, others = exact_files(folder), exact_files(other)
+    assert len(files) == len(EXACT) * len(list(folder.glob("*/config.json")))
+    return [name for name, content in files.items() if content != others[name]]
 
 
 def test_a_worker_and_a_node_die_and_no_trial_is_lost(
     project: Path, local: Path, cluster: Cluster, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    sweeper = start(project, folder, *GRID, "--launcher=ray", f"--address={cluster.address}")
+    sweeper = sweep(project, folder, *GRID, "--launcher=ray", f"--address={cluster.address}")
     head, node = cluster.raylets
     # A node dies with all that it has begun.
     ((begun, trial),) = wait_for(lambda: trials_of(node, folder), sweeper).items()
@@ -197,28 +140,23 @@ def test_a_sweeper_is_stopped_or_killed_and_the_same_command_goes_on(
     folder = tmp_path / "stopped"
     address = f"--address={cluster.address}"
     words = ("--grid", "n_filters=2,3", "--launcher=ray", address, "--max_parallel=1")
-    first = start(project, folder, *words)
+    first = sweep(project, folder, *words)
     wait_for(lambda: list(folder.glob("*/model.h5")), first)
     (commit,) = folder.glob("*/model.h5")
-    trial = json.loads((commit.parent / "run.lock").read_text())["pid"]
+    trial = pid_in(commit.parent)
     # It would be finished before Ray has told it to stop.
     os.kill(trial, signal.SIGSTOP)
-    stop = subprocess.Popen(
-        [sys.executable, "bin/sweep.py", "stop", str(folder)],
-        cwd=project,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    stop = start(project, "bin/sweep.py", "stop", folder)
     wait_for(lambda: is_told_to_end(trial), first)
     os.kill(trial, signal.SIGCONT)
     assert "1 waiting, 1 interrupted" in stop.communicate(timeout=1800)[0]
     assert first.wait(300) == 75
     assert attempts_in(commit.parent) == [75]
-    second = start(project, folder, *words)
+    second = sweep(project, folder, *words)
     wait_for(lambda: len(attempts_in(commit.parent)) == 2, second)
     second.kill()
     second.communicate()
-    third = start(project, folder, *words)
+    third = sweep(project, folder, *words)
     said, problems = third.communicate(timeout=1800)
     assert third.returncode == 0, problems
     assert said.startswith("2 trials: 2 finished")
@@ -234,7 +172,7 @@ def test_a_cluster_that_is_not_there_is_refused_at_once(project: Path, tmp_path:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for port in (1, server.server_port):
         words = ("--seeds=2", "--launcher=ray", f"--address=127.0.0.1:{port}")
-        process = start(project, tmp_path / "sweep", *words)
+        process = sweep(project, tmp_path / "sweep", *words)
         _, said = process.communicate(timeout=1800)
         assert process.returncode == 2
         assert said.startswith(f"sweep.py: error: no Ray listens at '127.0.0.1:{port}'; give ")

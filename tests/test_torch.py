@@ -73,7 +73,7 @@ def said(own: Path, *words: str, code: int = 0, **variables: str) -> str:
 
 @pytest.mark.parametrize("iterator", ["", "Everything"])
 def test_killed_and_continued_it_ends_with_the_same_bytes(iterator: str, own: Path) -> None:
-    words = ("--num_steps=200", "--checkpoint_seconds=0.05", "--log_freq=50", HOOK)
+    words: tuple[str, ...] = ("--num_steps=200", "--checkpoint_seconds=0.05", "--log_freq=50", HOOK)
     words += (f"--iterator=src.torch_iterators.{iterator}",) if iterator else ()
     straight, killed = (own / "results" / f"{name}{iterator}" for name in ("straight", "killed"))
     said(own, *TRAIN, str(straight), *words)

@@ -5,7 +5,6 @@ The trackers are installed for these tests alone, beside the environment. Nothin
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -22,6 +21,8 @@ import pytest
 from conftest import run
 from test_docs import code_blocks
 from test_docs import words_of_commands as commands_of
+
+from engine.runs.results import read_history
 
 pytestmark = pytest.mark.slow
 
@@ -136,11 +137,6 @@ class Tracked:
         done = run(*words, cwd=self.lab, env=self.environment)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    def rows(self) -> list[dict[str, float]]:
-        """Return the history."""
-        with open(self.folder / "history.csv", newline="") as file:
-            return [{key: float(text) for key, text in row.items()} for row in csv.DictReader(file)]
-
 
 @pytest.fixture(scope="module")
 def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -216,7 +212,7 @@ def test_mlflow_has_one_run_with_each_epoch_once(tracked: Tracked) -> None:
     assert [mlflow_run[key] for key in settings] == expected
     config = json.loads((tracked.folder / "config.json").read_text())
     assert mlflow_run["params"] == {key: str(value) for key, value in config.items()}
-    rows = tracked.rows()
+    rows = read_history(tracked.folder)
     assert len(rows) == 3
     assert set(mlflow_run["metrics"]) == set(rows[0])
     for name, values in mlflow_run["metrics"].items():
@@ -243,7 +239,7 @@ def test_wandb_has_one_id_and_the_whole_history_at_the_last_attempt(tracked: Tra
         for record in records
         if "history" in record
     ]
-    rows = tracked.rows()
+    rows = read_history(tracked.folder)
     assert [row["_step"] for row in sent] == [NUM_STEPS, 2 * NUM_STEPS, 3 * NUM_STEPS]
     for row, expected in zip(sent, rows, strict=True):
         assert {key: row[key] for key in expected} == pytest.approx(expected)

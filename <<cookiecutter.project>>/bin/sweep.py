@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time as clock
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,13 @@ from engine.runs import comparison
 from engine.sweeps import Launcher, LocalLauncher, slurm, sweep
 from engine.sweeps import definition as sweep_trials
 from src import experiment
-from vegab.command_line import argh  # which tells what to do where it is not installed
-from vegab.config import Override, UnknownKeyError, did_you_mean, find_key, show
+from vegab.config import Override, UnknownKeyError, find_key, show
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
+from vegab.run_folder import living_owner
+
+# isort: split
+import argh  # vegab tells what to do where it is not installed
 
 OUTPUTS = ".output"
 PRUNING = "engine.sweeps.StopPoorTrial"
@@ -89,23 +92,13 @@ def run(
         allow_inexact: train although a step uses what no checkpoint holds
         dry_run: print the trials, and train none
     """
-    asked: dict[str, Any] = {
-        "grid": list(grid),
-        "range": list(range),
-        "random": random,
-        "seeds": seeds,
-        "folds": folds,
-        "search": search,
-        "trials": trials,
-        "pruner": pruner,
-    }
+    asked: dict[str, Any] = {"grid": list(grid), "range": list(range), "random": random}
+    asked |= {"seeds": seeds, "folds": folds, "search": search, "trials": trials, "pruner": pruner}
     if plan:
         asked = sweep_trials.with_plan(plan, asked)
-    least = dict.fromkeys(("random", "seeds", "folds", "trials", "max_parallel"), 0)
-    least |= {"jobs": 1, "per_gpu": 1}
-    numbers = {"per_gpu": per_gpu, "max_parallel": max_parallel}
-    numbers["jobs"] = 1 if jobs is None else jobs
-    sweep_trials.require_numbers(asked | numbers, least)
+    numbers = {key: asked[key] for key in ("random", "seeds", "folds", "trials")}
+    sweep_trials.require_numbers(0, **numbers, max_parallel=max_parallel)
+    sweep_trials.require_numbers(1, jobs=1 if jobs is None else jobs, per_gpu=per_gpu)
     args, folder = TYPED.args, Path(save_path)
     if asked["folds"]:
         if not {"num_folds", "fold"} <= config.keys():
@@ -117,6 +110,7 @@ def run(
         config = {**config, "num_folds": asked["folds"]}
     os.environ.pop("TF_CONFIG", None)  # a trial trains by itself
     stops: list[int] = []
+    sweep_trials.require_one_of(("local", "slurm", "ray"), "launcher", launcher)
     places = {"outputs": folder / OUTPUTS, "is_stopped": lambda: bool(stops)}
     threads = config.get("threads")
     starts: Launcher
@@ -124,21 +118,17 @@ def run(
         starts = LocalLauncher(jobs, gpus, per_gpu, threads, **places)
     elif launcher == "slurm":
         starts = slurm.SlurmLauncher(gpus, partition, time, max_parallel, **places)
-    elif launcher == "ray":
-        starts = sweeps.RayLauncher(gpus, address, max_parallel, threads, **places)
     else:
-        hint = did_you_mean(launcher, ("local", "slurm", "ray"))
-        raise vegab.UsageError(f"launcher is {launcher!r}{hint}; it is one of local, slurm, ray")
+        starts = sweeps.RayLauncher(gpus, address, max_parallel, threads, **places)
     definition = definition_of(config, folder, asked, max_parallel or starts.num_parallel)
-    known = sweep.known_trials(folder, definition)
-    definition = sweep.as_begun(folder, definition)
+    definition, known = sweep.taken_up(folder, definition)
     check(args, known or sweep_trials.corners(definition))
+    more = ["--allow_inexact"] if allow_inexact else []
 
     def command_of(trial: sweep_trials.Trial) -> list[str]:
         own = [f"--{key}={show(value)}" for key, value in trial.settings.items()]
-        more = ["--allow_inexact"] if allow_inexact else []
-        place = os.path.join(folder, trial.name)
-        return [definition.config_name, place, *definition.words, *own, *more]
+        run = os.path.join(folder, trial.name)
+        return [definition.config_name, run, *definition.words, *own, *more]
 
     if dry_run:
         for trial in known:
@@ -146,16 +136,15 @@ def run(
         if definition.search:
             print(f"{definition.trials} settings in all, chosen as earlier ones end")
         return
-    was_there, is_new = folder.exists(), not (folder / sweep.SWEEP).exists()
+    was_there = folder.exists()
     with sweep.locked(folder):
-        suggested = sweep.suggested_in(folder)
-        sweep.write(folder, definition, known, suggested)
-        supply: sweep.AllAtOnce | sweeps.Search = sweep.AllAtOnce(known)
+        is_new = not (folder / sweep.SWEEP).exists()
+        sweep.write(folder, definition, known, [] if is_new else sweep.read(folder)[2])
+        sweeper = sweep.Sweeper(folder, lambda refused: (known, known), command_of, starts)
         if definition.search or definition.pruner:
-            fixed = [trial.settings for trial in known]
-            supply = sweeps.Search(folder, definition, suggested if definition.search else fixed)
+            sweeper.advance = sweeps.Search(folder, definition).advance
         total = definition.trials * definition.num_repeats or len(known)
-        code = train(folder, supply, total, command_of, starts, stops, retry_failed)
+        code = train(sweeper, total, stops, retry_failed)
     if code == REFUSED and is_new:  # nothing was trained: leave nothing behind
         shutil.rmtree(folder)
         if was_there:
@@ -166,23 +155,19 @@ def run(
 def definition_of(
     config: dict[str, Any], folder: Path, asked: dict[str, Any], num_parallel: int
 ) -> sweep_trials.Definition:
-    """Return what a sweep is that is asked for, once all of it is known to make sense."""
-    args, key_of = TYPED.args, functools.partial(find_key, config)
+    """Return what a sweep is that is asked for. Raises vegab.UsageError if it makes no sense."""
+    args = TYPED.args
     given = dict(args.overrides)
     if asked["pruner"]:
         given["hooks"] = [*config["hooks"], {"class": PRUNING, "sweep": str(folder)}]
+    key_of = functools.partial(find_key, config)
     asked["grid"] = sweep_trials.grid_of(asked["grid"], key_of)
     asked["range"] = sweep_trials.ranges_of(asked["range"], key_of)
     words = shared_words(args, given)
     definition = sweep_trials.Definition(
         args.config, config, words, **asked, num_parallel=num_parallel
     )
-    if asked["search"] or asked["trials"] or asked["pruner"]:
-        sweeps.search.check(definition)
-    elif bool(definition.random) != bool(definition.range):
-        raise vegab.UsageError(
-            "--range needs --random, so many draws, or --search; and --random needs a --range"
-        )
+    sweeps.search.check(definition)
     return definition
 
 
@@ -213,7 +198,7 @@ def shared_words(args: argparse.Namespace, overrides: dict[str, Any]) -> list[st
 
 
 def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> None:
-    """Resolve each trial's config, and look at its ranges; the error names the trial."""
+    """Resolve each trial's config. Raises vegab.UsageError, naming the trial that cannot be."""
     given = [Override(key, value, adds=True) for key, value in args.overrides.items()]
     given += [Override(key, None, deletes=True) for key in args.delete]
     draft = registry.draft(args.config, args.base, [override.key for override in given])
@@ -225,15 +210,7 @@ def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> Non
             raise vegab.UsageError(f"{trial.name}: {error}") from error
 
 
-def train(
-    folder: Path,
-    supply: sweep.AllAtOnce | sweeps.Search,
-    total: int,
-    command_of: Callable[[sweep_trials.Trial], list[str]],
-    launcher: Launcher,
-    stops: list[int],
-    retry_failed: bool,
-) -> int:
+def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bool) -> int:
     """Train what is not done yet, say how the sweep stands, and return the exit code."""
     from tqdm import tqdm
 
@@ -250,9 +227,8 @@ def train(
             state = f"{waiting}, {running} running, {done} done, {failed} failed"
             bar.set_postfix_str(", ".join(filter(None, (state, best))))
 
-        sweeper = sweep.Sweeper(folder, supply, command_of, launcher, show_line)
-        records = sweeper.run(retry_failed)
-    is_refused = sweeper.num_refusals == len(records)
+        records = sweeper.run(retry_failed, show_line)
+    folder, is_refused = sweeper.folder, sweeper.num_refusals == len(records)
     if not is_refused:
         sweeps.write_sweep(records, folder)
         print(sweep.summary(records))
@@ -272,33 +248,34 @@ def train(
     return FINISHED if all(record.state == "finished" for record in records) else FAILED
 
 
-@argh.arg("folder", metavar="FOLDER", type=Path, help="of a sweep")
-def status(folder: Path) -> None:
+@argh.arg("folder", metavar="FOLDER", help="of a sweep")
+def status(folder: str) -> None:
     """Print a line a trial, or of many those that need a look and the best, and one for all."""
-    _, trials, _ = sweep.read(folder)
-    records = sweep.states_of(folder, trials)
+    place = Path(folder)
+    records = sweep.states_of(place, sweep.read(place)[1])
     shown = sweep.to_look_at(records)
     print(comparison.as_text(comparison.listing(shown)), end="")
     if more := len(records) - len(shown):
-        print(f"and {more} more: python bin/runs.py list {shlex.quote(str(folder))}")
+        print(f"and {more} more: python bin/runs.py list {shlex.quote(folder)}")
     print(sweep.summary(records))
 
 
-@argh.arg("folder", metavar="FOLDER", type=Path, help="of a sweep")
-def stop(folder: Path) -> None:
-    """Tell the process that sweeps a folder to stop: its trials commit and end."""
-    _, trials, _ = sweep.read(folder)
-    owner = sweep.owner_of(folder)
+@argh.arg("folder", metavar="FOLDER", help="of a sweep")
+def stop(folder: str) -> None:
+    """Tell the process that sweeps a folder to stop: its trials save a checkpoint and end."""
+    place = Path(folder)
+    _, trials, _ = sweep.read(place)
+    owner = living_owner(place, sweep.LOCK)
     if owner is None:
-        told = slurm.stop_all(folder / OUTPUTS)
+        told = slurm.stop_all(place / OUTPUTS)
         print(f"nobody sweeps {folder}" + "; its jobs in SLURM were told to end" * told)
     elif owner["host"] != socket.gethostname():
         raise vegab.UsageError(f"{folder} is being swept on {owner['host']}; stop it there")
     else:
         os.kill(owner["pid"], signal.SIGTERM)
-        while sweep.owner_of(folder):
+        while living_owner(place, sweep.LOCK):
             clock.sleep(sweep.SECONDS_BETWEEN)
-    print(sweep.summary(sweep.states_of(folder, trials)))
+    print(sweep.summary(sweep.states_of(place, trials)))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
 """One run on several devices and by several workers: as exact as on one, and never a hang."""
 
-import csv
 import filecmp
 import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,6 +18,7 @@ from machinery import ROOT, Command
 from configs import registry
 from engine.devices import gpus as devices
 from engine.devices import workers
+from engine.runs.results import read_history as rows
 from src.experiment import build
 from vegab import UsageError
 
@@ -57,18 +55,16 @@ def said(run: Path) -> str:
     return "\n".join(path.read_text() for path in run.parent.glob(f"{run.name}-*/*"))
 
 
+def require_same_bits(run: Path, other: Path) -> None:
+    for name in EXACT:
+        assert filecmp.cmp(run / name, other / name, shallow=False), name
+
+
 def wait_for_epochs(run: Path, number: int, processes: list[BaseProcess]) -> None:
     until = time.monotonic() + LIMIT
     while len(rows(run)) < number:
         assert time.monotonic() < until and processes[0].is_alive(), said(run)
         time.sleep(0.05)
-
-
-def rows(run: Path) -> list[dict[str, float]]:
-    if not (run / "history.csv").exists():
-        return []
-    with open(run / "history.csv", newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 @pytest.mark.slow
@@ -94,8 +90,7 @@ def test_two_workers_are_killed_stopped_and_continued(tmp_path: Path) -> None:
     assert len(rows(killed)) < 8
 
     assert ends(start(killed)) == [0, 0], said(killed)
-    for name in EXACT:
-        assert filecmp.cmp(straight / name, killed / name, shallow=False), name
+    require_same_bits(straight, killed)
     attempts = json.loads((killed / "meta.json").read_text())["attempts"]
     assert [attempt["exit_status"] for attempt in attempts] == [75, 75, 0]  # of the chief alone
 
@@ -131,8 +126,7 @@ def test_four_workers_have_the_curve_of_one_and_lose_nothing(tmp_path: Path) -> 
     assert ends(processes) == [75, 75, -signal.SIGKILL, 75], said(killed)
     assert 1 <= len(rows(killed)) < 3
     assert ends(start(killed, *more, number=4)) == [0] * 4, said(killed)
-    for name in EXACT:
-        assert filecmp.cmp(straight / name, killed / name, shallow=False), name
+    require_same_bits(straight, killed)
 
     command = ["bin/train.py", WORDS[0], str(one), *WORDS[1:], *more]
     assert forked.run(command, ROOT, os.environ).returncode == 0
@@ -142,28 +136,23 @@ def test_four_workers_have_the_curve_of_one_and_lose_nothing(tmp_path: Path) -> 
     assert rows(one)[-1]["loss"] < rows(one)[0]["loss"]
 
 
+def tf_config(kind: str, index: int, **cluster: list[str]) -> str:
+    return json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "TF_CONFIG is no JSON"),
-        ("[]", "TF_CONFIG has no cluster or no task"),
-        ('{"task": {"type": "worker", "index": 0}}', "TF_CONFIG has no cluster or no task"),
-        ('{"cluster": {"worker": ["a:1", "b:2"]}}', "TF_CONFIG has no cluster or no task"),
+        ("{", "TF_CONFIG is '{' .*; expected {"),
+        ("[]", r"TF_CONFIG is '\[\]' .*; expected {"),
+        ('{"task": {"type": "worker", "index": 0}}', "KeyError: 'cluster'"),
+        ('{"cluster": {"worker": ["a:1", "b:2"]}}', "KeyError: 'task'"),
+        (tf_config("worker", 2, worker=["a:1", "b:2"]), "worker 2, and its cluster has 2 of"),
+        (tf_config("chief", 0, worker=["a:1", "b:2"]), "chief 0, and its cluster has 0 of"),
+        (tf_config("worker", 0, worker=["a:1", "b"]), "the address 'b'; expected HOST:PORT"),
         (
-            '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 2}}',
-            "this is worker 2, and its cluster has 2 worker",
-        ),
-        (
-            '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "chief", "index": 0}}',
-            "this is chief 0, and its cluster has 2 worker",
-        ),
-        (
-            '{"cluster": {"worker": ["a:1", "b"]}, "task": {"type": "worker", "index": 0}}',
-            "the address 'b'; expected HOST:PORT",
-        ),
-        (
-            '{"cluster": {"worker": ["a:1"], "ps": ["b:2"]}, "task": {"type": "ps", "index": 0}}',
-            "TF_CONFIG names ps; expected chief and worker alone",
+            tf_config("ps", 0, worker=["a:1"], ps=["b:2"]),
+            "names ps; expected only chief and worker",
         ),
     ],
 )
@@ -176,9 +165,7 @@ def test_a_torn_cluster(text: str, sentence: str, monkeypatch: pytest.MonkeyPatc
 def cluster(port: int, rank: int = 0, other: int = 1) -> str:
     """`TF_CONFIG` of one of two workers, whose ports are given."""
     addresses = [f"127.0.0.1:{port}", f"127.0.0.1:{other}"]
-    addresses = addresses if rank == 0 else addresses[::-1]
-    task = {"type": "worker", "index": rank}
-    return json.dumps({"cluster": {"worker": addresses}, "task": task})
+    return tf_config("worker", rank, worker=addresses if rank == 0 else addresses[::-1])
 
 
 def test_what_is_wrong_with_a_cluster_is_said_in_one_line(command: Command, tmp_path: Path) -> None:
@@ -193,9 +180,7 @@ def test_what_is_wrong_with_a_cluster_is_said_in_one_line(command: Command, tmp_
     assert not run.exists()
 
 
-def test_workers_that_do_not_come_end_the_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_workers_that_do_not_come_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     (port,) = workers.free_ports(1)
     monkeypatch.setenv("TF_CONFIG", cluster(port))
     monkeypatch.setattr(workers, "SECONDS_TO_COME", 0.5)
@@ -205,7 +190,7 @@ def test_workers_that_do_not_come_end_the_others(
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_worker_that_dies_as_they_meet_ends_the_others(rank: int) -> None:
+def test_a_worker_that_dies_as_they_meet_ends_the_others(rank: int, command: Command) -> None:
     (port,) = workers.free_ports(1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = cluster(port, rank, silent.getsockname()[1])
@@ -213,14 +198,7 @@ def test_a_worker_that_dies_as_they_meet_ends_the_others(rank: int) -> None:
             "from engine.devices import workers; workers.SECONDS_TO_REGISTER = 2; "
             "workers.strategy()"
         )
-        ended = subprocess.run(
-            [sys.executable, "-c", script],
-            cwd=ROOT,
-            env=os.environ | {"TF_CONFIG": config},
-            capture_output=True,
-            check=False,
-            timeout=LIMIT,
-        )
+        ended = command("-c", script, env={"TF_CONFIG": config})
     assert ended.returncode == 75, ended.stderr
 
 
@@ -228,22 +206,18 @@ def test_who_a_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TF_CONFIG"))]:
         monkeypatch.delenv(name)
     assert workers.worker() == (0, 1)
-    task = {"type": "worker", "index": 1}
-    both = {"chief": ["a:1"], "worker": ["b:2", "c:3"]}
-    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": both, "task": task}))
+    monkeypatch.setenv("TF_CONFIG", tf_config("worker", 1, chief=["a:1"], worker=["b:2", "c:3"]))
     assert workers.worker() == (2, 3)
     monkeypatch.delenv("TF_CONFIG")
 
     # A job of one task is a run as any other.
-    monkeypatch.setenv("SLURM_PROCID", "0")
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    assert workers.worker() == (0, 1)
-    monkeypatch.setenv("SLURM_PROCID", "2")
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
-    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[9-10]")
-    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2,1")
+    step = {"NODELIST": "n[9-10]", "TASKS_PER_NODE": "2,1"}
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert workers.worker() == (2, 3)
+    for rank, number in ((0, 1), (2, 3)):
+        monkeypatch.setenv("SLURM_PROCID", str(rank))
+        for name, value in (step | {"NUM_TASKS": str(number)}).items():
+            monkeypatch.setenv(f"SLURM_STEP_{name}", value)
+        assert workers.worker() == (rank, number)
     rank, addresses = workers.cluster()
     assert rank == 2
     assert [address.partition(":")[0] for address in addresses] == ["n9", "n9", "n10"]
@@ -320,13 +294,10 @@ refused(accumulate_steps=2)
 """
 
 
-def test_two_devices_are_as_exact_as_one(tmp_path: Path) -> None:
-    script = (sys.executable, "-c", TWO_DEVICES, tmp_path)
-    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+def test_two_devices_are_as_exact_as_one(command: Command, tmp_path: Path) -> None:
+    done = command("-c", TWO_DEVICES, tmp_path)
     assert done.returncode == 0, done.stderr
-    for name in EXACT:
-        same = filecmp.cmp(tmp_path / "straight" / name, tmp_path / "stopped" / name, shallow=False)
-        assert same, name
+    require_same_bits(tmp_path / "straight", tmp_path / "stopped")
     assert "layout: 1 device, now 2 devices" in done.stdout
     assert "accumulate_steps needs one device" in done.stdout
     for kind in ("", "-odd"):

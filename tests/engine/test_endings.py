@@ -12,7 +12,7 @@ from machinery import Command
 
 from engine import endings
 from engine.sweeps.definition import Trial
-from engine.sweeps.sweep import AllAtOnce, Sweeper
+from engine.sweeps.sweep import Sweeper
 
 TRAP = "triton is imported after TensorFlow"
 
@@ -71,9 +71,9 @@ def test_a_trial(has_begun: bool, tmp_path: Any) -> None:
                 (tmp_path / "n=1").mkdir()
             return dict.fromkeys(commands, -signal.SIGSEGV)
 
-    trials = AllAtOnce([Trial("n=1", {})])
-    sweeper = Sweeper(tmp_path, trials, lambda trial: [], Crashing(), lambda *figures: None)
-    sweeper.run(retry_failed=False)
+    trials = [Trial("n=1", {})]
+    sweeper = Sweeper(tmp_path, lambda refused: (trials, trials), lambda trial: [], Crashing())
+    sweeper.run(retry_failed=False, show=lambda *numbers: None)
     said = {**sweeper.died, **sweeper.refused}["n=1"]
     assert "it died by SIGSEGV (Segmentation fault)" in said
     assert bool(sweeper.died) == has_begun

@@ -17,7 +17,7 @@ from engine import pictures as figures
 from engine.runs import effects, report, results
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
-from engine.sweeps.page import sweep_of, write_sweep
+from engine.sweeps.sweep import sweep_of, write_sweep
 
 HOSTILE = "</script><script>alert(1)</script>&\u2028\"'"
 

@@ -21,7 +21,7 @@ import pytest
 from conftest import files_below
 from machinery import ROOT
 
-from engine.checkpoints.file import HISTORY, commits_of, read_state, weights_in
+from engine.checkpoints.file import HISTORY, commits_of, read_state
 from engine.runs import reproduction
 from vegab import UsageError
 
@@ -300,7 +300,7 @@ def test_another_weight_is_a_difference_where_it_is_kept(
     shutil.copy(path, tmp_path / "a file of its own")
     (tmp_path / "a file of its own").replace(path)
     with h5py.File(path, "r+") as file:
-        name, weights = weights_in(file)[-1]
+        name, weights = datasets_in(file, "weights")[-1]
         weights[0] = 7
     result = reproduction.compare(reproduction.read(other, 2), run)
     assert result.compared == ["history.csv (2 epochs)", "checkpoints/model-20.h5"]
@@ -375,7 +375,7 @@ def test_what_cannot_be_made_again_is_refused_and_left_alone(
     (damaged / "model.h5").unlink()  # a link to others of its folder
     shutil.copy(run / "model.h5", damaged)
     with h5py.File(damaged / "model.h5", "r+") as file:
-        weights_in(file)[0][1][0, 0] += 1
+        datasets_in(file, "weights")[0][1][0, 0] += 1
     torn = copy_of(run, "torn")
     (torn / "config.json").write_text('{"num_epochs": 4, ')
     empty = copy_of(run, "empty")

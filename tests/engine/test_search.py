@@ -4,16 +4,13 @@ import json
 import math
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from machinery import ROOT, Command
+from sweeping import EXACT, exact_files, kill, pid_in, start, wait_for
 
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
@@ -21,23 +18,12 @@ from engine.sweeps import sweep
 optuna = pytest.importorskip("optuna")
 search = pytest.importorskip("engine.sweeps.search")
 
-EXACT = ("model.h5", "model_best.h5", "history.csv")
-
 
 def definition(**changes: Any) -> sweep_trials.Definition:
-    asked: dict[str, Any] = {
-        "config_name": "root",
-        "config": {"seed": 3, "lr": 0.1, "kind": "a", "monitor": "val_loss", "num_epochs": 9},
-        "words": [],
-        "grid": {"kind": ["a", [1, 2]]},
-        "range": {"lr": "1e-4..1 log"},
-        "random": 0,
-        "seeds": 0,
-        "search": "optuna",
-        "trials": 20,
-        "num_parallel": 3,
-    }
-    return sweep_trials.Definition(**(asked | changes))
+    config = {"seed": 3, "lr": 0.1, "kind": "a", "monitor": "val_loss", "num_epochs": 9}
+    asked: dict[str, Any] = {"grid": {"kind": ["a", [1, 2]]}, "range": {"lr": "1e-4..1 log"}}
+    asked |= {"random": 0, "seeds": 0, "search": "optuna", "trials": 20, "num_parallel": 3}
+    return sweep_trials.Definition("root", config, [], **(asked | changes))
 
 
 def loss_of(settings: sweep_trials.Settings, epoch: int) -> float:
@@ -61,7 +47,9 @@ def end(
 def open_search(folder: Path, told: sweep_trials.Definition) -> Any:
     """Open what a sweeper opens that begins, or that goes on after one that was killed."""
     folder.mkdir(exist_ok=True)
-    return search.Search(folder, told, sweep.suggested_in(folder))
+    if not (folder / sweep.SWEEP).exists():
+        sweep.write(folder, told, [])
+    return search.Search(folder, told)
 
 
 def swept(
@@ -69,12 +57,8 @@ def swept(
 ) -> tuple[list[Any], list[Any]]:
     """Let a search's trials end in any order, and its sweeper be killed; return what it made."""
     supply = open_search(folder, told)
-
-    def states(trials: Sequence[sweep_trials.Trial]) -> Any:
-        return sweep.states_of(folder, trials)
-
     while True:
-        every, ready = supply.advance(states, ())
+        every, ready = supply.advance(())
         left = [trial for trial in ready if not (folder / trial.name).exists()]
         if not left:
             known = [
@@ -153,38 +137,23 @@ WORDS = ("--num_epochs=4", "--range", "lr=1e-4..1 log", "--search=optuna", "--tr
 PRUNED = (*WORDS, "--pruner=halving", "--jobs=2")
 
 
-def exact_files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for name in (*EXACT, "config.json")
-        for path in folder.glob(f"*/{name}")
-    }
-
-
 @pytest.mark.slow
 def test_a_search_that_is_killed_ends_as_one_that_is_not(command: Command, tmp_path: Path) -> None:
     # The folder's name is part of the trials' config.
     killed, straight = tmp_path / "sweep", tmp_path / "straight"
-    done = command("bin/sweep.py", "iterator_numpy", killed, *PRUNED)
+    words = ("bin/sweep.py", "iterator_numpy", killed, *PRUNED)
+    done = command(*words)
     assert done.returncode == 0, done.stderr
     assert "7 trials: 7 finished (" in done.stdout
     killed.rename(straight)
-    line = [sys.executable, "bin/sweep.py", "iterator_numpy", str(killed), *PRUNED]
-    first = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 300
-    while len(list(killed.glob("*/model.h5"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    first = start(ROOT, *words)
+    wait_for(lambda: len(list(killed.glob("*/model.h5"))) >= 3)
     first.kill()
-    for lock in killed.glob("*/run.lock"):
-        if pid := json.loads(lock.read_text() or "{}").get("pid"):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    kill(*map(pid_in, killed.iterdir()))
     first.communicate()
-    again = command(*line[1:])
+    again = command(*words)
     assert again.returncode == 0, again.stderr
-    assert exact_files(killed) == exact_files(straight)
+    assert exact_files(killed, "config.json") == exact_files(straight, "config.json")
     # A trial that was ended early ends there, too, when it is repeated by hand.
     early = min(killed.glob("*/history.csv"), key=lambda path: len(path.read_text()))
     assert len(early.read_text().splitlines()) < 5
@@ -203,8 +172,9 @@ def test_a_search_that_is_killed_ends_as_one_that_is_not(command: Command, tmp_p
         (("--search=optuna", "--trials=3"), "--search needs something to choose from"),
         (("--trials=-1",), "trials is -1"),
         (("--seeds=2", "--pruner=medain"), "did you mean 'median'?"),
+        (("--seeds=2", "--pruner=median", "--range", "lr=1e-4..1"), "--range needs --random"),
         ((*WORDS, "--seeds=2", "--pruner=median"), "--pruner compares single runs"),
-        ((*WORDS, "--monitor=null"), "the config says not which trial is best"),
+        ((*WORDS, "--monitor=null"), "the config does not say which trial is best"),
         ((*WORDS, "--random=2"), "leave --random out"),
         ((*WORDS, "--grid", "model=a/b,a?b"), "would both be called model=a-b"),
         (("--search=optuna", "--trials=2", "--range", "batch_size=0..4"), "batch_size is 0"),
@@ -225,5 +195,5 @@ def test_a_search_keeps_to_what_it_chooses_from(tmp_path: Path) -> None:
     swept(tmp_path / "sweep", told, random.Random(0))
     other = definition(trials=3, range={"lr": "1e-3..1 log"})
     with pytest.raises(sweep.UsageError, match=r"another sweep \(range.lr: "):
-        sweep.known_trials(tmp_path / "sweep", other)
-    assert sweep.known_trials(tmp_path / "sweep", definition(trials=9))
+        sweep.taken_up(tmp_path / "sweep", other)
+    assert sweep.taken_up(tmp_path / "sweep", definition(trials=9))[1]

@@ -5,31 +5,28 @@ import json
 import multiprocessing
 import operator
 import os
-import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from machinery import ROOT, Command
+from sweeping import EXACT, attempts_in, exact_files, is_told_to_end, kill, pid_in, start, wait_for
 
 from engine.devices import gpus as devices
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import local as launch
 from engine.sweeps import sweep
 from engine.sweeps.definition import Trial
-from engine.sweeps.sweep import FINISHED, REFUSED, AllAtOnce, Sweeper
+from engine.sweeps.sweep import FINISHED, REFUSED, Sweeper
 from vegab import UsageError
 from vegab.config import find_key
 from vegab.run_folder import IN_USE
 
-EXACT = ("model.h5", "model_best.h5", "history.csv")
 SMALL = (
     *("--num_epochs=2", "--n_layers=1", "--batch_size=126", "--no_tensorboard", "--threads=1"),
     *("--checkpoint_steps=3", "--dropout=0.3"),
@@ -37,48 +34,15 @@ SMALL = (
 GRID = ("--grid", "n_filters=2,3", "--grid", "lr_schedule=[[1,0.01],[2,0.001]],null")
 
 
-def start(*words: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "bin/sweep.py", *map(str, words)]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.1)
-    pytest.fail("it took more than five minutes")
-
-
-def is_told_to_end(pid: int) -> bool:
-    """Whether SIGTERM waits for a process that is stopped; not every system tells."""
-    status = Path(f"/proc/{pid}/status")
-    if not status.exists():
-        time.sleep(5)
-        return True
-    pending = int(re.findall(r"ShdPnd:\s+(\w+)", status.read_text())[0], 16)
-    return bool(pending >> (signal.SIGTERM - 1) & 1)
-
-
 def trials_in(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/config.json"))
-
-
-def exact_files(folder: Path) -> dict[str, bytes]:
-    return {
-        f"{name}/{file}": (folder / name / file).read_bytes()
-        for name in trials_in(folder)
-        for file in EXACT
-    }
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of four trials that nothing stopped."""
     folder = tmp_path_factory.mktemp("sweep") / "straight"
-    process = start("root", folder, *SMALL, *GRID, "--jobs=2")
+    process = start(ROOT, "bin/sweep.py", "root", folder, *SMALL, *GRID, "--jobs=2")
     said, problems = process.communicate(timeout=1800)
     assert process.returncode == 0, problems
     assert said.startswith("4 trials: 4 finished; best val_loss ")
@@ -132,25 +96,20 @@ def test_the_same_command_trains_nothing_and_a_larger_grid_what_is_new(
 
 
 @pytest.mark.slow
-def test_sweeper_and_trials_that_are_killed_lose_nothing(swept: Path, tmp_path: Path) -> None:
+def test_sweeper_and_trials_that_are_killed_lose_nothing(
+    swept: Path, command: Command, tmp_path: Path
+) -> None:
     folder = tmp_path / "killed"
     words = ("root", folder, *SMALL, *GRID, "--jobs=2")
-    first = start(*words)
+    first = start(ROOT, "bin/sweep.py", *words)
     wait_for(lambda: list(folder.glob("*/model.h5")))
     first.kill()
     first.wait()
     # The trials of the sweeper that is gone live on, or are killed as well.
-    for lock in folder.glob("*/run.lock"):
-        pid = json.loads(lock.read_text() or "{}").get("pid")
-        if pid and "n_filters=2" in str(lock):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-    second = start(*words)
-    said, problems = second.communicate(timeout=1800)
-    assert second.returncode == 0, problems
-    assert said.startswith("4 trials: 4 finished")
+    kill(*map(pid_in, folder.glob("n_filters=2*")))
+    second = command("bin/sweep.py", *words)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.startswith("4 trials: 4 finished")
     assert exact_files(folder) == exact_files(swept)
 
 
@@ -173,9 +132,9 @@ def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_pa
             return dict.fromkeys(commands, self.codes.pop(0))
 
     launcher = Begun()
-    trials = AllAtOnce([Trial("n=1", {})])
-    sweeper = Sweeper(tmp_path, trials, lambda trial: [], launcher, lambda *figures: None)
-    sweeper.run(retry_failed=False)
+    trials = [Trial("n=1", {})]
+    sweeper = Sweeper(tmp_path, lambda refused: (trials, trials), lambda trial: [], launcher)
+    sweeper.run(retry_failed=False, show=lambda *numbers: None)
     assert launcher.codes == []
     assert sweeper.refused == {}
 
@@ -184,14 +143,14 @@ def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_pa
 def test_a_sweep_is_told_to_stop_and_goes_on(swept: Path, command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     words = ("root", folder, *SMALL, *GRID, "--jobs=2")
-    first = start(*words)
+    first = start(ROOT, "bin/sweep.py", *words)
     wait_for(lambda: list(folder.glob("*/model.h5")))
     # It would be done before it is told to stop, were the other commands slow to begin.
     first.send_signal(signal.SIGSTOP)
     second = command("bin/sweep.py", *words)
     assert second.returncode == 2
     assert "is being swept by process" in second.stderr
-    stop = start("stop", folder)
+    stop = start(ROOT, "bin/sweep.py", "stop", folder)
     wait_for(lambda: is_told_to_end(first.pid))
     first.send_signal(signal.SIGCONT)
     said, problems = stop.communicate(timeout=1800)
@@ -215,12 +174,10 @@ def test_a_trial_that_fails_is_shown_and_stops_no_other(command: Command, tmp_pa
     (line,) = [line for line in done.stderr.splitlines() if " failed: " in line]
     assert "learning_rate=1e+38" in line
     assert "loss" in line
-    attempts = tmp_path / "sweep" / "learning_rate=1e+38" / "meta.json"
-    assert len(json.loads(attempts.read_text())["attempts"]) == 1
-    assert command(*words).returncode == 1
-    assert len(json.loads(attempts.read_text())["attempts"]) == 1
-    assert command(*words, "--retry_failed").returncode == 1
-    assert len(json.loads(attempts.read_text())["attempts"]) == 2
+    run = tmp_path / "sweep" / "learning_rate=1e+38"
+    for flags, number in (((), 1), (("--retry_failed",), 2)):
+        assert command(*words, *flags).returncode == 1
+        assert len(attempts_in(run)) == number
 
 
 @pytest.mark.parametrize(
@@ -242,7 +199,7 @@ def test_a_trial_that_fails_is_shown_and_stops_no_other(command: Command, tmp_pa
         (("--range", "dropout=0.1..0.5"), "--range needs --random"),
         (("--folds=1",), "num_folds is 1; it must be at least 2"),
         (("--launcher=slrm", "--seeds=2"), "did you mean 'slurm'?"),
-        (("--random=2", "--range", "dropout=0.5..0.1"), "is no range"),
+        (("--random=2", "--range", "dropout=0.5..0.1"), "is not a range"),
         (("--random=2", "--range", "dropout=0..0.5 log"), "begins above 0"),
         (("--plan", "no.yaml"), "cannot read no.yaml"),
     ],
@@ -306,28 +263,19 @@ def test_as_many_run_at_a_time_as_there_is_room_for(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    class Recording(launch.LocalLauncher):
-        """Starts processes that do nothing for a moment."""
-
-        gpu_of: ClassVar[dict[str, str]] = {}
-
-        def _start(self, name: str, words: Sequence[str], gpu: str) -> Any:
-            self.gpu_of[name] = gpu
-            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.1,))
-            process.start()
-            return process
-
     seen: list[Counter[str]] = []
 
     def tell(running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
-        seen.append(Counter(launcher.gpu_of[name] for name in running))
+        seen.append(Counter(launcher.held.values()))
         return {}
 
+    monkeypatch.setattr(launch, "_run", lambda *words: time.sleep(0.1))
     for name in ("CUDA_VISIBLE_DEVICES", devices.SEVERAL, "PYTHONPATH"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
     asked = {"jobs": None, "gpus": "", "per_gpu": 1, "threads": None} | given
-    launcher = Recording(**asked, outputs=tmp_path / "said", is_stopped=lambda: False)
+    launcher = launch.LocalLauncher(**asked, outputs=tmp_path / "said", is_stopped=lambda: False)
+    launcher._processes = multiprocessing.get_context("fork")
     names = [f"trial {number}" for number in range(9)]
     assert launcher.run({name: [] for name in names}, tell) == dict.fromkeys(names, 0)
     assert dict(functools.reduce(operator.or_, seen)) == most_at_a_time
@@ -372,12 +320,9 @@ def test_folds_are_trials_that_share_all_but_what_they_validate_on(
     words = ("--grid", "n_filters=2,3", "--folds=3", "--seeds=2", "--dry_run")
     told = command("bin/sweep.py", "root", tmp_path / "sweep", *words).stdout.splitlines()
     assert len(told) == 12
-    assert [Path(shlex.split(line)[3]).name for line in told[:4]] == [
-        "n_filters=2,seed=0,fold=0",
-        "n_filters=2,seed=0,fold=1",
-        "n_filters=2,seed=0,fold=2",
-        "n_filters=2,seed=1,fold=0",
-    ]
+    expected = ["seed=0,fold=0", "seed=0,fold=1", "seed=0,fold=2", "seed=1,fold=0"]
+    names = [Path(shlex.split(line)[3]).name for line in told[:4]]
+    assert names == [f"n_filters=2,{name}" for name in expected]
     assert all("--num_folds=3" in line for line in told)
     none = command("bin/sweep.py", "iterator_numpy", tmp_path / "sweep", "--folds=3")
     assert none.returncode == 2
@@ -385,16 +330,8 @@ def test_folds_are_trials_that_share_all_but_what_they_validate_on(
 
 
 def definition(**changes: object) -> sweep_trials.Definition:
-    asked: dict[str, object] = {
-        "config_name": "root",
-        "config": {"seed": 7, "lr": 0.1, "n": 3},
-        "words": [],
-        "grid": {},
-        "range": {},
-        "random": 0,
-        "seeds": 0,
-    }
-    return sweep_trials.Definition(**(asked | changes))  # type: ignore[arg-type]
+    asked: dict[str, Any] = {"grid": {}, "range": {}, "random": 0, "seeds": 0} | changes
+    return sweep_trials.Definition("root", {"seed": 7, "lr": 0.1, "n": 3}, [], **asked)
 
 
 def test_draws_lie_in_their_ranges_and_more_of_them_add_to_the_first() -> None:
@@ -405,21 +342,15 @@ def test_draws_lie_in_their_ranges_and_more_of_them_add_to_the_first() -> None:
     rates = [float(trial.settings["lr"]) for trial in many]
     assert min(rates) >= 1e-4
     assert max(rates) <= 1e-1
-    # As many in each factor of ten.
-    assert all(
-        90 < sum(low <= rate < 10 * low for rate in rates) < 180 for low in (1e-4, 1e-3, 1e-2)
-    )
+    for low in (1e-4, 1e-3, 1e-2):  # as many in each factor of ten
+        assert 90 < sum(low <= rate < 10 * low for rate in rates) < 180
     assert {trial.settings["n"] for trial in many} == {2, 3, 4, 5}
 
 
 def test_seeds_count_up_from_the_config_s() -> None:
     trials = sweep_trials.trials_of(definition(grid={"n": [1, 2]}, seeds=2))
-    assert [dict(trial.settings) for trial in trials] == [
-        {"n": 1, "seed": 7},
-        {"n": 1, "seed": 8},
-        {"n": 2, "seed": 7},
-        {"n": 2, "seed": 8},
-    ]
+    expected = [{"n": n, "seed": seed} for n in (1, 2) for seed in (7, 8)]
+    assert [dict(trial.settings) for trial in trials] == expected
     assert [trial.name for trial in trials][:2] == ["n=1,seed=7", "n=1,seed=8"]
 
 

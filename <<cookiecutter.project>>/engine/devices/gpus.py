@@ -23,12 +23,8 @@ def choose_gpus(gpus: str) -> None:
     if not gpus:
         return
     numbers = [] if gpus == "none" else gpus.split(",")
-    if gpus == IDLE:
-        numbers = idle_gpus()
-        if not numbers:
-            raise UsageError(
-                "--gpus=-1: no GPU is idle here; wait, or give --gpus=none for the CPU"
-            )
+    if gpus == IDLE and not (numbers := idle_gpus()):
+        raise UsageError("--gpus=-1: no GPU is idle here; wait, or give --gpus=none for the CPU")
     if not all(number.isdecimal() for number in numbers):
         raise UsageError(f"--gpus={gpus}: give numbers such as 0 or 0,1, or none, or -1")
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(numbers) or "-1"
@@ -51,11 +47,8 @@ def scope(together: bool = False) -> AbstractContextManager[object]:
         return contextlib.nullcontext()
     import tensorflow as tf
 
-    if with_others:
-        # To ask for logical devices would start TensorFlow before it knows of the others.
-        names = [device.name for device in tf.config.list_physical_devices("GPU")]
-    else:
-        names = device_names()
+    # To ask for logical devices would start TensorFlow before it knows of the others.
+    names = tf.config.list_physical_devices("GPU") if with_others else device_names()
     if len(names) < wanted:
         raise UsageError(f"--gpus asks for {wanted} GPUs; TensorFlow sees {len(names)}")
     if with_others:

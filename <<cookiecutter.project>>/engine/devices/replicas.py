@@ -1,7 +1,7 @@
 """Copies of a model on several devices: what is the same in all of them, and what each has alone.
 
 Weights and the optimizer's variables are the same: every replica makes the same update. Metrics are
-not, for each replica counts its own part of a batch; a commit holds them of every replica.
+not, for each replica counts its own part of a batch; a checkpoint holds those of every replica.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from engine import keras_private
 from engine.devices.workers import Workers
 from vegab import UsageError
 
-NUM_REPLICAS = "num_replicas"  # attribute of a commit's dataset: its first dimension
+NUM_REPLICAS = "num_replicas"  # attribute of a checkpoint's dataset: its first dimension
 _part = threading.local()  # of the batch that is trained on; each replica is traced in a thread
 
 
@@ -43,10 +43,7 @@ def prepare(model: Any) -> None:
     if model.run_eagerly:
         raise UsageError("a model with run_eagerly trains on one device; compile it without")
     if getattr(model.optimizer, "gradient_accumulation_steps", None):
-        raise UsageError(
-            "accumulate_steps needs one device, for each would add up gradients of its own; give "
-            "a larger batch_size instead"
-        )
+        raise UsageError("accumulate_steps needs one device; give a larger batch_size instead")
     if getattr(model.optimizer, "ema_overwrite_frequency", None):
         raise UsageError("ema_overwrite_frequency needs one device; leave it out")
     for layer in keras_private.layers_of(model):
@@ -120,7 +117,7 @@ def sum_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     To be called by each replica. Gradients go through.
     """
     context = tf.distribute.get_replica_context()
-    summed: dict[int, tf.Tensor] = {}
+    summed = list(tensors)
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         numbers = [number for number, tensor in enumerate(tensors) if tensor.dtype == dtype]
         flat = tf.concat([tf.reshape(tensors[number], [-1]) for number in numbers], axis=0)
@@ -128,7 +125,7 @@ def sum_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         parts = tf.split(sums, [tensors[number].shape.num_elements() for number in numbers])
         for number, part in zip(numbers, parts, strict=True):
             summed[number] = tf.reshape(part, tensors[number].shape)
-    return [summed[number] for number in range(len(tensors))]
+    return summed
 
 
 def has_one_each(variable: Any) -> bool:
@@ -145,10 +142,7 @@ def components(variable: Any) -> Sequence[tf.Variable]:
 
 
 class Agreement:
-    """Whether the copies of a model are the same, bit for bit, on all devices of all workers.
-
-    Variables of which each replica has its own do not count.
-    """
+    """Whether the copies of a model are the same, bit for bit, on all devices of all workers."""
 
     def __init__(self, variables: Sequence[Any], workers: Workers) -> None:
         self.workers = workers
@@ -157,7 +151,8 @@ class Agreement:
 
         def digests() -> tf.Tensor:
             """Return uint8 of shape (variables, replicas here, 8)."""
-            return tf.stack([tf.stack([_digest(one) for one in copies]) for copies in parts])
+            rows = [[tf.fingerprint(v.read_value()[tf.newaxis]) for v in part] for part in parts]
+            return tf.stack([tf.concat(row, axis=0) for row in rows])
 
         self._digests = tf.function(digests) if workers.num_replicas > 1 and parts else None
 
@@ -181,10 +176,6 @@ class Agreement:
             )
 
 
-def _digest(variable: tf.Variable) -> tf.Tensor:
-    return tf.fingerprint(variable.read_value()[tf.newaxis])[0]
-
-
 def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:
     """Return values of this worker's replicas with those of all others before and after them.
 
@@ -193,11 +184,8 @@ def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:
     rows = workers.gather_bytes(b"".join(array.tobytes() for array in values))
     gathered, begin = [], 0
     for array in values:
-        parts = [
-            np.frombuffer(row[begin : begin + array.nbytes], array.dtype).reshape(array.shape)
-            for row in rows
-        ]
-        gathered.append(np.concatenate(parts))
+        parts = [np.frombuffer(row, array.dtype, array.size, begin) for row in rows]
+        gathered.append(np.concatenate([part.reshape(array.shape) for part in parts]))
         begin += array.nbytes
     return gathered
 

@@ -45,14 +45,13 @@ def worker() -> Worker:
     """Return which worker this process is, as the environment says: (0, 1) if it names no others.
 
     Raises:
-        UsageError: if `TF_CONFIG` is torn.
+        UsageError: if `TF_CONFIG` is not what TensorFlow expects.
     """
-    if os.environ.get("TF_CONFIG"):
-        rank, addresses = _tf_config(os.environ["TF_CONFIG"])
+    if text := os.environ.get("TF_CONFIG"):
+        rank, addresses = _tf_config(text)
         return Worker(rank, len(addresses))
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return Worker(int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"]))
-    return Worker(0, 1)
+    number = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    return Worker(int(os.environ["SLURM_PROCID"]) if number > 1 else 0, number)
 
 
 def is_follower() -> bool:
@@ -64,12 +63,11 @@ def strategy() -> "tf.distribute.Strategy":
     """Meet the other workers; return the strategy by which all of them train one model.
 
     TensorFlow may not have run anything before. The servers that it starts listen on all networks
-    of the machine.
+    of the machine. If the others come and then are silent, the process itself ends with code 75.
 
     Raises:
         UsageError: if this worker's port is in use.
-        SystemExit: with code 75, if the others do not come. If they come and then are silent, the
-            process itself ends with this code.
+        SystemExit: with code 75, if the others do not come.
     """
     import tensorflow as tf
 
@@ -95,8 +93,8 @@ def strategy() -> "tf.distribute.Strategy":
 
 def cluster() -> tuple[int, tuple[str, ...]]:
     """Return this worker's rank, and the address of each, as "host:port"."""
-    if os.environ.get("TF_CONFIG"):
-        return _tf_config(os.environ["TF_CONFIG"])
+    if text := os.environ.get("TF_CONFIG"):
+        return _tf_config(text)
     import tensorflow as tf
 
     from engine import keras_private
@@ -119,21 +117,16 @@ def cluster() -> tuple[int, tuple[str, ...]]:
 
 
 def free_ports(number: int) -> list[int]:
-    """Return ports of the loopback on which nothing listens; OSError if there are not as many.
-
-    They are below those that a system gives to connections and to whoever asks for any port.
-    """
+    """Return ports of the loopback on which nothing listens; OSError if there are not as many."""
     found: list[int] = []
     every = range(FIRST_PORT, FIRST_PORT + NUM_PORTS)
     for port in random.SystemRandom().sample(every, 1000):
-        if len(found) == number:
-            break
         with contextlib.suppress(OSError), socket.socket() as tried:
             tried.bind(("127.0.0.1", port))
             found.append(port)
-    if len(found) < number:
-        raise OSError(f"of the ports from {every[0]} to {every[-1]}, no {number} are free")
-    return found
+        if len(found) == number:
+            return found
+    raise OSError(f"of the ports from {every[0]} to {every[-1]}, no {number} are free")
 
 
 def on_this_machine(number: int) -> list[str]:
@@ -147,32 +140,27 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
     """Return what `TF_CONFIG` says: this worker's rank, and the addresses of all, chief first."""
     try:
         config = json.loads(text)
-    except ValueError as error:
+        cluster, kind, index = config["cluster"], config["task"]["type"], config["task"]["index"]
+        by_type = {each: list(addresses) for each, addresses in cluster.items()}
+        number = len(by_type.get(kind, []))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
         raise UsageError(
-            f"TF_CONFIG is no JSON ({error}); expected {EXAMPLE}, or unset it"
+            f"TF_CONFIG is {text!r} ({reason}); expected {EXAMPLE}, or unset it"
         ) from None
-    config = config if isinstance(config, dict) else {}
-    cluster, task = config.get("cluster"), config.get("task")
-    if not isinstance(cluster, dict) or not cluster or not isinstance(task, dict):
-        raise UsageError(f"TF_CONFIG has no cluster or no task; expected {EXAMPLE}, or unset it")
-    if strange := sorted(set(cluster) - {"chief", "worker"}):
-        raise UsageError(f"TF_CONFIG names {', '.join(strange)}; expected chief and worker alone")
-    by_type = {
-        kind: cluster[kind] for kind in ("chief", "worker") if isinstance(cluster.get(kind), list)
-    }
-    for address in (address for addresses in by_type.values() for address in addresses):
-        if not isinstance(address, str) or not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", address):
+    if strange := sorted(by_type.keys() - {"chief", "worker"}):
+        raise UsageError(f"TF_CONFIG names {', '.join(strange)}; expected only chief and worker")
+    chiefs = by_type.get("chief", [])
+    addresses = (*chiefs, *by_type.get("worker", []))
+    for address in addresses:
+        if not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", str(address)):
             raise UsageError(f"TF_CONFIG has the address {address!r}; expected HOST:PORT")
-    kind, index = task.get("type"), task.get("index")
-    mine = by_type.get(kind, []) if isinstance(kind, str) else []
-    if type(index) is not int or not 0 <= index < len(mine):
+    if type(index) is not int or not 0 <= index < number:
         raise UsageError(
-            f"TF_CONFIG says that this is {kind} {index!r}, and its cluster has "
-            f"{' and '.join(f'{len(them)} {of}' for of, them in by_type.items()) or 'none'}; "
-            "indices begin with 0"
+            f"TF_CONFIG says that this is {kind} {index!r}, and its cluster has {number} of that "
+            "type; indices begin with 0"
         )
-    before = len(by_type.get("chief", [])) if kind == "worker" else 0
-    return before + index, tuple(address for them in by_type.values() for address in them)
+    return index + len(chiefs) * (kind == "worker"), addresses
 
 
 def _meet(rank: int, addresses: Sequence[str]) -> None:
@@ -195,16 +183,14 @@ def _meet(rank: int, addresses: Sequence[str]) -> None:
         until = time.monotonic() + SECONDS_TO_COME
         missing = list(addresses[1:] if rank == 0 else addresses[:1])
         log.info("worker %d of %d waits for %s", rank, len(addresses), ", ".join(missing))
-        while missing:
-            missing = [address for address in missing if not _listens(address)]
-            if missing and time.monotonic() > until:
+        while missing := [address for address in missing if not _listens(address)]:
+            if time.monotonic() > until:
+                names = ", ".join(missing)
                 log.error(
-                    "%s did not come within %d s; start all workers anew",
-                    ", ".join(missing),
-                    SECONDS_TO_COME,
+                    "%s did not come in %d s; start all workers again", names, SECONDS_TO_COME
                 )
                 raise SystemExit(INTERRUPTED)
-            time.sleep(0.2 if missing else 0)
+            time.sleep(0.2)
 
 
 def _listens(address: str) -> bool:
@@ -225,7 +211,7 @@ def ends_with_the_others() -> Iterator[None]:
             raise
         log.debug("%s", error)
         traceback.clear_frames(error.__traceback__)  # TensorFlow's threads end before Python does
-    log.error("another worker is gone; the last commit is kept: start all workers anew")
+    log.error("another worker is gone; the latest checkpoint is kept: start all workers again")
     raise SystemExit(INTERRUPTED)
 
 
@@ -261,20 +247,14 @@ def _adder(strategy: Any) -> Callable[["np.ndarray"], Any]:
 
 
 class Workers:
-    """What the workers of a strategy (or None) tell each other; one process alone has nobody to
-    ask.
-
-    Attributes:
-        rank: of this worker.
-        number: of workers.
-        num_replicas: copies of the model, of all workers.
-    """
+    """What the workers of a strategy tell each other; where it is None, there is only this one."""
 
     def __init__(self, strategy: Any) -> None:
         resolver = strategy.cluster_resolver if strategy is not None else None
         self.strategy = strategy
         self.rank: int = resolver.task_id if resolver is not None else 0
         self.number = len(resolver.cluster_spec().as_dict()["worker"]) if resolver else 1
+        # Copies of the model, of all workers.
         self.num_replicas: int = strategy.num_replicas_in_sync if strategy is not None else 1
 
     @property
@@ -308,24 +288,21 @@ class Workers:
         """Return what each worker has given, all of the same length; see `gather`."""
         import numpy as np
 
-        padded = content + bytes(-len(content) % 4)
-        words = np.frombuffer(padded, np.uint32)
-        return [row.astype(np.uint32).tobytes()[: len(content)] for row in self.gather(words)]
+        rows = self.gather(np.frombuffer(content, np.uint8))
+        return [row.astype(np.uint8).tobytes() for row in rows]
 
     def require_same(self, things: Mapping[str, str], meaning: str) -> None:
-        """Compare texts, by name, that should be the same for all workers; `meaning` is for the
-        message.
+        """Compare texts, by name, that should be the same for all workers.
 
         Raises:
-            UsageError: on all workers, naming those that differ.
+            UsageError: on all workers, naming those that differ, and saying what this `meaning` is.
         """
         digests = b"".join(hashlib.sha256(text.encode()).digest() for text in things.values())
         rows = self.gather_bytes(digests)
-        differing = [
-            name
-            for number, name in enumerate(things)
-            if len({row[32 * number : 32 * (number + 1)] for row in rows}) > 1
+        of_each = [
+            {row[begin : begin + 32] for row in rows} for begin in range(0, len(digests), 32)
         ]
+        differing = [name for name, found in zip(things, of_each, strict=True) if len(found) > 1]
         if differing:
             raise UsageError(
                 f"the workers differ in {', '.join(differing)} {meaning}; start the same command "

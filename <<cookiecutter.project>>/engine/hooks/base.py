@@ -1,8 +1,7 @@
 """What happens around the steps of training: progress, curves, logs, checkpoints, early stopping.
 
-A hook overrides what it needs of `Hook`. Hooks run in the order of the list. A hook with
-state of its own returns it from `get_state`; it is committed with the model under the name of the
-hook's class, and given back on resume.
+A hook overrides what it needs of `Hook`. Hooks run in the order of the list. A hook with state of
+its own returns it from `get_state`; it is saved in each checkpoint, and given back on resume.
 """
 
 import inspect
@@ -21,58 +20,34 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """What hooks may look at; one object for the whole run, kept up to date by the loop.
+    """What hooks may look at; one object for the whole run, kept up to date by the loop."""
 
-    Attributes:
-        root: the run folder.
-        model: the model in training.
-        num_epochs: epochs when the run is finished.
-        steps_per_epoch: steps in an epoch.
-        history: a row per finished epoch.
-        global_step: steps done since the run began, over all attempts.
-        best_epoch: the best epoch by `monitor` so far, or None.
-        monitor: column of the history that says how good the model is, or None.
-        num_steps: steps when the run is finished, or None: those of `num_epochs` epochs.
-        validates_seldom: whether there are epochs without validation.
-        iterator: what does the steps, or None: the model's own training step does.
-        results: the figures of the epoch so far.
-        keep_as: set it in `after_step` to have a commit made now and kept under this name in
-            `checkpoints/` too.
-        discard: names in `checkpoints/` that this commit makes superfluous.
-        stop_reason: set it to end the run after this epoch.
-    """
-
-    root: Path
-    model: Any
-    num_epochs: int
+    root: Path  # the run folder
+    model: Any  # in training
+    num_epochs: int  # when the run is finished
     steps_per_epoch: int
-    history: list[dict[str, Any]]
-    global_step: int
-    best_epoch: int | None
-    monitor: str | None
-    num_steps: int | None = None
-    validates_seldom: bool = False
-    iterator: Any = None
-    results: Mapping[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]]  # a row per finished epoch
+    global_step: int  # steps done since the run began, over all attempts
+    best_epoch: int | None  # by `monitor` so far
+    monitor: str | None  # column of the history that says how good the model is
+    num_steps: int | None = None  # when the run is finished; None: those of `num_epochs` epochs
+    validates_seldom: bool = False  # are there epochs without validation?
+    iterator: Any = None  # does the steps; None: the model's own training step does
+    results: Mapping[str, float] = field(default_factory=dict)  # metrics of the epoch so far
+    # Set it in `after_step` to have a checkpoint saved now, and kept in `checkpoints/` as this too.
     keep_as: str | None = None
-    discard: Sequence[str] = ()
-    stop_reason: str | None = None
+    discard: Sequence[str] = ()  # names in `checkpoints/` that this checkpoint makes superfluous
+    stop_reason: str | None = None  # set it to end the run after this epoch
 
 
 class Hook:
-    """Does nothing; override what you need.
+    """Does nothing; override what you need."""
 
-    Attributes:
-        run: what there is to know of the run, from `before_training` on.
-        root: the run folder; `code`, `checkpoints`, `train` and `eval` are folders in it.
-        only_tells: whether all that it does is to write or to show. Of several workers, the chief
-            alone has it act. A hook that may change the run acts on all of them; what it writes
-            into `root` is kept by the chief alone.
-    """
-
+    # Is all that it does to write or to show? Of several workers, only the chief has it act. A hook
+    # that may change the run acts on all of them; what it writes into `root` only the chief keeps.
     only_tells = False
-    run: Run
-    root: str
+    run: Run  # what there is to know of the run, from `before_training` on
+    root: str  # the run folder; these are folders in it:
     code: str
     checkpoints: str
     train: str
@@ -99,10 +74,6 @@ class Hook:
         """
         return None
 
-    def acts_before(self) -> bool:
-        """Whether `before_step` is to be called; if nobody's is, steps may be grouped."""
-        return type(self).before_step is not Hook.before_step
-
     def before_step(
         self, global_step: int, fetches: dict[str, Any], feeds: Any, batch: Any
     ) -> None:
@@ -127,10 +98,10 @@ class Hook:
         """
 
     def after_epoch(self, epoch: int) -> None:
-        """Called after validation, before the commit; the epoch's row is `run.history[-1]`."""
+        """Called after validation, before the checkpoint; the epoch's row is `run.history[-1]`."""
 
     def after_training(self) -> None:
-        """Called when the last epoch is committed."""
+        """Called when the last epoch is saved."""
 
     def at_exception(self, error: BaseException) -> None:
         """Called when training ends by an exception or a signal."""
@@ -140,16 +111,13 @@ class Hook:
         return {}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `get_state` returned at the last commit."""
-
-
-ADDRESSES = ("code", "checkpoints", "train", "eval")
+        """Take back what `get_state` returned at the latest checkpoint."""
 
 
 def give_addresses(thing: Any, root: Path) -> None:
     """Set the attributes by which hooks and iterators find the run folder and what is in it."""
     thing.root = str(root)
-    for name in ADDRESSES:
+    for name in ("code", "checkpoints", "train", "eval"):
         setattr(thing, name, str(root / name))
 
 
@@ -171,16 +139,13 @@ class Hooks:
         is_chief: bool = True,
     ) -> None:
         self.hooks = list(hooks)
-        # They count all the same for where a call of many steps is to end.
-        self._mute = {
-            id(hook) for hook in hooks if getattr(hook, "only_tells", False) and not is_chief
-        }
+        # Those that are mute count all the same for where a call of many steps is to end.
+        tell = {id(hook) for hook in hooks if getattr(hook, "only_tells", False)}
+        self._mute = set() if is_chief else tell
         self._seldom = {id(hook) for hook in seldom} if hook_freq > 1 else set()
         self._hook_freq = hook_freq
-        self._sees_feeds = {id(hook): _takes_feeds(hook) for hook in hooks}
-        self._acts_before = {
-            id(hook): self._sees_feeds[id(hook)] or _acts_before(hook) for hook in hooks
-        }
+        self._sees_feeds = {id(hook) for hook in hooks if _takes_feeds(hook)}
+        self._acts_before = {id(hook) for hook in hooks if _acts_before(hook)}
         self._started: list[Hook] = []
 
     def start(self, run: Run) -> None:
@@ -200,18 +165,13 @@ class Hooks:
         for hook in self.hooks:
             self._call(hook, method, *arguments)
 
-    def has_one_before(self) -> bool:
-        """Whether there is a hook that acts before a step."""
-        return any(self._acts_before.values())
-
     def next_stop(self, global_step: int) -> int | None:
         """Return the next step above `global_step` before or after which somebody acts."""
         stops = []
         for hook in self.hooks:
-            step = self._acts_at(hook, global_step)
-            if step is not None:
-                before = self._acts_before[id(hook)] and step - 1 > global_step
-                stops.append(step - 1 if before else step)
+            if (step := self._acts_at(hook, global_step)) is not None:
+                before = id(hook) in self._acts_before and step - 1 > global_step
+                stops.append(step - before)
         return min(stops, default=None)
 
     def act_before(self, global_step: int) -> list[Hook]:
@@ -219,7 +179,7 @@ class Hooks:
         return [
             hook
             for hook in self.hooks
-            if self._acts_before[id(hook)] and self._acts_at(hook, global_step) == global_step + 1
+            if id(hook) in self._acts_before and self._acts_at(hook, global_step) == global_step + 1
         ]
 
     def before_step(
@@ -236,10 +196,9 @@ class Hooks:
         fetches, feeds and batch, where there was but one step.
         """
         for hook in self.hooks:
-            step = self._acts_at(hook, begun_at)
-            if step is None or step == global_step:
-                with_feeds = self._sees_feeds[id(hook)]
-                self._call(hook, "after_step", global_step, *(seen if with_feeds else (results,)))
+            if self._acts_at(hook, begun_at) in (None, global_step):
+                told = seen if id(hook) in self._sees_feeds else (results,)
+                self._call(hook, "after_step", global_step, *told)
 
     def at_exception(self, error: BaseException) -> None:
         """Tell those that know of the run; one that fails at that is named in the log."""
@@ -253,7 +212,7 @@ class Hooks:
         step = hook.next_step(global_step) if hasattr(hook, "next_step") else None
         if step is None and id(hook) in self._seldom:
             return -(-global_step // self._hook_freq) * self._hook_freq + 1
-        if step is None and self._acts_before[id(hook)]:
+        if step is None and id(hook) in self._acts_before:
             return global_step + 1
         return step
 
@@ -273,8 +232,11 @@ class Hooks:
 
 
 def _acts_before(hook: Any) -> bool:
-    """Whether a hook, be it a `Hook` or not, has something to do before a step."""
-    return hook.acts_before() if hasattr(hook, "acts_before") else hasattr(hook, "before_step")
+    """Whether a hook wants to see what a step is given; if nobody does, steps may be grouped."""
+    if isinstance(hook, IntervalHook):
+        return any(map(_acts_before, hook.hooks))
+    function = getattr(hook, "before_step", Hook.before_step)
+    return getattr(function, "__func__", function) is not Hook.before_step or _takes_feeds(hook)
 
 
 def _takes_feeds(hook: Any) -> bool:
@@ -286,7 +248,7 @@ def _takes_feeds(hook: Any) -> bool:
 
 
 class IntervalHook(Hook):
-    """Lets its hooks act at certain steps alone, as `before_step` numbers them: 0 is the first.
+    """Lets its hooks act only at certain steps, as `before_step` numbers them: 0 is the first.
 
     These are `start` and every `interval`-th step from there on. With `max_interval` the interval
     doubles each time until it is that, and the next step is the next multiple of it: 1 and 1000
@@ -304,7 +266,7 @@ class IntervalHook(Hook):
         ValueError: if a number is out of range.
     """
 
-    NEVER = sys.maxsize
+    NEVER = sys.maxsize - 1
 
     def __init__(
         self,
@@ -314,23 +276,19 @@ class IntervalHook(Hook):
         stop: int | None = None,
         max_interval: int | None = None,
     ) -> None:
-        most = interval if max_interval is None else max_interval
-        require_at_least(1, interval=interval, max_interval=most)
-        require_at_least(0, start=start)
         self.hooks = list(hooks)
-        self.interval = interval
-        self.start = start
-        self.stop = stop
-        self.max_interval = most
+        self.interval, self.start, self.stop = interval, start, stop
+        self.max_interval = interval if max_interval is None else max_interval
+        require_at_least(1, interval=interval, max_interval=self.max_interval)
+        require_at_least(0, start=start)
         self._calls = Hooks(self.hooks)
         self._seen: tuple[Any, ...] = ()
 
     def next_step(self, global_step: int) -> int:
-        due = self.first_due(global_step)
-        return self.NEVER if due is None else due + 1
+        return self.first_due(global_step) + 1
 
-    def first_due(self, step: int) -> int | None:
-        """Return the first step from `step` on at which to act, or None if there is none."""
+    def first_due(self, step: int) -> int:
+        """Return the first step from `step` on at which to act, or `NEVER`."""
         due, interval = self.start, self.interval
         while due < step:
             if interval == self.max_interval:  # from here on, all multiples of it
@@ -339,10 +297,7 @@ class IntervalHook(Hook):
                 interval = min(2 * interval, self.max_interval)
                 missing = due + 1 - self.start
             due = self.start + -(-missing // interval) * interval
-        return due if self.stop is None or due < self.stop else None
-
-    def acts_before(self) -> bool:
-        return self._calls.has_one_before()
+        return due if self.stop is None or due < self.stop else self.NEVER
 
     def before_training(self, run: Run) -> None:
         super().before_training(run)

@@ -52,14 +52,14 @@ def export(
         archive.track(model)
 
         def plain(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return named(model(like(features, inputs), training=False))
+            return by_name(model(like(features, inputs), training=False), "outputs")
 
         archive.add_endpoint(PLAIN, plain, input_signature=[specs])
         signatures: dict[str, Any] = {PLAIN: {name: _shown(s) for name, s in specs.items()}}
         if serving is not None:
 
             def from_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-                return named(model(serving.parse(examples), training=False))
+                return by_name(model(serving.parse(examples), training=False), "outputs")
 
             strings = tf.TensorSpec([None], tf.string, name="examples")
             archive.add_endpoint(SERIALIZED, from_examples, input_signature=[strings])
@@ -102,39 +102,29 @@ def specs_of(model: keras.Model, features: Any) -> dict[str, tf.TensorSpec]:
     """
     inputs = {tensor.name: tensor for tensor in getattr(model, "inputs", None) or []}
     specs = {}
-    for name, array in by_name(features).items():
-        shape = list(array.shape[1:])
-        if name in inputs:
-            shape = list(inputs[name].shape[1:])
+    for name, value in by_name(features, "inputs").items():
+        array = np.asarray(value)
+        _, *shape = inputs[name].shape if name in inputs else array.shape
         dtype = tf.string if array.dtype.kind in "SUO" else tf.as_dtype(array.dtype)
         specs[name] = tf.TensorSpec([None, *shape], dtype, name=name)
     return specs
 
 
-def by_name(features: Any) -> dict[str, np.ndarray]:
-    """Return features by name; those that have none are "inputs", or "inputs_0", "inputs_1", …."""
-    if isinstance(features, Mapping):
-        return {name: np.asarray(array) for name, array in features.items()}
-    if isinstance(features, tuple | list):
-        return {f"inputs_{number}": np.asarray(array) for number, array in enumerate(features)}
-    return {"inputs": np.asarray(features)}
+def by_name(values: Any, prefix: str) -> dict[str, Any]:
+    """Return values by name; those that have none are `prefix`, or `prefix`_0, `prefix`_1, …."""
+    if isinstance(values, Mapping):
+        return dict(values)
+    if isinstance(values, tuple | list):
+        return {f"{prefix}_{number}": value for number, value in enumerate(values)}
+    return {prefix: values}
 
 
 def like(features: Any, inputs: Mapping[str, Any]) -> Any:
     """Return tensors that `by_name` has named in the shape in which the model takes them."""
     if isinstance(features, Mapping):
         return dict(inputs)
-    tensors = [inputs[name] for name in by_name(features)]
+    tensors = [inputs[name] for name in by_name(features, "inputs")]
     return tuple(tensors) if isinstance(features, tuple | list) else tensors[0]
-
-
-def named(outputs: Any) -> dict[str, Any]:
-    """Return a model's outputs by name."""
-    if isinstance(outputs, Mapping):
-        return dict(outputs)
-    if isinstance(outputs, tuple | list):
-        return {f"outputs_{number}": output for number, output in enumerate(outputs)}
-    return {"outputs": outputs}
 
 
 def _shown(spec: tf.TensorSpec) -> str:

@@ -12,7 +12,7 @@ from engine.hooks.base import Hook, Run
 
 
 class KeepCheckpoints(Hook):
-    """Keeps a commit every so many steps as `checkpoints/model-<steps done>.h5`, and not too many.
+    """Keeps a checkpoint every N steps as `checkpoints/model-<steps done>.h5`, and not too many.
 
     A value is that of the epoch so far, for a "val_…" column that of the epoch before. A checkpoint
     without a finite one counts as the worst, and of two that are equally good the newer is kept.
@@ -33,10 +33,8 @@ class KeepCheckpoints(Hook):
         self, every: int, keep: int = 5, monitor: str | None = None, monitor_mode: str = "auto"
     ) -> None:
         require_at_least(1, every=every, keep=keep)
-        self.every = every
-        self.keep = keep
-        self.monitor = monitor
-        self.monitor_mode = monitor_mode
+        self.every, self.keep = every, keep
+        self.monitor, self.monitor_mode = monitor, monitor_mode
         self.kept: list[tuple[int, float | None]] = []  # steps done and value, oldest first
 
     def before_training(self, run: Run) -> None:
@@ -51,30 +49,25 @@ class KeepCheckpoints(Hook):
             return
         self.kept.append((global_step, self._value()))
         best = sorted(self.kept, key=self._rank)[: self.keep]
-        # A new one that is superfluous is committed all the same: a resume goes on from there.
+        # A new one that is superfluous is saved all the same: a resume goes on from there.
         self.run.keep_as = self._name(global_step)
-        self.run.discard = [
-            self._name(step) for step, value in self.kept if (step, value) not in best
-        ]
+        self.run.discard = [self._name(entry[0]) for entry in self.kept if entry not in best]
         self.kept = sorted(best)
 
     def get_state(self) -> dict[str, Any]:
         return {"kept": [[step, value] for step, value in self.kept]}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Take back the list, less what is not there, as in a run that began with another's commit.
-
-        A file that is not in the list is of an attempt that was killed, and is removed.
+        """Take back the list, less what is not there, as in a run that began with a checkpoint of
+        another. A file that is not in the list is of an attempt that was killed, and is removed.
         """
         folder = Path(self.checkpoints)
-        require_inside(self._name(step) for step, _ in state["kept"])
-        known = {self._name(step) for step, _ in state["kept"]}
+        known = {self._name(step): (step, value) for step, value in state["kept"]}
+        require_inside(known)
         for path in folder.glob("model-*.h5"):
             if self.NAME.fullmatch(path.name) and path.name not in known:
                 path.unlink()
-        self.kept = [
-            (step, value) for step, value in state["kept"] if (folder / self._name(step)).exists()
-        ]
+        self.kept = [entry for name, entry in known.items() if (folder / name).exists()]
 
     def _value(self) -> float | None:
         """Return what `monitor` is now, or None where there is no finite value yet."""

@@ -23,11 +23,9 @@ class EpochLog(Hook):
     def before_training(self, run: Run) -> None:
         super().before_training(run)
         path = run.root / "timing.csv"
-        rows: list[dict[str, Any]] = []
-        if path.exists():
-            with open(path, newline="") as file:
-                rows = [row for row in csv.DictReader(file) if row["epoch"].isdecimal()]
-        # An epoch that was done but not committed is done again.
+        text = path.read_text() if path.exists() else ""
+        rows = (row for row in csv.DictReader(text.splitlines()) if row["epoch"].isdecimal())
+        # An epoch that was done but not saved is done again.
         kept = [row for row in rows if int(row["epoch"]) < len(run.history)]
         write_atomically(path, csv_lines(self.COLUMNS, kept), sync=False)
 
@@ -37,12 +35,12 @@ class EpochLog(Hook):
 
     def after_epoch(self, epoch: int) -> None:
         seconds = time.perf_counter() - self.start
-        row = {key: value for key, value in self.run.history[-1].items() if key != "epoch"}
-        figures = "  ".join(
+        metrics = "  ".join(
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in row.items()
+            for key, value in self.run.history[-1].items()
+            if key != "epoch"
         )
-        log.info("epoch %d/%d  %s  %.1f s", epoch + 1, self.run.num_epochs, figures, seconds)
+        log.info("epoch %d/%d  %s  %.1f s", epoch + 1, self.run.num_epochs, metrics, seconds)
         timing = {
             "epoch": epoch,
             "seconds": round(seconds, 3),
@@ -121,7 +119,7 @@ class LearningCurve(Hook):
         start = time.monotonic()
         try:
             figures.draw_learning_curve(self.run.root, self.run.history, self.run.best_epoch)
-        except OSError as error:  # a picture is no reason to stop; a commit that fails is
+        except OSError as error:  # a picture is no reason to stop; a checkpoint that fails is
             log.warning("learning_curve.png could not be written (%s)", error.strerror)
         end = time.monotonic()
         self.next_at = end + max(self.SECONDS_BETWEEN, (end - start) / self.SHARE_OF_TIME)
@@ -143,20 +141,18 @@ class TensorBoard(Hook):
         from tensorboard.summary import Writer
 
         super().before_training(run)
+        if self.prefix is None:
+            self.prefix = "" if run.iterator is None else "epoch_"
         self.writers = {
             name: Writer(str(run.root / "tb" / name)) for name in ("train", "validation")
         }
 
     def after_epoch(self, epoch: int) -> None:
         for key, value in self.run.history[-1].items():
-            if key in ("epoch", "step"):
-                continue
-            split = "validation" if key.startswith("val_") else "train"
-            prefix = self.prefix
-            if prefix is None:
-                prefix = "" if self.run.iterator is None else "epoch_"
-            tag = prefix + key.removeprefix("val_")
-            self.writers[split].add_scalar(tag, value, step=epoch)
+            if key not in ("epoch", "step"):
+                split = "validation" if key.startswith("val_") else "train"
+                tag = f"{self.prefix}{key.removeprefix('val_')}"
+                self.writers[split].add_scalar(tag, value, step=epoch)
         for writer in self.writers.values():
             writer.flush()
 
@@ -170,30 +166,27 @@ class TensorBoard(Hook):
 
 
 class LastMetrics(Hook):
-    """Writes the last figures of training and of validation to `metrics.csv`, a row each."""
+    """Writes the last metrics of training and of validation to `metrics.csv`, a row each."""
 
     only_tells = True
 
     def before_training(self, run: Run) -> None:
         super().before_training(run)
-        self._write()
+        if run.history:
+            self.after_epoch(run.history[-1]["epoch"])
 
     def after_epoch(self, epoch: int) -> None:
-        self._write()
-
-    def _write(self) -> None:
-        history = self.run.history
-        with_validation = [row for row in history if any(key.startswith("val_") for key in row)]
         rows = []
-        for split, of_split in (("train", history), ("validation", with_validation)):
-            for row in of_split[-1:]:
-                figures = {
+        for split, is_valid in (("train", False), ("validation", True)):
+            for row in reversed(self.run.history):
+                metrics = {
                     key.removeprefix("val_"): value
                     for key, value in row.items()
-                    if key.startswith("val_") is (split == "validation")
+                    if key.startswith("val_") is is_valid
                 }
-                place = {"split": split, "epoch": row["epoch"], "step": row["step"]}
-                rows.append(place | figures)
+                if metrics:
+                    place = {"split": split, "epoch": row["epoch"], "step": row["step"]}
+                    rows.append(place | metrics)
+                    break
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        if rows:
-            write_atomically(self.run.root / "metrics.csv", csv_lines(columns, rows), sync=False)
+        write_atomically(self.run.root / "metrics.csv", csv_lines(columns, rows), sync=False)

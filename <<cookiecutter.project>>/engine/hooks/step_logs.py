@@ -21,7 +21,7 @@ class LoggingHook(Hook):
 
     What there is: an operation of the iterator returns {"scalars": …, "images": …, "figures": …},
     each by name, names nested in dictionaries being joined by "/". If there is no such operation,
-    the scalars are the figures of the epoch so far.
+    the scalars are the metrics of the epoch so far.
 
     Scalars become a line of the log, images a grid in `train/<name>_<step>.png`, figures of
     matplotlib such a file too, after which they are closed. All go to TensorBoard in `tb/train`.
@@ -75,10 +75,10 @@ class LoggingHook(Hook):
     def _logs(self, step: int, last_results: Any) -> dict[str, dict[str, Any]]:
         """Return by kind what there is to log, by its name."""
         ops = last_results.get("step_ops") if isinstance(last_results, Mapping) else None
-        ops = ops if isinstance(ops, Mapping) else {}
-        found = [("", ops[name]) for name in self.log_ops if name in ops]
-        if not found:
-            found.append(("", {"scalars": self.run.results}))
+        found = [
+            ("", ops[name]) for name in self.log_ops if isinstance(ops, Mapping) and name in ops
+        ]
+        found = found or [("", {"scalars": self.run.results})]
         of_validation = [
             name.removeprefix(self.VALIDATION)
             for name in self.log_ops
@@ -142,16 +142,15 @@ def _pixels(name: str, images: Any) -> Array:
     """Return images as uint8 of shape (N, H, W, C); see `LoggingHook`."""
     array = np.asarray(images)
     array = array[np.newaxis] if array.ndim == 3 else array
-    is_float = np.issubdtype(array.dtype, np.floating)
     if array.ndim != 4 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
         raise ValueError(
             f"image {name!r} has the shape {np.shape(images)}; expected (N, H, W, C) or (H, W, C) "
             "with 1, 3 or 4 channels"
         )
-    if not is_float and array.dtype != np.uint8:
-        raise ValueError(f"image {name!r} is of {array.dtype}; expected uint8, or floats")
-    if not is_float:
+    if array.dtype == np.uint8:
         return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"image {name!r} is of {array.dtype}; expected uint8, or floats")
     array = np.nan_to_num(array.astype(np.float64))
     array = (array + 1) / 2 if array.min() < 0 else array
     return np.rint(array.clip(0, 1) * 255).astype(np.uint8)

@@ -54,24 +54,15 @@ class EarlyStopping(Hook):
         if self.stop_on_nan and not math.isfinite(row[monitor]):
             self.run.stop_reason = f"{monitor} is {row[monitor]}"
             return
-        best, history = self._best_epoch(), self.run.history
-        if best is None or not self._is_time():
+        history, best = self.run.history, self.run.best_epoch
+        if self.monitor is not None:
+            best = best_of(history, monitor, self.lower_is_better)
+        step, before = row["step"], history[-2]["step"] if len(history) > 1 else 0
+        is_time = step >= self.min_steps and step // self.every_steps > before // self.every_steps
+        if best is None or not is_time:
             return
-        unit, since = "epochs", epoch - best
+        since, unit = epoch - best, "epochs"
         if self.in_steps:
-            unit, since = "steps", row["step"] - history[best]["step"]
+            since, unit = step - history[best]["step"], "steps"
         if since >= self.patience:
             self.run.stop_reason = f"{monitor} has not improved for {self.patience} {unit}"
-
-    def _is_time(self) -> bool:
-        """Whether there were enough steps, and a multiple of `every_steps` since the last epoch."""
-        if self.min_steps == 0 and self.every_steps == 1:
-            return True
-        step, *earlier = [row["step"] for row in reversed(self.run.history)][:2]
-        before = earlier[0] if earlier else 0
-        return step >= self.min_steps and step // self.every_steps > before // self.every_steps
-
-    def _best_epoch(self) -> int | None:
-        if self.monitor is None:
-            return self.run.best_epoch
-        return best_of(self.run.history, self.monitor, self.lower_is_better)

@@ -6,16 +6,18 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.runs import results
 from vegab import UsageError
-from vegab.config import did_you_mean, read_text, read_yaml, show
+from vegab.config import Schema, checked, did_you_mean, read_text, read_yaml, show
 
-PLAN = ("grid", "range", "random", "seeds", "folds", "search", "trials", "pruner")
+# What a sweep may be asked for, with the defaults.
+PLAN: dict[str, Any] = {"grid": {}, "range": {}, "random": 0, "seeds": 0, "folds": 0}
+PLAN |= {"search": "", "trials": 0, "pruner": ""}
 LONGEST_NAME = 150  # bytes, of a folder; file systems allow 255
 RANGE = re.compile(r"(?P<low>\S+?)\s*\.\.\s*(?P<high>\S+?)(?P<log>\s+log)?")
 DIGITS = 4  # of a number that is drawn: more say nothing, and make long names
@@ -71,106 +73,111 @@ class Definition:
         return int(self.config.get("num_epochs") or epochs or 0)
 
 
-def with_plan(path: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what a plan asks for, and what the command line does beside it.
+def read_known(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return what a YAML file with some of the keys of `defaults` says; empty ones are left out.
 
-    Raises UsageError if the file is no plan.
+    Raises UsageError if it has other keys, or values of another type than the defaults.
     """
-    plan = read_yaml(read_text(Path(path)), path)
-    if not isinstance(plan, dict):
-        raise UsageError(f"{path} holds no plan; give it some of {', '.join(PLAN)}")
-    for key in plan:
-        if key not in PLAN:
-            hint = did_you_mean(str(key), PLAN)
-            raise UsageError(f"{path}: unknown key '{key}'{hint} ({', '.join(PLAN)})")
+    content = read_yaml(read_text(path), str(path)) or {}
+    try:
+        if not isinstance(content, dict):
+            raise UsageError(f"{show(content)} was given, a mapping is expected")
+        given = {str(key): value for key, value in content.items() if value is not None}
+        return checked(Schema(defaults, {}), defaults, given, is_open=False, is_resolved=True)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error} (its keys are {', '.join(defaults)})") from None
+
+
+def with_plan(path: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what a plan asks for in addition to the command line, which takes precedence.
+
+    Raises UsageError if the file is not a plan.
+    """
+    plan = read_known(Path(path), PLAN)
     for key in ("grid", "range"):
-        entries = plan.get(key) or {}
-        if not isinstance(entries, dict):
-            raise UsageError(f"{path}: {key} is a mapping, such as {{n_filters: [8, 16]}}")
-        for name, value in entries.items():
+        for name, value in plan.pop(key, {}).items():
             if key == "grid" and not isinstance(value, list):
                 raise UsageError(f"{path}: grid.{name} is {show(value)}; give a list")
             text = ",".join(map(show, value)) if key == "grid" else value
             asked[key].insert(0, f"{name}={text}")
-    for key in ("search", "pruner"):
-        if not isinstance(plan.get(key, ""), str):
-            raise UsageError(f"{path}: {key} is {show(plan[key])}; give a name")
-    rest = [key for key in PLAN if key not in ("grid", "range")]
-    return asked | {key: asked[key] or plan.get(key, asked[key]) for key in rest}
+    return asked | {key: asked[key] or value for key, value in plan.items()}
 
 
-def require_numbers(asked: dict[str, Any], least: dict[str, int]) -> None:
-    """Refuse what is no number, or too small a one. Raises UsageError, naming it."""
-    for name, limit in least.items():
-        if not isinstance(asked[name], int) or asked[name] < limit:
-            raise UsageError(f"{name} is {asked[name]!r}; it must be at least {limit}")
+def require_numbers(least: int, **numbers: int) -> None:
+    """Refuse a number that is too small. Raises UsageError, naming it."""
+    for name, number in numbers.items():
+        if number < least:
+            raise UsageError(f"{name} is {number}; it must be at least {least}")
+
+
+def require_one_of(choices: Sequence[str], what: str, name: str) -> None:
+    """Refuse a name that is not among the choices. Raises UsageError, naming what is close."""
+    if name not in choices:
+        hint = did_you_mean(name, choices)
+        raise UsageError(f"{what} is {name!r}{hint}; it is one of {', '.join(choices)}")
 
 
 def grid_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, list[Any]]:
     """Read `--grid KEY=VALUE,VALUE,…`; the values are YAML.
 
     `key_of` returns the dotted key that a name means, or raises UsageError; so does this function
-    if a text is not of that form, has no value, or names a key again.
+    if a text is not of that form, or names a key or a value again.
     """
-    axes: dict[str, list[Any]] = {}
-    for text in texts:
-        key, values = _split(text, "--grid", "n_filters=8,16,32", key_of, axes)
-        read = read_yaml(f"[{values}]", f"--grid {text}")
-        if not read or len({show(value) for value in read}) < len(read):
-            what = "has the same value twice" if read else "has no value"
-            raise UsageError(f"--grid {text} {what}; give values as in n_filters=8,16,32")
-        axes[key] = read
+    axes = {}
+    for key, text in _split(texts, "--grid", "n_filters=8,16,32", key_of).items():
+        axes[key] = read_yaml(f"[{text}]", f"--grid {key}={text}")
+        if len(set(map(show, axes[key]))) < len(axes[key]):
+            raise UsageError(f"--grid {key}={text} has the same value twice; give each once")
     return axes
 
 
 def ranges_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, str]:
     """Read `--range KEY=LOW..HIGH`, or `'KEY=LOW..HIGH log'`; see `grid_of`."""
-    ranges: dict[str, str] = {}
-    for text in texts:
-        key, value = _split(text, "--range", "'learning_rate=1e-4..1e-1 log'", key_of, ranges)
-        bounds_of(value, f"--range {text}")
-        ranges[key] = value
+    ranges = _split(texts, "--range", "'learning_rate=1e-4..1e-1 log'", key_of)
+    for key, text in ranges.items():
+        bounds_of(text, f"--range {key}={text}")
     return ranges
 
 
 def _split(
-    text: str, flag: str, example: str, key_of: Callable[[str], str], known: Mapping[str, Any]
-) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip() or not value.strip():
-        raise UsageError(f"{flag} {text!r} is not of the form {flag} {example}")
-    key = key_of(name.strip())
-    if key in known:
-        raise UsageError(f"{flag} {text}: {key} is given twice; put all its values into one")
-    return key, value.strip()
+    texts: Sequence[str], flag: str, example: str, key_of: Callable[[str], str]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise UsageError(f"{flag} {text!r} is not of the form {flag} {example}")
+        key = key_of(name)
+        if key in found:
+            raise UsageError(f"{flag} {text}: {key} is given twice; put all its values into one")
+        found[key] = value
+    return found
 
 
-def bounds_of(text: str, source: str) -> tuple[float, float, bool]:
+def bounds_of(text: str, source: str) -> tuple[Any, Any, bool]:
     """Return the ends of a range and whether it is logarithmic; two integers draw integers.
 
-    Raises UsageError if it is none.
+    Raises UsageError if it is not a range.
     """
     match = RANGE.fullmatch(text)
-    ends = [read_yaml(match[end], source) if match else None for end in ("low", "high")]
-    numbers = [end for end in ends if isinstance(end, int | float) and not isinstance(end, bool)]
-    if match is None or len(numbers) < 2 or not numbers[0] < numbers[1]:
-        raise UsageError(f"{source} is no range; give one as 1e-4..1e-1, or '1e-4..1e-1 log'")
-    if match["log"] and numbers[0] <= 0:
+    ends: Sequence[str] = match.group("low", "high") if match else ("", "")
+    low, high = (read_yaml(end, source) for end in ends)
+    if not (match and {type(low), type(high)} <= {int, float} and low < high):
+        raise UsageError(f"{source} is not a range; give one as 1e-4..1e-1, or '1e-4..1e-1 log'")
+    if match["log"] and low <= 0:
         raise UsageError(f"{source}: a logarithmic range begins above 0")
-    return numbers[0], numbers[1], bool(match["log"])
+    return low, high, bool(match["log"])
 
 
 def _draw(text: str, key: str, number: int, seed: int) -> Any:
     """Draw a value of a range: a function of seed, key and number, so that more trials add some."""
     low, high, is_log = bounds_of(text, key)
     chance = random.Random(f"{seed} {key} {number}")
-    if isinstance(low, int) and isinstance(high, int) and not is_log:
-        return chance.randint(low, high)
-    ends = (math.log(low), math.log(high)) if is_log else (low, high)
-    drawn = math.exp(chance.uniform(*ends)) if is_log else chance.uniform(*ends)
-    if isinstance(low, int) and isinstance(high, int):
-        return min(max(round(drawn), low), high)
-    return shortened(drawn)
+    is_whole = isinstance(low, int) and isinstance(high, int)
+    if not is_log:
+        return chance.randint(low, high) if is_whole else shortened(chance.uniform(low, high))
+    drawn = math.exp(chance.uniform(math.log(low), math.log(high)))
+    return min(max(round(drawn), low), high) if is_whole else shortened(drawn)
 
 
 def shortened(value: float) -> float:
@@ -185,45 +192,42 @@ def trials_of(definition: Definition) -> list[Trial]:
     """
     if definition.search:
         for key, values in definition.grid.items():
-            _require_names_of_their_own([{key: value} for value in values])
+            _named({key: value} for value in values)
         return []
-    first_seed = definition.config["seed"]
-    grid = [
+    seed = definition.config["seed"]
+    grid = (
         dict(zip(definition.grid, values, strict=True))
         for values in itertools.product(*definition.grid.values())
-    ]
+    )
     drawn: list[dict[str, Any]] = [
-        {key: _draw(text, key, i, first_seed) for key, text in definition.range.items()}
+        {key: _draw(text, key, i, seed) for key, text in definition.range.items()}
         for i in range(definition.random)
     ] or [{}]
-    every = [
-        one | other | repeat
-        for one in grid
-        for other in drawn
-        for repeat in _repeats(definition, first_seed)
-    ]
+    parts = itertools.product(grid, drawn, _repeats(definition))
+    every = [one | other | repeat for one, other, repeat in parts]
     if not any(every):
         raise UsageError(
             "the sweep varies nothing; give --grid, --range with --random, --seeds or --folds"
         )
     different = {show(settings): settings for settings in every}  # a draw may come twice
-    _require_names_of_their_own(list(different.values()))
-    return [Trial(name_of(settings), settings) for settings in different.values()]
+    return _named(different.values())
 
 
-def _require_names_of_their_own(every: Sequence[Settings]) -> None:
+def _named(every: Iterable[Settings]) -> list[Trial]:
+    """Return trials with these settings. Raises UsageError if two would have the same folder."""
     by_name: dict[str, Settings] = {}
     for settings in every:
-        other = by_name.setdefault(name_of(settings), settings)
-        if other is not settings:
-            name = name_of(settings)
+        name = name_of(settings)
+        if (other := by_name.setdefault(name, settings)) is not settings:
             raise UsageError(f"{show(other)} and {show(settings)} would both be called {name}")
+    return [Trial(name, settings) for name, settings in by_name.items()]
 
 
-def _repeats(definition: Definition, first_seed: int) -> list[dict[str, Any]]:
-    seeds: list[dict[str, Any]] = [{"seed": first_seed + i} for i in range(definition.seeds)]
-    folds: list[dict[str, Any]] = [{"fold": i} for i in range(definition.folds)]
-    return [seed | fold for seed in seeds or [{}] for fold in folds or [{}]]
+def _repeats(definition: Definition) -> list[dict[str, Any]]:
+    first = definition.config["seed"]
+    seeds = [{"seed": first + i} for i in range(definition.seeds)] or [{}]
+    folds = [{"fold": i} for i in range(definition.folds)] or [{}]
+    return [seed | fold for seed in seeds for fold in folds]
 
 
 def repeated(definition: Definition, settings: Settings) -> list[Trial]:
@@ -231,23 +235,19 @@ def repeated(definition: Definition, settings: Settings) -> list[Trial]:
 
     Where nothing is searched for, the settings are those of one trial.
     """
-    repeats = _repeats(definition, definition.config["seed"]) if definition.search else [{}]
-    every = [{**settings, **repeat} for repeat in repeats]
-    return [Trial(name_of(each), each) for each in every]
+    repeats = _repeats(definition) if definition.search else [{}]
+    return _named({**settings, **repeat} for repeat in repeats)
 
 
 def corners(definition: Definition) -> list[Trial]:
     """Return trials with the ends of all ranges and every value of all axes, to look at first."""
     ends = {key: bounds_of(text, key)[:2] for key, text in definition.range.items()}
     choices = {**ends, **definition.grid}
-    number = max((len(values) for values in choices.values()), default=0)
-    return [
-        trial
-        for i in range(number)
-        for trial in repeated(
-            definition, {key: values[min(i, len(values) - 1)] for key, values in choices.items()}
-        )
-    ]
+    found: list[Trial] = []
+    for i in range(max(map(len, choices.values()))):
+        corner = {key: values[min(i, len(values) - 1)] for key, values in choices.items()}
+        found += repeated(definition, corner)
+    return found
 
 
 def name_of(settings: Settings) -> str:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import ModuleType
@@ -24,18 +24,16 @@ Tell = Callable[[Sequence[str], Mapping[str, int]], Commands]
 class Launcher:
     """Runs command lines of `bin/train.py`, and touches the disk no sooner than in `run`.
 
-    A launcher that has not a `run` of its own says how a command begins, and what has ended.
-
-    Args:
-        outputs: folder for what they say until their run folder is open.
-        is_stopped: whether to stop; those that run are then told to commit and end.
+    A launcher without a `run` of its own says how a command begins, and what has ended. `outputs`
+    is the folder for what commands say until their run folder is open. When `is_stopped` returns
+    true, those that run are told to save a checkpoint and end.
     """
 
     num_parallel = 8  # that a search may run at a time, on a cluster, whose room changes
     room: Callable[[], int]  # returns how many commands may run at a time
     begin: Callable[[str, Sequence[str]], Any]  # begins one; returns what stands for it
     ended: Callable[[list[Any]], Sequence[Any]]  # returns what has ended; waits for one, not long
-    end: Callable[[Any], None]  # tells one that runs to commit and end
+    end: Callable[[Any], None]  # tells one that runs to save a checkpoint and end
     code_of: Callable[[Any, str], int | None]  # of one that has ended; None: it had not begun
 
     def __init__(self, outputs: Path, is_stopped: Callable[[], bool]) -> None:
@@ -43,19 +41,15 @@ class Launcher:
         self.is_stopped = is_stopped
 
     def adopted(self) -> set[str]:
-        """Return the names of the commands that go on, begun by a launcher that is gone.
-
-        `run` watches them where they are among its own.
-        """
+        """Return the names of commands that a launcher began that is gone; `run` watches them."""
         return set()
 
     def said(self, name: str) -> str:
         """Return the last line that a command wrote before its run folder was open."""
-        try:
-            lines = self.output(name).read_text(errors="replace").strip().splitlines()
-        except OSError:
-            lines = []
-        return lines[-1] if lines else f"{name} ended before it said anything"
+        with suppress(OSError):
+            if text := self.output(name).read_text(errors="replace").strip():
+                return text.splitlines()[-1]
+        return f"{name} ended before it said anything"
 
     def output(self, name: str) -> Path:
         """Return the file for what a command says."""
@@ -64,29 +58,23 @@ class Launcher:
     def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
         """Run commands by name until all have ended, or `is_stopped` says so.
 
-        Args:
-            commands: words after the program's name.
-            tell: called with the names that run and the exit codes of those that have ended,
-                whenever one begins or ends, and twice a second; returns commands that may now
-                begin, too.
-
-        Returns:
-            The exit codes by name; minus the number of a signal, if that ended it. What was not
-            begun has none.
+        `tell` is called with the names that run and the exit codes of those that have ended,
+        whenever one begins or ends, and twice a second; it returns commands that may now begin,
+        too. Return the exit codes by name; minus the number of a signal, if that ended it. What was
+        not begun has none.
         """
         self.outputs.mkdir(exist_ok=True)
-        waiting = deque(commands)
+        waiting = deque(commands.items())
         running: dict[Any, str] = {}
         codes: dict[str, int] = {}
         is_told = False
         while running or (waiting and not self.is_stopped()):
             room = self.room()
             while waiting and len(running) < room and not self.is_stopped():
-                name = waiting.popleft()
-                running[self.begin(name, commands[name])] = name
+                name, words = waiting.popleft()
+                running[self.begin(name, words)] = name
             if more := tell(list(running.values()), codes):
-                commands = {**commands, **more}
-                waiting.extend(more)
+                waiting.extend(more.items())
                 continue
             ended = self.ended(list(running))
             if self.is_stopped() and not is_told:
@@ -95,8 +83,7 @@ class Launcher:
                     self.end(one)
             for one in ended:
                 name = running.pop(one)
-                code = self.code_of(one, name)
-                if code is not None:
+                if (code := self.code_of(one, name)) is not None:
                     codes[name] = code
         tell([], codes)
         return codes
@@ -119,7 +106,7 @@ class LocalLauncher(Launcher):
         self.held: dict[Any, str] = {}  # the place of each that runs
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        self._processes = multiprocessing.get_context("forkserver")
+        self._processes: Any = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(["engine.sweeps.trial"])
 
     def room(self) -> int:
@@ -127,19 +114,13 @@ class LocalLauncher(Launcher):
 
     def begin(self, name: str, words: Sequence[str]) -> Any:
         """Begin a command, on the first place that is free."""
-        gpu = self.places.pop(0)
-        process = self._start(name, words, gpu)
-        self.held[process] = gpu
-        return process
-
-    def _start(self, name: str, words: Sequence[str], gpu: str) -> Any:
-        output = self.output(name)
+        gpu, output = self.places.pop(0), self.output(name)
         output.unlink(missing_ok=True)
         arguments = (list(words), str(output), gpu, self.is_shared)
         process = self._processes.Process(target=_run, args=arguments)
-        # TensorFlow tells of itself when the fork server imports it.
-        with _nothing_said(), _without_program():
+        with _apart():
             process.start()
+        self.held[process] = gpu
         return process
 
     def ended(self, running: list[Any]) -> list[Any]:
@@ -173,8 +154,7 @@ def places_of(jobs: int | None, gpus: str, per_gpu: int, threads: int | None) ->
 
 
 def _run(words: list[str], output: str, gpu: str, is_shared: bool) -> None:
-    """Call `engine.sweeps.trial` in a process that has it already; this module's users have not."""
-    from engine.sweeps import trial
+    from engine.sweeps import trial  # which this process has already, and who imports us has not
 
     devices.choose_gpus(gpu)
     if is_shared:  # else TensorFlow takes the whole memory for one
@@ -183,27 +163,19 @@ def _run(words: list[str], output: str, gpu: str, is_shared: bool) -> None:
 
 
 @contextmanager
-def _nothing_said() -> Iterator[None]:
-    """Let processes that begin now write their errors to nowhere."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+def _apart() -> Iterator[None]:
+    """Let processes that begin now write no errors, and not import the sweeper's program.
 
-
-@contextmanager
-def _without_program() -> Iterator[None]:
-    """Let processes that begin now not import the sweeper's program, for they need nothing of it.
-
-    multiprocessing makes them, in a quarter of a second each.
+    TensorFlow tells of itself when the fork server imports it. The program, of which a trial needs
+    nothing, would take multiprocessing a quarter of a second each.
     """
-    program = sys.modules["__main__"]
+    kept, program = os.dup(2), sys.modules["__main__"]
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
         sys.modules["__main__"] = program
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -18,17 +18,16 @@ class StopPoorTrial(Hook):
         self.folder = Path(sweep)
 
     def before_training(self, run: Run) -> None:
-        """Find out which trial this is.
-
-        Raises ValueError if it is none of that sweep, or the sweep's journal has been cut.
+        """Find out which trial this is. Raises ValueError if it is none, or trials before it are
+        not in the sweep's journal.
         """
         super().before_training(run)
-        self.definition, _, self.suggested = sweep.read(self.folder)
+        self.definition, _, suggested = sweep.read(self.folder)
         config = json.loads((run.root / "config.json").read_text(encoding="utf-8"))
-        number = search.number_of(self.definition, self.suggested, config)
+        number = search.number_of(suggested, config)
         if number is None:
             raise ValueError(f"no trial of {self.folder} has the settings of this run")
-        self.number = number
+        self.before = suggested[:number]
         self.known = search.told(self.folder, self.definition)
         if len(self.known) <= number - self.definition.num_parallel:
             raise ValueError(f"{self.folder / search.JOURNAL} has lost trials before this one")
@@ -36,7 +35,7 @@ class StopPoorTrial(Hook):
     def after_epoch(self, epoch: int) -> None:
         """End the run, if it is poor."""
         curve = search.curve_in(self.run.history, self.definition)
-        _, is_poor = search.judge(self.definition, self.known, self.suggested, self.number, curve)
+        _, is_poor = search.judge(self.definition, self.known, self.before, curve)
         if is_poor:
             self.run.stop_reason = (
                 f"poor beside earlier trials of {self.folder} ({self.definition.pruner} pruner)"

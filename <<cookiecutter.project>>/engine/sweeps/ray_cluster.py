@@ -1,7 +1,6 @@
 """Trains the trials of a sweep on a Ray cluster, each in a process of its own on one of its nodes.
 
-What crosses machines beside is the shared folder alone: on every node the project, the sweep and
-Python lie at the same path.
+On every node the project, the sweep and Python lie at the same path, in a shared folder.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ from vegab.provenance import ENVIRONMENT
 from vegab.run_folder import IN_USE, living_owner
 
 OF_THE_NODE = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
-# Taken along besides what a run records of its environment.
+# Where it finds data and code; taken along in addition to what a run records of its environment.
 FROM_THE_SHELL = ("DATA_DIR", "KERAS_HOME", "PYTHONPATH")
 SHARE = re.compile(r"\d*|0?\.\d+")  # of GPUs: several, or a part of one
 SECONDS_TO_ANSWER = 5
@@ -77,7 +76,11 @@ class RayLauncher(Launcher):
             return dict.fromkeys(commands, REFUSED)
         options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
         self._train = self._ray.remote(max_retries=-1, **options)(_task())  # a node may die
-        self._environment = _environment_here()
+        self._environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name in FROM_THE_SHELL or (ENVIRONMENT.fullmatch(name) and name not in OF_THE_NODE)
+        }
         if 0 < self.num_gpus < 1:  # else TensorFlow takes the whole memory for one
             self._environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
         # Of a node that died Ray tells at length, whatever it was asked to do.
@@ -95,7 +98,7 @@ class RayLauncher(Launcher):
         return self._ray.wait(running, timeout=SECONDS_BETWEEN)[0]
 
     def end(self, one: Any) -> None:
-        self._ray.cancel(one)  # what it runs commits and ends
+        self._ray.cancel(one)  # what it runs saves a checkpoint and ends
 
     def code_of(self, one: Any, name: str) -> int | None:
         """Return the exit code of what a task ran; None: it had not begun."""
@@ -109,11 +112,11 @@ class RayLauncher(Launcher):
             return REFUSED
 
     def said(self, name: str) -> str:
-        """Return the last line that a command wrote before its run folder was open, or ""."""
+        """Return why a command did not begin, or else what `Launcher.said` returns."""
         return self._problems.get(name) or super().said(name)
 
     def _connect(self) -> None:
-        """Raise UsageError if Ray cannot be used, or no node of it has as many GPUs."""
+        """Raise UsageError if Ray cannot be used, or none of its nodes has as many GPUs."""
         if not self._ray.is_initialized():
             options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
             if self.address == "local":
@@ -141,10 +144,9 @@ class RayLauncher(Launcher):
 
     def _room(self) -> int:
         """Return how many trials fit on all nodes."""
-        needs = [("CPU", self.num_cpus), *([("GPU", self.num_gpus)] if self.num_gpus else [])]
-        return sum(
-            int(min(node.get(name, 0) / number for name, number in needs)) for node in self._nodes()
-        )
+        needs = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        fit = (min(node.get(k, 0) / n for k, n in needs.items() if n) for node in self._nodes())
+        return sum(map(int, fit))
 
 
 def _require_answer(address: str) -> None:
@@ -162,15 +164,6 @@ def _require_answer(address: str) -> None:
         f"no Ray listens at {address!r}; give the address that `ray start --head` tells, "
         "such as head:6379, or none to start one on this machine"
     )
-
-
-def _environment_here() -> dict[str, str]:
-    """Return what a run records of its environment, and where it finds data and code."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name in FROM_THE_SHELL or (ENVIRONMENT.fullmatch(name) and name not in OF_THE_NODE)
-    }
 
 
 def _task() -> Callable[..., int]:
@@ -213,10 +206,9 @@ def train(words: list[str], place: str, environment: dict[str, str], output: str
             # Ray's cancellation is an exception between two instructions; it ends no call of wait.
             while process.poll() is None:
                 time.sleep(SECONDS_BETWEEN)
-            if process.returncode != REFUSED:
+            said = Path(place, output).read_text(errors="replace")
+            if process.returncode != REFUSED or IN_USE not in said:
                 return process.returncode
-            if IN_USE not in Path(place, output).read_text(errors="replace"):
-                return REFUSED
     except KeyboardInterrupt:
         if process is None or process.returncode == REFUSED:
             return INTERRUPTED

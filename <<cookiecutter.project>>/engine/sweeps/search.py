@@ -6,18 +6,19 @@ trials of one that ran through, and each of these is bit for bit the same. Optun
 it is used.
 """
 
+import contextlib
 import os
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.runs import RunRecord, results
+from engine.runs import results
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
 from engine.sweeps.definition import Definition, Settings, Trial
 from vegab import UsageError
-from vegab.config import did_you_mean, read_yaml, show
+from vegab.config import lookup, read_yaml, show
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -31,37 +32,29 @@ INSTALL = 'pip install "optuna>=4.5"'
 
 
 class Search:
-    """The trials of a sweep of which Optuna knows; the folder is locked for this process.
+    """The trials of a sweep of which Optuna knows; its folder is locked for this process.
 
-    `suggested` are the settings that were chosen earlier, in order; without a search, those of all
-    trials.
+    `suggested` are the settings that were chosen, in order; without a search, those of all trials.
     """
 
-    def __init__(self, folder: Path, definition: Definition, suggested: Sequence[Settings]) -> None:
+    def __init__(self, folder: Path, definition: Definition) -> None:
         self.folder = folder
         self.definition = definition
-        self.suggested = list(suggested)
+        self.suggested = sweep.read(folder)[2]
         self._journal = _open_journal(folder / JOURNAL, definition)
 
-    def advance(
-        self, states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]], given_up: Collection[str]
-    ) -> tuple[list[Trial], list[Trial]]:
-        """Tell Optuna what has ended, and choose what is to follow; see `sweep.AllAtOnce`."""
+    def advance(self, given_up: Collection[str]) -> tuple[list[Trial], list[Trial]]:
+        """Tell Optuna what has ended, and choose what is to follow; see `sweep.Sweeper.advance`."""
         known = self.known()
-        while len(known) < len(self.suggested):
-            ended = self._outcome(known, states_of, given_up)
-            if ended is None:
-                break
+        while len(known) < len(self.suggested) and (ended := self._outcome(known, given_up)):
             self._journal.add_trial(ended)
             known = self.known()
         ready = len(known) + self.definition.num_parallel
-        is_longer = False
-        if self.definition.search:
-            while len(self.suggested) < min(self.definition.trials, ready):
-                self.suggested.append(suggest(self.definition, known, self.suggested))
-                is_longer = True
+        before = len(self.suggested)
+        while self.definition.search and len(self.suggested) < min(self.definition.trials, ready):
+            self.suggested.append(suggest(self.definition, known, self.suggested))
         trials = self.trials(len(self.suggested))
-        if is_longer:
+        if len(self.suggested) > before:
             sweep.write(self.folder, self.definition, trials, self.suggested)
         return trials, self.trials(ready)
 
@@ -71,40 +64,32 @@ class Search:
 
     def trials(self, number: int) -> list[Trial]:
         """Return the run folders of the first `number` settings, each once."""
-        every = (
-            trial
-            for settings in self.suggested[:number]
-            for trial in sweep_trials.repeated(self.definition, settings)
-        )
-        return list({trial.name: trial for trial in every}.values())
+        every = (sweep_trials.repeated(self.definition, one) for one in self.suggested[:number])
+        return list({trial.name: trial for trials in every for trial in trials}.values())
 
     def _outcome(
-        self,
-        known: Sequence["FrozenTrial"],
-        states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]],
-        given_up: Collection[str],
+        self, known: Sequence["FrozenTrial"], given_up: Collection[str]
     ) -> "FrozenTrial | None":
         """Return how the first trial ended that Optuna does not know yet, or None if it has not."""
         from optuna.trial import TrialState, create_trial
 
-        number = len(known)
-        settings = self.suggested[number]
+        settings = self.suggested[len(known)]
         trials = sweep_trials.repeated(self.definition, settings)
-        records = states_of(trials)
         what = _what_it_is(self.definition, settings)
-        has_failed = [
-            record.state in ("failed", "broken") or trial.name in given_up
-            for trial, record in zip(trials, records, strict=True)
-        ]
-        if any(has_failed):
-            return create_trial(state=TrialState.FAIL, **what)
-        if any(record.state != "finished" for record in records):
+        failed = create_trial(state=TrialState.FAIL, **what)
+        records = sweep.states_of(self.folder, trials)
+        states = {record.state for record in records}
+        if states & {"failed", "broken"} or any(trial.name in given_up for trial in trials):
+            return failed
+        if states != {"finished"}:
             return None
-        curves = [curve_of(record.path, self.definition) for record in records]
+        histories = [results.read_history(record.path) for record in records]
+        curves = [curve_in(history, self.definition) for history in histories]
         if not all(curves):
-            return create_trial(state=TrialState.FAIL, **what)
+            return failed
         if len(curves) == 1:
-            judged, is_poor = judge(self.definition, known, self.suggested, number, curves[0])
+            before = self.suggested[: len(known)]
+            judged, is_poor = judge(self.definition, known, before, curves[0])
             what["intermediate_values"] = judged.intermediate_values
             what["system_attrs"] = judged.system_attrs
             if is_poor:
@@ -116,19 +101,20 @@ class Search:
 
 
 def check(definition: Definition) -> None:
-    """Look whether what a definition asks of Optuna can be had.
+    """Look whether what a definition asks for fits together, and Optuna is there if it needs it.
 
-    Raises UsageError, saying what cannot.
+    Raises UsageError if not.
     """
-    for name, value, choices in (
-        ("search", definition.search, ENGINES),
-        ("pruner", definition.pruner, PRUNERS),
-    ):
-        if value and value not in choices:
-            hint = did_you_mean(value, choices)
-            raise UsageError(f"{name} is {value!r}{hint}; it is one of {', '.join(choices)}")
+    if definition.search:
+        sweep_trials.require_one_of(ENGINES, "search", definition.search)
+    if definition.pruner:
+        sweep_trials.require_one_of(PRUNERS, "pruner", definition.pruner)
     if bool(definition.search) != bool(definition.trials):
         raise UsageError("--search and --trials belong together; give both or none")
+    if not definition.search and bool(definition.random) != bool(definition.range):
+        raise UsageError(
+            "--range needs --random, so many draws, or --search; and --random needs a --range"
+        )
     if definition.search and definition.random:
         raise UsageError("--search chooses by itself; leave --random out")
     if definition.search and not (definition.range or definition.grid):
@@ -138,7 +124,7 @@ def check(definition: Definition) -> None:
     if not (definition.search or definition.pruner):
         return
     if not definition.monitor:
-        raise UsageError("the config says not which trial is best; add --monitor, as val_loss")
+        raise UsageError("the config does not say which trial is best; add --monitor, as val_loss")
     if definition.pruner == "hyperband" and not definition.num_epochs:
         raise UsageError("--pruner hyperband needs num_epochs in the config; choose another pruner")
     try:
@@ -148,19 +134,19 @@ def check(definition: Definition) -> None:
 
 
 def suggest(
-    definition: Definition, known: Sequence["FrozenTrial"], suggested: Sequence[Settings]
+    definition: Definition, known: Sequence["FrozenTrial"], before: Sequence[Settings]
 ) -> Settings:
     """Return the settings of the next trial, by the tree-structured Parzen estimator.
 
     Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011; as Optuna has it.
+    For the arguments see `judge`.
     """
     import optuna
 
-    number = len(suggested)
-    seed = random.Random(f"{definition.config['seed']} {number}").getrandbits(32)
+    seed = random.Random(f"{definition.config['seed']} {len(before)}").getrandbits(32)
     # Trials that still run count as poor ones, so that no two of them are nearly the same.
     sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-    study = _study_before(definition, known, suggested, number, sampler)
+    study = _study_before(definition, known, before, sampler)
     chosen = study.ask(_distributions(definition)).params
     return {key: _rounded(definition, key, value) for key, value in chosen.items()}
 
@@ -168,44 +154,38 @@ def suggest(
 def judge(
     definition: Definition,
     known: Sequence["FrozenTrial"],
-    suggested: Sequence[Settings],
-    number: int,
+    before: Sequence[Settings],
     curve: Sequence[tuple[int, float]],
 ) -> tuple["FrozenTrial", bool]:
     """Look at a trial as Optuna's pruner does after each epoch, up to where it would end it.
 
-    Of the trials, the `known` ones have ended, and settings are `suggested` up to this one at
-    least. The curve is epochs done, and what is monitored. Return the trial with what the pruner
-    has noted in it, and whether it is poor.
+    The `known` trials have ended, and the settings `before` are those of the trials before this
+    one. The curve is epochs done, and what is monitored. Return the trial with what the pruner has
+    noted in it, and whether it is poor.
     """
     import optuna
 
-    study = _study_before(definition, known, suggested, number, optuna.samplers.RandomSampler(0))
+    study = _study_before(definition, known, before, optuna.samplers.RandomSampler(0))
     trial = study.ask()
     is_poor = False
     for epoch, value in curve:
         trial.report(value, epoch)
-        is_poor = bool(definition.pruner) and trial.should_prune()
-        if is_poor:
+        if is_poor := trial.should_prune():
             break
     return study.get_trials(deepcopy=False)[-1], is_poor
 
 
 def _study_before(
-    definition: Definition,
-    known: Sequence["FrozenTrial"],
-    suggested: Sequence[Settings],
-    number: int,
-    sampler: Any,
+    definition: Definition, known: Sequence["FrozenTrial"], before: Sequence[Settings], sampler: Any
 ) -> "Study":
-    """Return a study in memory that holds what is known when trial `number` begins."""
+    """Return a study in memory that holds what is known when the next trial begins."""
     from optuna.trial import TrialState, create_trial
 
     study = _new_study(definition, sampler=sampler, pruner=_pruner(definition))
-    num_known = max(0, number - definition.num_parallel + 1)
+    num_known = max(0, len(before) - definition.num_parallel + 1)
     for trial in known[:num_known]:
         study.add_trial(trial)
-    for settings in suggested[num_known:number]:
+    for settings in before[num_known:]:
         what = _what_it_is(definition, settings)
         study.add_trial(create_trial(state=TrialState.RUNNING, **what))
     return study
@@ -238,10 +218,8 @@ def _distributions(definition: Definition) -> dict[str, "BaseDistribution"]:
     found: dict[str, BaseDistribution] = {}
     for key, text in definition.range.items():
         low, high, is_log = sweep_trials.bounds_of(text, key)
-        if isinstance(low, int) and isinstance(high, int):
-            found[key] = IntDistribution(low, high, log=is_log)
-        else:
-            found[key] = FloatDistribution(low, high, log=is_log)
+        is_whole = isinstance(low, int) and isinstance(high, int)
+        found[key] = (IntDistribution if is_whole else FloatDistribution)(low, high, log=is_log)
     for key, values in definition.grid.items():
         found[key] = CategoricalDistribution([show(value) for value in values])
     return found
@@ -258,18 +236,13 @@ def _rounded(definition: Definition, key: str, value: Any) -> Any:
 
 
 def _what_it_is(definition: Definition, settings: Settings) -> dict[str, Any]:
-    """Return a trial's settings in Optuna's terms: chosen by it, or a note beside."""
+    """Return a trial's settings in Optuna's terms: chosen by it, or only noted."""
     if not definition.search:
         return {"user_attrs": {"settings": dict(settings)}}
     params = {
         key: show(value) if key in definition.grid else value for key, value in settings.items()
     }
     return {"params": params, "distributions": _distributions(definition)}
-
-
-def curve_of(run: str | Path, definition: Definition) -> list[tuple[int, float]]:
-    """Return epochs done and what is monitored, for each epoch that a run validated."""
-    return curve_in(results.read_history(run), definition)
 
 
 def curve_in(
@@ -285,20 +258,12 @@ def curve_in(
     ]
 
 
-def number_of(
-    definition: Definition, suggested: Sequence[Settings], config: Mapping[str, Any]
-) -> int | None:
+def number_of(suggested: Sequence[Settings], config: dict[str, Any]) -> int | None:
     """Return which trial a config is that of, or None."""
-
-    def value_of(key: str) -> Any:
-        value: Any = config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
-
     for number, settings in enumerate(suggested):
-        if all(value_of(key) == value for key, value in settings.items()):
-            return number
+        with contextlib.suppress(KeyError):
+            if all(lookup(config, key) == value for key, value in settings.items()):
+                return number
     return None
 
 

@@ -1,10 +1,11 @@
 """Trains in SLURM's jobs, which submitit submits: the trials of a sweep, or one run.
 
-SLURM says which jobs there are; what crosses machines beside is the shared folder alone. A job
-that SLURM interrupts, because its time is up or another job needs its place, commits and is queued
+SLURM says which jobs there are; all else crosses machines in the shared folder. A job that SLURM
+interrupts, because its time is up or another job needs its place, saves a checkpoint and is queued
 again as the same job. One that is told to stop is not: SLURM itself then refuses to.
 """
 
+import argparse
 import contextlib
 import functools
 import io
@@ -20,25 +21,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.sweeps import definition
 from engine.sweeps.local import SECONDS_BETWEEN, Commands, Launcher, Tell
 from vegab import ROOT, UsageError
-from vegab.config import did_you_mean, read_text, read_yaml
 from vegab.files import read_json, write_json
 
 SITE = ROOT / "configs" / "slurm.yaml"
-# All but the last three are options of sbatch.
-KEYS = (
-    *("account", "qos", "cpus_per_task", "mem", "constraint", "gres", "exclude"),
-    *("seconds_to_commit", "setup", "sbatch"),
-)
-SECONDS_TO_COMMIT = 120
+OF_SBATCH = ("account", "qos", "cpus_per_task", "mem", "constraint", "gres", "exclude")
+DEFAULTS: dict[str, Any] = dict.fromkeys(OF_SBATCH)
+DEFAULTS |= {"seconds_to_commit": 120, "setup": [], "sbatch": {}}
+INSTALL = 'pip install "submitit>=1.5.2"'
 JOBS, LOGS = "slurm.json", "slurm"
 FLAGS = ("launcher", "nodes", "gpus", "partition", "time")  # of bin/train.py
 LARGEST_ARRAY = 1000  # SLURM's own limit is 1,001 tasks, where the site has set no other
 KILLED = -9
 NOT_NOW = "Requested node configuration is not available"  # so says sbatch of nodes that are down
 LOOKS = 10  # so many waits for each squeue, which burdens a cluster
-# 75: it has committed; 138 and 143: SIGUSR1 or SIGTERM came before it had begun.
+# 75: it has saved a checkpoint; 138 and 143: SIGUSR1 or SIGTERM came before it had begun.
 QUEUE_AGAIN = """\
 code=$?
 task=${SLURM_ARRAY_TASK_ID:-}
@@ -105,9 +104,11 @@ class SlurmLauncher(Launcher):
             with contextlib.suppress(UsageError):  # SLURM's controller may be away for a while
                 there = tasks_of(self.outputs)
                 for name in queued.keys() - there.keys():
-                    code = self._code_of(queued.pop(name))
-                    if code is not None or not self.is_stopped():
-                        codes[name] = KILLED if code is None else code
+                    task = queued.pop(name)
+                    file = self.outputs / LOGS / f"{task.job}_{task.position}.code"
+                    text = file.read_text().strip() if file.exists() else ""
+                    if text or not self.is_stopped():
+                        codes[name] = int(text or KILLED)
                 queued = {name: there[name] for name in queued}
         tell([], codes)
         jobs = read_json(self.outputs / JOBS) or {}
@@ -142,23 +143,14 @@ class SlurmLauncher(Launcher):
         return {name: Task(job, i, "", "PENDING") for i, name in enumerate(commands)}
 
     def _take_back(self) -> None:
-        """Cancel what was not submitted as a whole; what runs of it commits."""
+        """Cancel what was not submitted as a whole; what runs of it saves a checkpoint."""
         jobs = read_json(self.outputs / JOBS) or {}
-        torn = [job for job, noted in jobs.items() if not noted["is_whole"]]
-        for job in torn:
+        whole = {job: noted for job, noted in jobs.items() if noted["is_whole"]}
+        for job in jobs.keys() - whole.keys():
             ask("scancel", f"--name={job}")
-        while torn and any(task.job in torn for task in tasks_of(self.outputs).values()):
+        while any(task.job not in whole for task in tasks_of(self.outputs).values()):
             time.sleep(SECONDS_BETWEEN)
-        if torn:
-            write_json(self.outputs / JOBS, {job: jobs[job] for job in jobs if job not in torn})
-
-    def _code_of(self, task: Task) -> int | None:
-        """Return how a task's command ended, or None if the job was killed."""
-        try:
-            file = self.outputs / LOGS / f"{task.job}_{task.position}.code"
-            return int(file.read_text())
-        except (OSError, ValueError):
-            return None
+        write_json(self.outputs / JOBS, whole)
 
 
 def submit_run(
@@ -169,26 +161,16 @@ def submit_run(
     Of the command line `argv`, the launcher's own flags are left out. The others are as for
     `SlurmLauncher`. Raises UsageError if there is no SLURM here, or it refuses what is asked of it.
     """
-    if nodes < 1:
-        raise UsageError(f"nodes is {nodes}; it must be at least 1")
+    definition.require_numbers(1, nodes=nodes)
     options = options_of(gpus, partition, time, nodes)
+    own_flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in FLAGS:
+        own_flags.add_argument(f"--{flag}")
+    words = own_flags.parse_known_args(argv)[1]
     run = Path(os.path.normpath(save_path))
     logs = run.parent / ".slurm"
-    number = submit(options, _safe(run.name), [line_of(_without_own(argv), options)], logs)
+    number = submit(options, _safe(run.name), [line_of(words, options)], logs)
     return f"job {number} trains {run}; what it says: {logs / f'{number}_0_log.out'}"
-
-
-def _without_own(argv: Sequence[str]) -> list[str]:
-    """Return a command line without the launcher's flags."""
-    words, rest = [], list(argv)
-    while rest:
-        word = rest.pop(0)
-        flag, equals, _ = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or flag not in FLAGS:
-            words.append(word)
-        elif not equals:
-            del rest[:1]
-    return words
 
 
 def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str, Any]:
@@ -201,25 +183,19 @@ def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str
     try:
         import submitit  # noqa: F401
     except ModuleNotFoundError:
-        raise UsageError(
-            '--launcher slurm needs submitit; type pip install "submitit>=1.5.2"'
-        ) from None
+        raise UsageError(f"--launcher slurm needs submitit; type {INSTALL}") from None
     if not shutil.which("sbatch"):
-        raise UsageError(
-            "--launcher slurm finds no sbatch; type the command where SLURM's are, "
-            "as on the login node of a cluster"
-        )
-    site = read_site()
-    setup = site.pop("setup", [])
-    seconds = site.pop("seconds_to_commit", SECONDS_TO_COMMIT)
+        raise UsageError("--launcher slurm finds no sbatch; type it on the cluster's login node")
+    path = Path(os.path.relpath(SITE))
+    site = DEFAULTS | (definition.read_known(path, DEFAULTS) if path.exists() else {})
+    typed = {"partition": partition, "time": time, "gpus_per_node": int(gpus or 0)}
     asked = {
-        **site.pop("sbatch", {}),
-        **site,
-        **{key: value for key, value in (("partition", partition), ("time", time)) if value},
-        **({"gpus_per_node": int(gpus)} if gpus else {}),
+        **site["sbatch"],
+        **{key: site[key] for key in OF_SBATCH if site[key] is not None},
+        **{key: value for key, value in typed.items() if value},
         "nodes": nodes,
         "ntasks_per_node": 1,
-        "signal": f"USR1@{seconds}",
+        "signal": f"USR1@{site['seconds_to_commit']}",
         "requeue": True,
     }
     flags = [
@@ -231,25 +207,7 @@ def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str
     except UsageError as error:
         if NOT_NOW not in str(error):
             raise
-    return asked | {"setup": setup}
-
-
-def read_site() -> dict[str, Any]:
-    """Return what configs/slurm.yaml says. Raises UsageError if it has a key that is none."""
-    if not SITE.exists():
-        return {}
-    shown = os.path.relpath(SITE)
-    site = read_yaml(read_text(SITE), shown) or {}
-    if not isinstance(site, dict):
-        raise UsageError(f"{shown} is no mapping; give it some of {', '.join(KEYS)}")
-    for key, value in site.items():
-        if key not in KEYS:
-            hint = did_you_mean(str(key), KEYS)
-            raise UsageError(f"{shown}: unknown key '{key}'{hint} ({', '.join(KEYS)})")
-        expected = {"setup": list, "sbatch": dict, "seconds_to_commit": int}.get(key, (str, int))
-        if not isinstance(value, expected):
-            raise UsageError(f"{shown}: {key} is {value!r}; the comments there show what it may be")
-    return site
+    return asked | {"setup": site["setup"]}
 
 
 def line_of(words: Sequence[str], options: Mapping[str, Any]) -> str:
@@ -297,18 +255,13 @@ def submit(
 
 
 def tasks_of(outputs: Path) -> dict[str, Task]:
-    """Return what SLURM's queue has of the commands that were submitted, by their names.
-
-    Raises UsageError if SLURM does not answer.
-    """
+    """Return SLURM's tasks by their commands' names. Raises UsageError if it does not answer."""
     jobs = read_json(outputs / JOBS)
     if not jobs:
         return {}
     found = {}
-    names = ",".join(jobs)
-    for line in ask(
-        "squeue", "--noheader", "--array", f"--name={names}", "--format=%j %K %T %i"
-    ).splitlines():
+    words = ("--noheader", "--array", f"--name={','.join(jobs)}", "--format=%j %K %T %i")
+    for line in ask("squeue", *words).splitlines():
         job, position, state, number = line.split()
         index = int(position) if position.isdecimal() else 0  # a job that is no array
         found[jobs[job]["commands"][index]] = Task(job, index, number, state)
@@ -316,7 +269,7 @@ def tasks_of(outputs: Path) -> dict[str, Task]:
 
 
 def stop(tasks: Iterable[Task]) -> None:
-    """Cancel jobs that wait, and have those that run commit and end for good."""
+    """Cancel jobs that wait; those that run save a checkpoint and end for good."""
     tasks = list(tasks)
     running = [task.number for task in tasks if task.state not in ("PENDING", "COMPLETING")]
     with contextlib.suppress(UsageError):  # they end, or are told again
@@ -341,10 +294,7 @@ def stop_all(outputs: Path) -> bool:
 
 
 def ask(*command: str) -> str:
-    """Return what a command of SLURM's says.
-
-    Raises UsageError, with the first line of its complaint, if it has one.
-    """
+    """Return what a command of SLURM's says. Raises UsageError with its complaint, if any."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UsageError(_first_line(done.stderr, command[0]))

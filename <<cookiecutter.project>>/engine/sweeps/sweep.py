@@ -5,86 +5,71 @@ is stands in `sweep.json`; how far it is, its trials' folders say.
 """
 
 import fcntl
-import functools
 import json
 import os
 import shlex
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine import endings
 from engine.runs import RunRecord, results
-from engine.sweeps.definition import Definition, Settings, Trial, trials_of
+from engine.sweeps.definition import PLAN, Definition, Settings, Trial, trials_of
+from engine.sweeps.local import SECONDS_BETWEEN
 from vegab import UsageError
-from vegab.config import differences, show_differences
+from vegab.config import differences, show, show_differences
 from vegab.exits import FINISHED, INTERRUPTED, REFUSED
 from vegab.files import FORMAT, read_json, write_json
 from vegab.run_folder import IN_USE, living_owner
 
-if TYPE_CHECKING:
-    from engine.sweeps.search import Search
-
-SWEEP, LOCK = "sweep.json", "sweep.lock"
+SWEEP, LOCK, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.html"
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
-SECONDS_BETWEEN = 0.5
 MOST_LINES, NUM_BEST = 40, 10  # of `status`
-# These a search cannot change on its way.
-SEARCHED = ("grid", "range", "seeds", "folds")
 
 
-def known_trials(folder: Path, definition: Definition) -> list[Trial]:
-    """Return the trials of a definition and those of the sweep that is in the folder already.
+def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Trial]]:
+    """Return a definition and its trials, with those of the sweep that is in the folder already.
 
     A larger grid, more seeds or more draws add their trials to those that are there. A search goes
-    on from what it has chosen; more trials are added to it. Raises UsageError if the folder holds
+    on from what it has chosen; more trials are added to it. How many run at a time stays as it was
+    when the sweep began, whatever room there is now. Raises UsageError if the folder holds
     something else, or the sweep of another config, or a search of another kind.
     """
     trials = trials_of(definition)
     if not (folder / SWEEP).exists():
-        if any(name != LOCK for name in _names_in(folder)):
+        try:
+            is_new = not folder.exists() or set(os.listdir(folder)) <= {LOCK}
+        except OSError as error:
+            raise UsageError(f"{folder}: {error.strerror}; choose another folder") from None
+        if not is_new:
             raise UsageError(f"{folder} holds files but no sweep; choose a new or an empty folder")
-        return trials
+        return definition, trials
     before, there, _ = read(folder)
-    changes = differences(dict(before.config), dict(definition.config))
-    if changes:
-        raise UsageError(
-            f"{folder} holds a sweep of another config ({show_differences(changes)}); "
-            "choose another folder"
-        )
-    fixed = ["search", "pruner", *(SEARCHED if definition.search else ())]
+    searched = ("grid", "range", "seeds", "folds")  # which a search cannot change on its way
+    fixed = ["search", "pruner", *(searched if definition.search else ())]
     old, new = ({key: getattr(each, key) for key in fixed} for each in (before, definition))
-    changes = differences(old, new)
-    if changes:
-        raise UsageError(
-            f"{folder} holds another sweep ({show_differences(changes)}); choose another folder"
-        )
+    for what, changes in (
+        ("a sweep of another config", differences(dict(before.config), dict(definition.config))),
+        ("another sweep", differences(old, new)),
+    ):
+        if changes:
+            shown = show_differences(changes)
+            raise UsageError(f"{folder} holds {what} ({shown}); choose another folder")
     names = {trial.name for trial in there}
-    return [*there, *(trial for trial in trials if trial.name not in names)]
-
-
-def as_begun(folder: Path, definition: Definition) -> Definition:
-    """Return a definition with what a sweep that goes on keeps, whatever room there is now."""
-    if not (folder / SWEEP).exists():
-        return definition
-    return replace(definition, num_parallel=read(folder)[0].num_parallel)
-
-
-def suggested_in(folder: Path) -> list[Settings]:
-    """Return the settings that the search in a folder has chosen so far."""
-    return read(folder)[2] if (folder / SWEEP).exists() else []
+    there += [trial for trial in trials if trial.name not in names]
+    return replace(definition, num_parallel=before.num_parallel), there
 
 
 def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
     """Return what `sweep.json` says: of what it is, the trials, and what a search has chosen.
 
-    Without a search, the last are the settings of all trials. Raises UsageError if there is none,
-    or it is none.
+    Without a search, the last are the settings of all trials. Raises UsageError if the file is not
+    there, or is not that of a sweep.
     """
     content = read_json(folder / SWEEP)
     if content is None:
@@ -113,15 +98,6 @@ def write(
     write_json(folder / SWEEP, content)
 
 
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UsageError(f"{folder}: {error.strerror}; choose another folder") from None
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a sweep's folder, which is made, for this process.
@@ -137,7 +113,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            owner = owner_of(folder) or {"pid": "(unknown)", "host": "an unknown host"}
+            owner = living_owner(folder, LOCK) or {"pid": "(unknown)", "host": "an unknown host"}
             raise UsageError(
                 f"{folder} is being swept by process {owner['pid']} on {owner['host']}; "
                 f"python bin/sweep.py stop {shlex.quote(str(folder))} ends that"
@@ -148,11 +124,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def owner_of(folder: Path) -> dict[str, Any] | None:
-    """Return host and process of who sweeps a folder, or None."""
-    return living_owner(folder, LOCK)
-
-
 def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
     """Return what the folder of each trial says; the state of one that has none is "waiting"."""
     paths = [os.path.join(folder, trial.name) for trial in trials]
@@ -161,23 +132,23 @@ def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
     return [records.get(path) or RunRecord(path, state="waiting") for path in paths]
 
 
-def best_of(records: Sequence[RunRecord]) -> RunRecord | None:
-    """Return the run, of those that did not fail, that is best by what it monitors, or None."""
+def ranked(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Return the runs that did not fail and have values of what they monitor, the best first."""
     known = [
         record
         for record in records
         if record.monitor in record.metrics and record.state not in ("failed", "broken")
     ]
     if not known:
-        return None
+        return []
     monitor = str(known[0].monitor)
     sign = 1 if results.is_lower_better_in(known[0].config, monitor) else -1
     same = (record for record in known if record.monitor == monitor)
-    return min(same, key=lambda record: sign * _figure(record))
+    return sorted(same, key=lambda record: sign * record.metrics[monitor].best)
 
 
-def _figure(record: RunRecord) -> float:
-    return record.metrics[str(record.monitor)].best
+def _reached(best: RunRecord) -> str:
+    return f"best {best.monitor} {best.metrics[str(best.monitor)].best:.4g}"
 
 
 def to_look_at(records: Sequence[RunRecord]) -> list[RunRecord]:
@@ -186,11 +157,7 @@ def to_look_at(records: Sequence[RunRecord]) -> list[RunRecord]:
         return list(records)
     known = [record for record in records if record.state not in ("waiting", "new", "finished")]
     finished = [record for record in records if record.state == "finished"]
-    best: list[RunRecord] = []
-    while len(best) < NUM_BEST and (found := best_of(finished)):
-        best.append(found)
-        finished.remove(found)
-    return [*known[: MOST_LINES - NUM_BEST], *best]
+    return [*known[: MOST_LINES - NUM_BEST], *ranked(finished)[:NUM_BEST]]
 
 
 def summary(records: Sequence[RunRecord]) -> str:
@@ -201,90 +168,88 @@ def summary(records: Sequence[RunRecord]) -> str:
         record.state == "finished" and record.epoch < (record.num_epochs or 0) for record in records
     )
     text += f" ({early} of them early)" if early else ""
-    best = best_of(records)
-    found = f"; best {best.monitor} {_figure(best):.4g}: {best.path}" if best else ""
-    return f"{len(records)} trials: {text}{found}"
+    best = "".join(f"; {_reached(record)}: {record.path}" for record in ranked(records)[:1])
+    return f"{len(records)} trials: {text}{best}"
 
 
-@dataclass(frozen=True)
-class AllAtOnce:
-    """Says which trials there are: those that do not depend on each other.
+def write_sweep(records: Sequence[RunRecord], folder: Path) -> None:
+    """Write `sweep.html` into a sweep's folder, unless none of its trials has begun."""
+    from engine.runs import write_report
 
-    For others see `engine.sweeps.search.Search`.
-    """
-
-    trials: list[Trial]
-
-    def advance(
-        self, states_of: Callable[[Sequence[Trial]], Sequence[RunRecord]], given_up: Collection[str]
-    ) -> tuple[list[Trial], list[Trial]]:
-        """Return all trials by now, and those of them that may be trained by now.
-
-        `states_of` returns what the folders of trials say; those with names that are `given_up`
-        were refused.
-        """
-        return self.trials, self.trials
+    begun = [record for record in records if record.state != "waiting"]
+    if begun:
+        write_report(begun, folder / SWEEP_PAGE, sweep=sweep_of(begun))
 
 
+def sweep_of(records: Sequence[RunRecord]) -> dict[str, Any] | None:
+    """Return what `sweep.json` says in addition to the runs, if all of them lie in one sweep."""
+    folders = {os.path.dirname(record.path) for record in records}
+    if len(folders) != 1:
+        return None
+    folder = Path(folders.pop())
+    try:
+        told, trials, _ = read(folder)
+    except UsageError:
+        return None
+    definition = [shlex.join([told.config_name, *told.words])]
+    for key, values in told.grid.items():
+        definition.append(f"grid {key}={','.join(map(show, values))}")
+    definition += [f"range {key}={text}" for key, text in told.range.items()]
+    rest = {key: getattr(told, key) for key in PLAN if key not in ("grid", "range")}
+    definition += [f"{key} {value}" for key, value in rest.items() if value]
+    return {
+        "definition": definition,
+        "num_trials": len(trials),
+        "num_waiting": sum(not (folder / trial.name).exists() for trial in trials),
+    }
+
+
+@dataclass
 class Sweeper:
-    """Trains what is not done yet.
+    """Trains what is not done yet."""
 
-    Args:
-        folder: of the sweep, which is locked for this process.
-        supply: what says which trials there are.
-        command_of: returns the command line of `bin/train.py` for a trial.
-        launcher: starts them; see `engine.sweeps.local`.
-        show: called with how many trials run, are done and have failed, and the best so far.
-    """
+    folder: Path  # of the sweep, which is locked for this process
+    # Returns all trials by now, and those of them that may be trained by now; it is given the names
+    # of those that were refused.
+    advance: Callable[[Collection[str]], tuple[list[Trial], list[Trial]]]
+    command_of: Callable[[Trial], Sequence[str]]  # returns the words after bin/train.py
+    launcher: Any  # starts them; see `engine.sweeps.local`
+    refused: dict[str, str] = field(default_factory=dict)  # what those said that left no folder
+    died: dict[str, str] = field(default_factory=dict)  # how, of those that left a folder
+    num_refusals: int = 0  # of bin/train.py itself
 
-    def __init__(
-        self,
-        folder: Path,
-        supply: "AllAtOnce | Search",
-        command_of: Callable[[Trial], Sequence[str]],
-        launcher: Any,
-        show: Callable[[int, int, int, str], None],
-    ) -> None:
-        self.folder = folder
-        self.supply = supply
-        self.command_of = command_of
-        self.launcher = launcher
-        self.show = show
-        self.refused: dict[str, str] = {}  # what those said that left no folder
-        self.died: dict[str, str] = {}  # how, of those that left a folder
-        self.num_refusals = 0  # of bin/train.py itself
-        self._best: RunRecord | None = None
-        self._begun: set[str] = set()
-        self._num_ready = self._num_ended = self._num_done = self._num_failed = 0
-
-    def run(self, retry_failed: bool) -> list[RunRecord]:
+    def run(
+        self, retry_failed: bool, show: Callable[[int, int, int, str], None]
+    ) -> list[RunRecord]:
         """Train until all are done or failed, or until it is told to stop; return their records.
 
         Trials that another process trains, as those of a sweeper that was killed, are waited for.
+        `show` is called with how many trials run, are done and have failed, and the best so far.
         """
+        self._show = show
         done = ("finished",) if retry_failed else ("finished", "failed", "broken")
         tried: set[str] = set()
         while True:
-            every, ready = self._advance()
+            every, ready = self.advance(self.refused)
             records = states_of(self.folder, every)
-            self._best = best_of(records)
-            states = dict(zip((trial.name for trial in every), records, strict=True))
+            states = {trial.name: r.state for trial, r in zip(every, records, strict=True)}
             adopted = self.launcher.adopted()
             left = [
                 trial
                 for trial in ready
-                if states[trial.name].state not in done and trial.name not in tried
-                if states[trial.name].state != "running" or trial.name in adopted
+                if states[trial.name] not in done and trial.name not in tried
+                if states[trial.name] != "running" or trial.name in adopted
             ]
-            elsewhere = [trial.name for trial in ready if states[trial.name].state == "running"]
+            elsewhere = [trial.name for trial in ready if states[trial.name] == "running"]
             if self.launcher.is_stopped() or not (left or elsewhere):
                 return records
-            self._num_ready, self._num_ended = len(ready), 0
+            self._best, self._num_ended = ranked(records)[:1], 0
             self._num_done = sum(record.state == "finished" for record in records)
             self._num_failed = sum(record.state in done for record in records) - self._num_done
+            self._begun = {trial.name for trial in ready}
             if left:
-                self._begun = {trial.name for trial in ready}
-                codes = self.launcher.run(self._commands(left), self._tell)
+                commands = {trial.name: self.command_of(trial) for trial in left}
+                codes = self.launcher.run(commands, self._tell)
             else:
                 codes = {}
                 while not self.launcher.is_stopped() and all(
@@ -308,25 +273,18 @@ class Sweeper:
                 elif is_dead:
                     self.died[name] = endings.ending(code)
 
-    def _advance(self) -> tuple[list[Trial], list[Trial]]:
-        return self.supply.advance(functools.partial(states_of, self.folder), self.refused)
-
-    def _commands(self, trials: Sequence[Trial]) -> dict[str, Sequence[str]]:
-        return {trial.name: self.command_of(trial) for trial in trials}
-
     def _tell(self, running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
         """Say how it stands; return commands that may follow because others have ended."""
         new: list[Trial] = []
         if ended := [*codes][self._num_ended :]:
             self._num_ended = len(codes)
             paths = [os.path.join(self.folder, name) for name in ended]
-            self._best = best_of([*filter(None, [self._best]), *results.read_runs(paths)])
+            self._best = ranked([*self._best, *results.read_runs(paths)])[:1]
             self._num_done += sum(codes[name] == FINISHED for name in ended)
             self._num_failed += sum(codes[name] not in (FINISHED, INTERRUPTED) for name in ended)
-            ready = self._advance()[1]
-            new = [trial for trial in ready[self._num_ready :] if trial.name not in self._begun]
-            self._num_ready = len(ready)
+            ready = self.advance(self.refused)[1]
+            new = [trial for trial in ready if trial.name not in self._begun]
             self._begun |= {trial.name for trial in new}
-        best = f"best {self._best.monitor} {_figure(self._best):.4g}" if self._best else ""
-        self.show(len(running), self._num_done, self._num_failed, best)
-        return self._commands(new)
+        best = "".join(map(_reached, self._best))
+        self._show(len(running), self._num_done, self._num_failed, best)
+        return {trial.name: self.command_of(trial) for trial in new}

@@ -25,19 +25,12 @@ LIBRARIES = (
 )
 
 
-def import_libraries() -> None:
-    """Import what a run needs of others, and leave it out of all garbage collections.
-
-    These take a fifth of the import's time, and there is nothing to be found.
-    """
-    gc.disable()
-    for name in LIBRARIES:
-        importlib.import_module(name)
-    gc.freeze()
-    gc.enable()
-
-
-import_libraries()
+# Garbage collections, which find nothing here, would take a fifth of the time.
+gc.disable()
+for name in LIBRARIES:
+    importlib.import_module(name)
+gc.freeze()
+gc.enable()
 
 
 def run(words: list[str], output: str) -> None:
@@ -45,6 +38,7 @@ def run(words: list[str], output: str) -> None:
 
     The second word is the run folder. What it says goes to the file `output`.
     """
+    from engine.training import fingerprint
     from vegab import capture
 
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -52,17 +46,10 @@ def run(words: list[str], output: str) -> None:
         os.dup2(file, number)
     program = ROOT / "bin" / "train.py"
     command = [sys.executable, os.path.relpath(program), *words]
-    if _began_otherwise(words[1]):
-        os.execv(sys.executable, command)  # import anew
+    settings = (fingerprint.stored_in(words[1]) or {}).get("settings")
+    now = fingerprint.read_at_import()
+    if settings is not None and any(settings.get(key, "") != now[key] for key in now):
+        os.execv(sys.executable, command)  # the run began with TensorFlow set otherwise than here
     capture.is_watched = False
     sys.argv, sys.orig_argv = command[1:], command  # meta.json tells what to type
     runpy.run_path(str(program), run_name="__main__")
-
-
-def _began_otherwise(run: str) -> bool:
-    """Return whether a run's commit was made with TensorFlow set otherwise than here."""
-    from engine.training import fingerprint
-
-    settings = (fingerprint.stored_in(run) or {}).get("settings")
-    now = fingerprint.read_at_import()
-    return settings is not None and any(settings.get(key, "") != now[key] for key in now)

@@ -1,0 +1,83 @@
+"""What the tests of sweeps share: waiting for their processes, and the bits of their trials."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXACT = ("model.h5", "model_best.h5", "history.csv")
+LIMIT = 1800  # seconds that the tests wait for anything
+
+
+def start(cwd: Path, /, *words: object, **env: str) -> subprocess.Popen[str]:
+    """Begin `python WORDS` in a folder, with these variables in its environment."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:
+    """Return what a condition returns once that is true; fail if a process ends before."""
+    end = time.monotonic() + LIMIT
+    while not (found := condition()):
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"it ended with {process.returncode}: {process.communicate()}")
+        if time.monotonic() > end:
+            pytest.fail(f"it took more than {LIMIT} s")
+        time.sleep(0.02)
+    return found
+
+
+def is_told_to_end(pid: int) -> bool:
+    """Whether SIGTERM waits for a process that is stopped; not every system tells."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        time.sleep(5)
+        return True
+    pending = int(re.findall(r"ShdPnd:\s+(\w+)", status.read_text())[0], 16)
+    return bool(pending >> (signal.SIGTERM - 1) & 1)
+
+
+def pid_in(run: Path) -> int:
+    """Return the process that has or had a run folder open, or 0."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((run / "run.lock").read_text())["pid"]
+    return 0
+
+
+def kill(*pids: int) -> None:
+    """Kill processes that may have ended already; 0 is none."""
+    for pid in filter(None, pids):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def attempts_in(run: Path) -> list[int | str | None]:
+    """Return how each attempt at a run ended; None: it has not."""
+    attempts = json.loads((run / "meta.json").read_text())["attempts"]
+    return [attempt.get("exit_status") for attempt in attempts]
+
+
+def exact_files(folder: Path, *more: str) -> dict[str, bytes]:
+    """Return the files of a sweep's trials that are exact, and others of these names."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for name in (*EXACT, *more)
+        for path in folder.glob(f"*/{name}")
+    }
