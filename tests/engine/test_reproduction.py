@@ -21,7 +21,7 @@ import pytest
 from conftest import files_below
 from machinery import ROOT
 
-from engine.checkpoints.file import HISTORY, commits_of, read_state
+from engine.checkpoints.file import HISTORY, commits_of, datasets_in, read_state
 from engine.runs import reproduction
 from vegab import UsageError
 
