@@ -77,6 +77,14 @@ def link(source: Path, target: Path) -> None:
             sync_to_disk(temporary)
 
 
+def inode_of(path: str | Path) -> int | None:
+    """The number by which the file system knows a file or folder, or None if there is none."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
+
+
 def sync_to_disk(path: str | Path) -> None:
     """Has a file or folder on the disk, not only in the system's memory, on return."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -17,7 +17,7 @@ from typing import Any
 from vegab import provenance
 from vegab.config import Config, show
 from vegab.exits import EXIT_CODES, UsageError, outcome
-from vegab.files import CONFIG, FORMAT, META, read_json, write_json
+from vegab.files import CONFIG, FORMAT, META, inode_of, read_json, write_json
 
 
 class VegabPlugin:
@@ -58,12 +58,14 @@ class MetaSaver(VegabPlugin):
         self.position, self.parent = position, parent
         self._args = argparse.Namespace()
         self._folder: Path | None = None
+        self._inode: int | None = None
 
     def on_parsed_args(self, args: argparse.Namespace) -> None:
         self._args = args
 
     def on_before_call(self, config: Config, save_path: str) -> None:
         self._folder = folder = Path(save_path).absolute()
+        self._inode = inode_of(folder)
         meta = read_json(folder / META) or {}
         attempts = meta.get("attempts", [])
         position = self._position()
@@ -110,8 +112,8 @@ class MetaSaver(VegabPlugin):
         self._close(error)
 
     def _close(self, error: BaseException | None) -> None:
-        if self._folder is None:
-            return
+        if self._folder is None or inode_of(self._folder) != self._inode:
+            return  # it was renamed or replaced meanwhile: nothing is written into another's
         status = outcome(error)
         attempt = self._meta["attempts"][-1]
         attempt.update(end=_now(), exit_status=EXIT_CODES[status], to=self._position())

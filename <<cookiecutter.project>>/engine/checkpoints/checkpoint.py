@@ -52,7 +52,7 @@ from engine.checkpoints.history import HistoryArray, csv_lines
 from engine.checkpoints.layout import CommitLayout, path_of
 from engine.devices import Workers, replicas
 from engine.trees import copied, map_leaves
-from vegab.files import link, sync_to_disk, write_atomically
+from vegab.files import inode_of, link, sync_to_disk, write_atomically
 
 log = logging.getLogger(__name__)
 HISTORY_CSV = "history.csv"
@@ -122,7 +122,7 @@ class Checkpoint:
         self._pending: Future[None] | None = None
         self._only_finite = only_finite
         self._note_files = note_files
-        self._inode = folder.stat().st_ino if folder.exists() else None
+        self._inode = inode_of(folder)
         self._last: Snapshot | None = None  # of those that were committed
         self._found: Path | None = None
         self._workers = Workers(self.model.distribute_strategy if self.model else None)
@@ -455,10 +455,13 @@ class Checkpoint:
             before = digest_of(latest) if latest.exists() else ""
             self._note_files(digest_in(head), snapshot.files, before)
 
+    @property
+    def is_in_its_folder(self) -> bool:
+        """Whether the run folder is the one that it was when the process began."""
+        return self._inode is None or inode_of(self.folder) == self._inode
+
     def _require_same_folder(self) -> None:
-        if self._inode is None or (
-            self.folder.exists() and self.folder.stat().st_ino == self._inode
-        ):
+        if self.is_in_its_folder:
             return
         raise OSError(
             f"{self.folder} was renamed or replaced while this process trains in it; nothing is "

@@ -201,6 +201,8 @@ def _write_model(model: keras.Model, file: h5py.File) -> tuple[list[list[str]], 
         datasets, nothing in the file, and the reason. The live model stays as it is.
     """
     none: list[list[str]] = [[] for _ in model.weights]
+    if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
+        return none, "it is subclassed, and load_model cannot build its layers"
     try:
         with as_if_none_were_frozen(model):
             keras_private.write_hdf5(model, file)

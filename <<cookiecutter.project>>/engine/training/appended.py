@@ -4,6 +4,7 @@ What was appended after the checkpoint that a run goes on from comes again. The 
 `appended.json`, and not in the checkpoint: names of TensorBoard's files have the time in them.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterable
@@ -80,6 +81,10 @@ class AppendedFiles:
             can_flush = hasattr(type(reached.thing), "flush")
             if can_flush and not getattr(reached.thing, "closed", False):
                 reached.thing.flush()
+                if isinstance(reached.thing, io.IOBase) and isinstance(
+                    name := getattr(reached.thing, "name", None), str
+                ):
+                    self._names.add(self._name(os.path.abspath(name)))
         names = self._names | {self._name(path) for path in _open_files() - self._before}
         self._names = {name for name in names if name and (self.root / name).is_file()}
         return {name: (self.root / name).stat().st_size for name in sorted(self._names)}
@@ -93,8 +98,15 @@ class AppendedFiles:
             write_json(self.root / FILE, self._known)
 
     def note(self, path: str) -> None:
-        """Note a file that is opened to append to it."""
-        self._names.add(self._name(os.path.abspath(path)))
+        """Note a file that is opened to append to it, before anything is appended."""
+        name = self._name(os.path.abspath(path))
+        if name and name not in self._names:
+            self._names.add(name)
+            length = os.path.getsize(path) if os.path.isfile(path) else 0
+            known = self._known.get(BEGIN, {})
+            if name not in known:
+                self._known[BEGIN] = known | {name: length}
+                write_json(self.root / FILE, self._known)
 
     def _name(self, path: str) -> str:
         """Return a path relative to the run folder; "" for what the project itself writes."""

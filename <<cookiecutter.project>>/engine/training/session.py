@@ -340,7 +340,8 @@ class Session:
                 self._end_training()
                 self.hooks.call("after_training")
         except BaseException as error:
-            self.hooks.at_exception(error)
+            if self._checkpoint.is_in_its_folder:  # nothing is written into another's
+                self.hooks.at_exception(error)
             raise
         finally:
             work.steps.close()
