@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         RESTORE_WEIGHTS,
         Checkpoint,
         Snapshot,
-        by_path,
+        by_unique_path,
         load_weights,
         path_of,
         read_others,

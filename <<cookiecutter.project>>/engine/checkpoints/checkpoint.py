@@ -130,7 +130,7 @@ class Checkpoint:
     def prepare(self) -> None:
         """Find all variables, and describe the model as it is before anything is restored."""
         groups = {"weights": self.model.weights if self.model else [], **self._variables()}
-        self._groups = {name: by_path(groups.get(name, ())) for name in RESTORE_ALL}
+        self._groups = {name: by_unique_path(groups.get(name, ())) for name in RESTORE_ALL}
         variables = [v for group in self._groups.values() for v in group.values()]
         self._read_variables = lambda: [_tensor(variable) for variable in variables]
         self._read_at_once = tf.function(self._read_variables, autograph=False)
@@ -591,8 +591,8 @@ def load_weights(path: Path, model: keras.Model) -> None:
         ValueError: if they are those of another model.
     """
     with h5py.File(path, "r") as file:
-        saved = by_path(weights_in(file).items())
-    wanted = by_path(model.weights)
+        saved = by_unique_path(weights_in(file).items())
+    wanted = by_unique_path(model.weights)
     _require_same({path: value.shape for path, value in saved.items()}, wanted, path)
     for name, weight in wanted.items():
         weight.assign(saved[name])
@@ -630,7 +630,7 @@ def _assign(
             variable.assign(value.sum(axis=0, dtype=value.dtype) if has_replicas else value)
 
 
-def by_path(variables: Any) -> dict[str, Any]:
+def by_unique_path(variables: Any) -> dict[str, Any]:
     """Return variables, or pairs of path and value, by paths that tell each from all others.
 
     The numbers are dropped that Keras adds to a name when a process makes a second layer of a kind;
@@ -659,7 +659,7 @@ def read_others(path: Path) -> dict[str, np.ndarray]:
 
 def saved_variables(file: h5py.File, group: str) -> dict[str, h5py.Dataset]:
     """Return the datasets of variables in a group of a checkpoint, by path."""
-    return by_path(datasets_in(file, group))
+    return by_unique_path(datasets_in(file, group))
 
 
 def _compare(saved: Mapping[str, h5py.Dataset], wanted: Mapping[str, Any], path: Path) -> None:

@@ -30,7 +30,7 @@ from engine.checkpoints import (
     RESTORE_ALL,
     RESTORE_WEIGHTS,
     Checkpoint,
-    by_path,
+    by_unique_path,
     is_done,
     load_weights,
     read_state,
@@ -153,7 +153,7 @@ def _restore(checkpoint: Any, iterator: Any, path: Path, state: Mapping[str, Any
 def _assign_found(path: Path, variables: list[Any]) -> None:
     """Assign variables that the checkpoint has as often as they are here; it may have others."""
     with h5py.File(path, "r") as file:
-        saved, wanted = saved_variables(file, "variables"), by_path(variables)
+        saved, wanted = saved_variables(file, "variables"), by_unique_path(variables)
         # Of two that are alike here and three there, nobody knows which is which.
         known, here = (Counter(name.split("#")[0] for name in names) for names in (saved, wanted))
         lacking = sorted(

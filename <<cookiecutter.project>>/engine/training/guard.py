@@ -9,7 +9,7 @@ import contextlib
 import gc
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,11 @@ import keras
 import tensorflow as tf
 
 from engine import keras_private
-from engine.checkpoints import by_path, callback_state, path_of, read_others, variables_of
+from engine.checkpoints import by_unique_path, callback_state, path_of, read_others, variables_of
 from engine.devices import components
 from engine.training.objects import (
     VARIABLES,
+    Reached,
     State,
     attributes_of_project,
     inner_modules,
@@ -80,9 +81,9 @@ class Guard:
         self._tables: dict[str, Any] = {}
         self._has_graph = False
         self.has_news = False
+        self._reached: list[Any] = []  # variables from model and iterator, once all is traced
         self._num_looks = 0
-        self._plain: dict[int, dict[str, str]] = {}
-        self._told: set[Any] = set()
+        self._own: list[tuple[str, Any, dict[str, str]]] = []
         self.found: list[str] = []
 
     def look_around(self, callbacks: Sequence[Any], hooks: Sequence[Any]) -> None:
@@ -96,6 +97,7 @@ class Guard:
             UsageError: if it uses what no checkpoint can hold, and that is not allowed.
         """
         self._has_graph = self.has_news = True
+        self._reached = []
         known = {id(h): variable for variable in traced.variables for h in _handles(variable)}
         unknown = []
         for captured, placeholder in traced.graph.captures:
@@ -173,10 +175,8 @@ class Guard:
             self._captured |= {id(h): v for v in made for h in _handles(v)}
         named: list[tuple[str, Any]] = []
 
-        def take(owners: Mapping[str, Any], passed_by: Sequence[Any], take_all: bool) -> None:
-            for path, thing, keeper, keeper_path in walk(owners, passed_by):
-                if not isinstance(thing, VARIABLES):
-                    continue
+        def take(reached: Iterable[Any], take_all: bool) -> None:
+            for path, thing, keeper, keeper_path in reached:
                 handles = {id(handle) for handle in _handles(thing)}
                 if handles & saved or not (take_all or handles & wanted):
                     continue
@@ -185,14 +185,16 @@ class Guard:
                 named.append((f"{keeper_path}/{path_of(thing)}" if keeper else path, thing))
 
         own = [self._model, self._iterator]
-        take(self._around | self._data, own, take_all=True)
+        take(_variables_in(self._around | self._data, own), take_all=True)
         if wanted or takes_all:
-            take(self._steps, (), takes_all)
+            if not (self._reached and self._has_graph):
+                self._reached = list(_variables_in(self._steps))
+            take(self._reached, takes_all)
         for handle, variable in self._captured.items():
             if handle not in saved:
                 saved |= {id(each) for each in _handles(variable)}
                 named.append((path_of(variable).split(":")[0], variable))
-        return by_path(named)
+        return by_unique_path(named)
 
     def states(self) -> dict[str, State]:
         """Return how to save what is no variable, such as generators, by the path to it."""
@@ -238,16 +240,18 @@ class Guard:
         if self._num_looks == LOOKS_FOR_CHANGES:
             return
         self._num_looks += 1
-        passed_by = [*self._data["data"], *getattr(self._iterator, "datasets", {}).values()]
-        for path, thing, *_ in walk(self._steps | self._around, passed_by):
-            if not is_of_project(type(thing)) or getattr(thing, "only_tells", False):
-                continue
-            names = attributes_of_project(type(thing))  # type: ignore[arg-type]
+        if self._num_looks == 1:
+            passed_by = [*self._data["data"], *getattr(self._iterator, "datasets", {}).values()]
+            self._own = [
+                (path, thing, callback_state.plain_attributes(thing))
+                for path, thing, *_ in walk(self._steps | self._around, passed_by)
+                if is_of_project(type(thing)) and not getattr(thing, "only_tells", False)  # type: ignore[arg-type]
+            ]
+        for path, thing, before in self._own:
             now = callback_state.plain_attributes(thing)
-            before = self._plain.setdefault(id(thing), now)
-            changed = [name for name in names if now.get(name) != before.get(name)]
-            if changed and (path, type(thing)) not in self._told:
-                self._told.add((path, type(thing)))
+            names = attributes_of_project(type(thing))  # type: ignore[arg-type]
+            if changed := [name for name in names if now.get(name) != before.get(name)]:
+                self._own = [each for each in self._own if each[1] is not thing]
                 log.warning(
                     "%s (%s) changes its %s, which no checkpoint holds: a resumed run may differ; "
                     "give it get_state() and set_state(state), with JSON values%s",
@@ -266,6 +270,10 @@ class Guard:
             for path, thing, *_ in walk(self._steps)
             if isinstance(thing, tf.lookup.experimental.MutableHashTable)
         }
+
+
+def _variables_in(owners: Mapping[str, Any], passed_by: Sequence[Any] = ()) -> Iterator[Reached]:
+    return (each for each in walk(owners, passed_by) if isinstance(each.thing, VARIABLES))
 
 
 class Unsaved(NamedTuple):

@@ -27,6 +27,7 @@ import tensorflow as tf
 from vegab import ROOT
 
 MOST_OBJECTS = 100_000  # that are walked over
+MOST_ITEMS = 10_000  # of a list or mapping; a longer one is data
 # Nothing hangs on these, or far too much.
 PLAIN = (str, bytes, int, float, complex, type(None), np.ndarray, np.generic)
 PASSED_BY = (*PLAIN, type, ModuleType, CodeType, logging.Logger, tf.Tensor, tf.data.Dataset)
@@ -60,7 +61,10 @@ def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[R
         seen.add(id(thing))
         if issubclass(kind, KEEPERS) and reached.keeper is None:
             reached = Reached(reached.path, thing, thing, reached.path)
-        yield reached._replace(path=re.sub(r"\._modules\['(\w+)'\]", r".\1", reached.path))
+        if "._modules[" in reached.path:  # where PyTorch keeps what people write as an attribute
+            path = re.sub(r"\._modules\['(\w+)'\]", r".\1", reached.path)
+            reached = reached._replace(path=path)
+        yield reached
         is_of_tensorflow = kind.__module__.startswith("tensorflow.") and not reached.keeper
         if not issubclass(kind, VARIABLES) and not is_of_tensorflow:
             waiting.extend(
@@ -71,10 +75,10 @@ def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[R
 
 def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
     """Yield what hangs on a thing, with the way to it; what people name first."""
-    if isinstance(thing, Mapping):
+    if isinstance(thing, Mapping) and len(thing) < MOST_ITEMS:
         for number, (key, item) in enumerate(list(thing.items())):
             yield f"{path}[{repr(key) if isinstance(key, str | int) else number}]", item
-    elif isinstance(thing, list | tuple | set | frozenset | deque):
+    elif isinstance(thing, list | tuple | set | frozenset | deque) and len(thing) < MOST_ITEMS:
         yield from ((f"{path}[{number}]", item) for number, item in enumerate(list(thing)))
     elif isinstance(thing, MethodType):
         yield from ((path, part) for part in (thing.__func__, thing.__self__))
@@ -124,6 +128,7 @@ def _around(function: FunctionType) -> Iterator[tuple[str, Any]]:
     yield from ((where, default) for default in function.__defaults__ or ())
 
 
+@functools.cache
 def is_of_project(kind: type) -> bool:
     """Whether a class is written by the researcher."""
     return is_own(getattr(sys.modules.get(kind.__module__), "__file__", None) or "")
