@@ -26,18 +26,10 @@ from engine.checkpoints import require_inside
 from engine.hooks import Hook, give_addresses
 from engine.iterators.datasets import make_examples, stack
 from engine.iterators.steps import IteratorSteps, IteratorValidation
+from engine.training.objects import KEEPERS, VARIABLES, handles_of, walk
 from engine.trees import call_leaves, leaves, map_leaves
 
 FIXED_EXAMPLES_STREAM = 4
-MOST_NESTED = 3  # containers around a variable, in an attribute of an iterator or a model
-GROUPS = {
-    keras.Optimizer: "optimizer",
-    keras.Metric: "metrics",
-    keras.Layer: "variables",
-    tf.Module: "variables",
-}
-# What may keep variables within a layer that are not among the variables of the layer itself.
-NOT_OF_LAYERS = (Mapping, list, tuple, keras.Optimizer, keras.Metric, keras.random.SeedGenerator)
 Feeds = Mapping[str, Any]
 
 
@@ -455,43 +447,22 @@ def figures_in(results: Any) -> dict[str, float]:
 
 
 def found_variables(owner: Any, others: Sequence[Any] = ()) -> dict[str, list[Any]]:
-    """Return the variables among the attributes of an object and of its `model`, by group.
+    """Return the variables that hang on an object and on its `model`, by group.
 
-    The weights of a Keras model, which Keras writes itself, and `others` are left out.
+    The weights of a Keras model and `others` are left out.
     """
     groups: dict[str, list[Any]] = {"variables": [], "optimizer": [], "metrics": []}
     model = getattr(owner, "model", None)
     weights = model.weights if isinstance(model, keras.Model) else []
-    seen = {id(variable) for variable in (*weights, *others)}
-
-    def add(group: str, variables: Sequence[Any]) -> None:
-        for variable in variables:
-            if id(variable) not in seen:
-                seen.add(id(variable))
-                groups[group].append(variable)
-
-    def look(value: Any, depth: int = 0) -> None:
-        if isinstance(value, keras.random.SeedGenerator):
-            value = value.state
-        if isinstance(value, keras.Variable | tf.Variable):
-            add("variables", [value])
-        for kind, group in GROUPS.items():
-            if isinstance(value, kind):
-                add(group, value.variables)
-        if depth > MOST_NESTED:
-            return
-        if isinstance(value, keras.Layer):
-            for item in vars(value).values():
-                if isinstance(item, NOT_OF_LAYERS):
-                    look(item, depth)
-        elif isinstance(value, Mapping | list | tuple):
-            for item in list(value.values() if isinstance(value, Mapping) else value):
-                look(item, depth + 1)
-
-    for thing in (owner, model):
-        is_layer = isinstance(thing, keras.Layer)
-        for item in [thing] if is_layer else list(getattr(thing, "__dict__", {}).values()):
-            look(item)
+    seen = {id(handle) for variable in (*weights, *others) for handle in handles_of(variable)}
+    datasets = getattr(owner, "datasets", {}).values()
+    found = [(each.thing, each.keeper) for each in walk({"model": model, "it": owner}, datasets)]
     # What draws without a seed of its own draws from the global generator.
-    add("variables", [keras_private.seed_generator().state])
+    for thing, keeper in [*found, (keras_private.seed_generator().state, None)]:
+        if isinstance(thing, VARIABLES) and not seen & {*map(id, handles_of(thing))}:
+            seen.update(map(id, handles_of(thing)))
+            is_optimizer, is_metric = (isinstance(keeper, k) for k in KEEPERS[:2])
+            groups["optimizer" if is_optimizer else "metrics" if is_metric else "variables"].append(
+                thing
+            )
     return groups

@@ -18,12 +18,12 @@ import tensorflow as tf
 
 from engine import keras_private
 from engine.checkpoints import by_unique_path, callback_state, path_of, read_others, variables_of
-from engine.devices import components
 from engine.training.objects import (
     VARIABLES,
     Reached,
     State,
     attributes_of_project,
+    handles_of,
     inner_modules,
     is_of_project,
     is_own,
@@ -98,7 +98,7 @@ class Guard:
         """
         self._has_graph = self.has_news = True
         self._reached = []
-        known = {id(h): variable for variable in traced.variables for h in _handles(variable)}
+        known = {id(h): variable for variable in traced.variables for h in handles_of(variable)}
         unknown = []
         for captured, placeholder in traced.graph.captures:
             if captured.dtype != tf.resource:
@@ -166,18 +166,18 @@ class Guard:
         saved = {
             id(handle)
             for variable in [*weights, *position, *(v for group in groups.values() for v in group)]
-            for handle in _handles(variable)
+            for handle in handles_of(variable)
         }
         wanted = {key for key in self._captured if key not in saved}
         if not self._has_graph:
             gc.collect()
             made = [variable for ref in _made if (variable := ref()) is not None]
-            self._captured |= {id(h): v for v in made for h in _handles(v)}
+            self._captured |= {id(h): v for v in made for h in handles_of(v)}
         named: list[tuple[str, Any]] = []
 
         def take(reached: Iterable[Any], take_all: bool) -> None:
             for path, thing, keeper, keeper_path in reached:
-                handles = {id(handle) for handle in _handles(thing)}
+                handles = {id(handle) for handle in handles_of(thing)}
                 if handles & saved or not (take_all or handles & wanted):
                     continue
                 saved.update(handles)
@@ -192,16 +192,14 @@ class Guard:
             take(self._reached, takes_all)
         for handle, variable in self._captured.items():
             if handle not in saved:
-                saved |= {id(each) for each in _handles(variable)}
+                saved |= {id(each) for each in handles_of(variable)}
                 named.append((path_of(variable).split(":")[0], variable))
         return by_unique_path(named)
 
     def states(self) -> dict[str, State]:
         """Return how to save what is no variable, such as generators, by the path to it."""
-        passed_by = list(self._data["data"])
-        if self._iterator is not None:
-            passed_by += [*self._iterator.datasets.values(), *self._iterator.saved_by_itself()]
-        elif self._has_graph:
+        passed_by = self._passed_by()
+        if self._iterator is None and self._has_graph:
             passed_by.append(self._model)
         owners = self._steps | self._around
         if not self._has_graph:
@@ -216,6 +214,13 @@ class Guard:
                 held |= state.tensors
                 found[path] = state
         return found
+
+    def _passed_by(self) -> list[Any]:
+        """Return data, which is a function of position, and what an iterator saves by itself."""
+        iterator, passed_by = self._iterator, list(self._data["data"])
+        if iterator is not None:
+            passed_by += [*iterator.datasets.values(), *iterator.saved_by_itself()]
+        return passed_by
 
     def require_reached(self) -> None:
         """Refuse what PyTorch has made while an iterator was built, and hangs on nothing known.
@@ -241,7 +246,7 @@ class Guard:
             return
         self._num_looks += 1
         if self._num_looks == 1:
-            passed_by = [*self._data["data"], *getattr(self._iterator, "datasets", {}).values()]
+            passed_by = self._passed_by()
             self._own = [
                 (path, thing, callback_state.plain_attributes(thing))
                 for path, thing, *_ in walk(self._steps | self._around, passed_by)
@@ -303,12 +308,6 @@ def noting_torch() -> Iterator[None]:
     with watching() as made:
         yield
     _made_of_torch[:] = made
-
-
-def _handles(variable: Any) -> list[Any]:
-    """Return the resource of a variable, or those of its copies on several devices."""
-    value = variable.value if isinstance(variable, keras.Variable) else variable
-    return [part.handle for part in components(value) or [value]]
 
 
 def _draws(graph: Any) -> list[Unsaved]:

@@ -24,6 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from engine.devices import components
 from vegab import ROOT
 
 MOST_OBJECTS = 100_000  # that are walked over
@@ -126,6 +127,12 @@ def _around(function: FunctionType) -> Iterator[tuple[str, Any]]:
                 for attribute in sorted(names.unbound & vars(item).keys()):
                     yield f"{item.__name__}.{attribute}", vars(item)[attribute]
     yield from ((where, default) for default in function.__defaults__ or ())
+
+
+def handles_of(variable: Any) -> list[Any]:
+    """Return the resource of a variable, or those of its copies on several devices."""
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    return [part.handle for part in components(value) or [value]]
 
 
 @functools.cache

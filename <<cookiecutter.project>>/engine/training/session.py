@@ -350,9 +350,15 @@ class Session:
     def end_again(self) -> None:
         """Do what comes after the last step: a kill may have come before it."""
         log.info("nothing to do: %s", self.nothing_to_do)
-        with self.open():
-            self._restore()
-            self._checkpoint.hold(self._state)
+        if self.work.iterator is None:
+            with self.open():
+                self._restore()
+                self._checkpoint.hold(self._state)
+            return
+        self.hooks.start(self.run)
+        self.hooks.call("after_training")
+        self.work.steps.close()
+        self._checkpoint.close()
 
     def _end_training(self) -> None:
         """Do to the weights what `fit` does at its end, and save what they have become."""
