@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import vegab
 from engine.runs import curves, results
 from vegab.command_line import argh  # which tells what to do where it is not installed
-from vegab.execution import say
 
 COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
 SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn underneath"
@@ -52,11 +51,8 @@ def plot(
     picture = curves.content_of(figure, Path(output).suffix.lower(), name, provenance)
     results.write_with_provenance(Path(output), picture, provenance)
     number = f"{len(shown)} run{'s' * (len(shown) > 1)}"
-    print(f"{name} of {number}: {output}, {output}.json", flush=True)
-    for problem in [*without_run, *problems]:
-        say(problem)
-    if without_run:
-        sys.exit(1)
+    print(f"{name} of {number}: {output}, {output}.json")
+    results.tell(without_run, problems)
 
 
 def check_output(output: str) -> None:
