@@ -495,6 +495,14 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, and may hold only plain values")
 
 
+def newest_evaluations(run: Path, file: str) -> dict[str, Path]:
+    """Return `eval/<name>-<global step>` of the highest step that holds a file, by its name."""
+    places = [path.parent for path in run.glob(f"eval/[!.]*-*/{file}")]
+    parts = [(place.name.rpartition("-"), place) for place in places]
+    numbered = [(int(step), name, place) for (name, _, step), place in parts if step.isdecimal()]
+    return {name: place for _, name, place in sorted(numbered)}
+
+
 def confusion_matrix(
     labels: "np.ndarray", predictions: "np.ndarray", num_classes: int
 ) -> "np.ndarray":
