@@ -287,7 +287,6 @@ def masked(crc: Any) -> Any:
 
 
 def _footer(data: bytes) -> bytes:
-    """Return the CRC of some bytes as it stands after them."""
     return FOOTER.pack(masked(google_crc32c.value(data)))
 
 
@@ -469,13 +468,11 @@ def _save(folder: Path, scanned: Mapping[str, _Scanned]) -> None:
     with _locked(folder):
         before = read_metadata(folder)
         entries = before | {name: info for name, (info, _) in scanned.items()}
-        index: dict[str, np.ndarray] = {}
+        found: dict[str, np.ndarray | None] = {}
         with contextlib.suppress(FileNotFoundError):
-            index |= _loaded(*_identity(folder / INDEX))
-        for name, (_, offsets) in scanned.items():
-            index.pop(name, None)
-            if offsets is not None:
-                index[name] = offsets
+            found |= _loaded(*_identity(folder / INDEX))
+        found |= {name: offsets for name, (_, offsets) in scanned.items()}
+        index = {name: offsets for name, offsets in found.items() if offsets is not None}
         # The index comes first: it is only used where it agrees with the metadata.
         if index or (folder / INDEX).exists():
             write_atomically(folder / INDEX, _index_bytes(index))

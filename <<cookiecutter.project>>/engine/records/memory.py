@@ -73,7 +73,6 @@ class MemorySamplesFeeder(Feeder):
 
 
 def _columns(values: Any, name: str, feed_as_dict: bool) -> Any:
-    """Return samples as an array, or a dict of arrays."""
     columns: Any = values
     if isinstance(values, list) and values and all(isinstance(row, Mapping) for row in values):
         keys = list(values[0])

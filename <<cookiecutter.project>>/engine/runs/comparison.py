@@ -263,8 +263,6 @@ def _written(value: Any) -> str:
 
 
 def _shown(table: Table) -> list[list[str]]:
-    """Return the texts of columns and rows."""
-
     def text(cell: Any) -> str:
         if isinstance(cell, Mean):
             return mean_and_spread(cell)

@@ -200,7 +200,6 @@ def _cells_of(one: Axis, other: Axis, values: Sequence[float]) -> list[list[dict
 def _means_of(
     values: Sequence[float], places: Sequence[int], num_places: int
 ) -> list[dict[str, Any]]:
-    """Return the mean of the values at each place."""
     at: list[list[float]] = [[] for _ in range(num_places)]
     for value, place in zip(values, places, strict=True):
         at[place].append(value)
