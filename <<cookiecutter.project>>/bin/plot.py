@@ -38,13 +38,13 @@ def plot(
     if not 0 <= smooth < 1:
         raise vegab.UsageError(f"--smooth={smooth:g} is no weight from 0 to below 1, such as 0.6")
     if output:
-        check_output(output)
+        results.require_writable(output, *curves.FORMATS)
     records, without_run = results.runs_matching(patterns)
     drawn, problems = curves.curves_of(records, metric or [], x, log_y)
     name = ", ".join(drawn)
     if not output:
         output = "".join("_" if c in '/\\:*?"<>|\0' else c for c in "-".join(drawn)) + ".png"
-        check_output(output)
+        results.require_writable(output)
     figure = curves.draw(drawn, records, x, log_x, log_y, smooth)
     shown = {path for some in drawn.values() for path in some}
     provenance = results.provenance_of([record for record in records if record.path in shown])
@@ -53,13 +53,6 @@ def plot(
     number = f"{len(shown)} run{'s' * (len(shown) > 1)}"
     print(f"{name} of {number}: {output}, {output}.json")
     results.tell(without_run, problems)
-
-
-def check_output(output: str) -> None:
-    """Refuse a file that could not be written, before anything is read or drawn."""
-    if Path(output).suffix.lower() not in curves.FORMATS:
-        raise vegab.UsageError(f"--output={output} ends with none of {', '.join(curves.FORMATS)}")
-    results.require_writable(output)
 
 
 if __name__ == "__main__":

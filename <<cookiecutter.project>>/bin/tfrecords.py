@@ -26,11 +26,9 @@ PATTERNS = "files, or patterns in quotes such as 'data/toy/*'"
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
 @argh.arg("--force", help="make all entries anew")
-@argh.arg("--compression", metavar="NAME", help="GZIP or ZLIB; otherwise the first bytes tell")
+@argh.arg("--compression", choices=tfrecords.COMPRESSIONS, help="'': the first bytes tell")
 def generate_metadata(*patterns: str, force: bool = False, compression: str = "") -> None:
     """Count the records of files, and write that and where they begin beside the files."""
-    if compression not in tfrecords.COMPRESSIONS:
-        raise vegab.UsageError(f"--compression={compression}: it is GZIP or ZLIB, or left out")
     paths = matching(patterns)
     print(f"{len(paths)} files matched")
     done = tfrecords.generate(paths, force, compression, bar("files"))

@@ -643,7 +643,7 @@ def test_validate_names_each_bad_file_and_why(main: Command, path: Path) -> None
         (["total-examples", "no/such/*"], "no file matches no/such/*"),
         (["generate-metadata", "data/toy"], "'data/toy/*'"),
         (["generate-metadata", "data/toy/README.md"], "no file matches data/toy/README.md"),
-        (["generate-metadata", "x", "--compression=LZ4"], "GZIP or ZLIB"),
+        (["generate-metadata", "x", "--compression=LZ4"], "invalid choice: 'LZ4'"),
         (["inspect", "nothing"], "there is no file nothing"),
         (["inspect", f"data/toy/{METADATA}"], "holds no records"),
         (["from-images", "nothing", "{new}"], "there is no folder nothing"),

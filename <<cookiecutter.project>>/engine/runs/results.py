@@ -419,9 +419,14 @@ def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]
     write_atomically(path, content)
 
 
-def require_writable(output: str) -> None:
-    """Raise UsageError for a file that could not be written, before anything is read or drawn."""
+def require_writable(output: str, *suffixes: str) -> None:
+    """Raise UsageError for a file that could not be written, before anything is read or drawn.
+
+    If `suffixes` are given, its name has to end with one of them.
+    """
     target = Path(output)
+    if suffixes and target.suffix.lower() not in suffixes:
+        raise UsageError(f"--output={output} ends with none of {', '.join(suffixes)}")
     if not output.strip() or target.is_dir() or not os.access(target.parent, os.W_OK):
         raise UsageError(f"--output={output} is not a file that could be written")
 
