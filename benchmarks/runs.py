@@ -101,7 +101,7 @@ def measure(folder: Path, number: int, pairs: int) -> str:
     """Return a line a command."""
     make(folder, number)
     cold, _ = answer(COMMANDS["list"], folder)
-    index = folder / "results" / ".runs.sqlite"
+    index = folder / "results" / ".runs.json"
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
     floors = []
     for _ in range(pairs):

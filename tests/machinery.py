@@ -79,3 +79,15 @@ def quick_command() -> Command:
         return forked.run([*map(str, arguments)], ROOT, os.environ | (env or {}))
 
     return run
+
+
+def example(**features: Any) -> bytes:
+    """Return a serialized Example; bytes, integers or floats, alone or in lists."""
+    import tensorflow as tf
+
+    made = tf.train.Features()
+    for name, values in features.items():
+        values = values if isinstance(values, list) else [values]
+        kinds = {int: "int64_list", float: "float_list", bytes: "bytes_list"}
+        getattr(made.feature[name], kinds[type(values[0])]).value.extend(values)
+    return tf.train.Example(features=made).SerializeToString()

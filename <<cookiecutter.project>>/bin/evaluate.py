@@ -211,9 +211,9 @@ def call_callbacks(folder: Path, file: str, name: str) -> None:
     """Call the callbacks with stored outputs; neither model nor Keras is imported."""
     from engine import iterators
 
-    output = iterators.newest_outputs(folder / "eval", name)
+    output = results.newest_evaluations(folder, "meta.yaml").get(name)
     if output is None:
-        stored = sorted(path.parent.name for path in (folder / "eval").glob("[!.]*/meta.yaml"))
+        stored = sorted(path.parent.name for path in folder.glob("eval/[!.]*/meta.yaml"))
         raise vegab.UsageError(
             f"no outputs are stored as {name} in {folder / 'eval'}; "
             + (f"there are {', '.join(stored)}" if stored else "evaluate without --callbacks_only")

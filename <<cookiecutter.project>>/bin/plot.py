@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import vegab
 from engine.runs import curves, results
 from vegab.command_line import argh  # which tells what to do where it is not installed
-from vegab.execution import say
 
 COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
 SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn underneath"
@@ -39,31 +38,21 @@ def plot(
     if not 0 <= smooth < 1:
         raise vegab.UsageError(f"--smooth={smooth:g} is no weight from 0 to below 1, such as 0.6")
     if output:
-        check_output(output)
+        results.require_writable(output, *curves.FORMATS)
     records, without_run = results.runs_matching(patterns)
     drawn, problems = curves.curves_of(records, metric or [], x, log_y)
     name = ", ".join(drawn)
     if not output:
         output = "".join("_" if c in '/\\:*?"<>|\0' else c for c in "-".join(drawn)) + ".png"
-        check_output(output)
+        results.require_writable(output)
     figure = curves.draw(drawn, records, x, log_x, log_y, smooth)
     shown = {path for some in drawn.values() for path in some}
     provenance = results.provenance_of([record for record in records if record.path in shown])
     picture = curves.content_of(figure, Path(output).suffix.lower(), name, provenance)
     results.write_with_provenance(Path(output), picture, provenance)
     number = f"{len(shown)} run{'s' * (len(shown) > 1)}"
-    print(f"{name} of {number}: {output}, {output}.json", flush=True)
-    for problem in [*without_run, *problems]:
-        say(problem)
-    if without_run:
-        sys.exit(1)
-
-
-def check_output(output: str) -> None:
-    """Refuse a file that could not be written, before anything is read or drawn."""
-    if Path(output).suffix.lower() not in curves.FORMATS:
-        raise vegab.UsageError(f"--output={output} ends with none of {', '.join(curves.FORMATS)}")
-    results.require_writable(output)
+    print(f"{name} of {number}: {output}, {output}.json")
+    results.tell(without_run, problems)
 
 
 if __name__ == "__main__":

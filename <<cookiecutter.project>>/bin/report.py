@@ -13,7 +13,6 @@ from engine.runs import report as page
 from engine.runs import results
 from engine.sweeps import sweep_of
 from vegab.command_line import argh  # which tells what to do where it is not installed
-from vegab.execution import say
 
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
@@ -24,10 +23,7 @@ def report(*patterns: str, output: str = "report.html") -> None:
     records, problems = results.runs_matching(patterns)
     size = page.write_report(records, Path(output), problems, sweep_of(records))
     print(f"{output}: {len(records)} run{'s' * (len(records) > 1)}, {size / 1e6:.2f} MB")
-    for problem in problems:
-        say(problem)
-    if problems:
-        sys.exit(1)
+    results.tell(problems)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import vegab
 from engine.runs import comparison, results
 from vegab.command_line import argh  # which tells what to do where it is not installed
-from vegab.execution import say
 
 FORMS = {
     "table": comparison.as_text,
@@ -39,12 +38,11 @@ def list_runs(*patterns: str, sort: str = "", watch: bool = False) -> None:
             table = comparison.sorted_table(table, sort)
         clear = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
         print(clear + comparison.as_text(table), end="", flush=True)
-        tell(problems)
         if not watch:
             break
+        results.tell([], problems)
         time.sleep(SECONDS_BETWEEN)
-    if problems:
-        sys.exit(1)
+    results.tell(problems)
 
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
@@ -79,9 +77,7 @@ def compare(
         results.write_with_provenance(Path(output), content, provenance)
     else:
         print(text, end="")
-    tell([*problems, *(f"{record.path}: {record.problem}" for record in records if record.problem)])
-    if problems:
-        sys.exit(1)
+    results.tell(problems, problems_of(records))
 
 
 @argh.arg("one", metavar="RUN", help="a run folder")
@@ -95,14 +91,12 @@ def diff(one: str, other: str) -> None:
             raise vegab.UsageError(f"{name} holds {len(found)} runs; name one of them")
         records += found
     print(comparison.difference(*records), end="")
-    tell([f"{record.path}: {record.problem}" for record in records if record.problem])
+    results.tell([], problems_of(records))
 
 
-def tell(problems: Sequence[str]) -> None:
-    """Print what is not right, besides what is."""
-    sys.stdout.flush()
-    for problem in problems:
-        say(problem)
+def problems_of(records: Sequence[results.RunRecord]) -> list[str]:
+    """Return a sentence for each run that cannot be read in full."""
+    return [f"{record.path}: {record.problem}" for record in records if record.problem]
 
 
 if __name__ == "__main__":

@@ -29,13 +29,11 @@ from engine.runs import comparison
 from engine.sweeps import Launcher, LocalLauncher, slurm, sweep
 from engine.sweeps import definition as sweep_trials
 from src import experiment
+from vegab.command_line import argh  # which tells what to do where it is not installed
 from vegab.config import Override, UnknownKeyError, find_key, show
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
 from vegab.run_folder import living_owner
-
-# isort: split
-import argh  # vegab tells what to do where it is not installed
 
 OUTPUTS = ".output"
 PRUNING = "engine.sweeps.StopPoorTrial"

@@ -1,7 +1,6 @@
 """Look after TFRecord files: their metadata, what is in them, and records made of pictures."""
 
 import functools
-import glob
 import itertools
 import os
 import signal
@@ -14,15 +13,12 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from vegab.execution import one_line, say
-
-# isort: split
-import argh  # vegab tells what to do where it is not installed
-from tqdm import tqdm
-
 from engine.records import LABELS, MetadataError, features
 from engine.records import files as tfrecords
 from engine.records import images as image_records
+from engine.runs import comparison
+from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.execution import one_line, say
 
 SOME = 100  # records that `inspect` looks at
 PATTERNS = "files, or patterns in quotes such as 'data/toy/*'"
@@ -30,11 +26,9 @@ PATTERNS = "files, or patterns in quotes such as 'data/toy/*'"
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
 @argh.arg("--force", help="make all entries anew")
-@argh.arg("--compression", metavar="NAME", help="GZIP or ZLIB; otherwise the first bytes tell")
+@argh.arg("--compression", choices=tfrecords.COMPRESSIONS, help="'': the first bytes tell")
 def generate_metadata(*patterns: str, force: bool = False, compression: str = "") -> None:
     """Count the records of files, and write that and where they begin beside the files."""
-    if compression not in tfrecords.COMPRESSIONS:
-        raise vegab.UsageError(f"--compression={compression}: it is GZIP or ZLIB, or left out")
     paths = matching(patterns)
     print(f"{len(paths)} files matched")
     done = tfrecords.generate(paths, force, compression, bar("files"))
@@ -82,11 +76,9 @@ def inspect(file: str, *, all: bool = False) -> None:
     looked_at = list(bar("records")(itertools.islice(records, None if all else SOME)))
     print(f"{path}: {'all' if all else 'first'} {len(looked_at)} records")
     if looked_at:
-        table = [("feature", "type", "shape", "records"), *features_of(path, looked_at)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for row in table:
-            cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
-            print("  ".join(cells).rstrip())
+        columns = ["feature", "type", "shape", "records"]
+        table = comparison.Table(columns, list(features_of(path, looked_at)))
+        print(comparison.as_text(table), end="")
 
 
 @argh.arg("folder", metavar="FOLDER", help="has a subfolder of pictures per label")
@@ -142,10 +134,7 @@ def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
     """
     found: set[Path] = set()
     for pattern in patterns:
-        is_path = os.path.exists(pattern)
-        hits = [Path(hit) for hit in ([pattern] if is_path else glob.glob(pattern, recursive=True))]
-        files = {path for path in hits if path.is_file() and path.name[0] != "."}
-        files = {path for path in files if path.name not in tfrecords.COMPANIONS}
+        hits, files = tfrecords.matching(pattern)
         for folder in {path.parent for path in (*files, Path(pattern))} if listed else ():
             files |= {
                 folder / name
@@ -162,7 +151,7 @@ def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
     return sorted(found)
 
 
-def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> Iterator[tuple[str, ...]]:
+def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> Iterator[list[str]]:
     """Yield name, type, shape and number of records of each feature in serialized Examples.
 
     Raises tfrecords.RecordError, at the first record that is no Example.
@@ -180,11 +169,12 @@ def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> Iterator[tu
     for name in sorted(dtypes):
         least, most = min(lengths[name]), max(lengths[name])
         shape = f"({most},)" if least == most else f"varies from {least} to {most}"
-        yield name, " or ".join(sorted(dtypes[name])), shape, str(len(lengths[name]))
+        yield [name, " or ".join(sorted(dtypes[name])), shape, str(len(lengths[name]))]
 
 
 def bar(unit: str) -> Callable[[Any], Iterable[Any]]:
     """Return what shows on a terminal how far one has gone through a list."""
+    from tqdm import tqdm
 
     form = {"disable": None, "leave": False, "dynamic_ncols": True}
     return functools.partial(tqdm, unit=f" {unit}", **form)

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from interruptions import StopAt
 from loops import loop
+from machinery import example
 
 from engine.batches import digest
 from engine.records.features import ImageFeature, RawFeature
@@ -31,16 +32,6 @@ from engine.records.memory import MemorySamplesFeeder
 
 INT = {"type": "FixedLenFeature", "shape": [], "dtype": "int64"}
 NUMBER = {"number": INT}
-
-
-def example(**features: Any) -> bytes:
-    """Return a serialized Example; bytes, integers or floats, alone or in lists."""
-    made = tf.train.Features()
-    for name, values in features.items():
-        values = values if isinstance(values, list) else [values]
-        kinds = {int: "int64_list", float: "float_list", bytes: "bytes_list"}
-        getattr(made.feature[name], kinds[type(values[0])]).value.extend(values)
-    return tf.train.Example(features=made).SerializeToString()
 
 
 def write(folder: Path, files: dict[str, list[bytes]], compression: str = "") -> Path:

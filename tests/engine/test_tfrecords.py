@@ -24,7 +24,7 @@ from unittest import mock
 import google_crc32c
 import numpy as np
 import pytest
-from machinery import ROOT, Command
+from machinery import ROOT, Command, example
 
 from engine.records import features, reading
 from engine.records import files as tfrecords
@@ -643,7 +643,7 @@ def test_validate_names_each_bad_file_and_why(main: Command, path: Path) -> None
         (["total-examples", "no/such/*"], "no file matches no/such/*"),
         (["generate-metadata", "data/toy"], "'data/toy/*'"),
         (["generate-metadata", "data/toy/README.md"], "no file matches data/toy/README.md"),
-        (["generate-metadata", "x", "--compression=LZ4"], "GZIP or ZLIB"),
+        (["generate-metadata", "x", "--compression=LZ4"], "invalid choice: 'LZ4'"),
         (["inspect", "nothing"], "there is no file nothing"),
         (["inspect", f"data/toy/{METADATA}"], "holds no records"),
         (["from-images", "nothing", "{new}"], "there is no folder nothing"),
@@ -674,16 +674,6 @@ def test_wrong_usage_is_one_sentence(
 
 
 # ---------------------------------------------------------------------------- Examples and pictures
-
-
-def example(**lists: list) -> bytes:
-    import tensorflow as tf
-
-    packed = tf.train.Features()
-    for name, values in lists.items():
-        kinds = {int: "int64_list", float: "float_list", bytes: "bytes_list"}
-        getattr(packed.feature[name], kinds[type(values[0])]).value.extend(values)
-    return tf.train.Example(features=packed).SerializeToString()
 
 
 def test_inspect_shows_names_types_shapes_and_numbers(main: Command, tmp_path: Path) -> None:

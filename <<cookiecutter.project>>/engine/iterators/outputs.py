@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -222,17 +221,6 @@ class StoredOutputs(DatasetMixin):
             return path.with_suffix(".txt").read_bytes().decode()
         # Mapped to memory, each would keep a file open.
         return np.load(path.with_suffix(".npy"), allow_pickle=False)
-
-
-def newest_outputs(folder: Path, name: str) -> Path | None:
-    """Return the folder `<name>-<global step>` of the highest step, or None if there is none."""
-    steps = {
-        int(match[1]): path
-        for path in folder.glob("*")
-        if (match := re.fullmatch(f"{re.escape(name)}-([0-9]+)", path.name))
-        and (path / META).is_file()
-    }
-    return steps[max(steps)] if steps else None
 
 
 def run_callbacks(

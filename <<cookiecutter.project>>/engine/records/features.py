@@ -7,7 +7,6 @@ it is needed: importing this is fast.
 
 import functools
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,16 +23,8 @@ DTYPES = {"int64_list": "int64", "float_list": "float32", "bytes_list": "string"
 DECODE_FORMATS = ("auto", "jpeg", "png", "gif", "bmp")
 
 
-class DecodedFeature(ABC):
-    """A feature that stands in a record as one string, and is decoded to an array."""
-
-    @abstractmethod
-    def decode(self, contents: "tf.Tensor", num_parallel: int) -> "tf.Tensor":
-        """Return the arrays, (batch, ...), of strings of shape (batch,); runs in a graph."""
-
-
 @dataclass(frozen=True)
-class ImageFeature(DecodedFeature):
+class ImageFeature:
     """An encoded image.
 
     It becomes an array (height, width, channels), or (frames, height, width, channels) where
@@ -81,7 +72,7 @@ class ImageFeature(DecodedFeature):
             )
 
     def decode(self, contents: "tf.Tensor", num_parallel: int) -> "tf.Tensor":
-        """Return the images of encoded ones."""
+        """Return the images, (batch, ...), of encoded ones, (batch,); runs in a graph."""
         import tensorflow as tf
 
         one = tf.function(
@@ -130,7 +121,7 @@ class ImageFeature(DecodedFeature):
 
 
 @dataclass(frozen=True)
-class RawFeature(DecodedFeature):
+class RawFeature:
     """An array as its bytes, little-endian, as `array.tobytes()` gives them."""
 
     shape: Sequence[int]
@@ -148,6 +139,10 @@ class RawFeature(DecodedFeature):
         )
 
 
+# Features that stand in a record as one string, and are decoded to an array.
+DECODED = (ImageFeature, RawFeature)
+
+
 def make_features(entries: Mapping[str, Any], where: str) -> Features:
     """Return a map of features whose values are features.
 
@@ -162,12 +157,12 @@ def make_features(entries: Mapping[str, Any], where: str) -> Features:
     if not isinstance(entries, Mapping) or not entries:
         raise ValueError(f"{where} is {entries!r}; expected names and features, at least one")
     classes = {name: getattr(tf.io, name) for name in dir(tf.io) if name.endswith("Feature")}
-    classes = {"ImageFeature": ImageFeature, "RawFeature": RawFeature} | classes
+    classes = {kind.__name__: kind for kind in DECODED} | classes
     features = {
         str(name): _make(entry, f"{where}.{name}", classes) for name, entry in entries.items()
     }
     for name, feature in features.items():
-        dtype = "string" if isinstance(feature, DecodedFeature) else _dtype(feature.dtype).name
+        dtype = "string" if isinstance(feature, DECODED) else _dtype(feature.dtype).name
         if dtype not in DTYPES.values():
             known = ", ".join(DTYPES.values())
             raise ValueError(f"{where}.{name}: dtype is {dtype}; a record holds {known}")
@@ -228,7 +223,7 @@ class Parser:
         dense = {}
         for name, feature in features.items():
             value = values[name]
-            if isinstance(feature, DecodedFeature):
+            if isinstance(feature, DECODED):
                 value = feature.decode(value, self.num_parallel)
             elif isinstance(value, tf.sparse.SparseTensor):
                 value = tf.sparse.to_dense(value)
@@ -272,7 +267,7 @@ def stored(features: Features) -> Features:
 
     string = tf.io.FixedLenFeature([], tf.string)
     return {
-        name: string if isinstance(feature, DecodedFeature) else feature
+        name: string if isinstance(feature, DECODED) else feature
         for name, feature in features.items()
     }
 
@@ -316,7 +311,7 @@ def _make(entry: Any, where: str, classes: Mapping[str, type]) -> Any:
     """Return a feature, or a partition of a ragged one."""
     import tensorflow as tf
 
-    kinds = (DecodedFeature, *classes.values())
+    kinds = tuple(classes.values())
     if isinstance(entry, kinds):
         return entry
     if not isinstance(entry, Mapping):

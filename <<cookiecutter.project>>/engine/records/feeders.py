@@ -7,7 +7,6 @@ so there is no state to save.
 """
 
 import copy
-import glob
 import hashlib
 import logging
 import os
@@ -23,12 +22,12 @@ import numpy as np
 from engine.batches import SHUFFLE_STREAM, Ahead, Array, random_generator, require_at_least
 from engine.records.features import Parser, described, first_line, held_in, make_features, stored
 from engine.records.files import (
-    COMPANIONS,
     INDEX,
     MetadataError,
     RecordError,
     file_info,
     generate,
+    matching,
     read_index,
     require_compression,
 )
@@ -411,15 +410,14 @@ class TFRecordExamplesFeeder(Feeder):
 
 
 def matching_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Return the files that globs match, sorted, each once; not those that describe others.
+    """Return the files of records that globs match, sorted, each once.
 
     Raises:
         FileNotFoundError: if a pattern matches none.
     """
     paths: set[Path] = set()
     for pattern in [patterns] if isinstance(patterns, str | Path) else patterns:
-        found = {Path(name) for name in glob.glob(str(pattern), recursive=True)}
-        found = {path for path in found if path.name not in COMPANIONS and path.is_file()}
+        _, found = matching(str(pattern))
         if not found:
             raise FileNotFoundError(f"no file matches {str(pattern)!r}")
         paths |= found

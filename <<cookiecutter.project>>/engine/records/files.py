@@ -15,6 +15,7 @@ import array
 import contextlib
 import fcntl
 import functools
+import glob
 import hashlib
 import io
 import json
@@ -84,6 +85,15 @@ class Generated:
     made: list[Path] = field(default_factory=list)  # their entries are new
     kept: list[Path] = field(default_factory=list)  # their entries were right
     problems: dict[Path, str] = field(default_factory=dict)  # why one was not read to its end
+
+
+def matching(pattern: str) -> tuple[list[str], set[Path]]:
+    """Return what a path or glob matches, and which of these may be files of records: neither
+    hidden nor a companion of such files.
+    """
+    hits = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+    paths = {path for path in map(Path, hits) if path.is_file() and path.name[0] != "."}
+    return hits, {path for path in paths if path.name not in COMPANIONS}
 
 
 def generate_command(target: Path) -> str:
@@ -277,7 +287,6 @@ def masked(crc: Any) -> Any:
 
 
 def _footer(data: bytes) -> bytes:
-    """Return the CRC of some bytes as it stands after them."""
     return FOOTER.pack(masked(google_crc32c.value(data)))
 
 
@@ -459,13 +468,11 @@ def _save(folder: Path, scanned: Mapping[str, _Scanned]) -> None:
     with _locked(folder):
         before = read_metadata(folder)
         entries = before | {name: info for name, (info, _) in scanned.items()}
-        index: dict[str, np.ndarray] = {}
+        found: dict[str, np.ndarray | None] = {}
         with contextlib.suppress(FileNotFoundError):
-            index |= _loaded(*_identity(folder / INDEX))
-        for name, (_, offsets) in scanned.items():
-            index.pop(name, None)
-            if offsets is not None:
-                index[name] = offsets
+            found |= _loaded(*_identity(folder / INDEX))
+        found |= {name: offsets for name, (_, offsets) in scanned.items()}
+        index = {name: offsets for name, offsets in found.items() if offsets is not None}
         # The index comes first: it is only used where it agrees with the metadata.
         if index or (folder / INDEX).exists():
             write_atomically(folder / INDEX, _index_bytes(index))
@@ -480,10 +487,8 @@ def _index_bytes(index: Mapping[str, np.ndarray]) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name in sorted(index):
-            content = io.BytesIO()
-            np.save(content, index[name], allow_pickle=False)
-            # A ZipInfo of its own is dated 1980.
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
+            with archive.open(f"{name}.npy", "w") as file:  # it is dated 1980
+                np.save(file, index[name], allow_pickle=False)
     return packed.getvalue()
 
 

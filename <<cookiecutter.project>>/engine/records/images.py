@@ -4,8 +4,8 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.records.features import first_line
 from engine.records.files import LABELS, generate, write_records
@@ -20,18 +20,12 @@ class PictureError(ValueError):
     """Pictures that cannot be made into records: none at all, or one that is unreadable."""
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A picture that is to become a record."""
 
-    folder: Path  # of pictures
-    name: str  # path from there on, with "/"; it begins with the subfolder, the name of the label
+    path: Path
+    name: str  # path in the folder of all, with "/"; it begins with the name of the label
     label: int  # which of the sorted names of labels it has, from 0
-
-    @property
-    def path(self) -> Path:
-        """Where it is."""
-        return self.folder / self.name
 
 
 def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
@@ -54,7 +48,7 @@ def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
         names = [name for name in names if "/." not in name]
         if not names:
             raise PictureError(f"{folder / label_name} holds no picture; fill or remove it")
-        pictures += [Picture(folder, name, label) for name in names]
+        pictures += [Picture(folder / name, name, label) for name in names]
     if unlabelled := sorted(entry.name for entry in entries if entry.is_file()):
         left_out = "%s: %d in the folder itself, such as %s, left out for want of a label"
         log.warning(left_out, folder, len(unlabelled), unlabelled[0])

@@ -8,6 +8,7 @@ import numpy as np
 
 from engine.batches import Array
 from engine.records.feeders import Feeder
+from engine.trees import map_leaves
 
 
 class MemorySamplesFeeder(Feeder):
@@ -67,12 +68,11 @@ class MemorySamplesFeeder(Feeder):
 
     def _examples(self, first: int, last: int) -> Any:
         rows = self._rows(first, last)
-        x, y = (_taken(values, rows) for values in (self.x, self.y))
+        x, y = map_leaves((self.x, self.y), lambda array: None if array is None else array[rows])
         return x if y is None else (x, y)
 
 
 def _columns(values: Any, name: str, feed_as_dict: bool) -> Any:
-    """Return samples as an array, or a dict of arrays."""
     columns: Any = values
     if isinstance(values, list) and values and all(isinstance(row, Mapping) for row in values):
         keys = list(values[0])
@@ -107,9 +107,3 @@ def _named_arrays(name: str, values: Any) -> Iterator[tuple[str, Array]]:
         yield from ((f"{name}[{key!r}]", array) for key, array in values.items())
     elif values is not None:
         yield name, values
-
-
-def _taken(values: Any, rows: Array) -> Any:
-    if isinstance(values, dict):
-        return {key: array[rows] for key, array in values.items()}
-    return None if values is None else values[rows]

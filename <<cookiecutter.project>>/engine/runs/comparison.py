@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import filecmp
 import io
 import json
 import math
@@ -10,7 +11,7 @@ import statistics
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,7 @@ def listing(records: Sequence[RunRecord]) -> Table:
         best = record.metrics.get(record.monitor or "")
         start = record.start and datetime.fromisoformat(record.start)
         age = (now - start).total_seconds() if start else None
+        duration = timedelta(seconds=round(record.seconds))
         note = record.problem or (record.error if record.state == "failed" else "")
         cells: list[Any] = [
             Cell(index, record.path),
@@ -63,7 +65,7 @@ def listing(records: Sequence[RunRecord]) -> Table:
             _position(record.global_step, record.num_steps),
             best and Cell(best.best, f"{record.monitor} {best.best:.4g} ({best.best_epoch + 1})"),
             None if age is None else Cell(age, _age(age)),
-            Cell(record.seconds, _duration(record.seconds)) if record.num_attempts else None,
+            Cell(record.seconds, str(duration)) if record.num_attempts else None,
             record.config_name or None,
             record.commit and record.commit[:SHORT_COMMIT] + "+" * record.is_dirty,
             note if len(note) <= LONGEST_NOTE else f"{note[: LONGEST_NOTE - 1]}…",
@@ -181,12 +183,6 @@ def _age(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def as_text(table: Table) -> str:
     """Return lines of columns below each other, numbers to the right."""
     rows = [[printable(cell) for cell in row] for row in _shown(table)]
@@ -267,8 +263,6 @@ def _written(value: Any) -> str:
 
 
 def _shown(table: Table) -> list[list[str]]:
-    """Return the texts of columns and rows."""
-
     def text(cell: Any) -> str:
         if isinstance(cell, Mean):
             return mean_and_spread(cell)
@@ -375,25 +369,27 @@ def _data(record: RunRecord) -> dict[str, Any]:
     return {key: stored[key] for key in ("data", "processor", "settings") if key in stored}
 
 
+def differing_files(one: Path, other: Path) -> list[str]:
+    """Return the files that are not the same in two folders, sorted."""
+    paths = ((path, folder) for folder in (one, other) for path in folder.rglob("*"))
+    files = {str(path.relative_to(folder)) for path, folder in paths if path.is_file()}
+    _, different, missing = filecmp.cmpfiles(one, other, files, shallow=False)
+    return sorted([*different, *missing])
+
+
 def _code(one: Path, other: Path) -> list[str]:
     """Return a unified diff of the source that two runs have used."""
     folders = one / "code", other / "code"
     if missing := [f"  {code.parent} has no code/" for code in folders if not code.is_dir()]:
         return missing
-    files = {
-        path.relative_to(code)
-        for code in folders
-        for path in code.rglob("*")
-        if path.is_file() and path != code / "uncommitted.diff"
-    }
     lines: list[str] = []
-    for file in sorted(files):
-        paths = [code / file for code in folders]
-        before, after = (path.read_bytes() if path.is_file() else b"" for path in paths)
-        if before == after:
+    for file in differing_files(*folders):
+        if file == "uncommitted.diff":
             continue
+        paths = [code / file for code in folders]
+        contents = [path.read_bytes() if path.is_file() else b"" for path in paths]
         try:
-            texts = [content.decode().splitlines(keepends=True) for content in (before, after)]
+            texts = [content.decode().splitlines(keepends=True) for content in contents]
         except UnicodeDecodeError:
             lines.append(f"  {file}: not text, and not the same")
             continue

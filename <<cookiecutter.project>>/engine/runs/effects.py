@@ -8,9 +8,9 @@ import json
 import math
 import shlex
 import statistics
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from engine.runs import comparison, results
@@ -112,6 +112,8 @@ def _axes_of(
 
 
 def _axis_of(key: str, values: Sequence[Any]) -> Axis:
+    import numpy as np
+
     numbers = sorted({value for value in values if _is_number(value)})
     positive = [number for number in numbers if number > 0]
     scale = "log" if _is_logarithmic(positive) else "linear"
@@ -130,15 +132,15 @@ def _axis_of(key: str, values: Sequence[Any]) -> Axis:
             for place, one in enumerate(each)
         ]
         return Axis(key, scale, levels, level_of if scale == "words" else values, level_of)
-    there, back = (math.log, math.exp) if scale == "log" else (float, float)
-    low, high = there(numbers[0]), there(numbers[-1])
-    ends = [low + (high - low) * i / NUM_RANGES for i in range(NUM_RANGES + 1)]
+    space = np.geomspace if scale == "log" else np.linspace
+    # Ends of ranges, and their middles between them.
+    points = space(numbers[0], numbers[-1], 2 * NUM_RANGES + 1).tolist()
+    lows, middles, highs = points[:-1:2], points[1::2], points[2::2]
     levels = [
-        {"at": back((start + end) / 2), "low": back(start), "high": back(end)}
-        for start, end in pairwise(ends)
+        {"at": middle, "low": low, "high": high}
+        for middle, low, high in zip(middles, lows, highs, strict=True)
     ]
-    shares = [(there(value) - low) / (high - low) for value in values]
-    level_of = [min(int(share * NUM_RANGES), NUM_RANGES - 1) for share in shares]
+    level_of = [bisect_right(highs[:-1], value) for value in values]
     return Axis(key, scale, levels, values, level_of)
 
 
@@ -198,7 +200,6 @@ def _cells_of(one: Axis, other: Axis, values: Sequence[float]) -> list[list[dict
 def _means_of(
     values: Sequence[float], places: Sequence[int], num_places: int
 ) -> list[dict[str, Any]]:
-    """Return the mean of the values at each place."""
     at: list[list[float]] = [[] for _ in range(num_places)]
     for value, place in zip(values, places, strict=True):
         at[place].append(value)

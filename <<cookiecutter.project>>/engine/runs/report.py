@@ -210,22 +210,14 @@ def _evaluations_of(run: Path) -> tuple[list[dict[str, Any]], str]:
     """Return the figures that bin/evaluate.py has written, and what could not be read."""
     evaluations, problems = [], []
     paths = [run / "eval/test.json", run / "eval/validation.json"]
-    for path in [*filter(Path.exists, paths), *_newest_scalars(run)]:
+    # Of each evaluation of an iterator, what callbacks made of the latest step.
+    newest = sorted(results.newest_evaluations(run, "scalars.json").items())
+    for path in [*filter(Path.exists, paths), *(place / "scalars.json" for _, place in newest)]:
         try:
             evaluations.append(_evaluation_in(path))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(f"{path.relative_to(run)} cannot be read ({error!r})")
     return evaluations, "; ".join(problems)
-
-
-def _newest_scalars(run: Path) -> list[Path]:
-    """Return, of each evaluation of an iterator, what callbacks made of the latest step."""
-    steps: dict[str, int] = {}
-    for path in run.glob("eval/[!.]*-*/scalars.json"):
-        name, _, step = path.parent.name.rpartition("-")
-        if step.isdecimal():
-            steps[name] = max(int(step), steps.get(name, 0))
-    return [run / f"eval/{name}-{step}/scalars.json" for name, step in sorted(steps.items())]
 
 
 def _evaluation_in(path: Path) -> dict[str, Any]:

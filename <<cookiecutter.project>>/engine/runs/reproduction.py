@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from engine import checkpoints
 from engine.checkpoints import Cells, Difference, commit_difference, history_difference, rows_in
 from engine.devices import workers
+from engine.runs import comparison
 from engine.training import fingerprint
 from vegab import ROOT, UsageError, read_run, trust
 from vegab.provenance import ENVIRONMENT, ask_nvidia_smi, describe_software, git
@@ -187,22 +188,19 @@ def other_code(folder: Path, attempts: Sequence[Mapping[str, Any]], code: Path) 
         name = (attempt.get("code") or {}).get("folder", code.name)
         went_on = attempt.get("from") is None or attempt.get("from") != attempt.get("to")
         is_other = name != code.name and went_on and (folder / name).is_dir()
-        if is_other and (files := differing_files(code, folder / name)):
+        if is_other and (files := differing_source(code, folder / name)):
             found.append(f"a later attempt ran other code ({name}: {listed(files)})")
     return list(dict.fromkeys(found))
 
 
-def differing_files(one: Path, other: Path) -> list[str]:
+def differing_source(one: Path, other: Path) -> list[str]:
     """Return the files that are not the same in two folders of source, without those of prose."""
-    files = {
-        path.relative_to(folder)
-        for folder in (one, other)
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in (".md", ".diff", ".pyc")
-    }
-    names = [str(file) for file in files if file.parts[0] not in ("docs", "etc", "tests")]
-    _, different, missing = filecmp.cmpfiles(one, other, names, shallow=False)
-    return sorted([*different, *missing])
+    return [
+        file
+        for file in comparison.differing_files(one, other)
+        if not file.endswith((".md", ".diff", ".pyc"))
+        and not file.startswith(("docs/", "etc/", "tests/"))
+    ]
 
 
 def start_of(
@@ -513,16 +511,14 @@ def causes(original: Original, again: Path | None) -> list[str]:
 
 def differing_packages(then: Mapping[str, str], told: Mapping[str, str]) -> list[str]:
     """Return a phrase for each package whose version is another here, the weightiest first."""
-    now = describe_software()["packages"]
-    names = [name for name in {*then, *now} - told.keys() if then.get(name) != now.get(name)]
-    weighty = ("tensorflow", "keras", "numpy")
-    names.sort(key=lambda name: (not name.startswith(weighty), name.lower()))
-    phrases = [
-        f"{name} {then.get(name, 'not installed')}, now {now.get(name, 'not installed')}"
-        for name in names[:MOST_NAMES]
-    ]
-    more = len(names) - MOST_NAMES
-    return phrases + [f"{more} more packages"] * (more > 0)
+    now, weighty = describe_software()["packages"], ("tensorflow", "keras", "numpy")
+    phrases = []
+    for name in sorted({*then, *now} - told.keys(), key=lambda name: name.lower()):
+        one, other = (packages.get(name, "not installed") for packages in (then, now))
+        phrases += [f"{name} {one}, now {other}"] if one != other else []
+    phrases.sort(key=lambda phrase: not phrase.startswith(weighty))
+    more = len(phrases) - MOST_NAMES
+    return phrases[:MOST_NAMES] + [f"{more} more packages"] * (more > 0)
 
 
 def edited_cell(original: Original) -> str:

@@ -13,15 +13,16 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.checkpoints import rows_in
-from engine.runs import index as run_index
 from vegab import UsageError, files
 from vegab.config import did_you_mean, flatten, show
+from vegab.execution import say
 from vegab.files import CONFIG, LOCK, META, write_atomically
 from vegab.provenance import git_words
 from vegab.run_folder import state_now
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 # What the commands that read runs are told to read.
 PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
 FILES = (CONFIG, META, "history.csv", "loop_state.pkl")
+INDEX = ".runs.json"
+FORM = 4  # of the entries in the index; those of another form are read again
+FEWEST = 20  # fewer runs of a folder are read as fast without an index
 NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 # Columns of the history that say nothing of how good the model is.
 NO_METRICS = ("epoch", "step", "learning_rate")
@@ -139,7 +143,9 @@ def _naturally(names: Iterable[str]) -> list[str]:
 def read_runs(paths: Sequence[str]) -> list[RunRecord]:
     """Return what run folders say of their runs; a broken one is said to be so.
 
-    What has not changed since it was read last comes from an index, see `engine.runs.index`.
+    What has not changed since it was read last comes from the index of the folder that the run
+    lies in. This is a cache: deleting it loses nothing, and where it cannot be read or written, the
+    runs are read one by one.
     """
     records = [RunRecord(path, **entry) for path, entry in _entries(paths)]
     for record in records:
@@ -161,24 +167,42 @@ def runs_matching(patterns: Sequence[str]) -> tuple[list[RunRecord], list[str]]:
     return read_runs(paths), problems
 
 
-def _entries(paths: Sequence[str]) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Yield each run's path and the arguments of its `RunRecord`."""
+def tell(problems: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Print what is not right in addition to what is; with `problems`, exit with code 1."""
+    sys.stdout.flush()
+    for problem in [*problems, *others]:
+        say(problem)
+    if problems:
+        sys.exit(1)
+
+
+def _entries(paths: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return each run's path and the arguments of its `RunRecord`."""
     by_folder: dict[str, list[str]] = {}
     for path in paths:
-        by_folder.setdefault(os.path.dirname(path), []).append(path)
+        by_folder.setdefault(os.path.dirname(path), []).append(os.path.basename(path))
     entries: dict[str, dict[str, Any]] = {}
-    for folder, runs in by_folder.items():
-        stamps = {os.path.basename(path): _stamp(path) for path in runs}
-        known = run_index.read(folder, stamps)
-        new = {name: _read(os.path.join(folder, name)) for name in stamps if name not in known}
-        run_index.write(folder, {name: (stamps[name], entry) for name, entry in new.items()})
-        entries |= {os.path.join(folder, name): entry for name, entry in (known | new).items()}
+    for folder, names in by_folder.items():
+        index = Path(folder, INDEX)
+        known: dict[str, Any] = {}  # stamp and entry of each run, by its name
+        if len(names) >= FEWEST:
+            with suppress(OSError, *OF_ANOTHER_FORM):
+                known = dict(json.loads(index.read_bytes()))
+        stamps = {name: _stamp(os.path.join(folder, name)) for name in names}
+        new = [name for name in names if known.get(name, [""])[0] != stamps[name]]
+        known |= {name: (stamps[name], _read(os.path.join(folder, name))) for name in new}
+        # An entry of a run that goes on is soon outdated, and not worth writing all of them.
+        is_lasting = any(known[name][1].get("state") != "running" for name in new)
+        if is_lasting and len(names) >= FEWEST:
+            with suppress(OSError):
+                write_atomically(index, json.dumps(known), sync=False)
+        entries |= {os.path.join(folder, name): known[name][1] for name in names}
     return [(path, entries[path]) for path in paths]
 
 
 def _stamp(run: str) -> str:
-    """Return what changes whenever a file of a run does."""
-    stamps = []
+    """Return what changes whenever a file of a run or the form of the entries does."""
+    stamps = [str(FORM)]
     for name in FILES:
         try:
             status = os.stat(f"{run}/{name}")
@@ -395,9 +419,14 @@ def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]
     write_atomically(path, content)
 
 
-def require_writable(output: str) -> None:
-    """Raise UsageError for a file that could not be written, before anything is read or drawn."""
+def require_writable(output: str, *suffixes: str) -> None:
+    """Raise UsageError for a file that could not be written, before anything is read or drawn.
+
+    If `suffixes` are given, its name has to end with one of them.
+    """
     target = Path(output)
+    if suffixes and target.suffix.lower() not in suffixes:
+        raise UsageError(f"--output={output} ends with none of {', '.join(suffixes)}")
     if not output.strip() or target.is_dir() or not os.access(target.parent, os.W_OK):
         raise UsageError(f"--output={output} is not a file that could be written")
 
@@ -469,6 +498,14 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it names {module}.{name}, and may hold only plain values")
+
+
+def newest_evaluations(run: Path, file: str) -> dict[str, Path]:
+    """Return `eval/<name>-<global step>` of the highest step that holds a file, by its name."""
+    places = [path.parent for path in run.glob(f"eval/[!.]*-*/{file}")]
+    parts = [(place.name.rpartition("-"), place) for place in places]
+    numbered = [(int(step), name, place) for (name, _, step), place in parts if step.isdecimal()]
+    return {name: place for _, name, place in sorted(numbered)}
 
 
 def confusion_matrix(
