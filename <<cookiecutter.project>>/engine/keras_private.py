@@ -99,6 +99,8 @@ def own_weights(model: keras.Model) -> list[Any]:
 
 def eager_generator() -> random.Random:
     """Return what seeds TensorFlow's random operations that are not in a graph."""
+    if not hasattr(context.context(), "_rng"):  # as long as no seed was set
+        tf.random.set_seed(0)
     return context.context()._rng
 
 

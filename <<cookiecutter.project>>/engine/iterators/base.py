@@ -26,7 +26,7 @@ from engine.checkpoints import require_inside
 from engine.hooks import Hook, give_addresses
 from engine.iterators.datasets import make_examples, stack
 from engine.iterators.steps import IteratorSteps, IteratorValidation
-from engine.training.objects import KEEPERS, VARIABLES, handles_of, walk
+from engine.training import KEEPERS, VARIABLES, handles_of, walk
 from engine.trees import call_leaves, leaves, map_leaves
 
 FIXED_EXAMPLES_STREAM = 4

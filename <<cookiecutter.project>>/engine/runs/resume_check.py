@@ -68,7 +68,7 @@ def survey(
     import keras
     import numpy as np
 
-    from engine.training.objects import walk
+    from engine.training import walk
 
     generators = (np.random.Generator, np.random.RandomState, random.Random)
     first = build(config).with_work(allow_inexact=True)

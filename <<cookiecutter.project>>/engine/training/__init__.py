@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from engine.training import fingerprint as fingerprint
     from engine.training import guard as guard
     from engine.training.guard import Guard as Guard
+    from engine.training.objects import KEEPERS as KEEPERS
+    from engine.training.objects import VARIABLES as VARIABLES
+    from engine.training.objects import handles_of as handles_of
+    from engine.training.objects import walk as walk
     from engine.training.session import Session as Session
     from engine.training.session import Start as Start
     from engine.training.session import Work as Work
