@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from vegab.exits import flush
 from vegab.files import write_atomically
 
 FILES = ("stdout.txt", "stderr.txt")
@@ -65,7 +66,7 @@ class Capture:
         self._waiting = [file.fileno() for file in self._temporary]
 
         self.folder: Path | None = None
-        _flush()
+        flush()
         self._control: socket.socket | None = None
         if is_watched:
             self._control, self._follower = self._follow()
@@ -106,7 +107,7 @@ class Capture:
         heads = [b"\n" * bool(re.search(rb"[^\n]\Z", text)) + head.encode() for text in before]
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         files = [os.open(path, flags, 0o666) for path in paths]
-        _flush()
+        flush()
         waited = [_read_from(number, 0) for number in self._waiting]
         places = []
         for path, file, line, data in zip(paths, files, heads, waited, strict=True):
@@ -124,7 +125,7 @@ class Capture:
         before `stop`."""
         with contextlib.suppress(OSError):  # a full disk
             if self.folder:
-                _flush()
+                flush()
                 with open(self.folder / FILES[1], "a", encoding="utf-8", errors="replace") as file:
                     file.write(text)
                 return True
@@ -167,7 +168,7 @@ class Capture:
 
     @staticmethod
     def _point_at(targets: list[int]) -> None:
-        _flush()
+        flush()
         for number, target in enumerate(targets, start=1):
             os.dup2(target, number)
 
@@ -182,13 +183,6 @@ def _open_closed_descriptors() -> None:
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        # A full disk, a broken pipe; it may also be closed from the start.
-        with contextlib.suppress(OSError, AttributeError):
-            stream.flush()
 
 
 def _read_from(file: int, start: int) -> bytes:

@@ -15,6 +15,7 @@ import functools
 import glob
 import json
 import math
+import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -78,7 +79,7 @@ class Schema(NamedTuple):
 
     def expected(self) -> Config:
         """Every key with a value of its type: a default that refers to another has its value."""
-        return self.resolved(self.defaults, strict=not self.is_open)
+        return self.resolved(self.defaults, strict=False)
 
 
 class Layer(NamedTuple):
@@ -96,10 +97,8 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     """Every leaf by its dotted key; an empty mapping counts as a leaf."""
     leaves: dict[str, Any] = {}
     for name, value in config.items():
-        if isinstance(value, dict) and value:
-            leaves.update(flatten(value, f"{prefix}{name}."))
-        else:
-            leaves[prefix + name] = value
+        key = f"{prefix}{name}"
+        leaves |= flatten(value, f"{key}.") if isinstance(value, dict) and value else {key: value}
     return leaves
 
 
@@ -107,10 +106,8 @@ def merge(below: Config, above: Config) -> Config:
     """A new dictionary: mappings merge deeply, everything else (lists too) is replaced."""
     merged = copy.deepcopy(below)
     for name, value in above.items():
-        if isinstance(value, dict) and isinstance(merged.get(name), dict):
-            merged[name] = merge(merged[name], value)
-        else:
-            merged[name] = copy.deepcopy(value)
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merge(merged[name], value) if both else copy.deepcopy(value)
     return merged
 
 
@@ -122,31 +119,20 @@ def nested(key: str, value: Any) -> Config:
 
 
 def lookup(config: Config, key: str) -> Any:
-    """The value at a dotted key. Raises KeyError."""
-    value: Any = config
-    for name in key.split("."):
-        if not isinstance(value, dict):
-            raise KeyError(key)
-        value = value[name]
-    return value
+    """The value at a key whose parts are separated by dots or slashes. Raises KeyError."""
+    for path in (key, key.replace("/", ".")):
+        with contextlib.suppress(KeyError, TypeError):
+            return functools.reduce(operator.getitem, path.split("."), config)
+    raise KeyError(key)
 
 
 def without(config: Config, key: str) -> Config:
     """A copy of the config that lacks a dotted key. Raises KeyError if it is not there."""
     lookup(config, key)
-    first, _, rest = key.partition(".")
-    shorter = {name: value for name, value in config.items() if name != first}
-    if not rest:
-        return shorter
-    return {**config, first: without(config[first], rest)}
-
-
-def look_up_path(config: Config, key: str) -> Any:
-    """The value at a key whose parts are separated by dots or slashes. Raises KeyError."""
-    try:
-        return lookup(config, key)
-    except KeyError:
-        return lookup(config, key.replace("/", "."))
+    shorter = copy.deepcopy(config)
+    section, _, name = key.rpartition(".")
+    del (lookup(shorter, section) if section else shorter)[name]
+    return shorter
 
 
 def same(a: Any, b: Any) -> bool:
@@ -303,7 +289,7 @@ def resolve_references(config: Config, *, braces: bool = False, strict: bool = T
             return target(alone[1], trail)
         if braces and (in_braces := BRACES.fullmatch(value)):
             with contextlib.suppress(KeyError):
-                look_up_path(config, in_braces[1])
+                lookup(config, in_braces[1])
                 return target(in_braces[1], trail)
         return REFERENCE.sub(lambda match: written(target(match[1], trail)), value)
 
@@ -311,7 +297,7 @@ def resolve_references(config: Config, *, braces: bool = False, strict: bool = T
         wrong = f"the references {' -> '.join([*trail, key])} go round in a circle"
         if key not in trail:
             try:
-                return resolved(look_up_path(config, key), (*trail, key))
+                return resolved(lookup(config, key), (*trail, key))
             except KeyError:
                 hint = did_you_mean(key.replace("/", "."), flatten(config))
                 wrong = f"${{{key}}} refers to a key that is not there{hint}"
@@ -678,6 +664,25 @@ class Draft:
                 raise
             return override.key.replace("/", ".")
 
+    def change_of(self, override: Override, key: str) -> Config:
+        """What an override of a dotted key changes, as a nested dictionary. Raises UsageError.
+
+        Where the value so far is text, a number is read as text.
+        """
+        present = None
+        with contextlib.suppress(KeyError):  # inside a mapping whose keys are free, or a new key
+            present = lookup(self.names, key)
+        kind, value = self.kind, override.value
+        # YAML would read {a/b} as a mapping.
+        in_braces = kind.is_open and isinstance(value, str) and BRACES.fullmatch(value)
+        if isinstance(value, str) and not override.raw and not in_braces:
+            value = read_value(value, present, key)
+        change = plain(nested(key, value), "", number_keys=kind.is_open)
+        may_add = kind.is_open and override.adds
+        # One text may stand where a file has a list.
+        is_one = may_add and isinstance(value, str) and isinstance(present, list)
+        return checked(kind, kind.expected() if is_one else self.types, change, may_add)
+
     def resolve(self, overrides: Iterable[Override] = ()) -> Config:
         """The config with its overrides, references resolved. Raises UsageError."""
         config = self._merged
@@ -687,7 +692,7 @@ class Draft:
             if override.deletes:
                 config = self._deleted(config, key)
                 continue
-            change = read_override(override, key, self.names, self.types, self.kind)
+            change = self.change_of(override, key)
             trust.note_typed(change)
             config = merge(self._emptied(config, key, change), change)
             if lookup(change, key) is not None:
@@ -749,30 +754,6 @@ def _types_of(defaults: Config, names: Config) -> Config:
     return types
 
 
-def read_override(
-    override: Override, key: str, names: Config, types: Config, kind: Schema
-) -> Config:
-    """The change that one override asks for, as a nested dictionary. Raises UsageError.
-
-    `key` is the dotted key that it means; `names` and `types` are those of a `Draft`. Where the
-    value so far is text, a number is read as text.
-    """
-    present = None
-    with contextlib.suppress(KeyError):  # inside a mapping whose keys are free, or a new key
-        present = lookup(names, key)
-    value = override.value
-    # YAML would read {a/b} as a mapping.
-    in_braces = kind.is_open and isinstance(value, str) and BRACES.fullmatch(value)
-    if isinstance(value, str) and not override.raw and not in_braces:
-        value = read_value(value, present, key)
-    change = plain(nested(key, value), "", number_keys=kind.is_open)
-    may_add = kind.is_open and override.adds
-    expected = types
-    if may_add and isinstance(value, str) and isinstance(present, list):
-        expected = kind.expected()  # one text may stand where a file has a list
-    return checked(kind, expected, change, may_add)
-
-
 def read_value(text: str, default: Any, key: str) -> Any:
     """What was typed as a value: YAML, or `@file`. Where text is expected, a number is text."""
     if text.startswith("@"):
@@ -781,9 +762,8 @@ def read_value(text: str, default: Any, key: str) -> Any:
     try:
         value = read_yaml(text, key)
     except UsageError:
-        if expects_text:
-            return text
-        raise
-    if expects_text and (isinstance(value, bool | int | float) or not text.strip()):
+        if not expects_text:
+            raise
         return text
-    return value
+    is_number = isinstance(value, bool | int | float)
+    return text if expects_text and (is_number or not text.strip()) else value

@@ -153,9 +153,7 @@ def _interrupt(number: int, frame: object) -> None:
 def _tracebacks(errors: Sequence[BaseException]) -> str:
     texts = []
     for error in errors:
-        trace = (
-            error.__traceback__.tb_next if error.__traceback__ else None
-        )  # without our own frame
+        trace = error.__traceback__ and error.__traceback__.tb_next  # without our own frame
         texts += traceback.format_exception(type(error), error, trace)
     return "".join(texts)
 

@@ -4,11 +4,8 @@ Needs no Keras. A trial is an ordinary run folder, made by what `bin/train.py` d
 is stands in `sweep.json`; how far it is, its trials' folders say.
 """
 
-import fcntl
-import json
 import os
 import shlex
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +22,7 @@ from vegab import UsageError
 from vegab.config import differences, show, show_differences
 from vegab.exits import FINISHED, INTERRUPTED, REFUSED
 from vegab.files import FORMAT, read_json, write_json
-from vegab.run_folder import IN_USE, living_owner
+from vegab.run_folder import IN_USE, living_owner, take_lock
 
 SWEEP, LOCK, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.html"
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
@@ -104,24 +101,16 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises UsageError if another one holds it, or it cannot be made.
     """
+    if owner := living_owner(folder, LOCK):
+        raise UsageError(
+            f"{folder} is being swept by process {owner['pid']} on {owner['host']}; "
+            f"python bin/sweep.py stop {shlex.quote(str(folder))} ends that"
+        )
+    lock = take_lock(folder, LOCK, folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "a+")  # noqa: SIM115 (it is closed below)
-    except OSError as error:
-        raise UsageError(f"{folder}: {error.strerror}; choose another folder") from None
-    with lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = living_owner(folder, LOCK) or {"pid": "(unknown)", "host": "an unknown host"}
-            raise UsageError(
-                f"{folder} is being swept by process {owner['pid']} on {owner['host']}; "
-                f"python bin/sweep.py stop {shlex.quote(str(folder))} ends that"
-            ) from None
-        lock.truncate(0)
-        lock.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-        lock.flush()
         yield
+    finally:
+        os.close(lock)
 
 
 def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
