@@ -126,9 +126,8 @@ def wrap(
             options, parser, arguments, config_registry, flags
         )
         # -p reaches a config's own key that has the name of a flag.
-        of_flags = [
-            o for o in overrides if o.key in flags and not (o.adds and o.key in draft.names)
-        ]
+        names = flags.keys() - draft.names.keys()
+        of_flags = [o for o in overrides if o.key in (names if o.adds else flags)]
         of_config = [o for o in overrides if o not in of_flags]
         deleted = [Override(key, None, deletes=True) for key in args.delete]
         config = draft.resolve([*of_config, *deleted])
@@ -383,13 +382,13 @@ def _parse_with_config(
     if all(override.value is not None for override in guessed):
         del others[1:]  # else the first may be the value of an unknown key
     is_config = (word for word in others if word in registry or word.endswith(CONFIG_SUFFIXES))
-    draft = registry.draft(next(is_config, None), seen.base, keys)
-    for _ in range(2):
+    found = next(is_config, None), seen.base
+    for _ in range(2):  # the first look may have found another CONFIG, or none
+        draft = registry.draft(*found, keys)
         args, overrides = _parse(parser, arguments, draft.names, draft.types, flags)
-        if (args.config, args.base) == (draft.name, draft.bases):
+        if found == (args.config, args.base):
             return args, overrides, draft
-        # The first look found another CONFIG, or none.
-        draft = registry.draft(args.config, args.base, keys)
+        found = args.config, args.base
     raise UsageError(f"it is not clear whether {args.config} is CONFIG; give CONFIG first")
 
 
@@ -551,7 +550,7 @@ def _refuse_clashes(flags: dict[str, _Flag], schemas: Iterable[Schema] = ()) -> 
 
 def _read_flags(flags: dict[str, _Flag], overrides: list[Override]) -> dict[str, Any]:
     """The value of every flag. Raises UsageError if one that has no default is missing."""
-    draft = Draft(Schema({name: flag.sample for name, flag in flags.items()}, {}), None, [], [])
+    draft = Draft(Schema({name: flag.sample for name, flag in flags.items()}, {}), None)
     given: dict[str, Any] = {}
     for override in overrides:
         if override.key in flags and flags[override.key].repeats:

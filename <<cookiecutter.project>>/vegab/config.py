@@ -69,10 +69,6 @@ class Schema(NamedTuple):
     closed: tuple[str, ...] = ()  # top-level keys whose mappings have none, even so
     instead: tuple[tuple[str, str], ...] = ()  # keys, and those whose place they take when typed
 
-    def may_refer(self, text: str) -> bool:
-        """Can the text be a reference in a config of this kind?"""
-        return bool(REFERENCE.search(text) or (self.is_open and BRACES.fullmatch(text)))
-
     def resolved(self, config: Config, strict: bool = True) -> Config:
         """A config of this kind with its references resolved. See `resolve_references`."""
         return resolve_references(config, braces=self.is_open, strict=strict)
@@ -233,10 +229,10 @@ def checked(
         key = prefix + name
         if name not in types and not is_open:
             raise UnknownKeyError(f"unknown key '{key}'" + did_you_mean(name, flatten(types)))
-        default = types.get(name)
+        default, may_refer = types.get(name), isinstance(value, str) and not is_resolved
         if isinstance(default, dict) and default and isinstance(value, dict):
             value = checked(kind, default, value, is_open, f"{key}.", is_resolved)
-        elif not is_resolved and isinstance(value, str) and kind.may_refer(value):
+        elif may_refer and (REFERENCE.search(value) or (kind.is_open and BRACES.fullmatch(value))):
             pass
         elif type(default) is float and type(value) is int:
             value = float(value)
@@ -526,7 +522,6 @@ class ConfigRegistry:
         Without a name it is root. Raises UsageError for a file that cannot be read or that does
         not fit the kind that its config is of.
         """
-        bases = list(bases)
         layers = [_read_layer(Path(base)) for base in bases]
         if name is not None:
             layers.append(self._read(name))
@@ -538,7 +533,7 @@ class ConfigRegistry:
             # The last name of a nested key of root is no mark of another kind.
             if not any(leaf.endswith("." + key) for leaf in root):
                 present.setdefault(key.partition(".")[0], ...)
-        return Draft(self._kind_of(present), name, bases, layers)
+        return Draft(self._kind_of(present), name, layers)
 
     def _kind_of(self, config: Config) -> Schema:
         """Root's kind, or the first schema of which the config has a key that root has not."""
@@ -642,10 +637,8 @@ class Draft:
     that is expected there: the default, or for a key of its own what its files say.
     """
 
-    def __init__(
-        self, kind: Schema, name: str | None, bases: Sequence[str | Path], layers: list[Layer]
-    ) -> None:
-        self.kind, self.name, self.bases = kind, name, bases
+    def __init__(self, kind: Schema, name: str | None, layers: Sequence[Layer] = ()) -> None:
+        self.kind, self.name = kind, name
         configs = [_checked_layer(kind, layer) for layer in layers]
         self._last = configs[-1] if name is not None else {}
         self._merged = functools.reduce(merge, configs, kind.defaults)

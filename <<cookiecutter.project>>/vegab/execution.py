@@ -48,9 +48,9 @@ def execute(
     try:
         try:
             arguments += _prepared(prepare, folder, keywords)
-        except UsageError:
-            raise
         except Exception as failure:  # what the user did not cause belongs to the run's story
+            if isinstance(failure, UsageError):
+                raise
             error = failure
         folder.open()
     except BaseException as refusal:
