@@ -122,9 +122,7 @@ def wrap(
                 nargs="?" if save_path_key else None,
                 help=told.get("save_path", "folder of the run: a new one, or its own"),
             )
-        args, overrides, draft = _parse_with_config(
-            options, parser, arguments, config_registry, flags
-        )
+        args, overrides, draft = _parse_twice(options, parser, arguments, config_registry, flags)
         # -p reaches a config's own key that has the name of a flag.
         names = flags.keys() - draft.names.keys()
         of_flags = [o for o in overrides if o.key in (names if o.adds else flags)]
@@ -361,20 +359,15 @@ def _parser(func: Callable[..., Any], usage: str, options: _Parser) -> _Parser:
     )
 
 
-def _parse_with_config(
-    options: _Parser,
-    parser: _Parser,
-    arguments: list[str],
-    registry: ConfigRegistry,
-    flags: dict[str, _Flag],
+def _parse_twice(
+    options: _Parser, parser: _Parser, arguments: list[str], registry: ConfigRegistry, flags: _Flags
 ) -> tuple[argparse.Namespace, list[Override], Draft]:
     """As `_parse`, with the config before its overrides: which keys there are depends on it."""
     known: Config = {}
     for schema in reversed(registry.schemas):
         known |= schema.defaults
     # A first look, before it is known which keys are true or false.
-    guessed: list[Override] = []
-    words = _split(arguments, known, known, flags, guessed, is_strict=False)
+    words, guessed = _split(arguments, known, known, flags, is_strict=False)
     keys = [override.key for override in guessed if override.key not in flags]
     keys += [key[3:] for key in keys if key.startswith("no_")]
     seen, others = options.parse_known_args(words)
@@ -393,32 +386,28 @@ def _parse_with_config(
 
 
 def _parse(
-    parser: _Parser, arguments: list[str], names: Config, types: Config, flags: dict[str, _Flag]
+    parser: _Parser, arguments: list[str], names: Config, types: Config, flags: _Flags
 ) -> tuple[argparse.Namespace, list[Override]]:
     """The fixed arguments and, apart from them, the overrides in the order they were given."""
-    overrides: list[Override] = []
-    args = parser.parse_args(_split(arguments, names, types, flags, overrides))
+    words, overrides = _split(arguments, names, types, flags)
+    args = parser.parse_args(words)
     args.argv = arguments
     _set_up_logging(args.log_level)
     return args, overrides
 
 
 def _split(
-    arguments: list[str],
-    names: Config,
-    types: Config,
-    flags: dict[str, _Flag],
-    overrides: list[Override],
-    is_strict: bool = True,
-) -> list[str]:
-    """Moves overrides out of the arguments. argparse cannot: it takes no value such as `-1e-4`.
+    arguments: list[str], names: Config, types: Config, flags: _Flags, is_strict: bool = True
+) -> tuple[list[str], list[Override]]:
+    """The other arguments and the overrides, which argparse cannot read: `-1e-4` may be a value.
 
     Raises UsageError for an unknown key or a missing value. If it is not strict, what follows an
     unknown key stays, for it may be its value or CONFIG.
     """
     if {"-h", "--help"} & set(arguments):
-        return ["--help"]
+        return ["--help"], []
     fixed: list[str] = []
+    overrides: list[Override] = []
     waiting = list(reversed(arguments))
     samples = {name: flag.sample for name, flag in flags.items()}
     # The options are here only to be found where one is misspelled.
@@ -439,7 +428,7 @@ def _split(
         argument = waiting.pop()
         flag = FLAG.fullmatch(argument)
         if argument == "--":
-            return [*fixed, argument, *reversed(waiting)]
+            return [*fixed, argument, *reversed(waiting)], overrides
         if argument in ("-p", "-P"):
             key = value_of(argument)
             value = value_of(f"{argument} {key}")
@@ -464,7 +453,7 @@ def _split(
                     if is_strict:
                         raise
             overrides.append(Override(name, text))
-    return fixed
+    return fixed, overrides
 
 
 def _set_up_logging(level: str) -> None:
@@ -494,9 +483,10 @@ class _Flag(NamedTuple):
     letter: str | None
 
 
-def _flags_of(
-    func: Callable[..., Any], short_flags: Mapping[str, str], skip: int
-) -> dict[str, _Flag]:
+_Flags = dict[str, _Flag]  # by the name of the parameter
+
+
+def _flags_of(func: Callable[..., Any], short_flags: Mapping[str, str], skip: int) -> _Flags:
     """The parameters after the first `skip`, by name. Raises ValueError if a letter is not free."""
     flags, explanations = {}, _explanations(func)
     letters = {name: letter for letter, name in short_flags.items()}
@@ -540,7 +530,7 @@ def _type_of(parameter: inspect.Parameter) -> type | None:
     return {"str": str, "int": int, "float": float, "bool": bool}.get(name)
 
 
-def _refuse_clashes(flags: dict[str, _Flag], schemas: Iterable[Schema] = ()) -> None:
+def _refuse_clashes(flags: _Flags, schemas: Iterable[Schema] = ()) -> None:
     """Raises ValueError if a flag, a key and an option share a name."""
     keys = {key for schema in schemas for key in schema.defaults}
     twice = (flags.keys() & keys) | ((flags.keys() | keys) & LONG_OPTIONS)
@@ -548,7 +538,7 @@ def _refuse_clashes(flags: dict[str, _Flag], schemas: Iterable[Schema] = ()) -> 
         raise ValueError(f"the name '{sorted(twice)[0]}' is taken by another flag; rename the key")
 
 
-def _read_flags(flags: dict[str, _Flag], overrides: list[Override]) -> dict[str, Any]:
+def _read_flags(flags: _Flags, overrides: list[Override]) -> dict[str, Any]:
     """The value of every flag. Raises UsageError if one that has no default is missing."""
     draft = Draft(Schema({name: flag.sample for name, flag in flags.items()}, {}), None)
     given: dict[str, Any] = {}
@@ -564,10 +554,7 @@ def _read_flags(flags: dict[str, _Flag], overrides: list[Override]) -> dict[str,
 
 
 def _tell(
-    plugins: Sequence[VegabPlugin],
-    args: argparse.Namespace,
-    keywords: dict[str, Any],
-    flags: dict[str, _Flag],
+    plugins: Sequence[VegabPlugin], args: argparse.Namespace, keywords: Config, flags: _Flags
 ) -> None:
     args.flags = dict(keywords)
     args.given_flags = {k: value for k, value in keywords.items() if value != flags[k].default}
@@ -590,15 +577,14 @@ def _tables_of(registry: ConfigRegistry) -> Iterator[_Table]:
             yield title or "keys and their defaults", sections[section]
 
 
-def _table_of(flags: dict[str, _Flag]) -> Iterator[_Table]:
+def _table_of(flags: _Flags) -> Iterator[_Table]:
     rows = []
     for name, flag in flags.items():
         unsaid = flag.required or (flag.repeats and not flag.default)
-        letter = f"-{flag.letter}, " if flag.letter else ""
+        left = f"-{flag.letter}, --{name}" if flag.letter else f"--{name}"
         told = filter(None, (flag.help, "may be repeated" if flag.repeats else ""))
-        rows.append(
-            (f"{letter}--{name}={'…' if unsaid else _short(flag.default)}", "; ".join(told))
-        )
+        default = "…" if unsaid else _short(flag.default)
+        rows.append((f"{left}={default}", "; ".join(told)))
     yield "flags and their defaults", rows
 
 

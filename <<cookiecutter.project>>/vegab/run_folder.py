@@ -59,9 +59,7 @@ class RunFolder:
             self._check_writable()
             content = os.listdir(self.absolute) if os.path.exists(self.absolute) else []
             if content and not self._is_run(content):
-                raise UsageError(
-                    f"{self.path} holds files but no run; choose a new or an empty folder"
-                )
+                raise UsageError(f"{self.path} holds files but no run; choose a new or empty one")
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror}; choose another SAVE_PATH") from None
         owner = living_owner(self.absolute) if writes else None

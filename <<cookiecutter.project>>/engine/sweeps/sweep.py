@@ -153,9 +153,7 @@ def summary(records: Sequence[RunRecord]) -> str:
     """Return a line: how many trials are in each state, and the best of them."""
     states = Counter(record.state for record in records)
     text = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-    early = sum(
-        record.state == "finished" and record.epoch < (record.num_epochs or 0) for record in records
-    )
+    early = sum(r.state == "finished" and r.epoch < (r.num_epochs or 0) for r in records)
     text += f" ({early} of them early)" if early else ""
     best = "".join(f"; {_reached(record)}: {record.path}" for record in ranked(records)[:1])
     return f"{len(records)} trials: {text}{best}"
@@ -207,16 +205,15 @@ class Sweeper:
     died: dict[str, str] = field(default_factory=dict)  # how, of those that left a folder
     num_refusals: int = 0  # of bin/train.py itself
 
-    def run(
-        self, retry_failed: bool, show: Callable[[int, int, int, str], None]
-    ) -> list[RunRecord]:
+    def run(self, retries: bool, show: Callable[[int, int, int, str], None]) -> list[RunRecord]:
         """Train until all are done or failed, or until it is told to stop; return their records.
 
-        Trials that another process trains, as those of a sweeper that was killed, are waited for.
+        If it `retries`, those that have failed are trained again. Trials that another process
+        trains, as those of a sweeper that was killed, are waited for.
         `show` is called with how many trials run, are done and have failed, and the best so far.
         """
         self._show = show
-        done = ("finished",) if retry_failed else ("finished", "failed", "broken")
+        done = ("finished",) if retries else ("finished", "failed", "broken")
         tried: set[str] = set()
         while True:
             every, ready = self.advance(self.refused)
@@ -255,9 +252,8 @@ class Sweeper:
                 is_dead = endings.signal_of(code) and not self.launcher.is_stopped()
                 if code == REFUSED or not has_begun:
                     said = self.launcher.said(name)
-                    self.refused[name] = (
-                        f"{name}: {endings.ending(code)} ({said})" if is_dead else said
-                    )
+                    how = f"{name}: {endings.ending(code)} ({said})"
+                    self.refused[name] = how if is_dead else said
                     self.num_refusals += code == REFUSED
                 elif is_dead:
                     self.died[name] = endings.ending(code)
