@@ -116,12 +116,9 @@ def wrap(
         add = parser.add_argument
         add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
         if has_folder:
-            add(
-                "save_path",
-                metavar="SAVE_PATH",
-                nargs="?" if save_path_key else None,
-                help=told.get("save_path", "folder of the run: a new one, or its own"),
-            )
+            about = told.get("save_path", "folder of the run: a new one, or its own")
+            nargs = "?" if save_path_key else None
+            add("save_path", metavar="SAVE_PATH", nargs=nargs, help=about)
         args, overrides, draft = _parse_twice(options, parser, arguments, config_registry, flags)
         # -p reaches a config's own key that has the name of a flag.
         names = flags.keys() - draft.names.keys()
@@ -202,12 +199,9 @@ def wrap_no_config_registry(
         for p in parameters:
             if p.name in positionals:
                 kind = _type_of(p) or str
-                parser.add_argument(
-                    p.name,
-                    metavar=p.name.upper(),
-                    type=_read_bool if kind is bool else kind,
-                    help=_explanations(func).get(p.name, "").replace("%", "%%"),
-                )
+                read = _read_bool if kind is bool else kind
+                about = _explanations(func).get(p.name, "").replace("%", "%%")
+                parser.add_argument(p.name, metavar=p.name.upper(), type=read, help=about)
         args, overrides = _parse(parser, arguments, {}, {}, flags)
         of_flags = _read_flags(flags, overrides)
         args.overrides = {o.key: of_flags[o.key] for o in overrides}

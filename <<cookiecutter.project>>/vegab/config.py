@@ -502,13 +502,12 @@ class ConfigRegistry:
         return self._named[name][1]()
 
     def resolve(
-        self, name: str, bases: Iterable[str | Path] = (), overrides: Iterable[Override] = ()
+        self, name: str, bases: Iterable[str | Path] = (), overrides: Sequence[Override] = ()
     ) -> Config:
         """defaults <- base files <- named config or config file <- overrides, then the references.
 
         Every read is a deep copy. Raises UsageError for whatever does not fit together.
         """
-        overrides = list(overrides)
         draft = self.draft(name, bases, [override.key for override in overrides])
         return draft.resolve(overrides)
 

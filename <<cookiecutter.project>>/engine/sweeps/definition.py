@@ -205,9 +205,7 @@ def trials_of(definition: Definition) -> list[Trial]:
     parts = itertools.product(grid, drawn, _repeats(definition))
     every = [one | other | repeat for one, other, repeat in parts]
     if not any(every):
-        raise UsageError(
-            "the sweep varies nothing; give --grid, --range with --random, --seeds or --folds"
-        )
+        raise UsageError("the sweep varies nothing; give --grid, --random, --seeds or --folds")
     different = {show(settings): settings for settings in every}  # a draw may come twice
     return _named(different.values())
 

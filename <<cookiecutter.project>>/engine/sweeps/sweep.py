@@ -49,14 +49,14 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
     before, there, _ = read(folder)
     searched = ("grid", "range", "seeds", "folds")  # which a search cannot change on its way
     fixed = ["search", "pruner", *(searched if definition.search else ())]
-    old, new = ({key: getattr(each, key) for key in fixed} for each in (before, definition))
-    for what, changes in (
-        ("a sweep of another config", differences(dict(before.config), dict(definition.config))),
-        ("another sweep", differences(old, new)),
-    ):
-        if changes:
-            shown = show_differences(changes)
-            raise UsageError(f"{folder} holds {what} ({shown}); choose another folder")
+    old, new = (
+        {**each.config, **{f"--{key}": getattr(each, key) for key in fixed}}
+        for each in (before, definition)
+    )
+    if changes := show_differences(differences(old, new)):
+        raise UsageError(
+            f"{folder} holds a sweep of another config ({changes}); choose another folder"
+        )
     names = {trial.name for trial in there}
     there += [trial for trial in trials if trial.name not in names]
     return replace(definition, num_parallel=before.num_parallel), there
@@ -80,16 +80,13 @@ def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
 
 
 def write(
-    folder: Path,
-    definition: Definition,
-    trials: Sequence[Trial],
-    suggested: Sequence[Settings] = (),
+    folder: Path, definition: Definition, trials: Sequence[Trial], chosen: Sequence[Settings] = ()
 ) -> None:
     """Keep what a sweep is."""
     content = {
         "format": FORMAT,
         "definition": asdict(definition),
-        "suggested": list(map(dict, suggested)) if definition.search else [],
+        "suggested": list(map(dict, chosen)) if definition.search else [],
         "trials": [{"name": t.name, "settings": dict(t.settings)} for t in trials],
     }
     write_json(folder / SWEEP, content)
@@ -179,8 +176,7 @@ def sweep_of(records: Sequence[RunRecord]) -> dict[str, Any] | None:
     except UsageError:
         return None
     definition = [shlex.join([told.config_name, *told.words])]
-    for key, values in told.grid.items():
-        definition.append(f"grid {key}={','.join(map(show, values))}")
+    definition += [f"grid {key}={','.join(map(show, axis))}" for key, axis in told.grid.items()]
     definition += [f"range {key}={text}" for key, text in told.range.items()]
     rest = {key: getattr(told, key) for key in PLAN if key not in ("grid", "range")}
     definition += [f"{key} {value}" for key, value in rest.items() if value]
