@@ -27,6 +27,7 @@ from vegab.config import (
     Draft,
     Override,
     Schema,
+    as_text,
     differences,
     find_key,
     flatten,
@@ -564,7 +565,7 @@ def _tables_of(registry: ConfigRegistry) -> Iterator[_Table]:
     for schema in registry.schemas:
         sections: dict[str, list[tuple[str, str]]] = {}
         for key, default in flatten(schema.defaults).items():
-            row = (f"--{key}={_short(default)}", schema.helps.get(key, ""))
+            row = (f"--{key}={as_text(default)}", schema.helps.get(key, ""))
             sections.setdefault(key.rpartition(".")[0], []).append(row)
         for section in sorted(sections, key=bool):  # keys of the first level first
             title = ": ".join(filter(None, (section, schema.helps.get(section)))) or schema.title
@@ -577,7 +578,7 @@ def _table_of(flags: _Flags) -> Iterator[_Table]:
         unsaid = flag.required or (flag.repeats and not flag.default)
         left = f"-{flag.letter}, --{name}" if flag.letter else f"--{name}"
         told = filter(None, (flag.help, "may be repeated" if flag.repeats else ""))
-        default = "…" if unsaid else _short(flag.default)
+        default = "…" if unsaid else as_text(flag.default)
         rows.append((f"{left}={default}", "; ".join(told)))
     yield "flags and their defaults", rows
 
@@ -588,10 +589,6 @@ true or false may be written --key and --no_key, a nested one a.b, a/b, or by it
 other key has that. -p KEY VALUE is the same as --KEY=VALUE, -P KEY TEXT takes TEXT as it is. Of a
 key given twice, the last one counts.
 """
-
-
-def _short(default: Any) -> str:
-    return default if isinstance(default, str) else json.dumps(default, default=str)
 
 
 def _as_yaml(config: Config, changes: dict[str, tuple[Any, Any]], indent: str = "") -> str:

@@ -36,10 +36,6 @@ class UnknownKeyError(UsageError):
     """A name stands for no key."""
 
 
-class NumberKeyError(UsageError):
-    """A key of a mapping is a whole number."""
-
-
 class Key(NamedTuple):
     """A default together with its explanation, for any value of a root config or a schema."""
 
@@ -83,7 +79,7 @@ class Layer(NamedTuple):
 
     config: Config
     source: str = ""  # the file, for errors
-    refusal: NumberKeyError | None = None  # why it cannot be part of a config of root's kind
+    number_keys: Sequence[str] = ()  # why it cannot be part of a config of root's kind
 
 
 # ----------------------------------------------------------------------- plain nested dictionaries
@@ -148,6 +144,11 @@ def differences(old: Config, new: Config, prefix: str = "") -> dict[str, tuple[A
     return changes
 
 
+def as_text(value: Any) -> str:
+    """A text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
 def show(value: Any) -> str:
     """A value as it can be typed on the command line."""
     if value is ...:
@@ -175,21 +176,21 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 # ---------------------------------------------------------------------------------------- checking
 
 
-def plain(value: Any, key: str, number_keys: bool = False) -> Any:
+def plain(value: Any, key: str, number_keys: list[str] | None = None) -> Any:
     """A deep copy made of what JSON can say. Raises UsageError for anything else.
 
-    With `number_keys`, a key that is a whole number becomes text; else it raises NumberKeyError.
+    With a list of `number_keys`, a key that is a whole number becomes text, and its refusal, which
+    counts in a config of root's kind, goes into the list.
     """
     if isinstance(value, dict):
         copied: Config = {}
         for name, item in value.items():
-            if type(name) is int and number_keys:
+            wrong = f"{key or 'config'}: the key {name!r} is not a word; keys are text without dots"
+            if type(name) is int and number_keys is not None:
+                number_keys.append(wrong)
                 name = str(name)
             if not isinstance(name, str) or not name or "." in name:
-                refusal = NumberKeyError if type(name) is int else UsageError
-                raise refusal(
-                    f"{key or 'config'}: the key {name!r} is not a word; keys are text without dots"
-                )
+                raise UsageError(wrong)
             copied[name] = plain(item, f"{key}.{name}" if key else name, number_keys)
         return copied
     if isinstance(value, list | tuple):
@@ -287,7 +288,7 @@ def resolve_references(config: Config, *, braces: bool = False, strict: bool = T
             with contextlib.suppress(KeyError):
                 lookup(config, in_braces[1])
                 return target(in_braces[1], trail)
-        return REFERENCE.sub(lambda match: written(target(match[1], trail)), value)
+        return REFERENCE.sub(lambda match: as_text(target(match[1], trail)), value)
 
     def target(key: str, trail: tuple[str, ...]) -> Any:
         wrong = f"the references {' -> '.join([*trail, key])} go round in a circle"
@@ -300,9 +301,6 @@ def resolve_references(config: Config, *, braces: bool = False, strict: bool = T
         if strict:
             raise UsageError(wrong)
         return None
-
-    def written(value: Any) -> str:
-        return value if isinstance(value, str) else json.dumps(value)
 
     return resolved(config, ())
 
@@ -343,7 +341,9 @@ def read_text(path: Path) -> str:
         raise UsageError(f"cannot read {path}: it is not UTF-8 text") from None
 
 
-def load_file(path: Path, number_keys: bool = False, trail: tuple[Path, ...] = ()) -> Config:
+def load_file(
+    path: Path, number_keys: list[str] | None = None, trail: tuple[Path, ...] = ()
+) -> Config:
     """A config file with what it extends merged under it; references stay as they are.
 
     Raises UsageError. `number_keys`: see `plain`.
@@ -473,7 +473,7 @@ class ConfigRegistry:
         """Registers what differs from root. Raises ValueError for a name or key that cannot be."""
         with _as_value_error(name):
             kind = self._kind_of(config)
-            changes = _checked_layer(kind, Layer(plain(config, "", number_keys=kind.is_open)))
+            changes = _checked_layer(kind, Layer(plain(config, "", [] if kind.is_open else None)))
         self._add(name, lambda: Layer(changes), lambda: help)
 
     __setitem__ = register
@@ -583,16 +583,14 @@ def _schema_of(config: Config) -> Schema:
 
 
 def _read_layer(path: Path) -> Layer:
-    try:
-        return Layer(load_file(path), str(path))
-    except NumberKeyError as refusal:  # whether it counts depends on what else is in the config
-        return Layer(load_file(path, number_keys=True), str(path), refusal)
+    number_keys: list[str] = []
+    return Layer(load_file(path, number_keys), str(path), number_keys)
 
 
 def _checked_layer(kind: Schema, layer: Layer) -> Config:
     """The layer's config, if it fits its kind. Raises UsageError."""
-    if layer.refusal and not kind.is_open:
-        raise layer.refusal
+    if layer.number_keys and not kind.is_open:
+        raise UsageError(layer.number_keys[0])
     if not kind.defaults:
         return layer.config
     try:
@@ -669,7 +667,7 @@ class Draft:
         in_braces = kind.is_open and isinstance(value, str) and BRACES.fullmatch(value)
         if isinstance(value, str) and not override.raw and not in_braces:
             value = read_value(value, present, key)
-        change = plain(nested(key, value), "", number_keys=kind.is_open)
+        change = plain(nested(key, value), "", [] if kind.is_open else None)
         may_add = kind.is_open and override.adds
         # One text may stand where a file has a list.
         is_one = may_add and isinstance(value, str) and isinstance(present, list)

@@ -124,13 +124,12 @@ class RunFolder:
     def _finished_sentence(self, meta: dict[str, Any]) -> str:
         position = (meta.get("attempts") or [{}])[-1].get("to") or {}
         reached = ", ".join(f"{name} {value}" for name, value in position.items())
-        growing = [
-            f"--{key}"
-            for key, value in flatten(self.config).items()
-            if key in self.extendable and type(value) in (int, float)
+        numbers = [
+            key for key, value in flatten(self.config).items() if type(value) in (int, float)
         ]
+        growing = " or ".join(f"--{key}" for key in numbers if key in self.extendable)
         sentence = f"{self.path} is already finished" + (f" ({reached})." if reached else ".")
-        return sentence + (f" A larger {' or '.join(growing)} continues it." if growing else "")
+        return sentence + (f" A larger {growing} continues it." if growing else "")
 
 
 def take_lock(

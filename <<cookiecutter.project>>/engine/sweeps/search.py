@@ -44,7 +44,7 @@ class Search:
         self.folder = folder
         self.definition = definition
         self.suggested = sweep.read(folder)[2]
-        self._journal = _open_journal(folder / JOURNAL, definition)
+        self._journal = open_journal(folder / JOURNAL, definition, writes=True)
 
     def advance(self, given_up: Collection[str]) -> tuple[list[Trial], list[Trial]]:
         """Tell Optuna what has ended, and choose what is to follow; see `sweep.Sweeper.advance`."""
@@ -113,7 +113,7 @@ def check(definition: Definition) -> None:
     if bool(definition.search) != bool(definition.trials):
         raise UsageError("--search and --trials belong together; give both or none")
     if not definition.search and bool(definition.random) != bool(definition.range):
-        raise UsageError("--range needs --random=DRAWS or --search, and --random needs --range")
+        raise UsageError("--range needs --random=DRAWS or --search; --random needs a --range")
     if definition.search and definition.random:
         raise UsageError("--search chooses by itself; leave --random out")
     if definition.search and not (definition.range or definition.grid):
@@ -255,12 +255,7 @@ def number_of(suggested: Sequence[Settings], config: dict[str, Any]) -> int | No
     return None
 
 
-def told(folder: Path, definition: Definition) -> list["FrozenTrial"]:
-    """Return the trials in a sweep's journal, which may be written to meanwhile."""
-    return _open_journal(folder / JOURNAL, definition, writes=False).get_trials(deepcopy=False)
-
-
-def _open_journal(path: Path, definition: Definition, writes: bool = True) -> "Study":
+def open_journal(path: Path, definition: Definition, writes: bool) -> "Study":
     """Open Optuna's journal; one process may write to it, which holds the sweep's lock."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend

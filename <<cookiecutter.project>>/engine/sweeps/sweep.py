@@ -26,6 +26,8 @@ from vegab.run_folder import IN_USE, living_owner, take_lock
 
 SWEEP, LOCK, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.html"
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
+# Is told how many trials run, are done and have failed, and the best so far.
+Show = Callable[[int, int, int, str], None]
 MOST_LINES, NUM_BEST = 40, 10  # of `status`
 
 
@@ -201,15 +203,13 @@ class Sweeper:
     died: dict[str, str] = field(default_factory=dict)  # how, of those that left a folder
     num_refusals: int = 0  # of bin/train.py itself
 
-    def run(self, retries: bool, show: Callable[[int, int, int, str], None]) -> list[RunRecord]:
+    def run(self, retry_failed: bool, show: Show) -> list[RunRecord]:
         """Train until all are done or failed, or until it is told to stop; return their records.
 
-        If it `retries`, those that have failed are trained again. Trials that another process
-        trains, as those of a sweeper that was killed, are waited for.
-        `show` is called with how many trials run, are done and have failed, and the best so far.
+        Trials that another process trains, as those of a sweeper that was killed, are waited for.
         """
         self._show = show
-        done = ("finished",) if retries else ("finished", "failed", "broken")
+        done = ("finished",) if retry_failed else ("finished", "failed", "broken")
         tried: set[str] = set()
         while True:
             every, ready = self.advance(self.refused)
@@ -229,16 +229,13 @@ class Sweeper:
             self._num_done = sum(record.state == "finished" for record in records)
             self._num_failed = sum(record.state in done for record in records) - self._num_done
             self._begun = {trial.name for trial in ready}
-            if left:
-                commands = {trial.name: self.command_of(trial) for trial in left}
-                codes = self.launcher.run(commands, self._tell)
-            else:
-                codes = {}
-                while not self.launcher.is_stopped() and all(
-                    living_owner(self.folder / name) for name in elsewhere
-                ):
-                    self._tell(elsewhere, {})
-                    time.sleep(SECONDS_BETWEEN)
+            commands = {trial.name: self.command_of(trial) for trial in left}
+            codes = self.launcher.run(commands, self._tell) if left else {}
+            while not (left or self.launcher.is_stopped()):
+                if not all(living_owner(self.folder / name) for name in elsewhere):
+                    break
+                self._tell(elsewhere, {})
+                time.sleep(SECONDS_BETWEEN)
             # One that found its folder in use is tried again; whose it was may have ended by now.
             for name, code in codes.items():
                 if code == REFUSED and IN_USE in self.launcher.said(name):
