@@ -191,25 +191,23 @@ def wrap_no_config_registry(
 
     def program(arguments: list[str]) -> int:
         parameters = inspect.signature(func).parameters.values()
-        positionals = [p.name for p in parameters if p.default is p.empty and p.kind in _POSITIONAL]
+        positionals = [p for p in parameters if p.default is p.empty and p.kind in _POSITIONAL]
         flags = _flags_of(func, short_flags, skip=len(positionals))
-        usage = " ".join([*(name.upper() for name in positionals), "[options]"])
+        usage = " ".join([*(p.name.upper() for p in positionals), "[options]"])
         _refuse_clashes(flags)
         parser = _parser(func, usage, _options())
         parser.tables = lambda: _table_of(flags)
-        for p in parameters:
-            if p.name in positionals:
-                kind = _type_of(p) or str
-                read = _read_bool if kind is bool else kind
-                about = _explanations(func).get(p.name, "").replace("%", "%%")
-                parser.add_argument(p.name, metavar=p.name.upper(), type=read, help=about)
+        for p in positionals:
+            kind = _type_of(p) or str
+            read = _read_bool if kind is bool else kind
+            about = _explanations(func).get(p.name, "").replace("%", "%%")
+            parser.add_argument(p.name, metavar=p.name.upper(), type=read, help=about)
         args, overrides = _parse(parser, arguments, {}, {}, flags)
         of_flags = _read_flags(flags, overrides)
         args.overrides = {o.key: of_flags[o.key] for o in overrides}
-        keywords = {**{name: getattr(args, name) for name in positionals}, **of_flags}
+        keywords = {p.name: getattr(args, p.name) for p in positionals} | of_flags
         args.resolved_config = {k: v for k, v in keywords.items() if k != "save_path"}
-        if "save_path" in keywords:
-            args.save_path = keywords["save_path"]
+        args.save_path = keywords.get("save_path", "")
         _tell(plugins, args, of_flags, flags)
         if "save_path" in keywords:
             keywords["save_path"] = args.save_path
