@@ -160,7 +160,7 @@ def config_asked_for(folder: Path, file: str, split: str) -> dict[str, Any]:
 
     own = folder / CONFIG
     config = registry.resolve(file or str(own), bases=[own])
-    if not file or "test_mode" not in load_file(Path(file), number_keys=True):
+    if not file or "test_mode" not in load_file(Path(file), number_keys=[]):
         config["test_mode"] = True
     if split not in (splits := iterators.splits_of(config)):
         raise vegab.UsageError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
@@ -222,7 +222,7 @@ def call_callbacks(folder: Path, file: str, name: str) -> None:
     # Their own config, and what the file says now.
     config = meta["config"]
     if file:
-        config = resolve_references(merge(config, load_file(Path(file), number_keys=True)))
+        config = resolve_references(merge(config, load_file(Path(file), number_keys=[])))
     callbacks, arguments = callbacks_of(config)
     key, data = iterators.splits_of(config)[meta["split"]]
     make = vegab.resolve(data, key)

@@ -22,11 +22,13 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from vegab.exits import flush
 from vegab.files import write_atomically
 
 FILES = ("stdout.txt", "stderr.txt")
@@ -65,7 +67,7 @@ class Capture:
         self._waiting = [file.fileno() for file in self._temporary]
 
         self.folder: Path | None = None
-        _flush()
+        flush()
         self._control: socket.socket | None = None
         if is_watched:
             self._control, self._follower = self._follow()
@@ -106,7 +108,7 @@ class Capture:
         heads = [b"\n" * bool(re.search(rb"[^\n]\Z", text)) + head.encode() for text in before]
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         files = [os.open(path, flags, 0o666) for path in paths]
-        _flush()
+        flush()
         waited = [_read_from(number, 0) for number in self._waiting]
         places = []
         for path, file, line, data in zip(paths, files, heads, waited, strict=True):
@@ -124,7 +126,7 @@ class Capture:
         before `stop`."""
         with contextlib.suppress(OSError):  # a full disk
             if self.folder:
-                _flush()
+                flush()
                 with open(self.folder / FILES[1], "a", encoding="utf-8", errors="replace") as file:
                     file.write(text)
                 return True
@@ -167,7 +169,7 @@ class Capture:
 
     @staticmethod
     def _point_at(targets: list[int]) -> None:
-        _flush()
+        flush()
         for number, target in enumerate(targets, start=1):
             os.dup2(target, number)
 
@@ -178,17 +180,7 @@ def _open_closed_descriptors() -> None:
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        # A full disk, a broken pipe; it may also be closed from the start.
-        with contextlib.suppress(OSError, AttributeError):
-            stream.flush()
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free: this one
 
 
 def _read_from(file: int, start: int) -> bytes:
@@ -255,13 +247,9 @@ class _Terminal(io.TextIOBase):
         if _active is self._capture:
             for start in range(0, len(text), LONGEST_MESSAGE // 6):  # JSON writes é as six bytes
                 piece = text[start : start + LONGEST_MESSAGE // 6]
-                # A line that a bar leaves comes after what was printed before it, not later.
                 printed = [os.fstat(number).st_size for number in (1, 2)]
                 self._capture.tell({"bar": piece, "after": printed}, wait=0)
         return len(text)
-
-    def writable(self) -> bool:
-        return True
 
     def isatty(self) -> bool:
         return True
@@ -295,8 +283,14 @@ class _Follower:
             select.select([self.control], [], [], POLL)
             ends = os.getppid() != self.parent
             while message := self.receive():
-                self.obey(message)
                 ends = ends or "end" in message
+                if "switch" in message:
+                    paths, offsets, limits = zip(*message["switch"], strict=True)
+                    self.echo(limits)
+                    self.files = [os.open(path, os.O_RDONLY) for path in paths]
+                    self.offsets = [*offsets]
+                elif "bar" in message:
+                    self.draw(message["bar"], message["after"])
             self.echo()
         if self.bar.strip():
             self.show("\n")
@@ -306,22 +300,11 @@ class _Follower:
             return dict(json.loads(self.control.recv(CHUNK) or b"{}"))
         return {}
 
-    def obey(self, message: dict[str, Any]) -> None:
-        if "switch" in message:
-            self.echo([limit for _, _, limit in message["switch"]])
-            self.files = [os.open(path, os.O_RDONLY) for path, _, _ in message["switch"]]
-            self.offsets = [offset for _, offset, _ in message["switch"]]
-        elif "bar" in message:
-            if "\n" in message["bar"]:
-                self.echo(message["after"])
-            self.draw(message["bar"])
-
-    def echo(self, limits: list[int] | None = None) -> None:
-        """Repeats what is new in both files, up to the limits if there are any."""
+    def echo(self, limits: Sequence[int] = (sys.maxsize, sys.maxsize)) -> None:
+        """Repeats what is new in both files, up to the limits."""
         for i, file in enumerate(self.files):
-            while True:
-                most = CHUNK if limits is None else min(CHUNK, limits[i] - self.offsets[i])
-                data = os.pread(file, most, self.offsets[i]) if most > 0 else b""
+            while most := min(CHUNK, max(limits[i] - self.offsets[i], 0)):
+                data = os.pread(file, most, self.offsets[i])
                 if not data:
                     break
                 self.offsets[i] += len(data)
@@ -337,8 +320,11 @@ class _Follower:
         if self.bar and self.at_line_start:
             self.show(self.bar)
 
-    def draw(self, text: str) -> None:
-        """Adds text to the bar's line; lines that it completes stay above it."""
+    def draw(self, text: str, printed: Sequence[int]) -> None:
+        """Adds text to the bar's line; lines that it completes stay above it, and below what was
+        printed before."""
+        if "\n" in text:
+            self.echo(printed)
         *complete, bar = collapse(self.bar + text if self.bar else text).split("\n")
         if self.at_line_start:
             above = "".join(f"{line.rstrip()}\n" for line in complete)

@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from vegab.config import (
@@ -27,12 +27,12 @@ from vegab.config import (
     Draft,
     Override,
     Schema,
+    as_text,
     differences,
     find_key,
     flatten,
     lookup,
     merge,
-    read_override,
     show,
     show_differences,
     without,
@@ -100,10 +100,10 @@ def wrap(
     def program(arguments: list[str]) -> int:
         parameters = inspect.signature(func).parameters.values()
         has_folder = sum(p.kind in _POSITIONAL for p in parameters) > 1
-        flags = _flags_of(func, skip=1 + has_folder + (prepare is not None))
+        flags = _flags_of(func, short_flags, skip=1 + has_folder + (prepare is not None))
         if not opens_folder:
             flags.pop("dry_run")
-        _refuse_clashes(flags, short_flags, config_registry.schemas)
+        _refuse_clashes(flags, config_registry.schemas)
         told = {} if opens_folder else _explanations(func)
         options = _options()
         add = options.add_argument
@@ -112,23 +112,18 @@ def wrap(
         add("--dry_run", action="store_true", help=told.get("dry_run", _HELP_ON_DRY_RUN))
         usage = f"CONFIG {'SAVE_PATH ' * has_folder}[--key=value ...] [options]"
         parser = _parser(func, usage, options)
-        parser.more_help = lambda: _help_on_configs(config_registry, flags, short_flags)
+        parser.epilog = _HELP_ON_VALUES
+        parser.tables = lambda: [*_tables_of(config_registry), *_table_of(flags)]
         add = parser.add_argument
         add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
         if has_folder:
-            add(
-                "save_path",
-                metavar="SAVE_PATH",
-                nargs="?" if save_path_key else None,
-                help=told.get("save_path", "folder of the run: a new one, or its own"),
-            )
-        args, overrides, draft = _parse_with_config(
-            options, parser, arguments, config_registry, flags, short_flags
-        )
+            about = told.get("save_path", "folder of the run: a new one, or its own")
+            nargs = "?" if save_path_key else None
+            add("save_path", metavar="SAVE_PATH", nargs=nargs, help=about)
+        args, overrides, draft = _parse_twice(options, parser, arguments, config_registry, flags)
         # -p reaches a config's own key that has the name of a flag.
-        of_flags = [
-            o for o in overrides if o.key in flags and not (o.adds and o.key in draft.names)
-        ]
+        names = flags.keys() - draft.names.keys()
+        of_flags = [o for o in overrides if o.key in (names if o.adds else flags)]
         of_config = [o for o in overrides if o not in of_flags]
         deleted = [Override(key, None, deletes=True) for key in args.delete]
         config = draft.resolve([*of_config, *deleted])
@@ -196,28 +191,23 @@ def wrap_no_config_registry(
 
     def program(arguments: list[str]) -> int:
         parameters = inspect.signature(func).parameters.values()
-        positionals = [p.name for p in parameters if p.default is p.empty and p.kind in _POSITIONAL]
-        flags = {k: v for k, v in _flags_of(func, 0).items() if k not in positionals}
-        usage = " ".join([*(name.upper() for name in positionals), "[options]"])
-        _refuse_clashes(flags, short_flags)
+        positionals = [p for p in parameters if p.default is p.empty and p.kind in _POSITIONAL]
+        flags = _flags_of(func, short_flags, skip=len(positionals))
+        usage = " ".join([*(p.name.upper() for p in positionals), "[options]"])
+        _refuse_clashes(flags)
         parser = _parser(func, usage, _options())
-        parser.more_help = lambda: _help_on_flags(flags, short_flags)
-        for p in parameters:
-            if p.name in positionals:
-                kind = _type_of(p) or str
-                parser.add_argument(
-                    p.name,
-                    metavar=p.name.upper(),
-                    type=_read_bool if kind is bool else kind,
-                    help=_explanations(func).get(p.name, "").replace("%", "%%"),
-                )
-        args, overrides = _parse(parser, arguments, _Keys({}, {}, flags, short_flags))
+        parser.tables = lambda: _table_of(flags)
+        for p in positionals:
+            kind = _type_of(p) or str
+            read = _read_bool if kind is bool else kind
+            about = _explanations(func).get(p.name, "").replace("%", "%%")
+            parser.add_argument(p.name, metavar=p.name.upper(), type=read, help=about)
+        args, overrides = _parse(parser, arguments, {}, {}, flags)
         of_flags = _read_flags(flags, overrides)
         args.overrides = {o.key: of_flags[o.key] for o in overrides}
-        keywords = {**{name: getattr(args, name) for name in positionals}, **of_flags}
+        keywords = {p.name: getattr(args, p.name) for p in positionals} | of_flags
         args.resolved_config = {k: v for k, v in keywords.items() if k != "save_path"}
-        if "save_path" in keywords:
-            args.save_path = keywords["save_path"]
+        args.save_path = keywords.get("save_path", "")
         _tell(plugins, args, of_flags, flags)
         if "save_path" in keywords:
             keywords["save_path"] = args.save_path
@@ -307,6 +297,7 @@ def _call_without_folder(
 
 # ------------------------------------------------------------------------ reading the command line
 
+_Table = tuple[str, Iterable[tuple[str, str]]]  # its title, and names with what explains them
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _HELP_ON_BASE = "a config file to lay under CONFIG; may be repeated"
 _HELP_ON_DELETE = "take a key away, or give it its default back; may be repeated"
@@ -315,15 +306,19 @@ _HELP_ON_LEVEL = f"what is logged: {', '.join(LEVELS)} (default: INFO)"
 
 
 class _Parser(argh.ArghParser):
-    """A parser whose mistakes are UsageErrors, and whose help ends with text made when needed."""
+    """A parser whose mistakes are UsageErrors, and whose help has tables made when needed."""
 
-    more_help: Callable[[], str] = str
+    tables: Callable[[], Iterable[_Table]] = tuple
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see --help)")
 
     def format_help(self) -> str:
-        return super().format_help() + self.more_help()
+        for title, rows in self.tables():
+            group = self.add_argument_group(title)
+            for name, explanation in rows:
+                group.add_argument("row", metavar=name, help=explanation.replace("%", "%%"))
+        return super().format_help()
 
 
 class _CommandsParser(_Parser):
@@ -341,7 +336,8 @@ class _CommandsParser(_Parser):
 
 def _options() -> _Parser:
     options = _Parser(add_help=False, allow_abbrev=False)
-    options.add_argument("-l", "--log_level", metavar="LEVEL", default="INFO", help=_HELP_ON_LEVEL)
+    add = functools.partial(options.add_argument, type=str.upper, choices=LEVELS, default="INFO")
+    add("-l", "--log_level", metavar="LEVEL", help=_HELP_ON_LEVEL)
     return options
 
 
@@ -350,50 +346,21 @@ def _parser(func: Callable[..., Any], usage: str, options: _Parser) -> _Parser:
         prog=script(),
         usage=f"%(prog)s {usage}",
         description=(inspect.getdoc(func) or "").split("\n", 1)[0],
-        formatter_class=argparse.HelpFormatter,
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=32),
         allow_abbrev=False,
         parents=[options],
     )
 
 
-class _Keys:
-    """What can be set on a command line: the keys of a config and the flags of a function."""
-
-    def __init__(
-        self, names: Config, types: Config, flags: dict[str, _Flag], short: Mapping[str, str]
-    ) -> None:
-        samples = {name: flag.sample for name, flag in flags.items()}
-        # The options are here only to be found where one is misspelled.
-        self.names = {**dict.fromkeys(LONG_OPTIONS), **names, **samples}
-        self.types = {**types, **samples}
-        self.short = short
-
-    def find(self, name: str) -> str:
-        """The dotted key that a name stands for. Raises UsageError."""
-        return find_key(self.names, name, self.types)
-
-    def is_bool(self, name: str) -> bool:
-        """Is the value of the key, so far, true or false?"""
-        with contextlib.suppress(UsageError, KeyError):
-            return isinstance(lookup(self.names, self.find(name)), bool)
-        return False
-
-
-def _parse_with_config(
-    options: _Parser,
-    parser: _Parser,
-    arguments: list[str],
-    registry: ConfigRegistry,
-    flags: dict[str, _Flag],
-    short: Mapping[str, str],
+def _parse_twice(
+    options: _Parser, parser: _Parser, arguments: list[str], registry: ConfigRegistry, flags: _Flags
 ) -> tuple[argparse.Namespace, list[Override], Draft]:
     """As `_parse`, with the config before its overrides: which keys there are depends on it."""
     known: Config = {}
     for schema in reversed(registry.schemas):
         known |= schema.defaults
     # A first look, before it is known which keys are true or false.
-    guessed: list[Override] = []
-    words = _split(arguments, _Keys(known, known, flags, short), guessed, is_strict=False)
+    words, guessed = _split(arguments, known, known, flags, is_strict=False)
     keys = [override.key for override in guessed if override.key not in flags]
     keys += [key[3:] for key in keys if key.startswith("no_")]
     seen, others = options.parse_known_args(words)
@@ -401,39 +368,49 @@ def _parse_with_config(
     if all(override.value is not None for override in guessed):
         del others[1:]  # else the first may be the value of an unknown key
     is_config = (word for word in others if word in registry or word.endswith(CONFIG_SUFFIXES))
-    draft = registry.draft(next(is_config, None), seen.base, keys)
-    for _ in range(2):
-        args, overrides = _parse(parser, arguments, _Keys(draft.names, draft.types, flags, short))
-        if (args.config, args.base) == (draft.name, draft.bases):
+    found = next(is_config, None), seen.base
+    for _ in range(2):  # the first look may have found another CONFIG, or none
+        draft = registry.draft(*found, keys)
+        args, overrides = _parse(parser, arguments, draft.names, draft.types, flags)
+        if found == (args.config, args.base):
             return args, overrides, draft
-        # The first look found another CONFIG, or none.
-        draft = registry.draft(args.config, args.base, keys)
+        found = args.config, args.base
     raise UsageError(f"it is not clear whether {args.config} is CONFIG; give CONFIG first")
 
 
 def _parse(
-    parser: _Parser, arguments: list[str], keys: _Keys
+    parser: _Parser, arguments: list[str], names: Config, types: Config, flags: _Flags
 ) -> tuple[argparse.Namespace, list[Override]]:
     """The fixed arguments and, apart from them, the overrides in the order they were given."""
-    overrides: list[Override] = []
-    args = parser.parse_args(_split(arguments, keys, overrides))
+    words, overrides = _split(arguments, names, types, flags)
+    args = parser.parse_args(words)
     args.argv = arguments
     _set_up_logging(args.log_level)
     return args, overrides
 
 
 def _split(
-    arguments: list[str], keys: _Keys, overrides: list[Override], is_strict: bool = True
-) -> list[str]:
-    """Moves overrides out of the arguments. argparse cannot: it takes no value such as `-1e-4`.
+    arguments: list[str], names: Config, types: Config, flags: _Flags, is_strict: bool = True
+) -> tuple[list[str], list[Override]]:
+    """The other arguments and the overrides, which argparse cannot read: `-1e-4` may be a value.
 
     Raises UsageError for an unknown key or a missing value. If it is not strict, what follows an
     unknown key stays, for it may be its value or CONFIG.
     """
     if {"-h", "--help"} & set(arguments):
-        return ["--help"]
+        return ["--help"], []
     fixed: list[str] = []
+    overrides: list[Override] = []
     waiting = list(reversed(arguments))
+    samples = {name: flag.sample for name, flag in flags.items()}
+    # The options are here only to be found where one is misspelled.
+    names = {**dict.fromkeys(LONG_OPTIONS), **names, **samples}
+    letters = {f"-{flag.letter}": name for name, flag in flags.items() if flag.letter}
+
+    def is_bool(name: str) -> bool:
+        with contextlib.suppress(UsageError, KeyError):
+            return isinstance(lookup(names, find_key(names, name, types | samples)), bool)
+        return False
 
     def value_of(option: str) -> str:
         if not waiting and is_strict:
@@ -444,46 +421,41 @@ def _split(
         argument = waiting.pop()
         flag = FLAG.fullmatch(argument)
         if argument == "--":
-            return [*fixed, argument, *reversed(waiting)]
+            return [*fixed, argument, *reversed(waiting)], overrides
         if argument in ("-p", "-P"):
             key = value_of(argument)
             value = value_of(f"{argument} {key}")
             overrides.append(Override(key, value, raw=argument == "-P", adds=True))
-        elif argument[:1] == "-" and argument[1:] in keys.short:
-            name = keys.short[argument[1:]]
-            overrides.append(Override(name, "true" if keys.is_bool(name) else value_of(argument)))
+        elif name := letters.get(argument):
+            overrides.append(Override(name, "true" if is_bool(name) else value_of(argument)))
         elif argument in OPTIONS_WITH_VALUE:
             fixed += [argument, value_of(argument)]
         elif not flag or argument.split("=")[0] in OPTIONS:
             fixed.append(argument)
         else:
             name, text = flag[1], flag[2]
-            if text is None and keys.is_bool(name):
+            if text is None and is_bool(name):
                 text = waiting.pop() if waiting[-1:] in (["true"], ["false"]) else "true"
-            elif text is None and name.startswith("no_") and keys.is_bool(name[3:]):
+            elif text is None and name.startswith("no_") and is_bool(name[3:]):
                 name, text = name[3:], "false"
             else:
                 try:
-                    keys.find(name)
+                    find_key(names, name, types | samples)
                     text = value_of(argument) if text is None else text
                 except UsageError:
                     if is_strict:
                         raise
             overrides.append(Override(name, text))
-    return fixed
+    return fixed, overrides
 
 
 def _set_up_logging(level: str) -> None:
     """Messages go to stdout as they are; warnings and errors to stderr with their level."""
-    if level.upper() not in LEVELS:
-        raise UsageError(f"-l {level}: the level is one of {', '.join(LEVELS)}")
     ordinary, serious = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
     ordinary.addFilter(lambda record: record.levelno < logging.WARNING)
     serious.setLevel(logging.WARNING)
     serious.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logging.basicConfig(
-        level=level.upper(), format="%(message)s", handlers=[ordinary, serious], force=True
-    )
+    logging.basicConfig(level=level, format="%(message)s", handlers=[ordinary, serious], force=True)
 
 
 # -------------------------------------------------------------- flags from a function's parameters
@@ -500,12 +472,17 @@ class _Flag(NamedTuple):
     sample: Any  # a value of the expected type; None if any will do
     required: bool
     help: str
-    repeats: bool = False  # each use adds a text to a list
+    repeats: bool  # each use adds a text to a list
+    letter: str | None
 
 
-def _flags_of(func: Callable[..., Any], skip: int) -> dict[str, _Flag]:
-    """The parameters after the first `skip`, by name."""
+_Flags = dict[str, _Flag]  # by the name of the parameter
+
+
+def _flags_of(func: Callable[..., Any], short_flags: Mapping[str, str], skip: int) -> _Flags:
+    """The parameters after the first `skip`, by name. Raises ValueError if a letter is not free."""
     flags, explanations = {}, _explanations(func)
+    letters = {name: letter for letter, name in short_flags.items()}
     for p in list(inspect.signature(func).parameters.values())[skip:]:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             continue
@@ -520,7 +497,14 @@ def _flags_of(func: Callable[..., Any], skip: int) -> dict[str, _Flag]:
         repeats = LIST_OF_TEXT.fullmatch(str(p.annotation)) is not None
         if repeats:
             default, sample = list(default or ()), []
-        flags[p.name] = _Flag(default, sample, required, explanations.get(p.name, ""), repeats)
+        about = (explanations.get(p.name, ""), repeats, letters.get(p.name))
+        flags[p.name] = _Flag(default, sample, required, *about)
+    for letter, name in short_flags.items():
+        if len(letter) != 1 or not letter.isalpha() or letter in TAKEN_LETTERS or name not in flags:
+            raise ValueError(
+                f"short_flags: '{letter}' was given for '{name}'; give a letter, but none of "
+                f"{TAKEN_LETTERS}, for a flag of the function: {', '.join(flags)}"
+            )
     return flags
 
 
@@ -539,32 +523,23 @@ def _type_of(parameter: inspect.Parameter) -> type | None:
     return {"str": str, "int": int, "float": float, "bool": bool}.get(name)
 
 
-def _refuse_clashes(
-    flags: dict[str, _Flag], short_flags: Mapping[str, str], schemas: Iterable[Schema] = ()
-) -> None:
-    """Raises ValueError if a letter is not free, or a flag, a key and an option share a name."""
-    for letter, name in short_flags.items():
-        if len(letter) != 1 or not letter.isalpha() or letter in TAKEN_LETTERS or name not in flags:
-            raise ValueError(
-                f"short_flags: '{letter}' was given for '{name}'; give a letter, but none of "
-                f"{TAKEN_LETTERS}, for a flag of the function: {', '.join(flags)}"
-            )
+def _refuse_clashes(flags: _Flags, schemas: Iterable[Schema] = ()) -> None:
+    """Raises ValueError if a flag, a key and an option share a name."""
     keys = {key for schema in schemas for key in schema.defaults}
     twice = (flags.keys() & keys) | ((flags.keys() | keys) & LONG_OPTIONS)
     if twice:
         raise ValueError(f"the name '{sorted(twice)[0]}' is taken by another flag; rename the key")
 
 
-def _read_flags(flags: dict[str, _Flag], overrides: list[Override]) -> dict[str, Any]:
+def _read_flags(flags: _Flags, overrides: list[Override]) -> dict[str, Any]:
     """The value of every flag. Raises UsageError if one that has no default is missing."""
-    samples = {name: flag.sample for name, flag in flags.items()}
+    draft = Draft(Schema({name: flag.sample for name, flag in flags.items()}, {}), None)
     given: dict[str, Any] = {}
     for override in overrides:
         if override.key in flags and flags[override.key].repeats:
             given.setdefault(override.key, []).append(override.value)
             continue
-        key = find_key(samples, override.key)
-        given = merge(given, read_override(override, key, samples, samples, Schema({}, {})))
+        given = merge(given, draft.change_of(override, draft.key_of(override)))
     for name, flag in flags.items():
         if flag.required and name not in given:
             raise UsageError(f"--{name} is required (see --help)")
@@ -572,10 +547,7 @@ def _read_flags(flags: dict[str, _Flag], overrides: list[Override]) -> dict[str,
 
 
 def _tell(
-    plugins: Sequence[VegabPlugin],
-    args: argparse.Namespace,
-    keywords: dict[str, Any],
-    flags: dict[str, _Flag],
+    plugins: Sequence[VegabPlugin], args: argparse.Namespace, keywords: Config, flags: _Flags
 ) -> None:
     args.flags = dict(keywords)
     args.given_flags = {k: value for k, value in keywords.items() if value != flags[k].default}
@@ -586,37 +558,27 @@ def _tell(
 # ------------------------------------------------------------------------------- --help, --dry_run
 
 
-def _help_on_configs(
-    registry: ConfigRegistry, flags: dict[str, _Flag], short: Mapping[str, str]
-) -> str:
-    text = _table("configs", [(name, registry.summary(name)) for name in registry.names()])
-    text += "".join(map(_help_on_keys, registry.schemas)) + _help_on_flags(flags, short)
-    formatter = argparse.HelpFormatter("")
-    formatter.add_text(_HELP_ON_VALUES)
-    return f"{text}\n{formatter.format_help()}"
+def _tables_of(registry: ConfigRegistry) -> Iterator[_Table]:
+    yield "configs", [(name, registry.summary(name)) for name in registry.names()]
+    for schema in registry.schemas:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for key, default in flatten(schema.defaults).items():
+            row = (f"--{key}={as_text(default)}", schema.helps.get(key, ""))
+            sections.setdefault(key.rpartition(".")[0], []).append(row)
+        for section in sorted(sections, key=bool):  # keys of the first level first
+            title = ": ".join(filter(None, (section, schema.helps.get(section)))) or schema.title
+            yield title or "keys and their defaults", sections[section]
 
 
-def _help_on_keys(schema: Schema) -> str:
-    sections: dict[str, list[tuple[str, str]]] = {}
-    for key, default in flatten(schema.defaults).items():
-        row = (f"--{key}={_short(default)}", schema.helps.get(key, ""))
-        sections.setdefault(key.rpartition(".")[0], []).append(row)
-    text = ""
-    for section in sorted(sections, key=bool):  # keys of the first level first
-        title = ": ".join(filter(None, (section, schema.helps.get(section)))) or schema.title
-        text += _table(title or "keys and their defaults", sections[section])
-    return text
-
-
-def _help_on_flags(flags: dict[str, _Flag], short: Mapping[str, str]) -> str:
-    letters = {name: f"-{letter}, " for letter, name in short.items()}
+def _table_of(flags: _Flags) -> Iterator[_Table]:
     rows = []
     for name, flag in flags.items():
         unsaid = flag.required or (flag.repeats and not flag.default)
-        left = f"{letters.get(name, '')}--{name}={'…' if unsaid else _short(flag.default)}"
-        told = "may be repeated" if flag.repeats else ""
-        rows.append((left, "; ".join(filter(None, (flag.help, told)))))
-    return _table("flags and their defaults", rows) if rows else ""
+        left = f"-{flag.letter}, --{name}" if flag.letter else f"--{name}"
+        told = filter(None, (flag.help, "may be repeated" if flag.repeats else ""))
+        default = "…" if unsaid else as_text(flag.default)
+        rows.append((f"{left}={default}", "; ".join(told)))
+    yield "flags and their defaults", rows
 
 
 _HELP_ON_VALUES = """\
@@ -625,20 +587,6 @@ true or false may be written --key and --no_key, a nested one a.b, a/b, or by it
 other key has that. -p KEY VALUE is the same as --KEY=VALUE, -P KEY TEXT takes TEXT as it is. Of a
 key given twice, the last one counts.
 """
-
-
-def _short(default: Any) -> str:
-    return default if isinstance(default, str) else json.dumps(default, default=str)
-
-
-def _table(title: str, rows: list[tuple[str, str]]) -> str:
-    formatter = argparse.HelpFormatter("", max_help_position=32)
-    formatter.start_section(title)
-    for name, explanation in rows:
-        explanation = explanation.replace("%", "%%")
-        formatter.add_argument(argparse.Action([name], "", nargs=0, help=explanation))
-    formatter.end_section()
-    return "\n" + formatter.format_help()
 
 
 def _as_yaml(config: Config, changes: dict[str, tuple[Any, Any]], indent: str = "") -> str:

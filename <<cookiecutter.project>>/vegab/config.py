@@ -15,6 +15,7 @@ import functools
 import glob
 import json
 import math
+import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,10 +34,6 @@ BRACES = re.compile(r"\{([^${}\[\]:,'\"\s]+)\}")
 
 class UnknownKeyError(UsageError):
     """A name stands for no key."""
-
-
-class NumberKeyError(UsageError):
-    """A key of a mapping is a whole number."""
 
 
 class Key(NamedTuple):
@@ -68,17 +65,13 @@ class Schema(NamedTuple):
     closed: tuple[str, ...] = ()  # top-level keys whose mappings have none, even so
     instead: tuple[tuple[str, str], ...] = ()  # keys, and those whose place they take when typed
 
-    def may_refer(self, text: str) -> bool:
-        """Can the text be a reference in a config of this kind?"""
-        return bool(REFERENCE.search(text) or (self.is_open and BRACES.fullmatch(text)))
-
     def resolved(self, config: Config, strict: bool = True) -> Config:
         """A config of this kind with its references resolved. See `resolve_references`."""
         return resolve_references(config, braces=self.is_open, strict=strict)
 
     def expected(self) -> Config:
         """Every key with a value of its type: a default that refers to another has its value."""
-        return self.resolved(self.defaults, strict=not self.is_open)
+        return self.resolved(self.defaults, strict=False)
 
 
 class Layer(NamedTuple):
@@ -86,7 +79,7 @@ class Layer(NamedTuple):
 
     config: Config
     source: str = ""  # the file, for errors
-    refusal: NumberKeyError | None = None  # why it cannot be part of a config of root's kind
+    number_keys: Sequence[str] = ()  # why it cannot be part of a config of root's kind
 
 
 # ----------------------------------------------------------------------- plain nested dictionaries
@@ -96,10 +89,8 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     """Every leaf by its dotted key; an empty mapping counts as a leaf."""
     leaves: dict[str, Any] = {}
     for name, value in config.items():
-        if isinstance(value, dict) and value:
-            leaves.update(flatten(value, f"{prefix}{name}."))
-        else:
-            leaves[prefix + name] = value
+        key = f"{prefix}{name}"
+        leaves |= flatten(value, f"{key}.") if isinstance(value, dict) and value else {key: value}
     return leaves
 
 
@@ -107,10 +98,8 @@ def merge(below: Config, above: Config) -> Config:
     """A new dictionary: mappings merge deeply, everything else (lists too) is replaced."""
     merged = copy.deepcopy(below)
     for name, value in above.items():
-        if isinstance(value, dict) and isinstance(merged.get(name), dict):
-            merged[name] = merge(merged[name], value)
-        else:
-            merged[name] = copy.deepcopy(value)
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merge(merged[name], value) if both else copy.deepcopy(value)
     return merged
 
 
@@ -122,31 +111,20 @@ def nested(key: str, value: Any) -> Config:
 
 
 def lookup(config: Config, key: str) -> Any:
-    """The value at a dotted key. Raises KeyError."""
-    value: Any = config
-    for name in key.split("."):
-        if not isinstance(value, dict):
-            raise KeyError(key)
-        value = value[name]
-    return value
+    """The value at a key whose parts are separated by dots or slashes. Raises KeyError."""
+    for path in (key, key.replace("/", ".")):
+        with contextlib.suppress(KeyError, TypeError):
+            return functools.reduce(operator.getitem, path.split("."), config)
+    raise KeyError(key)
 
 
 def without(config: Config, key: str) -> Config:
     """A copy of the config that lacks a dotted key. Raises KeyError if it is not there."""
     lookup(config, key)
-    first, _, rest = key.partition(".")
-    shorter = {name: value for name, value in config.items() if name != first}
-    if not rest:
-        return shorter
-    return {**config, first: without(config[first], rest)}
-
-
-def look_up_path(config: Config, key: str) -> Any:
-    """The value at a key whose parts are separated by dots or slashes. Raises KeyError."""
-    try:
-        return lookup(config, key)
-    except KeyError:
-        return lookup(config, key.replace("/", "."))
+    shorter = copy.deepcopy(config)
+    section, _, name = key.rpartition(".")
+    del (lookup(shorter, section) if section else shorter)[name]
+    return shorter
 
 
 def same(a: Any, b: Any) -> bool:
@@ -164,6 +142,11 @@ def differences(old: Config, new: Config, prefix: str = "") -> dict[str, tuple[A
         elif before is ... or after is ... or not same(before, after):
             changes[prefix + name] = (before, after)
     return changes
+
+
+def as_text(value: Any) -> str:
+    """A text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def show(value: Any) -> str:
@@ -193,21 +176,21 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 # ---------------------------------------------------------------------------------------- checking
 
 
-def plain(value: Any, key: str, number_keys: bool = False) -> Any:
+def plain(value: Any, key: str, number_keys: list[str] | None = None) -> Any:
     """A deep copy made of what JSON can say. Raises UsageError for anything else.
 
-    With `number_keys`, a key that is a whole number becomes text; else it raises NumberKeyError.
+    With a list of `number_keys`, a key that is a whole number becomes text, and its refusal, which
+    counts in a config of root's kind, goes into the list.
     """
     if isinstance(value, dict):
         copied: Config = {}
         for name, item in value.items():
-            if type(name) is int and number_keys:
+            wrong = f"{key or 'config'}: the key {name!r} is not a word; keys are text without dots"
+            if type(name) is int and number_keys is not None:
+                number_keys.append(wrong)
                 name = str(name)
             if not isinstance(name, str) or not name or "." in name:
-                refusal = NumberKeyError if type(name) is int else UsageError
-                raise refusal(
-                    f"{key or 'config'}: the key {name!r} is not a word; keys are text without dots"
-                )
+                raise UsageError(wrong)
             copied[name] = plain(item, f"{key}.{name}" if key else name, number_keys)
         return copied
     if isinstance(value, list | tuple):
@@ -247,10 +230,10 @@ def checked(
         key = prefix + name
         if name not in types and not is_open:
             raise UnknownKeyError(f"unknown key '{key}'" + did_you_mean(name, flatten(types)))
-        default = types.get(name)
+        default, may_refer = types.get(name), isinstance(value, str) and not is_resolved
         if isinstance(default, dict) and default and isinstance(value, dict):
             value = checked(kind, default, value, is_open, f"{key}.", is_resolved)
-        elif not is_resolved and isinstance(value, str) and kind.may_refer(value):
+        elif may_refer and (REFERENCE.search(value) or (kind.is_open and BRACES.fullmatch(value))):
             pass
         elif type(default) is float and type(value) is int:
             value = float(value)
@@ -303,24 +286,21 @@ def resolve_references(config: Config, *, braces: bool = False, strict: bool = T
             return target(alone[1], trail)
         if braces and (in_braces := BRACES.fullmatch(value)):
             with contextlib.suppress(KeyError):
-                look_up_path(config, in_braces[1])
+                lookup(config, in_braces[1])
                 return target(in_braces[1], trail)
-        return REFERENCE.sub(lambda match: written(target(match[1], trail)), value)
+        return REFERENCE.sub(lambda match: as_text(target(match[1], trail)), value)
 
     def target(key: str, trail: tuple[str, ...]) -> Any:
         wrong = f"the references {' -> '.join([*trail, key])} go round in a circle"
         if key not in trail:
             try:
-                return resolved(look_up_path(config, key), (*trail, key))
+                return resolved(lookup(config, key), (*trail, key))
             except KeyError:
                 hint = did_you_mean(key.replace("/", "."), flatten(config))
                 wrong = f"${{{key}}} refers to a key that is not there{hint}"
         if strict:
             raise UsageError(wrong)
         return None
-
-    def written(value: Any) -> str:
-        return value if isinstance(value, str) else json.dumps(value)
 
     return resolved(config, ())
 
@@ -361,7 +341,9 @@ def read_text(path: Path) -> str:
         raise UsageError(f"cannot read {path}: it is not UTF-8 text") from None
 
 
-def load_file(path: Path, number_keys: bool = False, trail: tuple[Path, ...] = ()) -> Config:
+def load_file(
+    path: Path, number_keys: list[str] | None = None, trail: tuple[Path, ...] = ()
+) -> Config:
     """A config file with what it extends merged under it; references stay as they are.
 
     Raises UsageError. `number_keys`: see `plain`.
@@ -491,7 +473,7 @@ class ConfigRegistry:
         """Registers what differs from root. Raises ValueError for a name or key that cannot be."""
         with _as_value_error(name):
             kind = self._kind_of(config)
-            changes = _checked_layer(kind, Layer(plain(config, "", number_keys=kind.is_open)))
+            changes = _checked_layer(kind, Layer(plain(config, "", [] if kind.is_open else None)))
         self._add(name, lambda: Layer(changes), lambda: help)
 
     __setitem__ = register
@@ -520,13 +502,12 @@ class ConfigRegistry:
         return self._named[name][1]()
 
     def resolve(
-        self, name: str, bases: Iterable[str | Path] = (), overrides: Iterable[Override] = ()
+        self, name: str, bases: Iterable[str | Path] = (), overrides: Sequence[Override] = ()
     ) -> Config:
         """defaults <- base files <- named config or config file <- overrides, then the references.
 
         Every read is a deep copy. Raises UsageError for whatever does not fit together.
         """
-        overrides = list(overrides)
         draft = self.draft(name, bases, [override.key for override in overrides])
         return draft.resolve(overrides)
 
@@ -540,7 +521,6 @@ class ConfigRegistry:
         Without a name it is root. Raises UsageError for a file that cannot be read or that does
         not fit the kind that its config is of.
         """
-        bases = list(bases)
         layers = [_read_layer(Path(base)) for base in bases]
         if name is not None:
             layers.append(self._read(name))
@@ -552,7 +532,7 @@ class ConfigRegistry:
             # The last name of a nested key of root is no mark of another kind.
             if not any(leaf.endswith("." + key) for leaf in root):
                 present.setdefault(key.partition(".")[0], ...)
-        return Draft(self._kind_of(present), name, bases, layers)
+        return Draft(self._kind_of(present), name, layers)
 
     def _kind_of(self, config: Config) -> Schema:
         """Root's kind, or the first schema of which the config has a key that root has not."""
@@ -603,16 +583,14 @@ def _schema_of(config: Config) -> Schema:
 
 
 def _read_layer(path: Path) -> Layer:
-    try:
-        return Layer(load_file(path), str(path))
-    except NumberKeyError as refusal:  # whether it counts depends on what else is in the config
-        return Layer(load_file(path, number_keys=True), str(path), refusal)
+    number_keys: list[str] = []
+    return Layer(load_file(path, number_keys), str(path), number_keys)
 
 
 def _checked_layer(kind: Schema, layer: Layer) -> Config:
     """The layer's config, if it fits its kind. Raises UsageError."""
-    if layer.refusal and not kind.is_open:
-        raise layer.refusal
+    if layer.number_keys and not kind.is_open:
+        raise UsageError(layer.number_keys[0])
     if not kind.defaults:
         return layer.config
     try:
@@ -656,10 +634,8 @@ class Draft:
     that is expected there: the default, or for a key of its own what its files say.
     """
 
-    def __init__(
-        self, kind: Schema, name: str | None, bases: Sequence[str | Path], layers: list[Layer]
-    ) -> None:
-        self.kind, self.name, self.bases = kind, name, bases
+    def __init__(self, kind: Schema, name: str | None, layers: Sequence[Layer] = ()) -> None:
+        self.kind, self.name = kind, name
         configs = [_checked_layer(kind, layer) for layer in layers]
         self._last = configs[-1] if name is not None else {}
         self._merged = functools.reduce(merge, configs, kind.defaults)
@@ -678,6 +654,25 @@ class Draft:
                 raise
             return override.key.replace("/", ".")
 
+    def change_of(self, override: Override, key: str) -> Config:
+        """What an override of a dotted key changes, as a nested dictionary. Raises UsageError.
+
+        Where the value so far is text, a number is read as text.
+        """
+        present = None
+        with contextlib.suppress(KeyError):  # inside a mapping whose keys are free, or a new key
+            present = lookup(self.names, key)
+        kind, value = self.kind, override.value
+        # YAML would read {a/b} as a mapping.
+        in_braces = kind.is_open and isinstance(value, str) and BRACES.fullmatch(value)
+        if isinstance(value, str) and not override.raw and not in_braces:
+            value = read_value(value, present, key)
+        change = plain(nested(key, value), "", [] if kind.is_open else None)
+        may_add = kind.is_open and override.adds
+        # One text may stand where a file has a list.
+        is_one = may_add and isinstance(value, str) and isinstance(present, list)
+        return checked(kind, kind.expected() if is_one else self.types, change, may_add)
+
     def resolve(self, overrides: Iterable[Override] = ()) -> Config:
         """The config with its overrides, references resolved. Raises UsageError."""
         config = self._merged
@@ -687,7 +682,7 @@ class Draft:
             if override.deletes:
                 config = self._deleted(config, key)
                 continue
-            change = read_override(override, key, self.names, self.types, self.kind)
+            change = self.change_of(override, key)
             trust.note_typed(change)
             config = merge(self._emptied(config, key, change), change)
             if lookup(change, key) is not None:
@@ -749,30 +744,6 @@ def _types_of(defaults: Config, names: Config) -> Config:
     return types
 
 
-def read_override(
-    override: Override, key: str, names: Config, types: Config, kind: Schema
-) -> Config:
-    """The change that one override asks for, as a nested dictionary. Raises UsageError.
-
-    `key` is the dotted key that it means; `names` and `types` are those of a `Draft`. Where the
-    value so far is text, a number is read as text.
-    """
-    present = None
-    with contextlib.suppress(KeyError):  # inside a mapping whose keys are free, or a new key
-        present = lookup(names, key)
-    value = override.value
-    # YAML would read {a/b} as a mapping.
-    in_braces = kind.is_open and isinstance(value, str) and BRACES.fullmatch(value)
-    if isinstance(value, str) and not override.raw and not in_braces:
-        value = read_value(value, present, key)
-    change = plain(nested(key, value), "", number_keys=kind.is_open)
-    may_add = kind.is_open and override.adds
-    expected = types
-    if may_add and isinstance(value, str) and isinstance(present, list):
-        expected = kind.expected()  # one text may stand where a file has a list
-    return checked(kind, expected, change, may_add)
-
-
 def read_value(text: str, default: Any, key: str) -> Any:
     """What was typed as a value: YAML, or `@file`. Where text is expected, a number is text."""
     if text.startswith("@"):
@@ -781,9 +752,8 @@ def read_value(text: str, default: Any, key: str) -> Any:
     try:
         value = read_yaml(text, key)
     except UsageError:
-        if expects_text:
-            return text
-        raise
-    if expects_text and (isinstance(value, bool | int | float) or not text.strip()):
+        if not expects_text:
+            raise
         return text
-    return value
+    is_number = isinstance(value, bool | int | float)
+    return text if expects_text and (is_number or not text.strip()) else value

@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vegab.capture import Capture
+from vegab.config import Config
 from vegab.exits import EXIT_CODES, UsageError, outcome
 from vegab.plugins import VegabPlugin
 from vegab.run_folder import RunFolder
 
+Func = Callable[..., Any]
 # Exceptions whose message says it all: their traceback goes to stderr.txt only.
 EXPLAINED = (OSError, FloatingPointError)
 _IGNORED_AT_START = [
@@ -28,11 +30,11 @@ _IGNORED_AT_START = [
 
 
 def execute(
-    func: Callable[..., Any],
+    func: Func,
     folder: RunFolder,
-    keywords: dict[str, Any],
+    keywords: Config,
     plugins: Sequence[VegabPlugin],
-    prepare: Callable[..., Any] | None,
+    prepare: Func | None,
 ) -> int:
     """From the first look at the run folder to the last word. Returns the exit code.
 
@@ -48,9 +50,9 @@ def execute(
     try:
         try:
             arguments += _prepared(prepare, folder, keywords)
-        except UsageError:
-            raise
         except Exception as failure:  # what the user did not cause belongs to the run's story
+            if isinstance(failure, UsageError):
+                raise
             error = failure
         folder.open()
     except BaseException as refusal:
@@ -99,12 +101,7 @@ def execute(
     return _last_word(error, folder.path, bool(unwritten))
 
 
-def accompany(
-    func: Callable[..., Any],
-    folder: RunFolder,
-    keywords: dict[str, Any],
-    prepare: Callable[..., Any] | None,
-) -> int:
+def accompany(func: Func, folder: RunFolder, keywords: Config, prepare: Func | None) -> int:
     """As `execute`, beside the process that writes the run folder: this one only reads there.
 
     What it says goes where it always went, and plugins are told nothing.
@@ -129,9 +126,7 @@ def accompany(
     return EXIT_CODES[status]
 
 
-def _prepared(
-    prepare: Callable[..., Any] | None, folder: RunFolder, keywords: dict[str, Any]
-) -> list[Any]:
+def _prepared(prepare: Func | None, folder: RunFolder, keywords: Config) -> list[Any]:
     if prepare is None:
         return []
     known = {"save_path": folder.path, **keywords}
@@ -153,9 +148,7 @@ def _interrupt(number: int, frame: object) -> None:
 def _tracebacks(errors: Sequence[BaseException]) -> str:
     texts = []
     for error in errors:
-        trace = (
-            error.__traceback__.tb_next if error.__traceback__ else None
-        )  # without our own frame
+        trace = error.__traceback__ and error.__traceback__.tb_next  # without our own frame
         texts += traceback.format_exception(type(error), error, trace)
     return "".join(texts)
 

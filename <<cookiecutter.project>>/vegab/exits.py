@@ -38,11 +38,16 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def flush() -> None:
+    """Has the streams written, as far as a full disk, a broken pipe or a closed one let them."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError, ValueError):
+            stream.flush()
+
+
 @atexit.register  # before all others, so that it is called after them, with all threads joined
 def _end_at_once() -> None:
     if _ends_at_once:
         logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, AttributeError, ValueError):
-                stream.flush()
+        flush()
         os._exit(INTERRUPTED)

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -158,20 +159,19 @@ class MetaSaver(VegabPlugin):
         attempts[-1]["code"] = {"folder": copies[sha256], "sha256": sha256}
 
 
+@dataclass
 class AutomaticNamer(VegabPlugin):
     """Names runs by a function of the command line: SAVE_PATH/NAME, with `as_prefix` NAME_ in
     front of SAVE_PATH's last part, with `as_suffix` SAVE_PATH_NAME. An empty name, or an empty
     SAVE_PATH, changes nothing."""
 
-    def __init__(
-        self,
-        namer: Callable[[argparse.Namespace], str],
-        as_prefix: bool = False,
-        as_suffix: bool = False,
-    ) -> None:
-        if as_prefix and as_suffix:
+    namer: Callable[[argparse.Namespace], str]
+    as_prefix: bool = False
+    as_suffix: bool = False
+
+    def __post_init__(self) -> None:
+        if self.as_prefix and self.as_suffix:
             raise ValueError("a name is a prefix or a suffix, not both")
-        self.namer, self.as_prefix, self.as_suffix = namer, as_prefix, as_suffix
 
     def on_parsed_args(self, args: argparse.Namespace) -> None:
         name = self.namer(args)

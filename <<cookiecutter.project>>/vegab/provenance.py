@@ -32,26 +32,16 @@ ENVIRONMENT = re.compile(
 NAME_AND_VERSION = re.compile(r"^(Name|Version): *(.*\S)", re.MULTILINE)  # in a package's METADATA
 
 
-def run_quietly(*command: str, folder: Path = ROOT) -> bytes | None:
-    """What a command prints, or None if it failed. It gets no input, and 20 seconds."""
-    environment = {
-        **os.environ,
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_OPTIONAL_LOCKS": "0",
-        "GIT_LITERAL_PATHSPECS": "1",
-        "LC_ALL": "C",
-    }
+def run_quietly(*command: str) -> bytes | None:
+    """What a command prints in the project's folder, or None if it failed. It gets no input, and
+    20 seconds."""
+    of_git = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_LITERAL_PATHSPECS": "1"}
+    environment = os.environ | of_git | {"LC_ALL": "C"}
+    nothing = subprocess.DEVNULL
     try:
-        return subprocess.run(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=20,
-            check=True,
-        ).stdout
+        return subprocess.check_output(
+            command, cwd=ROOT, env=environment, stdin=nothing, stderr=nothing, timeout=20
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -59,9 +59,7 @@ class RunFolder:
             self._check_writable()
             content = os.listdir(self.absolute) if os.path.exists(self.absolute) else []
             if content and not self._is_run(content):
-                raise UsageError(
-                    f"{self.path} holds files but no run; choose a new or an empty folder"
-                )
+                raise UsageError(f"{self.path} holds files but no run; choose a new or empty one")
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror}; choose another SAVE_PATH") from None
         owner = living_owner(self.absolute) if writes else None
@@ -74,22 +72,8 @@ class RunFolder:
 
     def open(self) -> None:
         """Makes the folder and takes the lock. Raises UsageError if another process was faster."""
-        try:
-            os.makedirs(self.absolute, exist_ok=True)
-            lock = os.open(self._file(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise UsageError(f"{self.path}: {error.strerror}; choose another SAVE_PATH") from None
-        try:
-            self._take(lock)
-            self._check_config()
-        except BaseException:
-            os.close(lock)
-            raise
-        self._lock = lock
+        self._lock = take_lock(self.absolute, LOCK, self.path, self._check_config)
         _locked_here.add(os.path.realpath(self.absolute))
-        content = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n"
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, content.encode(), 0)
 
     def close(self) -> None:
         """Gives the lock back. The file stays: who removes a lock file takes it from another."""
@@ -104,34 +88,15 @@ class RunFolder:
         config, meta = read_json(self._file(CONFIG)), read_json(self._file(META))
         return isinstance(config, dict) and isinstance(meta, dict) and "attempts" in meta
 
-    def _take(self, lock: int) -> None:
-        # A process that only looks whether the folder is in use holds the lock for a moment.
-        for wait in (0.05, 0.1, 0.2, None):
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except LOCKED:
-                if wait is None:
-                    faster = f"{self.path} {IN_USE} another process that was faster"
-                    raise UsageError(faster) from None
-                time.sleep(wait)
-            except OSError as error:
-                raise UsageError(
-                    f"{self.path}: this file system has no file locks ({error.strerror}); "
-                    "choose a SAVE_PATH on another one"
-                ) from None
-
     def _file(self, name: str) -> str:
         return os.path.join(self.absolute, name)
 
     def _check_writable(self) -> None:
         place = self.absolute
-        while True:
-            try:
-                os.lstat(place)
-                break
-            except (FileNotFoundError, NotADirectoryError):
-                place = os.path.dirname(place)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(place)  # another error, as of a name that is too long, is one of the path
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
         shown = self.path if place == self.absolute else f"{self.path}: {os.path.relpath(place)}"
         if not os.path.isdir(place):
             raise UsageError(f"{shown} is not a folder; choose another SAVE_PATH")
@@ -159,13 +124,50 @@ class RunFolder:
     def _finished_sentence(self, meta: dict[str, Any]) -> str:
         position = (meta.get("attempts") or [{}])[-1].get("to") or {}
         reached = ", ".join(f"{name} {value}" for name, value in position.items())
-        growing = [
-            f"--{key}"
-            for key, value in flatten(self.config).items()
-            if key in self.extendable and type(value) in (int, float)
+        numbers = [
+            key for key, value in flatten(self.config).items() if type(value) in (int, float)
         ]
+        growing = " or ".join(f"--{key}" for key in numbers if key in self.extendable)
         sentence = f"{self.path} is already finished" + (f" ({reached})." if reached else ".")
-        return sentence + (f" A larger {' or '.join(growing)} continues it." if growing else "")
+        return sentence + (f" A larger {growing} continues it." if growing else "")
+
+
+def take_lock(
+    folder: str | Path, name: str, shown: str | Path, check: Callable[[], None] = lambda: None
+) -> int:
+    """Makes a folder, takes the lock that its file `name` is, and returns what to close.
+
+    Nothing is written before `check` was called. Raises UsageError, with the folder as it is
+    `shown`, if another process has the lock or there cannot be one.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        lock = os.open(os.path.join(folder, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise UsageError(f"{shown}: {error.strerror}; choose another SAVE_PATH") from None
+    try:
+        # A process that only looks whether the folder is in use holds the lock for a moment.
+        for wait in (0.05, 0.1, 0.2, 0):
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except LOCKED:
+                time.sleep(wait)
+            except OSError as error:
+                raise UsageError(
+                    f"{shown}: this file system has no file locks ({error.strerror}); "
+                    "choose a SAVE_PATH on another one"
+                ) from None
+        else:
+            raise UsageError(f"{shown} {IN_USE} another process that was faster")
+        check()
+        content = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n"
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, content.encode(), 0)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
 def living_owner(path: str | Path, name: str = LOCK) -> dict[str, Any] | None:

@@ -11,7 +11,6 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,7 +46,11 @@ def note_file(chain: tuple[Path, ...], config: Any) -> None:
 
 def note_typed(value: Any) -> None:
     """Takes note of what a person has typed: the texts in it may name anything."""
-    _typed.update(_texts_in(value))
+    if isinstance(value, str):
+        _typed.add(value)
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            note_typed(item)
 
 
 def is_in_run_folder(path: Path) -> bool:
@@ -139,11 +142,3 @@ def dependencies() -> frozenset[str]:
 
 def _canonical(distribution: str | None) -> str:  # one that is damaged has no name
     return re.sub(r"[-_.]+", "-", distribution or "").lower()
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts_in(item)

@@ -194,6 +194,6 @@ def test_a_search_keeps_to_what_it_chooses_from(tmp_path: Path) -> None:
     told = definition(trials=3)
     swept(tmp_path / "sweep", told, random.Random(0))
     other = definition(trials=3, range={"lr": "1e-3..1 log"})
-    with pytest.raises(sweep.UsageError, match=r"another sweep \(range.lr: "):
+    with pytest.raises(sweep.UsageError, match=r"another config \(--range.lr: "):
         sweep.taken_up(tmp_path / "sweep", other)
     assert sweep.taken_up(tmp_path / "sweep", definition(trials=9))[1]

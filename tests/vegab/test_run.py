@@ -351,7 +351,7 @@ def test_the_level_of_logging(script: Path, run: Run, tmp_path: Path) -> None:
         (["root", "run", "--no_rate"], "unknown key 'no_rate'"),
         (["root", "run", "--dryrun"], "unknown key 'dryrun'; did you mean 'dry_run'?"),
         (["root", "run", "-x"], "unrecognized arguments: -x"),
-        (["root", "run", "-l", "LOUD"], "-l LOUD: the level is one of DEBUG, INFO"),
+        (["root", "run", "-l", "LOUD"], "invalid choice: 'LOUD' (choose from "),
         (["root", "run", "--mode=refuse"], "mode: nothing is called refuse"),
         (["root", ""], "SAVE_PATH is empty"),
         (["root", "work.py"], "work.py is not a folder"),

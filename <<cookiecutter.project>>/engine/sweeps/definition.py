@@ -21,6 +21,7 @@ PLAN |= {"search": "", "trials": 0, "pruner": ""}
 LONGEST_NAME = 150  # bytes, of a folder; file systems allow 255
 RANGE = re.compile(r"(?P<low>\S+?)\s*\.\.\s*(?P<high>\S+?)(?P<log>\s+log)?")
 DIGITS = 4  # of a number that is drawn: more say nothing, and make long names
+KeyOf = Callable[[str], str]
 Settings = Mapping[str, Any]  # by dotted key
 
 
@@ -117,7 +118,7 @@ def require_one_of(choices: Sequence[str], what: str, name: str) -> None:
         raise UsageError(f"{what} is {name!r}{hint}; it is one of {', '.join(choices)}")
 
 
-def grid_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, list[Any]]:
+def grid_of(texts: Sequence[str], key_of: KeyOf) -> dict[str, list[Any]]:
     """Read `--grid KEY=VALUE,VALUE,…`; the values are YAML.
 
     `key_of` returns the dotted key that a name means, or raises UsageError; so does this function
@@ -131,7 +132,7 @@ def grid_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, lis
     return axes
 
 
-def ranges_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, str]:
+def ranges_of(texts: Sequence[str], key_of: KeyOf) -> dict[str, str]:
     """Read `--range KEY=LOW..HIGH`, or `'KEY=LOW..HIGH log'`; see `grid_of`."""
     ranges = _split(texts, "--range", "'learning_rate=1e-4..1e-1 log'", key_of)
     for key, text in ranges.items():
@@ -139,9 +140,7 @@ def ranges_of(texts: Sequence[str], key_of: Callable[[str], str]) -> dict[str, s
     return ranges
 
 
-def _split(
-    texts: Sequence[str], flag: str, example: str, key_of: Callable[[str], str]
-) -> dict[str, str]:
+def _split(texts: Sequence[str], flag: str, example: str, key_of: KeyOf) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
@@ -206,9 +205,7 @@ def trials_of(definition: Definition) -> list[Trial]:
     parts = itertools.product(grid, drawn, _repeats(definition))
     every = [one | other | repeat for one, other, repeat in parts]
     if not any(every):
-        raise UsageError(
-            "the sweep varies nothing; give --grid, --range with --random, --seeds or --folds"
-        )
+        raise UsageError("the sweep varies nothing; give --grid, --random, --seeds or --folds")
     different = {show(settings): settings for settings in every}  # a draw may come twice
     return _named(different.values())
 

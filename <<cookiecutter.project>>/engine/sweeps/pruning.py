@@ -28,9 +28,11 @@ class StopPoorTrial(Hook):
         if number is None:
             raise ValueError(f"no trial of {self.folder} has the settings of this run")
         self.before = suggested[:number]
-        self.known = search.told(self.folder, self.definition)
+        path = self.folder / search.JOURNAL  # which is written to meanwhile
+        journal = search.open_journal(path, self.definition, writes=False)
+        self.known = journal.get_trials(deepcopy=False)
         if len(self.known) <= number - self.definition.num_parallel:
-            raise ValueError(f"{self.folder / search.JOURNAL} has lost trials before this one")
+            raise ValueError(f"{path} has lost trials before this one")
 
     def after_epoch(self, epoch: int) -> None:
         """End the run, if it is poor."""

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
+    Known = Sequence[FrozenTrial]
+
 JOURNAL = "optuna.log"
 STUDY = "sweep"
 ENGINES, PRUNERS = ("optuna",), ("median", "halving", "hyperband")
+Curve = list[tuple[int, float]]  # epochs done, and what is monitored
 INSTALL = 'pip install "optuna>=4.5"'
 
 
@@ -41,7 +44,7 @@ class Search:
         self.folder = folder
         self.definition = definition
         self.suggested = sweep.read(folder)[2]
-        self._journal = _open_journal(folder / JOURNAL, definition)
+        self._journal = open_journal(folder / JOURNAL, definition, writes=True)
 
     def advance(self, given_up: Collection[str]) -> tuple[list[Trial], list[Trial]]:
         """Tell Optuna what has ended, and choose what is to follow; see `sweep.Sweeper.advance`."""
@@ -67,9 +70,7 @@ class Search:
         every = (sweep_trials.repeated(self.definition, one) for one in self.suggested[:number])
         return list({trial.name: trial for trials in every for trial in trials}.values())
 
-    def _outcome(
-        self, known: Sequence["FrozenTrial"], given_up: Collection[str]
-    ) -> "FrozenTrial | None":
+    def _outcome(self, known: "Known", given_up: Collection[str]) -> "FrozenTrial | None":
         """Return how the first trial ended that Optuna does not know yet, or None if it has not."""
         from optuna.trial import TrialState, create_trial
 
@@ -112,9 +113,7 @@ def check(definition: Definition) -> None:
     if bool(definition.search) != bool(definition.trials):
         raise UsageError("--search and --trials belong together; give both or none")
     if not definition.search and bool(definition.random) != bool(definition.range):
-        raise UsageError(
-            "--range needs --random, so many draws, or --search; and --random needs a --range"
-        )
+        raise UsageError("--range needs --random=DRAWS or --search; --random needs a --range")
     if definition.search and definition.random:
         raise UsageError("--search chooses by itself; leave --random out")
     if definition.search and not (definition.range or definition.grid):
@@ -133,9 +132,7 @@ def check(definition: Definition) -> None:
         raise UsageError(f"--search and --pruner need Optuna: {INSTALL}") from None
 
 
-def suggest(
-    definition: Definition, known: Sequence["FrozenTrial"], before: Sequence[Settings]
-) -> Settings:
+def suggest(definition: Definition, known: "Known", before: Sequence[Settings]) -> Settings:
     """Return the settings of the next trial, by the tree-structured Parzen estimator.
 
     Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011; as Optuna has it.
@@ -152,10 +149,7 @@ def suggest(
 
 
 def judge(
-    definition: Definition,
-    known: Sequence["FrozenTrial"],
-    before: Sequence[Settings],
-    curve: Sequence[tuple[int, float]],
+    definition: Definition, known: "Known", before: Sequence[Settings], curve: Curve
 ) -> tuple["FrozenTrial", bool]:
     """Look at a trial as Optuna's pruner does after each epoch, up to where it would end it.
 
@@ -176,7 +170,7 @@ def judge(
 
 
 def _study_before(
-    definition: Definition, known: Sequence["FrozenTrial"], before: Sequence[Settings], sampler: Any
+    definition: Definition, known: "Known", before: Sequence[Settings], sampler: Any
 ) -> "Study":
     """Return a study in memory that holds what is known when the next trial begins."""
     from optuna.trial import TrialState, create_trial
@@ -239,23 +233,17 @@ def _what_it_is(definition: Definition, settings: Settings) -> dict[str, Any]:
     """Return a trial's settings in Optuna's terms: chosen by it, or only noted."""
     if not definition.search:
         return {"user_attrs": {"settings": dict(settings)}}
-    params = {
-        key: show(value) if key in definition.grid else value for key, value in settings.items()
-    }
+    params = {k: show(v) if k in definition.grid else v for k, v in settings.items()}
     return {"params": params, "distributions": _distributions(definition)}
 
 
-def curve_in(
-    history: Sequence[Mapping[str, Any]], definition: Definition
-) -> list[tuple[int, float]]:
+def curve_in(history: Sequence[Mapping[str, Any]], definition: Definition) -> Curve:
     """Return epochs done and what is monitored, for each row of a history that has it."""
     from engine.checkpoints import shortest
 
-    monitor = str(definition.monitor)
+    key = str(definition.monitor)
     # As history.csv has it, so that a trial that is going on is judged as it will stand there.
-    return [
-        (int(row["epoch"]) + 1, float(shortest(row[monitor]))) for row in history if monitor in row
-    ]
+    return [(int(row["epoch"]) + 1, float(shortest(row[key]))) for row in history if key in row]
 
 
 def number_of(suggested: Sequence[Settings], config: dict[str, Any]) -> int | None:
@@ -267,12 +255,7 @@ def number_of(suggested: Sequence[Settings], config: dict[str, Any]) -> int | No
     return None
 
 
-def told(folder: Path, definition: Definition) -> list["FrozenTrial"]:
-    """Return the trials in a sweep's journal, which may be written to meanwhile."""
-    return _open_journal(folder / JOURNAL, definition, writes=False).get_trials(deepcopy=False)
-
-
-def _open_journal(path: Path, definition: Definition, writes: bool = True) -> "Study":
+def open_journal(path: Path, definition: Definition, writes: bool) -> "Study":
     """Open Optuna's journal; one process may write to it, which holds the sweep's lock."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend

@@ -71,7 +71,6 @@ class SlurmLauncher(Launcher):
         self.max_parallel = max_parallel
 
     def adopted(self) -> set[str]:
-        """Return the names of the commands that SLURM has jobs of."""
         return set(tasks_of(self.outputs))
 
     def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
@@ -116,7 +115,6 @@ class SlurmLauncher(Launcher):
         return codes
 
     def said(self, name: str) -> str:
-        """Return the last line that a command wrote before its run folder was open."""
         return f"{super().said(name)} ({self.outputs / LOGS} holds what the jobs said)"
 
     def _submit(self, commands: Commands) -> dict[str, Task]:

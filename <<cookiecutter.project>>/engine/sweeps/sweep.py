@@ -4,11 +4,8 @@ Needs no Keras. A trial is an ordinary run folder, made by what `bin/train.py` d
 is stands in `sweep.json`; how far it is, its trials' folders say.
 """
 
-import fcntl
-import json
 import os
 import shlex
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,10 +22,12 @@ from vegab import UsageError
 from vegab.config import differences, show, show_differences
 from vegab.exits import FINISHED, INTERRUPTED, REFUSED
 from vegab.files import FORMAT, read_json, write_json
-from vegab.run_folder import IN_USE, living_owner
+from vegab.run_folder import IN_USE, living_owner, take_lock
 
 SWEEP, LOCK, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.html"
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
+# Is told how many trials run, are done and have failed, and the best so far.
+Show = Callable[[int, int, int, str], None]
 MOST_LINES, NUM_BEST = 40, 10  # of `status`
 
 
@@ -52,14 +51,14 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
     before, there, _ = read(folder)
     searched = ("grid", "range", "seeds", "folds")  # which a search cannot change on its way
     fixed = ["search", "pruner", *(searched if definition.search else ())]
-    old, new = ({key: getattr(each, key) for key in fixed} for each in (before, definition))
-    for what, changes in (
-        ("a sweep of another config", differences(dict(before.config), dict(definition.config))),
-        ("another sweep", differences(old, new)),
-    ):
-        if changes:
-            shown = show_differences(changes)
-            raise UsageError(f"{folder} holds {what} ({shown}); choose another folder")
+    old, new = (
+        {**each.config, **{f"--{key}": getattr(each, key) for key in fixed}}
+        for each in (before, definition)
+    )
+    if changes := show_differences(differences(old, new)):
+        raise UsageError(
+            f"{folder} holds a sweep of another config ({changes}); choose another folder"
+        )
     names = {trial.name for trial in there}
     there += [trial for trial in trials if trial.name not in names]
     return replace(definition, num_parallel=before.num_parallel), there
@@ -83,16 +82,13 @@ def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
 
 
 def write(
-    folder: Path,
-    definition: Definition,
-    trials: Sequence[Trial],
-    suggested: Sequence[Settings] = (),
+    folder: Path, definition: Definition, trials: Sequence[Trial], chosen: Sequence[Settings] = ()
 ) -> None:
     """Keep what a sweep is."""
     content = {
         "format": FORMAT,
         "definition": asdict(definition),
-        "suggested": list(map(dict, suggested)) if definition.search else [],
+        "suggested": list(map(dict, chosen)) if definition.search else [],
         "trials": [{"name": t.name, "settings": dict(t.settings)} for t in trials],
     }
     write_json(folder / SWEEP, content)
@@ -104,24 +100,16 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises UsageError if another one holds it, or it cannot be made.
     """
+    if owner := living_owner(folder, LOCK):
+        raise UsageError(
+            f"{folder} is being swept by process {owner['pid']} on {owner['host']}; "
+            f"python bin/sweep.py stop {shlex.quote(str(folder))} ends that"
+        )
+    lock = take_lock(folder, LOCK, folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "a+")  # noqa: SIM115 (it is closed below)
-    except OSError as error:
-        raise UsageError(f"{folder}: {error.strerror}; choose another folder") from None
-    with lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = living_owner(folder, LOCK) or {"pid": "(unknown)", "host": "an unknown host"}
-            raise UsageError(
-                f"{folder} is being swept by process {owner['pid']} on {owner['host']}; "
-                f"python bin/sweep.py stop {shlex.quote(str(folder))} ends that"
-            ) from None
-        lock.truncate(0)
-        lock.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-        lock.flush()
         yield
+    finally:
+        os.close(lock)
 
 
 def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
@@ -164,9 +152,7 @@ def summary(records: Sequence[RunRecord]) -> str:
     """Return a line: how many trials are in each state, and the best of them."""
     states = Counter(record.state for record in records)
     text = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-    early = sum(
-        record.state == "finished" and record.epoch < (record.num_epochs or 0) for record in records
-    )
+    early = sum(r.state == "finished" and r.epoch < (r.num_epochs or 0) for r in records)
     text += f" ({early} of them early)" if early else ""
     best = "".join(f"; {_reached(record)}: {record.path}" for record in ranked(records)[:1])
     return f"{len(records)} trials: {text}{best}"
@@ -192,8 +178,7 @@ def sweep_of(records: Sequence[RunRecord]) -> dict[str, Any] | None:
     except UsageError:
         return None
     definition = [shlex.join([told.config_name, *told.words])]
-    for key, values in told.grid.items():
-        definition.append(f"grid {key}={','.join(map(show, values))}")
+    definition += [f"grid {key}={','.join(map(show, axis))}" for key, axis in told.grid.items()]
     definition += [f"range {key}={text}" for key, text in told.range.items()]
     rest = {key: getattr(told, key) for key in PLAN if key not in ("grid", "range")}
     definition += [f"{key} {value}" for key, value in rest.items() if value]
@@ -218,13 +203,10 @@ class Sweeper:
     died: dict[str, str] = field(default_factory=dict)  # how, of those that left a folder
     num_refusals: int = 0  # of bin/train.py itself
 
-    def run(
-        self, retry_failed: bool, show: Callable[[int, int, int, str], None]
-    ) -> list[RunRecord]:
+    def run(self, retry_failed: bool, show: Show) -> list[RunRecord]:
         """Train until all are done or failed, or until it is told to stop; return their records.
 
         Trials that another process trains, as those of a sweeper that was killed, are waited for.
-        `show` is called with how many trials run, are done and have failed, and the best so far.
         """
         self._show = show
         done = ("finished",) if retry_failed else ("finished", "failed", "broken")
@@ -247,16 +229,13 @@ class Sweeper:
             self._num_done = sum(record.state == "finished" for record in records)
             self._num_failed = sum(record.state in done for record in records) - self._num_done
             self._begun = {trial.name for trial in ready}
-            if left:
-                commands = {trial.name: self.command_of(trial) for trial in left}
-                codes = self.launcher.run(commands, self._tell)
-            else:
-                codes = {}
-                while not self.launcher.is_stopped() and all(
-                    living_owner(self.folder / name) for name in elsewhere
-                ):
-                    self._tell(elsewhere, {})
-                    time.sleep(SECONDS_BETWEEN)
+            commands = {trial.name: self.command_of(trial) for trial in left}
+            codes = self.launcher.run(commands, self._tell) if left else {}
+            while not (left or self.launcher.is_stopped()):
+                if not all(living_owner(self.folder / name) for name in elsewhere):
+                    break
+                self._tell(elsewhere, {})
+                time.sleep(SECONDS_BETWEEN)
             # One that found its folder in use is tried again; whose it was may have ended by now.
             for name, code in codes.items():
                 if code == REFUSED and IN_USE in self.launcher.said(name):
@@ -266,9 +245,8 @@ class Sweeper:
                 is_dead = endings.signal_of(code) and not self.launcher.is_stopped()
                 if code == REFUSED or not has_begun:
                     said = self.launcher.said(name)
-                    self.refused[name] = (
-                        f"{name}: {endings.ending(code)} ({said})" if is_dead else said
-                    )
+                    how = f"{name}: {endings.ending(code)} ({said})"
+                    self.refused[name] = how if is_dead else said
                     self.num_refusals += code == REFUSED
                 elif is_dead:
                     self.died[name] = endings.ending(code)
