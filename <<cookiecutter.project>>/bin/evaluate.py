@@ -80,29 +80,29 @@ def evaluate(
         raise vegab.UsageError(f"{folder} has no train.eval_feeder to evaluate on")
     path = commit_named(folder, checkpoint)
     prepared = experiment.build(config, trains=False)
-    prepared.load(path)
+    epoch = prepared.load(path)["epoch"]
     judge = evaluate_on_validation if "train" in config else evaluate_on_test_set
-    judge(folder, path, prepared)
+    judge(folder, path, epoch, prepared)
 
 
-def evaluate_on_validation(folder: Path, path: Path, prepared: Experiment) -> None:
+def evaluate_on_validation(folder: Path, path: Path, epoch: int, prepared: Experiment) -> None:
     """Write the metrics of a variant's model on the records of its eval_feeder."""
     import keras
 
     source = training.Validation(prepared.model, prepared.dataset.valid)
     metrics = source.run(keras.callbacks.CallbackList(), stop=lambda: False) or {}
-    about, shown = write_summary(folder, path, "validation", metrics)
+    about, shown = write_summary(folder, path, epoch, "validation", metrics)
     print(f"validation, {about}, in {folder / 'eval'}:  {shown}")
 
 
-def evaluate_on_test_set(folder: Path, path: Path, prepared: Experiment) -> None:
+def evaluate_on_test_set(folder: Path, path: Path, epoch: int, prepared: Experiment) -> None:
     """Write metrics, predictions and confusion matrix of a run's model on the test set."""
     import numpy as np
 
     features, labels = prepared.dataset.load_test()
     metrics = prepared.model.evaluate(features, labels, batch_size=256, verbose=0, return_dict=True)
     outputs = prepared.model.predict(features, batch_size=256, verbose=0)
-    about, shown = write_summary(folder, path, "test", metrics, num_examples=len(labels))
+    about, shown = write_summary(folder, path, epoch, "test", metrics, num_examples=len(labels))
     output = folder / "eval"
     num_classes = prepared.dataset.num_classes
     if num_classes == 2 and outputs.shape == (len(labels), 1):
@@ -117,10 +117,9 @@ def evaluate_on_test_set(folder: Path, path: Path, prepared: Experiment) -> None
 
 
 def write_summary(
-    folder: Path, path: Path, split: str, metrics: Mapping[str, Any], **about: Any
+    folder: Path, path: Path, epoch: int, split: str, metrics: Mapping[str, Any], **about: Any
 ) -> tuple[str, str]:
     """Write what was evaluated and the metrics to `eval/<split>.json`; return both as text."""
-    epoch = checkpoints.read_state(path)["epoch"]
     summary = {"checkpoint": path.name, "epoch": epoch, "split": split, **about}
     summary["code_differs"] = fingerprint.code_differs(path)
     values = {key: float(value) for key, value in metrics.items()}

@@ -67,11 +67,17 @@ def train(
         partition: slurm: where to queue
         time: slurm: limit of the job, such as 4:00:00; one that reaches it is queued again
     """
+    from engine.hooks import UnreadSettings  # with Keras
+    from src.data import Dataset
+
+    hooks = prepared.hooks(vegab.terminal())
+    if isinstance(prepared.dataset, Dataset):
+        hooks.append(UnreadSettings(prepared.config, registry.get_root_config()))
     with workers.ends_with_the_others():
         experiment.train(
             prepared,
             Path(save_path),
-            prepared.hooks(vegab.terminal()),
+            hooks,
             start_from=start_of(save_path, checkpoint, fork, from_epoch),
             retrain=retrain,
         )

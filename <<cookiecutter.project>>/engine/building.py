@@ -87,6 +87,23 @@ def from_mapping(
         return found(**arguments)
 
 
+class Noting(dict[str, Any]):
+    """A config that notes which of its keys are read."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key, or the default."""
+        self.read.add(key)
+        return super().get(key, default)
+
+
 @contextlib.contextmanager
 def refusals_named(config: Mapping[str, Any], key: str) -> Iterator[None]:
     """Within the block, what a key of the config names is called; a refusal names the key.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,9 +45,9 @@ class Experiment:
     work: "Work | None" = None  # its steps, where they are traced already
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Mapping[str, Any]:
         """How long to train and when to save, under the names that root has."""
-        return {**self.config, **self.changes}
+        return ChainMap(dict(self.changes), self.config)  # type: ignore[arg-type]
 
     def with_work(self, allow_inexact: bool = False) -> "Experiment":
         """Trace the steps of training and validation.
@@ -155,22 +156,29 @@ class Experiment:
             done = f"{state['global_step']} steps are done, of {num_steps} in this config"
         raise UsageError(f"{flag}: {done}; ask for more, or begin with an earlier epoch")
 
-    def load(self, path: Path) -> None:
-        """Assign the weights of a checkpoint.
+    def load(self, path: Path) -> dict[str, Any]:
+        """Assign what a checkpoint has of the model; return its state.
+
+        Both are of one file, though the run may go on and replace it meanwhile.
 
         Raises:
-            UsageError: if they are those of another model.
+            UsageError: if the weights are those of another model.
             OSError: if it is corrupt.
         """
-        from engine.checkpoints import load_weights, read_state, verify
+        from engine.checkpoints import digest_of, load_weights, read_state, verify
         from engine.training import Guard
 
-        verify(path)
-        try:
-            load_weights(path, self.model)
-            Guard(self.model).load_others(path, read_state(path).get("others", {}))
-        except ValueError as error:
-            raise UsageError(f"{path} does not belong to this config: {error}") from error
+        digest = None
+        while digest != digest_of(path):
+            digest = digest_of(path)
+            verify(path)
+            state = read_state(path)
+            try:
+                load_weights(path, self.model)
+                Guard(self.model).load_others(path, state.get("others", {}))
+            except ValueError as error:
+                raise UsageError(f"{path} does not belong to this config: {error}") from error
+        return state
 
     def warm_start(self, checkpoint: Path, pattern: str) -> None:
         """Begin with weights of a checkpoint, and say which; see `transfer.warm_start`.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.building import (
+    Noting,
     callbacks_of,
     check_common_ranges,
     learning_rate_schedule,
@@ -44,7 +45,7 @@ def build(config: Mapping[str, Any], save_path: str | None = None, **asked: Any)
         UsageError, OSError, SystemExit: as `engine.experiment.prepare` does.
     """
     check_ranges(config)
-    return prepare(experiment_of, config, save_path, **asked)
+    return prepare(experiment_of, Noting(config), save_path, **asked)
 
 
 def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experiment:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from machinery import Command
 
 from engine.checkpoints import load_weights
 from engine.hooks import Hook, LearningRates
@@ -368,3 +369,11 @@ def compiled(config: Any, input_shape: Any, num_classes: int) -> keras.Model:
     model = half(config, input_shape, num_classes)
     model.compile("adam", "sparse_categorical_crossentropy")
     return model
+
+
+def test_a_setting_that_nobody_reads_is_named(quick_command: Command, tmp_path: Path) -> None:
+    words = ["bin/train.py", "digits", tmp_path / "run", "--num_epochs=2", "--n_filters=3"]
+    words += [f"--model={HERE}.half", "--fold=0", "--lr_schedule=null", "--no_tensorboard"]
+    done = quick_command(*words)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("n_filters: set, but neither the model") == 1

@@ -10,7 +10,14 @@ if TYPE_CHECKING:
     from engine.hooks.base import Hook, Hooks, IntervalHook, Run, give_addresses
     from engine.hooks.exporters import Export, export
     from engine.hooks.keeping import KeepCheckpoints
-    from engine.hooks.progress import EpochLog, LastMetrics, LearningCurve, Progress, TensorBoard
+    from engine.hooks.progress import (
+        EpochLog,
+        LastMetrics,
+        LearningCurve,
+        Progress,
+        TensorBoard,
+        UnreadSettings,
+    )
     from engine.hooks.rates import LearningRates
     from engine.hooks.step_logs import LoggingHook
     from engine.hooks.stopping import EarlyStopping

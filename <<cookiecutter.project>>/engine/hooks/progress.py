@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -88,6 +89,34 @@ class Progress(Hook):
 
     def at_exception(self, error: BaseException) -> None:
         self.bar.close()
+
+
+class UnreadSettings(Hook):
+    """Names, after the first epoch, settings that are other than root's and that nobody has read.
+
+    Args:
+        config: which notes what is read.
+        root: the defaults.
+    """
+
+    only_tells = True
+
+    def __init__(self, config: Mapping[str, Any], root: Mapping[str, Any]) -> None:
+        self.changed = [key for key, value in config.items() if value != root.get(key, value)]
+        self.config = config
+
+    def before_training(self, run: Run) -> None:
+        super().before_training(run)
+        self.is_new = run.global_step == 0  # a resumed process takes some from the checkpoint
+
+    def after_epoch(self, epoch: int) -> None:
+        read = getattr(self.config, "read", self.changed)
+        unread = [key for key in self.changed if key not in read]
+        if unread and epoch == 0 and self.is_new:
+            log.warning(
+                "%s: set, but neither the model, nor the data, nor anything else has read it",
+                ", ".join(unread),
+            )
 
 
 class LearningCurve(Hook):
