@@ -77,8 +77,7 @@ STATEFUL = Job(
     "stateful",
     (
         *OF_OWN,
-        "--monitor=loss",
-        "--dataset=fault_models:without_validation",
+        "--dataset=fault_models:whole_batches",
         "--model=fault_models:build_stateful",
     ),
 )

@@ -155,13 +155,14 @@ def build_stateful(
     return keras.Model(inputs, layers.Dense(num_classes, activation="softmax")(x))
 
 
-def without_validation(config: Mapping[str, Any]) -> Any:
+def whole_batches(config: Mapping[str, Any]) -> Any:
     """The digits, for a model that takes one size of batches only."""
     from dataclasses import replace
 
     from src.data import get_digits
 
-    return replace(get_digits(config), valid=None)
+    dataset = get_digits(config)
+    return replace(dataset, valid=tuple(part[: config["batch_size"]] for part in dataset.valid))
 
 
 def build_shared(

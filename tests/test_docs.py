@@ -45,9 +45,9 @@ PROGRAMS |= {"python", "sed", "source", "tensorboard"}
 
 # What is another one each time. The rest has to come as it is shown, but for the width of columns.
 VARIES = [
-    (r"\b\d+ (s|min|h|days)\b", "AGE"),
     (r"\b\d+\.\d s$", "SECONDS"),
-    (r"\b\d+:\d\d\b", "DURATION"),
+    (r"\b\d+ (s|min|h|days)\b", "AGE"),
+    (r"\b\d+(:\d\d)+\b", "DURATION"),
     (r"\b(?=\w*\d)[0-9a-f]{7,8}\b\+?", "COMMIT"),
     # These depend on the processor, too.
     (r"(best epoch|\.h5 of (?:epoch|step)) \d+", r"\1 N"),
