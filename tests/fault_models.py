@@ -161,7 +161,7 @@ def whole_batches(config: Mapping[str, Any]) -> Any:
 
     from src.data import get_digits
 
-    dataset = get_digits(config)
+    dataset: Any = get_digits(config)
     return replace(dataset, valid=tuple(part[: config["batch_size"]] for part in dataset.valid))
 
 
