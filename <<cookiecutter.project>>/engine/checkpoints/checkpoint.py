@@ -591,7 +591,7 @@ def load_weights(path: Path, model: keras.Model) -> None:
         ValueError: if they are those of another model.
     """
     with h5py.File(path, "r") as file:
-        saved = by_unique_path(weights_in(file).items())
+        saved = by_unique_path(weights_in(file))
     wanted = by_unique_path(model.weights)
     _require_same({path: value.shape for path, value in saved.items()}, wanted, path)
     for name, weight in wanted.items():

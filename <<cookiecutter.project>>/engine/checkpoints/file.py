@@ -201,13 +201,18 @@ def datasets_in(file: h5py.File, group: str) -> list[tuple[str, h5py.Dataset]]:
     return [(str(each.attrs["path"]), each) for each in file[STATE].get(group, {}).values()]
 
 
-def weights_in(file: h5py.File) -> dict[str, np.ndarray]:
-    """Return the weights that a checkpoint is used with, by path.
+def weights_in(file: h5py.File) -> list[tuple[str, np.ndarray]]:
+    """Return path and value of the weights that a checkpoint is used with.
 
     They are those at the end of training, where these are other than the last step's.
     """
-    found = dict(datasets_in(file, "weights")) | dict(datasets_in(file, "weights_at_end"))
-    return {path: value_of(dataset) for path, dataset in found.items()}
+    if "weights" not in file[STATE]:
+        return [(path, value_of(dataset)) for path, dataset in datasets_in(file, "weights")]
+    ends = file.get(WEIGHTS_AT_END, {})
+    return [
+        (str(dataset.attrs["path"]), value_of(ends.get(name, dataset)))
+        for name, dataset in file[STATE]["weights"].items()
+    ]
 
 
 def value_of(dataset: h5py.Dataset) -> np.ndarray:

@@ -112,10 +112,8 @@ class CommitLayout:
                         if dtype != _stored(dtype):
                             file[name].attrs["dtype"] = dtype.name
                         if group == "weights" and (at_end or copies):
-                            self._ends.append(
-                                (index, _own_copy(file, index, path, variable, copies))
-                            )
-                    file[name].attrs["path"] = path
+                            self._ends.append((index, _own_copy(file, index, variable, copies)))
+                    file[name].attrs["path"] = path if group == "others" else path_of(variable)
                     if each:
                         file[name].attrs[replicas.NUM_REPLICAS] = num_replicas
                     self._names.append(name)
@@ -250,11 +248,11 @@ def _link(file: h5py.File, copies: Sequence[str]) -> None:
             file[copy] = file[copies[0]]
 
 
-def _own_copy(file: h5py.File, index: int, path: str, variable: Any, copies: Sequence[str]) -> str:
+def _own_copy(file: h5py.File, index: int, variable: Any, copies: Sequence[str]) -> str:
     """Make the dataset that evaluation, and Keras, read of a weight; return its name."""
     name = f"{WEIGHTS_AT_END}/{index:05}"
     zeros = np.zeros(tuple(variable.shape), _readable(_dtype(variable)))
-    file.create_dataset(name, data=zeros).attrs["path"] = path
+    file.create_dataset(name, data=zeros).attrs["path"] = path_of(variable)
     for copy in copies:
         del file[copy]
         file[copy] = file[name]

@@ -71,7 +71,7 @@ def _from_commit(path: Path) -> dict[str, np.ndarray]:
     """Return the weights of a commit by path."""
     verify(path)
     with h5py.File(path, "r") as file:
-        return weights_in(file)
+        return dict(weights_in(file))
 
 
 def _from_keras(model: keras.Model, path: Path) -> dict[str, np.ndarray]:

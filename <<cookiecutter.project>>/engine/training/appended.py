@@ -7,6 +7,7 @@ What was appended after the checkpoint that a run goes on from comes again. The 
 import io
 import os
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from engine.training.objects import walk
 from vegab.files import read_json, write_json
 
 FILE = "appended.json"
+WITH_WRITERS = ("tensorflow.", "tensorboard.", "keras.")
 BEGIN = "begin"  # the lengths with which files were opened
 # What the project itself writes; it looks after these.
 OWN = ("stdout.txt", "stderr.txt", "timing.csv", "run.lock", HISTORY_CSV, LOOP_STATE, FILE)
 OPEN_FILES = Path("/proc/self/fd")  # Linux
 Lengths = dict[str, int]
 _listening: list["AppendedFiles"] = []
+_hooked: list[bool] = []
 
 
 class AppendedFiles:
@@ -33,6 +36,7 @@ class AppendedFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._lock = threading.RLock()  # checkpoints are written in a thread of their own
         known = read_json(root / FILE)
         self._known: dict[str, Lengths] = known if isinstance(known, dict) else {}
         self._names: set[str] = set()
@@ -63,46 +67,55 @@ class AppendedFiles:
     def listen(self) -> None:
         """From now on, note the files that are opened."""
         self._before = _open_files()
-        if not _listening:
-            sys.addaudithook(_note)
+        if not _hooked:
+            _hooked.append(True)
+            sys.addaudithook(_note)  # which stays for as long as the process lives
         _listening[:] = [self]
+
+    def stop(self) -> None:
+        """Note no more."""
+        _listening.clear()
 
     def begin(self, owners: Iterable[Any]) -> None:
         """Keep the lengths that files have before the first step."""
         lengths = self.lengths(owners)
-        known = self._known.get(BEGIN, {})
-        if lengths.keys() - known.keys():
-            self._known[BEGIN] = lengths | known
-            write_json(self.root / FILE, self._known)
+        with self._lock:
+            known = self._known.get(BEGIN, {})
+            if lengths.keys() - known.keys():
+                self._known[BEGIN] = lengths | known
+                write_json(self.root / FILE, self._known)
 
     def lengths(self, owners: Iterable[Any]) -> Lengths:
         """Return the lengths of the files now, after what callbacks and hooks hold is written."""
         for reached in walk({"callbacks and hooks": list(owners)}):
-            can_flush = hasattr(type(reached.thing), "flush")
-            if can_flush and not getattr(reached.thing, "closed", False):
+            kind = type(reached.thing)
+            if issubclass(kind, io.IOBase) and not reached.thing.closed:
                 reached.thing.flush()
-                if isinstance(reached.thing, io.IOBase) and isinstance(
-                    name := getattr(reached.thing, "name", None), str
-                ):
+                if isinstance(name := getattr(reached.thing, "name", None), str):
                     self._names.add(self._name(os.path.abspath(name)))
+            elif hasattr(kind, "flush") and kind.__module__.startswith(WITH_WRITERS):
+                reached.thing.flush()
         names = self._names | {self._name(path) for path in _open_files() - self._before}
         self._names = {name for name in names if name and (self.root / name).is_file()}
         return {name: (self.root / name).stat().st_size for name in sorted(self._names)}
 
     def keep(self, checkpoint: str, lengths: Lengths, before: str) -> None:
         """Keep the lengths of a checkpoint that is about to be seen, and of the one before it."""
-        if lengths or self._known:
-            kept = {BEGIN, before}
-            self._known = {key: value for key, value in self._known.items() if key in kept}
-            self._known[checkpoint] = lengths
-            write_json(self.root / FILE, self._known)
+        with self._lock:
+            if lengths or self._known:
+                kept = {BEGIN, before}
+                self._known = {key: value for key, value in self._known.items() if key in kept}
+                self._known[checkpoint] = lengths
+                write_json(self.root / FILE, self._known)
 
     def note(self, path: str) -> None:
         """Note a file that is opened to append to it, before anything is appended."""
         name = self._name(os.path.abspath(path))
-        if name and name not in self._names:
+        if not name or name in self._names:
+            return
+        length = os.path.getsize(path) if os.path.isfile(path) else 0
+        with self._lock:
             self._names.add(name)
-            length = os.path.getsize(path) if os.path.isfile(path) else 0
             known = self._known.get(BEGIN, {})
             if name not in known:
                 self._known[BEGIN] = known | {name: length}

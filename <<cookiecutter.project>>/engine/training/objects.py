@@ -17,7 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import keras
@@ -75,19 +75,23 @@ def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[R
 
 
 def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what hangs on a thing, with the way to it; what people name first."""
-    if isinstance(thing, Mapping) and len(thing) < MOST_ITEMS:
-        for number, (key, item) in enumerate(list(thing.items())):
+    """Yield what hangs on a thing, with the way to it; what people name first.
+
+    Only what is there: to ask a thing for an attribute may wake what stands for something else.
+    """
+    kind = type(thing)
+    if issubclass(kind, dict) and dict.__len__(thing) < MOST_ITEMS:
+        for number, (key, item) in enumerate(list(dict.items(thing))):
             yield f"{path}[{repr(key) if isinstance(key, str | int) else number}]", item
-    elif isinstance(thing, list | tuple | set | frozenset | deque) and len(thing) < MOST_ITEMS:
+    elif issubclass(kind, list | tuple | set | frozenset | deque) and len(thing) < MOST_ITEMS:
         yield from ((f"{path}[{number}]", item) for number, item in enumerate(list(thing)))
-    elif isinstance(thing, MethodType):
+    elif kind is MethodType:
         yield from ((path, part) for part in (thing.__func__, thing.__self__))
-    elif isinstance(thing, functools.partial):
+    elif issubclass(kind, functools.partial):
         yield from ((path, part) for part in (thing.func, thing.args, thing.keywords))
-    if isinstance(thing, FunctionType):
+    if kind is FunctionType:
         yield from _around(thing)
-    elif type(thing).__module__.startswith("torch.") and not hasattr(thing, "named_modules"):
+    elif kind.__module__.startswith("torch.") and not hasattr(kind, "named_modules"):
         # Of an optimizer, scheduler or scaler, those that it works on.
         for name, item in getattr(thing, "__dict__", {}).items():
             items = item if isinstance(item, list | tuple) else [item]
@@ -98,18 +102,22 @@ def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(thing, keras.Model):
+    kind = type(thing)
+    if issubclass(kind, keras.Model):
         yield f"{path}.layers", thing.layers
-    names = dict(vars(thing)) if hasattr(thing, "__dict__") else {}
-    if hasattr(thing, "param_groups"):  # of an optimizer of PyTorch's, all of which it saves
+    names = dict(vars(thing)) if kind.__dictoffset__ else {}
+    if "param_groups" in names:  # of an optimizer of PyTorch's, all of which it saves
         names = {key: names[key] for key in names.keys() - {"state", "param_groups"}}
-    slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
-    items = dict(names) | {name: getattr(thing, name, None) for name in slots if name not in names}
+    items: dict[str, Any] = dict(names)
+    for base in kind.__mro__:
+        for name in getattr(base, "__slots__", ()):
+            if isinstance(vars(base).get(name), MemberDescriptorType):
+                items.setdefault(name, getattr(thing, name, None))
     for name in sorted(items, key=lambda name: str(name).startswith("_")):
         yield f"{path}.{name}", items[name]
-    for kind in type(thing).__mro__:
-        if is_of_project(kind):
-            for name, item in list(vars(kind).items()):
+    for base in kind.__mro__:
+        if is_of_project(base):
+            for name, item in list(vars(base).items()):
                 yield f"{path}.{name}", getattr(item, "__func__", item)
 
 
@@ -260,7 +268,7 @@ def watching() -> Iterator[list["weakref.ref[Any]"]]:
 
 def inner_modules(thing: Any) -> list[Any]:
     """Return the modules within one of PyTorch's."""
-    return list(thing.modules()) if hasattr(thing, "named_modules") else []
+    return list(thing.modules()) if hasattr(type(thing), "named_modules") else []
 
 
 def _entries(table: Any) -> dict[str, np.ndarray]:

@@ -346,6 +346,7 @@ class Session:
         finally:
             work.steps.close()
             self._checkpoint.close()
+            self._files.stop()
 
     def end_again(self) -> None:
         """Do what comes after the last step: a kill may have come before it."""
