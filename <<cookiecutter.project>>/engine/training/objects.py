@@ -93,7 +93,7 @@ def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
         yield from _around(thing)
     elif kind.__module__.startswith("torch.") and not hasattr(kind, "named_modules"):
         # Of an optimizer, scheduler or scaler, those that it works on.
-        for name, item in getattr(thing, "__dict__", {}).items():
+        for name, item in vars(thing).items():
             items = item if isinstance(item, list | tuple) else [item]
             if any(hasattr(type(each), "state_dict") for each in items):
                 yield f"{path}.{name}", item
@@ -105,10 +105,12 @@ def _attributes(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
     kind = type(thing)
     if issubclass(kind, keras.Model):
         yield f"{path}.layers", thing.layers
-    names = dict(vars(thing)) if kind.__dictoffset__ else {}
+    names: dict[str, Any] = {}
+    with contextlib.suppress(AttributeError):
+        names.update(object.__getattribute__(thing, "__dict__"))
     if "param_groups" in names:  # of an optimizer of PyTorch's, all of which it saves
         names = {key: names[key] for key in names.keys() - {"state", "param_groups"}}
-    items: dict[str, Any] = dict(names)
+    items = dict(names)
     for base in kind.__mro__:
         for name in getattr(base, "__slots__", ()):
             if isinstance(vars(base).get(name), MemberDescriptorType):
