@@ -86,9 +86,17 @@ def redirect(callbacks: Sequence[Any], folder: Path) -> None:
                 setattr(callback, name, str(folder / f"{number}-{place.name}"))
 
 
+def attributes_of(thing: Any) -> dict[str, Any]:
+    """Return what an object has in its `__dict__`, without asking the object itself."""
+    try:
+        return dict(object.__getattribute__(thing, "__dict__"))
+    except AttributeError:
+        return {}
+
+
 def plain_attributes(thing: Any) -> dict[str, str]:
     """Return the plain values among an object's attributes as text, so that it tells a change."""
-    values = {name: _as_text(value) for name, value in getattr(thing, "__dict__", {}).items()}
+    values = {name: _as_text(value) for name, value in attributes_of(thing).items()}
     return {name: text for name, text in values.items() if text is not None}
 
 

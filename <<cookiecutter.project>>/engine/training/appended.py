@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoints import HISTORY_CSV, LATEST, LOOP_STATE
+from engine.checkpoints import HISTORY_CSV, LATEST, LOOP_STATE, callback_state
 from engine.training.objects import walk
 from vegab.files import read_json, write_json
 
@@ -51,7 +51,7 @@ class AppendedFiles:
         texts = [
             os.path.abspath(value)
             for reached in walk({"": list(owners)})
-            for value in getattr(reached.thing, "__dict__", {}).values()
+            for value in callback_state.attributes_of(reached.thing).values()
             if isinstance(value, str | os.PathLike)
         ]
         lengths = self._known.get(BEGIN, {}) | self._known.get(checkpoint, {})

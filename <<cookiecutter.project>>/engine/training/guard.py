@@ -250,7 +250,7 @@ class Guard:
             self._own = [
                 (path, thing, callback_state.plain_attributes(thing))
                 for path, thing, *_ in walk(self._steps | self._around, passed_by)
-                if is_of_project(type(thing)) and not getattr(thing, "only_tells", False)  # type: ignore[arg-type]
+                if is_of_project(type(thing)) and not getattr(type(thing), "only_tells", False)  # type: ignore[arg-type]
             ]
         for path, thing, before in self._own:
             now = callback_state.plain_attributes(thing)
@@ -264,7 +264,7 @@ class Guard:
                     type(thing).__name__,
                     ", ".join(changed),
                     ", or only_tells = True if all that it does is to write or to show"
-                    if hasattr(thing, "only_tells")
+                    if hasattr(type(thing), "only_tells")
                     else "",
                 )
 

@@ -24,6 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from engine.checkpoints import callback_state
 from engine.devices import components
 from vegab import ROOT
 
@@ -105,9 +106,7 @@ def _attributes(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
     kind = type(thing)
     if issubclass(kind, keras.Model):
         yield f"{path}.layers", thing.layers
-    names: dict[str, Any] = {}
-    with contextlib.suppress(AttributeError):
-        names.update(object.__getattribute__(thing, "__dict__"))
+    names = callback_state.attributes_of(thing)
     if "param_groups" in names:  # of an optimizer of PyTorch's, all of which it saves
         names = {key: names[key] for key in names.keys() - {"state", "param_groups"}}
     items = dict(names)
