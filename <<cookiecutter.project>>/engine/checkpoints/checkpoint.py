@@ -149,6 +149,7 @@ class Checkpoint:
         """Find all variables again, and prepare for those that were not there before."""
         now: Any = self._variables().get("others", {})
         if self._layout is None or {*now} != {*self._groups["others"]}:
+            self.wait()  # what is being written has the variables of before
             self.prepare()
 
     @property
@@ -235,6 +236,7 @@ class Checkpoint:
             return
         self.wait()
         if self._workers.is_chief:
+            self._require_same_folder()
             replicas_here = self._workers.num_replicas
             layout = CommitLayout(self.model, self._groups, replicas_here, at_end=True)
             content = bytes(self._content(last, layout, at_end))

@@ -108,7 +108,7 @@ def _attributes(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
         yield f"{path}.layers", thing.layers
     names = callback_state.attributes_of(thing)
     if "param_groups" in names:  # of an optimizer of PyTorch's, all of which it saves
-        names = {key: names[key] for key in names.keys() - {"state", "param_groups"}}
+        names = {key: names[key] for key in names if key not in ("state", "param_groups")}
     items = dict(names)
     for base in kind.__mro__:
         for name in getattr(base, "__slots__", ()):

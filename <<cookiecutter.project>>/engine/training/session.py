@@ -351,7 +351,7 @@ class Session:
     def end_again(self) -> None:
         """Do what comes after the last step: a kill may have come before it."""
         log.info("nothing to do: %s", self.nothing_to_do)
-        if self.work.iterator is None:
+        if self.work.iterator is None and not self._is_new:
             with self.open():
                 self._restore()
                 self._checkpoint.hold(self._state)
