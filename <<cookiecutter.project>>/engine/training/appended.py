@@ -8,7 +8,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ class AppendedFiles:
 
     Args:
         root: the run folder.
+        passed_by: what callbacks and hooks lead to and appends to nothing, as the model.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, passed_by: Sequence[Any] = ()) -> None:
         self.root = root
+        self._passed_by = passed_by
         self._lock = threading.RLock()  # checkpoints are written in a thread of their own
         known = read_json(root / FILE)
         self._known: dict[str, Lengths] = known if isinstance(known, dict) else {}
@@ -50,7 +52,7 @@ class AppendedFiles:
         """
         texts = [
             os.path.abspath(value)
-            for reached in walk({"": list(owners)})
+            for reached in walk({"": list(owners)}, self._passed_by)
             for value in callback_state.attributes_of(reached.thing).values()
             if isinstance(value, str | os.PathLike)
         ]
@@ -66,7 +68,7 @@ class AppendedFiles:
 
     def listen(self) -> None:
         """From now on, note the files that are opened."""
-        self._before = _open_files()
+        self._before = _open_files(set())
         if not _hooked:
             _hooked.append(True)
             sys.addaudithook(_note)  # which stays for as long as the process lives
@@ -87,7 +89,7 @@ class AppendedFiles:
 
     def lengths(self, owners: Iterable[Any]) -> Lengths:
         """Return the lengths of the files now, after what callbacks and hooks hold is written."""
-        for reached in walk({"callbacks and hooks": list(owners)}):
+        for reached in walk({"": list(owners)}, self._passed_by):
             kind = type(reached.thing)
             if issubclass(kind, io.IOBase) and not reached.thing.closed:
                 reached.thing.flush()
@@ -95,7 +97,7 @@ class AppendedFiles:
                     self._names.add(self._name(os.path.abspath(name)))
             elif hasattr(kind, "flush") and kind.__module__.startswith(WITH_WRITERS):
                 reached.thing.flush()
-        names = self._names | {self._name(path) for path in _open_files() - self._before}
+        names = self._names | {self._name(path) for path in _open_files(self._before)}
         self._names = {name for name in names if name and (self.root / name).is_file()}
         return {name: (self.root / name).stat().st_size for name in sorted(self._names)}
 
@@ -128,17 +130,18 @@ class AppendedFiles:
         return "" if is_own or path.startswith(("/dev/", "/proc/")) else name
 
 
-def _open_files() -> set[str]:
-    """Return the regular files that this process may write to."""
+def _open_files(known: set[str]) -> set[str]:
+    """Return the regular files that this process may write to, without those that are known."""
     found = set()
-    for link in OPEN_FILES.iterdir() if OPEN_FILES.is_dir() else ():
+    for number in os.listdir(OPEN_FILES) if OPEN_FILES.is_dir() else ():
         try:
-            path = os.readlink(link)
-            info = Path(f"/proc/self/fdinfo/{link.name}").read_text()
+            path = os.readlink(OPEN_FILES / number)
+            if path in known or not os.path.isfile(path):
+                continue
+            info = Path(f"/proc/self/fdinfo/{number}").read_text()
         except OSError:
             continue  # it was open for this listing
-        flags = int(info.partition("flags:")[2].split()[0], 8)
-        if flags & os.O_ACCMODE != os.O_RDONLY and os.path.isfile(path):
+        if int(info.partition("flags:")[2].split()[0], 8) & os.O_ACCMODE != os.O_RDONLY:
             found.add(path)
     return found
 

@@ -193,7 +193,8 @@ class Session:
         self.workers = Workers(getattr(work.model, "distribute_strategy", None))
         self._lower_is_better = is_lower_better(monitor, monitor_mode)
         iterator = work.iterator
-        self._files = AppendedFiles(self._root_of(folder, callbacks))
+        passed_by = [work.model, iterator, work.source]
+        self._files = AppendedFiles(self._root_of(folder, callbacks), passed_by)
         self._checkpoint = Checkpoint(
             folder, work.model, work.guard.variables, on_nan == "stop", self._files.keep
         )
