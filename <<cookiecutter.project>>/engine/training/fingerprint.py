@@ -17,6 +17,7 @@ from typing import Any
 
 from engine.training import sources
 from vegab.config import without
+from vegab.provenance import usable_cores
 
 Fingerprint = dict[str, Any]
 
@@ -70,9 +71,8 @@ def settings_of(
     if start is not None:
         threads = config["threads"] or start["settings"]["threads"]
         return start["settings"] | {"threads": threads, "deterministic": config["deterministic"]}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "threads": config["threads"] or cores,
+        "threads": config["threads"] or usable_cores(),
         "deterministic": config["deterministic"],
         **read_at_import(),
     }
