@@ -16,7 +16,6 @@ import h5py
 import keras
 import numpy as np
 
-# Not part of Keras' public face, which takes a path alone; the public function calls it.
 from engine import keras_private
 from engine.checkpoints.file import (
     ARRAY,
@@ -87,12 +86,11 @@ class CommitLayout:
         at_end: bool = False,
     ) -> None:
         content = io.BytesIO()
-        self._num_weights = len(variables.get("weights", {}))
         self._names: list[str] = []  # of a dataset for each variable, in the order of the groups
         self._ends: list[tuple[int, str]] = []  # number of a weight, and a dataset of its own
         self.unreadable = ""
         with h5py.File(content, "w", userblock_size=USER_BLOCK) as file:
-            by_keras: list[list[str]] = [[] for _ in range(self._num_weights)]
+            by_keras: list[list[str]] = [[] for _ in variables.get("weights", ())]
             if model is not None:
                 by_keras, self.unreadable = _write_model(model, file)
             for group, members in variables.items():

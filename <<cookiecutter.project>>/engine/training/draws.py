@@ -33,22 +33,15 @@ def _each_of(draw: Callable[..., Any]) -> Callable[..., Any]:
 
 def _box(op: Any, size: Any, boxes: Any, covered: Any = 0.1, *, seed: Any) -> Any:
     names = ("aspect_ratio_range", "area_range", "max_attempts", "use_image_if_no_bounding_boxes")
-    arguments = {name: op.get_attr(name) for name in names}
-    return random_box(size, boxes, seed, min_object_covered=covered, **arguments)
+    arguments = {name: op.get_attr(name) for name in names} | {"min_object_covered": covered}
+    return tf.image.stateless_sample_distorted_bounding_box(size, boxes, seed, **arguments)
 
 
-random_box = tf.image.stateless_sample_distorted_bounding_box
 # By the type of an operation: a function of it, its inputs, and a seed.
 WITHOUT_STATE: Mapping[str, Callable[..., Any]] = {
-    "RandomStandardNormal": _shaped(
-        lambda shape, seed, dtype: random.stateless_normal(shape, seed, dtype=dtype)
-    ),
-    "TruncatedNormal": _shaped(
-        lambda shape, seed, dtype: random.stateless_truncated_normal(shape, seed, dtype=dtype)
-    ),
-    "RandomUniform": _shaped(
-        lambda shape, seed, dtype: random.stateless_uniform(shape, seed, dtype=dtype)
-    ),
+    "RandomStandardNormal": _shaped(random.stateless_normal),
+    "TruncatedNormal": _shaped(random.stateless_truncated_normal),
+    "RandomUniform": _shaped(random.stateless_uniform),
     "RandomUniformInt": _shaped(random.stateless_uniform),
     "ParameterizedTruncatedNormal": lambda op, *inputs, seed: (
         random.stateless_parameterized_truncated_normal(inputs[0], seed, *inputs[1:])

@@ -8,6 +8,7 @@ not compiled and there is no graph. What nobody can save is refused.
 import contextlib
 import gc
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,12 +25,10 @@ from engine.training.objects import (
     State,
     attributes_of_project,
     handles_of,
-    inner_modules,
     is_of_project,
     is_own,
     state_of,
     walk,
-    watching,
 )
 from vegab import ROOT, UsageError
 
@@ -138,9 +137,8 @@ class Guard:
             groups: dict[str, Any] = dict(variables_of(self._model))
         else:
             groups = dict(self._iterator.variables())
-        # An iterator may have steps that are not traced yet; without a graph, all that is there
-        # counts.
-        takes_all = self._iterator is not None or not self._has_graph
+        # Without a graph, all that is there counts; an iterator's groups have that already.
+        takes_all = self._iterator is None and not self._has_graph
         return groups | {"others": self._others(groups, takes_all)}
 
     def load_others(self, path: Path, states: Mapping[str, Any]) -> None:
@@ -232,9 +230,8 @@ class Guard:
         alive = [thing for ref in _made_of_torch if (thing := ref()) is not None]
         owners = self._steps | self._data
         reached = {id(thing) for _, thing, *_ in walk(owners)} if alive else set()
-        held = {
-            id(each) for thing in alive if id(thing) in reached for each in inner_modules(thing)
-        }
+        modules = [t for t in alive if id(t) in reached and hasattr(type(t), "named_modules")]
+        held = {id(inner) for module in modules for inner in module.modules()}
         for thing in alive:
             if id(thing) not in reached | held and state_of(thing) is not None:
                 name = f"a {type(thing).__name__} that neither iterator nor model names"
@@ -305,9 +302,16 @@ def noting_variables() -> Iterator[None]:
 @contextlib.contextmanager
 def noting_torch() -> Iterator[None]:
     """Within the block, note what PyTorch makes that has a state."""
-    with watching() as made:
+    was_frozen = gc.get_freeze_count() > 0
+    gc.freeze()  # so that get_objects returns only what is new
+    try:
         yield
-    _made_of_torch[:] = made
+        new = gc.get_objects() if "torch" in sys.modules else []
+        kinds = {kind for kind in map(type, new) if hasattr(kind, "load_state_dict")}
+        _made_of_torch[:] = [weakref.ref(thing) for thing in new if type(thing) in kinds]
+    finally:
+        if not was_frozen:
+            gc.unfreeze()
 
 
 def _draws(graph: Any) -> list[Unsaved]:

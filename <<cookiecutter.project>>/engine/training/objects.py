@@ -6,14 +6,12 @@ the same in every process that runs the same code.
 
 import contextlib
 import functools
-import gc
 import inspect
 import logging
 import random
 import re
 import sys
 import sysconfig
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +24,7 @@ import tensorflow as tf
 
 from engine.checkpoints import callback_state
 from engine.devices import components
+from engine.trees import map_leaves
 from vegab import ROOT
 
 MOST_OBJECTS = 100_000  # that are walked over
@@ -228,48 +227,22 @@ def state_of(thing: Any) -> State | None:
         )
     if torch is not None and isinstance(thing, torch.Tensor):
         return State(
-            lambda: _without_torch(thing),
+            lambda: without_torch(thing),
             lambda state: thing.data.copy_(with_torch(state)),
             frozenset([id(thing)]),
         )
-    if torch is not None and isinstance(thing, torch.nn.Module):
-        tensors = frozenset(map(id, [*thing.parameters(), *thing.buffers()]))
-        if not tensors:
-            return None
-        return State(
-            lambda: without_torch(thing.state_dict()),
-            lambda state: thing.load_state_dict(with_torch(state)),
-            tensors,
-            is_model=True,
-        )
-    if hasattr(type(thing), "state_dict") and hasattr(type(thing), "load_state_dict"):
-        return State(
-            lambda: without_torch(thing.state_dict()),
-            lambda state: thing.load_state_dict(with_torch(state)),
-        )
-    return None
-
-
-@contextlib.contextmanager
-def watching() -> Iterator[list["weakref.ref[Any]"]]:
-    """Collect, by the end of the block, what was made in it of PyTorch's that has a state."""
-    made: list[weakref.ref[Any]] = []
-    was_frozen = gc.get_freeze_count() > 0
-    gc.freeze()  # so that get_objects returns only what is new
-    try:
-        yield made
-        if "torch" in sys.modules:
-            new = gc.get_objects()
-            kinds = {kind for kind in map(type, new) if hasattr(kind, "load_state_dict")}
-            made += [weakref.ref(thing) for thing in new if type(thing) in kinds]
-    finally:
-        if not was_frozen:
-            gc.unfreeze()
-
-
-def inner_modules(thing: Any) -> list[Any]:
-    """Return the modules within one of PyTorch's."""
-    return list(thing.modules()) if hasattr(type(thing), "named_modules") else []
+    if not (hasattr(type(thing), "state_dict") and hasattr(type(thing), "load_state_dict")):
+        return None
+    is_model = torch is not None and isinstance(thing, torch.nn.Module)
+    tensors = frozenset(map(id, [*thing.parameters(), *thing.buffers()] if is_model else []))
+    if is_model and not tensors:
+        return None
+    return State(
+        lambda: without_torch(thing.state_dict()),
+        lambda state: thing.load_state_dict(with_torch(state)),
+        tensors,
+        is_model,
+    )
 
 
 def _entries(table: Any) -> dict[str, np.ndarray]:
@@ -286,20 +259,18 @@ def _refill(table: Any, entries: Mapping[str, Any]) -> None:
 
 def without_torch(value: Any) -> Any:
     """Return nested values of PyTorch as JSON values and arrays."""
-    if isinstance(value, Mapping):
-        return {key: without_torch(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | deque):
-        return [without_torch(item) for item in value]
-    return _without_torch(value)
 
+    def plain(leaf: Any) -> Any:
+        if isinstance(leaf, deque):
+            return without_torch(list(leaf))
+        if not hasattr(leaf, "detach"):
+            return leaf
+        tensor, torch = leaf.detach().cpu(), sys.modules["torch"]
+        if tensor.dtype == torch.bfloat16:  # which NumPy does not have
+            return {"bfloat16": tensor.view(torch.int16).numpy().copy()}
+        return tensor.numpy().copy()
 
-def _without_torch(value: Any) -> Any:
-    if not hasattr(value, "detach"):
-        return value
-    tensor, torch = value.detach().cpu(), sys.modules["torch"]
-    if tensor.dtype == torch.bfloat16:  # which NumPy does not have
-        return {"bfloat16": tensor.view(torch.int16).numpy().copy()}
-    return tensor.numpy().copy()
+    return map_leaves(value, plain)
 
 
 def with_torch(state: Any) -> Any:
