@@ -103,7 +103,8 @@ class ArrayBatches:
 
     Args:
         features: array of shape (num_examples, ...), or nested dicts, lists and tuples of arrays.
-            A DataFrame is the array of its rows, a Series has the shape (num_examples, 1).
+            A DataFrame is the array of its rows, or, if not all are numbers, a dict of its columns;
+            a Series has the shape (num_examples, 1).
         labels: the same; None: there are none.
         batch_size: examples a batch, at least 1; the last batch of an epoch may be smaller.
         seed: order and augmentation are functions of it, at least 0.
@@ -488,12 +489,17 @@ def _leaves(nested: Any) -> list[Array]:
     return [np.asanyarray(leaf) for leaf in keras.tree.flatten(nested) if leaf is not None]
 
 
-def _in_memory(leaf: Any) -> Array:
-    """Return what `fit` takes for an array as one; what is mapped from a file stays there."""
-    if hasattr(leaf, "to_numpy"):  # of pandas
-        array = leaf.to_numpy()
-        return array[:, np.newaxis] if array.ndim == 1 else array
-    return np.asanyarray(leaf)
+def _in_memory(leaf: Any) -> Any:
+    """Return what `fit` takes for an array as one; what is mapped from a file stays there.
+
+    A DataFrame with columns that are not numbers is a dict of arrays by the columns' names.
+    """
+    if not hasattr(leaf, "to_numpy"):  # not of pandas
+        return np.asanyarray(leaf)
+    if leaf.ndim == 1:
+        return leaf.to_numpy()[:, np.newaxis]
+    array = leaf.to_numpy()
+    return array if array.dtype != object else {str(n): _in_memory(leaf[n]) for n in leaf}
 
 
 def _as_fit(array: Array) -> Array:
@@ -513,14 +519,17 @@ def _length_of(parts: tuple[Any, ...]) -> int:
     """
     import keras
 
-    lengths = {
-        "/".join((name, *map(str, path))): len(leaf) if np.ndim(leaf) else f"the value {leaf}"
-        for name, part in zip(PARTS, parts, strict=True)
-        for path, leaf in keras.tree.flatten_with_path(part)
-        if leaf is not None
-    }
+    lengths = {}
+    for part_name, part in zip(PARTS, parts, strict=True):
+        for path, leaf in keras.tree.flatten_with_path(part):
+            if leaf is None:
+                continue
+            name = "/".join((part_name, *map(str, path)))
+            if not np.ndim(leaf):
+                raise ValueError(f"{name} is the single value {leaf}; make an array of a list")
+            lengths[name] = len(leaf)
     number = next(iter(lengths.values()), 0)
-    if not isinstance(number, int) or number == 0 or set(lengths.values()) != {number}:
+    if number == 0 or set(lengths.values()) != {number}:
         listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise ValueError(
             f"the numbers of examples are {listed or 'none'}; expected arrays with the same number "

@@ -120,7 +120,7 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
         with refusals_named(config, "optimizer"):
             optimizer = optimizer(**arguments)
         # What the settings say takes the place of what stands with the model.
-        loss, metrics = entry.loss, list(entry.metrics)
+        loss, metrics = entry.loss, entry.metrics
         if loss is config["loss"] is None and dataset.num_classes is not None:
             loss, metrics = CLASSIFIER
         if config["loss"] is not None:

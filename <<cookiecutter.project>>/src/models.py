@@ -3,7 +3,7 @@
 To add one, write a function like `build_simple_cnn` and enter it in `MODELS` with loss and metrics.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -61,7 +61,7 @@ class Model(NamedTuple):
 
     build: Callable[..., keras.Model]
     loss: Any = None
-    metrics: Sequence[Any] = ()
+    metrics: Any = ()
 
 
 CLASSIFIER = ("sparse_categorical_crossentropy", ["accuracy"])  # loss and metrics

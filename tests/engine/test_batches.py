@@ -56,7 +56,7 @@ def test_augmentation_belongs_to_the_example_not_to_its_batch() -> None:
         ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"features": {"a": np.arange(3)}}, "are x/a: 3, y: 4; expected arrays with the same"),
         ({"features": np.arange(0), "labels": None}, "are x: 0; .*at least one"),
-        ({"features": [1, 2, 3]}, "x/0: the value 1, .*expected arrays"),
+        ({"features": [1, 2, 3]}, "x/0 is the single value 1; make an array of a list"),
     ],
 )
 def test_batches_refuse_what_makes_no_sense(values: dict[str, Any], refusal: str) -> None:
@@ -77,6 +77,11 @@ def test_arrays_of_any_nesting_are_batches_as_fit_packs_them() -> None:
     assert x["both"][1].tolist() == ["c"]
     assert (y.tolist(), y.dtype, weights.tolist()) == ([2], np.int64, [1])
     assert shown(source.batch(0, 0)).startswith("x/both/0: float32 (2, 1), x/both/1: object (2,)")
+    mixed = batch_source((pd.DataFrame({"n": [1, 2], "word": ["a", "b"]}), np.arange(2)))
+    assert {key: column.shape for key, column in mixed.batch(0, 0)[0].items()} == {
+        "n": (2, 1),
+        "word": (2, 1),
+    }
     # A model's own step is given x itself, where there is nothing else.
     assert batch_source(np.zeros((3, 2))).batch(0, 0).shape == (3, 2)
     assert isinstance(batch_source([np.zeros(3), np.zeros(3)]).batch(0, 0), tuple)
