@@ -111,6 +111,7 @@ def get_cifar(config: Mapping[str, Any], which: str) -> Dataset:
         load_test=load_test,
         input_shape=(32, 32, 3),
         num_classes=source.num_classes,
+        class_names=source.class_names,
     )
 
 
