@@ -29,6 +29,7 @@ AUGMENT_STREAM = 1
 DRAWS_PER_EXAMPLE = 4
 UNKNOWN, ENDLESS = -2, -1  # cardinalities of tf.data
 MOST_BATCHES = 1_000_000  # that are counted
+READ_AHEAD = 8  # batches
 SECONDS_TO_COMPARE = 60.0
 SECONDS_OF_SILENCE = 10.0
 PARTS = ("x", "y", "sample_weight")  # of a batch that is a tuple
@@ -210,9 +211,11 @@ class FunctionBatches:
     ) -> None:
         self.open_epoch = open_epoch
         self.is_the_same = is_the_same
+        self.element_spec: Any = None  # of tf.data: which dimensions may vary
         self._first: dict[int, Any] = {}  # steps of epoch 0 that are asked for before all others
         self._next: tuple[int, int] | None = None
         self._iterator: Iterator[Any] = iter(())
+        self._ahead = Ahead(self._read, "data")
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -273,11 +276,23 @@ class FunctionBatches:
             )  # fmt: skip
 
     def batch(self, epoch: int, step: int) -> Any:
-        """Return the batch at `step` of `epoch`; the one that follows the last is found at once."""
+        """Return the batch at `step` of `epoch`; those that follow are read meanwhile."""
         if epoch == 0 and step in self._first:
             return self._first[step]
+        following = []
+        if "steps_per_epoch" in vars(self):  # if it is known already
+            begin = epoch * self.steps_per_epoch + step
+            for number in range(begin + 1, begin + 1 + READ_AHEAD):
+                following.append(divmod(number, self.steps_per_epoch))
+        batch = self._ahead.take((epoch, step), *following)
+        if epoch == 0 and step < 2:  # what a run looks at before it begins
+            self._first[step] = batch
+        return batch
+
+    def _read(self, epoch: int, step: int) -> Any:
         if self._next != (epoch, step):
             opened = self.open_epoch(epoch)
+            self.element_spec = getattr(opened, "element_spec", None)
             # tf.data skips without handing the batches to Python.
             skipped = opened.skip(step) if hasattr(opened, "skip") else islice(opened, step, None)
             self._iterator = iter(skipped)
@@ -289,8 +304,6 @@ class FunctionBatches:
                 f"expected {self.steps_per_epoch}, as in the first"
             ) from None
         self._next = (epoch, step + 1)
-        if epoch == 0 and step < 2:  # what a run looks at before it begins
-            self._first[step] = batch
         return batch
 
 

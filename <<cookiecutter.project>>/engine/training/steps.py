@@ -94,7 +94,10 @@ class _Traces:
         self.base = keras.tree.map_structure(_spec_of, arrays_of(self._first))
         if source.steps_per_epoch > 2:  # the last one may be smaller, which is no reason
             self.base = self.spec_of(arrays_of(source.batch(0, 1)), "batch 2", number_too=True)
+        if (declared := getattr(source, "element_spec", None)) is not None:
+            self.base = keras.tree.map_structure(_opened_as, self.base, declared)
         self.varies = any(None in spec.shape for spec in keras.tree.flatten(self.base))
+        self._loops = False
         self.names: list[str] = []  # of the metrics that a step returns, as far as it is known
         self._traced: dict[str, Any] = {}
 
@@ -128,16 +131,19 @@ class _Traces:
         """
         if self._model.run_eagerly:
             return self._step
-        any_number = keras.tree.map_structure(_of_any_number, spec)
-        if str(any_number) not in self._traced:
-            try:
-                traced = self._trace(any_number)
-            except Exception:  # a model may have to know the number; if it is not that, see below
-                traced = None
-            loops = traced and any(op.type in LOOPS for op in traced.graph.get_operations())
-            self._traced[str(any_number)] = None if loops else self._looked_at(traced)
-        if self._traced[str(any_number)]:
-            return self._traced[str(any_number)]
+        if not self._loops:
+            any_number = keras.tree.map_structure(_of_any_number, spec)
+            if str(any_number) not in self._traced:
+                try:
+                    traced = self._trace(any_number)
+                except Exception:  # a model may have to know the number; if not that, see below
+                    traced = None
+                if traced:
+                    self._loops = any(op.type in LOOPS for op in traced.graph.get_operations())
+                is_usable = traced and (not self._loops or str(any_number) == str(spec))
+                self._traced[str(any_number)] = self._looked_at(traced) if is_usable else None
+            if self._traced[str(any_number)]:
+                return self._traced[str(any_number)]
         if self._traced.get(str(spec)) is None:
             self._traced[str(spec)] = self._looked_at(self._trace(spec))
         return self._traced[str(spec)]
@@ -545,6 +551,15 @@ def _opened(spec: tf.TensorSpec, array: np.ndarray, number_too: bool) -> tf.Tens
     if sizes and spec.shape[0] is not None and not number_too:
         sizes[0] = len(array)
     return tf.TensorSpec(sizes, array.dtype)
+
+
+def _opened_as(spec: tf.TensorSpec, declared: tf.TensorSpec) -> tf.TensorSpec:
+    """Return a spec, open in the dimensions of an example that tf.data leaves open."""
+    if spec.shape.rank != declared.shape.rank or not spec.shape.rank:
+        return spec
+    both = zip(spec.shape[1:], declared.shape[1:], strict=True)
+    sizes = [None if may_be is None else size for size, may_be in both]
+    return tf.TensorSpec([spec.shape[0], *sizes], spec.dtype)
 
 
 def _zeros(output: Any) -> np.ndarray:
