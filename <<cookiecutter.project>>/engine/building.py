@@ -88,17 +88,17 @@ def from_mapping(
         return found(**arguments)
 
 
-def named(config: Mapping[str, Any], key: str, value: Any) -> Any:
+def objects_of(config: Mapping[str, Any], key: str, value: Any) -> Any:
     """Return what import paths and mappings with `class` stand for, wherever they are in `value`.
 
     Names of Keras, which have no dot, are left to Keras.
     """
     if isinstance(value, list):
-        return [named(config, key, each) for each in value]
+        return [objects_of(config, key, each) for each in value]
     if isinstance(value, Mapping) and "class" in value:
         return from_mapping(config, key, value)
     if isinstance(value, Mapping):  # by the outputs' names
-        return {name: named(config, f"{key}.{name}", each) for name, each in value.items()}
+        return {name: objects_of(config, f"{key}.{name}", each) for name, each in value.items()}
     is_path = isinstance(value, str) and not value.isidentifier()
     return resolve(value, key) if is_path else value
 

@@ -13,7 +13,7 @@ from engine.building import (
     callbacks_of,
     check_common_ranges,
     learning_rate_schedule,
-    named,
+    objects_of,
     refusals_named,
     require_at_least_one,
 )
@@ -124,9 +124,9 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
         if loss is config["loss"] is None and dataset.num_classes is not None:
             loss, metrics = CLASSIFIER
         if config["loss"] is not None:
-            loss = named(config, "loss", config["loss"])
+            loss = objects_of(config, "loss", config["loss"])
         if config["metrics"] is not None:
-            metrics = named(config, "metrics", config["metrics"])
+            metrics = objects_of(config, "metrics", config["metrics"])
         metrics = [metrics] if isinstance(metrics, str) else metrics
         with refusals_named(config, "model"):
             model.compile(optimizer, loss, metrics=metrics, jit_compile=config["jit_compile"])
