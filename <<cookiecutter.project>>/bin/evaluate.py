@@ -57,7 +57,9 @@ def evaluate(
             if len(folders) == 1:
                 raise
             log.debug("", exc_info=error)
-            problems.append(f"{folder}: {reason_of(error)}")
+            is_said = isinstance(error, vegab.UsageError | OSError)
+            kind = "" if is_said else f"{type(error).__name__}: "
+            problems.append(f"{folder}: {kind}{reason_of(error)}")
     results.tell(problems)
 
 

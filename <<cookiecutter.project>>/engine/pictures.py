@@ -84,10 +84,10 @@ def draw_confusion_matrix(
             color = "white" if shares[label, prediction] > 0.5 else "black"
             count = str(matrix[label, prediction])
             axes.text(prediction, label, count, ha="center", va="center", fontsize=8, color=color)
-        names = [_legible(name) for name in class_names]
-        is_long = max(map(len, names)) > 2
-        axes.set_xticks(range(num_classes), names, rotation=90 if is_long else 0)
-        axes.set_yticks(range(num_classes), names)
+        names = [str(name)[:LONGEST_NAME] for name in class_names]
+        rotation = 90 if max(map(len, names)) > 2 else 0
+        axes.set_xticks(range(num_classes), names, rotation=rotation, parse_math=False)
+        axes.set_yticks(range(num_classes), names, parse_math=False)
     axes.set_xlabel("prediction")
     axes.set_ylabel("label")
     axes.set_title(title, fontsize=11)
@@ -111,7 +111,7 @@ def draw_predicted_against_true(
             ends = [points.min(), points.max()]
             axes.plot(ends, ends, color="0.6", linewidth=1, zorder=0)
         axes.set(xlabel="true", ylabel="predicted", aspect="equal")
-        axes.set_title(_legible(name) if len(pairs) > 1 else "", fontsize=10)
+        axes.set_title(name if len(pairs) > 1 else "", fontsize=10, parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
     save_figure(figure, path)
@@ -128,9 +128,9 @@ def draw_examples(
     """
     from matplotlib import colormaps
 
-    num_images = min(NUM_SHOWN, *(len(images) for images in rows.values()))
-    width = 1.2 * num_images + 0.5
-    figure = new_figure(width + 1.4 * bool(class_names), height=1.2 * len(rows) + 0.6)
+    num_images = min(NUM_SHOWN, *map(len, rows.values()))
+    width = 1.2 * num_images + 0.5 + 1.4 * bool(class_names)
+    figure = new_figure(width, height=1.2 * len(rows) + 0.6)
     panels = figure.subplots(len(rows), num_images, squeeze=False)
     low, span, form = 0.0, 1.0, None
     for line, (name, images) in zip(panels, rows.items(), strict=True):
@@ -149,14 +149,8 @@ def draw_examples(
     figure.suptitle(title, fontsize=11)
     if 0 < len(class_names) <= MOST_NAMED:
         bar = figure.colorbar(shown, ax=panels, ticks=range(len(class_names)))
-        bar.set_ticklabels([_legible(name) for name in class_names])
+        bar.set_ticklabels([str(name)[:LONGEST_NAME] for name in class_names], parse_math=False)
     save_figure(figure, path)
-
-
-def _legible(name: Any) -> str:
-    """Return a name as short as has room next to others."""
-    text = str(name).replace("$", r"\$")
-    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
 
 
 def save_examples(images: "np.ndarray", path: Path) -> None:

@@ -117,15 +117,8 @@ def write(
 ) -> list[str]:
     """Write the table of predictions, and what there is to see of each output, into a folder.
 
-    Args:
-        folder: it exists.
-        title: of the pictures.
-        found: what `predict` returned.
-        class_names: of the classes, or none.
-        are_logits: whether outputs are logits also where they could be probabilities.
-
-    Returns:
-        A sentence for whatever a reader may miss.
+    Return a sentence for whatever a reader may miss. `class_names` may be empty; `are_logits` is
+    for `classes_of`.
     """
     features, labels, outputs, left_out, num_examples = found
     notes = [f"{name} has no row for each example, and is left out" for name in sorted(left_out)]
@@ -175,10 +168,8 @@ def classes_of(output: Array, label: Array | None, are_logits: bool) -> Classes 
     as those that a loss ignores; or of the output's shape and all 0 or 1: one-hot, several at once,
     or for an output (..., 1) or (examples,) that of two classes.
 
-    Args:
-        output: scores, probabilities or logits, of shape (examples, ...).
-        label: shape (examples, ...).
-        are_logits: whether numbers in [0, 1] are logits, too.
+    Both have the shape (examples, ...). Outputs are logits if one of them is not in [0, 1], or if
+    `are_logits` says so.
     """
     if label is None or not label.size or output.dtype.kind != "f" or label.dtype.kind == "O":
         return None
@@ -215,8 +206,7 @@ def _best_of(scores: Array, label: Array) -> Classes:
 def _write_classes(
     path: Callable[[str], Path], title: str, classes: Classes, names: Sequence[Any]
 ) -> list[str]:
-    """Write precision, recall, F1 (0 where undefined) and support of each class, and what is taken
-    for what."""
+    """Write precision, recall, F1 (0 where undefined), support of each class; draw the matrix."""
     import pandas as pd
 
     label, prediction, probability, number, several_at_once = classes
@@ -253,7 +243,7 @@ def _write_residuals(path: Callable[[str], Path], title: str, true: Array, outpu
     """Write how predictions differ from true values, and draw them: each column, if few."""
     import pandas as pd
 
-    if output[0].size > MOST_PANELS:
+    if output.size > MOST_PANELS * len(output):
         true, output = true.reshape(-1), output.reshape(-1)
     wanted, given = _columns("prediction", true), _columns("prediction", output)
     residuals = pd.DataFrame({key: given[key] - wanted[key] for key in given}).describe().T
@@ -269,14 +259,14 @@ def _columns(key: str, array: Array) -> dict[str, Array]:
 
 
 def _write_table(folder: Path, arrays: Mapping[str, Array]) -> list[str]:
-    """Write arrays as columns of the table, and apart what is too wide for it, or a picture."""
+    """Write vectors as columns of the table, and what has too many, or more dimensions, apart."""
     import pandas as pd
 
     table: dict[str, Array] = {}
     apart: dict[str, Array] = {}
     for key, array in arrays.items():
-        if len(table) + array[0].size > MOST_COLUMNS or _are_pictures(array):
-            most = max(MOST_BYTES_APART // max(array[0].nbytes, 1), 1)
+        if array.ndim > 2 or len(table) + array.size // len(array) > MOST_COLUMNS:
+            most = max(MOST_BYTES_APART * len(array) // max(array.nbytes, 1), 1)
             apart[key] = array[:most].astype(str) if array.dtype.kind == "O" else array[:most]
         else:
             table |= _columns(key, array)
@@ -288,4 +278,4 @@ def _write_table(folder: Path, arrays: Mapping[str, Array]) -> list[str]:
     with replacing(folder / APART, sync=False) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **apart)  # type: ignore[arg-type]
     shown = ", ".join(f"{key} of {len(array):,} examples" for key, array in apart.items())
-    return [f"{APART} has pictures and what is more than {MOST_COLUMNS} columns: {shown}"]
+    return [f"{APART} has what is more than {MOST_COLUMNS} columns, or no vector: {shown}"]
