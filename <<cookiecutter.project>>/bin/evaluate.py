@@ -126,10 +126,11 @@ def evaluate_model(folder: Path, path: Path, config: dict[str, Any]) -> None:
     except (OSError, vegab.UsageError):
         raise
     except Exception as error:
-        # Whoever gave neither a loss nor a step for it expects no metrics.
-        if model.loss is not None or type(model).test_step is not keras.Model.test_step:
+        _, labels, _ = keras.utils.unpack_x_y_sample_weight(source.batch(0, 0))
+        has_step = type(model).test_step is not keras.Model.test_step
+        if has_step or (model.loss is not None and labels is not None):
             raise refusal(config, "model", error, f"the {split} set") from error
-        notes.append("no metrics, for the model has neither a loss nor a test_step")
+        notes.append("no metrics, which take a test_step, or labels and a loss")
     try:
         found = predictions.predict(model, source)
     except Exception as error:
