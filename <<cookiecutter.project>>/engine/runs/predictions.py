@@ -13,7 +13,7 @@ from engine.trees import named
 from vegab.files import replacing, write_atomically
 
 Array = np.ndarray
-MOST_EXAMPLES, MOST_BYTES = 200_000, 256_000_000  # that are predicted; metrics are of all
+MOST_EXAMPLES, MOST_BYTES = 100_000, 256_000_000  # that are predicted; metrics are of all
 TABLE, MOST_COLUMNS = "predictions.csv", 100
 APART, MOST_BYTES_APART = "predictions.npz", 64_000_000  # of each array
 MOST_CLASSES = 1_000  # that are counted one by one
@@ -70,16 +70,17 @@ def predict(model: Any, source: Any) -> Predictions:
         names = getattr(model, "output_names", None) or ()
         if isinstance(outputs, list | tuple) and len(outputs) == len(names):
             outputs = dict(zip(names, outputs, strict=True))
-        parts = [
-            {key: _plain(leaf) for key, leaf in named(nested, prefix).items() if leaf is not None}
-            for nested, prefix in ((x, "input"), (y, "label"), (outputs, "output"))
-        ]
-        parts[0] = {k: v if v.dtype.kind == "O" else v[:few].copy() for k, v in parts[0].items()}
-        left_out |= {key for key, array in parts[2].items() if array.shape[:1] != (size,)}
-        batches.append(parts)
-        num_bytes += sum(array.nbytes for part in parts for array in part.values())
+        batch = []
+        for nested, prefix in ((x, "input"), (y, "label"), (outputs, "output")):
+            arrays = {k: _plain(v) for k, v in named(nested, prefix).items() if v is not None}
+            batch.append({k: array for k, array in arrays.items() if array.shape[:1] == (size,)})
+        left_out |= arrays.keys() - batch[2].keys()
+        batch[0] = {k: v if v.dtype.kind == "O" else v[:few].copy() for k, v in batch[0].items()}
+        batches.append(batch)
+        for array in (array for part in batch for array in part.values()):
+            num_bytes += sum(map(len, array.flat)) if array.dtype.kind == "O" else array.nbytes
     features, labels, outputs = (
-        {k: _joined([batch[i][k] for batch in batches]) for k in batches[0][i] if k not in left_out}
+        {key: _joined([batch[i][key] for batch in batches]) for key in batches[0][i]}
         for i in range(3)
     )
     return Predictions(features, labels, outputs, left_out, num_examples)
@@ -246,9 +247,10 @@ def _write_residuals(path: Callable[[str], Path], title: str, true: Array, outpu
     if output.size > MOST_PANELS * len(output):
         true, output = true.reshape(-1), output.reshape(-1)
     wanted, given = _columns("prediction", true), _columns("prediction", output)
-    residuals = pd.DataFrame({key: given[key] - wanted[key] for key in given}).describe().T
-    write_atomically(path("residuals.csv"), residuals.rename_axis("of").to_csv(), sync=False)
     pairs = {key: (wanted[key], given[key]) for key in given}
+    residuals = {key: np.subtract(*pair[::-1], dtype=np.float64) for key, pair in pairs.items()}
+    table = pd.DataFrame(residuals).describe().T.rename_axis("of")
+    write_atomically(path("residuals.csv"), table.to_csv(), sync=False)
     pictures.draw_predicted_against_true(pairs, path("predicted_against_true.png"), title)
 
 
