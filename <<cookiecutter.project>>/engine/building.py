@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -164,3 +165,18 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an exception's message in one line, without what Keras and TensorFlow add."""
+    around = (
+        r"\x1b\[\d*m",
+        r"^Exception encountered when calling .*?\n\n",
+        r"\n\nArguments received by.*",
+        r"^Graph execution error:.*\n\n",
+        r"\s*\[\[\{\{node.*",
+    )
+    text = str(error)
+    for part in around:
+        text = re.sub(part, "", text, flags=re.DOTALL)
+    return " ".join(text.split())[:300] or type(error).__name__
