@@ -455,7 +455,7 @@ def parts_of(batch: Any) -> dict[str, Any]:
     return {name: part for name, part in zip(PARTS, parts, strict=False) if part is not None}
 
 
-def shown(batch: Any) -> str:
+def shapes_of(batch: Any) -> str:
     """Return dtype and shape of all that is in a batch, such as "x: float32 (32, 8, 8, 1)"."""
     import keras
 

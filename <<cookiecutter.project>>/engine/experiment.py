@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from engine.batches import FunctionBatches, shown
+from engine.batches import FunctionBatches, shapes_of
 from engine.building import REFUSALS, from_mapping, quiet_libraries, refusal, refusals_named
 from engine.devices import gpus, workers
 from engine.training import fingerprint
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from engine.checkpoints import Commit
     from engine.hooks import Hook
     from engine.training import Session, Work
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Experiment:
                 raise
             batch = train.batch(0, 0)
             key = culprit(self.model, batch)
-            raise refusal(self.config, key, error, f"a batch of {shown(batch)}") from error
+            raise refusal(self.config, key, error, f"a batch of {shapes_of(batch)}") from error
         # A callback may add to the logs what is to be monitored.
         if work.names and self.monitor not in (*work.names, None) and not self.callbacks:
             raise UsageError(
@@ -215,7 +217,7 @@ class Experiment:
             result = transfer.warm_start(self.model, checkpoint, pattern)
         except (OSError, ValueError) as error:
             raise UsageError(f"--warm_start: {error}") from error
-        logging.getLogger(__name__).info("%s", transfer.shown(result, checkpoint))
+        log.info("%s", transfer.shown(result, checkpoint))
 
     def hooks(self, terminal: TextIO | None) -> list["Hook"]:
         """Return what happens around the steps; `terminal` is where a progress bar may be drawn."""
@@ -347,6 +349,10 @@ def commit_named(folder: Path, checkpoint: str) -> Path:
         UsageError: if it is not there.
     """
     named = {"best": folder / "model_best.h5", "latest": folder / "model.h5"}
+    has_monitor = read_run(folder)["config"].get("monitor")
+    if checkpoint == "best" and not named["best"].is_file() and not has_monitor:
+        log.info("%s has no monitor to tell its best checkpoint: the latest is taken", folder)
+        checkpoint = "latest"
     path = named.get(checkpoint, Path(checkpoint))
     if not path.is_file():
         hint = "a run has its first after its first epoch"

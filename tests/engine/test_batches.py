@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from engine import batches
-from engine.batches import ArrayBatches, batch_source, digest, shown
+from engine.batches import ArrayBatches, batch_source, digest, shapes_of
 from src.data import flip, shift
 
 
@@ -76,7 +76,9 @@ def test_arrays_of_any_nesting_are_batches_as_fit_packs_them() -> None:
     assert x["both"][0].tolist() == [[6]]
     assert x["both"][1].tolist() == ["c"]
     assert (y.tolist(), y.dtype, weights.tolist()) == ([2], np.int64, [1])
-    assert shown(source.batch(0, 0)).startswith("x/both/0: float32 (2, 1), x/both/1: object (2,)")
+    assert shapes_of(source.batch(0, 0)).startswith(
+        "x/both/0: float32 (2, 1), x/both/1: object (2,)"
+    )
     mixed = batch_source((pd.DataFrame({"n": [1, 2], "word": ["a", "b"]}), np.arange(2)))
     assert {key: column.shape for key, column in mixed.batch(0, 0)[0].items()} == {
         "n": (2, 1),

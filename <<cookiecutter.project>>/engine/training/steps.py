@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from engine import keras_private
-from engine.batches import BatchSource, batch_source, shown
+from engine.batches import BatchSource, batch_source, shapes_of
 from engine.checkpoints import freeze
 from engine.devices import Workers, replicas
 from engine.training import draws
@@ -118,8 +118,8 @@ class _Traces:
             )
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{name} of the data is {shown(batch)}; expected the structure of the first batch, "
-                f"{shown(self._first)}"
+                f"{name} of the data is {shapes_of(batch)}; expected the structure of the first "
+                f"batch, {shapes_of(self._first)}"
             ) from error
 
     def get(self, spec: Any) -> Any:
