@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from engine.batches import FunctionBatches, shapes_of
 from engine.building import REFUSALS, from_mapping, quiet_libraries, refusal, refusals_named
 from engine.devices import gpus, workers
 from engine.training import fingerprint
@@ -62,6 +61,7 @@ class Experiment:
             UsageError: if model, loss, metrics and data do not fit, if a step uses what no
                 checkpoint holds and that is not allowed, or if there is no metric to monitor.
         """
+        from engine.batches import shapes_of
         from engine.training import culprit, work_on
 
         train = self.dataset.train
@@ -275,6 +275,7 @@ def prepare(
     settings = fingerprint.apply(fingerprint.settings_of(config, stored, before))
     import keras
 
+    from engine.batches import FunctionBatches
     from engine.devices import replicas
     from engine.training import draws, guard, make_variables
 
