@@ -20,6 +20,7 @@ PLAN: dict[str, Any] = {"grid": {}, "range": {}, "random": 0, "seeds": 0, "folds
 PLAN |= {"search": "", "trials": 0, "pruner": ""}
 LONGEST_NAME = 150  # bytes, of a folder; file systems allow 255
 RANGE = re.compile(r"(?P<low>\S+?)\s*\.\.\s*(?P<high>\S+?)(?P<log>\s+log)?")
+ENGINES, PRUNERS = ("optuna",), ("median", "halving", "hyperband")
 DIGITS = 4  # of a number that is drawn: more say nothing, and make long names
 KeyOf = Callable[[str], str]
 Settings = Mapping[str, Any]  # by dotted key
@@ -182,6 +183,34 @@ def _draw(text: str, key: str, number: int, seed: int) -> Any:
 def shortened(value: float) -> float:
     """Return a number with as many digits as a setting needs."""
     return float(f"{value:.{DIGITS}g}")
+
+
+def check_search(definition: Definition) -> None:
+    """Raise a UsageError if what is asked for does not fit together, or Optuna is not there."""
+    if definition.search:
+        require_one_of(ENGINES, "search", definition.search)
+    if definition.pruner:
+        require_one_of(PRUNERS, "pruner", definition.pruner)
+    if bool(definition.search) != bool(definition.trials):
+        raise UsageError("--search and --trials belong together; give both or none")
+    if not definition.search and bool(definition.random) != bool(definition.range):
+        raise UsageError("--range needs --random=DRAWS or --search; --random needs a --range")
+    if definition.search and definition.random:
+        raise UsageError("--search chooses by itself; leave --random out")
+    if definition.search and not (definition.range or definition.grid):
+        raise UsageError("--search needs something to choose from: give --range or --grid")
+    if definition.pruner and definition.search and definition.num_repeats > 1:
+        raise UsageError("--pruner compares single runs; leave out --seeds and --folds, or it")
+    if not (definition.search or definition.pruner):
+        return
+    if not definition.monitor:
+        raise UsageError("the config does not say which trial is best; add --monitor, as val_loss")
+    if definition.pruner == "hyperband" and not definition.num_epochs:
+        raise UsageError("--pruner hyperband needs num_epochs in the config; choose another pruner")
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise UsageError('--search and --pruner need Optuna: pip install "optuna>=4.5"') from None
 
 
 def trials_of(definition: Definition) -> list[Trial]:
