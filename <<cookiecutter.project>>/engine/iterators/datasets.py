@@ -47,12 +47,9 @@ class DatasetMixin:
     values, nested ones too, are called and replaced by what they return: an image that is read by
     a function is only read when somebody asks for the example. `dataset[2:5]` and `dataset[[7, 3]]`
     are lists of examples, `a + b` and `3 * a` are datasets.
-
-    Attributes:
-        append_labels: put the labels of an example under "labels_".
     """
 
-    append_labels: bool = False
+    append_labels: bool = False  # put the labels of an example under "labels_"
     data: Any
 
     def get_example(self, index: int) -> Example:
@@ -90,12 +87,7 @@ class DatasetMixin:
     def __getitem__(self, index: slice | Sequence[int] | Array) -> list[Example]: ...
 
     def __getitem__(self, index: int | slice | Sequence[int] | Array) -> Example | list[Example]:
-        """Return the example at `index`, or the list of those at the indices of a slice or list.
-
-        Raises:
-            IndexError: if an index is out of range.
-            TypeError: if `get_example` returns anything but a dict.
-        """
+        """Return the example at `index`, or the list of those at the indices of a slice or list."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if isinstance(index, (Sequence, np.ndarray)):
@@ -131,11 +123,7 @@ class DatasetMixin:
 
 
 class SubDataset(DatasetMixin):
-    """The examples of `data` at `subindices`, in that order; an index may come more than once.
-
-    Raises:
-        IndexError: if a subindex is not in [0, len(data)).
-    """
+    """The examples of `data` at `subindices`, as often and in the order as these come."""
 
     def __init__(self, data: DatasetMixin, subindices: Iterable[int]) -> None:
         self.data = data
@@ -158,14 +146,9 @@ class SubDataset(DatasetMixin):
 
 
 class ConcatenatedDataset(DatasetMixin):
-    """One dataset after the other.
+    """One dataset, or more, after the other.
 
-    Args:
-        datasets: at least one.
-        balanced: repeat the shorter ones until each is as long as the longest.
-
-    Raises:
-        ValueError: if there are no datasets, or an empty one is to be repeated.
+    If they are to be balanced, the shorter ones are repeated until each is as long as the longest.
     """
 
     def __init__(self, *datasets: DatasetMixin, balanced: bool = False) -> None:
@@ -198,12 +181,7 @@ class ConcatenatedDataset(DatasetMixin):
 class CsvDataset(DatasetMixin):
     """The rows of a CSV file: its columns are the labels, a row is an example.
 
-    Args:
-        config: `csv_path` is the file, `csv_arguments` (optional) are for `pandas.read_csv`.
-
-    Raises:
-        ValueError: if the config has no `csv_path`.
-        OSError: if the file cannot be read.
+    In the config, `csv_path` is the file, `csv_arguments` (optional) are for `pandas.read_csv`.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -233,12 +211,7 @@ class LabelDataset(DatasetMixin):
 
 
 class ExtraLabelsDataset(DatasetMixin):
-    """`data` with further labels.
-
-    Args:
-        data: the dataset.
-        labeler: called once with `data` and each index, returns a dict of that example's labels.
-    """
+    """`data` with further labels: a dict of them is what `labeler(data, index)` returns."""
 
     def __init__(
         self, data: DatasetMixin, labeler: Callable[[DatasetMixin, int], Mapping[str, Any]]
@@ -255,10 +228,7 @@ class ExtraLabelsDataset(DatasetMixin):
 class ProcessedDataset(DatasetMixin):
     """`data` with its examples processed.
 
-    Args:
-        data: the dataset.
-        process: called with an example's entries as keyword arguments, returns a dict.
-        update: merge that dict into the example; if not, it replaces the example.
+    What `process(**example)` returns is merged into the example, or replaces it if not `update`.
     """
 
     def __init__(
@@ -281,10 +251,8 @@ def make_examples(
     """Return the examples at `indices`; each is a function of seed, epoch and its index.
 
     So is what it draws from `prng`, from `random` and from NumPy's global generator, which are left
-    as they were.
-
-    Raises:
-        RuntimeError: if an example cannot be made; it names the dataset, the index and the reason.
+    as they were. Raises RuntimeError if an example cannot be made; it names the dataset, the index
+    and the reason.
     """
     states = random.getstate(), np.random.get_state()
     try:
@@ -299,11 +267,9 @@ def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Dicts and lists stay what they are, with the same keys and lengths; tuples become lists. A leaf
     of shape (...) in n examples becomes an array of shape (n, ...) of its dtype: Python numbers
-    become int64, float64 or bool arrays, and strings a unicode array.
-
-    Raises:
-        ValueError: if there are no examples, or they differ in their keys, in a leaf's shape or in
-            its kind; it names the path of keys, such as "views/0/image".
+    become int64, float64 or bool arrays, and strings a unicode array. Raises ValueError if there
+    are no examples, or they differ in their keys, in a leaf's shape or in its kind; it names the
+    path of keys, such as "views/0/image".
     """
     if not examples:
         raise ValueError("there are no examples to stack; expected at least one")
@@ -318,12 +284,13 @@ def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class ExampleBatches:
     """Batches of a dataset's examples: a batch source for training, and a `keras.utils.PyDataset`.
 
-    A batch is the stacked dict of its examples, see `stack`. Every example comes once an epoch.
-    As a PyDataset, for `predict` and `evaluate`, it holds the batches of epoch 0. It becomes one
-    when it is built: worker processes, which need none, would take seconds to import TensorFlow.
+    A batch is the stacked dict of its examples, see `stack`. Every example comes once an epoch. As
+    a PyDataset, for `predict` and `evaluate`, it holds the batches of epoch 0. It becomes one when
+    it is built: worker processes, which need none, would take seconds to import TensorFlow. Raises
+    ValueError if the dataset is empty, or an argument is out of range.
 
     Args:
-        dataset: the examples; at least one.
+        dataset: the examples.
         batch_size: examples a batch, at least 1; the last batch of an epoch may be smaller.
         seed: order and randomness of the examples are functions of it, at least 0.
         shuffle: a new order every epoch; if not, the dataset's own.
@@ -331,10 +298,6 @@ class ExampleBatches:
             The dataset is pickled for the workers, once: changes after the first batch do not
             reach them. A script that is run with workers needs `if __name__ == "__main__"`.
         max_batches: an epoch ends after so many batches, at least 1; None: with the examples.
-
-    Raises:
-        TypeError: if the dataset has no length.
-        ValueError: if it is empty, or an argument is out of range.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -383,10 +346,9 @@ class ExampleBatches:
     def batch(self, epoch: int, step: int) -> dict[str, Any]:
         """Return the batch at `step` of `epoch`, both counted from 0.
 
-        Raises:
-            IndexError: if the epoch has no such step.
-            RuntimeError: if an example cannot be made, or the worker processes died.
-            ValueError: if the examples do not stack, or the dataset cannot go to a worker process.
+        Raises IndexError if the epoch has no such step; RuntimeError if an example cannot be made,
+        or the worker processes died; ValueError if the examples do not stack, or the dataset cannot
+        go to a worker process.
         """
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch with {self.steps_per_epoch} steps")
