@@ -6,24 +6,17 @@ a function of seed, epoch and index: the same in every process and in whatever o
 Nothing here imports Keras until a batch source is built, so that worker processes start fast.
 """
 
-import multiprocessing
 import operator
-import os
-import pickle
 import random
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
 from functools import cache, cached_property
 from typing import Any, Self, overload
 
 import numpy as np
 
-from engine import endings
-from engine.batches import Array, ArrayBatches, require_at_least
+from engine.batches import Ahead, Array, ArrayBatches, require_at_least
+from engine.processes import Processes
 from engine.trees import Path, leaves, map_leaves
 
 Example = dict[str, Any]
@@ -325,9 +318,8 @@ class ExampleBatches:
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.max_batches = max_batches
-        self._pool: ProcessPoolExecutor | None = None
-        self._children: Sequence[Any] = ()
-        self._ahead: dict[tuple[int, int], list[Future[list[Example]]]] = {}
+        self._processes = Processes(dataset, num_workers, "set n_data_processes to 0")
+        self._ahead = Ahead(self._part, "examples", max(2 * num_workers, 1))
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, as a PyDataset does."""
@@ -352,65 +344,32 @@ class ExampleBatches:
         """
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch with {self.steps_per_epoch} steps")
-        if self.num_workers:
-            return stack(self._examples_of_workers(epoch, step))
-        return stack(make_examples(self.dataset, self._indices(epoch, step), self.seed, epoch))
+        if not self.num_workers:
+            return stack(make_examples(self.dataset, self._indices(epoch, step), self.seed, epoch))
+        # The workers make the next batch while the model learns from this one.
+        following = divmod(epoch * self.steps_per_epoch + step + 1, self.steps_per_epoch)
+        parts = self._parts(epoch, step)
+        more = self._parts(*following) if self.shuffle or following[0] == epoch else []
+        examples = []
+        for number, part in enumerate(parts):
+            examples += self._ahead.take(part, *parts[number + 1 :], *more)
+        return stack(examples)
 
     def close(self) -> None:
         """End the worker processes; a batch that is asked for later starts new ones."""
-        self._ahead = {}
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        self._processes.close()
 
     def _indices(self, epoch: int, step: int) -> Array:
         return self._all.batch(epoch, step)[0]
 
-    def _examples_of_workers(self, epoch: int, step: int) -> list[Example]:
-        for _ in range(2):
-            try:
-                asked = self._ahead.pop((epoch, step), None) or self._submit(epoch, step)
-                # The workers make the next batch while the model learns from this one.
-                following = divmod(epoch * self.steps_per_epoch + step + 1, self.steps_per_epoch)
-                if self.shuffle or following[0] == epoch:
-                    self._ahead = {following: self._submit(*following)}
-                return [example for part in asked for example in part.result()]
-            except BrokenProcessPool:
-                # A batch scheduler sends its SIGTERM to the workers too, and the step that this
-                # process wants to end before it stops needs them.
-                self.close()
-        # The pool ends the others by SIGTERM.
-        codes = {worker.exitcode or 0 for worker in self._children} - {0}
-        code = min(codes - {-signal.SIGTERM} or codes, default=1)
-        raise RuntimeError(
-            f"a worker process that makes the examples of {type(self.dataset).__name__} died "
-            f"twice: {endings.ending(code)}"
-        )
-
-    def _submit(self, epoch: int, step: int) -> list[Future[list[Example]]]:
-        """Have the batch made by the workers, a part by each; these run in order."""
-        for future in (future for parts in self._ahead.values() for future in parts):
-            future.cancel()
-        self._ahead = {}
-        pool = self._pool = self._pool or self._start_pool()
+    def _parts(self, epoch: int, step: int) -> list[tuple[Any, ...]]:
+        """Return epoch and indices of what each of the workers makes of a batch."""
         indices = self._indices(epoch, step)
         parts = np.array_split(indices, min(self.num_workers, len(indices)))
-        made = [pool.submit(_examples_in_worker, part, self.seed, epoch) for part in parts]
-        self._children = multiprocessing.active_children()
-        return made
+        return [(epoch, *part.tolist()) for part in parts]
 
-    def _start_pool(self) -> ProcessPoolExecutor:
-        try:
-            pickled = pickle.dumps(self.dataset)
-        except Exception as error:  # pickle raises half a dozen types
-            raise _not_for_workers(type(self.dataset).__name__, error) from error
-        return ProcessPoolExecutor(
-            self.num_workers,
-            # A fork would copy TensorFlow's locks without the threads that release them.
-            multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(type(self.dataset).__name__, pickled),
-        )
+    def _part(self, epoch: int, *indices: int) -> list[Example]:
+        return self._processes.call(make_examples, indices, self.seed, epoch)
 
 
 @cache
@@ -472,50 +431,3 @@ def _stacked(path: Path, values: Sequence[Any], number: int) -> Array:
     if len({array.dtype.kind in "SU" for array in arrays}) > 1:
         raise ValueError(f"'{name}' is text in some of the examples, but not in all")
     return np.stack(arrays)
-
-
-# What follows runs in a worker process. The dataset stays pickled there until it is asked for
-# examples: an error then reaches the one who asked, an error at the start would not.
-_given: dict[str, Any] = {}
-
-
-def _start_worker(name: str, pickled: bytes) -> None:
-    _given.update(name=name, pickled=pickled)
-    # A terminal sends these to workers too; the process that started them decides what to do.
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    # The GPU's memory is for training, should the dataset use TensorFlow.
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, be it by SIGKILL.
-
-    The pool's own pipes do not tell: a worker holds both ends of them.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _examples_in_worker(indices: Array, seed: int, epoch: int) -> list[Example]:
-    return make_examples(_unpickled_dataset(), indices, seed, epoch)
-
-
-@cache
-def _unpickled_dataset() -> DatasetMixin:
-    try:
-        dataset = pickle.loads(_given["pickled"])
-    except Exception as error:
-        raise _not_for_workers(_given["name"], error) from error
-    del _given["pickled"]
-    return dataset
-
-
-def _not_for_workers(name: str, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())
-    return ValueError(
-        f"{name} cannot be pickled for worker processes ({reason}); set n_data_processes to 0"
-    )
