@@ -295,6 +295,9 @@ class FunctionBatches:
 
     def _read(self, epoch: int, step: int) -> Any:
         if self._next != (epoch, step):
+            # An iterator of tf.data that goes while another is there waits for its autotuning, up
+            # to a minute.
+            self._iterator = iter(())
             opened = self.open_epoch(epoch)
             self.element_spec = getattr(opened, "element_spec", None)
             # tf.data skips without handing the batches to Python.
