@@ -150,13 +150,12 @@ def refusal(
     if frames:
         frame = (of_project or frames)[-1]
         place = f"{Path(frame.filename).name}, line {frame.lineno}; "
-    reason = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)
-    reason = " ".join(reason.split())
+    reason = f"KeyError: {error}" if isinstance(error, KeyError) else reason_of(error)
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     named = f"the model's {key}" if value is None else f"{key} {value!r}"
-    return UsageError(f"{named} does not take {what}: {reason[:300]} ({place}-l DEBUG shows all)")
+    return UsageError(f"{named} does not take {what}: {reason} ({place}-l DEBUG shows all)")
 
 
 def quiet_libraries() -> None:
