@@ -84,7 +84,8 @@ class Experiment:
             key = culprit(self.model, batch)
             raise refusal(self.config, key, error, f"a batch of {shapes_of(batch)}") from error
         # A callback may add to the logs what is to be monitored.
-        if work.names and self.monitor not in (*work.names, None) and not self.callbacks:
+        known = {None, "step", "learning_rate", *work.names}
+        if work.names and self.monitor not in known and not self.callbacks:
             raise UsageError(
                 f"monitor is {self.monitor!r}; choose one of {', '.join(sorted(work.names))}, or "
                 "--monitor= for none, so that no best checkpoint is kept"
