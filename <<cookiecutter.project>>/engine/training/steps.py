@@ -71,8 +71,9 @@ class _Traces:
     """A step of training or validation, compiled.
 
     One function does all batches that are like the first ones of the data. Where a batch has
-    another size than these, there is a function for which this dimension is open. So it depends on nothing
-    but the batch which function does it, in every process, and lengths that vary cost one trace.
+    another size than these, there is a function for which this dimension is open. So it depends on
+    nothing but the batch which function does it, in every process, and lengths that vary cost one
+    trace.
 
     Args:
         model: whose step it is.
