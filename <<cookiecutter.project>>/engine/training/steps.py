@@ -97,8 +97,8 @@ class _Traces:
         if source.steps_per_epoch > 2:  # the last one may be smaller, which is no reason
             self.base = self.spec_of(arrays_of(source.batch(0, 1)), "batch 2", number_too=True)
         if self.varies:
-            for step in range(2, min(source.steps_per_epoch - 1, FIRST_BATCHES)):
-                self.base = self.spec_of(arrays_of(source.batch(0, step)), f"batch {step + 1}")
+            for number in range(2, min(source.steps_per_epoch - 1, FIRST_BATCHES)):
+                self.base = self.spec_of(arrays_of(source.batch(0, number)), f"batch {number + 1}")
         if (declared := getattr(source, "element_spec", None)) is not None:
             self.base = keras.tree.map_structure(_opened_as, self.base, declared)
         self._loops = False
