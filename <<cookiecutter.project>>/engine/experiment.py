@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from engine.building import REFUSALS, from_mapping, quiet_libraries, refusal, refusals_named
+from engine.building import from_mapping, quiet_libraries, refusal, refusals_named
 from engine.devices import gpus, workers
 from engine.training import fingerprint
 from vegab import ConfigRegistry, UsageError, read_run, trust
@@ -77,7 +77,9 @@ class Experiment:
                 iterator=self.iterator,
                 allow_inexact=allow_inexact,
             )
-        except REFUSALS as error:
+        except (OSError, UsageError):
+            raise
+        except Exception as error:  # of the user's model, loss or metrics, whatever it is
             if self.iterator is not None:
                 raise
             batch = train.batch(0, 0)
