@@ -30,7 +30,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "many_outputs": ("--monitor=val_department_accuracy",),
     "diffusion": ("--monitor=val_i_loss",),
     "contrastive": ("--monitor=val_p_acc",),
-    "distillation": ("-p", "teacher", "TEACHER"),
+    "distillation": ("--warm_start=TEACHER", "--warm_start_vars=teacher.*"),
     "ctc": (),
     "dqn": (),
 }
@@ -64,10 +64,10 @@ def job_of(kind: str, lab: Lab) -> Job:
     else:
         named = [f"--dataset={kind}:data", f"--model={kind}:build", "--checkpoint_steps=4"]
         words = ["root", *named, *FLAGS[kind]]
-    if "TEACHER" in words:
+    if kind == "distillation":
         teaches = (*words[:2], f"--model={kind}:build_teacher", "--no_tensorboard")
-        teacher = lab.reference(Job("teacher", teaches)) / "model_best.h5"
-        words = [str(teacher) if word == "TEACHER" else word for word in words]
+        teacher = str(lab.reference(Job("teacher", teaches)))
+        words = [word.replace("TEACHER", teacher) for word in words]
     return Job(kind, (*words, "--no_tensorboard"))
 
 

@@ -6,7 +6,7 @@ from keras import layers, ops
 from src.data import get_digits
 
 
-def make_network(filters):
+def make_network(filters, name):
     return keras.Sequential(
         [
             keras.Input((8, 8, 1)),
@@ -14,7 +14,8 @@ def make_network(filters):
             layers.Conv2D(2 * filters, 3, strides=2, padding="same"),
             layers.Flatten(),
             layers.Dense(10),
-        ]
+        ],
+        name=name,
     )
 
 
@@ -44,7 +45,7 @@ class Distiller(keras.Model):
 
 
 def make_teacher():
-    model = make_network(16)
+    model = make_network(16, "teacher")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=["sparse_categorical_accuracy"])
     return model
@@ -52,7 +53,7 @@ def make_teacher():
 
 def make_distiller(teacher):
     teacher.trainable = False
-    model = Distiller(make_network(4), teacher)
+    model = Distiller(make_network(4, "student"), teacher)
     model.compile(
         optimizer="adam",
         metrics=["sparse_categorical_accuracy"],
@@ -76,4 +77,4 @@ def build_teacher(config):
 
 
 def build(config):
-    return make_distiller(keras.models.load_model(config["teacher"]))
+    return make_distiller(make_teacher())

@@ -9,15 +9,16 @@ from src.data import Dataset
 PAST, FUTURE = 24, 6
 
 
-def load_weather():
-    hours = np.arange(1500)[:, None]
-    noise = np.random.default_rng(0).normal(0, 0.1, (1500, 3))
+def load_weather(number=1500):
+    hours = np.arange(number)[:, None]
+    noise = np.random.default_rng(0).normal(0, 0.1, (number, 3))
     waves = np.sin(2 * np.pi * hours / np.array([24, 24 * 7, 500])) + noise
-    mean, deviation = waves[:1000].mean(0), waves[:1000].std(0)
-    return ((waves - mean) / deviation).astype("float32")
+    train = waves[: int(0.7 * number)]
+    return ((waves - train.mean(0)) / train.std(0)).astype("float32")
 
 
 def windows(begin, end, **kwargs):
+    begin, end = (int(share * len(WEATHER)) for share in (begin, end))
     x, y = WEATHER[begin : end - FUTURE], WEATHER[begin + PAST + FUTURE : end, 0]
     return keras.utils.timeseries_dataset_from_array(x, y, PAST, batch_size=64, **kwargs)
 
@@ -34,8 +35,8 @@ def make_model():
 
 
 def data(config):
-    train = lambda epoch, seed: windows(0, 1000, shuffle=True, seed=seed + epoch)  # noqa: E731
-    return Dataset(train, windows(1000, 1200), lambda: windows(1200, 1500))
+    train = lambda epoch, seed: windows(0, 0.7, shuffle=True, seed=seed + epoch)  # noqa: E731
+    return Dataset(train, windows(0.7, 0.85), lambda: windows(0.85, 1))
 
 
 def build(config):
