@@ -278,6 +278,7 @@ def test_a_filter_takes_words_and_conditions(look: Opener, page_path: Path, resu
         "state=finished n_filters=2": {"b", "c", HOSTILE_NAME},
         "n_filters=1": set(),  # not those with 10
         "n_filters>2": {"a"},
+        "test_loss>0": {"b", "c", HOSTILE_NAME},  # those that were evaluated
         "seed=1 state!=broken": {"c"},
         f"val_loss<{middle}": {n for n, v in best.items() if v is not None and v < middle},
         "finished struck": {HOSTILE_NAME},

@@ -1,4 +1,4 @@
-"""Evaluate a run on the test set; this is the only place where the test set is read.
+"""Evaluate runs on the test set; this is the only place where the test set is read.
 
 A run with an iterator is evaluated on one of its splits instead: what the iterator makes of each
 example is stored, see engine/iterators/evaluation.py, and handed to the config's callbacks.
@@ -16,20 +16,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from engine import checkpoints, pictures, training
-from engine.building import refusals_named
-from engine.experiment import Experiment, commit_named, config_of
+from engine import checkpoints, training
+from engine.building import reason_of, refusal, refusals_named
+from engine.experiment import commit_named, config_of
 from engine.runs import results
 from engine.training import fingerprint
 from src import experiment
 from vegab.config import load_file, merge, resolve_references
-from vegab.files import CONFIG, write_atomically, write_json
+from vegab.files import CONFIG, write_json
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(
-    run: str,
+    runs: Sequence[str],
     checkpoint: str = "best",
     *,
     evaluation: Sequence[str] = (),
@@ -37,17 +37,41 @@ def evaluate(
     split: str = "validation",
     callbacks_only: bool = False,
 ) -> None:
-    """Evaluate the run in folder RUN and write what comes out to RUN/eval.
+    """Evaluate runs on the test set; write what comes out to the folder eval of each.
 
     Args:
-        run: a run folder.
+        runs: run folders, folders of runs, or patterns in quotes such as 'results/lr_*'
         checkpoint: "best", "latest", or the path of a checkpoint.
         evaluation: evaluate with this config over the run's; may be repeated
         name: store outputs as NAME-STEP instead of by the config's or the split's name
         split: whose outputs are stored, where the config has an iterator
         callbacks_only: call the callbacks with the newest outputs that are stored, without a model
     """
-    folder = Path(run)
+    folders, problems = results.find_runs(runs)
+    if len(folders) > 1 and checkpoint not in ("best", "latest"):
+        raise vegab.UsageError(f"--checkpoint={checkpoint} is of one run; name only that one")
+    for folder in map(Path, folders):
+        try:
+            evaluate_run(folder, checkpoint, evaluation, name, split, callbacks_only)
+        except Exception as error:
+            if len(folders) == 1:
+                raise
+            log.debug("", exc_info=error)
+            is_said = isinstance(error, vegab.UsageError | OSError)
+            kind = "" if is_said else f"{type(error).__name__}: "
+            problems.append(f"{folder}: {kind}{reason_of(error)}")
+    results.tell(problems)
+
+
+def evaluate_run(
+    folder: Path,
+    checkpoint: str,
+    evaluation: Sequence[str],
+    name: str,
+    split: str,
+    callbacks_only: bool,
+) -> None:
+    """Evaluate one run; see `evaluate`."""
     config = config_of(folder, registry)
     if "iterator" in config:
         # Ended by a signal, it leaves nothing half written behind.
@@ -73,84 +97,67 @@ def evaluate(
         return
     if evaluation or name or callbacks_only or split != "validation":
         raise vegab.UsageError(
-            f"the config of {run} has no iterator; -e, --name, --split and --callbacks_only need "
-            "one, so leave them out"
+            f"the config of {folder} has no iterator; leave out -e, --name, --split and "
+            "--callbacks_only, which need one"
         )
     if "train" in config and not config["train"]["eval_feeder"]:
         raise vegab.UsageError(f"{folder} has no train.eval_feeder to evaluate on")
-    path = commit_named(folder, checkpoint)
-    prepared = experiment.build(config, trains=False)
-    epoch = prepared.load(path)["epoch"]
-    judge = evaluate_on_validation if "train" in config else evaluate_on_test_set
-    judge(folder, path, epoch, prepared)
+    evaluate_model(folder, commit_named(folder, checkpoint), config)
 
 
-def evaluate_on_validation(folder: Path, path: Path, epoch: int, prepared: Experiment) -> None:
-    """Write the metrics of a variant's model on the records of its eval_feeder."""
+def evaluate_model(folder: Path, path: Path, config: dict[str, Any]) -> None:
+    """Write metrics and predictions on the test set; of a variant, on what its eval_feeder has."""
     import keras
 
-    source = training.Validation(prepared.model, prepared.dataset.valid)
-    metrics = source.run(keras.callbacks.CallbackList(), stop=lambda: False) or {}
-    about, shown = write_summary(folder, path, epoch, "validation", metrics)
-    print(f"validation, {about}, in {folder / 'eval'}:  {shown}")
+    from engine.batches import batch_source
+    from engine.runs import predictions
 
-
-def evaluate_on_test_set(folder: Path, path: Path, epoch: int, prepared: Experiment) -> None:
-    """Write metrics, predictions and confusion matrix of a run's model on the test set."""
-    import numpy as np
-
-    features, labels = prepared.dataset.load_test()
-    metrics = prepared.model.evaluate(features, labels, batch_size=256, verbose=0, return_dict=True)
-    outputs = prepared.model.predict(features, batch_size=256, verbose=0)
-    about, shown = write_summary(folder, path, epoch, "test", metrics, num_examples=len(labels))
+    prepared = experiment.build(config, trains=False)
+    epoch = prepared.load(path)["epoch"]
+    model, dataset = prepared.model, prepared.dataset
+    split = "validation" if "train" in config else "test"
+    with refusals_named(config, "dataset"):
+        data = dataset.load_test() if split == "test" else dataset.valid
+        source = batch_source(data, shuffle=False)
+    found, metrics, notes = None, {}, []
+    try:
+        validation = training.Validation(model, source)
+        metrics = validation.run(keras.callbacks.CallbackList(), stop=lambda: False) or {}
+    except (OSError, vegab.UsageError):
+        raise
+    except Exception as error:
+        _, labels, _ = keras.utils.unpack_x_y_sample_weight(source.batch(0, 0))
+        has_step = type(model).test_step is not keras.Model.test_step
+        if has_step or (model.loss is not None and labels is not None):
+            raise refusal(config, "model", error, f"the {split} set") from error
+        notes.append("no metrics, which take a test_step, or labels and a loss")
+    try:
+        found = predictions.predict(model, source)
+    except Exception as error:
+        notes.append(f"no predictions: {reason_of(error)}")
+    if not found and not metrics:
+        raise vegab.UsageError(f"model {config['model']!r} cannot be evaluated: {'; '.join(notes)}")
     output = folder / "eval"
-    num_classes = prepared.dataset.num_classes
-    if num_classes == 2 and outputs.shape == (len(labels), 1):
-        outputs = np.concatenate([1 - outputs, outputs], axis=1)  # one output: that of class 1
-    if outputs.shape == (len(labels), num_classes):
-        title = f"{folder.resolve().name}, {path.name}, test set"
-        write_classification(output, title, features, np.ravel(labels), outputs)
-    else:
-        print(f"the outputs, of shape {outputs.shape}, are not those of a classifier: metrics only")
-    print(f"test set, {len(labels)} examples, {about}:  {shown}")
-    print(f"in {output}: {', '.join(sorted(file.name for file in output.iterdir()))}")
-
-
-def write_summary(
-    folder: Path, path: Path, epoch: int, split: str, metrics: Mapping[str, Any], **about: Any
-) -> tuple[str, str]:
-    """Write what was evaluated and the metrics to `eval/<split>.json`; return both as text."""
-    summary = {"checkpoint": path.name, "epoch": epoch, "split": split, **about}
+    output.mkdir(exist_ok=True)
+    summary = {"checkpoint": path.name, "epoch": epoch, "split": split}
+    number = ""
+    if found:
+        summary["num_examples"] = found.num_examples
+        number = f" {found.num_examples} examples,"
+        title = f"{folder.resolve().name}, {path.name}, {split} set"
+        losses = keras.tree.flatten(model.loss)
+        are_logits = all(getattr(loss, "from_logits", False) for loss in losses)
+        names = list(getattr(dataset, "class_names", None) or ())
+        notes += predictions.write(output, title, found, names, are_logits)
     summary["code_differs"] = fingerprint.code_differs(path)
-    values = {key: float(value) for key, value in metrics.items()}
     # JSON knows no NaN.
-    summary |= {key: value if math.isfinite(value) else None for key, value in values.items()}
-    (folder / "eval").mkdir(exist_ok=True)
-    write_json(folder / "eval" / f"{split}.json", summary)
-    shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-    return f"{path.name} of epoch {epoch}", shown
-
-
-def write_classification(
-    output: Path, title: str, features: Any, labels: Any, probabilities: Any
-) -> None:
-    """Write predictions, per-class metrics, the confusion matrix, and the first pictures.
-
-    Labels are an int array of shape (num_examples,), probabilities a float array of shape
-    (num_examples, num_classes); pictures have the shape (num_examples, height, width, 1 or 3).
-    """
-    import pandas as pd
-
-    predictions = probabilities.argmax(axis=1)
-    columns = {"label": labels, "prediction": predictions, "probability": probabilities.max(axis=1)}
-    table = pd.DataFrame(columns).rename_axis("index")
-    write_atomically(output / "predictions.csv", table.to_csv(), sync=False)
-    matrix = results.confusion_matrix(labels, predictions, probabilities.shape[1])
-    per_class = results.per_class_figures(matrix)
-    write_atomically(output / "per_class.csv", per_class.to_csv(), sync=False)
-    pictures.draw_confusion_matrix(matrix, output / "confusion_matrix.png", title)
-    if getattr(features, "ndim", 0) == 4 and features.shape[-1] in (1, 3):
-        pictures.save_examples(features, output / "examples.png")
+    summary |= {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+    write_json(output / f"{split}.json", summary)
+    for note in notes:
+        print(note)
+    shown = "".join(f"  {key} {value:.4g}" for key, value in metrics.items())
+    print(f"{split} set,{number} {path.name} of epoch {epoch}:{shown}")
+    print(f"in {output}: {', '.join(sorted(file.name for file in output.iterdir()))}")
 
 
 def config_asked_for(folder: Path, file: str, split: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Export a run's model: a SavedModel that needs nothing of this project, and a .keras file."""
+"""Export a run's model: a SavedModel that needs nothing of this project, .keras, weights, ONNX."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def export(run: str, output: str, checkpoint: str = "best") -> None:
 
     Args:
         run: a run folder.
-        output: a folder to make, for saved_model/ and model.keras
+        output: a folder to make, for each form that the model can have
         checkpoint: "best", "latest", or the path of a checkpoint
     """
     folder, target = Path(run), Path(output)
@@ -25,22 +26,25 @@ def export(run: str, output: str, checkpoint: str = "best") -> None:
     path = commit_named(folder, checkpoint)
     if "iterator" in config:
         raise vegab.UsageError(
-            f"the config of {run} has an iterator, which alone knows what its model takes; export "
-            "a compiled Keras model, or save yours in an evaluation callback"
+            f"the config of {run} has an iterator, and only that knows what its model takes; "
+            "export a compiled Keras model, or save yours in an evaluation callback"
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise vegab.UsageError(f"{output} is there already; give a new folder")
     prepared = experiment.build(config, trains=False)
     prepared.load(path)
-    from engine.hooks import export as write
+    import keras
 
-    batch = prepared.dataset.train.batch(0, 0)
-    features = batch[0] if isinstance(batch, tuple) else batch
-    signatures = write(prepared.model, features, prepared.serving, target)
+    from engine.hooks import exporters
+
+    features, *_ = keras.utils.unpack_x_y_sample_weight(prepared.dataset.train.batch(0, 0))
+    signatures, missing = exporters.export(prepared.model, features, prepared.serving, target)
     for name, inputs in signatures.items():
         print(f"{name}: {', '.join(f'{key} {spec}' for key, spec in inputs.items())}")
     fingerprint.code_differs(path)
-    print(f"{path.name} of {run}, in {output}: model.keras, saved_model")
+    if missing:
+        print(exporters.shown(missing))
+    print(f"{path.name} of {run}, in {output}: {', '.join(sorted(os.listdir(target)))}")
 
 
 if __name__ == "__main__":

@@ -131,15 +131,14 @@ def prepare(
             resume_inexact=resume_inexact,
             start=None if retrain else start,
             together=True,
-        )
+        ).with_work(allow_inexact)
         if start:
             prepared.check_start(start, retrain, *given)
     if start and not retrain:
         prepared.require_more_to_do(start, *given)
     if warm_start and not Path(save_path, checkpoints.LATEST).exists():
         prepared.warm_start(Path(warm_start), warm_start_vars)
-    # What the config names wrongly is refused now, before there is a run folder.
-    return prepared.with_work(allow_inexact)
+    return prepared
 
 
 def start_of(save_path: str, checkpoint: str, fork: str, from_epoch: int) -> Path | None:

@@ -32,6 +32,8 @@ registry.set_root_config(
         "fold": Key(0, "the part to validate on, from 0; the others are for training"),
         "augmented": Key(True, "move (and, for photographs, mirror) training images at random"),
         "model": Key("simple_cnn", "a name in src/models.py, or an import path such as pkg.mod:f"),
+        "loss": Key(None, "in place of the model's own: Keras' name, an import path, {output: …}"),
+        "metrics": Key(None, "the same for its metrics, such as [accuracy]"),
         "n_filters": Key(32, "filters of the first block; twice as many after each pooling"),
         "n_layers": Key(2, "blocks of convolution, normalisation and pooling, down to one pixel"),
         "dropout": Key(0.2, "share of the classifier's inputs that is dropped in training"),
@@ -51,7 +53,9 @@ registry.set_root_config(
         "fine_tune": Key(None, "regular expression: train only weights whose path matches"),
         "jit_compile": Key(False, "compile steps with XLA, for a GPU; needs --no_deterministic"),
         "checkpoint_steps": Key(0, "save a checkpoint every N steps, too; 0: never"),
-        "monitor": Key("val_loss", "column of history.csv that decides which epoch is the best"),
+        "monitor": Key(
+            "val_loss", "column of history.csv that decides which epoch is best; '': none"
+        ),
         **COMMON,
     }
 )

@@ -6,13 +6,20 @@ at step 1,000 of epoch 7 asks for that batch and gets the same bits.
 
 import hashlib
 import inspect
+import logging
+import os
+import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 Array = np.ndarray
 Arrays = tuple[Array, Array]
@@ -21,7 +28,14 @@ SHUFFLE_STREAM = 0
 AUGMENT_STREAM = 1
 DRAWS_PER_EXAMPLE = 4
 UNKNOWN, ENDLESS = -2, -1  # cardinalities of tf.data
-MOST_BATCHES = 1_000_001
+MOST_BATCHES = 1_000_000  # that are counted
+READ_AHEAD = 8  # batches
+SECONDS_TO_COMPARE = 60.0
+SECONDS_OF_SILENCE = 10.0
+PARTS = ("x", "y", "sample_weight")  # of a batch that is a tuple
+IN_ORDER = 256  # examples at a time, of arrays in memory that are validated or tested on
+DIGESTED_WHOLE = 2**30  # bytes of arrays in memory
+DIGESTED_ROWS = 1000  # of larger ones, and of those in files
 
 
 class BatchSource(Protocol):
@@ -32,7 +46,11 @@ class BatchSource(Protocol):
         """Number of batches in an epoch, at least 1."""
 
     def batch(self, epoch: int, step: int) -> Any:
-        """Return features and labels of `step` (from 0) in `epoch` (from 0)."""
+        """Return the batch at `step` (from 0) of `epoch` (from 0) as `fit` takes it.
+
+        It is x, (x, y) or (x, y, sample_weight), each an array or nested dicts, lists and tuples
+        of arrays.
+        """
 
 
 def random_generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
@@ -52,16 +70,17 @@ def require_at_least(least: int, **values: int) -> None:
 
 
 class Ahead:
-    """Calls a function in a thread, and already for what will be wanted next.
+    """Calls a function in threads, and already for what will be wanted next.
 
     Args:
-        function: never called by two threads at a time.
-        name: of the thread.
+        function: never called by two threads at a time, if there is one worker.
+        name: of the threads.
+        workers: number of threads.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, workers: int = 1) -> None:
         self._function = function
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._executor = ThreadPoolExecutor(max_workers=workers, thread_name_prefix=name)
         self._pending: dict[tuple[Any, ...], Future[Any]] = {}
 
     def take(self, wanted: tuple[Any, ...], *following: tuple[Any, ...]) -> Any:
@@ -76,63 +95,69 @@ class Ahead:
         return self._pending.pop(wanted).result()
 
     def close(self) -> None:
-        """Let the thread go."""
+        """Let the threads go."""
         self._executor.shutdown(cancel_futures=True)
 
 
 class ArrayBatches:
-    """Shuffled batches of arrays in memory; every example comes exactly once an epoch.
+    """Batches of arrays in memory; every example comes exactly once an epoch.
 
     Args:
-        features: array of shape (num_examples, ...).
-        labels: array of shape (num_examples, ...).
+        features: array of shape (num_examples, ...), or nested dicts, lists and tuples of arrays.
+            A DataFrame is the array of its rows, or, if not all are numbers, a dict of its columns;
+            a Series has the shape (num_examples, 1).
+        labels: the same; None: there are none.
         batch_size: examples a batch, at least 1; the last batch of an epoch may be smaller.
         seed: order and augmentation are functions of it, at least 0.
         prepare: maps raw features of a batch to what the model is given.
         augment: maps raw features (batch, ...) and float64 random numbers in [0, 1) of shape
             (batch, 4), which depend on seed, epoch and example only, to augmented features.
+        sample_weight: weights of the losses, an array of shape (num_examples,), or nested as the
+            labels are.
+        shuffle: whether each epoch has an order of its own; if not, it is that of the arrays.
 
     Raises:
-        ValueError: if there are no examples, features and labels differ in length, or batch size
-            or seed is out of range.
+        ValueError: if there are no examples, the arrays differ in length, or batch size or seed is
+            out of range.
     """
 
     def __init__(
         self,
-        features: Array,
-        labels: Array,
-        batch_size: int,
-        seed: int,
-        prepare: Callable[[Array], Array] | None = None,
-        augment: Callable[[Array, Array], Array] | None = None,
+        features: Any,
+        labels: Any = None,
+        batch_size: int = IN_ORDER,
+        seed: int = 0,
+        prepare: Callable[[Any], Any] | None = None,
+        augment: Callable[[Any, Array], Any] | None = None,
+        sample_weight: Any = None,
+        shuffle: bool = True,
     ) -> None:
-        if len(features) != len(labels) or len(features) == 0:
-            raise ValueError(
-                f"got {len(features)} features and {len(labels)} labels; "
-                "expected the same number of both, at least one"
-            )
         require_at_least(1, batch_size=batch_size)
         require_at_least(0, seed=seed)
-        self.features = features
-        self.labels = labels
+        self.features, self.labels, self.sample_weight = (
+            None if part is None else _map(_in_memory, part)
+            for part in (features, labels, sample_weight)
+        )
         self.batch_size = batch_size
         self.seed = seed
         self.prepare = prepare
         self.augment = augment
+        self.shuffle = shuffle
+        self._num_examples = _length_of((self.features, self.labels, self.sample_weight))
         self._epoch: int | None = None
-        self._order = np.empty(0, dtype=np.int64)
+        self._order = np.arange(len(self))
         self._draws = np.empty((0, DRAWS_PER_EXAMPLE))
 
     def __len__(self) -> int:
-        return len(self.features)
+        return self._num_examples
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches in an epoch, the last and perhaps smaller one included."""
         return -(-len(self) // self.batch_size)
 
-    def batch(self, epoch: int, step: int) -> Arrays:
-        """Return features and labels of `step` in `epoch`, both counted from 0.
+    def batch(self, epoch: int, step: int) -> Any:
+        """Return the batch at `step` of `epoch`, both counted from 0; see `BatchSource`.
 
         Raises:
             IndexError: if the epoch has no such step.
@@ -141,17 +166,28 @@ class ArrayBatches:
             raise IndexError(f"step {step} of an epoch with {self.steps_per_epoch} steps")
         if epoch != self._epoch:
             self._start_epoch(epoch)
-        rows = self._order[step * self.batch_size : (step + 1) * self.batch_size]
-        features = self.features[rows]
+        # A slice of what is not shuffled copies nothing.
+        part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        rows = self._order[part] if self.shuffle else part
+        features, labels, weights = (
+            _map(lambda array: array[rows], part)
+            for part in (self.features, self.labels, self.sample_weight)
+        )
         if self.augment:
             features = self.augment(features, self._draws[rows])
         if self.prepare:
             features = self.prepare(features)
-        return features, self.labels[rows]
+        if weights is not None:
+            return _map(_as_fit, (features, labels, weights))
+        if labels is not None:
+            return _map(_as_fit, (features, labels))
+        # As `fit` packs them: a model's own step is given x itself.
+        return _map(_as_fit, (features,) if isinstance(features, tuple | list) else features)
 
     def _start_epoch(self, epoch: int) -> None:
         """Cache what an epoch's batches share; it is a function of seed and epoch."""
-        self._order = random_generator(self.seed, epoch, SHUFFLE_STREAM).permutation(len(self))
+        if self.shuffle:
+            self._order = random_generator(self.seed, epoch, SHUFFLE_STREAM).permutation(len(self))
         if self.augment:
             generator = random_generator(self.seed, epoch, AUGMENT_STREAM)
             self._draws = generator.random((len(self), DRAWS_PER_EXAMPLE))
@@ -164,29 +200,99 @@ class FunctionBatches:
     Args:
         open_epoch: called with the epoch (from 0); returns an iterable of batches, such as a
             `tf.data.Dataset`: the same ones for the same epoch in every process.
-        steps_per_epoch: batches in every epoch; None: the first epoch is counted once.
+        is_the_same: whether every epoch is to give the same batches; see `settle`.
 
     Raises:
         ValueError: if an epoch holds no batches, or fewer than `steps_per_epoch`.
     """
 
     def __init__(
-        self, open_epoch: Callable[[int], Iterable[Any]], steps_per_epoch: int | None = None
+        self, open_epoch: Callable[[int], Iterable[Any]], is_the_same: bool = False
     ) -> None:
         self.open_epoch = open_epoch
-        if steps_per_epoch is None:
-            # Reading past an end that was not foreseen makes Keras count a step without data.
-            steps_per_epoch = _number_of_batches(open_epoch(0))
-        if steps_per_epoch < 1:
-            raise ValueError("the data has no batches; expected at least one an epoch")
-        self.steps_per_epoch = steps_per_epoch
+        self.is_the_same = is_the_same
+        self.element_spec: Any = None  # of tf.data: which dimensions may vary
+        self._first: dict[int, Any] = {}  # steps of epoch 0 that are asked for before all others
         self._next: tuple[int, int] | None = None
         self._iterator: Iterator[Any] = iter(())
+        self._ahead = Ahead(self._read, "data")
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        """Number of batches, of which the first epoch is read where it does not say it.
+
+        Raises:
+            ValueError: if there are none, or there is no end to them.
+        """
+        # Reading past an end that was not foreseen makes Keras count a step without data.
+        number = self._cardinality()
+        if number == UNKNOWN:
+            number = _counted(self.open_epoch(0))
+        if number == ENDLESS or number > MOST_BATCHES:
+            raise ValueError(
+                "the data has no end (or more than a million batches an epoch), so there is no "
+                "epoch; leave out repeat(), or cut it by take(steps)"
+            )
+        if not number:
+            raise ValueError("the data has no batches; expected at least one an epoch")
+        return number
+
+    def _cardinality(self) -> int:
+        opened = self.open_epoch(0)
+        return int(opened.cardinality()) if hasattr(opened, "cardinality") else UNKNOWN
+
+    def settle(self, steps_per_epoch: int | None) -> None:
+        """Find out how many batches there are, and compare two passes where all are to be the same.
+
+        The comparison ends after a minute.
+
+        Args:
+            steps_per_epoch: where an earlier attempt at the run has found both; None: none has.
+
+        Raises:
+            ValueError: if two passes differ, there are no batches, or there is no end to them.
+        """
+        if steps_per_epoch is not None:
+            if self._cardinality() == UNKNOWN:
+                self.steps_per_epoch = steps_per_epoch
+            return
+        start, number = time.monotonic(), 0
+        # Counted first: an end that is missing is refused before endless passes are compared.
+        steps, passes = self.steps_per_epoch, (self.open_epoch(0), self.open_epoch(0))
+        for first, second in zip(*passes, strict=False) if self.is_the_same else ():
+            if _digest(first) != _digest(second):
+                raise ValueError(
+                    "two passes over the tf.data.Dataset differ, so that a resumed run could not "
+                    "go on where it was; give a function (epoch, seed) -> tf.data.Dataset instead, "
+                    "which passes the seed to shuffle() and to every random operation"
+                )
+            number += 1
+            if time.monotonic() - start > SECONDS_TO_COMPARE:
+                break
+        if (seconds := time.monotonic() - start) > 1:
+            log.info(
+                "read the tf.data.Dataset for %.0f s, once in a run: it has %d batches, and two "
+                "passes agree in %d of them", seconds, steps, number,
+            )  # fmt: skip
 
     def batch(self, epoch: int, step: int) -> Any:
-        """Return the batch at `step` of `epoch`; the one that follows the last is found at once."""
+        """Return the batch at `step` of `epoch`; those that follow are read meanwhile."""
+        if epoch == 0 and step in self._first:
+            return self._first[step]
+        following = []
+        if "steps_per_epoch" in vars(self):  # if it is known already
+            begin = epoch * self.steps_per_epoch + step
+            for number in range(begin + 1, begin + 1 + READ_AHEAD):
+                following.append(divmod(number, self.steps_per_epoch))
+        batch = self._ahead.take((epoch, step), *following)
+        if epoch == 0 and step < 2:  # what a run looks at before it begins
+            self._first[step] = batch
+        return batch
+
+    def _read(self, epoch: int, step: int) -> Any:
         if self._next != (epoch, step):
             opened = self.open_epoch(epoch)
+            self.element_spec = getattr(opened, "element_spec", None)
             # tf.data skips without handing the batches to Python.
             skipped = opened.skip(step) if hasattr(opened, "skip") else islice(opened, step, None)
             self._iterator = iter(skipped)
@@ -195,148 +301,282 @@ class FunctionBatches:
         except StopIteration:
             raise ValueError(
                 f"epoch {epoch + 1} of the data ends after {step} batches; "
-                f"expected {self.steps_per_epoch}, as in the epochs before"
+                f"expected {self.steps_per_epoch}, as in the first"
             ) from None
         self._next = (epoch, step + 1)
-        import keras
-
-        return keras.tree.map_structure(np.asarray, batch)
+        return batch
 
 
-def _number_of_batches(opened: Iterable[Any]) -> int:
-    """Return how many batches an epoch has, which only reading tells where tf.data does not know.
-
-    Raises:
-        ValueError: if there is no end to them.
-    """
-    number = int(opened.cardinality()) if hasattr(opened, "cardinality") else UNKNOWN
-    if number == UNKNOWN:
-        number = sum(1 for _ in islice(opened, MOST_BATCHES))
-    if number in (ENDLESS, MOST_BATCHES):
-        raise ValueError(
-            "the data has no end (or more than a million batches an epoch), so there is no epoch; "
-            "leave out repeat(), or cut it by take(steps)"
-        )
+def _counted(opened: Iterable[Any]) -> int:
+    """Return how many batches there are, or one more than are counted; say if it takes long."""
+    start = said = time.monotonic()
+    number = 0
+    for number, _ in enumerate(islice(opened, MOST_BATCHES + 1), start=1):
+        if time.monotonic() - said > SECONDS_OF_SILENCE:
+            said = time.monotonic()
+            log.info("the data does not say its length: %d batches counted so far", number)
+    if time.monotonic() - start > 1:
+        log.info("counted %d batches in %.0f s", number, time.monotonic() - start)
     return number
 
 
 class PyDatasetBatches:
-    """Batches of a `keras.utils.PyDataset`, in an order of their own in every epoch.
+    """Batches of a `keras.utils.PyDataset`, made by its own number of workers.
 
     Its `on_epoch_begin` and `on_epoch_end` are called for each epoch up to the one asked for, as
     Keras would.
+
+    Args:
+        dataset: the PyDataset, or any object with `__len__`, `__getitem__` and `on_epoch_end`.
+        seed: of the order of the batches, another one in every epoch.
+        shuffle: whether there is such an order; if not, it is that of the dataset.
+
+    Raises:
+        ValueError: if the dataset has no batches, or no end.
     """
 
-    def __init__(self, dataset: Any, seed: int) -> None:
-        if not len(dataset):
-            raise ValueError("the PyDataset has no batches; expected at least one")
+    def __init__(self, dataset: Any, seed: int, shuffle: bool = True) -> None:
+        number = dataset.num_batches if hasattr(dataset, "num_batches") else len(dataset)
+        if not number:
+            kind = type(dataset).__name__
+            what = "has no end, so there is no epoch" if number is None else "has no batches"
+            raise ValueError(f"{kind} {what}; expected at least one batch, and a length")
         self.dataset = dataset
         self.seed = seed
-        self.steps_per_epoch = len(dataset)
-        self._epoch = 0
-        self._order: Array | None = None
+        self.shuffle = shuffle
+        self.steps_per_epoch = number
+        self._epoch = -1
+        self._order = np.arange(number)
+        workers = getattr(dataset, "workers", 1)
+        self._ahead = Ahead(self._item, "PyDataset", workers) if workers > 1 else None
+        self._num_ahead = max(getattr(dataset, "max_queue_size", 10), workers)
 
     def batch(self, epoch: int, step: int) -> Any:
         """Return the batch at `step` of `epoch`."""
         if epoch < self._epoch:
             raise ValueError("a PyDataset cannot go back to an earlier epoch")
-        if epoch > self._epoch or self._order is None:
-            if self._order is None:
-                self._begin()
-            while self._epoch < epoch:
+        while self._epoch < epoch:
+            if self._epoch >= 0:
                 self.dataset.on_epoch_end()
-                self._epoch += 1
-                self._begin()
-            generator = random_generator(self.seed, epoch, SHUFFLE_STREAM)
-            self._order = generator.permutation(len(self.dataset))
+            self._epoch += 1
+            if hasattr(self.dataset, "on_epoch_begin"):  # any object with the other methods will do
+                self.dataset.on_epoch_begin()
+            if self.shuffle:
+                generator = random_generator(self.seed, self._epoch, SHUFFLE_STREAM)
+                self._order = generator.permutation(self.steps_per_epoch)
+        if self._ahead is None:
+            return self._item(epoch, step)
+        last = min(step + self._num_ahead, self.steps_per_epoch)
+        return self._ahead.take((epoch, step), *((epoch, each) for each in range(step + 1, last)))
+
+    def _item(self, epoch: int, step: int) -> Any:
         return self.dataset[int(self._order[step])]
 
-    def _begin(self) -> None:
-        if hasattr(self.dataset, "on_epoch_begin"):  # any object with the other methods will do
-            self.dataset.on_epoch_begin()
 
-
-def batch_source(data: Any, seed: int) -> BatchSource:
-    """Return `data` as a batch source.
+def batch_source(
+    data: Any, batch_size: int = IN_ORDER, seed: int = 0, shuffle: bool = True, name: str = ""
+) -> BatchSource:
+    """Return whatever `fit` takes as a batch source.
 
     Args:
-        data: an object with `batch(epoch, step)` and `steps_per_epoch` or a length; a
-            `keras.utils.PyDataset`; a function `(epoch, seed) -> tf.data.Dataset` or a generator
-            function of the epoch; a `tf.data.Dataset` that gives the same batches at every pass.
+        data: arrays x, (x, y) or (x, y, sample_weight), each perhaps nested in dicts, lists and
+            tuples, DataFrames and their columns too; a `tf.data.Dataset` of batches that gives the
+            same ones at every pass; a function `(epoch, seed) -> tf.data.Dataset` or a generator
+            function of the epoch; a `keras.utils.PyDataset`; an object with `batch(epoch, step)`
+            and `steps_per_epoch` or a length.
+        batch_size: examples in a batch, of arrays.
         seed: of the order, where the order is ours to choose.
+        shuffle: whether it is.
+        name: of the data, for a refusal.
 
     Raises:
         TypeError: if it is none of these.
-        ValueError: if two passes over a `tf.data.Dataset` differ.
+        ValueError: if there is nothing in it.
     """
+    try:
+        return _source(data, batch_size, seed, shuffle)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{name}: {error}" if name else str(error)) from error
+
+
+def _source(data: Any, batch_size: int, seed: int, shuffle: bool) -> BatchSource:
     if hasattr(data, "batch") and hasattr(data, "steps_per_epoch"):
         return data
-    import tensorflow as tf
-
-    if isinstance(data, tf.data.Dataset):
-        if int(data.cardinality()) == ENDLESS:
-            return FunctionBatches(lambda epoch: data)  # which says what to do
-        first, second = ([_digest(batch) for batch in data] for _ in range(2))
-        if first != second:
-            raise ValueError(
-                "two passes over the tf.data.Dataset differ, so that a resumed run could not go "
-                "on where it was; give a function (epoch, seed) -> tf.data.Dataset instead, which "
-                "passes the seed to shuffle() and to every random operation"
-            )
-        return FunctionBatches(lambda epoch: data, len(first))
+    if hasattr(data, "element_spec"):  # a tf.data.Dataset
+        return FunctionBatches(lambda epoch: data, is_the_same=True)
     if hasattr(data, "batch") and hasattr(data, "__len__"):
         return SimpleNamespace(batch=data.batch, steps_per_epoch=len(data))
     if hasattr(data, "__getitem__") and hasattr(data, "on_epoch_end"):
-        return PyDatasetBatches(data, seed)
+        return PyDatasetBatches(data, seed, shuffle)
     if callable(data):
         number = len(inspect.signature(data).parameters)
         if number in (1, 2):
             return FunctionBatches(lambda epoch: data(*(epoch, seed)[:number]))
+    elif data is not None:
+        x, y, weight = (*data, None, None)[:3] if isinstance(data, tuple) else (data, None, None)
+        return ArrayBatches(x, y, batch_size, seed, sample_weight=weight, shuffle=shuffle)
     raise TypeError(
-        f"training data is a {type(data).__name__}; expected arrays in ArrayBatches, an object "
-        "with batch(epoch, step) and a length, a PyDataset, a function (epoch, seed) -> "
+        f"the data is a {type(data).__name__}; expected arrays, an object with batch(epoch, step) "
+        "and a length, a tf.data.Dataset, a PyDataset, a function (epoch, seed) -> "
         "tf.data.Dataset, or a generator function of the epoch"
     )
 
 
-def digest(source: BatchSource, valid: Any) -> str:
-    """Return a SHA-256 by which other data is noticed.
+def require_labels_in_classes(num_classes: int, *sources: Any) -> None:
+    """Look at labels that are integers, one an example: of arrays at all, else at the first batch.
 
-    A source with a method `digest()` speaks for itself. Arrays are read to the last byte; of other
-    sources, the first batch has to stand for all.
+    Args:
+        num_classes: they are to be in [0, num_classes).
+        sources: batch sources, or None.
+
+    Raises:
+        ValueError: if one is not.
     """
-    sha256 = hashlib.sha256(str(source.steps_per_epoch).encode())
-    parts: list[Array] = []
-    data: Any
-    for data in (source, valid):
-        if hasattr(data, "digest"):
-            sha256.update(data.digest().encode())
-        elif isinstance(data, ArrayBatches):
-            parts += [data.features, data.labels]
+    for source in sources:
+        if source is None:
+            continue
+        all_of_them = getattr(source, "labels", None)
+        labels = parts_of(source.batch(0, 0)).get("y") if all_of_them is None else all_of_them
+        if not hasattr(labels, "shape"):
+            continue  # there are none, or several
+        array = np.asarray(labels)
+        if array.dtype.kind in "iu" and array.size == len(array):
+            low, high = array.min(), array.max()
+            if low < 0 or high >= num_classes:
+                raise ValueError(
+                    f"the labels are from {low} to {high}; expected integers in [0, {num_classes}),"
+                    " as num_classes says"
+                )
+
+
+def parts_of(batch: Any) -> dict[str, Any]:
+    """Return x, y and sample_weight of a batch by these names, as far as it has them."""
+    parts = tuple(batch) if isinstance(batch, tuple) else (batch,)
+    return {name: part for name, part in zip(PARTS, parts, strict=False) if part is not None}
+
+
+def shapes_of(batch: Any) -> str:
+    """Return dtype and shape of all that is in a batch, such as "x: float32 (32, 8, 8, 1)"."""
+    import keras
+
+    return ", ".join(
+        f"{'/'.join((name, *map(str, path)))}: {np.asarray(leaf).dtype} {np.shape(leaf)}"
+        for name, part in parts_of(batch).items()
+        for path, leaf in keras.tree.flatten_with_path(part)
+    )
+
+
+def digest(*sources: Any) -> str:
+    """Return a SHA-256 by which other data is noticed; None stands for a source that is not there.
+
+    A source with a method `digest()` speaks for itself. Arrays in memory are read to the last byte,
+    if they are not larger than a gigabyte; of other sources, the first batch has to stand for all.
+    """
+    sha256 = hashlib.sha256(str(sources[0].steps_per_epoch).encode())
+    for source in sources:
+        if source is None:
+            continue
+        if hasattr(source, "digest"):
+            sha256.update(source.digest().encode())
+        elif isinstance(source, ArrayBatches):
+            arrays = _leaves((source.features, source.labels, source.sample_weight))
+            is_whole = sum(array.nbytes for array in arrays) <= DIGESTED_WHOLE
+            for array in arrays:
+                _update(sha256, array if is_whole else _some_rows(sha256, array))
         else:
-            parts += (
-                _flat(data.batch(0, 0))
-                if hasattr(data, "batch")
-                else _flat(data if data is not None else ())
-            )
-    for part in parts:
-        sha256.update(f"{part.dtype} {part.shape}".encode())
-        sha256.update(_content(part))
+            for array in _leaves(source.batch(0, 0)):
+                _update(sha256, array)
     return sha256.hexdigest()
 
 
+def _map(function: Callable[[Any], Any], nested: Any) -> Any:
+    """Call a function with each array; None, for a part that is not there, stays None."""
+    import keras
+
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), nested)
+
+
+def _leaves(nested: Any) -> list[Array]:
+    import keras
+
+    return [np.asanyarray(leaf) for leaf in keras.tree.flatten(nested) if leaf is not None]
+
+
+def _in_memory(leaf: Any) -> Any:
+    """Return what `fit` takes for an array as one; what is mapped from a file stays there.
+
+    A DataFrame with columns that are not numbers is a dict of arrays by the columns' names.
+    """
+    if not hasattr(leaf, "to_numpy"):  # not of pandas
+        return np.asanyarray(leaf)
+    if leaf.ndim == 1:
+        return leaf.to_numpy()[:, np.newaxis]
+    array = leaf.to_numpy()
+    return array if array.dtype != object else {str(n): _in_memory(leaf[n]) for n in leaf}
+
+
+def _as_fit(array: Array) -> Array:
+    """Return numbers in the precision of the model's weights, which `fit` casts arrays to."""
+    import keras
+
+    if np.asarray(array).dtype.kind != "f":
+        return array
+    return np.asarray(array, keras.config.dtype_policy().variable_dtype)
+
+
+def _length_of(parts: tuple[Any, ...]) -> int:
+    """Return the number of examples.
+
+    Raises:
+        ValueError: if it is none, or not the same everywhere.
+    """
+    import keras
+
+    lengths = {}
+    for part_name, part in zip(PARTS, parts, strict=True):
+        for path, leaf in keras.tree.flatten_with_path(part):
+            if leaf is None:
+                continue
+            name = "/".join((part_name, *map(str, path)))
+            if not np.ndim(leaf):
+                raise ValueError(f"{name} is the single value {leaf}; make an array of a list")
+            lengths[name] = len(leaf)
+    number = next(iter(lengths.values()), 0)
+    if number == 0 or set(lengths.values()) != {number}:
+        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise ValueError(
+            f"the numbers of examples are {listed or 'none'}; expected arrays with the same number "
+            "in all, at least one"
+        )
+    return number
+
+
 def _content(array: Array) -> Any:
-    """Return the bytes of an array; of one of objects, as texts are, what each of them shows."""
-    if array.dtype.hasobject:
-        return "\0".join(map(repr, array.reshape(-1).tolist())).encode()
-    return np.ascontiguousarray(array).data
+    """Return the bytes of an array; of one of objects, such as texts, those of each of them."""
+    if not array.dtype.hasobject:
+        return np.ascontiguousarray(array).data
+    entries = array.reshape(-1).tolist()
+    return b"\0".join(
+        str(each).encode() if isinstance(each, str | bytes) else pickle.dumps(each)
+        for each in entries
+    )
 
 
-def _flat(batch: Any) -> list[Array]:
-    import tensorflow as tf
+def _some_rows(sha256: Any, array: Array) -> Array:
+    """Return rows that stand for an array that is too large to read, which may be in a file."""
+    if isinstance(array, np.memmap) and array.filename is not None:
+        sha256.update(str(os.stat(array.filename).st_mtime_ns).encode())
+    sha256.update(str(array.shape).encode())
+    return array[np.linspace(0, len(array) - 1, min(DIGESTED_ROWS, len(array))).astype(np.int64)]
 
-    return [np.asarray(part) for part in tf.nest.flatten(batch)]
+
+def _update(sha256: Any, array: Array) -> None:
+    sha256.update(f"{array.dtype} {array.shape}".encode())
+    sha256.update(_content(array))
 
 
 def _digest(batch: Any) -> bytes:
-    return hashlib.sha256(b"".join(bytes(_content(part)) for part in _flat(batch))).digest()
+    sha256 = hashlib.sha256()
+    for array in _leaves(batch):
+        _update(sha256, array)
+    return sha256.digest()

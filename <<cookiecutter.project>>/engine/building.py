@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ CHOICES = {
     "monitor_mode": ("auto", "min", "max"),
 }
 MAX_SEED = 2**32 - 1
+REFUSALS = (ValueError, TypeError, KeyError)
 
 
 def callbacks_of(config: Mapping[str, Any]) -> list[Any]:
@@ -87,6 +89,21 @@ def from_mapping(
         return found(**arguments)
 
 
+def objects_of(config: Mapping[str, Any], key: str, value: Any) -> Any:
+    """Return what import paths and mappings with `class` stand for, wherever they are in `value`.
+
+    Names of Keras, which have no dot, are left to Keras.
+    """
+    if isinstance(value, list):
+        return [objects_of(config, key, each) for each in value]
+    if isinstance(value, Mapping) and "class" in value:
+        return from_mapping(config, key, value)
+    if isinstance(value, Mapping):  # by the outputs' names
+        return {name: objects_of(config, f"{key}.{name}", each) for name, each in value.items()}
+    is_path = isinstance(value, str) and not value.isidentifier()
+    return resolve(value, key) if is_path else value
+
+
 class Noting(dict[str, Any]):
     """A config that notes which of its keys are read."""
 
@@ -114,26 +131,32 @@ def refusals_named(config: Mapping[str, Any], key: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, KeyError) as error:
-        logging.getLogger(__name__).debug("%s", traceback.format_exc())
-        frames = traceback.extract_tb(error.__traceback__)[2:]  # without those of the block
-        of_project = [
-            frame
-            for frame in frames
-            if Path(frame.filename).is_relative_to(ROOT) and "site-packages" not in frame.filename
-        ]
-        place = ""
-        if frames:
-            frame = (of_project or frames)[-1]
-            place = f"{Path(frame.filename).name}, line {frame.lineno}; "
-        reason = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)
-        reason = " ".join(reason.split())
-        value: Any = config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        raise UsageError(
-            f"{key} {value!r} does not take this config: {reason[:300]} ({place}-l DEBUG shows all)"
-        ) from error
+    except REFUSALS as error:
+        raise refusal(config, key, error) from error
+
+
+def refusal(
+    config: Mapping[str, Any], key: str, error: BaseException, what: str = "this config"
+) -> UsageError:
+    """Return what is to be raised where the thing that a key names does not take `what`."""
+    logging.getLogger(__name__).debug("%s", "".join(traceback.format_exception(error)))
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without that of the block
+    of_project = [
+        frame
+        for frame in frames
+        if Path(frame.filename).is_relative_to(ROOT) and "site-packages" not in frame.filename
+    ]
+    place = ""
+    if frames:
+        frame = (of_project or frames)[-1]
+        place = f"{Path(frame.filename).name}, line {frame.lineno}; "
+    reason = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)
+    reason = " ".join(reason.split())
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    named = f"the model's {key}" if value is None else f"{key} {value!r}"
+    return UsageError(f"{named} does not take {what}: {reason[:300]} ({place}-l DEBUG shows all)")
 
 
 def quiet_libraries() -> None:
@@ -142,3 +165,18 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an exception's message in one line, without what Keras and TensorFlow add."""
+    around = (
+        r"\x1b\[\d*m",
+        r"^Exception encountered when calling .*?\n\n",
+        r"\n\nArguments received by.*",
+        r"^Graph execution error:.*\n\n",
+        r"\s*\[\[\{\{node.*",
+    )
+    text = str(error)
+    for part in around:
+        text = re.sub(part, "", text, flags=re.DOTALL)
+    return " ".join(text.split())[:300] or type(error).__name__

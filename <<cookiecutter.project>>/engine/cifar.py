@@ -24,6 +24,7 @@ class CifarSource:
     test_files: tuple[str, ...]
     label_key: bytes
     num_classes: int
+    class_names: tuple[str, ...] | None = None
 
 
 CIFAR = {
@@ -34,6 +35,10 @@ CIFAR = {
         test_files=("cifar-10-batches-py/test_batch",),
         label_key=b"labels",
         num_classes=10,
+        class_names=(
+            *("airplane", "automobile", "bird", "cat", "deer"),
+            *("dog", "frog", "horse", "ship", "truck"),
+        ),
     ),
     "cifar100": CifarSource(
         archive="cifar-100-python.tar.gz",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from engine.building import from_mapping, quiet_libraries
+from engine.building import REFUSALS, from_mapping, quiet_libraries, refusal, refusals_named
 from engine.devices import gpus, workers
 from engine.training import fingerprint
 from vegab import ConfigRegistry, UsageError, read_run, trust
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from engine.checkpoints import Commit
     from engine.hooks import Hook
     from engine.training import Session, Work
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,21 +58,37 @@ class Experiment:
             allow_inexact: note what a resumed run would not restore, instead of refusing it.
 
         Raises:
-            UsageError: if a step uses what no checkpoint holds, and that is not allowed.
+            UsageError: if model, loss, metrics and data do not fit, if a step uses what no
+                checkpoint holds and that is not allowed, or if there is no metric to monitor.
         """
-        from engine.training import work_on
+        from engine.batches import shapes_of
+        from engine.training import culprit, work_on
 
-        work = work_on(
-            self.model,
-            self.dataset.train,
-            self.dataset.valid,
-            callbacks=self.callbacks,
-            hooks=self.config_hooks,
-            num_steps=self.settings.get("num_steps"),
-            seed=self.config["seed"],
-            iterator=self.iterator,
-            allow_inexact=allow_inexact,
-        )
+        train = self.dataset.train
+        try:
+            work = work_on(
+                self.model,
+                train,
+                self.dataset.valid,
+                callbacks=self.callbacks,
+                hooks=self.config_hooks,
+                num_steps=self.settings.get("num_steps"),
+                seed=self.config["seed"],
+                iterator=self.iterator,
+                allow_inexact=allow_inexact,
+            )
+        except REFUSALS as error:
+            if self.iterator is not None:
+                raise
+            batch = train.batch(0, 0)
+            key = culprit(self.model, batch)
+            raise refusal(self.config, key, error, f"a batch of {shapes_of(batch)}") from error
+        # A callback may add to the logs what is to be monitored.
+        if work.names and self.monitor not in (*work.names, None) and not self.callbacks:
+            raise UsageError(
+                f"monitor is {self.monitor!r}; choose one of {', '.join(sorted(work.names))}, or "
+                "--monitor= for none, so that no best checkpoint is kept"
+            )
         return replace(self, work=work)
 
     def session(
@@ -168,7 +186,7 @@ class Experiment:
         from engine.checkpoints import digest_of, load_weights, read_state, verify
         from engine.training import Guard
 
-        digest = None
+        digest, has_weights = None, self.iterator is not None
         while digest != digest_of(path):
             digest = digest_of(path)
             verify(path)
@@ -177,7 +195,10 @@ class Experiment:
                 load_weights(path, self.model)
                 Guard(self.model).load_others(path, state.get("others", {}))
             except ValueError as error:
-                raise UsageError(f"{path} does not belong to this config: {error}") from error
+                if has_weights:
+                    raise UsageError(f"{path} does not belong to this config: {error}") from error
+                self.with_work(allow_inexact=True)  # a step makes those of a subclassed model
+                digest, has_weights = None, True
         return state
 
     def warm_start(self, checkpoint: Path, pattern: str) -> None:
@@ -196,7 +217,7 @@ class Experiment:
             result = transfer.warm_start(self.model, checkpoint, pattern)
         except (OSError, ValueError) as error:
             raise UsageError(f"--warm_start: {error}") from error
-        logging.getLogger(__name__).info("%s", transfer.shown(result, checkpoint))
+        log.info("%s", transfer.shown(result, checkpoint))
 
     def hooks(self, terminal: TextIO | None) -> list["Hook"]:
         """Return what happens around the steps; `terminal` is where a progress bar may be drawn."""
@@ -254,8 +275,9 @@ def prepare(
     settings = fingerprint.apply(fingerprint.settings_of(config, stored, before))
     import keras
 
+    from engine.batches import FunctionBatches
     from engine.devices import replicas
-    from engine.training import draws, guard
+    from engine.training import draws, guard, make_variables
 
     # Names start over, so that a second model in one process has those of the first.
     keras.utils.clear_session(free_memory=False)
@@ -271,12 +293,27 @@ def prepare(
                 raise UsageError("a config with an iterator trains on one GPU; give --gpus one")
             replicas.make_seed_generator()
         built = make(config, save_path)
+        fine_tune, is_eager = (
+            built.settings.get("fine_tune"),
+            getattr(built.model, "run_eagerly", False),
+        )
+        if built.iterator is None and (several is not None or fine_tune or is_eager):
+            # They have to be there before a step is traced, or none is.
+            with refusals_named(config, "model"):
+                make_variables(built.model, built.dataset.train.batch(0, 0), fine_tune)
+    if not trains and save_path is None:
+        return built
     all_workers = workers.Workers(getattr(built.model, "distribute_strategy", None))
     if all_workers.num_replicas > 1:
         replicas.prepare(built.model)
     # Made now, so that what the config names wrongly is refused.
     named = config["hooks"] if trains else ()
     config_hooks = [from_mapping(config, "hooks", entry) for entry in named]
+    for name in ("train", "valid") if trains else ():
+        source = getattr(built.dataset, name)
+        if isinstance(source, FunctionBatches):
+            with refusals_named(config, "dataset"):
+                source.settle(((stored or {}).get("counted") or {}).get(name))
     now = fingerprint.take(config, settings, built.dataset, all_workers.layout)
     shown = {key: json.dumps(value, sort_keys=True) for key, value in now.items()}
     all_workers.require_same(shown, "and would not make the same updates")
@@ -313,6 +350,10 @@ def commit_named(folder: Path, checkpoint: str) -> Path:
         UsageError: if it is not there.
     """
     named = {"best": folder / "model_best.h5", "latest": folder / "model.h5"}
+    has_monitor = read_run(folder)["config"].get("monitor")
+    if checkpoint == "best" and not named["best"].is_file() and not has_monitor:
+        log.info("%s has no monitor to tell its best checkpoint: the latest is taken", folder)
+        checkpoint = "latest"
     path = named.get(checkpoint, Path(checkpoint))
     if not path.is_file():
         hint = "a run has its first after its first epoch"

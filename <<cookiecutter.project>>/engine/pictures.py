@@ -1,4 +1,4 @@
-"""Draws: learning curves of one run or many, confusion matrices. Needs no Keras."""
+"""Draws what a run or an evaluation shows in pictures. Needs no Keras."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_EXAMPLES = 16  # that an evaluation keeps a picture of
+NUM_SHOWN = 8  # of them, where each has several pictures
+MOST_NAMED = 20  # classes; more would not be legible
+MOST_POINTS = 10_000
+LONGEST_NAME = 24  # characters
 
 
 def draw_learning_curve(
@@ -66,24 +70,86 @@ def draw_learning_curve(
     save_figure(figure, run / "learning_curve.png")
 
 
-def draw_confusion_matrix(matrix: "np.ndarray", path: Path, title: str) -> None:
+def draw_confusion_matrix(
+    matrix: "np.ndarray", path: Path, title: str, class_names: Sequence[Any]
+) -> None:
     """Draw counts of labels (rows) against predictions (columns) into a PNG file."""
     num_classes = len(matrix)
     figure = new_figure(width=5.2, height=4.8)
     axes = figure.add_subplot()
     shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if num_classes <= 20:  # more would not be legible
+    if num_classes <= MOST_NAMED:
         for label, prediction in zip(*matrix.nonzero(), strict=True):
             color = "white" if shares[label, prediction] > 0.5 else "black"
             count = str(matrix[label, prediction])
             axes.text(prediction, label, count, ha="center", va="center", fontsize=8, color=color)
-        axes.set_xticks(range(num_classes))
-        axes.set_yticks(range(num_classes))
+        names = [str(name)[:LONGEST_NAME] for name in class_names]
+        rotation = 90 if max(map(len, names)) > 2 else 0
+        axes.set_xticks(range(num_classes), names, rotation=rotation, parse_math=False)
+        axes.set_yticks(range(num_classes), names, parse_math=False)
     axes.set_xlabel("prediction")
     axes.set_ylabel("label")
     axes.set_title(title, fontsize=11)
     figure.colorbar(image, ax=axes, label="share of the label", shrink=0.8)
+    save_figure(figure, path)
+
+
+def draw_predicted_against_true(
+    pairs: Mapping[str, tuple["np.ndarray", "np.ndarray"]], path: Path, title: str
+) -> None:
+    """Draw a panel for each name: true values to the right, predicted ones upwards."""
+    import numpy as np
+
+    figure = new_figure(width=3.6 * len(pairs), height=3.9)
+    panels = figure.subplots(1, len(pairs), squeeze=False)[0]
+    for axes, (name, (true, predicted)) in zip(panels, pairs.items(), strict=True):
+        finite = np.isfinite(true) & np.isfinite(predicted)
+        points = np.stack([true[finite], predicted[finite]])[:, :: len(true) // MOST_POINTS + 1]
+        axes.plot(*points, ".", color="#0072B2", markersize=4, markeredgewidth=0, alpha=0.5)
+        if points.size:
+            ends = [points.min(), points.max()]
+            axes.plot(ends, ends, color="0.6", linewidth=1, zorder=0)
+        axes.set(xlabel="true", ylabel="predicted", aspect="equal")
+        axes.set_title(name if len(pairs) > 1 else "", fontsize=10, parse_math=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    save_figure(figure, path)
+
+
+def draw_examples(
+    rows: Mapping[str, "np.ndarray"], path: Path, title: str, class_names: Sequence[Any] = ()
+) -> None:
+    """Draw the first pictures of a set side by side, a row for each name, into a PNG file.
+
+    Pictures have the shape (num_images, height, width, 1 or 3). The least value of a row becomes
+    black and the largest white; a last row that can be compared takes the scale of the one above.
+    Integers of shape (num_images, height, width) are classes, of which `class_names` names each.
+    """
+    from matplotlib import colormaps
+
+    num_images = min(NUM_SHOWN, *map(len, rows.values()))
+    width = 1.2 * num_images + 0.5 + 1.4 * bool(class_names)
+    figure = new_figure(width, height=1.2 * len(rows) + 0.6)
+    panels = figure.subplots(len(rows), num_images, squeeze=False)
+    low, span, form = 0.0, 1.0, None
+    for line, (name, images) in zip(panels, rows.items(), strict=True):
+        before, form = form, (images.dtype.kind, images.shape[3:])
+        if line is not panels[-1] or form != before:
+            low = float(images.min())
+            span = float(images.max()) - low or 1
+        for axes, image in zip(line, images, strict=False):
+            if image.ndim == 2:
+                colors = colormaps["viridis"].resampled(len(class_names))
+                shown = axes.imshow(image, colors, vmin=-0.5, vmax=len(class_names) - 0.5)
+            else:
+                axes.imshow(((image - low) / span).clip(0, 1), "gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name)
+    figure.suptitle(title, fontsize=11)
+    if 0 < len(class_names) <= MOST_NAMED:
+        bar = figure.colorbar(shown, ax=panels, ticks=range(len(class_names)))
+        bar.set_ticklabels([str(name)[:LONGEST_NAME] for name in class_names], parse_math=False)
     save_figure(figure, path)
 
 

@@ -48,3 +48,17 @@ def call_leaves(fetches: Any, *arguments: Any, **feeds: Any) -> Any:
 def copied(nested: Any) -> Any:
     """Return nested dictionaries, lists (tuples too) and arrays anew; other leaves as they are."""
     return map_leaves(nested, lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
+
+
+def named(nested: Any, prefix: str) -> dict[str, Any]:
+    """Return the leaves by their keys joined with "_", in the order of `keras.tree.flatten`.
+
+    `prefix` stands before an index at the top, and for the key of a leaf that is not nested.
+    """
+    import keras
+
+    found = {}
+    for path, leaf in keras.tree.flatten_with_path(nested):
+        keys = path if path and isinstance(path[0], str) else (prefix, *path)
+        found["_".join(map(str, keys))] = leaf
+    return found

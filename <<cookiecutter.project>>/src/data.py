@@ -3,7 +3,7 @@
 To add one, write a function like `get_digits` and enter it in `DATASETS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,31 +11,42 @@ from typing import Any
 
 import numpy as np
 
-from engine.batches import Array, ArrayBatches, Arrays, BatchSource
+from engine.batches import Array, ArrayBatches, Arrays
 from engine.cifar import CIFAR, _cifar_archive, _read_cifar
 
 DIGITS = Path(__file__).resolve().parents[1] / "data" / "digits" / "digits.npz"
+
+
+def no_test_set() -> Any:
+    """Stand for a test set that is missing."""
+    raise ValueError("it has no test set; give its Dataset a load_test")
 
 
 @dataclass(frozen=True)
 class Dataset:
     """What a model is trained and judged on.
 
+    Each of the three is what `fit` takes: arrays x, (x, y) or (x, y, sample_weight), nested and by
+    name if you like; a `tf.data.Dataset` of batches; a function `(epoch, seed) -> tf.data.Dataset`;
+    a `keras.utils.PyDataset`; or any object with `steps_per_epoch` and `batch(epoch, step)`.
+
     Attributes:
-        train: batches for training.
-        valid: features and labels to validate on after each epoch, or None.
-        load_test: reads the test set. It is called by evaluation alone: what training never holds
-            cannot leak into it.
+        train: what is trained on; of arrays, each epoch shuffles the examples.
+        valid: what is validated on after each epoch; None: nothing is.
+        load_test: reads the test set. Only evaluation calls it: what training never holds cannot
+            leak into it.
         input_shape: shape of one example's features, without the batch dimension; None: as the
             first batch has it.
         num_classes: labels are integers in [0, num_classes); None: there are no classes.
+        class_names: of the classes, in their order; None: they are shown by number.
     """
 
-    train: BatchSource
-    valid: Arrays | None
-    load_test: Callable[[], Arrays]
+    train: Any
+    valid: Any = None
+    load_test: Callable[[], Any] = no_test_set
     input_shape: tuple[int, ...] | None = None
     num_classes: int | None = None
+    class_names: Sequence[str] | None = None
 
 
 def get_digits(config: Mapping[str, Any]) -> Dataset:
@@ -100,6 +111,7 @@ def get_cifar(config: Mapping[str, Any], which: str) -> Dataset:
         load_test=load_test,
         input_shape=(32, 32, 3),
         num_classes=source.num_classes,
+        class_names=source.class_names,
     )
 
 

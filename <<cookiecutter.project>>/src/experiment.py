@@ -13,6 +13,7 @@ from engine.building import (
     callbacks_of,
     check_common_ranges,
     learning_rate_schedule,
+    objects_of,
     refusals_named,
     require_at_least_one,
 )
@@ -30,6 +31,8 @@ OF_COMPILING: dict[str, Any] = {
     "optimizer_arguments": {},
     "accumulate_steps": 1,
     "jit_compile": False,
+    "loss": None,
+    "metrics": None,
 }
 
 
@@ -66,11 +69,10 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
 
     import keras
 
-    from engine.batches import batch_source
+    from engine.batches import batch_source, require_labels_in_classes
     from engine.checkpoints import is_lower_better
-    from engine.training import floats, make_variables
     from src.data import DATASETS, Dataset
-    from src.models import MODELS, Model
+    from src.models import CLASSIFIER, MODELS, Model
 
     # ---- read the data ----
     get_dataset = resolve(config["dataset"], "dataset", DATASETS)
@@ -81,10 +83,13 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
                 f"dataset {config['dataset']!r} gives a {type(dataset).__name__}; expected a "
                 "src.data.Dataset, or, for a dataset of examples, a config with the key 'iterator'"
             )
-        dataset = replace(dataset, train=batch_source(dataset.train, config["seed"]))
-        if dataset.valid is not None and not isinstance(dataset.valid, tuple | list):
-            dataset = replace(dataset, valid=batch_source(dataset.valid, config["seed"]))
-        first = dataset.train.batch(0, 0)
+        train, valid = dataset.train, dataset.valid
+        train = batch_source(train, config["batch_size"], config["seed"], name="train")
+        valid = batch_source(valid, shuffle=False, name="valid") if valid is not None else None
+        dataset = replace(dataset, train=train, valid=valid)
+        first = train.batch(0, 0)
+        if dataset.num_classes is not None:
+            require_labels_in_classes(dataset.num_classes, train, valid)
 
     # ---- build the model ----
     entry = resolve(config["model"], "model", MODELS)
@@ -114,31 +119,27 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
             arguments["gradient_accumulation_steps"] = config["accumulate_steps"]
         with refusals_named(config, "optimizer"):
             optimizer = optimizer(**arguments)
-        jit_compile = config["jit_compile"]
-        model.compile(optimizer, entry.loss, metrics=list(entry.metrics), jit_compile=jit_compile)
+        # What the settings say takes the place of what stands with the model.
+        loss, metrics = entry.loss, entry.metrics
+        if loss is config["loss"] is None and dataset.num_classes is not None:
+            loss, metrics = CLASSIFIER
+        if config["loss"] is not None:
+            loss = objects_of(config, "loss", config["loss"])
+        if config["metrics"] is not None:
+            metrics = objects_of(config, "metrics", config["metrics"])
+        metrics = [metrics] if isinstance(metrics, str) else metrics
+        with refusals_named(config, "model"):
+            model.compile(optimizer, loss, metrics=metrics, jit_compile=config["jit_compile"])
 
-    # ---- a first batch shows whether model and data fit, before anything is written ----
-    with refusals_named(config, "model"):
-        metrics = floats(make_variables(model, first, config["fine_tune"]))
-    monitor = config["monitor"]
-    if dataset.valid is None:
-        monitor = monitor.removeprefix("val_")
-    callbacks = callbacks_of(config)
-    # A callback may add to the logs what is to be monitored.
-    is_known = monitor.removeprefix("val_") in metrics or callbacks
-    if monitor.startswith("val_") and not is_known:
-        raise UsageError(
-            f"monitor is {config['monitor']!r}; choose one of {', '.join(sorted(metrics))}, "
-            "or one with val_ before it"
-        )
+    monitor = config["monitor"] if valid is not None else config["monitor"].removeprefix("val_")
     with refusals_named(config, "monitor"):
-        is_lower_better(monitor, config["monitor_mode"])
+        is_lower_better(monitor or None, config["monitor_mode"])
     return Experiment(
         config=config,
         dataset=dataset,
         model=model,
-        monitor=monitor,
-        callbacks=callbacks,
+        monitor=monitor or None,
+        callbacks=callbacks_of(config),
         learning_rates=rates,
     )
 

@@ -3,7 +3,7 @@
 To add one, write a function like `build_simple_cnn` and enter it in `MODELS` with loss and metrics.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -54,15 +54,19 @@ class Model(NamedTuple):
     Attributes:
         build: called with the config and, if it has such parameters, `input_shape`, `num_classes`
             and `dataset`.
-        loss: as Keras takes it.
-        metrics: as Keras takes them.
+        loss: as Keras takes it; the setting `loss` takes its place. None: cross-entropy, and
+            accuracy as the metric, if the data has classes.
+        metrics: as Keras takes them; the setting `metrics` takes their place.
     """
 
     build: Callable[..., keras.Model]
-    loss: Any = "sparse_categorical_crossentropy"
-    metrics: Sequence[Any] = ("accuracy",)
+    loss: Any = None
+    metrics: Any = ()
+
+
+CLASSIFIER = ("sparse_categorical_crossentropy", ["accuracy"])  # loss and metrics
 
 
 MODELS: dict[str, Model] = {
-    "simple_cnn": Model(build_simple_cnn),
+    "simple_cnn": Model(build_simple_cnn, *CLASSIFIER),
 }

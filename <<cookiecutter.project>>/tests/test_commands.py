@@ -59,7 +59,7 @@ def test_evaluate_reads_the_test_set_and_writes_what_comes_out(command: Command,
     assert (labels == predictions).mean() == pytest.approx(summary["accuracy"], abs=1e-6)
     assert imread(run / "eval" / "confusion_matrix.png").size
     refused = command("bin/evaluate.py", "no_such_run", code=2)
-    assert "no_such_run is not a run folder" in refused.stderr
+    assert "nothing matches 'no_such_run'" in refused.stderr
 
 
 def test_export_writes_a_model_that_needs_nothing_of_the_project(

@@ -185,8 +185,9 @@ def wrap_no_config_registry(
     """Runs `func` as a program and ends with `sys.exit`.
 
     Parameters without a default are positional, those with one are flags `--name=value` of its
-    type, those of `list[str]` may be repeated. If one of them is called `save_path`, it is a run
-    folder as it is for `wrap`, and the other arguments are its config. `short_flags` as for `wrap`.
+    type, and those of `list[str]` take several: flags that are repeated, or words. If one of them
+    is called `save_path`, it is a run folder as it is for `wrap`, and the other arguments are its
+    config. `short_flags` as for `wrap`.
     """
 
     def program(arguments: list[str]) -> int:
@@ -201,7 +202,8 @@ def wrap_no_config_registry(
             kind = _type_of(p) or str
             read = _read_bool if kind is bool else kind
             about = _explanations(func).get(p.name, "").replace("%", "%%")
-            parser.add_argument(p.name, metavar=p.name.upper(), type=read, help=about)
+            nargs = "+" if LIST_OF_TEXT.fullmatch(str(p.annotation)) else None
+            parser.add_argument(p.name, metavar=p.name.upper(), type=read, nargs=nargs, help=about)
         args, overrides = _parse(parser, arguments, {}, {}, flags)
         of_flags = _read_flags(flags, overrides)
         args.overrides = {o.key: of_flags[o.key] for o in overrides}

@@ -27,17 +27,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_evaluate_writes_figures_of_each_class_and_the_first_pictures(
-    quick_command: Command, run: Path
-) -> None:
+def test_evaluate_writes_the_first_pictures(quick_command: Command, run: Path) -> None:
     done = quick_command("bin/evaluate.py", run)
     assert done.returncode == 0, done.stderr
-    _, *rows = (run / "eval" / "predictions.csv").read_text().splitlines()
-    labels, predictions = np.array([row.split(",")[1:3] for row in rows], dtype=int).T
-    per_class = (run / "eval" / "per_class.csv").read_text().splitlines()
-    assert per_class[0] == "label,precision,recall,f1,support"
-    recall = float(per_class[1].split(",")[2])
-    assert recall == pytest.approx((predictions[labels == 0] == 0).mean())
     # The first pictures of the test set, side by side: every fifth block of ten is in it.
     with np.load(ROOT / "data" / "digits" / "digits.npz") as file:
         first = [*file["images"][40:50], *file["images"][90:96]]

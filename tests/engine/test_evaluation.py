@@ -379,6 +379,7 @@ def test_a_run_without_an_iterator_has_no_evaluation_files(command: Command, her
     folder = here / "plain"
     folder.mkdir()
     (folder / "config.json").write_text('{"dataset": "digits"}')
+    (folder / "meta.json").write_text("{}")
     for arguments in (("-e", "eval.yaml"), ("--callbacks_only",), ("--split=train",)):
         done = command("bin/evaluate.py", folder, *arguments)
         assert done.returncode == 2

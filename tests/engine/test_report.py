@@ -120,7 +120,9 @@ def test_a_page_that_would_be_too_large_leaves_pictures_out(
 def test_damage_is_told_and_hides_no_other_run(tmp_path: Path) -> None:
     evaluate(make_run(tmp_path / "good"), np.zeros((3, 2, 2, 1)))
     evaluate(make_run(tmp_path / "torn"), np.zeros((3, 2, 2, 1)))
-    (tmp_path / "torn" / "eval" / "predictions.csv").write_text("index,label\n0,zero\n")
+    (tmp_path / "torn" / "eval" / "predictions.csv").write_text(
+        "label,prediction,probability\n0,zero,1\n"
+    )
     (tmp_path / "torn" / "eval" / "test.json").write_text('{"loss": ')
     make_run(tmp_path / "empty")
     (tmp_path / "empty" / "history.csv").unlink()

@@ -348,8 +348,9 @@ def test_what_keras_cannot_write_is_trained_resumed_and_evaluated_all_the_same(
     trained = run(config, tmp_path / "killed")
     same(tmp_path / "straight", tmp_path / "killed")
     features = get_digits(config).load_test()[0][:20]
-    evaluated = build(config).model
-    load_weights(tmp_path / "killed" / "model.h5", evaluated)
+    prepared = build(config)
+    prepared.load(tmp_path / "killed" / "model.h5")
+    evaluated = prepared.model
     expected = trained.predict(features, verbose=0)
     np.testing.assert_array_equal(evaluated.predict(features, verbose=0), expected)
     if loads:

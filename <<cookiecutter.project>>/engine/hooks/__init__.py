@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from engine import lazy
 
 if TYPE_CHECKING:
-    from engine.hooks import base
+    from engine.hooks import base, exporters
     from engine.hooks.base import Hook, Hooks, IntervalHook, Run, give_addresses
     from engine.hooks.exporters import Export, export
     from engine.hooks.keeping import KeepCheckpoints

@@ -1,8 +1,10 @@
-"""A trained model as others can use it: a SavedModel that needs nothing of this project, and a
-`.keras` file."""
+"""A trained model as others can use it: a SavedModel that needs nothing of this project, a `.keras`
+file, its weights, and ONNX."""
 
+import importlib.util
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,63 +12,108 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from engine.building import reason_of
 from engine.checkpoints import load_weights
 from engine.hooks.base import Hook
+from engine.trees import named
 from vegab.files import replacing_folder
 
 log = logging.getLogger(__name__)
-SAVED_MODEL = "saved_model"
-KERAS_FILE = "model.keras"
+WEIGHTS, KERAS_FILE, SAVED_MODEL = "model.weights.h5", "model.keras", "saved_model"
+ONNX = "model.onnx"
 PLAIN, SERIALIZED = "serving_default", "serving_examples"
 
 
 def export(
     model: keras.Model, features: Any, serving: Any, output: Path, replace: bool = False
-) -> dict[str, Any]:
-    """Write `saved_model/` and `model.keras` into a new folder, or nothing at all.
+) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Write a model into a new folder in each form that it can have, or nothing at all.
 
-    The SavedModel has the signature `serving_default`, which takes the features as tensors by name,
-    and, where records are read, `serving_examples`, which takes serialized `tf.train.Example`s
-    without labels: strings of shape (batch,). Both return the model's outputs by name.
+    These are its weights, `model.keras`, `saved_model/`, and, where tf2onnx is installed,
+    `model.onnx`. The SavedModel has the signature `serving_default`, which takes the features as
+    tensors by name, and, where records are read, `serving_examples`, which takes serialized
+    `tf.train.Example`s without labels: strings of shape (batch,). Both return the model's outputs
+    by name.
 
     Args:
         model: with its weights.
-        features: of a batch: arrays by name, in a tuple, or one.
+        features: of a batch: an array, or nested ones.
         serving: what a feeder's `serving_features()` returns, or None.
         output: the folder to make; an empty one may be there.
         replace: put it in the place of one that is there.
 
     Returns:
-        The signatures: what each takes, by name.
+        What each signature takes, by name; and why forms are not there, by theirs.
 
     Raises:
         FileExistsError: if the folder is there and not empty.
-        ValueError: if the model cannot be written.
+        OSError: if the model can be written in no form.
     """
     is_taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if is_taken and not replace:
         raise FileExistsError(f"{output} is there already; give a new folder")
+    # Keras says so of a model that was never called, whose weights are there all the same.
+    model.built = True
+    missing: dict[str, str] = {}
+    signatures: dict[str, dict[str, str]] = {}
+    forms: dict[str, Callable[[Path], Any]] = {
+        WEIGHTS: model.save_weights,
+        KERAS_FILE: model.save,
+        SAVED_MODEL: lambda path: signatures.update(_save(model, features, serving, path)),
+    }
+    if importlib.util.find_spec("tf2onnx"):
+        forms[ONNX] = lambda path: _save_onnx(model, features, path)
+    else:
+        missing[ONNX] = "tf2onnx is not installed"
     with replacing_folder(output) as partial:
-        specs = specs_of(model, features)
-        archive = keras.export.ExportArchive()
-        archive.track(model)
+        for name, write in forms.items():
+            try:
+                write(partial / name)
+            except Exception as error:  # what a model cannot do, it says in its own way
+                log.debug("%s", name, exc_info=error)
+                missing[name] = reason_of(error)
+                begun = partial / name
+                shutil.rmtree(begun) if begun.is_dir() else begun.unlink(missing_ok=True)
+        if not any(partial.iterdir()):
+            raise OSError(f"the model can be written in no form; {shown(missing)}")
+    return signatures, missing
 
-        def plain(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return by_name(model(like(features, inputs), training=False), "outputs")
 
-        archive.add_endpoint(PLAIN, plain, input_signature=[specs])
-        signatures: dict[str, Any] = {PLAIN: {name: _shown(s) for name, s in specs.items()}}
-        if serving is not None:
+def shown(missing: Mapping[str, str]) -> str:
+    """Return which forms are missing, and why, in one sentence."""
+    return "not written: " + "; ".join(f"{name} ({reason})" for name, reason in missing.items())
 
-            def from_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-                return by_name(model(serving.parse(examples), training=False), "outputs")
 
-            strings = tf.TensorSpec([None], tf.string, name="examples")
-            archive.add_endpoint(SERIALIZED, from_examples, input_signature=[strings])
-            signatures[SERIALIZED] = {"examples": _shown(strings)}
-        archive.write_out(str(partial / SAVED_MODEL), verbose=False)
-        model.save(partial / KERAS_FILE)
+def _save(model: keras.Model, features: Any, serving: Any, path: Path) -> dict[str, dict[str, str]]:
+    """Write a SavedModel; return what its signatures take."""
+    specs = specs_of(model, features)
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+
+    def plain(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        values = keras.tree.pack_sequence_as(features, [inputs[name] for name in specs])
+        return named(model(values, training=False), "outputs")
+
+    archive.add_endpoint(PLAIN, plain, input_signature=[specs])
+    signatures = {PLAIN: {name: _shown(spec) for name, spec in specs.items()}}
+    if serving is not None:
+
+        def from_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+            return named(model(serving.parse(examples), training=False), "outputs")
+
+        strings = tf.TensorSpec([None], tf.string, name="examples")
+        archive.add_endpoint(SERIALIZED, from_examples, input_signature=[strings])
+        signatures[SERIALIZED] = {"examples": _shown(strings)}
+    archive.write_out(str(path), verbose=False)
     return signatures
+
+
+def _save_onnx(model: keras.Model, features: Any, path: Path) -> None:
+    """Write an ONNX file; check it, for the exporter also writes operations that ONNX lacks."""
+    logging.getLogger("tf2onnx").setLevel("CRITICAL")
+    specs = keras.tree.pack_sequence_as(features, list(specs_of(model, features).values()))
+    model.export(path, "onnx", verbose=False, input_signature=[specs])
+    importlib.import_module("onnx.checker").check_model(str(path))
 
 
 class Export(Hook):
@@ -90,7 +137,9 @@ class Export(Hook):
         try:
             load_weights(commit, model)
             output = self.run.root / "export" / self.name
-            export(model, self.features, self.serving, output, replace=True)
+            _, missing = export(model, self.features, self.serving, output, replace=True)
+            if missing.keys() - {ONNX}:
+                log.warning("export/%s: %s", self.name, shown(missing))
         finally:
             model.set_weights(weights)
 
@@ -100,31 +149,16 @@ def specs_of(model: keras.Model, features: Any) -> dict[str, tf.TensorSpec]:
 
     A functional model says which other dimensions may vary, too.
     """
-    inputs = {tensor.name: tensor for tensor in getattr(model, "inputs", None) or []}
+    values = named(features, "inputs")
+    inputs = getattr(model, "inputs", None) or []
+    names = values if len(values) == len(inputs) else [tensor.name for tensor in inputs]
+    shapes = {name: tensor.shape for name, tensor in zip(names, inputs, strict=True)}
     specs = {}
-    for name, value in by_name(features, "inputs").items():
-        array = np.asarray(value)
-        _, *shape = inputs[name].shape if name in inputs else array.shape
+    for name, array in ((name, np.asarray(value)) for name, value in values.items()):
+        _, *shape = shapes.get(name, array.shape)
         dtype = tf.string if array.dtype.kind in "SUO" else tf.as_dtype(array.dtype)
         specs[name] = tf.TensorSpec([None, *shape], dtype, name=name)
     return specs
-
-
-def by_name(values: Any, prefix: str) -> dict[str, Any]:
-    """Return values by name; those that have none are `prefix`, or `prefix`_0, `prefix`_1, …."""
-    if isinstance(values, Mapping):
-        return dict(values)
-    if isinstance(values, tuple | list):
-        return {f"{prefix}_{number}": value for number, value in enumerate(values)}
-    return {prefix: values}
-
-
-def like(features: Any, inputs: Mapping[str, Any]) -> Any:
-    """Return tensors that `by_name` has named in the shape in which the model takes them."""
-    if isinstance(features, Mapping):
-        return dict(inputs)
-    tensors = [inputs[name] for name in by_name(features, "inputs")]
-    return tuple(tensors) if isinstance(features, tuple | list) else tensors[0]
 
 
 def _shown(spec: tf.TensorSpec) -> str:

@@ -353,7 +353,7 @@ class ExampleBatches:
         if len(dataset) == 0:
             raise ValueError(f"{type(dataset).__name__} has no examples; expected at least one")
         indices = np.arange(len(dataset))
-        self._all = ArrayBatches(indices, indices, batch_size, seed)
+        self._all = ArrayBatches(indices, indices, batch_size, seed, shuffle=shuffle)
         require_at_least(1, max_batches=1 if max_batches is None else max_batches)
         require_at_least(0, num_workers=num_workers)
         self.dataset = dataset
@@ -402,9 +402,7 @@ class ExampleBatches:
             self._pool = None
 
     def _indices(self, epoch: int, step: int) -> Array:
-        if self.shuffle:
-            return self._all.batch(epoch, step)[0]
-        return self._all.features[step * self.batch_size : (step + 1) * self.batch_size]
+        return self._all.batch(epoch, step)[0]
 
     def _examples_of_workers(self, epoch: int, step: int) -> list[Example]:
         for _ in range(2):

@@ -12,7 +12,6 @@ from engine.hooks import base as hooks
 from engine.records.features import class_in
 from engine.records.feeders import TFRecordExamplesFeeder
 from engine.records.memory import MemorySamplesFeeder
-from engine.training import make_variables
 from vegab import UsageError, resolve
 from vegab.config import lookup
 
@@ -40,8 +39,6 @@ def build_variant(config: Mapping[str, Any]) -> Experiment:
         )
     with refusals_named(config, "train.train_feeder"):
         first = splits.train.batch(0, 0)
-    with refusals_named(config, "model"):
-        make_variables(model, first, train["fine_tune"])
     features = first[0] if isinstance(first, tuple) else first
     monitor = config["monitor"] or train["early_stopping_metric"] or "loss"
     if eval_feeder and not monitor.startswith("val_"):
@@ -60,6 +57,7 @@ def build_variant(config: Mapping[str, Any]) -> Experiment:
         ],
         serving=serving,
         changes={
+            "fine_tune": train["fine_tune"],
             "num_epochs": None,
             "num_steps": train_feeder.total_steps(train["epochs"]),
             "checkpoint_steps": train["save_checkpoint_steps"] or 0,

@@ -10,7 +10,7 @@ import pickle
 import statistics
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +53,10 @@ def listing(records: Sequence[RunRecord]) -> Table:
     columns = ["run", "state", "epoch", "step", "best", "age", "duration", "config", "commit"]
     rows: list[list[Any]] = []
     for index, record in enumerate(records):
-        best = record.metrics.get(record.monitor or "")
+        monitor = record.monitor or ""
+        best = record.metrics.get(monitor)
+        name = f"test_{monitor.removeprefix('val_')}"
+        tested = f", {name} {record.metrics[name].last:.4g}" if name in record.metrics else ""
         start = record.start and datetime.fromisoformat(record.start)
         age = (now - start).total_seconds() if start else None
         duration = timedelta(seconds=round(record.seconds))
@@ -63,7 +66,10 @@ def listing(records: Sequence[RunRecord]) -> Table:
             f"{record.state}, inexact" if record.is_inexact else record.state,
             _position(record.epoch, record.num_epochs),
             _position(record.global_step, record.num_steps),
-            best and Cell(best.best, f"{record.monitor} {best.best:.4g} ({best.best_epoch + 1})"),
+            best
+            and Cell(
+                best.best, f"{monitor} {best.best:.4g} ({(best.best_epoch or 0) + 1}){tested}"
+            ),
             None if age is None else Cell(age, _age(age)),
             Cell(record.seconds, str(duration)) if record.num_attempts else None,
             record.config_name or None,
@@ -78,16 +84,14 @@ def listing(records: Sequence[RunRecord]) -> Table:
 
 def comparison(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
     """Return a row a run: the settings that differ, the best and the last value of each metric."""
-    keys = results.differing_settings(records)
+    keys, columns = results.differing_settings(records), _metric_columns(records, metrics)
     rows = []
     for record in records:
         position = _position(record.epoch, record.num_epochs)
         cells = [record.path, record.state, position, *_settings(record, keys)]
-        for metric in metrics:
-            found = record.metrics.get(metric)
-            cells += [found.best, found.last] if found else [None, None]
-        rows.append(cells)
-    return Table(["run", "state", "epoch", *_columns(keys, metrics)], rows)
+        values = results.values_of(record)
+        rows.append([*cells, *(values.get(column) for column in columns)])
+    return Table(["run", "state", "epoch", *_setting_columns(keys), *columns], rows)
 
 
 def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
@@ -96,6 +100,7 @@ def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
     Means are over the finished ones; the column `state` says what the others are.
     """
     keys = results.differing_settings(records, repetitions=False)
+    columns = _metric_columns(records, metrics)
     rows = []
     for group in results.groups_of(records):
         states = Counter(record.state for record in group)
@@ -104,22 +109,26 @@ def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
         )
         shown += "" if group[0].config else f": {group[0].path}"
         cells = [len(group), shown, *_settings(group[0], keys)]
-        finished = [record.metrics for record in group if record.state == "finished"]
-        for metric in metrics:
-            found = [its[metric] for its in finished if metric in its]
-            cells += [
-                mean_of([each.best for each in found]),
-                mean_of([each.last for each in found]),
-            ]
-        rows.append(cells)
-    return Table(["runs", "state", *_columns(keys, metrics)], rows)
+        every = [results.values_of(record) for record in group if record.state == "finished"]
+        means = (mean_of([values[key] for values in every if key in values]) for key in columns)
+        rows.append([*cells, *means])
+    return Table(["runs", "state", *_setting_columns(keys), *columns], rows)
 
 
-def _columns(settings: Sequence[str], metrics: Sequence[str]) -> Iterator[str]:
-    """Yield the names of columns; settings are told apart from those that every table has."""
+def _setting_columns(settings: Sequence[str]) -> list[str]:
+    """Return the names of columns; settings are told apart from those that every table has."""
     own = ("run", "runs", "state", "epoch")
-    yield from (f"config.{key}" if key in own else key for key in settings)
-    yield from (f"{metric} {which}" for metric in metrics for which in ("best", "last"))
+    return [f"config.{key}" if key in own else key for key in settings]
+
+
+def _metric_columns(records: Sequence[RunRecord], metrics: Sequence[str]) -> list[str]:
+    every = (
+        record.metrics[key].by_column(key)
+        for key in metrics
+        for record in records
+        if key in record.metrics
+    )
+    return list(dict.fromkeys(column for columns in every for column in columns))
 
 
 def _settings(record: RunRecord, keys: Sequence[str]) -> list[Any]:

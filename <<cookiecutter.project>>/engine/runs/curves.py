@@ -32,6 +32,7 @@ MOST_NAMED = 16  # curves; the rest is grey
 MOST_INSIDE = 5  # lines of a legend that is not beside the panels
 LONGEST_INSIDE = 28  # characters of such a line
 LONGEST_LINE = 44
+TEST_SET = "test set"
 MOST_MARKED = 10  # points of a curve, but for those that stand alone
 # Names are text, and no LaTeX; PDF with TrueType fonts, as publishers ask for; the same identifiers
 # in each SVG.
@@ -49,9 +50,10 @@ def curves_of(
 ) -> tuple[dict[str, Curves], list[str]]:
     """Return the curves of each metric, and a sentence for whatever is not drawn as one expects.
 
-    A curve is NaN where a value is not finite, or with `log_y` not above 0, which leaves a gap.
-    Without columns that are `asked` for, it is what the runs monitor. Raises UsageError if there is
-    nothing to draw of a metric.
+    A curve is NaN where a value is not finite, or with `log_y` not above 0, which leaves a gap; its
+    index has the name of `x`. A metric of the test set is one point, and its index has the name
+    "test set". Without columns that are `asked` for, it is what the runs monitor. Raises UsageError
+    if there is nothing to draw of a metric.
     """
     import numpy as np
     import pandas as pd
@@ -70,6 +72,8 @@ def curves_of(
         rows = [{"epoch": n} | row for n, row in enumerate(histories.get(record.path, []))]
         for metric in metrics if rows else ():
             points = {row[x]: row[metric] for row in rows if x in row and metric in row}
+            if metric not in columns and metric in record.metrics:
+                points = {0: record.metrics[metric].last}
             if not points:
                 problems.append(f"{record.path} has no {metric}")
                 continue
@@ -83,6 +87,7 @@ def curves_of(
             if usable.any():
                 curves[metric][record.path] = curve = values.where(usable)
                 curve.index += x == "epoch"
+                curve.index.name = x if metric in columns else TEST_SET
     for metric, there in curves.items():
         if not there:
             raise UsageError(f"no run has a finite value{' above 0' * log_y} of {metric!r}")
@@ -162,7 +167,7 @@ def draw(
             axes.remove()
         for axes, (metric, there) in zip(panels, curves.items(), strict=False):
             _draw_panel(axes, groups, there, smooth, log_x, log_y)
-            axes.set_xlabel(x)
+            axes.set_xlabel(next(iter(there.values())).index.name)
             axes.set_ylabel(printable(metric), parse_math=False)
         handles = [Line2D([], [], **_style(n, len(groups))) for n in range(len(labels))]
         words = [str(index) for index in range(len(labels))]
@@ -206,7 +211,10 @@ def _draw_panel(
     import numpy as np
     from matplotlib.ticker import MaxNLocator
 
-    if log_x:
+    is_of_test = all(curve.index.name == TEST_SET for curve in curves.values())
+    if is_of_test:
+        axes.set(xticks=[], xlim=(-0.5, len(groups) - 0.5))
+    elif log_x:
         axes.set_xscale("log")
         _write_out(axes.xaxis)
     else:
@@ -222,6 +230,9 @@ def _draw_panel(
             continue
         style = _style(index, len(groups))
         mean, std = mean_of([smoothed(curve, smooth) for curve in there])
+        if is_of_test:
+            axes.errorbar([index], mean, std, capsize=3, **style)
+            continue
         if smooth:
             raw, _ = mean_of(there)
             axes.plot(raw, color=style["color"], linewidth=0.7, alpha=0.4, zorder=1)

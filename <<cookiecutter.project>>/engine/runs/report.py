@@ -37,8 +37,8 @@ LINKED = (
     "stderr.txt",
     "config.json",
     "meta.json",
-    "eval/predictions.csv",
-    "eval/confusion_matrix.png",
+    "eval/*.csv",
+    "eval/*.png",
 )
 
 
@@ -132,7 +132,11 @@ def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[s
             key: clipped(settings[key], LONGEST_SETTING) for key in differing if key in settings
         },
         "evaluations": evaluations,
-        "files": [name for name in LINKED if os.path.exists(f"{record.path}/{name}")],
+        "files": [
+            str(path.relative_to(record.path))
+            for pattern in LINKED
+            for path in sorted(Path(record.path).glob(pattern))
+        ],
     }
     del entry["config"]
     return _plain(entry)
@@ -209,14 +213,15 @@ def _metrics_of(
 def _evaluations_of(run: Path) -> tuple[list[dict[str, Any]], str]:
     """Return the figures that bin/evaluate.py has written, and what could not be read."""
     evaluations, problems = [], []
-    paths = [run / "eval/test.json", run / "eval/validation.json"]
+    paths = [run / results.TEST, run / "eval/validation.json"]
     # Of each evaluation of an iterator, what callbacks made of the latest step.
     newest = sorted(results.newest_evaluations(run, "scalars.json").items())
     for path in [*filter(Path.exists, paths), *(place / "scalars.json" for _, place in newest)]:
         try:
             evaluations.append(_evaluation_in(path))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(f"{path.relative_to(run)} cannot be read ({error!r})")
+            if path != paths[0]:  # of which the record says so
+                problems.append(f"{path.relative_to(run)} cannot be read ({error!r})")
     return evaluations, "; ".join(problems)
 
 
@@ -266,6 +271,8 @@ def _predictions_of(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
     import pandas as pd
 
     table = pd.read_csv(path)
+    if "prediction" not in table or "probability" not in table:  # not of classes
+        return {}, {}
     labels, predictions = (table[key].to_numpy(int) for key in ("label", "prediction"))
     num_classes = int(max(labels.max(), predictions.max())) + 1
     if num_classes <= MOST_CLASSES and min(labels.min(), predictions.min()) >= 0:

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
 # What the commands that read runs are told to read.
 PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
-FILES = (CONFIG, META, "history.csv", "loop_state.pkl")
+TEST = "eval/test.json"
+FILES = (CONFIG, META, "history.csv", "loop_state.pkl", TEST)
 INDEX = ".runs.json"
-FORM = 4  # of the entries in the index; those of another form are read again
+FORM = 5  # of the entries in the index; those of another form are read again
 FEWEST = 20  # fewer runs of a folder are read as fast without an index
 NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 # Columns of the history that say nothing of how good the model is.
@@ -45,11 +46,20 @@ OF_ANOTHER_FORM = (AttributeError, KeyError, TypeError, ValueError)  # what such
 
 
 class Metric(NamedTuple):
-    """The finite values of a column of the history: the best one, its epoch (from 0), the last."""
+    """The finite values of a column of the history: the best one, its epoch (from 0), the last.
+
+    A metric of the test set, `test_…`, has one value, that of its evaluation, and no epoch.
+    """
 
     best: float
-    best_epoch: int
+    best_epoch: int | None
     last: float
+
+    def by_column(self, name: str) -> dict[str, float]:
+        """Return the values by what a table calls their columns."""
+        if self.best_epoch is None:
+            return {name: self.last}
+        return {f"{name} best": self.best, f"{name} last": self.last}
 
 
 @dataclass
@@ -75,7 +85,8 @@ class RunRecord:
     global_step: int = 0  # steps done
     num_steps: int | None = None  # of how many
     monitor: str | None = None  # column of the history that decides which epoch is the best
-    metrics: dict[str, Metric] = field(default_factory=dict)  # by column of the history
+    # By column of the history, then those of the test set.
+    metrics: dict[str, Metric] = field(default_factory=dict)
     error: str = ""  # of a failed run, the last line of what was raised
     parent: str = ""  # the run that this one is a fork of
     is_inexact: bool = False  # was it continued, or may it not be continued, bit for bit?
@@ -219,7 +230,7 @@ def _read(run: str) -> dict[str, Any]:
     def attempt(function: Callable[..., Any], *arguments: Any, file: str = "") -> Any:
         try:
             return function(*arguments)
-        except (OSError, pickle.UnpicklingError, *OF_ANOTHER_FORM) as error:
+        except (OSError, pickle.UnpicklingError, UsageError, *OF_ANOTHER_FORM) as error:
             form = f"{file} is not what this version of the project writes ({error!r})"
             problems.append(form if file else str(error))
             return {}
@@ -228,6 +239,8 @@ def _read(run: str) -> dict[str, Any]:
     entry = {"config": config} | attempt(_of_meta, meta, file=META)
     history, state = attempt(read_history, run), attempt(load_position, run)
     entry |= attempt(_of_history, config, history, state, file=CONFIG)
+    of_history = entry.get("metrics", {})  # which comes first, also where a name is in both
+    entry["metrics"] = of_history | attempt(_of_test, run, file=TEST) | of_history
     if not any(os.path.exists(f"{run}/{name}") for name in (CONFIG, META)):
         return entry | {"state": "new"}  # it is about to begin, or never did
     if problems:
@@ -311,6 +324,15 @@ def _metric(config: dict[str, Any], key: str, history: list[dict[str, float]]) -
     return Metric(best, epoch, values[-1][0])
 
 
+def _of_test(run: str) -> dict[str, Metric]:
+    """Return the metrics that bin/evaluate.py has found on the test set."""
+    return {
+        f"test_{key}": Metric(value, None, value)
+        for key, value in (files.read_json(f"{run}/{TEST}") or {}).items()
+        if isinstance(value, float)  # whole numbers say what was evaluated
+    }
+
+
 def is_lower_better_in(config: dict[str, Any], metric: str) -> bool:
     """Whether less of a metric is better: by the config's `monitor_mode`, or by its name."""
     from engine.checkpoints import is_lower_better  # with NumPy
@@ -353,6 +375,12 @@ def read_history(run: str | Path) -> list[dict[str, float]]:
 def settings_of(record: RunRecord) -> dict[str, Any]:
     """Return a run's config as one mapping of dotted keys: {"n_filters": 8, "train.epochs": 3}."""
     return flatten(record.config)
+
+
+def values_of(record: RunRecord) -> dict[str, float]:
+    """Return the values of a run's metrics: {"val_loss best": 0.3, "val_loss last": 0.4}."""
+    every = (metric.by_column(key) for key, metric in record.metrics.items())
+    return {column: value for columns in every for column, value in columns.items()}
 
 
 def differing_settings(records: Sequence[RunRecord], repetitions: bool = True) -> list[str]:
@@ -435,16 +463,15 @@ def load_runs(*patterns: str) -> "pd.DataFrame":
     """Return a row per run: what it is, its settings, the best and last value of each metric.
 
     The patterns are those of `find_runs`. The frame is indexed by path; it has the columns state,
-    epoch, dotted settings (`n_filters`) and metrics (`val_loss best`, `val_loss last`).
+    epoch, dotted settings (`n_filters`) and metrics (`val_loss best`, `val_loss last`,
+    `test_loss`).
     """
     import pandas as pd
 
     rows = []
     for record in runs_matching(patterns)[0]:
-        row: dict[str, Any] = {"path": record.path, "state": record.state, "epoch": record.epoch}
-        for key, metric in record.metrics.items():
-            row |= {f"{key} best": metric.best, f"{key} last": metric.last}
-        rows.append(settings_of(record) | row)
+        row = {"path": record.path, "state": record.state, "epoch": record.epoch}
+        rows.append(settings_of(record) | row | values_of(record))
     return pd.DataFrame(rows).set_index("path")
 
 
@@ -513,26 +540,9 @@ def confusion_matrix(
 ) -> "np.ndarray":
     """Count how often each label (row) was predicted as each class (column).
 
-    Labels and predictions are int arrays of shape (num_examples,), values in [0, num_classes).
+    Labels and predictions are int arrays of the same shape, values in [0, num_classes).
     """
     import numpy as np
 
-    matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
-    np.add.at(matrix, (labels.astype(np.int64), predictions.astype(np.int64)), 1)
-    return matrix
-
-
-def per_class_figures(matrix: "np.ndarray") -> "pd.DataFrame":
-    """Return precision, recall, F1 (0 where undefined) and support of each label (row)."""
-    import pandas as pd
-
-    hits = matrix.diagonal()
-    support, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
-    return pd.DataFrame(
-        {
-            "precision": hits / predicted.clip(min=1),
-            "recall": hits / support.clip(min=1),
-            "f1": 2 * hits / (support + predicted).clip(min=1),
-            "support": support,
-        }
-    ).rename_axis("label")
+    pairs = labels.astype(np.int64).ravel() * num_classes + predictions.astype(np.int64).ravel()
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from engine.training.steps import Before as Before
     from engine.training.steps import Call as Call
     from engine.training.steps import Validation as Validation
+    from engine.training.steps import culprit as culprit
     from engine.training.steps import floats as floats
     from engine.training.steps import make_variables as make_variables
 else:

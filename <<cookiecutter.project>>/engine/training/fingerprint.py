@@ -119,7 +119,7 @@ def take(
     import numpy as np
     import tensorflow as tf
 
-    from engine.batches import digest
+    from engine.batches import FunctionBatches, digest
 
     lasting = dict(config)
     for key in MAY_GROW:
@@ -128,7 +128,10 @@ def take(
     devices = [device.device_type for device in tf.config.list_physical_devices()]
     for device in tf.config.list_physical_devices("GPU"):
         devices.append(tf.config.experimental.get_device_details(device).get("device_name", "GPU"))
+    both = {"train": dataset.train, "valid": dataset.valid}
+    counted = {n: s.steps_per_epoch for n, s in both.items() if isinstance(s, FunctionBatches)}
     return {
+        **({"counted": counted} if counted else {}),
         "settings": dict(settings),
         "versions": {
             "tensorflow": tf.__version__,

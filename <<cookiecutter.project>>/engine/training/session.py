@@ -28,7 +28,7 @@ from engine.hooks import Hook, Hooks, Run
 from engine.training.appended import AppendedFiles
 from engine.training.guard import Guard
 from engine.training.signals import SignalsToFlag
-from engine.training.steps import Steps, Validation, floats, has_all_variables, make_variables
+from engine.training.steps import Steps, Validation, floats
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ class Work:
         validation: validates, or None.
         guard: has looked at the steps that are traced, and looks at those that will be.
         iterator: what does the steps, or None: the model's own training step does.
+        names: of the columns that history.csv will have of the steps and the validation, as far as
+            they are known: callbacks may add others; none, if the steps are not compiled.
         may_be_outdated: whether hooks or callbacks of the user act before the first step, who may
             change what it was traced from: then it is traced again.
     """
@@ -76,6 +78,7 @@ class Work:
     validation: Any
     guard: Guard
     iterator: Any = None
+    names: Sequence[str] = ()
     may_be_outdated: bool = False
 
 
@@ -95,8 +98,8 @@ def work_on(
 
     Args:
         model: compiled; its own `train_step` is used if it has one. With an iterator: any object.
-        train: batches by epoch and step, or what `batch_source` makes such a source of.
-        valid: features and labels to validate on, or a batch source; None: there is no validation.
+        train: what `batch_source` takes.
+        valid: the same, to validate on; None: there is no validation.
         callbacks: of Keras, as in `begin`.
         hooks: as in `begin`.
         num_steps: as in `begin`.
@@ -108,7 +111,7 @@ def work_on(
         UsageError: if a step uses what no checkpoint holds, and that is not allowed.
         ValueError: if model and data do not fit.
     """
-    source = batch_source(train, seed)
+    source = batch_source(train, seed=seed)
     guard = Guard(model, iterator, [source, valid], allow_inexact)
     if iterator is not None:
         guard.require_reached()
@@ -116,15 +119,14 @@ def work_on(
         steps = iterator.make_steps(source, seed)
         validation = iterator.make_validation(valid, seed) if valid is not None else None
         return Work(model, source, steps, validation, guard, iterator)
-    if not has_all_variables(model):
-        make_variables(model, source.batch(0, 0))
     steps = Steps(model, source, _look_at_batches(callbacks), num_steps, guard.look)
     steps.compile()
     validation = Validation(model, valid, guard.look) if valid is not None else None
+    names = steps.names
     if validation is not None:
-        validation.compile()
+        names = [*names, *(f"val_{name}" for name in validation.compile().names)]
     is_early = _act_before_steps(callbacks, hooks)
-    return Work(model, source, steps, validation, guard, may_be_outdated=is_early)
+    return Work(model, source, steps, validation, guard, names=names, may_be_outdated=is_early)
 
 
 class Start(NamedTuple):

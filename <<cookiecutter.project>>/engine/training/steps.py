@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from engine import keras_private
-from engine.batches import BatchSource
+from engine.batches import BatchSource, batch_source, shapes_of
 from engine.checkpoints import freeze
 from engine.devices import Workers, replicas
 from engine.training import draws
@@ -56,14 +56,110 @@ class _Group(NamedTuple):
         num_steps: number of batches.
         batches: tensors; stacked if they are run at once, so that each has a first dimension more,
             else a list.
-        signature: of one batch.
-        kind: the signature as text, and whether they are run at once.
+        spec: of one batch, see `_Traces`.
+        kind: the spec as text, and whether they are run at once.
     """
 
     num_steps: int
     batches: Any
-    signature: Any
+    spec: Any
     kind: tuple[str, bool]
+
+
+class _Traces:
+    """A step of training or validation, compiled.
+
+    One function does all batches that are like the first two of the data. Where a batch has another
+    size than these, there is a function for which this dimension is open. So it depends on nothing
+    but the batch which function does it, in every process, and lengths that vary cost one trace.
+
+    Args:
+        model: whose step it is.
+        step: the method.
+        source: of the batches.
+        look: called with each step that is traced, a concrete function.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        step: Callable[[Any], Any],
+        source: BatchSource,
+        look: Callable[[Any], None] | None,
+    ) -> None:
+        self._model = model
+        self._step = step
+        self._look = look
+        self._first = source.batch(0, 0)
+        self.base = keras.tree.map_structure(_spec_of, arrays_of(self._first))
+        if source.steps_per_epoch > 2:  # the last one may be smaller, which is no reason
+            self.base = self.spec_of(arrays_of(source.batch(0, 1)), "batch 2", number_too=True)
+        if (declared := getattr(source, "element_spec", None)) is not None:
+            self.base = keras.tree.map_structure(_opened_as, self.base, declared)
+        self.varies = any(None in spec.shape for spec in keras.tree.flatten(self.base))
+        self._loops = False
+        self.names: list[str] = []  # of the metrics that a step returns, as far as it is known
+        self._traced: dict[str, Any] = {}
+
+    def spec_of(self, batch: Any, name: str, number_too: bool = False) -> Any:
+        """Return what the function that does a batch takes: what is there, with open dimensions.
+
+        Args:
+            batch: nested arrays.
+            name: of the batch, for a refusal.
+            number_too: open the number of examples, too, where it is another one; see `get`.
+
+        Raises:
+            ValueError: if it has another structure than the first one.
+        """
+        try:
+            return keras.tree.map_structure(
+                functools.partial(_opened, number_too=number_too), self.base, batch
+            )
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{name} of the data is {shapes_of(batch)}; expected the structure of the first "
+                f"batch, {shapes_of(self._first)}"
+            ) from error
+
+    def get(self, spec: Any) -> Any:
+        """Return the function for what `spec_of` returned.
+
+        If it can be, it takes any number of examples: a smaller last batch costs no second trace.
+        Steps that loop, as recurrent layers do, are traced for each number, for they would take a
+        quarter as long again. A model with `run_eagerly` is not compiled.
+        """
+        if self._model.run_eagerly:
+            return self._step
+        if not self._loops:
+            any_number = keras.tree.map_structure(_of_any_number, spec)
+            if str(any_number) not in self._traced:
+                try:
+                    traced = self._trace(any_number)
+                except Exception:  # a model may have to know the number; if not that, see below
+                    traced = None
+                if traced:
+                    self._loops = any(op.type in LOOPS for op in traced.graph.get_operations())
+                is_usable = traced and (not self._loops or str(any_number) == str(spec))
+                self._traced[str(any_number)] = self._looked_at(traced) if is_usable else None
+            if self._traced[str(any_number)]:
+                return self._traced[str(any_number)]
+        if self._traced.get(str(spec)) is None:
+            self._traced[str(spec)] = self._looked_at(self._trace(spec))
+        return self._traced[str(spec)]
+
+    def _looked_at(self, traced: Any) -> Any:
+        if traced is not None:
+            self.names = list(floats(keras.tree.map_structure(_zeros, traced.structured_outputs)))
+            if self._look is not None:
+                self._look(traced)
+        return traced
+
+    def _trace(self, spec: Any) -> Any:
+        on_all = on_all_replicas(self._model, self._step)
+        step = tf.function(on_all, jit_compile=self._model.jit_compile, autograph=False)
+        with draws.replacing():
+            return step.get_concrete_function(spec)
 
 
 class Steps:
@@ -100,8 +196,8 @@ class Steps:
         self.size = 1
         self.one_by_one = one_by_one
         self._calls: dict[tuple[str, bool], Callable[[Any], Any]] = {}
-        self._traced: dict[str, Any] = {}
-        self._usual = ""
+        self._traces: _Traces | None = None
+        self._usual = ""  # the spec of batches that can be run at once
         is_alone = Workers(model.distribute_strategy).number == 1
         self._seconds = self.SECONDS_PER_CALL if is_alone else self.SECONDS_PER_CALL_OF_WORKERS
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
@@ -113,16 +209,20 @@ class Steps:
         That may be the variables of a second optimizer, which have to be there to be restored.
         What is compiled already stays.
         """
-        if self._usual:
-            return
-        first = self._executor.submit(self._stack, 0, 0, 1).result()
-        self._usual = first.kind[0]
-        self._trace(first.signature)
+        if self._traces is None:
+            step = self.model.train_step
+            self._traces = _Traces(self.model, step, self.source, self._look)
+            self._usual = "" if self._traces.varies else str(self._traces.base)
+            self._traces.get(self._traces.base)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the metrics that a step returns, as far as it is known before the first."""
+        return self._traces.names if self._traces is not None else []
 
     def forget(self) -> None:
         """Forget what was compiled: what it was traced from may be another by now."""
-        self._usual = ""
-        self._traced = {}
+        self._traces = None
         self._calls = {}
 
     def begin_epoch(self, epoch: int) -> None:
@@ -235,15 +335,17 @@ class Steps:
     def _stack(self, epoch: int, step: int, size: int) -> _Group:
         batches: list[Any] = []
         for number in range(step, step + size):
-            batch = keras.tree.map_structure(np.asarray, self.source.batch(epoch, number))
+            batch = arrays_of(self.source.batch(epoch, number))
             if batches and _shapes(batch) != _shapes(batches[0]):
                 break  # the last batch of an epoch may be smaller: it is a group of its own
             batches.append(batch)
         return self._group(batches, epoch, step)
 
     def _group(self, batches: list[Any], epoch: int, step: int) -> _Group:
-        signature = keras.tree.map_structure(_signature, batches[0])
-        kind = str(signature)
+        traces = self._traces
+        assert traces is not None
+        spec = traces.spec_of(batches[0], f"step {step + 1} of epoch {epoch + 1}")
+        kind = str(spec)
         at_once = (
             kind == self._usual
             and self._early_steps_from(epoch, step) <= 0
@@ -253,11 +355,12 @@ class Steps:
             tensors = keras.tree.map_structure(lambda *arrays: _stacked(arrays), *batches)
         else:
             tensors = [keras.tree.map_structure(tf.convert_to_tensor, batch) for batch in batches]
-        return _Group(len(batches), tensors, signature, (kind, at_once))
+        return _Group(len(batches), tensors, spec, (kind, at_once))
 
     def _compile(self, group: _Group) -> Callable[[Any], Any]:
         """Return a function of batches: the last step's results, and which losses are finite."""
-        one_step = self._trace(group.signature)
+        assert self._traces is not None
+        one_step = self._traces.get(group.spec)
         if not group.kind[1]:
             return functools.partial(_run_singly, one_step)
         outputs = one_step.structured_outputs
@@ -279,44 +382,10 @@ class Steps:
             )
             return results, finite.stack()
 
-        signature = keras.tree.map_structure(_many_of, group.signature)
+        signature = keras.tree.map_structure(_many_of, group.spec)
         return tf.function(
             many_steps, input_signature=[signature], autograph=False
         ).get_concrete_function()
-
-    def _trace(self, signature: Any) -> Any:
-        """Return the compiled step for a batch: if it can be, the same for any number of examples.
-
-        A smaller last batch then costs no second trace. Steps that loop, as recurrent layers do,
-        are traced for each number, for they would take a quarter as long again. A model with
-        `run_eagerly` is not compiled.
-        """
-        if self.model.run_eagerly:
-            return self.model.train_step
-        any_number = keras.tree.map_structure(_of_any_number, signature)
-        if str(any_number) not in self._traced:
-            try:
-                traced = self._traced_for(any_number)
-            except Exception:  # a model may have to know the number; if it is not that, see below
-                traced = None
-            loops = traced and any(op.type in LOOPS for op in traced.graph.get_operations())
-            self._traced[str(any_number)] = None if loops else self._looked_at(traced)
-        if self._traced[str(any_number)]:
-            return self._traced[str(any_number)]
-        if self._traced.get(str(signature)) is None:
-            self._traced[str(signature)] = self._looked_at(self._traced_for(signature))
-        return self._traced[str(signature)]
-
-    def _looked_at(self, traced: Any) -> Any:
-        if traced is not None and self._look is not None:
-            self._look(traced)
-        return traced
-
-    def _traced_for(self, signature: Any) -> Any:
-        train_step = on_all_replicas(self.model, self.model.train_step)
-        step = tf.function(train_step, jit_compile=self.model.jit_compile, autograph=False)
-        with draws.replacing():
-            return step.get_concrete_function(signature)
 
 
 def _run_singly(one_step: Callable[[Any], Any], batches: list[Any]) -> Any:
@@ -427,9 +496,24 @@ def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None)
     return results
 
 
-def has_all_variables(model: keras.Model) -> bool:
-    """Return whether `make_variables` has nothing left to do."""
-    return model.optimizer.built and all(getattr(m, "built", True) for m in model.metrics)
+def culprit(model: keras.Model, batch: Any) -> str:
+    """Return what is to blame for a step that cannot be traced: "model", "loss" or "metrics"."""
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+
+    def forward() -> Any:
+        return model(x, training=True)
+
+    def loss() -> Any:
+        return model.compute_loss(x, y, forward(), weight, training=True)
+
+    if type(model).train_step is keras.Model.train_step:
+        for key, part in (("model", forward), ("loss", loss)):
+            try:
+                tf.function(part, autograph=False).get_concrete_function()
+            except Exception:
+                return key
+        return "metrics"
+    return "model"
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> tf.Tensor:
@@ -438,8 +522,49 @@ def _stacked(arrays: Sequence[np.ndarray]) -> tf.Tensor:
     return tf.convert_to_tensor(np.stack(arrays))
 
 
-def _signature(array: np.ndarray) -> tf.TensorSpec:
+def arrays_of(batch: Any) -> Any:
+    """Return a batch as nested NumPy arrays.
+
+    Raises:
+        ValueError: if there is anything else in it.
+    """
+
+    def array_of(leaf: Any) -> np.ndarray:
+        array = np.asarray(leaf)
+        if array.dtype.hasobject and not array.ndim:
+            raise ValueError(f"a {type(leaf).__name__} is in a batch; expected dense arrays only")
+        return array
+
+    return keras.tree.map_structure(array_of, batch)
+
+
+def _spec_of(array: np.ndarray) -> tf.TensorSpec:
     return tf.TensorSpec(array.shape, array.dtype)
+
+
+def _opened(spec: tf.TensorSpec, array: np.ndarray, number_too: bool) -> tf.TensorSpec:
+    """Return the spec of an array, open in the dimensions in which it is not as `spec` is."""
+    if len(spec.shape) != array.ndim:
+        return _spec_of(array)
+    both = zip(spec.shape, array.shape, strict=True)
+    sizes = [size if size == now else None for size, now in both]
+    if sizes and spec.shape[0] is not None and not number_too:
+        sizes[0] = len(array)
+    return tf.TensorSpec(sizes, array.dtype)
+
+
+def _opened_as(spec: tf.TensorSpec, declared: tf.TensorSpec) -> tf.TensorSpec:
+    """Return a spec, open in the dimensions of an example that tf.data leaves open."""
+    if spec.shape.rank != declared.shape.rank or not spec.shape.rank:
+        return spec
+    both = zip(spec.shape[1:], declared.shape[1:], strict=True)
+    sizes = [None if may_be is None else size for size, may_be in both]
+    return tf.TensorSpec([spec.shape[0], *sizes], spec.dtype)
+
+
+def _zeros(output: Any) -> np.ndarray:
+    shape = tf.TensorShape(getattr(output, "shape", ()))
+    return np.zeros(shape if shape.is_fully_defined() else ())
 
 
 def _many_of(one: tf.TensorSpec) -> tf.TensorSpec:
@@ -455,80 +580,42 @@ def _shapes(batch: Any) -> list[tuple[int, ...]]:
     return [array.shape for array in keras.tree.flatten(batch)]
 
 
-class Slices:
-    """Arrays as batches in their order, the same in every epoch.
-
-    Args:
-        examples: arrays (features, labels), perhaps nested, with the same first dimension.
-        batch_size: examples at a time.
-    """
-
-    def __init__(self, examples: Any, batch_size: int = 256) -> None:
-        self.examples = keras.tree.map_structure(np.asarray, examples)
-        self.batch_size = batch_size
-        self.num_examples = len(keras.tree.flatten(self.examples)[0])
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of batches, the last and perhaps smaller one included."""
-        return -(-self.num_examples // self.batch_size)
-
-    def batch(self, epoch: int, step: int) -> Any:
-        """Return the batch at `step`."""
-        rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
-        return keras.tree.map_structure(lambda array: array[rows], self.examples)
-
-
 class Validation:
     """Evaluates a model, compiled once for all epochs, and stops when asked to.
 
     Args:
         model: compiled.
-        examples: a batch source, of which epoch 0 is used; or arrays (features, labels), perhaps
-            nested, with the same first dimension.
+        examples: what `batch_source` takes; of a batch source, epoch 0 is used.
         look: called with each step that is traced, a concrete function.
     """
 
     def __init__(self, model: keras.Model, examples: Any, look: Look | None = None) -> None:
         self.model = model
+        self.source = batch_source(examples, shuffle=False)
         self._look = look
-        self._num_traces = 0
-        self.source: BatchSource = examples if hasattr(examples, "batch") else Slices(examples)
-        self._test_step = model.test_step
-        if not model.run_eagerly:
-            test_step = on_all_replicas(model, model.test_step)
-            self._test_step = tf.function(test_step, jit_compile=model.jit_compile, autograph=False)
+        self._traces: _Traces | None = None
 
-    def compile(self) -> None:
-        """Trace the step for the first batch."""
-        if not self.model.run_eagerly:
-            batch = keras.tree.map_structure(np.asarray, self.source.batch(0, 0))
-            signature = keras.tree.map_structure(_signature, batch)
-            with draws.replacing():
-                self._test_step.get_concrete_function(signature)
-            self._look_at_new_trace(signature)
-
-    def _look_at_new_trace(self, batch: Any) -> None:
-        if self._look is None or self.model.run_eagerly:
-            return
-        num_traces = self._test_step.experimental_get_tracing_count()
-        if num_traces != self._num_traces:
-            self._num_traces = num_traces
-            self._look(self._test_step.get_concrete_function(batch))
+    def compile(self) -> _Traces:
+        """Trace the step for the first batches, which makes variables that are not there yet."""
+        if self._traces is None:
+            self._traces = _Traces(self.model, self.model.test_step, self.source, self._look)
+            self._traces.get(self._traces.base)
+        return self._traces
 
     def run(
         self, callbacks: keras.callbacks.CallbackList, stop: Callable[[], bool]
     ) -> dict[str, float] | None:
         """Return the metrics over all examples, or None if `stop` said so after a batch."""
+        traces = self.compile()
         self.model.reset_metrics()
         callbacks.on_test_begin()
         results: dict[str, Any] = {}
         for step in range(self.source.steps_per_epoch):
-            batch = keras.tree.map_structure(tf.convert_to_tensor, self.source.batch(0, step))
+            batch = arrays_of(self.source.batch(0, step))
+            test_step = traces.get(traces.spec_of(batch, f"batch {step + 1}"))
             callbacks.on_test_batch_begin(step)
             with draws.replacing():
-                results = self._test_step(batch)
-            self._look_at_new_trace(batch)
+                results = test_step(keras.tree.map_structure(tf.convert_to_tensor, batch))
             callbacks.on_test_batch_end(step, results)
             if stop():
                 return None

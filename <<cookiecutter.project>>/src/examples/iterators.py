@@ -35,7 +35,7 @@ class Digits(DatasetMixin):
         digits = get_digits({"batch_size": 1, "seed": 0, "augmented": False})
         if self.split == "train":
             # The arrays themselves: the order in which they come is the iterator's affair.
-            images, labels = digits.train.features / 16, digits.train.labels  # type: ignore[attr-defined]
+            images, labels = digits.train.features / 16, digits.train.labels
         else:
             assert digits.valid is not None
             images, labels = digits.valid
