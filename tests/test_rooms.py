@@ -27,6 +27,7 @@ ORDER = [
         "engine.import_order",
         "engine.keras_private",
         "engine.pictures",
+        "engine.processes",
         "engine.trees",
     ),
     ("vegab",),

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
-from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import vegab
 from configs import registry
 from engine import endings
-from engine.building import quiet_libraries
+from engine.building import quiet_libraries, require_at_least_one
 from engine.checkpoints import differences
 from engine.runs import resume_check
 from src import experiment
@@ -37,17 +37,13 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2) -> None:
         kills: how often to kill the second run, at random steps
         epochs: how long both runs are
     """
-    for name, number in (("kills", kills), ("epochs", epochs)):
-        if number < 1:
-            raise vegab.UsageError(f"{name} is {number}; it must be at least 1")
+    require_at_least_one({"kills": kills, "epochs": epochs}, "kills", "epochs")
     config |= {"num_epochs": epochs}
     if "num_steps" in config:
         config["num_steps"] = None
     processes = server()
-    with (
-        tempfile.TemporaryDirectory(prefix="check_resume-") as name,
-        ThreadPoolExecutor(3) as threads,
-    ):
+    folder = tempfile.TemporaryDirectory(prefix="check_resume-")
+    with folder as name, ThreadPoolExecutor(3) as threads:
         steps_per_epoch, reasons = survey(processes, config)
         config |= {"checkpoint_steps": max(steps_per_epoch // 7, 1)}
         # Others each time: a check that always kills at the same steps proves less.
@@ -125,12 +121,7 @@ def another_hash_seed() -> str:
     return str(random.SystemRandom().randrange(1, 2**32))
 
 
-def attempts(
-    processes: ForkServerContext | SpawnContext,
-    config: dict[str, Any],
-    save_path: Path,
-    stops: list[int],
-) -> None:
+def attempts(processes: Any, config: dict[str, Any], save_path: Path, stops: list[int]) -> None:
     """Train in one process after another, each of which dies at its step (0: lives)."""
     output = save_path.with_suffix(".txt")
     functions = (experiment.build, experiment.train)

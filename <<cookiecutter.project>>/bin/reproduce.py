@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from engine import endings
+from engine.checkpoints import commits_of
 from engine.runs import reproduction
 from vegab.exits import INTERRUPTED, REFUSED
 
@@ -68,7 +69,8 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     found = reproduction.causes(original, again)
     fails = code not in (0, INTERRUPTED)
     # A run that failed then may fail again, past all that is compared.
-    if fails and (original.is_whole or not reproduction.comes_as_far(original, again)):
+    steps = (commit.state["global_step"] for commit in commits_of(again))
+    if fails and (original.is_whole or max(steps, default=0) < original.global_step):
         print(f"different: here it fails: {reason}")
     else:
         result = reproduction.compare(original, again)

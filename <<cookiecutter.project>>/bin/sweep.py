@@ -165,7 +165,7 @@ def definition_of(
     definition = sweep_trials.Definition(
         args.config, config, words, **asked, num_parallel=num_parallel
     )
-    sweeps.search.check(definition)
+    sweep_trials.check_search(definition)
     return definition
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from engine.records import LABELS, MetadataError, features
+from engine.records import LABELS, MetadataError
 from engine.records import files as tfrecords
 from engine.records import images as image_records
 from engine.runs import comparison
@@ -156,11 +156,13 @@ def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> Iterator[li
 
     Raises tfrecords.RecordError, at the first record that is no Example.
     """
+    from engine.records.features import held_in  # with TensorFlow
+
     dtypes: dict[str, set[str]] = {}
     lengths: dict[str, list[int]] = {}
     for offset, data in records:
         try:
-            held = features.held_in(data)
+            held = held_in(data)
         except ValueError as error:
             raise tfrecords.RecordError(path, offset, "is no tf.train.Example") from error
         for name, (dtype, values) in held.items():

@@ -7,6 +7,7 @@ at step 1,000 of epoch 7 asks for that batch and gets the same bits.
 import hashlib
 import inspect
 import logging
+import operator
 import os
 import pickle
 import time
@@ -18,6 +19,8 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
+
+from engine.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ READ_AHEAD = 8  # batches
 SECONDS_TO_COMPARE = 60.0
 SECONDS_OF_SILENCE = 10.0
 PARTS = ("x", "y", "sample_weight")  # of a batch that is a tuple
+WITHOUT_PROCESSES = "set its use_multiprocessing to False"
 IN_ORDER = 256  # examples at a time, of arrays in memory that are validated or tested on
 DIGESTED_WHOLE = 2**30  # bytes of arrays in memory
 DIGESTED_ROWS = 1000  # of larger ones, and of those in files
@@ -291,6 +295,9 @@ class FunctionBatches:
 
     def _read(self, epoch: int, step: int) -> Any:
         if self._next != (epoch, step):
+            # An iterator of tf.data that goes while another is there waits for its autotuning, up
+            # to a minute.
+            self._iterator = iter(())
             opened = self.open_epoch(epoch)
             self.element_spec = getattr(opened, "element_spec", None)
             # tf.data skips without handing the batches to Python.
@@ -348,7 +355,11 @@ class PyDatasetBatches:
         self._epoch = -1
         self._order = np.arange(number)
         workers = getattr(dataset, "workers", 1)
-        self._ahead = Ahead(self._item, "PyDataset", workers) if workers > 1 else None
+        in_processes = getattr(dataset, "use_multiprocessing", False) and workers > 0
+        self._processes = Processes(dataset, workers, WITHOUT_PROCESSES) if in_processes else None
+        self._ahead = None
+        if workers > 1 or in_processes:
+            self._ahead = Ahead(self._item, "PyDataset", workers)
         self._num_ahead = max(getattr(dataset, "max_queue_size", 10), workers)
 
     def batch(self, epoch: int, step: int) -> Any:
@@ -364,13 +375,18 @@ class PyDatasetBatches:
             if self.shuffle:
                 generator = random_generator(self.seed, self._epoch, SHUFFLE_STREAM)
                 self._order = generator.permutation(self.steps_per_epoch)
+            if self._processes is not None and self._epoch == epoch:
+                self._processes.renew()
         if self._ahead is None:
             return self._item(epoch, step)
         last = min(step + self._num_ahead, self.steps_per_epoch)
         return self._ahead.take((epoch, step), *((epoch, each) for each in range(step + 1, last)))
 
     def _item(self, epoch: int, step: int) -> Any:
-        return self.dataset[int(self._order[step])]
+        index = int(self._order[step])
+        if self._processes is not None:
+            return self._processes.call(operator.getitem, index)
+        return self.dataset[index]
 
 
 def batch_source(

@@ -214,6 +214,22 @@ def test_a_pydataset_is_told_of_every_epoch_up_to_the_one_that_is_asked_for() ->
     assert source.batch(2, 4)[0].tolist() == [3, 2]
 
 
+class InProcesses(Rising):
+    """Says which process has made a batch."""
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([self.begun, self.ended, os.getpid()]), np.array([index])
+
+
+def test_the_processes_of_a_pydataset_know_what_its_epochs_have_made_of_it() -> None:
+    source = batch_source(InProcesses(workers=2, use_multiprocessing=True), shuffle=False)
+    for epoch in range(2):
+        for step in range(5):
+            x, y = source.batch(epoch, step)
+            assert (x[:2].tolist(), y.tolist()) == ([epoch + 1, epoch], [step])
+            assert x[2] != os.getpid()
+
+
 def without_length() -> tf.data.Dataset:
     return tf.data.Dataset.range(10).filter(lambda number: True).batch(2)
 

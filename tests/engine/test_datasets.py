@@ -509,7 +509,7 @@ def test_a_worker_that_dies_is_replaced(example_batches: Build, tmp_path: Path) 
 
 
 def test_workers_that_die_again_are_an_error(example_batches: Build) -> None:
-    message = "makes the examples of Dying died twice: it died by SIG"
+    message = "a worker process of Dying died twice: it died by SIG"
     with pytest.raises(RuntimeError, match=message):
         example_batches(Dying(None), 4, num_workers=1).batch(0, 0)
 

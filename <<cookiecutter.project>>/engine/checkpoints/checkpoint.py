@@ -52,7 +52,7 @@ from engine.checkpoints.history import HistoryArray, csv_lines
 from engine.checkpoints.layout import CommitLayout, path_of
 from engine.devices import Workers, replicas
 from engine.trees import copied, map_leaves
-from vegab.files import inode_of, link, sync_to_disk, write_atomically
+from vegab.files import inode_of, link, replacing, sync_to_disk, write_atomically
 
 log = logging.getLogger(__name__)
 HISTORY_CSV = "history.csv"
@@ -66,24 +66,16 @@ SECONDS_FOR_FILES = 60
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a checkpoint holds, which training can no longer change.
+    """All that a checkpoint holds, which training can no longer change."""
 
-    Attributes:
-        values: of each variable, in the order of the groups; TensorFlow copies what it is about to
-            change while it is still held here. Arrays where each replica has its own.
-        state: JSON values, and arrays; without the history.
-        rows: the history, a row per finished epoch.
-        history: the same as an array.
-        columns: of the array; see `HistoryArray`.
-        files: lengths of the files that others append to; see `Checkpoint`.
-    """
-
+    # Of each variable, in the order of the groups; TensorFlow copies what it is about to change
+    # while it is still held here. Arrays where each replica has its own.
     values: list[Any]
-    state: dict[str, Any]
-    rows: list[Mapping[str, Any]]
-    history: np.ndarray
-    columns: dict[str, bool]
-    files: dict[str, int]
+    state: dict[str, Any]  # JSON values, and arrays; without the history
+    rows: list[Mapping[str, Any]]  # the history, a row per finished epoch
+    history: np.ndarray  # the same as an array
+    columns: dict[str, bool]  # of the array; see `HistoryArray`
+    files: dict[str, int]  # lengths of the files that others append to
 
 
 class Checkpoint:
@@ -162,13 +154,9 @@ class Checkpoint:
     ) -> Snapshot:
         """Take the model's variables as they are now.
 
-        Args:
-            state: JSON values, arrays among them; "history" is a list with a row per finished
-                epoch, of numbers, to which rows are only ever appended.
-            files: lengths of the files that others append to.
-
-        Raises:
-            UsageError: if the copies of the model on several devices are not the same.
+        The state has JSON values and arrays; "history" is a list with a row of numbers per finished
+        epoch, to which rows are only ever appended. Raises UsageError if the copies of the model on
+        several devices are not the same.
         """
         if self._layout is None:
             self.prepare()
@@ -198,18 +186,11 @@ class Checkpoint:
         keep_as: str | None = None,
         discard: Sequence[str] = (),
     ) -> None:
-        """Start to make a snapshot the latest commit; an earlier one is finished first.
+        """Start to make a snapshot the latest commit, perhaps the best one, too.
 
-        A worker that is not the chief writes nothing.
-
-        Args:
-            snapshot: what to commit.
-            is_best: whether it is the best one, too.
-            keep_as: a name that it is to be kept under in `checkpoints/`.
-            discard: names in `checkpoints/` that are superfluous once it is there.
-
-        Raises:
-            OSError: if the earlier one could not be written.
+        In `checkpoints/` it is kept as `keep_as`, and the names to `discard` are superfluous then.
+        A worker that is not the chief writes nothing. An earlier commit is finished first; raises
+        what `wait` does.
         """
         self.wait()
         self._last = snapshot
@@ -237,18 +218,16 @@ class Checkpoint:
         self.wait()
         if self._workers.is_chief:
             self._require_same_folder()
-            replicas_here = self._workers.num_replicas
-            layout = CommitLayout(self.model, self._groups, replicas_here, at_end=True)
-            content = bytes(self._content(last, layout, at_end))
+            layout = CommitLayout(self.model, self._groups, self._workers.num_replicas, at_end=True)
+            content = bytes(_content(last, layout, at_end))
             self._note(content, last)
             write_atomically(self.folder / LATEST, content)
 
     def wait(self) -> None:
         """Return when the commit that was started last is on disk.
 
-        Raises:
-            OSError: if it could not be written; the commits that were there stay as they were.
-            FloatingPointError: if it was not, for a weight in it is not a finite number.
+        Raises OSError if it could not be written, FloatingPointError if a weight in it is not a
+        finite number; the commits that were there stay as they were.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -272,11 +251,8 @@ class Checkpoint:
 
         A damaged file is set aside under the name `*.damaged` and the commit before it is used. The
         chief writes the views again, and the best commit where it can be: what was lost or edited
-        is right again. Other workers read the same commit.
-
-        Raises:
-            DamagedCheckpointError: if there are commits, and none of them is good; or if this is
-                another worker, and it does not find the chief's.
+        is right again. Other workers read the same commit. Raises DamagedCheckpointError if there
+        are commits, and none of them is good, or another worker does not find the chief's.
         """
         if self._workers.is_chief:
             self._found = latest_good(self.folder)
@@ -295,10 +271,9 @@ class Checkpoint:
         return state
 
     def read_other(self, path: Path) -> dict[str, Any]:
-        """Return the state of a commit that another run has made, for `restore` to go on from.
+        """Return the state of a commit of another run, for `restore` to go on from.
 
-        Raises:
-            DamagedCheckpointError: if it is not whole, or not the chief's.
+        Raises DamagedCheckpointError if it is not whole, or not the chief's.
         """
         verify(path)
         self._found = self._same_as_chief(path, [path])
@@ -329,11 +304,8 @@ class Checkpoint:
         """Link, of the run whose commit was read, the best commit until then and those it kept.
 
         A folder `checkpoints` without a run around it, and other runs' commits in it, are left.
-
-        Args:
-            state: of the commit that was read.
-            best_epoch: the best until then, by the monitor of this run; if its commit is gone,
-                there is no best commit until an epoch is better.
+        `state` is that of the commit that was read, `best_epoch` the best by the monitor of this
+        run: if its commit is gone, there is no best commit until an epoch is better.
         """
         path = self._found
         assert path is not None
@@ -354,18 +326,14 @@ class Checkpoint:
                     link(candidate, self.folder / BEST)
                     return
         log.info(
-            "the weights of epoch %d, the best so far, are not kept in %s; the next better epoch "
-            "makes %s",
-            best_epoch + 1,
-            run,
-            BEST,
+            f"the weights of epoch {best_epoch + 1}, the best so far, are not kept in {run}; the "
+            f"next better epoch makes {BEST}"
         )
 
     def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
-        """Assign the weights of the commit that was read, and other groups of its variables.
+        """Assign groups of variables of the commit that was read.
 
-        Raises:
-            ValueError: if the commit belongs to another model or optimizer.
+        Raises ValueError if the commit belongs to another model or optimizer.
         """
         path = self._found
         assert path is not None
@@ -390,17 +358,10 @@ class Checkpoint:
         if self._found is None or "optimizer" not in groups:
             return True
         with h5py.File(self._found, "r") as file:
-            return all(
-                saved_variables(file, group).keys() == self._groups[group].keys()
-                for group in groups
-            )
+            return all(saved_variables(file, g).keys() == self._groups[g].keys() for g in groups)
 
     def require_fit(self, groups: Sequence[str]) -> None:
-        """Look whether `restore` will succeed, and change nothing.
-
-        Raises:
-            ValueError: naming what checkpoint and model do not have in common.
-        """
+        """Raise a ValueError, naming what is not the same, if `restore` would not succeed."""
         path = self._found
         assert path is not None
         with h5py.File(path, "r") as file:
@@ -411,32 +372,29 @@ class Checkpoint:
                     _compare(saved, wanted, path)
 
     def _write(
-        self,
-        snapshot: Snapshot,
-        is_best: bool,
-        keep_as: str | None = None,
-        discard: Sequence[str] = (),
+        self, snapshot: Snapshot, is_best: bool, keep_as: str | None, discard: Sequence[str]
     ) -> None:
-        folder, temporary = self.folder, self.folder / f".{LATEST}.partial"
+        folder, layout = self.folder, self._layout
+        assert layout is not None
         self._require_same_folder()
         if self._only_finite:
             self._require_finite(snapshot)
         try:
-            content = self._content(snapshot)
-            temporary.write_bytes(content)
-            sync_to_disk(temporary)
-            self._note(content, snapshot)
-            # The links come first: a kill between them and the rename leaves the latest commit in
-            # its place, and what is then repeated makes the same links again.
-            if is_best:
-                link(temporary, folder / BEST)
-            if keep_as:
-                (folder / KEPT).mkdir(exist_ok=True)
-                link(temporary, folder / KEPT / keep_as)
-                sync_to_disk(folder / KEPT)
-            if (folder / LATEST).exists():
-                link(folder / LATEST, folder / PREVIOUS)
-            os.replace(temporary, folder / LATEST)
+            content = _content(snapshot, layout)
+            with replacing(folder / LATEST, sync=False) as temporary:
+                temporary.write_bytes(content)
+                sync_to_disk(temporary)
+                self._note(content, snapshot)
+                # The links come first: a kill between them and the rename leaves the latest commit
+                # in its place, and what is then repeated makes the same links again.
+                if is_best:
+                    link(temporary, folder / BEST)
+                if keep_as:
+                    (folder / KEPT).mkdir(exist_ok=True)
+                    link(temporary, folder / KEPT / keep_as)
+                    sync_to_disk(folder / KEPT)
+                if (folder / LATEST).exists():
+                    link(folder / LATEST, folder / PREVIOUS)
             sync_to_disk(folder)
             for name in discard:
                 (folder / KEPT / name).unlink(missing_ok=True)
@@ -447,15 +405,12 @@ class Checkpoint:
                 f"({error.strerror}); the last commit is whole, and the same command continues "
                 "once the cause is gone"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _note(self, content: bytes | memoryview, snapshot: Snapshot) -> None:
         if self._note_files is not None:
             latest = self.folder / LATEST
-            head = bytes(content[:USER_BLOCK])
-            before = digest_of(latest) if latest.exists() else ""
-            self._note_files(digest_in(head), snapshot.files, before)
+            before = digest_of(latest if latest.exists() else None)
+            self._note_files(digest_in(bytes(content[:USER_BLOCK])), snapshot.files, before)
 
     @property
     def is_in_its_folder(self) -> bool:
@@ -471,32 +426,18 @@ class Checkpoint:
         )
 
     def _require_finite(self, snapshot: Snapshot) -> None:
-        values = iter(snapshot.values)
-        for group in self._groups.values():
-            for (name, variable), value in zip(group.items(), values):  # noqa: B905
-                array = np.asarray(value)
-                is_trained = getattr(variable, "trainable", False) and array.size
-                if is_trained and keras.backend.is_float_dtype(array.dtype.name):
-                    ends = np.array([array.min(), array.max()], np.float64)
-                    if not np.isfinite(ends).all():
-                        step = snapshot.state["global_step"]
-                        raise FloatingPointError(
-                            f"{name} is not a finite number after step {step}; the last checkpoint "
-                            "is kept, and --on_nan=continue goes on all the same"
-                        )
-
-    def _content(
-        self,
-        snapshot: Snapshot,
-        layout: CommitLayout | None = None,
-        at_end: Sequence[np.ndarray] | None = None,
-    ) -> memoryview:
-        """Return the bytes of a checkpoint; they depend only on model and state."""
-        values = [np.asarray(value) for value in snapshot.values]
-        state = snapshot.state | {"columns": snapshot.columns, "num_rows": len(snapshot.rows)}
-        layout = layout or self._layout
-        assert layout is not None
-        return layout.put_together(values, state, snapshot.history, at_end).data
+        variables = [pair for group in self._groups.values() for pair in group.items()]
+        for (name, variable), value in zip(variables, snapshot.values, strict=True):
+            array = np.asarray(value)
+            is_trained = getattr(variable, "trainable", False) and array.size
+            if is_trained and keras.backend.is_float_dtype(array.dtype.name):
+                ends = np.array([array.min(), array.max()], np.float64)
+                if not np.isfinite(ends).all():
+                    step = snapshot.state["global_step"]
+                    raise FloatingPointError(
+                        f"{name} is not a finite number after step {step}; the last checkpoint is "
+                        "kept, and --on_nan=continue goes on all the same"
+                    )
 
     def _write_views(
         self, position: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], columns: list[str]
@@ -518,13 +459,20 @@ class Checkpoint:
         self._rows_in_csv, self._columns_in_csv = len(rows), columns
 
 
+def _content(
+    snapshot: Snapshot, layout: CommitLayout, at_end: Sequence[np.ndarray] | None = None
+) -> memoryview:
+    """Return the bytes of a checkpoint; they depend only on model and state."""
+    values = [np.asarray(value) for value in snapshot.values]
+    state = snapshot.state | {"columns": snapshot.columns, "num_rows": len(snapshot.rows)}
+    return layout.put_together(values, state, snapshot.history, at_end).data
+
+
 def latest_good(folder: Path) -> Path | None:
     """Return the newest whole commit of a run, or None if it has none yet.
 
-    A damaged one before it is renamed to `*.damaged`, and named in a warning.
-
-    Raises:
-        DamagedCheckpointError: if there are commits, and none of them is good.
+    A damaged one before it is set aside, and named in a warning. Raises DamagedCheckpointError if
+    there are commits, and none of them is good.
     """
     damaged = []
     for path in (folder / LATEST, folder / PREVIOUS):
@@ -573,11 +521,8 @@ def look_after_best(folder: Path, best_epoch: int) -> None:
             log.warning("%s %s; it is made anew from %s", path, harm, candidate.name)
             return
     log.warning(
-        "%s %s and cannot be made anew: the weights of epoch %d, the best so far, are lost; "
-        "training goes on, and the next better epoch makes it again",
-        path,
-        harm,
-        best_epoch + 1,
+        f"{path} {harm} and cannot be made anew: the weights of epoch {best_epoch + 1}, the best "
+        "so far, are lost; training goes on, and the next better epoch makes it again"
     )
 
 
@@ -587,11 +532,7 @@ def _is_end_of(state: Mapping[str, Any], epoch: int) -> bool:
 
 
 def load_weights(path: Path, model: keras.Model) -> None:
-    """Assign only the weights of a checkpoint, as evaluation needs them.
-
-    Raises:
-        ValueError: if they are those of another model.
-    """
+    """Assign the weights of a checkpoint. Raises ValueError if they are another model's."""
     with h5py.File(path, "r") as file:
         saved = by_unique_path(weights_in(file))
     wanted = by_unique_path(model.weights)
@@ -603,12 +544,11 @@ def load_weights(path: Path, model: keras.Model) -> None:
 def variables_of(model: keras.Model) -> dict[str, list[Any]]:
     """Return the variables that a compiled model has beside its weights, by group."""
     weights = {id(weight) for weight in model.weights}
-    beside = [variable for variable in model.variables if id(variable) not in weights]
-    optimizers = replicas.optimizers_of(model)
+    others = [variable for variable in model.variables if id(variable) not in weights]
     return {
         # What draws without a seed of its own draws from the global generator.
-        "variables": [*beside, keras_private.seed_generator().state],
-        "optimizer": [v for optimizer in optimizers for v in optimizer.variables],
+        "variables": [*others, keras_private.seed_generator().state],
+        "optimizer": [v for each in replicas.optimizers_of(model) for v in each.variables],
         "metrics": [variable for metric in model.metrics for variable in metric.variables],
     }
 
@@ -654,9 +594,7 @@ def by_unique_path(variables: Any) -> dict[str, Any]:
 def read_others(path: Path) -> dict[str, np.ndarray]:
     """Return the variables of a checkpoint that are in no other group, by path."""
     with h5py.File(path, "r") as file:
-        return {
-            name: value_of(dataset) for name, dataset in saved_variables(file, "others").items()
-        }
+        return {name: value_of(each) for name, each in saved_variables(file, "others").items()}
 
 
 def saved_variables(file: h5py.File, group: str) -> dict[str, h5py.Dataset]:
@@ -676,10 +614,7 @@ def _require_same(
     saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any], path: Path
 ) -> None:
     shapes = {name: tuple(variable.shape) for name, variable in wanted.items()}
-    if saved != shapes:
-        differing = sorted(
-            f"{name} {shape}" for name, shape in {*saved.items()} ^ {*shapes.items()}
-        )
+    if differing := sorted(f"{n} {shape}" for n, shape in {*saved.items()} ^ {*shapes.items()}):
         raise ValueError(
             f"{path} was written by another model or optimizer; these are in one of them only: "
             f"{', '.join(differing[:6])}"

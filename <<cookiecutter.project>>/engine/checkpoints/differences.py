@@ -47,10 +47,7 @@ def first_difference(one: Path, other: Path) -> str:
 def rows_in(run: Path) -> list[Cells]:
     """Return the rows of `history.csv` as text; [] if there is none yet.
 
-    A last line that is half written is left out.
-
-    Raises:
-        ValueError: if it cannot be read.
+    A last line that is half written is left out. Raises ValueError if it cannot be read.
     """
     path = run / "history.csv"
     try:

@@ -32,8 +32,7 @@ class DamagedCheckpointError(OSError):
 def verify(path: Path) -> None:
     """Compare a commit's bytes with the digest in its first 512.
 
-    Raises:
-        DamagedCheckpointError: if they differ, or if the file is not one of ours.
+    Raises DamagedCheckpointError if they differ, or if the file is not one of ours.
     """
     with open(path, "rb") as file:
         head = file.read(USER_BLOCK)
@@ -83,8 +82,7 @@ def require_inside(names: Iterable[Any]) -> None:
 def read_state(path: Path) -> dict[str, Any]:
     """Return what a commit says of its run: epoch, steps, best epoch, history and more.
 
-    Raises:
-        DamagedCheckpointError: if that is not to be found in it.
+    Raises DamagedCheckpointError if that is not to be found in it.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -171,8 +169,7 @@ def commits_of(run: Path) -> list[Commit]:
 def commit_after(run: Path, epoch: int) -> Commit:
     """Return the whole commit that a run keeps of the end of an epoch; of 0: its latest.
 
-    Raises:
-        ValueError: if there is none; it says of which epochs there is one.
+    Raises ValueError if there is none; it says of which epochs there is one.
     """
     commits = commits_of(run)
     for commit in commits:

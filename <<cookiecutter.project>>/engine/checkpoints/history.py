@@ -31,8 +31,7 @@ class HistoryArray:
     def follow(self, history: Sequence[Row]) -> None:
         """Take the rows that are new since the last call, and forget those that are gone.
 
-        Raises:
-            TypeError: if a cell is no number.
+        Raises TypeError if a cell is no number.
         """
         self.values = self.values[: len(history)]
         for row in history[len(self.values) :]:
@@ -90,8 +89,7 @@ HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "dice", "r
 def is_lower_better(monitor: str | None, mode: str = "auto") -> bool:
     """Whether less of a metric is better, by `mode` ("min", "max"), or in "auto" by its name.
 
-    Raises:
-        ValueError: if the name does not tell; where there is none, there is nothing to tell.
+    Raises ValueError if the name does not tell; where there is none, there is nothing to tell.
     """
     if monitor is None or mode != "auto":
         return mode != "max"

@@ -29,16 +29,14 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Tak
     """Assign weights of a checkpoint to those of a model that have the same path.
 
     The averages of batch normalisation count among them, and weights that are not to be trained.
+    Raises ValueError if the expression is none, no weight is taken, or one has another shape;
+    OSError if the file cannot be read.
 
     Args:
         model: with its weights made.
         checkpoint: a commit, a run folder (its latest commit), a `.keras` or `.weights.h5` file.
         pattern: regular expression, which has to match the beginning of a weight's path, such as
             `.*kernel` or `(?!head)`.
-
-    Raises:
-        ValueError: if the expression is none, no weight is taken, or one has another shape.
-        OSError: if the file cannot be read.
     """
     wanted = {
         weight.path: weight
@@ -103,8 +101,7 @@ def array_of(weight: Any) -> np.ndarray:
 def freeze(model: keras.Model, pattern: str) -> None:
     """Train only the weights whose path matches a regular expression from its beginning on.
 
-    Raises:
-        ValueError: if the expression is none, or matches none of them.
+    Raises ValueError if the expression is none, or matches none of them.
     """
     trained = [w.path for w in model.trainable_weights if matching(pattern, w.path, "fine_tune")]
     if not trained:

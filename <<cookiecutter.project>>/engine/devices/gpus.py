@@ -35,11 +35,9 @@ def scope(together: bool = False) -> AbstractContextManager[object]:
     """Return what a model is to be built in: a copy on each GPU, if several were asked for.
 
     Every copy is given a part of each batch, and all of them make the same update. `together`:
-    train with the other workers that the environment names; see `engine.devices.workers`.
-
-    Raises:
-        UsageError: if TensorFlow does not see as many GPUs, or a worker's port is in use.
-        SystemExit: with code 75, if the other workers do not come.
+    train with the other workers that the environment names; see `engine.devices.workers`. Raises
+    UsageError if TensorFlow does not see as many GPUs, or a worker's port is in use; SystemExit
+    with code 75, if the other workers do not come.
     """
     wanted = int(os.environ.get(SEVERAL, "0"))
     with_others = together and workers.worker().number > 1

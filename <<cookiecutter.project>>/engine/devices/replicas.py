@@ -37,8 +37,7 @@ def make_seed_generator() -> None:
 def prepare(model: Any) -> None:
     """Make a model fit for training on several devices: what goes over a batch goes over the whole.
 
-    Raises:
-        UsageError: if its steps cannot be shared out.
+    Raises UsageError if its steps cannot be shared out.
     """
     if model.run_eagerly:
         raise UsageError("a model with run_eagerly trains on one device; compile it without")
@@ -159,8 +158,7 @@ class Agreement:
     def require(self) -> None:
         """Compare them now; all workers call this at the same step.
 
-        Raises:
-            UsageError: naming a variable that differs.
+        Raises UsageError naming a variable that differs.
         """
         if self._digests is None:
             return

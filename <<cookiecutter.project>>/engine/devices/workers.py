@@ -44,8 +44,7 @@ class Worker(NamedTuple):
 def worker() -> Worker:
     """Return which worker this process is, as the environment says: (0, 1) if it names no others.
 
-    Raises:
-        UsageError: if `TF_CONFIG` is not what TensorFlow expects.
+    Raises UsageError if `TF_CONFIG` is not what TensorFlow expects.
     """
     if text := os.environ.get("TF_CONFIG"):
         rank, addresses = _tf_config(text)
@@ -64,10 +63,8 @@ def strategy() -> "tf.distribute.Strategy":
 
     TensorFlow may not have run anything before. The servers that it starts listen on all networks
     of the machine. If the others come and then are silent, the process itself ends with code 75.
-
-    Raises:
-        UsageError: if this worker's port is in use.
-        SystemExit: with code 75, if the others do not come.
+    Raises UsageError if this worker's port is in use; SystemExit with code 75, if the others do not
+    come.
     """
     import tensorflow as tf
 
@@ -294,8 +291,8 @@ class Workers:
     def require_same(self, things: Mapping[str, str], meaning: str) -> None:
         """Compare texts, by name, that should be the same for all workers.
 
-        Raises:
-            UsageError: on all workers, naming those that differ, and saying what this `meaning` is.
+        Raises UsageError on all workers, naming those that differ, and saying what this `meaning`
+        is.
         """
         digests = b"".join(hashlib.sha256(text.encode()).digest() for text in things.values())
         rows = self.gather_bytes(digests)

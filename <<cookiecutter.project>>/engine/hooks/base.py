@@ -7,7 +7,7 @@ its own returns it from `get_state`; it is saved in each checkpoint, and given b
 import inspect
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,20 +139,22 @@ class Hooks:
         is_chief: bool = True,
     ) -> None:
         self.hooks = list(hooks)
+        self._intervals = list(_expanded(hooks))
+        self._every = every = [hook for hook, _ in self._intervals]
         # Those that are mute count all the same for where a call of many steps is to end.
-        tell = {id(hook) for hook in hooks if getattr(hook, "only_tells", False)}
+        tell = {id(hook) for hook in every if getattr(hook, "only_tells", False)}
         self._mute = set() if is_chief else tell
         self._seldom = {id(hook) for hook in seldom} if hook_freq > 1 else set()
         self._hook_freq = hook_freq
-        self._sees_feeds = {id(hook) for hook in hooks if _takes_feeds(hook)}
-        self._acts_before = {id(hook) for hook in hooks if _acts_before(hook)}
+        self._sees_feeds = {id(hook) for hook in every if _takes_feeds(hook)}
+        self._acts_before = {id(hook) for hook in every if _acts_before(hook)}
         self._started: list[Hook] = []
 
     def start(self, run: Run) -> None:
         """Tell all of them of the run."""
-        for hook in self.hooks:
+        for hook in self._every:
             give_addresses(hook, run.root)
-        for hook in self.hooks:
+        for hook in self._every:
             self._call(hook, "before_training", run)
             self._started.append(hook)
 
@@ -162,25 +164,23 @@ class Hooks:
 
     def call(self, method: str, *arguments: Any) -> None:
         """Call a method of all hooks that have it; an error names the hook."""
-        for hook in self.hooks:
+        for hook in self._every:
             self._call(hook, method, *arguments)
 
     def next_stop(self, global_step: int) -> int | None:
         """Return the next step above `global_step` before or after which somebody acts."""
         stops = []
-        for hook in self.hooks:
-            if (step := self._acts_at(hook, global_step)) is not None:
+        for hook, intervals in self._intervals:
+            due = [interval.next_step(global_step) for interval in intervals]
+            if (step := max(due) if due else self._acts_at(hook, global_step)) is not None:
                 before = id(hook) in self._acts_before and step - 1 > global_step
                 stops.append(step - before)
         return min(stops, default=None)
 
     def act_before(self, global_step: int) -> list[Hook]:
         """Return the hooks whose `before_step` is to be called before the next step."""
-        return [
-            hook
-            for hook in self.hooks
-            if id(hook) in self._acts_before and self._acts_at(hook, global_step) == global_step + 1
-        ]
+        acting = self._acting(global_step, global_step + 1)
+        return [hook for hook in acting if id(hook) in self._acts_before]
 
     def before_step(
         self, hooks: Sequence[Hook], global_step: int, fetches: Any, feeds: Any, batch: Any
@@ -195,10 +195,9 @@ class Hooks:
         `begun_at` is the global step at which the call of one or many steps began; `seen` are
         fetches, feeds and batch, where there was but one step.
         """
-        for hook in self.hooks:
-            if self._acts_at(hook, begun_at) in (None, global_step):
-                told = seen if id(hook) in self._sees_feeds else (results,)
-                self._call(hook, "after_step", global_step, *told)
+        for hook in self._acting(begun_at, global_step):
+            told = seen if id(hook) in self._sees_feeds else (results,)
+            self._call(hook, "after_step", global_step, *told)
 
     def at_exception(self, error: BaseException) -> None:
         """Tell those that know of the run; one that fails at that is named in the log."""
@@ -207,6 +206,14 @@ class Hooks:
                 self._call(hook, "at_exception", error)
             except Exception as another:
                 log.error("%s", another)
+
+    def _acting(self, begun_at: int, global_step: int) -> Iterator[Hook]:
+        """Yield those that act at `global_step`, where a call ends that began at `begun_at`."""
+        for hook, intervals in self._intervals:
+            since = global_step - 1 if intervals else begun_at
+            is_due = all(interval.next_step(since) == global_step for interval in intervals)
+            if is_due and self._acts_at(hook, since) in (None, global_step):
+                yield hook
 
     def _acts_at(self, hook: Hook, global_step: int) -> int | None:
         step = hook.next_step(global_step) if hasattr(hook, "next_step") else None
@@ -223,18 +230,25 @@ class Hooks:
         try:
             function(*arguments)
         except Exception as error:
-            if isinstance(hook, IntervalHook):
-                raise  # it has named the one of its hooks that failed
             kinds = (OSError, FloatingPointError)
             kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
             what = str(error) if kind is not RuntimeError else f"{type(error).__name__}: {error}"
             raise kind(f"hook {type(hook).__name__} failed in {method}: {what}") from error
 
 
+def _expanded(
+    hooks: Sequence[Hook], intervals: tuple["IntervalHook", ...] = ()
+) -> Iterator[tuple[Hook, tuple["IntervalHook", ...]]]:
+    """Yield the hooks that act, each with the `IntervalHook`s that it is in."""
+    for hook in hooks:
+        if isinstance(hook, IntervalHook):
+            yield from _expanded(hook.hooks, (*intervals, hook))
+        else:
+            yield hook, intervals
+
+
 def _acts_before(hook: Any) -> bool:
     """Whether a hook wants to see what a step is given; if nobody does, steps may be grouped."""
-    if isinstance(hook, IntervalHook):
-        return any(map(_acts_before, hook.hooks))
     function = getattr(hook, "before_step", Hook.before_step)
     return getattr(function, "__func__", function) is not Hook.before_step or _takes_feeds(hook)
 
@@ -253,7 +267,7 @@ class IntervalHook(Hook):
     These are `start` and every `interval`-th step from there on. With `max_interval` the interval
     doubles each time until it is that, and the next step is the next multiple of it: 1 and 1000
     give 0, 2, 4, 8, …, 512, 1000, 2000, …. They depend on nothing else, so a resumed run finds them
-    again without a state.
+    again without a state. Raises ValueError if a number is out of range.
 
     Args:
         hooks: called in this order; a `next_step` of their own makes them act more seldom.
@@ -261,9 +275,6 @@ class IntervalHook(Hook):
         start: the first step, at least 0.
         stop: no step from this one on; None: there is no end.
         max_interval: at least 1; None: the interval stays as it is.
-
-    Raises:
-        ValueError: if a number is out of range.
     """
 
     NEVER = sys.maxsize - 1
@@ -281,8 +292,6 @@ class IntervalHook(Hook):
         self.max_interval = interval if max_interval is None else max_interval
         require_at_least(1, interval=interval, max_interval=self.max_interval)
         require_at_least(0, start=start)
-        self._calls = Hooks(self.hooks)
-        self._seen: tuple[Any, ...] = ()
 
     def next_step(self, global_step: int) -> int:
         return self.first_due(global_step) + 1
@@ -299,37 +308,8 @@ class IntervalHook(Hook):
             due = self.start + -(-missing // interval) * interval
         return due if self.stop is None or due < self.stop else self.NEVER
 
-    def before_training(self, run: Run) -> None:
-        super().before_training(run)
-        self._calls.start(run)
-
-    def before_epoch(self, epoch: int) -> None:
-        self._calls.call("before_epoch", epoch)
-
-    def before_step(
-        self, global_step: int, fetches: dict[str, Any], feeds: Any, batch: Any
-    ) -> None:
-        if self.first_due(global_step) == global_step:
-            self._seen = fetches, feeds, batch
-            acting = self._calls.act_before(global_step)
-            self._calls.before_step(acting, global_step, fetches, feeds, batch)
-
-    def after_step(self, global_step: int, last_results: Any) -> None:
-        if self.first_due(global_step - 1) == global_step - 1:
-            seen, self._seen = self._seen, ()
-            self._calls.after_step(global_step - 1, global_step, last_results, *seen)
-
-    def after_epoch(self, epoch: int) -> None:
-        self._calls.call("after_epoch", epoch)
-
-    def after_training(self) -> None:
-        self._calls.call("after_training")
-
-    def at_exception(self, error: BaseException) -> None:
-        self._calls.at_exception(error)
-
     def get_state(self) -> dict[str, Any]:
-        return self._calls.get_state()
+        return callback_state.get_all(self.hooks)
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         callback_state.put_all(self.hooks, state)

@@ -43,16 +43,8 @@ class PyHookedModelIterator:
     A subclass returns them from `step_ops`. Random numbers of Python, NumPy and PyTorch that a step
     draws are a function of seed and step. What has to survive a kill are Keras' and TensorFlow's
     models, optimizers and variables among the attributes of iterator and model, which are found
-    there, and what `get_state` returns.
-
-    Attributes:
-        config: the resolved config.
-        model: what the config's `model` has made.
-        datasets: by split, "train" and perhaps "validation".
-        hooks: append yours; they act at every `hook_freq`-th step.
-        test_mode: whether this is an evaluation.
-        root: the run folder; `code`, `checkpoints`, `train` and `eval` are folders in it.
-        logger: of this class.
+    there, and what `get_state` returns. `root` is the run folder; `code`, `checkpoints`, `train`
+    and `eval` are folders in it.
     """
 
     def __init__(
@@ -67,12 +59,12 @@ class PyHookedModelIterator:
         **_: Any,
     ) -> None:
         self.config = config
-        self.model = model
-        self.datasets = dict(datasets)
+        self.model = model  # what the config's `model` has made
+        self.datasets = dict(datasets)  # by split, "train" and perhaps "validation"
         self.hook_freq = hook_freq
         self.num_epochs = num_epochs
-        self.hooks = list(hooks)
-        self.test_mode = bool(config.get("test_mode", False))
+        self.hooks = list(hooks)  # append yours; they act at every `hook_freq`-th step
+        self.test_mode = bool(config.get("test_mode", False))  # is this an evaluation?
         self.logger = logging.getLogger(type(self).__name__)
         give_addresses(self, Path(root))
         self.set_position(0, 0, 0)
@@ -130,21 +122,15 @@ class PyHookedModelIterator:
         return self._split
 
     def get_fixed_examples(self, split: str) -> dict[str, Any]:
-        """Return the same examples of a split in every process, stacked as a batch is.
-
-        Their indices are the config's `fixed_example_indices[split]`, else as many as a batch has,
-        drawn from that split by the seed.
-        """
+        """Return the examples at `fixed_example_indices(split)`, stacked as a batch is."""
         if split not in self._fixed_examples:
             indices = self.fixed_example_indices(split)
             self._fixed_examples[split] = stack([self.datasets[split][int(i)] for i in indices])
         return self._fixed_examples[split]
 
     def fixed_example_indices(self, split: str) -> list[int]:
-        """Return the indices of the fixed examples of a split.
-
-        Raises:
-            ValueError: if the config has one that is out of range, or there is no such split.
+        """Return the config's `fixed_example_indices[split]`, or else drawn by the seed: as many as
+        a batch has. Raises ValueError if one is out of range, or there is no such split.
         """
         if split not in self.datasets:
             splits = ", ".join(self.datasets)
@@ -224,8 +210,7 @@ class PyHookedModelIterator:
 class TemplateIterator(PyHookedModelIterator):
     """Has operations to train, to log and to evaluate, each computed only if somebody reads it.
 
-    A subclass returns them from `step_op`, and may save and restore in files of its own; these
-    become part of the checkpoint.
+    A subclass may save and restore in files of its own; these become part of the checkpoint.
     """
 
     @abstractmethod
@@ -267,11 +252,8 @@ class TemplateIterator(PyHookedModelIterator):
         return figures_in(ops["log_op"]().get("scalars", {})) if "log_op" in ops else {}
 
     def of_validation(self, number: int, names: Sequence[str]) -> list[Any]:
-        """Return what operations give for a batch of the split "validation", if there is one.
-
-        Args:
-            number: of the batch; after the last one, the first comes again.
-            names: of the operations; those that `step_op` does not return are left out.
+        """Return what the operations of these names, of those that `step_op` returns, give for a
+        batch of the split "validation", if there is one. After its last one, the first comes again.
         """
         if "validation" not in self.datasets:
             return []

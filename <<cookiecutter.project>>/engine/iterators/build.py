@@ -22,11 +22,7 @@ class NoModel:
 
 
 def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experiment:
-    """Build what a config with an iterator names; see `experiment.build`.
-
-    Raises:
-        UsageError: as `experiment.build` does.
-    """
+    """Build what a config with an iterator names; see `experiment.build`."""
     datasets = build_datasets(config)
     make_model = resolve(config["model"], "model") if config["model"] else NoModel
     make_iterator = iterator_class(config)  # now PyTorch is imported, if they need it

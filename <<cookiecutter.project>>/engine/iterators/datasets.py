@@ -6,24 +6,17 @@ a function of seed, epoch and index: the same in every process and in whatever o
 Nothing here imports Keras until a batch source is built, so that worker processes start fast.
 """
 
-import multiprocessing
 import operator
-import os
-import pickle
 import random
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
 from functools import cache, cached_property
 from typing import Any, Self, overload
 
 import numpy as np
 
-from engine import endings
-from engine.batches import Array, ArrayBatches, require_at_least
+from engine.batches import Ahead, Array, ArrayBatches, require_at_least
+from engine.processes import Processes
 from engine.trees import Path, leaves, map_leaves
 
 Example = dict[str, Any]
@@ -47,12 +40,9 @@ class DatasetMixin:
     values, nested ones too, are called and replaced by what they return: an image that is read by
     a function is only read when somebody asks for the example. `dataset[2:5]` and `dataset[[7, 3]]`
     are lists of examples, `a + b` and `3 * a` are datasets.
-
-    Attributes:
-        append_labels: put the labels of an example under "labels_".
     """
 
-    append_labels: bool = False
+    append_labels: bool = False  # put the labels of an example under "labels_"
     data: Any
 
     def get_example(self, index: int) -> Example:
@@ -90,12 +80,7 @@ class DatasetMixin:
     def __getitem__(self, index: slice | Sequence[int] | Array) -> list[Example]: ...
 
     def __getitem__(self, index: int | slice | Sequence[int] | Array) -> Example | list[Example]:
-        """Return the example at `index`, or the list of those at the indices of a slice or list.
-
-        Raises:
-            IndexError: if an index is out of range.
-            TypeError: if `get_example` returns anything but a dict.
-        """
+        """Return the example at `index`, or the list of those at the indices of a slice or list."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if isinstance(index, (Sequence, np.ndarray)):
@@ -131,11 +116,7 @@ class DatasetMixin:
 
 
 class SubDataset(DatasetMixin):
-    """The examples of `data` at `subindices`, in that order; an index may come more than once.
-
-    Raises:
-        IndexError: if a subindex is not in [0, len(data)).
-    """
+    """The examples of `data` at `subindices`, as often and in the order as these come."""
 
     def __init__(self, data: DatasetMixin, subindices: Iterable[int]) -> None:
         self.data = data
@@ -158,14 +139,9 @@ class SubDataset(DatasetMixin):
 
 
 class ConcatenatedDataset(DatasetMixin):
-    """One dataset after the other.
+    """One dataset, or more, after the other.
 
-    Args:
-        datasets: at least one.
-        balanced: repeat the shorter ones until each is as long as the longest.
-
-    Raises:
-        ValueError: if there are no datasets, or an empty one is to be repeated.
+    If they are to be balanced, the shorter ones are repeated until each is as long as the longest.
     """
 
     def __init__(self, *datasets: DatasetMixin, balanced: bool = False) -> None:
@@ -198,12 +174,7 @@ class ConcatenatedDataset(DatasetMixin):
 class CsvDataset(DatasetMixin):
     """The rows of a CSV file: its columns are the labels, a row is an example.
 
-    Args:
-        config: `csv_path` is the file, `csv_arguments` (optional) are for `pandas.read_csv`.
-
-    Raises:
-        ValueError: if the config has no `csv_path`.
-        OSError: if the file cannot be read.
+    In the config, `csv_path` is the file, `csv_arguments` (optional) are for `pandas.read_csv`.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -233,12 +204,7 @@ class LabelDataset(DatasetMixin):
 
 
 class ExtraLabelsDataset(DatasetMixin):
-    """`data` with further labels.
-
-    Args:
-        data: the dataset.
-        labeler: called once with `data` and each index, returns a dict of that example's labels.
-    """
+    """`data` with further labels: a dict of them is what `labeler(data, index)` returns."""
 
     def __init__(
         self, data: DatasetMixin, labeler: Callable[[DatasetMixin, int], Mapping[str, Any]]
@@ -255,10 +221,7 @@ class ExtraLabelsDataset(DatasetMixin):
 class ProcessedDataset(DatasetMixin):
     """`data` with its examples processed.
 
-    Args:
-        data: the dataset.
-        process: called with an example's entries as keyword arguments, returns a dict.
-        update: merge that dict into the example; if not, it replaces the example.
+    What `process(**example)` returns is merged into the example, or replaces it if not `update`.
     """
 
     def __init__(
@@ -281,10 +244,8 @@ def make_examples(
     """Return the examples at `indices`; each is a function of seed, epoch and its index.
 
     So is what it draws from `prng`, from `random` and from NumPy's global generator, which are left
-    as they were.
-
-    Raises:
-        RuntimeError: if an example cannot be made; it names the dataset, the index and the reason.
+    as they were. Raises RuntimeError if an example cannot be made; it names the dataset, the index
+    and the reason.
     """
     states = random.getstate(), np.random.get_state()
     try:
@@ -299,11 +260,9 @@ def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Dicts and lists stay what they are, with the same keys and lengths; tuples become lists. A leaf
     of shape (...) in n examples becomes an array of shape (n, ...) of its dtype: Python numbers
-    become int64, float64 or bool arrays, and strings a unicode array.
-
-    Raises:
-        ValueError: if there are no examples, or they differ in their keys, in a leaf's shape or in
-            its kind; it names the path of keys, such as "views/0/image".
+    become int64, float64 or bool arrays, and strings a unicode array. Raises ValueError if there
+    are no examples, or they differ in their keys, in a leaf's shape or in its kind; it names the
+    path of keys, such as "views/0/image".
     """
     if not examples:
         raise ValueError("there are no examples to stack; expected at least one")
@@ -318,12 +277,13 @@ def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class ExampleBatches:
     """Batches of a dataset's examples: a batch source for training, and a `keras.utils.PyDataset`.
 
-    A batch is the stacked dict of its examples, see `stack`. Every example comes once an epoch.
-    As a PyDataset, for `predict` and `evaluate`, it holds the batches of epoch 0. It becomes one
-    when it is built: worker processes, which need none, would take seconds to import TensorFlow.
+    A batch is the stacked dict of its examples, see `stack`. Every example comes once an epoch. As
+    a PyDataset, for `predict` and `evaluate`, it holds the batches of epoch 0. It becomes one when
+    it is built: worker processes, which need none, would take seconds to import TensorFlow. Raises
+    ValueError if the dataset is empty, or an argument is out of range.
 
     Args:
-        dataset: the examples; at least one.
+        dataset: the examples.
         batch_size: examples a batch, at least 1; the last batch of an epoch may be smaller.
         seed: order and randomness of the examples are functions of it, at least 0.
         shuffle: a new order every epoch; if not, the dataset's own.
@@ -331,10 +291,6 @@ class ExampleBatches:
             The dataset is pickled for the workers, once: changes after the first batch do not
             reach them. A script that is run with workers needs `if __name__ == "__main__"`.
         max_batches: an epoch ends after so many batches, at least 1; None: with the examples.
-
-    Raises:
-        TypeError: if the dataset has no length.
-        ValueError: if it is empty, or an argument is out of range.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -362,9 +318,8 @@ class ExampleBatches:
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.max_batches = max_batches
-        self._pool: ProcessPoolExecutor | None = None
-        self._children: Sequence[Any] = ()
-        self._ahead: dict[tuple[int, int], list[Future[list[Example]]]] = {}
+        self._processes = Processes(dataset, num_workers, "set n_data_processes to 0")
+        self._ahead = Ahead(self._part, "examples", max(2 * num_workers, 1))
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, as a PyDataset does."""
@@ -383,72 +338,38 @@ class ExampleBatches:
     def batch(self, epoch: int, step: int) -> dict[str, Any]:
         """Return the batch at `step` of `epoch`, both counted from 0.
 
-        Raises:
-            IndexError: if the epoch has no such step.
-            RuntimeError: if an example cannot be made, or the worker processes died.
-            ValueError: if the examples do not stack, or the dataset cannot go to a worker process.
+        Raises IndexError if the epoch has no such step; RuntimeError if an example cannot be made,
+        or the worker processes died; ValueError if the examples do not stack, or the dataset cannot
+        go to a worker process.
         """
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch with {self.steps_per_epoch} steps")
-        if self.num_workers:
-            return stack(self._examples_of_workers(epoch, step))
-        return stack(make_examples(self.dataset, self._indices(epoch, step), self.seed, epoch))
+        if not self.num_workers:
+            return stack(make_examples(self.dataset, self._indices(epoch, step), self.seed, epoch))
+        # The workers make the next batch while the model learns from this one.
+        following = divmod(epoch * self.steps_per_epoch + step + 1, self.steps_per_epoch)
+        parts = self._parts(epoch, step)
+        more = self._parts(*following) if self.shuffle or following[0] == epoch else []
+        examples = []
+        for number, part in enumerate(parts):
+            examples += self._ahead.take(part, *parts[number + 1 :], *more)
+        return stack(examples)
 
     def close(self) -> None:
         """End the worker processes; a batch that is asked for later starts new ones."""
-        self._ahead = {}
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        self._processes.close()
 
     def _indices(self, epoch: int, step: int) -> Array:
         return self._all.batch(epoch, step)[0]
 
-    def _examples_of_workers(self, epoch: int, step: int) -> list[Example]:
-        for _ in range(2):
-            try:
-                asked = self._ahead.pop((epoch, step), None) or self._submit(epoch, step)
-                # The workers make the next batch while the model learns from this one.
-                following = divmod(epoch * self.steps_per_epoch + step + 1, self.steps_per_epoch)
-                if self.shuffle or following[0] == epoch:
-                    self._ahead = {following: self._submit(*following)}
-                return [example for part in asked for example in part.result()]
-            except BrokenProcessPool:
-                # A batch scheduler sends its SIGTERM to the workers too, and the step that this
-                # process wants to end before it stops needs them.
-                self.close()
-        # The pool ends the others by SIGTERM.
-        codes = {worker.exitcode or 0 for worker in self._children} - {0}
-        code = min(codes - {-signal.SIGTERM} or codes, default=1)
-        raise RuntimeError(
-            f"a worker process that makes the examples of {type(self.dataset).__name__} died "
-            f"twice: {endings.ending(code)}"
-        )
-
-    def _submit(self, epoch: int, step: int) -> list[Future[list[Example]]]:
-        """Have the batch made by the workers, a part by each; these run in order."""
-        for future in (future for parts in self._ahead.values() for future in parts):
-            future.cancel()
-        self._ahead = {}
-        pool = self._pool = self._pool or self._start_pool()
+    def _parts(self, epoch: int, step: int) -> list[tuple[Any, ...]]:
+        """Return epoch and indices of what each of the workers makes of a batch."""
         indices = self._indices(epoch, step)
         parts = np.array_split(indices, min(self.num_workers, len(indices)))
-        made = [pool.submit(_examples_in_worker, part, self.seed, epoch) for part in parts]
-        self._children = multiprocessing.active_children()
-        return made
+        return [(epoch, *part.tolist()) for part in parts]
 
-    def _start_pool(self) -> ProcessPoolExecutor:
-        try:
-            pickled = pickle.dumps(self.dataset)
-        except Exception as error:  # pickle raises half a dozen types
-            raise _not_for_workers(type(self.dataset).__name__, error) from error
-        return ProcessPoolExecutor(
-            self.num_workers,
-            # A fork would copy TensorFlow's locks without the threads that release them.
-            multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(type(self.dataset).__name__, pickled),
-        )
+    def _part(self, epoch: int, *indices: int) -> list[Example]:
+        return self._processes.call(make_examples, indices, self.seed, epoch)
 
 
 @cache
@@ -510,50 +431,3 @@ def _stacked(path: Path, values: Sequence[Any], number: int) -> Array:
     if len({array.dtype.kind in "SU" for array in arrays}) > 1:
         raise ValueError(f"'{name}' is text in some of the examples, but not in all")
     return np.stack(arrays)
-
-
-# What follows runs in a worker process. The dataset stays pickled there until it is asked for
-# examples: an error then reaches the one who asked, an error at the start would not.
-_given: dict[str, Any] = {}
-
-
-def _start_worker(name: str, pickled: bytes) -> None:
-    _given.update(name=name, pickled=pickled)
-    # A terminal sends these to workers too; the process that started them decides what to do.
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    # The GPU's memory is for training, should the dataset use TensorFlow.
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, be it by SIGKILL.
-
-    The pool's own pipes do not tell: a worker holds both ends of them.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _examples_in_worker(indices: Array, seed: int, epoch: int) -> list[Example]:
-    return make_examples(_unpickled_dataset(), indices, seed, epoch)
-
-
-@cache
-def _unpickled_dataset() -> DatasetMixin:
-    try:
-        dataset = pickle.loads(_given["pickled"])
-    except Exception as error:
-        raise _not_for_workers(_given["name"], error) from error
-    del _given["pickled"]
-    return dataset
-
-
-def _not_for_workers(name: str, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())
-    return ValueError(
-        f"{name} cannot be pickled for worker processes ({reason}); set n_data_processes to 0"
-    )

@@ -12,6 +12,7 @@ and no path that would be wrong once the run folder is moved.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import tempfile
@@ -63,12 +64,9 @@ def evaluate_split(
     """Restore a checkpoint and store what the iterator's `evaluate` returns for each example.
 
     An older folder `output` is replaced when the new one is whole. Returns what `meta.yaml` says.
-
-    Raises:
-        OtherModelError: if the checkpoint belongs to another model.
-        NoOutputsError: if the iterator has no eval_op.
-        ValueError: if it returns what cannot be stored by example.
-        OSError: if the checkpoint is corrupt, or something cannot be written.
+    Raises OtherModelError if the checkpoint belongs to another model; NoOutputsError if the
+    iterator has no eval_op; ValueError if it returns what cannot be stored by example; OSError if
+    the checkpoint is corrupt, or something cannot be written.
     """
     iterator, config = experiment.iterator, experiment.config
     assert iterator is not None
@@ -156,23 +154,22 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
         saved, wanted = saved_variables(file, "variables"), by_unique_path(variables)
         # Of two that are alike here and three there, nobody knows which is which.
         known, here = (Counter(name.split("#")[0] for name in names) for names in (saved, wanted))
-        lacking = sorted(
-            name
-            for name, variable in wanted.items()
+        lacking = [
+            f"{name} {tuple(variable.shape)}"
+            for name, variable in sorted(wanted.items())
             if known[name.split("#")[0]] != here[name.split("#")[0]]
             or saved[name].shape != tuple(variable.shape)
-        )
+        ]
         if lacking:
-            names = ", ".join(f"{name} {tuple(wanted[name].shape)}" for name in lacking[:6])
             raise ValueError(
-                f"{path} was written by another model; it has not these, or not as often: {names}"
+                f"{path} was written by another model; it has not these, or not as often: "
+                f"{', '.join(lacking[:6])}"
             )
         for name, variable in wanted.items():
             variable.assign(value_of(saved[name]))
-        others = sorted(saved.keys() - wanted.keys())
-    if others:
-        names = ", ".join(others[:6])
-        log.warning("%s has variables that evaluation does not use: %s", path.name, names)
+        if others := sorted(saved.keys() - wanted.keys()):
+            names = ", ".join(others[:6])
+            log.warning("%s has variables that evaluation does not use: %s", path.name, names)
 
 
 def _evaluate(iterator: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -192,27 +189,21 @@ def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -
     with `eval_forever` the latest, then each newer one, until the run has ended; else the given
     one. No global step comes twice.
     """
-    seen: set[int] = set()
     paths = [] if config.get("eval_forever") else [given]
     if config.get("eval_all"):
         kept = [path for path in run.glob("checkpoints/model-*.h5") if path.stem[6:].isdecimal()]
         paths = [*sorted(kept, key=lambda path: int(path.stem[6:])), run / LATEST]
-    for path in paths:
+    seen: set[int] = set()
+    for path in itertools.chain(paths, _as_they_come(run) if config.get("eval_forever") else ()):
         if path.exists() or not config.get("eval_all"):  # else it was superfluous by now
             with held(path, run) as checkpoint:
-                yield from _if_new(checkpoint, seen)
-    if config.get("eval_forever"):
-        yield from _as_they_come(run, seen)
+                step = read_state(checkpoint)["global_step"]
+                if step not in seen:
+                    seen.add(step)
+                    yield checkpoint
 
 
-def _if_new(checkpoint: Path, seen: set[int]) -> Iterator[Path]:
-    step = read_state(checkpoint)["global_step"]
-    if step not in seen:
-        seen.add(step)
-        yield checkpoint
-
-
-def _as_they_come(run: Path, seen: set[int]) -> Iterator[Path]:
+def _as_they_come(run: Path) -> Iterator[Path]:
     latest, looked_at, is_over = run / LATEST, None, False
     while not is_over:
         # Asked first: the last checkpoint is there before the run says that it has ended.
@@ -221,12 +212,10 @@ def _as_they_come(run: Path, seen: set[int]) -> Iterator[Path]:
         now = (status.st_ino, status.st_mtime_ns) if status else None
         if status and now != looked_at:
             looked_at = now
-            with held(latest, run) as checkpoint:
-                yield from _if_new(checkpoint, seen)
-                state, config = read_state(checkpoint), read_json(run / CONFIG)
+            state, config = read_state(latest), read_json(run / CONFIG)
+            yield latest
             # Training may itself wait for its evaluation to end.
-            num_epochs, num_steps = config.get("num_epochs"), config.get("num_steps")
-            is_over = is_over or is_done(state, num_epochs, num_steps)
+            is_over |= is_done(state, config.get("num_epochs"), config.get("num_steps"))
             if not is_over:
                 step = state["global_step"]
                 log.info("waiting for a checkpoint after step %d of %s", step, run)

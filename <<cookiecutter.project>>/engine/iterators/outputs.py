@@ -43,8 +43,7 @@ class OutputWriter:
     def add(self, outputs: Mapping[str, Any], size: int) -> None:
         """Store the outputs of the next `size` examples.
 
-        Raises:
-            ValueError: if one is not there for each of them, or has no place to be stored at.
+        Raises ValueError if one is not there for each of them, or has no place to be stored at.
         """
         outputs = dict(outputs)
         labels = outputs.pop(LABELS, {})
@@ -176,14 +175,12 @@ class StoredOutputs(DatasetMixin):
     """The outputs in a folder that `evaluate_split` has written, by example.
 
     An example has the outputs as `evaluate` returned them, nested where they were; files are read
-    when it is asked for. `labels` are memory-mapped.
+    when it is asked for. `labels` are memory-mapped. Raises FileNotFoundError if the folder has no
+    outputs.
 
     Attributes:
         folder: where they are.
         meta: what `meta.yaml` says.
-
-    Raises:
-        FileNotFoundError: if the folder has no outputs.
     """
 
     def __init__(self, folder: str | Path) -> None:

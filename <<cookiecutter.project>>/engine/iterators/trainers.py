@@ -164,8 +164,7 @@ class TFFrequencyTrainer(TFBaseTrainer):
     def make_optimizers(self, batch: Feeds) -> None:
         """Make an optimizer for each loss.
 
-        Raises:
-            ValueError: if there is no schedule, or a part in it has no loss.
+        Raises ValueError if there is no schedule, or a part in it has no loss.
         """
         if not self.schedule:
             raise ValueError(

@@ -19,11 +19,7 @@ FEEDERS = {kind.__name__: kind for kind in (TFRecordExamplesFeeder, MemorySample
 
 
 def build_variant(config: Mapping[str, Any]) -> Experiment:
-    """Build what a variant names; see `experiment.build`.
-
-    Raises:
-        UsageError, OSError: as `experiment.build` does.
-    """
+    """Build what a variant names; see `experiment.build`."""
     train = config["train"]
     train_feeder = make_feeder(config, "train.train_feeder")
     train_feeder.until_epochs = train["epochs"]

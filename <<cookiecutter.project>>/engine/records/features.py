@@ -1,21 +1,20 @@
 """What a record holds, by name: features of TensorFlow, images, and arrays as raw bytes.
 
 A map of features has names as keys, and as values features of `tf.io`, the ones from here, or
-mappings such as `{type: FixedLenFeature, shape: [1], dtype: int64}`. TensorFlow is imported where
-it is needed: importing this is fast.
+mappings with `type` (or `module_path` and `class_type`) and the arguments of that class, such as
+`{type: FixedLenFeature, shape: [1], dtype: int64}`.
 """
 
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import tensorflow as tf
 
 from engine.batches import require_at_least
 from vegab import UsageError, resolve
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 Features = dict[str, Any]
 # What a tf.train.Example can hold, by its own words.
@@ -29,28 +28,16 @@ class ImageFeature:
 
     It becomes an array (height, width, channels), or (frames, height, width, channels) where
     `decode_format` is "gif"; "auto" takes the first frame. Without resizing, the images of a batch
-    have to be of one size.
-
-    Attributes:
-        resize_height: pixels, bilinear; goes with `resize_width`.
-        resize_width: pixels.
-        channels: 1 (grey), 3 (red, green, blue), or 0: as many as the image has.
-        decode_format: "jpeg", "png", "gif", "bmp", or "auto", which looks at the image.
-        enforced_dtype: floats are in [0, 1], integers fill their range; None: uint8.
-        standard_scaling: scale to [-1, 1], which needs floats.
-        post_op: called with the image, a tensor, in a graph; returns another one.
-
-    Raises:
-        ValueError: if one of them is out of range, or half of a size is missing.
+    have to be of one size. Raises ValueError if a value is out of range, or half of a size missing.
     """
 
-    resize_height: int | None = None
+    resize_height: int | None = None  # pixels, bilinear; goes with `resize_width`
     resize_width: int | None = None
-    channels: int = 3
-    decode_format: str = "auto"
-    enforced_dtype: Any = "float32"
-    standard_scaling: bool = False
-    post_op: Callable[["tf.Tensor"], "tf.Tensor"] | None = None
+    channels: int = 3  # 1 (grey), 3 (red, green, blue), or 0: as many as the image has
+    decode_format: str = "auto"  # which looks at the image; see DECODE_FORMATS
+    enforced_dtype: Any = "float32"  # floats are in [0, 1], integers fill their range; None: uint8
+    standard_scaling: bool = False  # scale to [-1, 1], which needs floats
+    post_op: Callable[[tf.Tensor], tf.Tensor] | None = None  # called in a graph with the image
 
     def __post_init__(self) -> None:
         size = {"resize_height": self.resize_height, "resize_width": self.resize_width}
@@ -61,9 +48,8 @@ class ImageFeature:
         if self.channels not in (0, 1, 3):
             raise ValueError(f"channels is {self.channels}; expected 0, 1 or 3")
         if self.decode_format not in DECODE_FORMATS:
-            raise ValueError(
-                f"decode_format is {self.decode_format!r}; expected {', '.join(DECODE_FORMATS)}"
-            )
+            expected = ", ".join(DECODE_FORMATS)
+            raise ValueError(f"decode_format is {self.decode_format!r}; expected {expected}")
         if self.enforced_dtype is not None:
             object.__setattr__(self, "enforced_dtype", _dtype(self.enforced_dtype).name)
         if self.standard_scaling and "float" not in (self.enforced_dtype or ""):
@@ -71,10 +57,8 @@ class ImageFeature:
                 f"standard_scaling needs floats, but enforced_dtype is {self.enforced_dtype}"
             )
 
-    def decode(self, contents: "tf.Tensor", num_parallel: int) -> "tf.Tensor":
+    def decode(self, contents: tf.Tensor, num_parallel: int) -> tf.Tensor:
         """Return the images, (batch, ...), of encoded ones, (batch,); runs in a graph."""
-        import tensorflow as tf
-
         one = tf.function(
             self._decode_one, input_signature=[tf.TensorSpec([], tf.string)], autograph=False
         ).get_concrete_function()
@@ -86,9 +70,7 @@ class ImageFeature:
             parallel_iterations=num_parallel,
         )
 
-    def _decode_one(self, content: "tf.Tensor") -> "tf.Tensor":
-        import tensorflow as tf
-
+    def _decode_one(self, content: tf.Tensor) -> tf.Tensor:
         image = self._decode_bytes(content)
         if self.enforced_dtype is not None:
             image = tf.image.convert_image_dtype(image, self.enforced_dtype, saturate=True)
@@ -101,9 +83,7 @@ class ImageFeature:
             image = (image - 0.5) * 2
         return image if self.post_op is None else self.post_op(image)
 
-    def _decode_bytes(self, content: "tf.Tensor") -> "tf.Tensor":
-        import tensorflow as tf
-
+    def _decode_bytes(self, content: tf.Tensor) -> tf.Tensor:
         # TensorFlow makes a JPEG or PNG grey while it decodes it, and refuses to do so with others.
         if self.decode_format != "auto":
             decode = getattr(tf.io, f"decode_{self.decode_format}")
@@ -131,9 +111,7 @@ class RawFeature:
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "dtype", _dtype(self.dtype).name)
 
-    def decode(self, contents: "tf.Tensor", num_parallel: int) -> "tf.Tensor":
-        import tensorflow as tf
-
+    def decode(self, contents: tf.Tensor, num_parallel: int) -> tf.Tensor:
         return tf.reshape(
             tf.io.decode_raw(contents, self.dtype), [tf.shape(contents)[0], *self.shape]
         )
@@ -146,21 +124,14 @@ DECODED = (ImageFeature, RawFeature)
 def make_features(entries: Mapping[str, Any], where: str) -> Features:
     """Return a map of features whose values are features.
 
-    Args:
-        entries: names and features, or mappings with `type` (or `module_path` and `class_type`)
-            and the arguments of that class.
-        where: how the map is called in an error: ValueError, if a type cannot be found, or does not
-            take these arguments.
+    Raises ValueError, with `where` for the map's name, if a type cannot be found, or does not take
+    these arguments.
     """
-    import tensorflow as tf
-
     if not isinstance(entries, Mapping) or not entries:
         raise ValueError(f"{where} is {entries!r}; expected names and features, at least one")
     classes = {name: getattr(tf.io, name) for name in dir(tf.io) if name.endswith("Feature")}
     classes = {kind.__name__: kind for kind in DECODED} | classes
-    features = {
-        str(name): _make(entry, f"{where}.{name}", classes) for name, entry in entries.items()
-    }
+    features = {str(n): _make(entry, f"{where}.{n}", classes) for n, entry in entries.items()}
     for name, feature in features.items():
         dtype = "string" if isinstance(feature, DECODED) else _dtype(feature.dtype).name
         if dtype not in DTYPES.values():
@@ -172,8 +143,7 @@ def make_features(entries: Mapping[str, Any], where: str) -> Features:
 def class_in(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """Return the name of the class in a mapping, and the other entries, which are its arguments.
 
-    Raises:
-        UsageError: naming `where`, if there is no name.
+    Raises UsageError, naming `where`, if there is no name.
     """
     arguments = dict(entry)
     keys = ("type", "module_path", "class_type")
@@ -186,15 +156,10 @@ def class_in(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]
 
 
 class Parser:
-    """Makes arrays of serialized `tf.train.Example`s.
+    """Makes arrays of serialized `tf.train.Example`s, decoding `num_parallel` images at a time.
 
     What has no fixed length comes as a dense array, padded with zeros (strings: empty ones) to the
     longest of the batch.
-
-    Args:
-        features: the map of the features.
-        labels: the map of the labels, or None: there are none.
-        num_parallel: images decoded at a time.
     """
 
     def __init__(self, features: Features, labels: Features | None, num_parallel: int) -> None:
@@ -203,10 +168,8 @@ class Parser:
         self.num_parallel = num_parallel
         self.maps = {"features_map": features} | ({"labels_map": labels} if labels else {})
 
-    def parse(self, serialized: "tf.Tensor") -> Any:
+    def parse(self, serialized: tf.Tensor) -> Any:
         """Return features, or (features, labels), of strings of shape (batch,); runs in a graph."""
-        import tensorflow as tf
-
         features, labels = stored(self.features), stored(self.labels or {})
         values = tf.io.parse_example(serialized, labels | features)
         first = self._dense(self.features, values)
@@ -217,9 +180,7 @@ class Parser:
             values = tf.io.parse_example(serialized, labels)
         return first, self._dense(self.labels, values)
 
-    def _dense(self, features: Features, values: Mapping[str, Any]) -> dict[str, "tf.Tensor"]:
-        import tensorflow as tf
-
+    def _dense(self, features: Features, values: Mapping[str, Any]) -> dict[str, tf.Tensor]:
         dense = {}
         for name, feature in features.items():
             value = values[name]
@@ -244,8 +205,6 @@ class Parser:
 
     def fault(self, serialized: bytes) -> str | None:
         """Return what is wrong with a record, to be read after its name, or None."""
-        import tensorflow as tf
-
         try:
             held = held_in(serialized)
         except ValueError:
@@ -263,23 +222,15 @@ class Parser:
 
 def stored(features: Features) -> Features:
     """Return the features as TensorFlow parses them: what is decoded, as strings."""
-    import tensorflow as tf
-
     string = tf.io.FixedLenFeature([], tf.string)
-    return {
-        name: string if isinstance(feature, DECODED) else feature
-        for name, feature in features.items()
-    }
+    return {k: string if isinstance(each, DECODED) else each for k, each in features.items()}
 
 
 def held_in(serialized: bytes) -> dict[str, tuple[str, Sequence[Any]]]:
     """Return dtype and values of each feature in a record; one without values has no dtype.
 
-    Raises:
-        ValueError: if the record is not a `tf.train.Example`.
+    Raises ValueError if the record is not a `tf.train.Example`.
     """
-    import tensorflow as tf
-
     try:
         features = tf.train.Example.FromString(serialized).features.feature
     except Exception as error:  # protobuf's own class has no public name that all versions share
@@ -309,8 +260,6 @@ def first_line(error: Exception) -> str:
 
 def _make(entry: Any, where: str, classes: Mapping[str, type]) -> Any:
     """Return a feature, or a partition of a ragged one."""
-    import tensorflow as tf
-
     kinds = tuple(classes.values())
     if isinstance(entry, kinds):
         return entry
@@ -342,19 +291,15 @@ def _make(entry: Any, where: str, classes: Mapping[str, type]) -> Any:
         raise ValueError(f"{where}: {made.__name__}: {text}") from error
 
 
-def _dtype(dtype: Any) -> "tf.DType":
-    import tensorflow as tf
-
+def _dtype(dtype: Any) -> tf.DType:
     try:
         return tf.dtypes.as_dtype(dtype)
     except TypeError as error:
         raise ValueError(f"no such dtype as {dtype!r}") from error
 
 
-def _with_channels(image: "tf.Tensor", channels: int) -> "tf.Tensor":
+def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
     """Return an image of 1, 3 or 4 channels with 1 or 3; 0: as it is."""
-    import tensorflow as tf
-
     if channels == 0:
         return image
     # A grey image's only channel is repeated, and the fourth one, transparency, left out.
@@ -365,8 +310,6 @@ def _with_channels(image: "tf.Tensor", channels: int) -> "tf.Tensor":
 
 def _keys(name: str, feature: Any) -> list[str]:
     """Return the names in a record that a feature reads and that have to be somewhere."""
-    import tensorflow as tf
-
     if isinstance(feature, tf.io.FixedLenFeature) and feature.default_value is not None:
         return []
     if isinstance(feature, tf.io.SparseFeature):
@@ -381,8 +324,6 @@ def _keys(name: str, feature: Any) -> list[str]:
 def _fault(
     name: str, feature: Any, held: Mapping[str, tuple[str, Sequence[Any]]], where: str
 ) -> str | None:
-    import tensorflow as tf
-
     spec = stored({name: feature})[name]
     is_fixed = isinstance(spec, tf.io.FixedLenFeature)
     key = getattr(spec, "value_key", None) or name

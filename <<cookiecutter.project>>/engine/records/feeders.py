@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import tensorflow as tf
 
 from engine.batches import SHUFFLE_STREAM, Ahead, Array, random_generator, require_at_least
 from engine.records.features import Parser, described, first_line, held_in, make_features, stored
@@ -40,14 +41,11 @@ LOOKED_AT = 1000  # records in which a feature that a record may be without is l
 class Feeder:
     """Batches of examples that are counted from 0, in an order that seed and pass decide.
 
-    Attributes:
-        until_epochs: passes over the data; there is nothing after them, so that the last batch may
-            be smaller. None: it never ends.
-
-    Raises:
-        ValueError: if batch size or seed is out of range.
+    A batch at the end that is not full is left out if `drop_remainder`; if `shuffle`, every pass
+    has an order of its own. Raises ValueError if batch size or seed is out of range.
     """
 
+    # Passes over the data, after which there is nothing; None: it never ends.
     until_epochs: int | None = None
 
     def __init__(
@@ -80,8 +78,7 @@ class Feeder:
     def batch(self, epoch: int, step: int) -> Any:
         """Return the batch at `step` of `epoch`, both counted from 0.
 
-        Raises:
-            IndexError: if the epoch has no such step, or it is after `until_epochs`.
+        Raises IndexError if the epoch has no such step, or it is after `until_epochs`.
         """
         number = epoch * self.steps_per_epoch + step
         end = self.until_epochs and self.total_steps(self.until_epochs)
@@ -97,10 +94,7 @@ class Feeder:
         return self._examples(first, last)
 
     def one_pass(self) -> Self:
-        """Return a feeder of one pass in order, for an evaluation; the last batch may be smaller.
-
-        It has the epoch 0 only.
-        """
+        """Return a feeder of epoch 0 only, in order; the last batch may be smaller."""
         feeder = copy.copy(self)
         feeder.shuffle, feeder.drop_remainder = False, False
         feeder.until_epochs = 1
@@ -149,28 +143,29 @@ class Serving(NamedTuple):
 
 
 class TFRecordExamplesFeeder(Feeder):
-    """Batches of `tf.train.Example`s in TFRecord files.
+    """Batches of `tf.train.Example`s in TFRecord files; each record's checksum is compared.
 
-    With an index beside the files, each pass is shuffled as a whole, and a run goes on at any step
-    without reading what was before. Without one, or where files are compressed, records are read
-    as a stream: several files side by side, shuffled in a window, and a run goes on by reading the
-    pass again up to where it was. Each record's checksum is compared. Both give the same batches in
-    every process.
+    With an index next to the files (`random_access`), each pass is shuffled as a whole, and a run
+    goes on at any step without reading what was before. Without one, or where files are compressed,
+    records are read as a stream: several files side by side, shuffled in a window, and a run goes
+    on by reading the pass again up to where it was. Both give the same batches in every process.
 
     Batches are dicts of arrays; with `labels_map`, pairs of such dicts. Strings are arrays of
     `bytes` objects, shape (batch, ...). What has no fixed length (VarLenFeature, RaggedFeature,
     SparseFeature) is padded with zeros or empty strings to the longest of the batch.
 
+    Raises FileNotFoundError if a pattern matches no file; MetadataError, which says what to run, if
+    metadata are missing or outdated; ValueError if a value is out of range, a type of feature
+    cannot be found, or the records do not hold what the maps say; RecordError, which `batch` raises
+    too, if a record is corrupt.
+
     Args:
         file_patterns: a glob, or several; the files of all of them, sorted.
-        features_map: names and features: `{type: FixedLenFeature, shape: [1], dtype: int64}`, also
-            with `module_path` and `class_type` for `type`, or features of TensorFlow. Besides those
-            of `tf.io` there are `ImageFeature` and `RawFeature` of `engine.records.features`.
+        features_map: names and features, as `{type: FixedLenFeature, shape: [1], dtype: int64}`;
+            see `engine.records.features`.
         labels_map: the same for labels, or None. A name may stand in both maps.
         max_examples: take so many from the start of the files; -1: all.
-        batch_size: examples a batch.
-        drop_remainder: leave out a batch at the end that is not full.
-        shuffle: give every pass an order of its own.
+        batch_size, drop_remainder, shuffle, seed: as for `Feeder`.
         shuffle_buffer_size: records in the window of a stream.
         num_parallel_maps: images decoded at a time; None: one for each core.
         num_parallel_reads: files of a shuffled stream read side by side; the order depends on it.
@@ -180,17 +175,6 @@ class TFRecordExamplesFeeder(Feeder):
         on_corrupt: "fail", or "skip": the place of a corrupt record is taken by the next sound one
             (in a stream, where the rest of a file is lost with it, by sound ones from the start of
             the files), so that batches stay full. `one_pass()` leaves corrupt records out instead.
-        seed: orders are functions of it.
-
-    Attributes:
-        random_access: whether there is an index.
-
-    Raises:
-        FileNotFoundError: if a pattern matches no file.
-        MetadataError: if metadata are missing or outdated; it says what to run.
-        ValueError: if a value is out of range, a type of feature cannot be found, or the records
-            do not hold what the maps say.
-        RecordError: if a record is corrupt; `batch` raises it too.
     """
 
     def __init__(
@@ -302,8 +286,6 @@ class TFRecordExamplesFeeder(Feeder):
         return feeder
 
     def _compiled(self) -> Any:
-        import tensorflow as tf
-
         return tf.function(
             self._parser.parse,
             input_signature=[tf.TensorSpec([None], tf.string)],
@@ -361,8 +343,6 @@ class TFRecordExamplesFeeder(Feeder):
             log.warning("%s; %s skipped, %d so far", error, lost, len(self._corrupt))
 
     def _parsed(self, records: Records) -> Any:
-        import tensorflow as tf
-
         try:
             parsed = self._parse(tf.constant(records.data, tf.string))
         except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
@@ -410,11 +390,7 @@ class TFRecordExamplesFeeder(Feeder):
 
 
 def matching_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Return the files of records that globs match, sorted, each once.
-
-    Raises:
-        FileNotFoundError: if a pattern matches none.
-    """
+    """Return the files that globs match, sorted; FileNotFoundError if one matches none."""
     paths: set[Path] = set()
     for pattern in [patterns] if isinstance(patterns, str | Path) else patterns:
         _, found = matching(str(pattern))

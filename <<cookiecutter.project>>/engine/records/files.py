@@ -49,14 +49,9 @@ PIECE = 2**20  # bytes that are read at once
 
 
 class RecordError(OSError):
-    """A record that is torn, or whose bytes are not those that were written.
+    """A record that is torn, or whose bytes are not those that were written."""
 
-    Attributes:
-        path: the file.
-        offset: where the record begins, in bytes; in a compressed file, of what it unpacks to.
-        reason: what is wrong with it.
-    """
-
+    # The offset is where the record begins, in bytes; in a compressed file, of what it unpacks to.
     def __init__(self, path: Path, offset: int, reason: str) -> None:
         super().__init__(f"{path}: the record at byte {offset} {reason}")
         self.path, self.offset, self.reason = path, offset, reason
@@ -103,10 +98,9 @@ def generate_command(target: Path) -> str:
 
 
 def read_metadata(folder: Path) -> dict[str, FileInfo]:
-    """Return what the metadata of a folder says of each file; an empty dict if there is none.
+    """Return what the metadata of a folder, if there is any, says of each file.
 
-    Raises:
-        MetadataError: if it is corrupt, or of another version.
+    Raises MetadataError if it is corrupt, or of another version.
     """
     with contextlib.suppress(FileNotFoundError):
         return dict(_parsed(*_identity(folder / METADATA)))
@@ -116,12 +110,8 @@ def read_metadata(folder: Path) -> dict[str, FileInfo]:
 def file_info(path: Path, deep: bool = False) -> FileInfo:
     """Return what the metadata says of a file, if the file still is what it was.
 
-    Args:
-        path: a file of records, compressed or not.
-        deep: compare its MD5 too, which reads it all, and not just its size.
-
-    Raises:
-        MetadataError: if the metadata is missing or corrupt, or the file is missing or has changed.
+    Its size is compared; if `deep`, its MD5 too, which reads it all. Raises MetadataError if the
+    metadata is missing or corrupt, or the file is missing or has changed.
     """
     info = read_metadata(path.parent).get(path.name)
     of_folder = generate_command(path.parent)
@@ -152,19 +142,13 @@ def generate(
 ) -> Generated:
     """Write metadata and index of files into the folders that they lie in.
 
-    An entry whose size and MD5 are the file's is kept, another is made by reading the file to its
-    end. Entries of files that are not among `paths` stay as they are. What was done is written when
-    the work is interrupted, too.
+    An entry whose size and MD5 are the file's is kept, unless `force`; another is made by reading
+    the file to its end. Entries of files that are not among `paths` stay as they are. What was done
+    is written when the work is interrupted, too. Raises MetadataError if metadata that is there is
+    corrupt, whose bytes stay as they are; OSError if a folder cannot be written.
 
-    Args:
-        paths: files of records.
-        force: read all of them, whatever there is.
-        compression: "GZIP" or "ZLIB", or "" to find it from each file's first bytes.
-        progress: goes through the paths, and may show where the work stands.
-
-    Raises:
-        MetadataError: if metadata that is there is corrupt; its bytes stay as they are.
-        OSError: if a folder cannot be written.
+    The compression is "GZIP", "ZLIB", or "" to find it from each file's first bytes. `progress`
+    goes through the paths, and may show where the work stands.
     """
     require_compression(compression)
     before = {path.parent: read_metadata(path.parent) for path in paths}
@@ -191,12 +175,10 @@ def generate(
 
 
 def read_index(path: Path) -> np.ndarray | None:
-    """Return where the records of a file begin, or None if that is not known for this file.
+    """Return where each record begins, and the file's end: int64 of (total_records + 1,), in bytes.
 
-    Returns:
-        Read-only int64 array of shape (total_records + 1,), in bytes: where each record begins, and
-        the file's end. None for a compressed file, without an index, or with one that is damaged or
-        of a file of another size.
+    None for a compressed file, without an index, or with one that is damaged or of a file of
+    another size.
     """
     try:
         offsets = _loaded(*_identity(path.parent / INDEX)).get(path.name)
@@ -212,10 +194,7 @@ def read_index(path: Path) -> np.ndarray | None:
 def compression_of(path: Path) -> str:
     """Return "", "GZIP" or "ZLIB", by a file's first bytes. An empty file is not compressed.
 
-    The CRC of the first length tells an uncompressed file.
-
-    Raises:
-        RecordError: if it is none of them.
+    The CRC of the first length tells an uncompressed file. Raises RecordError if it is none.
     """
     with open(path, "rb") as file:
         head = file.read(HEADER.size)
@@ -231,12 +210,7 @@ def compression_of(path: Path) -> str:
 def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
     """Yield each record's offset in bytes (as unpacked) and its data, in order, one at a time.
 
-    Args:
-        path: a file of records.
-        compression: "" for none, "GZIP" or "ZLIB".
-
-    Raises:
-        RecordError: at the first record that is torn or has another CRC; those before it come.
+    Raises RecordError at the first record that is torn or has another CRC; those before it come.
     """
     require_compression(compression)
     with open(path, "rb", buffering=PIECE) as file:
@@ -258,15 +232,9 @@ def require_sound(path: Path, start: int, size: int, frame: bytes) -> None:
 
 
 def write_records(path: Path, records: Iterable[bytes], compression: str = "") -> int:
-    """Write a file of records; it is there when all are written, and not before.
+    """Write, or replace, a file of records when all are there; return how many there were.
 
-    Args:
-        path: the file, which is replaced if there is one.
-        records: the data of each.
-        compression: "" for none, "GZIP" or "ZLIB". The same records give the same bytes.
-
-    Returns:
-        How many there were.
+    The same records give the same bytes, also where they are compressed ("GZIP", "ZLIB").
     """
     require_compression(compression)
     number = 0

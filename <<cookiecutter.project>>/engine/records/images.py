@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.records.features import first_line
 from engine.records.files import LABELS, generate, write_records
 from vegab.files import replacing_folder
 
@@ -31,11 +30,8 @@ class Picture(NamedTuple):
 def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
     """Return the pictures in a folder, sorted by label and name, and the names of the labels.
 
-    Each subfolder is a label, and all files in it and below are its pictures. Hidden ones are
-    left out.
-
-    Raises:
-        PictureError: if there is no subfolder, or a label has no picture.
+    Each subfolder is a label, and all files in it and below are its pictures, but for hidden ones.
+    Raises PictureError if there is no subfolder, or a label has no picture.
     """
     entries = [entry for entry in folder.iterdir() if entry.name[0] != "."]
     labels = sorted(entry.name for entry in entries if entry.is_dir())
@@ -58,18 +54,11 @@ def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
 def split_and_shuffle(
     pictures: Sequence[Picture], share: float, seed: int
 ) -> dict[str, list[Picture]]:
-    """Divide pictures into "train" and, where there is a share for it, "validation".
+    """Divide pictures into "train" and, where the share for it is above 0, "validation".
 
     A picture's name decides where it goes: no seed changes that, and of pictures that come later
     about the share goes to validation. The order in each is a function of the names and the seed.
-
-    Args:
-        pictures: at least one, or two if they are divided.
-        share: of validation, at least 0 and below 1; it has at least one picture then.
-        seed: of the order.
-
-    Raises:
-        PictureError: if nothing is left for training.
+    Raises PictureError if nothing is left for training.
     """
     number = max(1, round(share * len(pictures))) if share else 0
     if number >= len(pictures):
@@ -95,21 +84,12 @@ def write_pictures(
     skip_unreadable: bool = False,
     progress: Callable[[Sequence[Picture]], Iterable[Picture]] = iter,
 ) -> dict[str, int]:
-    """Write records, labels, metadata and index; the folder is there when all are, not before.
+    """Write records, labels, metadata and index; return how many records each split has.
 
-    Args:
-        output: the folder, which is not there or empty.
-        splits: the pictures of each, in the order in which they are written.
-        labels: the names, in the order of the labels' numbers.
-        shards: the number of files of each split, at least 1 and at most one a picture.
-        skip_unreadable: name a file that is not a picture, and go on without it.
-        progress: goes through the pictures of a file, and may show where the work stands.
-
-    Returns:
-        How many records each split has.
-
-    Raises:
-        PictureError: naming the first file that is not a picture; nothing is written then.
+    The folder `output` is there when all are written, and not before. Each split has as many files
+    as `shards` says, at least 1 and at most one a picture. `progress` goes through the pictures of
+    a file, and may show where the work stands. Raises PictureError for the first file that is not a
+    picture, unless those are to be named and skipped; nothing is written then.
     """
     output = output.resolve()
     with replacing_folder(output) as partial:
@@ -134,12 +114,12 @@ def record_of(picture: Picture) -> bytes:
 
     Its features are image/encoded (bytes), image/format (bytes: jpeg, png, gif or bmp),
     image/height, image/width and image/channels (int64), image/label (int64), image/label_name and
-    image/filename (bytes). Of an animated GIF they are those of the first picture.
-
-    Raises:
-        PictureError: if the file cannot be decoded.
+    image/filename (bytes). Of an animated GIF they are those of the first picture. Raises
+    PictureError if the file cannot be decoded.
     """
     import tensorflow as tf
+
+    from engine.records.features import first_line
 
     encoded = picture.path.read_bytes()
     kind = next((kind for head, kind in SIGNATURES.items() if encoded.startswith(head)), None)

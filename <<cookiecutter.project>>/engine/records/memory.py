@@ -14,20 +14,16 @@ from engine.trees import map_leaves
 class MemorySamplesFeeder(Feeder):
     """Batches of samples in memory.
 
+    Raises ValueError if first dimensions differ, a dict is not to be fed as one, or batch size or
+    seed is out of range.
+
     Args:
         x: features: an array, list, DataFrame, Series, dict of them, or list of dicts.
         y: labels, of the same kinds, or None: batches are features only.
         feed_as_dict: batches are dicts: by the names of columns, or, for what has none, by the
             numbers of its columns ("0", "1", ...; an array of more than 2 dimensions is one
             column). False: batches are arrays.
-        batch_size: samples a batch.
-        drop_remainder: leave out a batch at the end that is not full.
-        shuffle: give every pass an order of its own.
-        seed: orders are functions of it.
-
-    Raises:
-        ValueError: if first dimensions differ, a dict is not to be fed as one, or batch size or
-            seed is out of range.
+        batch_size, drop_remainder, shuffle, seed: as for `Feeder`.
     """
 
     def __init__(

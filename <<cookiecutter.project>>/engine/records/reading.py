@@ -71,11 +71,7 @@ class Indexed:
         weakref.finalize(self, _close, self._descriptors)
 
     def read(self, rows: Array) -> Records:
-        """Return records by their numbers.
-
-        Raises:
-            RecordError: if one is corrupt.
-        """
+        """Return records by their numbers. Raises RecordError if one is corrupt."""
         files = np.searchsorted(self._ends, rows, side="right")
         numbers = rows - self._firsts[files]
         places = self._places[files] + numbers

@@ -197,14 +197,14 @@ def as_text(table: Table) -> str:
     rows = [[printable(cell) for cell in row] for row in _shown(table)]
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     right = _to_the_right(table)
-    lines = []
+    text = ""
     for row in rows:
         cells = []
         for cell, width, to_the_right in zip(row, widths, right, strict=True):
             blank = " " * (width - _width(cell))
             cells.append(blank + cell if to_the_right else cell + blank)
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines) + "\n"
+        text += "  ".join(cells).rstrip() + "\n"
+    return text
 
 
 def as_csv(table: Table) -> str:
@@ -227,12 +227,11 @@ def as_markdown(table: Table) -> str:
 
 def as_latex(table: Table) -> str:
     r"""Return a tabular for LaTeX; it needs `\usepackage{booktabs}`."""
-    kinds = ["r" if to_the_right else "l" for to_the_right in _to_the_right(table)]
+    kinds = "".join("r" if to_the_right else "l" for to_the_right in _to_the_right(table))
     rows = [[printable(cell).translate(LATEX) for cell in row] for row in _shown(table)]
     head, *body = [" & ".join(row) + r" \\" for row in rows]
-    begin = rf"\begin{{tabular}}{{{''.join(kinds)}}}"
-    lines = [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join(lines) + "\n"
+    lines = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def as_json(table: Table, provenance: Mapping[str, Any]) -> str:

@@ -45,8 +45,8 @@ class Original:
     """A run that is to be made again."""
 
     folder: Path  # as it was typed
-    config: dict[str, Any]  # what it was made with
-    meta: dict[str, Any]  # content of its meta.json
+    config: dict[str, Any]
+    meta: dict[str, Any]
     status: str  # finished, interrupted, failed or died
     state: dict[str, Any]  # of its latest commit
     rows: list[Cells]  # the history as text, of the epochs that are to be compared
@@ -90,10 +90,10 @@ def read(folder: Path, epochs: int) -> Original:
     """
     trust.confine()  # the process that runs it again, too
     run = read_run(folder)
-    meta, state_now = run["meta"], run["state"]
+    meta, status = run["meta"], run["state"]
     if not isinstance(meta, dict) or not meta.get("attempts") or not run["config"]:
         raise UsageError(f"{folder} is not a run folder; name one that bin/train.py made")
-    if state_now == "running":
+    if status == "running":
         raise UsageError(f"{folder} is still running; wait for it, or stop it")
     state = last_state(folder)
     done = len(state["history"])
@@ -111,12 +111,12 @@ def read(folder: Path, epochs: int) -> Original:
         folder=folder,
         config=run["config"],
         meta=meta,
-        status=state_now,
+        status=status,
         state=state,
         rows=history_of(folder, state)[: epochs or done],
-        is_whole=state_now == "finished" and not is_part,
+        is_whole=status == "finished" and not is_part,
         place=(epochs, 0) if is_part else (state["epoch"], state["step"]),
-        global_step=(state["history"][epochs - 1]["step"] if is_part else state["global_step"]),
+        global_step=state["history"][epochs - 1]["step"] if is_part else state["global_step"],
         code=code,
         commit=meta["attempts"][begun].get("git_commit"),
         script=script,
@@ -127,14 +127,13 @@ def read(folder: Path, epochs: int) -> Original:
         fingerprint=state.get("fingerprint") or {},
     )
     refuse_what_is_missing(original)
-    begun_with = 0  # epochs that another run has made
-    if original.start and not flags.get("retrain"):
+    if is_part and original.start and not flags.get("retrain"):
         begun_with = len(checkpoints.read_state(original.start)["history"])
-    if is_part and epochs <= begun_with:
-        raise UsageError(
-            f"--epochs is {epochs}; the first {begun_with} of {folder} are those of the run that "
-            f"it began with; give at least {begun_with + 1}"
-        )
+        if epochs <= begun_with:
+            raise UsageError(
+                f"--epochs is {epochs}; the first {begun_with} of {folder} are those of the run "
+                f"that it began with; give at least {begun_with + 1}"
+            )
     return original
 
 
@@ -168,10 +167,8 @@ def committed_rows(state: Mapping[str, Any]) -> list[Cells]:
 
 
 def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, Path]:
-    """Return the attempt with which the run began, from 0, and the folder with its source.
-
-    An attempt that finds nothing committed begins the run again.
-    """
+    """Return the attempt with which the run began, from 0, and the folder with its source."""
+    # One that finds nothing committed begins the run again.
     attempts = meta["attempts"]
     begun = max((i for i, attempt in enumerate(attempts) if attempt.get("from") == {}), default=0)
     names = [attempt["code"]["folder"] for attempt in attempts[begun:] if "code" in attempt]
@@ -195,12 +192,9 @@ def other_code(folder: Path, attempts: Sequence[Mapping[str, Any]], code: Path) 
 
 def differing_source(one: Path, other: Path) -> list[str]:
     """Return the files that are not the same in two folders of source, without those of prose."""
-    return [
-        file
-        for file in comparison.differing_files(one, other)
-        if not file.endswith((".md", ".diff", ".pyc"))
-        and not file.startswith(("docs/", "etc/", "tests/"))
-    ]
+    files = comparison.differing_files(one, other)
+    files = [file for file in files if not file.endswith((".md", ".diff", ".pyc"))]
+    return [file for file in files if not file.startswith(("docs/", "etc/", "tests/"))]
 
 
 def start_of(
@@ -252,9 +246,7 @@ def refuse_what_is_missing(original: Original) -> None:
 
 
 def restore(original: Original, place: Path) -> list[str]:
-    """Put source and config of a run into a folder, as they were; return a line for all that is not
-    from the run folder, and for what is set as it was then.
-    """
+    """Put source and config of a run into a folder; return lines on what is not from its folder."""
     project = place / "code"
     shutil.copytree(original.code, project, symlinks=True)
     (project / "uncommitted.diff").unlink(missing_ok=True)
@@ -299,7 +291,7 @@ def restore_large(original: Original, name: str, project: Path) -> str:
 
 
 def link_missing(source: Path, target: Path) -> list[Path]:
-    """Link what is in a folder and not in another one, which may be missing; return the links."""
+    """Link what a folder has, and another one, which may be missing, has not; return the links."""
     links: list[Path] = []
     if not source.is_dir():
         return links
@@ -315,9 +307,9 @@ def link_missing(source: Path, target: Path) -> list[Path]:
 
 
 def run_again(original: Original, place: Path, show: Callable[[int], object]) -> int:
-    """Run what `restore` has put there into `place/run`, and stop it after the epochs to compare.
+    """Run what `restore` has put there into `place/run`, and return the exit code.
 
-    `show` is called with the number of epochs done, often. Return the exit code of the process.
+    It is stopped after the epochs to compare. `show` is called with the epochs done, often.
     """
     children = begin(original, place)
     chief, wanted = children[0], len(original.rows)
@@ -429,9 +421,7 @@ def compare(original: Original, again: Path) -> Result:
 
 
 def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, Path]], str]:
-    """Return the commits of a run that are to be compared, each with that of the other run; and a
-    sentence, if the weights after what is compared of the history are in none of them.
-    """
+    """Return the commits to compare of both runs; and a sentence, if none has the weights."""
     folder, (epoch, step) = original.folder, original.place
     ones, others = checkpoints.commits_of(folder), checkpoints.commits_of(again)
     # Of several names of one commit the first counts, which is that of the latest.
@@ -458,16 +448,8 @@ def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, 
     return [], f"{weights} {why}, and were not compared"
 
 
-def comes_as_far(original: Original, again: Path) -> bool:
-    """Return whether a run made again has done all the steps that are to be compared."""
-    steps = (commit.state["global_step"] for commit in checkpoints.commits_of(again))
-    return max(steps, default=0) >= original.global_step
-
-
 def surroundings(original: Original, again: Path) -> str:
-    """Return a line on what else the bits depend on and can only be seen in a run made again; ""
-    where that has come to nothing.
-    """
+    """Return a line on what else the bits depend on; "" where the second run came to nothing."""
     then, now = original.fingerprint, fingerprint.stored_in(again)
     if not then:
         return "data, devices and settings are not recorded"
@@ -484,9 +466,7 @@ def line_of(found: Sequence[str], names: str) -> str:
 
 
 def causes(original: Original, again: Path | None) -> list[str]:
-    """Return what may be why two runs differ, the likeliest first; without `again`, what can be
-    told before the run is made again.
-    """
+    """Return why two runs may differ, the likeliest first; without `again`, what is known now."""
     found = list(original.other_code)
     for entry in original.state.get("inexact") or []:
         what = "; ".join(entry["differs"])

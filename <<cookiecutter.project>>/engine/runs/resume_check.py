@@ -24,9 +24,9 @@ def train(
     kill_at: int,
     output: Path,
 ) -> None:
-    """Train as `bin/train.py` does, and die after `kill_at` steps; 0: live.
+    """Train by the functions `build` and `train`, and die after `kill_at` steps; 0: live.
 
-    `experiment` is the functions `build` and `train`. All that is written goes to `output`.
+    All that is written goes to `output`.
     """
     from engine.hooks import Hook
 
@@ -63,7 +63,7 @@ def survey(
 ) -> tuple[int, list[str]]:
     """Return the steps of an epoch, and a phrase for each thing that is known to break the promise.
 
-    Each says where that is. `datasets` are the data functions that have a name.
+    `datasets` are the data functions that have a name.
     """
     import keras
     import numpy as np

@@ -34,7 +34,6 @@ class StopAfterStep(StopAfterEpoch):
     def __init__(self, epoch: int, step: int) -> None:
         super().__init__(epoch)
         self.step = step
-        self.epoch = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.epoch = epoch

@@ -20,6 +20,7 @@ PLAN: dict[str, Any] = {"grid": {}, "range": {}, "random": 0, "seeds": 0, "folds
 PLAN |= {"search": "", "trials": 0, "pruner": ""}
 LONGEST_NAME = 150  # bytes, of a folder; file systems allow 255
 RANGE = re.compile(r"(?P<low>\S+?)\s*\.\.\s*(?P<high>\S+?)(?P<log>\s+log)?")
+ENGINES, PRUNERS = ("optuna",), ("median", "halving", "hyperband")
 DIGITS = 4  # of a number that is drawn: more say nothing, and make long names
 KeyOf = Callable[[str], str]
 Settings = Mapping[str, Any]  # by dotted key
@@ -77,7 +78,7 @@ class Definition:
 def read_known(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     """Return what a YAML file with some of the keys of `defaults` says; empty ones are left out.
 
-    Raises UsageError if it has other keys, or values of another type than the defaults.
+    Raises UsageError for another key, or a value of another type than its default.
     """
     content = read_yaml(read_text(path), str(path)) or {}
     try:
@@ -90,10 +91,7 @@ def read_known(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_plan(path: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what a plan asks for in addition to the command line, which takes precedence.
-
-    Raises UsageError if the file is not a plan.
-    """
+    """Return what a plan asks for in addition to the command line, which takes precedence."""
     plan = read_known(Path(path), PLAN)
     for key in ("grid", "range"):
         for name, value in plan.pop(key, {}).items():
@@ -105,24 +103,22 @@ def with_plan(path: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_numbers(least: int, **numbers: int) -> None:
-    """Refuse a number that is too small. Raises UsageError, naming it."""
+    """Raise a UsageError that names the first number that is too small."""
     for name, number in numbers.items():
         if number < least:
             raise UsageError(f"{name} is {number}; it must be at least {least}")
 
 
 def require_one_of(choices: Sequence[str], what: str, name: str) -> None:
-    """Refuse a name that is not among the choices. Raises UsageError, naming what is close."""
+    """Raise a UsageError unless a name is among the choices."""
     if name not in choices:
         hint = did_you_mean(name, choices)
         raise UsageError(f"{what} is {name!r}{hint}; it is one of {', '.join(choices)}")
 
 
 def grid_of(texts: Sequence[str], key_of: KeyOf) -> dict[str, list[Any]]:
-    """Read `--grid KEY=VALUE,VALUE,…`; the values are YAML.
-
-    `key_of` returns the dotted key that a name means, or raises UsageError; so does this function
-    if a text is not of that form, or names a key or a value again.
+    """Read `--grid KEY=VALUE,VALUE,…`; the values are YAML. Raises UsageError, as `key_of` does,
+    which returns the dotted key that a name means.
     """
     axes = {}
     for key, text in _split(texts, "--grid", "n_filters=8,16,32", key_of).items():
@@ -154,10 +150,7 @@ def _split(texts: Sequence[str], flag: str, example: str, key_of: KeyOf) -> dict
 
 
 def bounds_of(text: str, source: str) -> tuple[Any, Any, bool]:
-    """Return the ends of a range and whether it is logarithmic; two integers draw integers.
-
-    Raises UsageError if it is not a range.
-    """
+    """Return the ends of a range and whether it is logarithmic; two integers draw integers."""
     match = RANGE.fullmatch(text)
     ends: Sequence[str] = match.group("low", "high") if match else ("", "")
     low, high = (read_yaml(end, source) for end in ends)
@@ -184,6 +177,34 @@ def shortened(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
+def check_search(definition: Definition) -> None:
+    """Raise a UsageError if what is asked for does not fit together, or Optuna is not there."""
+    if definition.search:
+        require_one_of(ENGINES, "search", definition.search)
+    if definition.pruner:
+        require_one_of(PRUNERS, "pruner", definition.pruner)
+    if bool(definition.search) != bool(definition.trials):
+        raise UsageError("--search and --trials belong together; give both or none")
+    if not definition.search and bool(definition.random) != bool(definition.range):
+        raise UsageError("--range needs --random=DRAWS or --search; --random needs a --range")
+    if definition.search and definition.random:
+        raise UsageError("--search chooses by itself; leave --random out")
+    if definition.search and not (definition.range or definition.grid):
+        raise UsageError("--search needs something to choose from: give --range or --grid")
+    if definition.pruner and definition.search and definition.num_repeats > 1:
+        raise UsageError("--pruner compares single runs; leave out --seeds and --folds, or it")
+    if not (definition.search or definition.pruner):
+        return
+    if not definition.monitor:
+        raise UsageError("the config does not say which trial is best; add --monitor, as val_loss")
+    if definition.pruner == "hyperband" and not definition.num_epochs:
+        raise UsageError("--pruner hyperband needs num_epochs in the config; choose another pruner")
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise UsageError('--search and --pruner need Optuna: pip install "optuna>=4.5"') from None
+
+
 def trials_of(definition: Definition) -> list[Trial]:
     """Return the trials of a sweep, in the order in which they are run; of a search, none.
 
@@ -194,10 +215,8 @@ def trials_of(definition: Definition) -> list[Trial]:
             _named({key: value} for value in values)
         return []
     seed = definition.config["seed"]
-    grid = (
-        dict(zip(definition.grid, values, strict=True))
-        for values in itertools.product(*definition.grid.values())
-    )
+    combinations = itertools.product(*definition.grid.values())
+    grid = (dict(zip(definition.grid, values, strict=True)) for values in combinations)
     drawn: list[dict[str, Any]] = [
         {key: _draw(text, key, i, seed) for key, text in definition.range.items()}
         for i in range(definition.random)
@@ -228,10 +247,7 @@ def _repeats(definition: Definition) -> list[dict[str, Any]]:
 
 
 def repeated(definition: Definition, settings: Settings) -> list[Trial]:
-    """Return the trials of settings that a search has chosen: one for each seed and fold.
-
-    Where nothing is searched for, the settings are those of one trial.
-    """
+    """Return the trials of settings: if a search has chosen them, one for each seed and fold."""
     repeats = _repeats(definition) if definition.search else [{}]
     return _named({**settings, **repeat} for repeat in repeats)
 

@@ -24,9 +24,8 @@ Tell = Callable[[Sequence[str], Mapping[str, int]], Commands]
 class Launcher:
     """Runs command lines of `bin/train.py`, and touches the disk no sooner than in `run`.
 
-    A launcher without a `run` of its own says how a command begins, and what has ended. `outputs`
-    is the folder for what commands say until their run folder is open. When `is_stopped` returns
-    true, those that run are told to save a checkpoint and end.
+    `outputs` is the folder for what commands say until their run folder is open. When `is_stopped`
+    returns true, those that run are told to save a checkpoint and end.
     """
 
     num_parallel = 8  # that a search may run at a time, on a cluster, whose room changes
@@ -58,10 +57,9 @@ class Launcher:
     def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
         """Run commands by name until all have ended, or `is_stopped` says so.
 
-        `tell` is called with the names that run and the exit codes of those that have ended,
-        whenever one begins or ends, and twice a second; it returns commands that may now begin,
-        too. Return the exit codes by name; minus the number of a signal, if that ended it. What was
-        not begun has none.
+        `tell` is called with the names that run and the exit codes of those that have ended, twice
+        a second or oftener; it returns commands that may now begin, too. Return the exit codes by
+        name (minus the number of a signal that ended it) of all that was begun.
         """
         self.outputs.mkdir(exist_ok=True)
         waiting = deque(commands.items())
@@ -113,7 +111,6 @@ class LocalLauncher(Launcher):
         return self.num_parallel
 
     def begin(self, name: str, words: Sequence[str]) -> Any:
-        """Begin a command, on the first place that is free."""
         gpu, output = self.places.pop(0), self.output(name)
         output.unlink(missing_ok=True)
         arguments = (list(words), str(output), gpu, self.is_shared)
@@ -131,7 +128,6 @@ class LocalLauncher(Launcher):
         one.terminate()
 
     def code_of(self, one: Any, name: str) -> int:
-        """Return the exit code of a process, whose place is free now."""
         one.join()
         self.places.append(self.held.pop(one))
         return one.exitcode
@@ -166,8 +162,8 @@ def _run(words: list[str], output: str, gpu: str, is_shared: bool) -> None:
 def _apart() -> Iterator[None]:
     """Let processes that begin now write no errors, and not import the sweeper's program.
 
-    TensorFlow tells of itself when the fork server imports it. The program, of which a trial needs
-    nothing, would take multiprocessing a quarter of a second each.
+    TensorFlow tells of itself when the fork server imports it. To import the program, of which a
+    trial needs nothing, would take each a quarter of a second.
     """
     kept, program = os.dup(2), sys.modules["__main__"]
     with open(os.devnull, "w") as nowhere:

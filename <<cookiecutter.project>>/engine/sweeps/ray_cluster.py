@@ -40,7 +40,7 @@ class RayLauncher(Launcher):
     """Runs command lines of `bin/train.py`, each in a task of Ray.
 
     The arguments are flags of `bin/sweep.py`, the threads of each trial, which has as many cores
-    (None: all cores of a node, or one beside GPUs), and `Launcher`'s; all nodes share `outputs`.
+    (None: all cores of a node, or one next to GPUs), and `Launcher`'s; all nodes share `outputs`.
     Without an address it is what RAY_ADDRESS says, or else a cluster is started on this machine and
     ends with this process. Raises UsageError if Ray is not installed, or does not listen there.
     """
@@ -68,7 +68,6 @@ class RayLauncher(Launcher):
         self._problems: dict[str, str] = {}
 
     def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
-        """Run commands by name until all have ended; see `Launcher.run`."""
         try:
             self._connect()
         except UsageError as error:
@@ -101,7 +100,6 @@ class RayLauncher(Launcher):
         self._ray.cancel(one)  # what it runs saves a checkpoint and ends
 
     def code_of(self, one: Any, name: str) -> int | None:
-        """Return the exit code of what a task ran; None: it had not begun."""
         try:
             return self._ray.get(one)
         except self._ray.exceptions.TaskCancelledError:
@@ -112,7 +110,6 @@ class RayLauncher(Launcher):
             return REFUSED
 
     def said(self, name: str) -> str:
-        """Return why a command did not begin, or else what `Launcher.said` returns."""
         return self._problems.get(name) or super().said(name)
 
     def _connect(self) -> None:
@@ -182,8 +179,7 @@ def _task() -> Callable[..., int]:
 def train(words: list[str], place: str, environment: dict[str, str], output: str) -> int:
     """Run `bin/train.py` as if it were typed in the sweeper's shell, and return its exit code.
 
-    This is a task of Ray, which runs again if its worker dies. The trial of a worker that died may
-    live on, and is waited for.
+    Ray runs this again if its worker dies, whose trial may live on, and is waited for.
     """
     kept = {k: v for k, v in os.environ.items() if k in OF_THE_NODE or not ENVIRONMENT.fullmatch(k)}
     command = [sys.executable, os.path.relpath(ROOT / "bin" / "train.py", place), *words]

@@ -2,8 +2,7 @@
 
 Trial n is chosen and judged by what is known of the trials before it but for the last
 `num_parallel`, whatever else has ended by then. So a sweep that was killed and went on has the
-trials of one that ran through, and each of these is bit for bit the same. Optuna is imported where
-it is used.
+trials of one that ran through, and each of these is bit for bit the same.
 """
 
 import contextlib
@@ -11,27 +10,25 @@ import os
 import random
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import optuna
+from optuna import distributions
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from engine.checkpoints import shortest
 from engine.runs import results
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
 from engine.sweeps.definition import Definition, Settings, Trial
-from vegab import UsageError
 from vegab.config import lookup, read_yaml, show
 
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
-
-    Known = Sequence[FrozenTrial]
-
+Known = Sequence[FrozenTrial]
 JOURNAL = "optuna.log"
 STUDY = "sweep"
-ENGINES, PRUNERS = ("optuna",), ("median", "halving", "hyperband")
 Curve = list[tuple[int, float]]  # epochs done, and what is monitored
-INSTALL = 'pip install "optuna>=4.5"'
 
 
 class Search:
@@ -61,7 +58,7 @@ class Search:
             sweep.write(self.folder, self.definition, trials, self.suggested)
         return trials, self.trials(ready)
 
-    def known(self) -> list["FrozenTrial"]:
+    def known(self) -> list[FrozenTrial]:
         """Return the trials that Optuna was told of, in order."""
         return self._journal.get_trials(deepcopy=False)
 
@@ -70,10 +67,8 @@ class Search:
         every = (sweep_trials.repeated(self.definition, one) for one in self.suggested[:number])
         return list({trial.name: trial for trials in every for trial in trials}.values())
 
-    def _outcome(self, known: "Known", given_up: Collection[str]) -> "FrozenTrial | None":
+    def _outcome(self, known: Known, given_up: Collection[str]) -> FrozenTrial | None:
         """Return how the first trial ended that Optuna does not know yet, or None if it has not."""
-        from optuna.trial import TrialState, create_trial
-
         settings = self.suggested[len(known)]
         trials = sweep_trials.repeated(self.definition, settings)
         what = _what_it_is(self.definition, settings)
@@ -101,45 +96,12 @@ class Search:
         return create_trial(state=TrialState.COMPLETE, value=mean, **what)
 
 
-def check(definition: Definition) -> None:
-    """Look whether what a definition asks for fits together, and Optuna is there if it needs it.
-
-    Raises UsageError if not.
-    """
-    if definition.search:
-        sweep_trials.require_one_of(ENGINES, "search", definition.search)
-    if definition.pruner:
-        sweep_trials.require_one_of(PRUNERS, "pruner", definition.pruner)
-    if bool(definition.search) != bool(definition.trials):
-        raise UsageError("--search and --trials belong together; give both or none")
-    if not definition.search and bool(definition.random) != bool(definition.range):
-        raise UsageError("--range needs --random=DRAWS or --search; --random needs a --range")
-    if definition.search and definition.random:
-        raise UsageError("--search chooses by itself; leave --random out")
-    if definition.search and not (definition.range or definition.grid):
-        raise UsageError("--search needs something to choose from: give --range or --grid")
-    if definition.pruner and definition.search and definition.num_repeats > 1:
-        raise UsageError("--pruner compares single runs; leave out --seeds and --folds, or it")
-    if not (definition.search or definition.pruner):
-        return
-    if not definition.monitor:
-        raise UsageError("the config does not say which trial is best; add --monitor, as val_loss")
-    if definition.pruner == "hyperband" and not definition.num_epochs:
-        raise UsageError("--pruner hyperband needs num_epochs in the config; choose another pruner")
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        raise UsageError(f"--search and --pruner need Optuna: {INSTALL}") from None
-
-
-def suggest(definition: Definition, known: "Known", before: Sequence[Settings]) -> Settings:
+def suggest(definition: Definition, known: Known, before: Sequence[Settings]) -> Settings:
     """Return the settings of the next trial, by the tree-structured Parzen estimator.
 
     Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011; as Optuna has it.
     For the arguments see `judge`.
     """
-    import optuna
-
     seed = random.Random(f"{definition.config['seed']} {len(before)}").getrandbits(32)
     # Trials that still run count as poor ones, so that no two of them are nearly the same.
     sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
@@ -149,16 +111,14 @@ def suggest(definition: Definition, known: "Known", before: Sequence[Settings]) 
 
 
 def judge(
-    definition: Definition, known: "Known", before: Sequence[Settings], curve: Curve
-) -> tuple["FrozenTrial", bool]:
+    definition: Definition, known: Known, before: Sequence[Settings], curve: Curve
+) -> tuple[FrozenTrial, bool]:
     """Look at a trial as Optuna's pruner does after each epoch, up to where it would end it.
 
     The `known` trials have ended, and the settings `before` are those of the trials before this
     one. The curve is epochs done, and what is monitored. Return the trial with what the pruner has
     noted in it, and whether it is poor.
     """
-    import optuna
-
     study = _study_before(definition, known, before, optuna.samplers.RandomSampler(0))
     trial = study.ask()
     is_poor = False
@@ -170,11 +130,9 @@ def judge(
 
 
 def _study_before(
-    definition: Definition, known: "Known", before: Sequence[Settings], sampler: Any
-) -> "Study":
+    definition: Definition, known: Known, before: Sequence[Settings], sampler: Any
+) -> optuna.Study:
     """Return a study in memory that holds what is known when the next trial begins."""
-    from optuna.trial import TrialState, create_trial
-
     study = _new_study(definition, sampler=sampler, pruner=_pruner(definition))
     num_known = max(0, len(before) - definition.num_parallel + 1)
     for trial in known[:num_known]:
@@ -185,37 +143,32 @@ def _study_before(
     return study
 
 
-def _new_study(definition: Definition, **arguments: Any) -> "Study":
-    import optuna
-
+def _new_study(definition: Definition, **arguments: Any) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = optuna.study.StudyDirection(1 if definition.lower_is_better else 2)
     return optuna.create_study(study_name=STUDY, direction=direction, **arguments)
 
 
 def _pruner(definition: Definition) -> Any:
-    from optuna import pruners
-
     if definition.pruner == "median":
-        return pruners.MedianPruner()
+        return optuna.pruners.MedianPruner()
     if definition.pruner == "halving":
-        return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     if definition.pruner == "hyperband":
-        return pruners.HyperbandPruner(min_resource=1, max_resource=definition.num_epochs)
-    return pruners.NopPruner()
+        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=definition.num_epochs)
+    return optuna.pruners.NopPruner()
 
 
-def _distributions(definition: Definition) -> dict[str, "BaseDistribution"]:
+def _distributions(definition: Definition) -> dict[str, distributions.BaseDistribution]:
     """Return what each key is chosen from; values of a grid stand there as text."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    found: dict[str, BaseDistribution] = {}
+    found: dict[str, distributions.BaseDistribution] = {}
     for key, text in definition.range.items():
         low, high, is_log = sweep_trials.bounds_of(text, key)
         is_whole = isinstance(low, int) and isinstance(high, int)
-        found[key] = (IntDistribution if is_whole else FloatDistribution)(low, high, log=is_log)
+        kind = distributions.IntDistribution if is_whole else distributions.FloatDistribution
+        found[key] = kind(low, high, log=is_log)
     for key, values in definition.grid.items():
-        found[key] = CategoricalDistribution([show(value) for value in values])
+        found[key] = distributions.CategoricalDistribution([show(value) for value in values])
     return found
 
 
@@ -239,8 +192,6 @@ def _what_it_is(definition: Definition, settings: Settings) -> dict[str, Any]:
 
 def curve_in(history: Sequence[Mapping[str, Any]], definition: Definition) -> Curve:
     """Return epochs done and what is monitored, for each row of a history that has it."""
-    from engine.checkpoints import shortest
-
     key = str(definition.monitor)
     # As history.csv has it, so that a trial that is going on is judged as it will stand there.
     return [(int(row["epoch"]) + 1, float(shortest(row[key]))) for row in history if key in row]
@@ -255,11 +206,8 @@ def number_of(suggested: Sequence[Settings], config: dict[str, Any]) -> int | No
     return None
 
 
-def open_journal(path: Path, definition: Definition, writes: bool) -> "Study":
+def open_journal(path: Path, definition: Definition, writes: bool) -> optuna.Study:
     """Open Optuna's journal; one process may write to it, which holds the sweep's lock."""
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
     if writes and path.exists():
         Path(f"{path}.lock").unlink(missing_ok=True)  # left by a process that was killed
         content = path.read_bytes()

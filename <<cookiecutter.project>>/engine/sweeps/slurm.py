@@ -59,8 +59,7 @@ class SlurmLauncher(Launcher):
     """Runs command lines of `bin/train.py`, each in a job of an array.
 
     Jobs outlive this process: another launcher with the same `outputs` finds them again. The
-    arguments are flags of `bin/sweep.py` and `Launcher`'s. Raises UsageError if there is no SLURM
-    here, or it refuses what is asked of it.
+    arguments are flags of `bin/sweep.py` and `Launcher`'s. Raises what `options_of` does.
     """
 
     def __init__(
@@ -74,10 +73,9 @@ class SlurmLauncher(Launcher):
         return set(tasks_of(self.outputs))
 
     def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
-        """Run commands by name until all have ended; see `Launcher.run`.
+        """See `Launcher.run`. What an earlier launcher has submitted is not submitted again.
 
-        What an earlier launcher has submitted is not submitted again. Raises UsageError if sbatch
-        refuses them.
+        Raises UsageError if sbatch refuses them.
         """
         self.outputs.mkdir(exist_ok=True)
         self._take_back()
@@ -120,8 +118,8 @@ class SlurmLauncher(Launcher):
     def _submit(self, commands: Commands) -> dict[str, Task]:
         """Submit an array, and return its tasks.
 
-        It is noted before, and again when it is whole: submitit writes what the jobs wait for
-        after it has submitted them. What was cut short in between is taken back.
+        It is noted before, and again when it is whole, after submitit has written what the jobs
+        wait for: what was cut short in between is taken back.
         """
         job = f"{_safe(self.outputs.resolve().parent.name)}-{secrets.token_hex(4)}"
         lines = []
@@ -156,8 +154,7 @@ def submit_run(
 ) -> str:
     """Submit a job that runs `bin/train.py` on each of its nodes, and return a line about it.
 
-    Of the command line `argv`, the launcher's own flags are left out. The others are as for
-    `SlurmLauncher`. Raises UsageError if there is no SLURM here, or it refuses what is asked of it.
+    The launcher's own flags are left out of `argv`. Raises what `options_of` does.
     """
     definition.require_numbers(1, nodes=nodes)
     options = options_of(gpus, partition, time, nodes)
@@ -219,10 +216,10 @@ def line_of(words: Sequence[str], options: Mapping[str, Any]) -> str:
 def submit(
     options: Mapping[str, Any], name: str, lines: Sequence[str], logs: Path, max_parallel: int = 0
 ) -> str:
-    """Submit a job, or an array of them, and return its number.
+    """Submit a job for each of the lines, which are for a shell, and return its number.
 
-    The lines are for a shell, one a job. The folder `logs` gets the batch scripts, what the jobs
-    say, and their exit codes. Raises UsageError if sbatch refuses them.
+    The folder `logs` gets the batch scripts, what the jobs say, and their exit codes. Raises
+    UsageError if sbatch refuses them.
     """
     import submitit
 
@@ -279,9 +276,8 @@ def stop(tasks: Iterable[Task]) -> None:
 
 
 def stop_all(outputs: Path) -> bool:
-    """Stop what a launcher that is gone has left in SLURM's queue, and wait until it has ended.
-
-    Return whether it had left anything. Raises UsageError if SLURM does not answer.
+    """Stop what a launcher that is gone has left in SLURM's queue, wait until it has ended, and
+    return whether there was anything. Raises UsageError if SLURM does not answer.
     """
     was_there = False
     while tasks := tasks_of(outputs):

@@ -34,10 +34,9 @@ MOST_LINES, NUM_BEST = 40, 10  # of `status`
 def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Trial]]:
     """Return a definition and its trials, with those of the sweep that is in the folder already.
 
-    A larger grid, more seeds or more draws add their trials to those that are there. A search goes
-    on from what it has chosen; more trials are added to it. How many run at a time stays as it was
-    when the sweep began, whatever room there is now. Raises UsageError if the folder holds
-    something else, or the sweep of another config, or a search of another kind.
+    New trials are added to those that are there; a search goes on from what it has chosen. How many
+    run at a time stays as it was when the sweep began, whatever room there is now. Raises
+    UsageError if the folder holds something else, as a sweep of another config.
     """
     trials = trials_of(definition)
     if not (folder / SWEEP).exists():
@@ -67,8 +66,7 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
 def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
     """Return what `sweep.json` says: of what it is, the trials, and what a search has chosen.
 
-    Without a search, the last are the settings of all trials. Raises UsageError if the file is not
-    there, or is not that of a sweep.
+    Without a search, the last are the settings of all trials. Raises UsageError if it is no sweep.
     """
     content = read_json(folder / SWEEP)
     if content is None:
@@ -96,10 +94,7 @@ def write(
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a sweep's folder, which is made, for this process.
-
-    Raises UsageError if another one holds it, or it cannot be made.
-    """
+    """Make a sweep's folder, and hold it. Raises UsageError if another process does."""
     if owner := living_owner(folder, LOCK):
         raise UsageError(
             f"{folder} is being swept by process {owner['pid']} on {owner['host']}; "
@@ -122,11 +117,7 @@ def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
 
 def ranked(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Return the runs that did not fail and have values of what they monitor, the best first."""
-    known = [
-        record
-        for record in records
-        if record.monitor in record.metrics and record.state not in ("failed", "broken")
-    ]
+    known = [r for r in records if r.monitor in r.metrics and r.state not in ("failed", "broken")]
     if not known:
         return []
     monitor = str(known[0].monitor)
