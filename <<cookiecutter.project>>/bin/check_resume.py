@@ -19,9 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from configs import registry
-from engine import endings
+from engine import checkpoints, endings
 from engine.building import quiet_libraries, require_at_least_one
-from engine.checkpoints import differences
 from engine.runs import resume_check
 from src import experiment
 
@@ -65,7 +64,7 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2) -> None:
             (again, "two runs without a kill differ", NOT_REPEATABLE),
             (killed, f"killed after the steps {stops}, it differs", STATE_LOST),
         ):
-            if difference := differences.first_difference(straight, other):
+            if difference := checkpoints.first_difference(straight, other):
                 print(f"{what}: {difference}")
                 for reason in reasons or [otherwise]:
                     print(f"likely cause: {reason}")

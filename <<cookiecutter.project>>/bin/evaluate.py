@@ -109,7 +109,7 @@ def evaluate_model(folder: Path, path: Path, config: dict[str, Any]) -> None:
     """Write metrics and predictions on the test set; of a variant, on what its eval_feeder has."""
     import keras
 
-    from engine.batches import batch_source
+    from engine.batches import batch_source, require_labels_in_classes
     from engine.runs import predictions
 
     prepared = experiment.build(config, trains=False)
@@ -119,6 +119,8 @@ def evaluate_model(folder: Path, path: Path, config: dict[str, Any]) -> None:
     with refusals_named(config, "dataset"):
         data = dataset.load_test() if split == "test" else dataset.valid
         source = batch_source(data, shuffle=False)
+        if (number := getattr(dataset, "num_classes", None)) is not None:
+            require_labels_in_classes(number, source)
     found, metrics, notes = None, {}, []
     try:
         validation = training.Validation(model, source)
@@ -181,15 +183,9 @@ def evaluate_with_iterator(
 
     if checkpoint not in ("best", "latest"):
         config |= {"eval_all": False, "eval_forever": False}
-    is_waiting, takes_all = config.get("eval_forever"), config.get("eval_all")
-    own_monitor = vegab.read_run(folder)["config"].get("monitor")
-    if checkpoint == "best" and own_monitor is None and not (folder / checkpoints.BEST).exists():
-        checkpoint = "latest"
-        if not (is_waiting or takes_all):
-            log.info("%s has no monitor to tell its best commit: the latest is evaluated", folder)
-    path = folder / checkpoints.LATEST
-    if not is_waiting:
-        path = commit_named(folder, "latest" if takes_all else checkpoint)
+    path = folder / checkpoints.LATEST  # which training is yet to write, if it is waited for
+    if not config.get("eval_forever"):
+        path = commit_named(folder, "latest" if config.get("eval_all") else checkpoint)
     callbacks, arguments = callbacks_of(config)
     # What is not as in training is no hindrance here.
     prepared = experiment.build(config, str(folder), resume_inexact=True, trains=False)

@@ -12,8 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from engine import endings
-from engine.checkpoints import commits_of
+from engine import checkpoints, endings
 from engine.runs import reproduction
 from vegab.exits import INTERRUPTED, REFUSED
 
@@ -69,7 +68,7 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     found = reproduction.causes(original, again)
     fails = code not in (0, INTERRUPTED)
     # A run that failed then may fail again, past all that is compared.
-    steps = (commit.state["global_step"] for commit in commits_of(again))
+    steps = (commit.state["global_step"] for commit in checkpoints.commits_of(again))
     if fails and (original.is_whole or max(steps, default=0) < original.global_step):
         print(f"different: here it fails: {reason}")
     else:

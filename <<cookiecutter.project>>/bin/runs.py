@@ -47,9 +47,7 @@ def list_runs(*patterns: str, sort: str = "", watch: bool = False) -> None:
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
 @argh.arg("--metric", action="append", metavar="NAME", help="this metric only; may be repeated")
-@argh.arg(
-    "--group", help="one row for runs that differ only by seeds and folds: mean ± std (count)"
-)
+@argh.arg("--group", help="a row for runs that differ only by seeds and folds: mean ± std (count)")
 @argh.arg("--sort", metavar="COLUMN", help="by this column; --sort=-COLUMN: the other way round")
 @argh.arg("--format", choices=(*FORMS, "json"), help="of the table")
 @argh.arg("-o", "--output", metavar="FILE", help="write it to a file, and FILE.json with its runs")

@@ -175,7 +175,6 @@ class Typed(vegab.VegabPlugin):
     args: argparse.Namespace
 
     def on_parsed_args(self, args: argparse.Namespace) -> None:
-        """Keep it."""
         self.args = args
 
 

@@ -85,17 +85,7 @@ def inspect(file: str, *, all: bool = False) -> None:
 @argh.arg("out", metavar="OUT", help="the folder to make")
 @argh.arg("--shards", metavar="N", help="files for training; 0: so many that each has about 100 MB")
 @argh.arg("--split", metavar="SHARE", help="this share of the pictures is for validation")
-@argh.arg("--seed", help="another seed, another order")
-@argh.arg("--skip_unreadable", help="name files that are no pictures, and go on without them")
-def from_images(
-    folder: str,
-    out: str,
-    *,
-    shards: int = 0,
-    split: float = 0.0,
-    seed: int = 0,
-    skip_unreadable: bool = False,
-) -> None:
+def from_images(folder: str, out: str, *, shards: int = 0, split: float = 0.0) -> None:
     """Make records of pictures (JPEG, PNG, GIF, BMP), of which each label has a subfolder."""
     source, output = Path(folder), Path(out)
     if not source.is_dir():
@@ -110,7 +100,7 @@ def from_images(
         raise vegab.UsageError(f"--shards={shards}: there is at least one; 0 goes by the size")
     try:
         pictures, labels = image_records.pictures_of(source)
-        splits = image_records.split_and_shuffle(pictures, split, seed)
+        splits = image_records.split_and_shuffle(pictures, split)
     except image_records.PictureError as error:
         raise vegab.UsageError(str(error)) from error
     numbers = {name: image_records.number_of_shards(entry) for name, entry in splits.items()}
@@ -120,18 +110,14 @@ def from_images(
         numbers = {"train": shards, "validation": max(1, round(shards * split))}
     # Ended by a signal, it leaves nothing half written behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    written = image_records.write_pictures(
-        output, splits, labels, numbers, skip_unreadable, bar("pictures")
-    )
+    written = image_records.write_pictures(output, splits, labels, numbers, bar("pictures"))
     for name, number in written.items():
         print(f"{name}: {number} pictures in {name}-*-of-{numbers[name]:05}")
     print(f"{len(labels)} labels in {LABELS}; all in {output}")
 
 
 def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
-    """Return the files that patterns mean, sorted; if `listed`, also those that are gone and that
-    the metadata tells of. Raises vegab.UsageError if a pattern means none.
-    """
+    """Return the files that patterns mean; if `listed`, also those gone that the metadata has."""
     found: set[Path] = set()
     for pattern in patterns:
         hits, files = tfrecords.matching(pattern)
@@ -152,17 +138,14 @@ def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
 
 
 def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> Iterator[list[str]]:
-    """Yield name, type, shape and number of records of each feature in serialized Examples.
-
-    Raises tfrecords.RecordError, at the first record that is no Example.
-    """
-    from engine.records.features import held_in  # with TensorFlow
+    """Yield name, type, shape and number of records of each feature in serialized Examples."""
+    from engine.records import features  # with TensorFlow
 
     dtypes: dict[str, set[str]] = {}
     lengths: dict[str, list[int]] = {}
     for offset, data in records:
         try:
-            held = held_in(data)
+            held = features.held_in(data)
         except ValueError as error:
             raise tfrecords.RecordError(path, offset, "is no tf.train.Example") from error
         for name, (dtype, values) in held.items():

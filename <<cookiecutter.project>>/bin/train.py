@@ -105,10 +105,7 @@ def prepare(
     evaluation: Sequence[str],
     gpus: str,
 ) -> Experiment:
-    """Build what the config stands for, and look at what the flags name.
-
-    Raises UsageError if a flag or the config cannot be followed.
-    """
+    """Build what the config stands for, and look at what the flags name."""
     if retrain and not checkpoint:
         raise vegab.UsageError("--retrain needs the weights to begin with: add --checkpoint=PATH")
     if from_epoch and not fork:
@@ -142,10 +139,7 @@ def prepare(
 
 
 def start_of(save_path: str, checkpoint: str, fork: str, from_epoch: int) -> Path | None:
-    """Return the commit of another run that a run begins with; None if it has one of its own.
-
-    Raises UsageError if there is none where the flags say.
-    """
+    """Return the commit of another run to begin with; None if the run has one of its own."""
     if Path(save_path, checkpoints.LATEST).exists() or not (checkpoint or fork):
         return None
     return commit_to_fork(Path(fork), from_epoch).path if fork else commit_of(checkpoint)

@@ -141,22 +141,25 @@ def refusal(
     """Return what is to be raised where the thing that a key names does not take `what`."""
     logging.getLogger(__name__).debug("%s", "".join(traceback.format_exception(error)))
     frames = traceback.extract_tb(error.__traceback__)[1:]  # without that of the block
-    of_project = [
-        frame
-        for frame in frames
-        if Path(frame.filename).is_relative_to(ROOT) and "site-packages" not in frame.filename
-    ]
     place = ""
     if frames:
-        frame = (of_project or frames)[-1]
+        frame = max(frames[::-1], key=_is_of)  # the last of those that say most
         place = f"{Path(frame.filename).name}, line {frame.lineno}; "
-    reason = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)
-    reason = " ".join(reason.split())
+    is_plain = isinstance(error, ValueError | TypeError)
+    reason = reason_of(error) if is_plain else f"{type(error).__name__}: {reason_of(error)}"
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     named = f"the model's {key}" if value is None else f"{key} {value!r}"
-    return UsageError(f"{named} does not take {what}: {reason[:300]} ({place}-l DEBUG shows all)")
+    return UsageError(f"{named} does not take {what}: {reason} ({place}-l DEBUG shows all)")
+
+
+def _is_of(frame: traceback.FrameSummary) -> int:
+    """Return 2 for a line of the user's, 1 for one of the machinery, 0 for one of a library."""
+    file = Path(frame.filename)
+    if not file.is_relative_to(ROOT) or "site-packages" in file.parts:
+        return 0
+    return 1 if file.relative_to(ROOT).parts[0] in ("engine", "vegab") else 2
 
 
 def quiet_libraries() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from engine.building import REFUSALS, from_mapping, quiet_libraries, refusal, refusals_named
+from engine.building import from_mapping, quiet_libraries, refusal, refusals_named
 from engine.devices import gpus, workers
 from engine.training import fingerprint
 from vegab import ConfigRegistry, UsageError, read_run, trust
@@ -77,14 +77,17 @@ class Experiment:
                 iterator=self.iterator,
                 allow_inexact=allow_inexact,
             )
-        except REFUSALS as error:
+        except (OSError, UsageError):
+            raise
+        except Exception as error:  # of the user's model, loss or metrics, whatever it is
             if self.iterator is not None:
                 raise
             batch = train.batch(0, 0)
             key = culprit(self.model, batch)
             raise refusal(self.config, key, error, f"a batch of {shapes_of(batch)}") from error
         # A callback may add to the logs what is to be monitored.
-        if work.names and self.monitor not in (*work.names, None) and not self.callbacks:
+        known = {None, "step", "learning_rate", *work.names}
+        if work.names and self.monitor not in known and not self.callbacks:
             raise UsageError(
                 f"monitor is {self.monitor!r}; choose one of {', '.join(sorted(work.names))}, or "
                 "--monitor= for none, so that no best checkpoint is kept"

@@ -115,6 +115,6 @@ def test_a_config_that_makes_no_sense_is_refused_in_one_sentence(
     changes: dict[str, Any], message: str, config: dict[str, Any]
 ) -> None:
     with pytest.raises(UsageError) as refusal:
-        build(config | changes)
+        build(config | changes).with_work()
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)

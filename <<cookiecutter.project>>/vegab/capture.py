@@ -45,11 +45,7 @@ _active: Capture | None = None
 
 
 def terminal() -> TextIO | None:
-    """A stream for a progress bar on the real terminal, or None where there is none.
-
-    For `tqdm(file=vegab.terminal(), dynamic_ncols=True)`: the bar stays below what is printed, and
-    leaves nothing in stderr.txt.
-    """
+    """A stream that shows a bar of tqdm on the real terminal only; None where there is none."""
     if _active is None or not _active.has_terminal:
         return None
     return cast(TextIO, _Terminal(_active))

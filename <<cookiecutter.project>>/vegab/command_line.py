@@ -74,15 +74,14 @@ def wrap(
     follows: Callable[[], bool] | None = None,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
-    """Runs `func(config, save_path)` as a program and ends with `sys.exit`.
+    """Runs `func(config, save_path[, prepared][, **flags])` as a program, and ends the process.
+
+    The registry's root, or what `add_schema` added, is the schema. Further parameters of `func`
+    become flags, one of `list[str]` a flag that may be repeated; the first line of its docstring
+    describes the program. One that takes the config only, `func(config, *, …)`, has no run folder.
 
     Args:
-        config_registry: the named configs; its root, or what `add_schema` added, is the schema.
-        func: called as `func(config, save_path[, prepared][, **flags])`. Its further parameters
-            become flags, one of `list[str]` a flag that may be repeated; the first line of its
-            docstring describes the program. One that takes the config alone,
-            `func(config, *, …)`, has no run folder.
-        plugins: told of what happens, in this order.
+        config_registry, func, plugins: see above; plugins are told in their order.
         prepare: `prepare(config)` runs before the run folder is touched; it is also given
             `save_path` and the flags of `func` that it has parameters for. Its result is
             given to `func` as a third argument. What it finds wrong (UsageError) is a refusal.
@@ -94,7 +93,6 @@ def wrap(
             does with it as it likes, and is given `dry_run`.
         follows: whether another process, which runs the same command, writes the run folder. This
             one then calls `prepare` and `func` too, and writes nothing there.
-        argv: the command line without the script, by default that of the process.
     """
 
     def program(arguments: list[str]) -> int:
@@ -139,11 +137,11 @@ def wrap(
             print(_as_yaml(config, differences(draft.named(), config)))
             return FINISHED
         _tell(plugins, args, keywords, flags)
-        if not has_folder:
-            return _call_without_folder(functools.partial(func, config, **keywords))
-        if not opens_folder:
-            keywords["dry_run"] = args.dry_run
-            return _call_without_folder(functools.partial(func, config, args.save_path, **keywords))
+        if not has_folder or not opens_folder:
+            places = [args.save_path] if has_folder else []
+            asked = {} if opens_folder else {"dry_run": args.dry_run}
+            call = functools.partial(func, config, *places, **keywords, **asked)
+            return _call_without_folder(call)
         folder = RunFolder(args.save_path, config, extendable, config_registry.completed)
         if follows is not None and follows():
             return accompany(func, folder, keywords, prepare)
@@ -156,10 +154,7 @@ main = wrap
 
 
 def _take_save_path(args: argparse.Namespace, config: Config, key: str) -> Config:
-    """Finds SAVE_PATH at a key of the config, if there is one, and returns the config without it.
-
-    Raises UsageError if there is none, or another one was typed.
-    """
+    """Finds SAVE_PATH, perhaps at a key of the config, and returns the config without that."""
     found = None
     with contextlib.suppress(KeyError):
         found, config = lookup(config, key), without(config, key)
@@ -182,12 +177,11 @@ def wrap_no_config_registry(
     *,
     short_flags: Mapping[str, str] = {},
 ) -> NoReturn:
-    """Runs `func` as a program and ends with `sys.exit`.
+    """Runs `func` as a program and ends the process.
 
-    Parameters without a default are positional, those with one are flags `--name=value` of its
-    type, and those of `list[str]` take several: flags that are repeated, or words. If one of them
-    is called `save_path`, it is a run folder as it is for `wrap`, and the other arguments are its
-    config. `short_flags` as for `wrap`.
+    Parameters without a default are positional, those with one are flags `--name=value`, as for
+    `wrap`; those of `list[str]` take several: words, or flags that are repeated. If one is called
+    `save_path`, it is a run folder, and the others are its config.
     """
 
     def program(arguments: list[str]) -> int:
@@ -214,19 +208,16 @@ def wrap_no_config_registry(
         if "save_path" in keywords:
             keywords["save_path"] = args.save_path
 
-        def by_name(**values: Any) -> Any:
+        def call(config: Config, *path: str) -> Any:
+            values = config | dict(zip(["save_path"], path, strict=False))
             first = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
             return func(*(values.pop(name) for name in first), **values)
 
         if not keywords.get("save_path"):
-            return _call_without_folder(functools.partial(by_name, **keywords))
+            return _call_without_folder(functools.partial(call, keywords))
         defaults = {name: flag.default for name, flag in flags.items() if not flag.required}
         folder = RunFolder(str(keywords.pop("save_path")), keywords, (), defaults.__or__)
-
-        def with_save_path(config: Config, save_path: str) -> Any:
-            return by_name(**config, save_path=save_path)
-
-        return execute(with_save_path, folder, {}, plugins, None)
+        return execute(call, folder, {}, plugins, None)
 
     _exit(program, argv)
 
@@ -236,7 +227,7 @@ def wrap_commands(
     explained: tuple[type[BaseException], ...] = (OSError,),
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
-    """Makes a program of functions, one a subcommand, and ends with `sys.exit`.
+    """Makes a program of functions, one a subcommand, and ends the process.
 
     argh reads their parameters and the decorators `argh.arg`; a single one needs no name on the
     command line. `explained` are exceptions whose message says it all: exit code 1, no traceback.
@@ -304,7 +295,6 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 _HELP_ON_BASE = "a config file to lay under CONFIG; may be repeated"
 _HELP_ON_DELETE = "take a key away, or give it its default back; may be repeated"
 _HELP_ON_DRY_RUN = "print the resolved config, and what differs from CONFIG's own"
-_HELP_ON_LEVEL = f"what is logged: {', '.join(LEVELS)} (default: INFO)"
 
 
 class _Parser(argh.ArghParser):
@@ -324,10 +314,7 @@ class _Parser(argh.ArghParser):
 
 
 class _CommandsParser(_Parser):
-    """Flags are named like the parameters: argh would put hyphens, and letters beside names.
-
-    The letter of `--output` is the one that everybody types.
-    """
+    """Flags are named like the parameters, without argh's hyphens and letters, but for `-o`."""
 
     def add_argument(self, *names: str, **options: Any) -> Any:
         if names[-1].startswith("--") and names[-1] != "--help":
@@ -339,7 +326,8 @@ class _CommandsParser(_Parser):
 def _options() -> _Parser:
     options = _Parser(add_help=False, allow_abbrev=False)
     add = functools.partial(options.add_argument, type=str.upper, choices=LEVELS, default="INFO")
-    add("-l", "--log_level", metavar="LEVEL", help=_HELP_ON_LEVEL)
+    about = f"what is logged: {', '.join(LEVELS)} (default: INFO)"
+    add("-l", "--log_level", metavar="LEVEL", help=about)
     return options
 
 
@@ -396,8 +384,7 @@ def _split(
 ) -> tuple[list[str], list[Override]]:
     """The other arguments and the overrides, which argparse cannot read: `-1e-4` may be a value.
 
-    Raises UsageError for an unknown key or a missing value. If it is not strict, what follows an
-    unknown key stays, for it may be its value or CONFIG.
+    If it is not strict, what follows an unknown key stays, for it may be its value or CONFIG.
     """
     if {"-h", "--help"} & set(arguments):
         return ["--help"], []
@@ -548,9 +535,7 @@ def _read_flags(flags: _Flags, overrides: list[Override]) -> dict[str, Any]:
     return {name: given.get(name, flag.default) for name, flag in flags.items()}
 
 
-def _tell(
-    plugins: Sequence[VegabPlugin], args: argparse.Namespace, keywords: Config, flags: _Flags
-) -> None:
+def _tell(plugins: Iterable[VegabPlugin], args: Any, keywords: Config, flags: _Flags) -> None:
     args.flags = dict(keywords)
     args.given_flags = {k: value for k, value in keywords.items() if value != flags[k].default}
     for plugin in plugins:
@@ -577,9 +562,8 @@ def _table_of(flags: _Flags) -> Iterator[_Table]:
     for name, flag in flags.items():
         unsaid = flag.required or (flag.repeats and not flag.default)
         left = f"-{flag.letter}, --{name}" if flag.letter else f"--{name}"
-        told = filter(None, (flag.help, "may be repeated" if flag.repeats else ""))
-        default = "…" if unsaid else as_text(flag.default)
-        rows.append((f"{left}={default}", "; ".join(told)))
+        told = filter(None, (flag.help, "may be repeated" * flag.repeats))
+        rows.append((f"{left}={'…' if unsaid else as_text(flag.default)}", "; ".join(told)))
     yield "flags and their defaults", rows
 
 

@@ -2,7 +2,7 @@
 
 A config is a nested dictionary of plain data (what JSON can say, without NaN and infinity).
 The root names every key and its default; whatever comes on top (a registered config, a file, the
-command line) may change values, never add a key or change a type. Beside root there may be schemas
+command line) may change values, never add a key or change a type. Besides root there may be schemas
 for files that bring keys of their own.
 """
 
@@ -179,8 +179,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def plain(value: Any, key: str, number_keys: list[str] | None = None) -> Any:
     """A deep copy made of what JSON can say. Raises UsageError for anything else.
 
-    With a list of `number_keys`, a key that is a whole number becomes text, and its refusal, which
-    counts in a config of root's kind, goes into the list.
+    A key that is a whole number becomes text if there is a list, `number_keys`, for its refusal.
     """
     if isinstance(value, dict):
         copied: Config = {}
@@ -247,10 +246,9 @@ def checked(
 
 
 def find_key(names: Config, name: str, types: Config | None = None) -> str:
-    """The dotted key that a full or short name on the command line stands for.
+    """The dotted key that a full or short name, perhaps with slashes, stands for.
 
-    Its parts may be separated by slashes, too. Inside a mapping that is {} in `types` (by default
-    `names`) any key is fine. Raises UnknownKeyError, or UsageError if several keys are meant.
+    Inside a mapping that is {} in `types` (by default `names`) any key is fine.
     """
     leaves = flatten(names)
     sections = {key.rsplit(".", n)[0] for key in leaves for n in range(1, key.count(".") + 1)}
@@ -344,10 +342,7 @@ def read_text(path: Path) -> str:
 def load_file(
     path: Path, number_keys: list[str] | None = None, trail: tuple[Path, ...] = ()
 ) -> Config:
-    """A config file with what it extends merged under it; references stay as they are.
-
-    Raises UsageError. `number_keys`: see `plain`.
-    """
+    """A config file with what it extends merged under it; `number_keys`: see `plain`."""
     if path.resolve() in [other.resolve() for other in trail]:
         circle = " -> ".join(str(other) for other in (*trail, path))
         raise UsageError(f"the files {circle} extend each other in a circle")
@@ -412,10 +407,7 @@ def _first_comment(path: Path) -> str:
 
 
 class ConfigRegistry:
-    """Named configs over one root, which is the schema of them all.
-
-    `add_schema` adds kinds of configs beside root, which may have keys of their own.
-    """
+    """Named configs over one root, which is their schema; `add_schema` adds kinds besides it."""
 
     def __init__(self) -> None:
         self._root = Schema({}, {})
@@ -445,15 +437,10 @@ class ConfigRegistry:
     ) -> None:
         """Adds a kind of config: one that has a top-level key of this schema that root has not.
 
-        Such a config may have keys of its own, nested ones too. Add schemas before configs are
-        registered. Of several, the first that recognises a config has it.
-
-        Args:
-            config: the keys that the program knows, with their defaults. Any value may be a `Key`.
-            required: tuples of top-level keys; of each tuple one must have a value that is neither
-                None, "" nor {}.
-            title: the heading of these keys in `--help`.
-            closed: top-level keys whose mappings have no keys but the schema's.
+        Such a config may have keys of its own, except in the mappings at top-level keys that are
+        `closed`. Of each tuple that is `required`, one top-level key must have a value other than
+        None, "" and {}. Add schemas before configs are registered. Of several, the first that
+        recognises a config has it. `title` is the heading of these keys in `--help`.
         """
         with _as_value_error(title):
             kind = _schema_of(config)._replace(title=title, is_open=True)
@@ -479,10 +466,7 @@ class ConfigRegistry:
     __setitem__ = register
 
     def add_folder(self, path: str | Path, besides: Iterable[str] = ()) -> None:
-        """Registers each YAML and JSON file of a folder by its stem, except `root` and `besides`.
-
-        A file is read when it is asked for, so that a broken one does not stop the others.
-        """
+        """Registers each file but `root` and `besides` by its stem; it is read when asked for."""
         others = {"root", *besides}
         for file in sorted(Path(path).iterdir()):
             hidden = file.name.startswith(".")
@@ -504,23 +488,15 @@ class ConfigRegistry:
     def resolve(
         self, name: str, bases: Iterable[str | Path] = (), overrides: Sequence[Override] = ()
     ) -> Config:
-        """defaults <- base files <- named config or config file <- overrides, then the references.
-
-        Every read is a deep copy. Raises UsageError for whatever does not fit together.
-        """
-        draft = self.draft(name, bases, [override.key for override in overrides])
-        return draft.resolve(overrides)
+        """defaults <- base files <- named config or file <- overrides, then the references."""
+        return self.draft(name, bases, [o.key for o in overrides]).resolve(overrides)
 
     __getitem__ = resolve
 
     def draft(
         self, name: str | None, bases: Iterable[str | Path] = (), keys: Iterable[str] = ()
     ) -> Draft:
-        """The config before its overrides, of which the `keys` alone are known.
-
-        Without a name it is root. Raises UsageError for a file that cannot be read or that does
-        not fit the kind that its config is of.
-        """
+        """The config, or root, before its overrides, of which the `keys` are known."""
         layers = [_read_layer(Path(base)) for base in bases]
         if name is not None:
             layers.append(self._read(name))
@@ -639,8 +615,7 @@ class Draft:
         configs = [_checked_layer(kind, layer) for layer in layers]
         self._last = configs[-1] if name is not None else {}
         self._merged = functools.reduce(merge, configs, kind.defaults)
-        self.types = kind.expected()
-        self.names = self.types
+        self.names = self.types = kind.expected()
         if kind.is_open or not kind.defaults:  # without root, a config's schema is the config
             self.names = kind.resolved(self._merged, strict=False)
             self.types = _types_of(self.types, self.names)
@@ -655,10 +630,7 @@ class Draft:
             return override.key.replace("/", ".")
 
     def change_of(self, override: Override, key: str) -> Config:
-        """What an override of a dotted key changes, as a nested dictionary. Raises UsageError.
-
-        Where the value so far is text, a number is read as text.
-        """
+        """What an override changes, as a nested dictionary; a number is text where text was."""
         present = None
         with contextlib.suppress(KeyError):  # inside a mapping whose keys are free, or a new key
             present = lookup(self.names, key)
@@ -684,7 +656,12 @@ class Draft:
                 continue
             change = self.change_of(override, key)
             trust.note_typed(change)
-            config = merge(self._emptied(config, key, change), change)
+            with contextlib.suppress(KeyError):
+                # A mapping is merged where its keys are named; where any are fine (the default is
+                # {} or null), the one on the command line is the whole of it.
+                if not lookup(self.types, key) and isinstance(lookup(change, key), dict):
+                    config = merge(config, nested(key, None))
+            config = merge(config, change)
             if lookup(change, key) is not None:
                 typed.add(key)
         for key, other in self.kind.instead:
@@ -705,14 +682,6 @@ class Draft:
     def named(self) -> Config:
         """CONFIG's own values over the defaults, without base files and overrides."""
         return self.kind.resolved(merge(self.kind.defaults, self._last), strict=False)
-
-    def _emptied(self, config: Config, key: str, change: Config) -> Config:
-        # A mapping is merged where its keys are named; where any are fine (the default is {} or
-        # null), the one on the command line is the whole of it.
-        with contextlib.suppress(KeyError):
-            if not lookup(self.types, key) and isinstance(lookup(change, key), dict):
-                return merge(config, nested(key, None))
-        return config
 
     def _deleted(self, config: Config, key: str) -> Config:
         with contextlib.suppress(KeyError):
@@ -748,12 +717,10 @@ def read_value(text: str, default: Any, key: str) -> Any:
     """What was typed as a value: YAML, or `@file`. Where text is expected, a number is text."""
     if text.startswith("@"):
         return read_yaml(read_text(Path(text[1:])), text[1:])
-    expects_text = isinstance(default, str)
+    if not isinstance(default, str):
+        return read_yaml(text, key)
     try:
         value = read_yaml(text, key)
     except UsageError:
-        if not expects_text:
-            raise
         return text
-    is_number = isinstance(value, bool | int | float)
-    return text if expects_text and (is_number or not text.strip()) else value
+    return text if isinstance(value, bool | int | float) or not text.strip() else value

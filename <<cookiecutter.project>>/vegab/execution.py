@@ -4,8 +4,6 @@ The folder is looked at, output is captured, what can only be checked after impo
 folder is opened and locked, the function runs, and its end is recorded and told.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import os
@@ -36,10 +34,9 @@ def execute(
     plugins: Sequence[VegabPlugin],
     prepare: Func | None,
 ) -> int:
-    """From the first look at the run folder to the last word. Returns the exit code.
+    """Calls `func(config, save_path[, prepare(config)], **keywords)`; returns the exit code.
 
-    `func(config, save_path[, prepare(config)], **keywords)`. Raises UsageError, or
-    AlreadyFinished, while the folder is untouched.
+    Raises UsageError, or AlreadyFinished, while the folder is untouched.
     """
     config = folder.config
     folder.check()
@@ -102,9 +99,8 @@ def execute(
 
 
 def accompany(func: Func, folder: RunFolder, keywords: Config, prepare: Func | None) -> int:
-    """As `execute`, beside the process that writes the run folder: this one only reads there.
-
-    What it says goes where it always went, and plugins are told nothing.
+    """As `execute`, beside the process that writes the run folder: this one only reads there. What
+    it says goes where it always went, and plugins are told nothing.
     """
     folder.check(writes=False)
     _signals(_interrupt)

@@ -1,7 +1,5 @@
 """Says how a program ends: its exit codes, and whose mistake it was."""
 
-from __future__ import annotations
-
 import atexit
 import logging
 import os

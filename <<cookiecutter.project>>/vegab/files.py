@@ -1,7 +1,5 @@
 """Replaces files and folders in one step, and names what lies where."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -46,9 +44,8 @@ def write_atomically(path: str | Path, content: str | bytes, sync: bool = True) 
 
 @contextlib.contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of `path` at the end of the block.
-
-    A kill leaves the old one or the new one, whole. If the block fails, the old one stays.
+    """An empty folder to fill, which takes the place of `path` at the end of the block. A kill
+    leaves the old one or the new one, whole. If the block fails, the old one stays.
     """
     path = Path(path)
     partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
@@ -100,10 +97,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """A JSON file's content, or None if it is not there.
-
-    Raises UsageError if it is broken, or has a newer format than this version of the project.
-    """
+    """A JSON file's content, or None without one; UsageError if broken, or of a newer format."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

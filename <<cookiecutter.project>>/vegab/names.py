@@ -1,7 +1,5 @@
 """One way to name a class or function in a config, whatever it is for."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence

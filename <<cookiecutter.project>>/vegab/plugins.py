@@ -1,7 +1,5 @@
 """What happens around a run: its record in the folder, names made for it, links to it."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vegab import provenance
-from vegab.config import Config, show
+from vegab.config import Config, flatten, show
 from vegab.exits import EXIT_CODES, UsageError, outcome
 from vegab.files import CONFIG, FORMAT, META, inode_of, read_json, write_json
 
@@ -75,16 +73,9 @@ class MetaSaver(VegabPlugin):
         tracked, untracked = provenance.source_files()
         git, patch = provenance.describe_git(untracked)
         command, machine = provenance.describe_command(), provenance.describe_machine()
-        attempts.append(
-            {
-                "start": _now(),
-                "pid": os.getpid(),
-                "host": machine["host"],
-                "command": command["line"],
-                "git_commit": git and git["commit"],
-                "from": position,
-            }
-        )
+        attempt = {"start": _now(), "pid": os.getpid(), "host": machine["host"]}
+        attempt |= {"command": command["line"], "git_commit": git and git["commit"]}
+        attempts.append(attempt | {"from": position})
         self._meta = {
             "format": FORMAT,
             "status": "running",
@@ -93,7 +84,7 @@ class MetaSaver(VegabPlugin):
             **provenance.describe_software(),
             **machine,
             "git": git,
-            "seeds": provenance.seeds_of(config),
+            "seeds": {k: value for k, value in flatten(config).items() if k.endswith("seed")},
             "files_too_large_to_copy": meta.get("files_too_large_to_copy", []),
             "attempts": attempts,
         }
@@ -142,10 +133,9 @@ class MetaSaver(VegabPlugin):
         }
 
     def _position(self) -> dict[str, Any] | None:
-        try:
+        with contextlib.suppress(Exception):  # the record of a run must not stop it
             return self.position(str(self._folder)) if self.position else None
-        except Exception:  # the record of a run must not stop it
-            return None
+        return None
 
     def _copy_source(self, files: list[str], patch: bytes, folder: Path) -> None:
         # What a later attempt ran, if it is something else, goes to a folder of its own.

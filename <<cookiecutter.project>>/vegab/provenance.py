@@ -1,7 +1,5 @@
 """What a run has to remember of where it came from: the source, git, the packages, the machine."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
@@ -17,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vegab.config import Config, flatten
 from vegab.files import LOCK, ROOT, replacing_folder
 
 LARGEST_COPIED_FILE = 1_000_000  # bytes; larger ones are named in meta.json, not copied
@@ -61,10 +58,7 @@ def git_words(*arguments: str) -> str | None:
 
 
 def source_files() -> tuple[list[str], list[str]]:
-    """The project's source as (tracked, untracked) sorted relative paths, without ignored files.
-
-    Without git all that looks like source counts as untracked. Run folders are never source.
-    """
+    """The source as (tracked, untracked) relative paths; without git all counts as untracked."""
     tracked, untracked = _listed("--cached"), _listed("--others", "--exclude-standard")
     if not tracked and not untracked:  # no git, or a repository around the project ignores it all
         untracked = list(_walk())
@@ -95,22 +89,17 @@ def _walk() -> Iterator[str]:
         names[:] = [
             name
             for name in names
-            if not name.startswith(".")
-            and name not in ("__pycache__", "node_modules")
+            if not name.startswith((".", "__pycache__", "node_modules"))
             and here / name != ROOT / "results"
             and not (here / name / "pyvenv.cfg").exists()
         ]
         # Without git nobody says what is private; these are by their purpose.
-        yield from (
-            str((here / name).relative_to(ROOT))
-            for name in files
-            if name != "env.sh" and not name.startswith(".env")
-        )
+        public = (name for name in files if name != "env.sh" and not name.startswith(".env"))
+        yield from (str((here / name).relative_to(ROOT)) for name in public)
 
 
 def describe_git(untracked: list[str]) -> tuple[dict[str, Any] | None, bytes]:
     """What meta.json says of git (None without a repository), and the uncommitted part as a patch.
-
     `git apply` takes the patch; new source files are in it.
     """
     if git("rev-parse", "--git-dir") is None:
@@ -126,13 +115,8 @@ def describe_git(untracked: list[str]) -> tuple[dict[str, Any] | None, bytes]:
     text = patch.decode(errors="replace")
     if len(text) > LARGEST_DIFF_IN_META:
         text = f"({len(text)} characters: see uncommitted.diff in the copied code)"
-    description = {
-        "commit": commit or None,
-        "branch": git_words("symbolic-ref", "--quiet", "--short", "HEAD") or None,
-        "dirty": bool(patch),
-        "diff": text,
-    }
-    return description, patch
+    branch = git_words("symbolic-ref", "--quiet", "--short", "HEAD") or None
+    return {"commit": commit or None, "branch": branch, "dirty": bool(patch), "diff": text}, patch
 
 
 def _as_added(name: str) -> bytes:
@@ -251,8 +235,3 @@ def describe_software() -> dict[str, Any]:
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
         "environment": {k: v for k, v in sorted(os.environ.items()) if ENVIRONMENT.fullmatch(k)},
     }
-
-
-def seeds_of(config: Config) -> dict[str, Any]:
-    """Every value whose key is `seed` or ends with it."""
-    return {key: value for key, value in flatten(config).items() if key.endswith("seed")}

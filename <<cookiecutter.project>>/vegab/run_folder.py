@@ -1,7 +1,5 @@
 """The run folder: who may open it, the lock that dies with its process, and how it is read back."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json
@@ -51,10 +49,7 @@ class RunFolder:
         self._lock: int | None = None
 
     def check(self, writes: bool = True) -> None:
-        """Raises UsageError if the folder cannot be this run's, AlreadyFinished if it is done.
-
-        A process that writes nothing does not mind that another one has it open.
-        """
+        """Raises UsageError if the folder cannot be this run's, AlreadyFinished if it is done."""
         try:
             self._check_writable()
             content = os.listdir(self.absolute) if os.path.exists(self.absolute) else []
@@ -108,7 +103,11 @@ class RunFolder:
         if not isinstance(before, dict):
             return
         changes = differences(self.completed(before), self.config)
-        refused = {k: pair for k, pair in changes.items() if not self._extends(k, *pair)}
+        refused = {
+            key: (old, new)
+            for key, (old, new) in changes.items()
+            if key not in self.extendable or {type(old), type(new)} - {int, float} or new <= old
+        }
         if refused:
             raise UsageError(
                 f"{self.path} holds a run with another config ({show_differences(refused)}); "
@@ -117,16 +116,10 @@ class RunFolder:
         if meta.get("status") == "finished" and not changes:
             raise AlreadyFinished(self._finished_sentence(meta))
 
-    def _extends(self, key: str, old: Any, new: Any) -> bool:
-        numbers = all(type(value) in (int, float) for value in (old, new))
-        return key in self.extendable and numbers and new > old
-
     def _finished_sentence(self, meta: dict[str, Any]) -> str:
         position = (meta.get("attempts") or [{}])[-1].get("to") or {}
         reached = ", ".join(f"{name} {value}" for name, value in position.items())
-        numbers = [
-            key for key, value in flatten(self.config).items() if type(value) in (int, float)
-        ]
+        numbers = [k for k, value in flatten(self.config).items() if type(value) in (int, float)]
         growing = " or ".join(f"--{key}" for key in numbers if key in self.extendable)
         sentence = f"{self.path} is already finished" + (f" ({reached})." if reached else ".")
         return sentence + (f" A larger {growing} continues it." if growing else "")
@@ -137,8 +130,7 @@ def take_lock(
 ) -> int:
     """Makes a folder, takes the lock that its file `name` is, and returns what to close.
 
-    Nothing is written before `check` was called. Raises UsageError, with the folder as it is
-    `shown`, if another process has the lock or there cannot be one.
+    Nothing is written before `check` was called. Raises UsageError, naming the folder as `shown`.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -171,9 +163,8 @@ def take_lock(
 
 
 def living_owner(path: str | Path, name: str = LOCK) -> dict[str, Any] | None:
-    """Who holds the lock of a run folder, as {"host", "pid"}, or None. Touches nothing.
-
-    `name` is that of the lock file, where the folder is not a run's.
+    """Who holds the lock of a run folder, as {"host", "pid"}, or None. Touches nothing. `name` is
+    that of the lock file, where the folder is not a run's.
     """
     path = Path(path)
     if os.path.realpath(path) in _locked_here:

@@ -5,8 +5,6 @@ a config from a run folder, names lead into the project and the dependencies of 
 only, in this process and in those that it starts; all but the names that were typed beside it.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import os
@@ -82,9 +80,8 @@ def _is_own(path: Path, package: str) -> bool:
 
 
 def is_inside(module: str) -> bool | None:
-    """Is a module of the project or of a dependency? None: there is no such module.
-
-    It is not imported for that; the packages around it are, once they are known to be inside.
+    """Is a module of the project or of a dependency? None: there is no such module. It is not
+    imported for that; the packages around it are, once they are known to be inside.
     """
     import importlib.util
 

@@ -78,7 +78,7 @@ def restore(folder: Path, model: keras.Model) -> dict[str, Any] | None:
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])
 def test_everything_comes_back(kind: str, config: dict[str, Any], tmp_path: Path) -> None:
     def make() -> keras.Model:
-        return subclassed() if kind == "subclassed" else build(config).model
+        return subclassed() if kind == "subclassed" else build(config).with_work().model
 
     trained, fresh = make(), make()
     step(trained)

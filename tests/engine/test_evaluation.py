@@ -469,12 +469,13 @@ def test_what_cannot_be_stored_is_named(
 def test_new_commits_are_evaluated_until_the_run_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from engine import checkpoints
     from engine.iterators import evaluation  # it imports Keras, without which callbacks do
 
     def read_state(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
 
-    monkeypatch.setattr(evaluation, "read_state", read_state)
+    monkeypatch.setattr(checkpoints, "read_state", read_state)
     monkeypatch.setattr(evaluation, "SECONDS_BETWEEN_LOOKS", 0.05)
     (tmp_path / "config.json").write_text('{"num_steps": 100}')
     status = tmp_path / "meta.json"

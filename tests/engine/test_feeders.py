@@ -19,7 +19,7 @@ from machinery import example
 
 from engine.batches import digest
 from engine.records.features import ImageFeature, RawFeature
-from engine.records.feeders import TFRecordExamplesFeeder
+from engine.records.feeders import MemorySamplesFeeder, TFRecordExamplesFeeder
 from engine.records.files import (
     INDEX,
     METADATA,
@@ -28,7 +28,6 @@ from engine.records.files import (
     generate,
     write_records,
 )
-from engine.records.memory import MemorySamplesFeeder
 
 INT = {"type": "FixedLenFeature", "shape": [], "dtype": "int64"}
 NUMBER = {"number": INT}
@@ -369,9 +368,8 @@ def test_a_corrupt_record_is_skipped(folder: Path, caplog: Any) -> None:
     expected = [1 if n == 0 else 19 if n in (17, 18) else n for n in range(25)]
     assert sorted(flat(straight)[:25]) == sorted(expected)
     assert all(len(batch) == 4 for batch in straight)
-    assert made.corrupt_records == 3
     warnings = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
-    assert len(warnings) == 3
+    assert len(warnings) == 3 and warnings[-1].endswith("3 so far")
     assert any(str(folder / "c") in text for text in warnings)
     assert feeder(folder, on_corrupt="skip").batch(1, 3)["number"].tolist() == straight[10]
     left = flat(drawn(made.one_pass()))

@@ -22,7 +22,7 @@ from engine.checkpoints.transfer import freeze, warm_start
 from engine.devices import gpus as devices
 from engine.hooks.base import Hook
 from engine.records.build import OneLabel, exporters_of
-from engine.records.memory import MemorySamplesFeeder
+from engine.records.feeders import MemorySamplesFeeder
 from src import experiment as experiments
 from src.experiment import build
 from vegab import UsageError, resolve

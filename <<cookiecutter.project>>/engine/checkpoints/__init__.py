@@ -21,13 +21,7 @@ if TYPE_CHECKING:
         saved_variables,
         variables_of,
     )
-    from engine.checkpoints.differences import (
-        Cells,
-        Difference,
-        commit_difference,
-        history_difference,
-        rows_in,
-    )
+    from engine.checkpoints.differences import Cells, Difference, history_difference, rows_in
     from engine.checkpoints.file import (
         BEST,
         LATEST,
@@ -36,8 +30,10 @@ if TYPE_CHECKING:
         Commit,
         DamagedCheckpointError,
         commit_after,
+        commit_difference,
         commits_of,
         digest_of,
+        first_difference,
         is_done,
         leads_out,
         read_state,

@@ -39,9 +39,7 @@ def get(callback: Any) -> dict[str, Any]:
     """Return the state of a callback or hook, JSON values and arrays; {} if none is known."""
     if hasattr(callback, "get_state"):
         return callback.get_state()
-    return {
-        name: getattr(callback, name) for name in fields_of(callback) if hasattr(callback, name)
-    }
+    return {n: getattr(callback, n) for n in fields_of(callback) if hasattr(callback, n)}
 
 
 def fields_of(callback: Any) -> list[str]:

@@ -81,15 +81,11 @@ class Snapshot:
 class Checkpoint:
     """Writes a model's commits, off the training thread and one at a time, and reads them back.
 
-    Args:
-        folder: the run folder.
-        model: compiled; before `prepare`, its weights, metrics and optimizer variables are made.
-            None, or not a Keras model: there are the variables alone.
-        variables: returns those besides the model's weights by group ("variables", "optimizer",
-            "metrics", "others"), as lists or by path; None: those that the model has.
-        only_finite: write no checkpoint whose trainable weights are not finite numbers.
-        note_files: called before a checkpoint is to be seen, with its digest, the lengths in the
-            snapshot, and the digest of the checkpoint before it.
+    Before `prepare`, a Keras model is compiled, and all its variables are made. With another, or
+    without one, there are only `variables()`: by group ("variables", "optimizer", "metrics",
+    "others") lists, or mappings by path. If `only_finite`, weights that are trained have to be
+    finite numbers. `note_files` is called before a checkpoint is to be seen, with its digest, the
+    lengths of files in the snapshot, and the digest of the checkpoint before it.
     """
 
     def __init__(
@@ -224,10 +220,8 @@ class Checkpoint:
             write_atomically(self.folder / LATEST, content)
 
     def wait(self) -> None:
-        """Return when the commit that was started last is on disk.
-
-        Raises OSError if it could not be written, FloatingPointError if a weight in it is not a
-        finite number; the commits that were there stay as they were.
+        """Return when the commit that was started last is on disk, or raise what it has: OSError,
+        FloatingPointError. The commits that were there stay as they were.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -271,19 +265,13 @@ class Checkpoint:
         return state
 
     def read_other(self, path: Path) -> dict[str, Any]:
-        """Return the state of a commit of another run, for `restore` to go on from.
-
-        Raises DamagedCheckpointError if it is not whole, or not the chief's.
-        """
+        """Return the state of another run's commit, for `restore` to go on from; see `verify`."""
         verify(path)
         self._found = self._same_as_chief(path, [path])
         return read_state(path)
 
     def _same_as_chief(self, path: Path | None, candidates: Sequence[Path]) -> Path | None:
-        """Return the file of the commit that the chief has found, or None if it has found none.
-
-        `path` is what the chief has found; another worker looks for it in `candidates`.
-        """
+        """Return the file of the chief's commit, which another worker looks for in `candidates`."""
         if self._workers.number == 1:
             return path
         wanted, *_ = self._workers.gather_bytes(head_of(path))
@@ -331,10 +319,7 @@ class Checkpoint:
         )
 
     def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
-        """Assign groups of variables of the commit that was read.
-
-        Raises ValueError if the commit belongs to another model or optimizer.
-        """
+        """Assign groups of variables of the commit that was read; ValueError if they are others."""
         path = self._found
         assert path is not None
         with h5py.File(path, "r") as file:
@@ -442,10 +427,7 @@ class Checkpoint:
     def _write_views(
         self, position: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], columns: list[str]
     ) -> None:
-        """Write `loop_state.pkl`, and append to `history.csv`, or make it anew.
-
-        They are not synced: what a power cut takes, the next attempt writes anew.
-        """
+        """Write `loop_state.pkl`, and what is new of `history.csv`; they are not synced."""
         path = self.folder / HISTORY_CSV
         known, self._rows_in_csv = self._rows_in_csv, None
         is_other = columns != self._columns_in_csv or not path.exists()
@@ -469,10 +451,9 @@ def _content(
 
 
 def latest_good(folder: Path) -> Path | None:
-    """Return the newest whole commit of a run, or None if it has none yet.
+    """Return the newest whole commit of a run, None before its first; damaged ones are set aside.
 
-    A damaged one before it is set aside, and named in a warning. Raises DamagedCheckpointError if
-    there are commits, and none of them is good.
+    Raises DamagedCheckpointError if there are commits, and none of them is good.
     """
     damaged = []
     for path in (folder / LATEST, folder / PREVIOUS):

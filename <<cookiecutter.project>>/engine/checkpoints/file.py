@@ -1,15 +1,16 @@
-"""Reads a commit: whether it is whole, and what it says of its run. It needs no Keras."""
+"""Reads a commit: whether it is whole, what it says, and how two differ. It needs no Keras."""
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
+from engine.checkpoints.differences import NOTHING, Difference, history_difference, rows_in
 from engine.checkpoints.history import rows_of
 
 LATEST = "model.h5"
@@ -30,10 +31,7 @@ class DamagedCheckpointError(OSError):
 
 
 def verify(path: Path) -> None:
-    """Compare a commit's bytes with the digest in its first 512.
-
-    Raises DamagedCheckpointError if they differ, or if the file is not one of ours.
-    """
+    """Raise a DamagedCheckpointError unless a file is one of our commits, and whole."""
     with open(path, "rb") as file:
         head = file.read(USER_BLOCK)
         if not head.startswith(SIGNATURE):
@@ -80,10 +78,7 @@ def require_inside(names: Iterable[Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return what a commit says of its run: epoch, steps, best epoch, history and more.
-
-    Raises DamagedCheckpointError if that is not to be found in it.
-    """
+    """Return what a commit says of its run: epoch, steps, best epoch, history and more."""
     try:
         with h5py.File(path, "r") as file:
 
@@ -119,19 +114,12 @@ def is_done(state: Mapping[str, Any], num_epochs: int | None, num_steps: int | N
 
 
 class Commit(NamedTuple):
-    """A commit in a run folder.
+    """A commit in a run folder."""
 
-    Attributes:
-        path: of its file.
-        state: what `read_state` returns.
-        epoch: epochs done.
-        ends_epoch: whether the next epoch begins from there.
-    """
-
-    path: Path
-    state: dict[str, Any]
-    epoch: int
-    ends_epoch: bool
+    path: Path  # of its file
+    state: dict[str, Any]  # what `read_state` returns
+    epoch: int  # epochs done
+    ends_epoch: bool  # does the next epoch begin from there?
 
 
 def run_of(commit: Path) -> Path:
@@ -140,10 +128,7 @@ def run_of(commit: Path) -> Path:
 
 
 def commits_of(run: Path) -> list[Commit]:
-    """Return the commits that a run keeps and that can be read, those after most steps first.
-
-    They are not verified: that reads every byte of them.
-    """
+    """Return the commits of a run that can be read, unverified, those after most steps first."""
     found = []
     for path in (run / LATEST, run / PREVIOUS, run / BEST, *sorted((run / KEPT).glob("*.h5"))):
         with contextlib.suppress(OSError, RuntimeError):  # missing or damaged
@@ -155,22 +140,12 @@ def commits_of(run: Path) -> list[Commit]:
     # The only epoch of fewer steps than the others is one that `num_steps` has cut.
     whole = latest["history"][: -1 if latest["is_cut"] else None]
     epochs = {row["step"]: row["epoch"] + 1 for row in whole}
-    return [
-        Commit(
-            path,
-            state,
-            epochs.get(state["global_step"], state["epoch"]),
-            state["global_step"] in epochs,
-        )
-        for path, state in found
-    ]
+    steps = [(path, state, state["global_step"]) for path, state in found]
+    return [Commit(path, s, epochs.get(n, s["epoch"]), n in epochs) for path, s, n in steps]
 
 
 def commit_after(run: Path, epoch: int) -> Commit:
-    """Return the whole commit that a run keeps of the end of an epoch; of 0: its latest.
-
-    Raises ValueError if there is none; it says of which epochs there is one.
-    """
+    """Return the whole commit of an epoch's end, of 0 the latest; ValueError if none is kept."""
     commits = commits_of(run)
     for commit in commits:
         if not epoch or (commit.ends_epoch and commit.epoch == epoch):
@@ -186,9 +161,7 @@ def commit_after(run: Path, epoch: int) -> Commit:
 
 def datasets_in(file: h5py.File, group: str) -> list[tuple[str, h5py.Dataset]]:
     """Return path and dataset of the variables in a group of a checkpoint."""
-    if (
-        group == "weights" and group not in file[STATE]
-    ):  # of an older project, written by Keras only
+    if group == "weights" and group not in file[STATE]:  # an older project's, by Keras only
         root = file["model_weights"]
         return [
             (name, root[layer][name])
@@ -199,10 +172,7 @@ def datasets_in(file: h5py.File, group: str) -> list[tuple[str, h5py.Dataset]]:
 
 
 def weights_in(file: h5py.File) -> list[tuple[str, np.ndarray]]:
-    """Return path and value of the weights that a checkpoint is used with.
-
-    They are those at the end of training, where these are other than the last step's.
-    """
+    """Return path and value of the weights to use: those at the end of training, if they differ."""
     if "weights" not in file[STATE]:
         return [(path, value_of(dataset)) for path, dataset in datasets_in(file, "weights")]
     ends = file.get(WEIGHTS_AT_END, {})
@@ -226,17 +196,14 @@ def names_in(group: h5py.Group, attribute: str) -> list[str]:
     """Return a list of names that Keras keeps in an attribute, or in several if it is long."""
     if attribute in group.attrs:
         return list(map(str, group.attrs[attribute]))
-    parts = sorted(
-        (name for name in group.attrs if name.startswith(attribute)),
-        key=lambda name: int(name.removeprefix(attribute)),
-    )
+    parts = [name for name in group.attrs if name.startswith(attribute)]
+    parts.sort(key=lambda name: int(name.removeprefix(attribute)))
     return [str(name) for part in parts for name in group.attrs[part]]
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Refuse what no commit of ours has: data kept elsewhere, or larger than the file.
-
-    A digest shows that a file is whole, not who made it; HDF5 follows links to other files.
+    """Refuse what no commit of ours has: data kept elsewhere, or larger than the file. A digest
+    shows that a file is whole, not who made it; HDF5 follows links to other files.
     """
     size = path.stat().st_size
 
@@ -256,3 +223,58 @@ def _refuse_foreign(path: Path) -> None:
 
     with h5py.File(path, "r") as file:
         look(file)
+
+
+def first_difference(one: Path, other: Path) -> str:
+    """Return where two runs differ first, in the history or else in the commit; "" if nowhere."""
+    if difference := history_difference(rows_in(one), rows_in(other)):
+        return str(difference)
+    for name in (LATEST, BEST):
+        if not (one / name).exists() and not (other / name).exists():
+            continue  # without a monitor no epoch is the best
+        if (one / name).read_bytes() != (other / name).read_bytes():
+            difference = commit_difference(one / name, other / name)
+            return f"{name}, {difference or 'its description'}"
+    return ""
+
+
+def commit_difference(one: Path, other: Path, ignored: Sequence[str] = ()) -> Difference | None:
+    """Return the first array or entry of state, not `ignored`, that differs; weights come first."""
+    with h5py.File(one) as a, h5py.File(other) as b:
+        datasets, others = _all_datasets(a), _all_datasets(b)
+        names = sorted({*datasets, *others}, key=lambda name: (name.startswith(STATE), name))
+        for name in names:
+            if name == TEXT:
+                continue
+            if name not in datasets or name not in others:
+                shown = ("there" if name in found else NOTHING for found in (datasets, others))
+                return Difference(name, *shown)
+            if difference := _array_difference(datasets[name], others[name]):
+                return difference
+        if TEXT in datasets and TEXT in others:
+            state, another = json.loads(a[TEXT][()]), json.loads(b[TEXT][()])
+            for key in dict.fromkeys([*state, *another]):
+                values = [json.dumps(its.get(key), sort_keys=True) for its in (state, another)]
+                if key not in ignored and values[0] != values[1]:
+                    return Difference(f"state, {key}", *(value[:100] for value in values))
+    return None
+
+
+def _all_datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    found: dict[str, Any] = {}
+    file.visititems(found.__setitem__)
+    return {name: item for name, item in found.items() if isinstance(item, h5py.Dataset)}
+
+
+def _array_difference(one: h5py.Dataset, other: h5py.Dataset) -> Difference | None:
+    """Compare bytes: a NaN equals itself, and 0.0 is not -0.0."""
+    a, b = (np.asarray(dataset[()]) for dataset in (one, other))
+    if a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes():
+        return None
+    name = str(one.attrs.get("path", one.name.lstrip("/")))
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return Difference(name, *(f"{array.dtype} of shape {array.shape}" for array in (a, b)))
+    cells = [array.reshape(-1, 1).view(np.uint8) for array in (a, b)]
+    index = int(np.argmax((cells[0] != cells[1]).any(axis=1)))
+    place = [int(number) for number in np.unravel_index(index, a.shape)]
+    return Difference(f"{name}{place or ''}", *(str(array.flat[index]) for array in (a, b)))

@@ -17,22 +17,15 @@ MISSING = np.array(0x7FF8_0000_0000_0A11, np.int64).view(np.float64)[()]
 
 
 class HistoryArray:
-    """A history as one array, which grows with it at the cost of the new rows alone.
-
-    Attributes:
-        columns: names, and whether a column holds whole numbers.
-        values: float64 of shape (num_rows, num_columns); never written to once it is here.
-    """
+    """A history as one array, which grows with it at the cost of the new rows only."""
 
     def __init__(self) -> None:
-        self.columns: dict[str, bool] = {}
+        self.columns: dict[str, bool] = {}  # names, and whether a column holds whole numbers
+        # float64 of shape (num_rows, num_columns), never written to once it is here
         self.values = np.empty((0, 0))
 
     def follow(self, history: Sequence[Row]) -> None:
-        """Take the rows that are new since the last call, and forget those that are gone.
-
-        Raises TypeError if a cell is no number.
-        """
+        """Take the rows that are new since the last call, and forget those that are gone."""
         self.values = self.values[: len(history)]
         for row in history[len(self.values) :]:
             for key, value in row.items():
@@ -59,10 +52,7 @@ def rows_of(columns: Mapping[str, bool], values: np.ndarray) -> list[dict[str, A
 
 
 def csv_lines(columns: Sequence[str], rows: Sequence[Row], header: bool = True) -> str:
-    """Return rows as CSV text; a column that a row lacks is left empty in it.
-
-    A float32 is written with the fewest digits that read back as the same float32.
-    """
+    """Return rows as CSV text, numbers by `shortest`; a column that a row lacks is left empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     if header:
@@ -73,9 +63,7 @@ def csv_lines(columns: Sequence[str], rows: Sequence[Row], header: bool = True) 
 
 
 def shortest(value: Any) -> Any:
-    """Return a float as text with the fewest digits that read back as the same (as the same
-    float32, where it is one); others as they are.
-    """
+    """Return a float with the fewest digits that read back as it (as a float32, if it is one)."""
     if not isinstance(value, float):
         return value
     single = np.float32(value)
@@ -88,7 +76,6 @@ HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "dice", "r
 
 def is_lower_better(monitor: str | None, mode: str = "auto") -> bool:
     """Whether less of a metric is better, by `mode` ("min", "max"), or in "auto" by its name.
-
     Raises ValueError if the name does not tell; where there is none, there is nothing to tell.
     """
     if monitor is None or mode != "auto":

@@ -17,16 +17,7 @@ import keras
 import numpy as np
 
 from engine import keras_private
-from engine.checkpoints.file import (
-    ARRAY,
-    HISTORY,
-    SIGNATURE,
-    STATE,
-    TEXT,
-    USER_BLOCK,
-    WEIGHTS_AT_END,
-    names_in,
-)
+from engine.checkpoints import file as commits
 from engine.checkpoints.transfer import as_if_none_were_frozen
 from engine.devices import replicas
 from engine.trees import map_leaves
@@ -64,18 +55,10 @@ class CommitLayout:
 
     The group `training_state` has every variable by its path. What `keras.models.load_model` reads
     is written by Keras, and its datasets are the same as ours: links to one array. They are arrays
-    of their own where Keras cannot read ours (bfloat16), and in the last checkpoint of a run whose
-    weights have changed after the last step.
-
-    Args:
-        model: with weights, metrics and optimizer variables made, or None. It is described as it is
-            now, so this comes before anything is restored.
-        variables: by group, path and variable; those of the group "weights" are the model's.
-        num_replicas: copies of the model.
-        at_end: whether the weights at the end of training are other than the last step's.
-
-    Attributes:
-        unreadable: why `load_model` cannot open the file, else "".
+    of their own where Keras cannot read ours (bfloat16), and `at_end`, in the last checkpoint of a
+    run whose weights have changed after the last step. `unreadable` says why `load_model` cannot
+    open the file, if so. The model, all of whose variables are made, is described as it is now, so
+    this comes before anything is restored.
     """
 
     def __init__(
@@ -89,14 +72,14 @@ class CommitLayout:
         self._names: list[str] = []  # of a dataset for each variable, in the order of the groups
         self._ends: list[tuple[int, str]] = []  # number of a weight, and a dataset of its own
         self.unreadable = ""
-        with h5py.File(content, "w", userblock_size=USER_BLOCK) as file:
+        with h5py.File(content, "w", userblock_size=commits.USER_BLOCK) as file:
             by_keras: list[list[str]] = [[] for _ in variables.get("weights", ())]
             if model is not None:
                 by_keras, self.unreadable = _write_model(model, file)
             for group, members in variables.items():
-                file.require_group(f"{STATE}/{group}")
+                file.require_group(f"{commits.STATE}/{group}")
                 for index, (path, variable) in enumerate(members.items()):
-                    name = f"{STATE}/{group}/{index:05}"
+                    name = f"{commits.STATE}/{group}/{index:05}"
                     each = (num_replicas,) if replicas.has_one_each(variable) else ()
                     dtype = _dtype(variable)
                     copies = by_keras[index] if group == "weights" else []
@@ -130,11 +113,9 @@ class CommitLayout:
     ) -> np.ndarray:
         """Return the bytes of a checkpoint, uint8; they depend only on model and arguments.
 
-        Args:
-            values: an array for each variable, in the order of the groups.
-            state: JSON values, and arrays in place of some.
-            history: float64 of shape (num_rows, num_columns).
-            at_end: an array for each weight: what the training has ended with, where that differs.
+        These are an array for each variable, in the order of the groups; JSON values and arrays;
+        float64 of shape (num_rows, num_columns); an array for each weight, if the training has
+        ended with others.
         """
         arrays: list[np.ndarray] = []
         text = json.dumps(_take_arrays(state, arrays)).encode()
@@ -150,9 +131,9 @@ class CommitLayout:
             if array.size:
                 flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
                 content[offset : offset + flat.size] = flat
-        digest = hashlib.sha256(content.data[USER_BLOCK:]).hexdigest()
-        head = (SIGNATURE + digest.encode()).ljust(USER_BLOCK, b"\0")
-        content[:USER_BLOCK] = np.frombuffer(head, np.uint8)
+        digest = hashlib.sha256(content.data[commits.USER_BLOCK :]).hexdigest()
+        head = (commits.SIGNATURE + digest.encode()).ljust(commits.USER_BLOCK, b"\0")
+        content[: commits.USER_BLOCK] = np.frombuffer(head, np.uint8)
         return content
 
     def _lay_out(self, width: int, history: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
@@ -161,12 +142,12 @@ class CommitLayout:
         if key == self._key:
             return
         content = io.BytesIO(self._model.filled().tobytes())
-        names = [*self._names, *(name for _, name in self._ends), TEXT, HISTORY]
+        names = [*self._names, *(name for _, name in self._ends), commits.TEXT, commits.HISTORY]
         with h5py.File(content, "r+") as file:
-            file.create_dataset(TEXT, data=np.zeros((), f"S{width}"))
-            file.create_dataset(HISTORY, data=np.zeros_like(history))
+            file.create_dataset(commits.TEXT, data=np.zeros((), f"S{width}"))
+            file.create_dataset(commits.HISTORY, data=np.zeros_like(history))
             for index, array in enumerate(arrays):
-                name = f"{STATE}/arrays/{index:05}"
+                name = f"{commits.STATE}/arrays/{index:05}"
                 file.create_dataset(name, data=np.zeros_like(array))
                 names.append(name)
         self._file, self._places = _without_arrays(content, names)
@@ -192,9 +173,8 @@ def _without_arrays(content: io.BytesIO, names: Sequence[str]) -> tuple[_Sparse,
 def _write_model(model: keras.Model, file: h5py.File) -> tuple[list[list[str]], str]:
     """Write what `model.save("model.h5")` does, without the optimizer.
 
-    Returns:
-        The datasets of each of `model.weights`, and "". Where Keras cannot write the model, no
-        datasets, nothing in the file, and the reason. The live model stays as it is.
+    Return the datasets of each of `model.weights`, and "". Where Keras cannot write the model: no
+    datasets, and the reason, with nothing in the file. The live model stays as it is.
     """
     none: list[list[str]] = [[] for _ in model.weights]
     if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
@@ -232,7 +212,7 @@ def _datasets_of_weights(model: keras.Model, file: h5py.File) -> dict[int, list[
     }
     owners["top_level_model_weights"] = keras_private.own_weights(model)
     for owner, weights in owners.items():
-        names = names_in(root[owner], "weight_names")
+        names = commits.names_in(root[owner], "weight_names")
         for name, weight in zip(names, weights, strict=True):
             found.setdefault(id(weight), []).append(f"model_weights/{owner}/{name}")
     return found
@@ -248,7 +228,7 @@ def _link(file: h5py.File, copies: Sequence[str]) -> None:
 
 def _own_copy(file: h5py.File, index: int, variable: Any, copies: Sequence[str]) -> str:
     """Make the dataset that evaluation, and Keras, read of a weight; return its name."""
-    name = f"{WEIGHTS_AT_END}/{index:05}"
+    name = f"{commits.WEIGHTS_AT_END}/{index:05}"
     zeros = np.zeros(tuple(variable.shape), _readable(_dtype(variable)))
     file.create_dataset(name, data=zeros).attrs["path"] = path_of(variable)
     for copy in copies:
@@ -274,7 +254,7 @@ def _take_arrays(value: Any, arrays: list[np.ndarray]) -> Any:
         if not isinstance(leaf, np.ndarray | np.generic):
             return leaf
         arrays.append(np.asarray(leaf))
-        return {ARRAY: len(arrays) - 1}
+        return {commits.ARRAY: len(arrays) - 1}
 
     return map_leaves(value, take)
 

@@ -29,20 +29,12 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Tak
     """Assign weights of a checkpoint to those of a model that have the same path.
 
     The averages of batch normalisation count among them, and weights that are not to be trained.
-    Raises ValueError if the expression is none, no weight is taken, or one has another shape;
-    OSError if the file cannot be read.
-
-    Args:
-        model: with its weights made.
-        checkpoint: a commit, a run folder (its latest commit), a `.keras` or `.weights.h5` file.
-        pattern: regular expression, which has to match the beginning of a weight's path, such as
-            `.*kernel` or `(?!head)`.
+    The checkpoint is a commit, a run folder (its latest commit), a `.keras` or `.weights.h5` file.
+    The pattern, a regular expression such as `.*kernel` or `(?!head)`, has to match the beginning
+    of a weight's path. Raises ValueError if it is none, no weight is taken, or one has another
+    shape; OSError if the file cannot be read.
     """
-    wanted = {
-        weight.path: weight
-        for weight in model.weights
-        if matching(pattern, weight.path, "--warm_start_vars")
-    }
+    wanted = {w.path: w for w in model.weights if matching(pattern, w.path, "--warm_start_vars")}
     path = checkpoint / LATEST if checkpoint.is_dir() else checkpoint
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
@@ -99,10 +91,7 @@ def array_of(weight: Any) -> np.ndarray:
 
 
 def freeze(model: keras.Model, pattern: str) -> None:
-    """Train only the weights whose path matches a regular expression from its beginning on.
-
-    Raises ValueError if the expression is none, or matches none of them.
-    """
+    """Train only the weights whose path matches a regular expression from its beginning on."""
     trained = [w.path for w in model.trainable_weights if matching(pattern, w.path, "fine_tune")]
     if not trained:
         raise ValueError(
@@ -117,10 +106,7 @@ def freeze(model: keras.Model, pattern: str) -> None:
 
 @contextmanager
 def as_if_none_were_frozen(model: Any) -> Iterator[None]:
-    """Within the block, the weights are in the order in which Keras' HDF5 format has them.
-
-    It has those first that are trained, and who loads the file knows nothing of `freeze`.
-    """
+    """Within the block, weights are in the order in which Keras' HDF5 format has them."""
     frozen: Sequence[Any] = _frozen.get(model, []) if isinstance(model, keras.Model) else []
     for weight in frozen:
         weight.trainable = True

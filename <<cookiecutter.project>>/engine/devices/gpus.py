@@ -16,9 +16,8 @@ MOST_PERCENT, MOST_MEMORY = 5, 5  # of use, and MiB: below both a GPU is idle
 def choose_gpus(gpus: str) -> None:
     """Let TensorFlow see some GPUs only.
 
-    Args:
-        gpus: numbers such as "0" or "0,1", "none" for the CPU, "-1" for the idle ones, "" for what
-            the environment says. UsageError if it is none of these, or no GPU is idle.
+    They are numbers such as "0" or "0,1", "none" for the CPU, "-1" for the idle ones, "" for what
+    the environment says. Raises UsageError if they are none of these, or no GPU is idle.
     """
     if not gpus:
         return
@@ -35,9 +34,8 @@ def scope(together: bool = False) -> AbstractContextManager[object]:
     """Return what a model is to be built in: a copy on each GPU, if several were asked for.
 
     Every copy is given a part of each batch, and all of them make the same update. `together`:
-    train with the other workers that the environment names; see `engine.devices.workers`. Raises
-    UsageError if TensorFlow does not see as many GPUs, or a worker's port is in use; SystemExit
-    with code 75, if the other workers do not come.
+    train with the other workers that the environment names; see `workers.strategy`. Raises
+    UsageError if TensorFlow does not see as many GPUs.
     """
     wanted = int(os.environ.get(SEVERAL, "0"))
     with_others = together and workers.worker().number > 1

@@ -24,10 +24,9 @@ _part = threading.local()  # of the batch that is trained on; each replica is tr
 
 
 def make_seed_generator() -> None:
-    """Let the generator come into being that draws where no layer has one of its own.
+    """Make Keras' global generator, which cannot be made in a function for several replicas.
 
-    It could not do so within a function that is compiled for several replicas. Its seed is drawn
-    from Python's generator, as those of initial weights are: they shall be those of one device.
+    Its seed is drawn from Python's, as initial weights are, which shall be those of one device.
     """
     before = random.getstate()
     keras_private.seed_generator()
@@ -35,10 +34,7 @@ def make_seed_generator() -> None:
 
 
 def prepare(model: Any) -> None:
-    """Make a model fit for training on several devices: what goes over a batch goes over the whole.
-
-    Raises UsageError if its steps cannot be shared out.
-    """
+    """Make a model fit for several devices; UsageError if its steps cannot be shared out."""
     if model.run_eagerly:
         raise UsageError("a model with run_eagerly trains on one device; compile it without")
     if getattr(model.optimizer, "gradient_accumulation_steps", None):
@@ -83,10 +79,8 @@ def _apply(
     gradients: Sequence[Any],
     variables: Sequence[Any],
 ) -> None:
-    """Make an update by the gradients of the whole batch.
-
-    Keras adds up those of all replicas after it has clipped each replica's own, and has looked
-    whether they are finite.
+    """Make an update by the gradients of the whole batch. Keras adds up those of all replicas after
+    it has clipped each replica's own, and has looked whether they are finite.
     """
     if tf.distribute.get_replica_context() is not None:
         gradients = [sums for sums, _ in add_up(list(zip(gradients, variables, strict=True)))]
@@ -94,9 +88,8 @@ def _apply(
 
 
 def _moments(layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
-    """Return mean and variance over the whole batch.
-
-    Keras' own does it by three messages to the other workers, which take longer than the sums.
+    """Return mean and variance over the whole batch. Keras' own does it by three messages to the
+    other workers, which take longer than the sums.
     """
     context = tf.distribute.get_replica_context()
     if context is None or mask is not None:
@@ -111,10 +104,7 @@ def _moments(layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
 
 
 def sum_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Return the sum over all replicas of each tensor, by one message for each dtype.
-
-    To be called by each replica. Gradients go through.
-    """
+    """Return the sums over all replicas, each of which calls this; one message for each dtype."""
     context = tf.distribute.get_replica_context()
     summed = list(tensors)
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
@@ -156,10 +146,7 @@ class Agreement:
         self._digests = tf.function(digests) if workers.num_replicas > 1 and parts else None
 
     def require(self) -> None:
-        """Compare them now; all workers call this at the same step.
-
-        Raises UsageError naming a variable that differs.
-        """
+        """Raise a UsageError naming a variable that differs; all workers call this at one step."""
         if self._digests is None:
             return
         mine = self._digests().numpy()
@@ -175,9 +162,8 @@ class Agreement:
 
 
 def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:
-    """Return values of this worker's replicas with those of all others before and after them.
-
-    All workers call this. Arrays of shape (replicas here, ...) become such of (replicas, ...).
+    """Return values of this worker's replicas with those of all others before and after them. All
+    workers call this. Arrays of shape (replicas here, ...) become such of (replicas, ...).
     """
     rows = workers.gather_bytes(b"".join(array.tobytes() for array in values))
     gathered, begin = [], 0
@@ -189,9 +175,8 @@ def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:
 
 
 def assign(variable: Any, values: np.ndarray, workers: Workers) -> None:
-    """Give each replica here its own value, of shape (replicas, ...), back.
-
-    If there were more or fewer replicas before, the first one takes over what they had in all.
+    """Give each replica here its own value, of shape (replicas, ...), back. If there were more or
+    fewer replicas before, the first one takes over what they had in all.
     """
     if len(values) != workers.num_replicas:
         first = values.sum(axis=0, dtype=values.dtype)

@@ -42,10 +42,7 @@ class Worker(NamedTuple):
 
 
 def worker() -> Worker:
-    """Return which worker this process is, as the environment says: (0, 1) if it names no others.
-
-    Raises UsageError if `TF_CONFIG` is not what TensorFlow expects.
-    """
+    """Return which worker the environment says this process is: (0, 1) if it names no others."""
     if text := os.environ.get("TF_CONFIG"):
         rank, addresses = _tf_config(text)
         return Worker(rank, len(addresses))
@@ -63,8 +60,7 @@ def strategy() -> "tf.distribute.Strategy":
 
     TensorFlow may not have run anything before. The servers that it starts listen on all networks
     of the machine. If the others come and then are silent, the process itself ends with code 75.
-    Raises UsageError if this worker's port is in use; SystemExit with code 75, if the others do not
-    come.
+    Raises UsageError if this worker's port is in use, SystemExit(75) if the others do not come.
     """
     import tensorflow as tf
 
@@ -161,9 +157,8 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
 
 
 def _meet(rank: int, addresses: Sequence[str]) -> None:
-    """Return when all workers are there: TensorFlow's own waiting heeds no signal, and no time.
-
-    The chief waits for the others to listen, and they for the chief, which then is in TensorFlow.
+    """Return when all workers are there: TensorFlow's own waiting heeds no signal, and no time. The
+    chief waits for the others to listen, and they for the chief, which then is in TensorFlow.
     """
     port = int(addresses[rank].rpartition(":")[2])
     with socket.socket() as mine:
@@ -267,10 +262,7 @@ class Workers:
         return f"{self.number} workers with {each} each" if self.number > 1 else each
 
     def gather(self, numbers: "Sequence[int] | np.ndarray") -> "np.ndarray":
-        """Return what each worker has given, int64 of shape (number, len(numbers)).
-
-        All have to call it, at the same place of the program, with as many numbers.
-        """
+        """Return what each has given, int64 of (number, len(numbers)); all call it at one place."""
         import numpy as np
 
         mine = np.asarray(numbers, np.int64)
@@ -289,11 +281,7 @@ class Workers:
         return [row.astype(np.uint8).tobytes() for row in rows]
 
     def require_same(self, things: Mapping[str, str], meaning: str) -> None:
-        """Compare texts, by name, that should be the same for all workers.
-
-        Raises UsageError on all workers, naming those that differ, and saying what this `meaning`
-        is.
-        """
+        """Raise a UsageError on all workers that names texts that differ, and their `meaning`."""
         digests = b"".join(hashlib.sha256(text.encode()).digest() for text in things.values())
         rows = self.gather_bytes(digests)
         of_each = [

@@ -79,22 +79,17 @@ class Hook:
     ) -> None:
         """Called before a step, when `global_step` steps are done.
 
-        Args:
-            global_step: steps done.
-            fetches: nested functions that the step will call; what is changed here is what it does.
-            feeds: a copy of the batch, which the step is given; change it as you like.
-            batch: as the data has it; leave it alone.
+        `fetches` are nested functions that the step will call: what is changed here is what it
+        does. `feeds` is a copy of the batch, which the step is given: change it as you like.
+        `batch` is as the data has it: leave it as it is.
         """
 
     def after_step(self, global_step: int, last_results: Any) -> None:
-        """Called after a step, when `global_step` steps are done.
+        """Called after a step, when `global_step` steps are done, one more than before it.
 
-        `after_step(self, global_step, fetches, feeds, batch)` is called too, if it is written so.
-
-        Args:
-            global_step: steps done, one more than `before_step` was told.
-            last_results: of a Keras model, its metrics over the epoch so far; of an iterator, what
-                its `run` has returned.
+        `last_results` are, of a Keras model, its metrics over the epoch so far; of an iterator,
+        what its `run` has returned. A method that is written as `after_step(self, global_step,
+        fetches, feeds, batch)` is given these instead.
         """
 
     def after_epoch(self, epoch: int) -> None:
@@ -124,11 +119,8 @@ def give_addresses(thing: Any, root: Path) -> None:
 class Hooks:
     """Calls hooks in their order, each when it wants to act; one that fails is named.
 
-    Args:
-        hooks: in the order in which they are called.
-        seldom: those of them that act at every `hook_freq`-th step only, beginning with the first.
-        hook_freq: at least 1.
-        is_chief: whether this process is the one that writes.
+    Those that are `seldom` act at every `hook_freq`-th step only, beginning with the first. A
+    process that is not the chief writes nothing.
     """
 
     def __init__(
@@ -190,10 +182,8 @@ class Hooks:
             self._call(hook, "before_step", global_step, fetches, feeds, batch)
 
     def after_step(self, begun_at: int, global_step: int, results: Any, *seen: Any) -> None:
-        """Call `after_step` of those that want to act at `global_step`.
-
-        `begun_at` is the global step at which the call of one or many steps began; `seen` are
-        fetches, feeds and batch, where there was but one step.
+        """Call `after_step` of those that act at `global_step`, where a call of steps ends that has
+        begun at `begun_at`; `seen` are fetches, feeds and batch, where there was but one step.
         """
         for hook in self._acting(begun_at, global_step):
             told = seen if id(hook) in self._sees_feeds else (results,)
@@ -267,17 +257,9 @@ class IntervalHook(Hook):
     These are `start` and every `interval`-th step from there on. With `max_interval` the interval
     doubles each time until it is that, and the next step is the next multiple of it: 1 and 1000
     give 0, 2, 4, 8, …, 512, 1000, 2000, …. They depend on nothing else, so a resumed run finds them
-    again without a state. Raises ValueError if a number is out of range.
-
-    Args:
-        hooks: called in this order; a `next_step` of their own makes them act more seldom.
-        interval: steps from one time to the next, at least 1.
-        start: the first step, at least 0.
-        stop: no step from this one on; None: there is no end.
-        max_interval: at least 1; None: the interval stays as it is.
+    again without a state. From `stop` on, hooks act no more. A `next_step` of their own makes them
+    act more seldom. Raises ValueError if a number is out of range.
     """
-
-    NEVER = sys.maxsize - 1
 
     def __init__(
         self,
@@ -294,19 +276,15 @@ class IntervalHook(Hook):
         require_at_least(0, start=start)
 
     def next_step(self, global_step: int) -> int:
-        return self.first_due(global_step) + 1
-
-    def first_due(self, step: int) -> int:
-        """Return the first step from `step` on at which to act, or `NEVER`."""
         due, interval = self.start, self.interval
-        while due < step:
+        while due < global_step:
             if interval == self.max_interval:  # from here on, all multiples of it
-                missing = step - self.start
+                missing = global_step - self.start
             else:
                 interval = min(2 * interval, self.max_interval)
                 missing = due + 1 - self.start
             due = self.start + -(-missing // interval) * interval
-        return due if self.stop is None or due < self.stop else self.NEVER
+        return due + 1 if self.stop is None or due < self.stop else sys.maxsize
 
     def get_state(self) -> dict[str, Any]:
         return callback_state.get_all(self.hooks)

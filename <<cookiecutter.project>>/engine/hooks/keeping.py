@@ -14,17 +14,10 @@ from engine.hooks.base import Hook, Run
 class KeepCheckpoints(Hook):
     """Keeps a checkpoint every N steps as `checkpoints/model-<steps done>.h5`, and not too many.
 
-    A value is that of the epoch so far, for a "val_…" column that of the epoch before. A checkpoint
-    without a finite one counts as the worst, and of two that are equally good the newer is kept.
-
-    Args:
-        every: steps from one to the next, at least 1.
-        keep: how many stay, at least 1.
-        monitor: column of the history that says which are the best; None: the newest stay.
-        monitor_mode: "min" or "max", whichever is better; "auto" goes by the name.
-
-    Raises:
-        ValueError: if a number is out of range.
+    The best `keep` stay by `monitor`, a column of the history, where "min" or "max" is better, or
+    "auto" goes by the name; without one the newest stay. A value is that of the epoch so far, for a
+    "val_…" column that of the epoch before. A checkpoint without a finite one counts as the worst,
+    and of two that are equally good the newer is kept. Raises ValueError if a number is below 1.
     """
 
     NAME = re.compile(r"model-[0-9]+\.h5")

@@ -53,11 +53,7 @@ class EpochLog(Hook):
 
 
 class Progress(Hook):
-    """Shows a bar with epoch, step, loss, rate and time left on a terminal.
-
-    Args:
-        terminal: where to draw; None, as when the output goes to a file: nothing is drawn.
-    """
+    """Shows a bar with epoch, step, loss, rate and time left on a terminal, if there is one."""
 
     only_tells = True
 
@@ -92,12 +88,7 @@ class Progress(Hook):
 
 
 class UnreadSettings(Hook):
-    """Names, after the first epoch, settings that are other than root's and that nobody has read.
-
-    Args:
-        config: which notes what is read.
-        root: the defaults.
-    """
+    """Names settings that are other than root's, and that nobody has read in the first epoch."""
 
     only_tells = True
 
@@ -155,11 +146,7 @@ class LearningCurve(Hook):
 
 
 class TensorBoard(Hook):
-    """Writes the history to `tb/train` and `tb/validation`, which TensorBoard overlays.
-
-    Args:
-        prefix: of the tags; None: "epoch_" with an iterator, where "loss" is a curve over steps.
-    """
+    """Writes the history to `tb/train` and `tb/validation`, which TensorBoard overlays."""
 
     only_tells = True
 

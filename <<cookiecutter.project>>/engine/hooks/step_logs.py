@@ -29,20 +29,16 @@ class LoggingHook(Hook):
     Images are arrays of shape (N, H, W, C) or (H, W, C) with C in 1, 3, 4, of uint8 or of floats.
     Floats are taken as in [-1, 1] if one of the array is negative, and if not, as in [0, 1].
 
-    Args:
-        log_ops: names of operations; "train/log_op" is "log_op". "validation/log_op" is the same
-            operation of a `TemplateIterator` on a validation batch, which depends on the step; all
-            that it returns has "validation/" before its name.
-        tensorboard: whether to write for TensorBoard.
+    Of the operations in `log_ops`, "train/log_op" is "log_op". "validation/log_op" is the same
+    operation of a `TemplateIterator` on a validation batch, which depends on the step; all that it
+    returns has "validation/" before its name.
     """
 
     only_tells = True
     VALIDATION = "validation/"
 
     def __init__(
-        self,
-        log_ops: Sequence[str] = ("log_op", "validation/log_op"),
-        tensorboard: bool = True,
+        self, log_ops: Sequence[str] = ("log_op", "validation/log_op"), tensorboard: bool = True
     ) -> None:
         self.log_ops = [name.removeprefix("train/") for name in log_ops]
         self.tensorboard = tensorboard
@@ -53,8 +49,8 @@ class LoggingHook(Hook):
         logs = self._logs(step, last_results)
         scalars = {name: float(value) for name, value in logs["scalars"].items()}
         if scalars:
-            figures = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
-            log.info("step %d: %s", step, figures)
+            told = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+            log.info("step %d: %s", step, told)
         pictures = {name: self._save_image(name, step, i) for name, i in logs["images"].items()}
         pictures |= {name: self._save_figure(name, step, f) for name, f in logs["figures"].items()}
         if self.tensorboard and (scalars or pictures):
@@ -75,23 +71,19 @@ class LoggingHook(Hook):
     def _logs(self, step: int, last_results: Any) -> dict[str, dict[str, Any]]:
         """Return by kind what there is to log, by its name."""
         ops = last_results.get("step_ops") if isinstance(last_results, Mapping) else None
-        found = [
-            ("", ops[name]) for name in self.log_ops if isinstance(ops, Mapping) and name in ops
-        ]
+        ops = ops if isinstance(ops, Mapping) else {}
+        found = [("", ops[name]) for name in self.log_ops if name in ops]
         found = found or [("", {"scalars": self.run.results})]
-        of_validation = [
-            name.removeprefix(self.VALIDATION)
-            for name in self.log_ops
-            if name.startswith(self.VALIDATION)
-        ]
-        if of_validation and hasattr(self.run.iterator, "of_validation"):
-            computed = self.run.iterator.of_validation(step, of_validation)
+        names = [name for name in self.log_ops if name.startswith(self.VALIDATION)]
+        if names and hasattr(self.run.iterator, "of_validation"):
+            names = [name.removeprefix(self.VALIDATION) for name in names]
+            computed = self.run.iterator.of_validation(step, names)
             found += [(self.VALIDATION, result) for result in computed]
         logs: dict[str, dict[str, Any]] = {"scalars": {}, "images": {}, "figures": {}}
         for prefix, result in found:
-            for kind, named in logs.items():
-                found_here = by_path(result.get(kind, {}))
-                named |= {prefix + name: value for name, value in found_here.items()}
+            for kind, values in logs.items():
+                here = by_path(result.get(kind, {}))
+                values |= {prefix + name: value for name, value in here.items()}
         return logs
 
     def _save_image(self, name: str, step: int, images: Any) -> Array:
@@ -125,10 +117,7 @@ class LoggingHook(Hook):
 
 
 def tile(images: Array) -> Array:
-    """Return images, (N, H, W, C), as one, (rows * H, columns * W, C), from left to right.
-
-    There are as many columns as rows, or one more; what is left over is 0.
-    """
+    """Return images, (N, H, W, C), as one, (rows * H, columns * W, C); what is left over is 0."""
     number, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(number))
     rows = math.ceil(number / columns)

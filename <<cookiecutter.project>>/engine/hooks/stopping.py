@@ -1,6 +1,7 @@
-"""Ends the training when it no longer gets better."""
+"""Acts at an epoch's beginning or end: sets the learning rate, or ends the training."""
 
 import math
+from collections.abc import Sequence
 
 from engine.batches import require_at_least
 from engine.checkpoints import best_of, is_lower_better
@@ -13,12 +14,11 @@ class EarlyStopping(Hook):
     The count needs no state: it is the distance to the best epoch, which the loop keeps.
 
     Args:
-        patience: epochs, or steps.
+        patience: epochs, or `in_steps` steps, though it is looked at the ends of epochs only.
         monitor: column of the history; None: the run's own.
         monitor_mode: "min" or "max", whichever is better; "auto" goes by the name. It counts for a
             `monitor` that is given here.
         stop_on_nan: end the run, too, when the column is not a finite number.
-        in_steps: count steps; it is looked at the ends of epochs all the same.
         min_steps: never stop before so many steps.
         every_steps: look at the first end of an epoch after each multiple of so many steps.
     """
@@ -66,3 +66,20 @@ class EarlyStopping(Hook):
             since, unit = step - history[best]["step"], "steps"
         if since >= self.patience:
             self.run.stop_reason = f"{monitor} has not improved for {self.patience} {unit}"
+
+
+class LearningRates(Hook):
+    """Sets one rate after the other. `rates` are pairs of `until_epoch` and the rate that holds
+    while `epoch < until_epoch`, epochs counted from 0; the last one holds to the end.
+    """
+
+    def __init__(self, rates: Sequence[tuple[int, float]]) -> None:
+        self.rates = list(rates)
+
+    def rate_in(self, epoch: int) -> float:
+        return next((rate for until, rate in self.rates if epoch < until), self.rates[-1][1])
+
+    def before_epoch(self, epoch: int) -> None:
+        """Set the rate where it changes; between two changes a callback may set another."""
+        if epoch == 0 or self.rate_in(epoch) != self.rate_in(epoch - 1):
+            self.run.model.optimizer.learning_rate = self.rate_in(epoch)

@@ -158,10 +158,7 @@ class PyHookedModelIterator:
         return call_leaves(fetches, self.model, **feed_dict)
 
     def figures(self, results: Any) -> dict[str, float]:
-        """Return the metrics among the results of a step; the history has their means.
-
-        A number that `train_op` or `step_ops` itself returns is the loss.
-        """
+        """Return the metrics among a step's results; a number without a name is the loss."""
         return figures_in(results.get("step_ops"))
 
     @property
@@ -208,9 +205,8 @@ class PyHookedModelIterator:
 
 
 class TemplateIterator(PyHookedModelIterator):
-    """Has operations to train, to log and to evaluate, each computed only if somebody reads it.
-
-    A subclass may save and restore in files of its own; these become part of the checkpoint.
+    """Has operations to train, to log and to evaluate, each computed only if somebody reads it. A
+    subclass may save and restore in files of its own; these become part of the checkpoint.
     """
 
     @abstractmethod
@@ -429,10 +425,7 @@ def figures_in(results: Any) -> dict[str, float]:
 
 
 def found_variables(owner: Any, others: Sequence[Any] = ()) -> dict[str, list[Any]]:
-    """Return the variables that hang on an object and on its `model`, by group.
-
-    The weights of a Keras model and `others` are left out.
-    """
+    """Return the variables on an object and its `model`, other than a Keras model's weights."""
     groups: dict[str, list[Any]] = {"variables": [], "optimizer": [], "metrics": []}
     model = getattr(owner, "model", None)
     weights = model.weights if isinstance(model, keras.Model) else []

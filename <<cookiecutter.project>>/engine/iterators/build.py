@@ -106,10 +106,8 @@ def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> Split
     def batches(split: str, batch_size: int, **arguments: Any) -> ExampleBatches | None:
         if split not in datasets:
             return None
-        seed, num_workers = config["seed"], config["n_data_processes"]
-        return ExampleBatches(
-            datasets[split], batch_size, seed, num_workers=num_workers, **arguments
-        )
+        of_all = {"seed": config["seed"], "num_workers": config["n_data_processes"]}
+        return ExampleBatches(datasets[split], batch_size, **of_all, **arguments)
 
     size, most = config["batch_size"], config["max_batches_per_epoch"]
     return Splits(

@@ -10,6 +10,7 @@ import operator
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Self, overload
 
@@ -67,9 +68,8 @@ class DatasetMixin:
     def prng(self) -> np.random.Generator:
         """Generator of the example in hand, shared by all the datasets that have a part in it.
 
-        In a batch it is a function of seed, epoch and index, as are then the global generators of
-        `random` and NumPy. For `dataset[index]` it is that of seed 0 and epoch 0, and where there
-        is no example in hand, a new one at every access, always the same.
+        In a batch it is a function of seed, epoch and index; for `dataset[index]` it is that of
+        seed 0 and epoch 0, and without an example in hand a new one, always the same.
         """
         return _generator_in_hand.get() or example_generator(0, 0, NO_INDEX)
 
@@ -139,9 +139,8 @@ class SubDataset(DatasetMixin):
 
 
 class ConcatenatedDataset(DatasetMixin):
-    """One dataset, or more, after the other.
-
-    If they are to be balanced, the shorter ones are repeated until each is as long as the longest.
+    """One dataset, or more, after the other. If they are to be balanced, the shorter ones are
+    repeated until each is as long as the longest.
     """
 
     def __init__(self, *datasets: DatasetMixin, balanced: bool = False) -> None:
@@ -172,9 +171,8 @@ class ConcatenatedDataset(DatasetMixin):
 
 
 class CsvDataset(DatasetMixin):
-    """The rows of a CSV file: its columns are the labels, a row is an example.
-
-    In the config, `csv_path` is the file, `csv_arguments` (optional) are for `pandas.read_csv`.
+    """The rows of a CSV file: its columns are the labels, a row is an example. In the config,
+    `csv_path` is the file, `csv_arguments` (optional) are for `pandas.read_csv`.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -218,18 +216,15 @@ class ExtraLabelsDataset(DatasetMixin):
         self.labels = data.labels | (stack(extra) if extra else {})
 
 
+@dataclass(eq=False)
 class ProcessedDataset(DatasetMixin):
-    """`data` with its examples processed.
-
-    What `process(**example)` returns is merged into the example, or replaces it if not `update`.
+    """`data` with its examples processed. What `process(**example)` returns is merged into the
+    example, or replaces it if not `update`.
     """
 
-    def __init__(
-        self, data: DatasetMixin, process: Callable[..., Example], update: bool = True
-    ) -> None:
-        self.data = data
-        self.process = process
-        self.update = update
+    data: DatasetMixin
+    process: Callable[..., Example]
+    update: bool = True
 
     def get_example(self, index: int) -> Example:
         example = self.data[index]
@@ -244,8 +239,7 @@ def make_examples(
     """Return the examples at `indices`; each is a function of seed, epoch and its index.
 
     So is what it draws from `prng`, from `random` and from NumPy's global generator, which are left
-    as they were. Raises RuntimeError if an example cannot be made; it names the dataset, the index
-    and the reason.
+    as they were. Raises RuntimeError, with the reason, if an example cannot be made.
     """
     states = random.getstate(), np.random.get_state()
     try:
@@ -260,9 +254,8 @@ def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Dicts and lists stay what they are, with the same keys and lengths; tuples become lists. A leaf
     of shape (...) in n examples becomes an array of shape (n, ...) of its dtype: Python numbers
-    become int64, float64 or bool arrays, and strings a unicode array. Raises ValueError if there
-    are no examples, or they differ in their keys, in a leaf's shape or in its kind; it names the
-    path of keys, such as "views/0/image".
+    become int64, float64 or bool arrays, and strings a unicode array. Raises ValueError, with the
+    path of keys, such as "views/0/image", if examples differ in that.
     """
     if not examples:
         raise ValueError("there are no examples to stack; expected at least one")
@@ -285,8 +278,7 @@ class ExampleBatches:
     Args:
         dataset: the examples.
         batch_size: examples a batch, at least 1; the last batch of an epoch may be smaller.
-        seed: order and randomness of the examples are functions of it, at least 0.
-        shuffle: a new order every epoch; if not, the dataset's own.
+        seed: order, which is a new one every epoch if `shuffle`, and randomness go by it.
         num_workers: processes that make the examples; 0: this one does. The batches are the same.
             The dataset is pickled for the workers, once: changes after the first batch do not
             reach them. A script that is run with workers needs `if __name__ == "__main__"`.
@@ -312,12 +304,8 @@ class ExampleBatches:
         self._all = ArrayBatches(indices, indices, batch_size, seed, shuffle=shuffle)
         require_at_least(1, max_batches=1 if max_batches is None else max_batches)
         require_at_least(0, num_workers=num_workers)
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.num_workers = num_workers
-        self.max_batches = max_batches
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.shuffle, self.num_workers, self.max_batches = shuffle, num_workers, max_batches
         self._processes = Processes(dataset, num_workers, "set n_data_processes to 0")
         self._ahead = Ahead(self._part, "examples", max(2 * num_workers, 1))
 
@@ -338,9 +326,8 @@ class ExampleBatches:
     def batch(self, epoch: int, step: int) -> dict[str, Any]:
         """Return the batch at `step` of `epoch`, both counted from 0.
 
-        Raises IndexError if the epoch has no such step; RuntimeError if an example cannot be made,
-        or the worker processes died; ValueError if the examples do not stack, or the dataset cannot
-        go to a worker process.
+        Raises IndexError if there is none; RuntimeError if an example cannot be made, or a worker
+        died twice; ValueError if examples do not stack, or the dataset cannot go to a worker.
         """
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch with {self.steps_per_epoch} steps")
@@ -385,8 +372,7 @@ def _load(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _load(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        kind = list if isinstance(value, list) else tuple
-        return kind(_load(entry) for entry in value)
+        return (list if isinstance(value, list) else tuple)(map(_load, value))
     return _load(value()) if callable(value) else value
 
 
@@ -409,9 +395,8 @@ def _make_example(dataset: DatasetMixin, index: int, seed: int, epoch: int) -> E
     try:
         return dataset[index]
     except Exception as error:
-        kind = type(error).__name__
-        message = f"example {index} of {type(dataset).__name__}: {kind}: {error}"
-        raise RuntimeError(message) from error
+        what = f"example {index} of {type(dataset).__name__}: {type(error).__name__}"
+        raise RuntimeError(f"{what}: {error}") from error
     finally:
         _generator_in_hand.reset(token)
 
@@ -424,8 +409,7 @@ def _stacked(path: Path, values: Sequence[Any], number: int) -> Array:
         if array.dtype == object:
             kind = type(value).__name__
             raise ValueError(f"'{name}' is a {kind} in one of the examples; it cannot stack")
-    shapes = sorted({array.shape for array in arrays})
-    if len(shapes) > 1:
+    if len(shapes := sorted({array.shape for array in arrays})) > 1:
         listed = " and ".join(map(str, shapes))
         raise ValueError(f"'{name}' has the shapes {listed}; examples must have the same")
     if len({array.dtype.kind in "SU" for array in arrays}) > 1:

@@ -21,23 +21,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 from tqdm import tqdm
 
-from engine.checkpoints import (
-    LATEST,
-    RESTORE_ALL,
-    RESTORE_WEIGHTS,
-    Checkpoint,
-    by_unique_path,
-    is_done,
-    load_weights,
-    read_state,
-    saved_variables,
-    value_of,
-)
+from engine import checkpoints
+from engine.experiment import Experiment
 from engine.iterators.base import NoOutputsError
 from engine.iterators.datasets import ExampleBatches
 from engine.iterators.outputs import META, OutputWriter, yaml_of_outputs
@@ -45,9 +35,6 @@ from engine.iterators.steps import sow
 from engine.training import Guard
 from vegab.files import CONFIG, link, read_json, replacing_folder
 from vegab.files import META as RUN_META
-
-if TYPE_CHECKING:
-    from engine.experiment import Experiment
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -59,25 +46,19 @@ class OtherModelError(ValueError):
 
 
 def evaluate_split(
-    experiment: "Experiment", checkpoint: Path, output: Path, split: str
+    experiment: Experiment, checkpoint: Path, output: Path, split: str
 ) -> dict[str, Any]:
     """Restore a checkpoint and store what the iterator's `evaluate` returns for each example.
 
     An older folder `output` is replaced when the new one is whole. Returns what `meta.yaml` says.
-    Raises OtherModelError if the checkpoint belongs to another model; NoOutputsError if the
-    iterator has no eval_op; ValueError if it returns what cannot be stored by example; OSError if
-    the checkpoint is corrupt, or something cannot be written.
+    Raises OtherModelError if the checkpoint is of another model, NoOutputsError without an eval_op,
+    ValueError if outputs cannot be stored by example, OSError if the checkpoint is corrupt.
     """
     iterator, config = experiment.iterator, experiment.config
     assert iterator is not None
-    dataset = iterator.datasets[split]
-    batches = ExampleBatches(
-        dataset,
-        config["test_batch_size"] or config["batch_size"],
-        config["seed"],
-        shuffle=False,
-        num_workers=config["n_data_processes"],
-    )
+    dataset, size = iterator.datasets[split], config["test_batch_size"] or config["batch_size"]
+    num_workers = config["n_data_processes"]
+    batches = ExampleBatches(dataset, size, config["seed"], False, num_workers)
     with contextlib.closing(batches), replacing_folder(output) as partial:
         iterator.set_position(0, 0, 0, split)
         state = restore(iterator, checkpoint, batches.batch(0, 0))
@@ -107,17 +88,16 @@ def evaluate_split(
 def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Give model and iterator the state of a checkpoint; return what it says of its run.
 
-    Variables that are there only after a step are made by evaluating `batch`. What the checkpoint
-    has for training only, such as optimizers, is left where this iterator has none of it.
-
-    Raises OtherModelError if it has not what the model needs, OSError if it is corrupt.
+    Variables that are there only after a step are made by evaluating `batch`. What only training
+    needs, such as optimizers, is left where this iterator has none of it. Raises OtherModelError if
+    the checkpoint has not what the model needs, OSError if it is corrupt.
     """
-    checkpoint = Checkpoint(path.parent, iterator.model, iterator.variables)
+    checkpoint = checkpoints.Checkpoint(path.parent, iterator.model, iterator.variables)
     try:
         state = checkpoint.read_other(path)
         checkpoint.prepare()
         try:
-            checkpoint.require_fit(RESTORE_WEIGHTS)
+            checkpoint.require_fit(checkpoints.RESTORE_WEIGHTS)
         except REFUSALS:
             _evaluate(iterator, batch)
             checkpoint.prepare()
@@ -134,13 +114,13 @@ def _restore(checkpoint: Any, iterator: Any, path: Path, state: Mapping[str, Any
     steps = state["steps"]
     if "iterator" not in steps:
         raise ValueError(f"{path} is of a run without an iterator")
-    if checkpoint.fits(RESTORE_ALL):
-        checkpoint.restore(RESTORE_ALL)
+    if checkpoint.fits(checkpoints.RESTORE_ALL):
+        checkpoint.restore(checkpoints.RESTORE_ALL)
     else:
         checkpoint.require_fit(("weights",))
         _assign_found(path, iterator.variables()["variables"])
     if checkpoint.model is not None:
-        load_weights(path, checkpoint.model)
+        checkpoints.load_weights(path, checkpoint.model)
     Guard(iterator.model, iterator).load_others(path, state.get("others", {}))
     try:
         iterator.set_state(steps["iterator"])
@@ -151,7 +131,8 @@ def _restore(checkpoint: Any, iterator: Any, path: Path, state: Mapping[str, Any
 def _assign_found(path: Path, variables: list[Any]) -> None:
     """Assign variables that the checkpoint has as often as they are here; it may have others."""
     with h5py.File(path, "r") as file:
-        saved, wanted = saved_variables(file, "variables"), by_unique_path(variables)
+        saved = checkpoints.saved_variables(file, "variables")
+        wanted = checkpoints.by_unique_path(variables)
         # Of two that are alike here and three there, nobody knows which is which.
         known, here = (Counter(name.split("#")[0] for name in names) for names in (saved, wanted))
         lacking = [
@@ -166,7 +147,7 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
                 f"{', '.join(lacking[:6])}"
             )
         for name, variable in wanted.items():
-            variable.assign(value_of(saved[name]))
+            variable.assign(checkpoints.value_of(saved[name]))
         if others := sorted(saved.keys() - wanted.keys()):
             names = ", ".join(others[:6])
             log.warning("%s has variables that evaluation does not use: %s", path.name, names)
@@ -192,19 +173,19 @@ def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -
     paths = [] if config.get("eval_forever") else [given]
     if config.get("eval_all"):
         kept = [path for path in run.glob("checkpoints/model-*.h5") if path.stem[6:].isdecimal()]
-        paths = [*sorted(kept, key=lambda path: int(path.stem[6:])), run / LATEST]
+        paths = [*sorted(kept, key=lambda path: int(path.stem[6:])), run / checkpoints.LATEST]
     seen: set[int] = set()
     for path in itertools.chain(paths, _as_they_come(run) if config.get("eval_forever") else ()):
         if path.exists() or not config.get("eval_all"):  # else it was superfluous by now
             with held(path, run) as checkpoint:
-                step = read_state(checkpoint)["global_step"]
+                step = checkpoints.read_state(checkpoint)["global_step"]
                 if step not in seen:
                     seen.add(step)
                     yield checkpoint
 
 
 def _as_they_come(run: Path) -> Iterator[Path]:
-    latest, looked_at, is_over = run / LATEST, None, False
+    latest, looked_at, is_over = run / checkpoints.LATEST, None, False
     while not is_over:
         # Asked first: the last checkpoint is there before the run says that it has ended.
         is_over = has_ended(run)
@@ -212,10 +193,10 @@ def _as_they_come(run: Path) -> Iterator[Path]:
         now = (status.st_ino, status.st_mtime_ns) if status else None
         if status and now != looked_at:
             looked_at = now
-            state, config = read_state(latest), read_json(run / CONFIG)
+            state, config = checkpoints.read_state(latest), read_json(run / CONFIG)
             yield latest
             # Training may itself wait for its evaluation to end.
-            is_over |= is_done(state, config.get("num_epochs"), config.get("num_steps"))
+            is_over |= checkpoints.is_done(state, config.get("num_epochs"), config.get("num_steps"))
             if not is_over:
                 step = state["global_step"]
                 log.info("waiting for a checkpoint after step %d of %s", step, run)

@@ -41,10 +41,7 @@ class OutputWriter:
         self._counts: Counter[str] = Counter()
 
     def add(self, outputs: Mapping[str, Any], size: int) -> None:
-        """Store the outputs of the next `size` examples.
-
-        Raises ValueError if one is not there for each of them, or has no place to be stored at.
-        """
+        """Store the outputs of the next `size` examples; ValueError if there are not as many."""
         outputs = dict(outputs)
         labels = outputs.pop(LABELS, {})
         for name, value in _named(labels if isinstance(labels, Mapping) else {LABELS: labels}):
@@ -175,19 +172,14 @@ class StoredOutputs(DatasetMixin):
     """The outputs in a folder that `evaluate_split` has written, by example.
 
     An example has the outputs as `evaluate` returned them, nested where they were; files are read
-    when it is asked for. `labels` are memory-mapped. Raises FileNotFoundError if the folder has no
-    outputs.
-
-    Attributes:
-        folder: where they are.
-        meta: what `meta.yaml` says.
+    when it is asked for. `labels` are memory-mapped. `meta` is what `meta.yaml` says. Raises
+    FileNotFoundError if the folder has no outputs.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.meta: dict[str, Any] = yaml_of_outputs().load(
-            (self.folder / META).read_text(encoding="utf-8")
-        )
+        text = (self.folder / META).read_text(encoding="utf-8")
+        self.meta: dict[str, Any] = yaml_of_outputs().load(text)
 
     def __len__(self) -> int:
         return self.meta["num_examples"]
@@ -229,15 +221,9 @@ def run_callbacks(
 ) -> dict[str, dict[str, float]]:
     """Call functions with what is stored in a folder; log and keep the numbers that they return.
 
-    Args:
-        output: the folder.
-        data_in: the dataset that was evaluated.
-        config: of the evaluation.
-        callbacks: by name; called as `(root, data_in, data_out, config, **kwargs)`.
-        callback_kwargs: further arguments by the callback's name.
-
-    Returns the numbers by callback; `scalars.json` has them with those of earlier calls. Raises
-    RuntimeError, which names the callback, if one fails.
+    They are called as `(root, data_in, data_out, config, **kwargs)`, with the dataset that was
+    evaluated and the evaluation's config. Returns the numbers by callback; `scalars.json` has them
+    with those of earlier calls. Raises RuntimeError, which names the callback, if one fails.
     """
     path = output / SCALARS
     kept = json.loads(path.read_text()) if path.exists() else {}

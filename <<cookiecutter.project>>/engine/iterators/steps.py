@@ -18,10 +18,7 @@ STEP_STREAM = 3  # of random numbers that a step draws
 
 
 class IteratorSteps:
-    """Runs an iterator step by step, with hooks before each of them.
-
-    Batches come from `source`; what a step draws at random depends on `seed` and the step.
-    """
+    """Runs an iterator step by step; what a step draws at random depends on seed and step."""
 
     one_by_one = True
     size = 1
@@ -107,10 +104,7 @@ class IteratorSteps:
 
 @dataclass
 class IteratorValidation:
-    """Averages what an iterator's `validate` returns over the batches of a source.
-
-    What a step draws at random depends on `seed` and the step.
-    """
+    """Averages what an iterator's `validate` returns; what it draws depends on seed and step."""
 
     iterator: Any
     source: BatchSource
@@ -147,9 +141,8 @@ class IteratorValidation:
 
 
 def sow(seed: int, step: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch by seed and step only.
-
-    Keras' generators keep their state in variables, which are part of every checkpoint.
+    """Seed the generators of Python, NumPy and PyTorch by seed and step only. Keras' generators
+    keep their state in variables, which are part of every checkpoint.
     """
     number = int(random_generator(seed, step, STEP_STREAM).integers(2**32))
     random.seed(number)

@@ -162,10 +162,7 @@ class TFFrequencyTrainer(TFBaseTrainer):
         return [self._turn(None, parts) for parts in self.schedule]
 
     def make_optimizers(self, batch: Feeds) -> None:
-        """Make an optimizer for each loss.
-
-        Raises ValueError if there is no schedule, or a part in it has no loss.
-        """
+        """Make an optimizer for each loss. Raises ValueError for a part without one."""
         if not self.schedule:
             raise ValueError(
                 f"{type(self).__name__} has no opt_frequency; give one, such as "

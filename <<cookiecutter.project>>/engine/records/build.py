@@ -10,8 +10,7 @@ from engine.experiment import Experiment, Splits
 from engine.hooks import EarlyStopping, Export, KeepCheckpoints, LastMetrics, LoggingHook
 from engine.hooks import base as hooks
 from engine.records.features import class_in
-from engine.records.feeders import TFRecordExamplesFeeder
-from engine.records.memory import MemorySamplesFeeder
+from engine.records.feeders import MemorySamplesFeeder, TFRecordExamplesFeeder
 from vegab import UsageError, resolve
 from vegab.config import lookup
 
@@ -64,9 +63,8 @@ def build_variant(config: Mapping[str, Any]) -> Experiment:
 
 
 class OneLabel:
-    """A feeder's batches, with the only label as it is instead of by its name.
-
-    Keras takes labels by name only where the model's outputs have names.
+    """A feeder's batches, with the only label as it is instead of by its name. Keras takes labels
+    by name only where the model's outputs have names.
     """
 
     def __init__(self, source: Any) -> None:

@@ -122,11 +122,7 @@ DECODED = (ImageFeature, RawFeature)
 
 
 def make_features(entries: Mapping[str, Any], where: str) -> Features:
-    """Return a map of features whose values are features.
-
-    Raises ValueError, with `where` for the map's name, if a type cannot be found, or does not take
-    these arguments.
-    """
+    """Return a map whose values are features; ValueError, naming `where`, if one cannot be made."""
     if not isinstance(entries, Mapping) or not entries:
         raise ValueError(f"{where} is {entries!r}; expected names and features, at least one")
     classes = {name: getattr(tf.io, name) for name in dir(tf.io) if name.endswith("Feature")}
@@ -141,10 +137,7 @@ def make_features(entries: Mapping[str, Any], where: str) -> Features:
 
 
 def class_in(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    """Return the name of the class in a mapping, and the other entries, which are its arguments.
-
-    Raises UsageError, naming `where`, if there is no name.
-    """
+    """Return the name of the class in a mapping, and its arguments; UsageError without a name."""
     arguments = dict(entry)
     keys = ("type", "module_path", "class_type")
     name, module_path, class_type = (arguments.pop(key, None) for key in keys)
@@ -158,8 +151,7 @@ def class_in(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]
 class Parser:
     """Makes arrays of serialized `tf.train.Example`s, decoding `num_parallel` images at a time.
 
-    What has no fixed length comes as a dense array, padded with zeros (strings: empty ones) to the
-    longest of the batch.
+    What has no fixed length is padded with zeros or empty strings to the longest of the batch.
     """
 
     def __init__(self, features: Features, labels: Features | None, num_parallel: int) -> None:
@@ -227,10 +219,7 @@ def stored(features: Features) -> Features:
 
 
 def held_in(serialized: bytes) -> dict[str, tuple[str, Sequence[Any]]]:
-    """Return dtype and values of each feature in a record; one without values has no dtype.
-
-    Raises ValueError if the record is not a `tf.train.Example`.
-    """
+    """Return dtype, if any, and values of each feature in an Example; ValueError if it is none."""
     try:
         features = tf.train.Example.FromString(serialized).features.feature
     except Exception as error:  # protobuf's own class has no public name that all versions share

@@ -21,18 +21,10 @@ import numpy as np
 import tensorflow as tf
 
 from engine.batches import SHUFFLE_STREAM, Ahead, Array, random_generator, require_at_least
+from engine.records import files as tfrecords
 from engine.records.features import Parser, described, first_line, held_in, make_features, stored
-from engine.records.files import (
-    INDEX,
-    MetadataError,
-    RecordError,
-    file_info,
-    generate,
-    matching,
-    read_index,
-    require_compression,
-)
 from engine.records.reading import Indexed, Record, Records, Stream
+from engine.trees import map_leaves
 
 log = logging.getLogger(__name__)
 LOOKED_AT = 1000  # records in which a feature that a record may be without is looked for
@@ -76,10 +68,7 @@ class Feeder:
         return full + (1 if rest and not self.drop_remainder else 0)
 
     def batch(self, epoch: int, step: int) -> Any:
-        """Return the batch at `step` of `epoch`, both counted from 0.
-
-        Raises IndexError if the epoch has no such step, or it is after `until_epochs`.
-        """
+        """Return the batch at `step` of `epoch`, both counted from 0."""
         number = epoch * self.steps_per_epoch + step
         end = self.until_epochs and self.total_steps(self.until_epochs)
         if epoch < 0 or not 0 <= step < self.steps_per_epoch or (end and number >= end):
@@ -129,9 +118,8 @@ class Feeder:
         return self._orders[number]
 
     def _options(self) -> str:
-        return f"{self.num_examples} {self.batch_size} {self.drop_remainder} {self.shuffle}" + (
-            f" {self.seed}" if self.shuffle else ""
-        )
+        options = f"{self.num_examples} {self.batch_size} {self.drop_remainder} {self.shuffle}"
+        return f"{options} {self.seed}" if self.shuffle else options
 
 
 class Serving(NamedTuple):
@@ -165,7 +153,6 @@ class TFRecordExamplesFeeder(Feeder):
             see `engine.records.features`.
         labels_map: the same for labels, or None. A name may stand in both maps.
         max_examples: take so many from the start of the files; -1: all.
-        batch_size, drop_remainder, shuffle, seed: as for `Feeder`.
         shuffle_buffer_size: records in the window of a stream.
         num_parallel_maps: images decoded at a time; None: one for each core.
         num_parallel_reads: files of a shuffled stream read side by side; the order depends on it.
@@ -198,25 +185,22 @@ class TFRecordExamplesFeeder(Feeder):
         if num_parallel_maps is None:
             num_parallel_maps = os.cpu_count() or 1
         prefetch = prefetch or 0
-        require_at_least(
-            1,
-            shuffle_buffer_size=shuffle_buffer_size,
-            num_parallel_reads=num_parallel_reads,
-            num_parallel_maps=num_parallel_maps,
-        )
+        require_at_least(1, shuffle_buffer_size=shuffle_buffer_size)
+        require_at_least(1, num_parallel_reads=num_parallel_reads)
+        require_at_least(1, num_parallel_maps=num_parallel_maps)
         require_at_least(0, prefetch=prefetch)
         compression = (compression or "").upper()
-        require_compression(compression)
+        tfrecords.require_compression(compression)
         if on_corrupt not in ("fail", "skip"):
             raise ValueError(f"on_corrupt is {on_corrupt!r}; expected fail or skip")
         self.paths = matching_files(file_patterns)
         features = make_features(features_map, "features_map")
         labels = make_features(labels_map, "labels_map") if labels_map is not None else None
         if auto_generate_meta and not all(_is_described(path, compression) for path in self.paths):
-            problems = generate(self.paths, compression=compression).problems.values()
+            problems = tfrecords.generate(self.paths, compression=compression).problems.values()
             if problems:
-                raise MetadataError(f"no metadata could be made: {next(iter(problems))}")
-        self._infos = [file_info(path) for path in self.paths]
+                raise tfrecords.MetadataError(f"no metadata could be made: {next(iter(problems))}")
+        self._infos = [tfrecords.file_info(path) for path in self.paths]
         totals = [info.total_records for info in self._infos]
         if max_examples != -1 and not 1 <= max_examples <= sum(totals):
             raise ValueError(
@@ -236,7 +220,7 @@ class TFRecordExamplesFeeder(Feeder):
         self.prefetch = prefetch
         self._ahead = Ahead(self._records, "records")
         self._left: Array | None = None  # rows of one pass, which leaves corrupt records out
-        indexes = [None if compression else read_index(path) for path in self.paths]
+        indexes = [None if compression else tfrecords.read_index(path) for path in self.paths]
         found = [index for index in indexes if index is not None]
         self.random_access = len(found) == len(self.paths)
         self._indexed = Indexed(self.paths, found, counts) if self.random_access else None
@@ -251,11 +235,6 @@ class TFRecordExamplesFeeder(Feeder):
         )
         self._log_access()
         self._check_records()
-
-    @property
-    def corrupt_records(self) -> int:
-        """How many corrupt records were met so far, where they are skipped."""
-        return len(self._corrupt)
 
     def serving_features(self) -> Serving:
         """Return how an exported model reads records: as this feeder does, but without labels."""
@@ -286,11 +265,8 @@ class TFRecordExamplesFeeder(Feeder):
         return feeder
 
     def _compiled(self) -> Any:
-        return tf.function(
-            self._parser.parse,
-            input_signature=[tf.TensorSpec([None], tf.string)],
-            autograph=False,
-        ).get_concrete_function()
+        texts = tf.TensorSpec([None], tf.string)
+        return tf.function(self._parser.parse, autograph=False).get_concrete_function(texts)
 
     def _examples(self, first: int, last: int) -> Any:
         end = (self.until_epochs or sys.maxsize) * self.num_examples
@@ -307,7 +283,7 @@ class TFRecordExamplesFeeder(Feeder):
             rows = self._left[rows]
         try:
             return self._indexed.read(rows)
-        except RecordError as error:
+        except tfrecords.RecordError as error:
             self._seen_corrupt(error)
         return Records.of(self._first_sound(row) for row in rows.tolist())
 
@@ -318,10 +294,7 @@ class TFRecordExamplesFeeder(Feeder):
         raise ValueError(f"each record of {self._named()} is corrupt")
 
     def _sound(self, first: int = 0) -> Iterator[tuple[int, Record]]:
-        """Give the records that are not corrupt, with their numbers among all.
-
-        With an index they are those from `first` on, and after the last one those before it.
-        """
+        """Give sound records with their numbers; with an index, those from `first` on first."""
         if self._indexed is None:
             yield from enumerate(self._stream.once())
             return
@@ -329,10 +302,10 @@ class TFRecordExamplesFeeder(Feeder):
         for row in chain(range(first, total), range(first)):
             try:
                 yield row, self._indexed.read_one(row)
-            except RecordError as error:
+            except tfrecords.RecordError as error:
                 self._seen_corrupt(error)
 
-    def _seen_corrupt(self, error: RecordError) -> None:
+    def _seen_corrupt(self, error: tfrecords.RecordError) -> None:
         """Count a corrupt record, or raise the error."""
         if self.on_corrupt == "fail":
             raise error
@@ -383,7 +356,7 @@ class TFRecordExamplesFeeder(Feeder):
         order, way = "as a whole", "by their index"
         if not self.random_access:
             order = f"in a window of {self._stream.window}"
-            why = f"{self.compression} files" if self.compression else f"no {INDEX}"
+            why = f"{self.compression} files" if self.compression else f"no {tfrecords.INDEX}"
             way = f"as a stream ({why}), which a resumed run reads up to where it was"
         how = f"shuffled {order}" if self.shuffle else "in their order"
         log.info("%s: %d examples, %s, read %s", self._named(), len(self), how, way)
@@ -393,7 +366,7 @@ def matching_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
     """Return the files that globs match, sorted; FileNotFoundError if one matches none."""
     paths: set[Path] = set()
     for pattern in [patterns] if isinstance(patterns, str | Path) else patterns:
-        _, found = matching(str(pattern))
+        _, found = tfrecords.matching(str(pattern))
         if not found:
             raise FileNotFoundError(f"no file matches {str(pattern)!r}")
         paths |= found
@@ -405,7 +378,101 @@ def matching_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
 def _is_described(path: Path, compression: str) -> bool:
     """Return whether metadata and index of a file are there; corrupt ones are said elsewhere."""
     try:
-        file_info(path)
-    except MetadataError:
+        tfrecords.file_info(path)
+    except tfrecords.MetadataError:
         return False
-    return bool(compression) or read_index(path) is not None
+    return bool(compression) or tfrecords.read_index(path) is not None
+
+
+class MemorySamplesFeeder(Feeder):
+    """Batches of samples in memory.
+
+    Raises ValueError if first dimensions differ, a dict is not to be fed as one, or batch size or
+    seed is out of range.
+
+    Args:
+        x: features: an array, list, DataFrame, Series, dict of them, or list of dicts.
+        y: labels, of the same kinds, or None: batches are features only.
+        feed_as_dict: batches are dicts: by the names of columns, or, for what has none, by the
+            numbers of its columns ("0", "1", ...; an array of more than 2 dimensions is one
+            column). False: batches are arrays.
+        batch_size, drop_remainder, shuffle, seed: as for `Feeder`.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any = None,
+        feed_as_dict: bool = True,
+        batch_size: int = 128,
+        drop_remainder: bool = False,
+        shuffle: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.x = _columns(x, "x", feed_as_dict)
+        self.y = None if y is None else _columns(y, "y", feed_as_dict)
+        (first, array), *others = self._arrays()
+        num_samples = len(array)
+        for name, other in others:
+            if len(other) != num_samples:
+                raise ValueError(
+                    f"{first} has {num_samples} samples and {name} has {len(other)}; expected as "
+                    "many"
+                )
+        super().__init__(num_samples, batch_size, drop_remainder, shuffle, seed)
+
+    def digest(self) -> str:
+        """Return a SHA-256 (hex) of the samples, to the last byte, and the options."""
+        sha256 = hashlib.sha256(self._options().encode())
+        for name, array in self._arrays():
+            sha256.update(f"{name} {array.dtype} {array.shape}".encode())
+            is_object = array.dtype.hasobject
+            sha256.update(
+                repr(array.tolist()).encode() if is_object else np.ascontiguousarray(array).data
+            )
+        return sha256.hexdigest()
+
+    def _arrays(self) -> list[tuple[str, Array]]:
+        return [*_named_arrays("x", self.x), *_named_arrays("y", self.y)]
+
+    def _examples(self, first: int, last: int) -> Any:
+        rows = self._rows(first, last)
+        x, y = map_leaves((self.x, self.y), lambda array: None if array is None else array[rows])
+        return x if y is None else (x, y)
+
+
+def _columns(values: Any, name: str, feed_as_dict: bool) -> Any:
+    columns: Any = values
+    if isinstance(values, list) and values and all(isinstance(row, Mapping) for row in values):
+        keys = list(values[0])
+        if any(list(row) != keys for row in values):
+            raise ValueError(f"the dicts of {name} have different keys; expected {keys} in each")
+        columns = {key: [row[key] for row in values] for key in keys}
+    elif hasattr(values, "columns"):  # a DataFrame
+        columns = {key: values[key] for key in values.columns}
+    elif not isinstance(values, Mapping):
+        columns = np.asarray(values)
+        is_named = hasattr(values, "index") and getattr(values, "name", None) is not None
+        if feed_as_dict and is_named:  # a Series
+            columns = {values.name: columns}
+        elif feed_as_dict:
+            columns = dict(enumerate(columns.T)) if columns.ndim == 2 else {0: columns}
+    elif not feed_as_dict:
+        raise ValueError(f"{name} is a dict, which feed_as_dict=False cannot make an array of")
+    if isinstance(columns, Mapping):
+        columns = {str(key): np.asarray(column) for key, column in columns.items()}
+        if not columns:
+            raise ValueError(f"{name} has no columns; expected at least one")
+        if not feed_as_dict:
+            columns = np.stack(list(columns.values()), axis=-1)
+    for column, array in _named_arrays(name, columns):
+        if array.ndim == 0 or not len(array):
+            raise ValueError(f"{column} has no samples; expected at least one")
+    return columns
+
+
+def _named_arrays(name: str, values: Any) -> Iterator[tuple[str, Array]]:
+    if isinstance(values, dict):
+        yield from ((f"{name}[{key!r}]", array) for key, array in values.items())
+    elif values is not None:
+        yield name, values

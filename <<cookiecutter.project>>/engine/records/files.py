@@ -83,9 +83,7 @@ class Generated:
 
 
 def matching(pattern: str) -> tuple[list[str], set[Path]]:
-    """Return what a path or glob matches, and which of these may be files of records: neither
-    hidden nor a companion of such files.
-    """
+    """Return what a glob matches, and which of it may be files of records by their names."""
     hits = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
     paths = {path for path in map(Path, hits) if path.is_file() and path.name[0] != "."}
     return hits, {path for path in paths if path.name not in COMPANIONS}
@@ -98,20 +96,15 @@ def generate_command(target: Path) -> str:
 
 
 def read_metadata(folder: Path) -> dict[str, FileInfo]:
-    """Return what the metadata of a folder, if there is any, says of each file.
-
-    Raises MetadataError if it is corrupt, or of another version.
-    """
+    """Return what the metadata of a folder, if there is any, says of each file."""
     with contextlib.suppress(FileNotFoundError):
         return dict(_parsed(*_identity(folder / METADATA)))
     return {}
 
 
 def file_info(path: Path, deep: bool = False) -> FileInfo:
-    """Return what the metadata says of a file, if the file still is what it was.
-
-    Its size is compared; if `deep`, its MD5 too, which reads it all. Raises MetadataError if the
-    metadata is missing or corrupt, or the file is missing or has changed.
+    """Return what the metadata says of a file of that size and, if `deep`, MD5, for which it is
+    read. Raises MetadataError if something is missing, corrupt or has changed.
     """
     info = read_metadata(path.parent).get(path.name)
     of_folder = generate_command(path.parent)
@@ -177,8 +170,7 @@ def generate(
 def read_index(path: Path) -> np.ndarray | None:
     """Return where each record begins, and the file's end: int64 of (total_records + 1,), in bytes.
 
-    None for a compressed file, without an index, or with one that is damaged or of a file of
-    another size.
+    None for a compressed file, or without an index that is sound and of a file of this size.
     """
     try:
         offsets = _loaded(*_identity(path.parent / INDEX)).get(path.name)
@@ -192,10 +184,7 @@ def read_index(path: Path) -> np.ndarray | None:
 
 
 def compression_of(path: Path) -> str:
-    """Return "", "GZIP" or "ZLIB", by a file's first bytes. An empty file is not compressed.
-
-    The CRC of the first length tells an uncompressed file. Raises RecordError if it is none.
-    """
+    """Return "", GZIP or ZLIB, by a file's first bytes; RecordError if it is none of them."""
     with open(path, "rb") as file:
         head = file.read(HEADER.size)
     if not head or (len(head) == HEADER.size and head == header(HEADER.unpack(head)[0])):
@@ -209,7 +198,6 @@ def compression_of(path: Path) -> str:
 
 def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
     """Yield each record's offset in bytes (as unpacked) and its data, in order, one at a time.
-
     Raises RecordError at the first record that is torn or has another CRC; those before it come.
     """
     require_compression(compression)
@@ -218,9 +206,8 @@ def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
 
 
 def require_sound(path: Path, start: int, size: int, frame: bytes) -> None:
-    """Raise a RecordError unless a record, `frame`, is whole and has the right CRCs.
-
-    It was read from `start` on, and `size` is its length in bytes according to the index.
+    """Raise a RecordError unless a record, `frame`, is whole and has the right CRCs. It was read
+    from `start` on, and `size` is its length in bytes according to the index.
     """
     if len(frame) < size:
         raise RecordError(path, start, TORN)
@@ -232,10 +219,7 @@ def require_sound(path: Path, start: int, size: int, frame: bytes) -> None:
 
 
 def write_records(path: Path, records: Iterable[bytes], compression: str = "") -> int:
-    """Write, or replace, a file of records when all are there; return how many there were.
-
-    The same records give the same bytes, also where they are compressed ("GZIP", "ZLIB").
-    """
+    """Write a file of records when all are there, always the same bytes; return how many."""
     require_compression(compression)
     number = 0
     packer = zlib.compressobj(wbits=WINDOW_BITS[compression]) if compression else None

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +30,7 @@ class Picture(NamedTuple):
 def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
     """Return the pictures in a folder, sorted by label and name, and the names of the labels.
 
-    Each subfolder is a label, and all files in it and below are its pictures, but for hidden ones.
-    Raises PictureError if there is no subfolder, or a label has no picture.
+    Each subfolder is a label, and has at least one picture; hidden files are none.
     """
     entries = [entry for entry in folder.iterdir() if entry.name[0] != "."]
     labels = sorted(entry.name for entry in entries if entry.is_dir())
@@ -51,14 +50,12 @@ def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
     return pictures, labels
 
 
-def split_and_shuffle(
-    pictures: Sequence[Picture], share: float, seed: int
-) -> dict[str, list[Picture]]:
+def split_and_shuffle(pictures: Sequence[Picture], share: float) -> dict[str, list[Picture]]:
     """Divide pictures into "train" and, where the share for it is above 0, "validation".
 
-    A picture's name decides where it goes: no seed changes that, and of pictures that come later
-    about the share goes to validation. The order in each is a function of the names and the seed.
-    Raises PictureError if nothing is left for training.
+    A picture's name decides where it goes, so that of pictures that come later about the share goes
+    to validation. The order in each is a function of the names. Raises PictureError if nothing is
+    left for training.
     """
     number = max(1, round(share * len(pictures))) if share else 0
     if number >= len(pictures):
@@ -66,7 +63,7 @@ def split_and_shuffle(
     ranked = sorted(pictures, key=lambda picture: _hash(picture.name))
     splits = {"train": ranked[number:], "validation": ranked[:number]}
     for split in splits.values():
-        split.sort(key=lambda picture: _hash(f"{seed}/{picture.name}"))
+        split.sort(key=lambda picture: _hash(f"0/{picture.name}"))
     return {name: split for name, split in splits.items() if split}
 
 
@@ -81,7 +78,6 @@ def write_pictures(
     splits: dict[str, list[Picture]],
     labels: Sequence[str],
     shards: dict[str, int],
-    skip_unreadable: bool = False,
     progress: Callable[[Sequence[Picture]], Iterable[Picture]] = iter,
 ) -> dict[str, int]:
     """Write records, labels, metadata and index; return how many records each split has.
@@ -89,7 +85,7 @@ def write_pictures(
     The folder `output` is there when all are written, and not before. Each split has as many files
     as `shards` says, at least 1 and at most one a picture. `progress` goes through the pictures of
     a file, and may show where the work stands. Raises PictureError for the first file that is not a
-    picture, unless those are to be named and skipped; nothing is written then.
+    picture; nothing is written then.
     """
     output = output.resolve()
     with replacing_folder(output) as partial:
@@ -100,10 +96,8 @@ def write_pictures(
             for shard in range(shards[split]):
                 files.append(partial / f"{split}-{shard:05}-of-{shards[split]:05}")
                 first, last = (len(pictures) * n // shards[split] for n in (shard, shard + 1))
-                records = _records_of(progress(pictures[first:last]), skip_unreadable)
+                records = map(record_of, progress(pictures[first:last]))
                 numbers[split] += write_records(files[-1], records)
-            if not numbers[split]:
-                raise PictureError(f"none of the files for {split} is a picture")
         (partial / LABELS).write_text("".join(f"{label}\n" for label in labels))
         generate(files)
     return numbers
@@ -146,16 +140,6 @@ def record_of(picture: Picture) -> bytes:
         feature = features.feature[f"image/{name}"]
         (feature.bytes_list if isinstance(value, bytes) else feature.int64_list).value.append(value)
     return tf.train.Example(features=features).SerializeToString(deterministic=True)
-
-
-def _records_of(pictures: Iterable[Picture], skip_unreadable: bool) -> Iterator[bytes]:
-    for picture in pictures:
-        try:
-            yield record_of(picture)
-        except PictureError as error:
-            if not skip_unreadable:
-                raise
-            log.warning("%s; skipped", error)
 
 
 def _hash(text: str) -> bytes:

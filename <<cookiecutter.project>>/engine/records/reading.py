@@ -14,28 +14,14 @@ import google_crc32c
 import numpy as np
 
 from engine.batches import SHUFFLE_STREAM, Array, random_generator
-from engine.records.files import (
-    FOOTER,
-    FRAME,
-    HEADER,
-    MetadataError,
-    RecordError,
-    generate_command,
-    header,
-    masked,
-    read_all,
-    require_sound,
-)
+from engine.records import files as tfrecords
 
 Record = tuple[bytes, int, int]  # content, number of the file, number in the file
 MOST_OPEN = 64  # files; a process may often have no more than 256
 
 
 class Records(NamedTuple):
-    """Records to be parsed together: contents, numbers of their files, and numbers in the file.
-
-    A tuple for each record would keep Python's garbage collector busy.
-    """
+    """Records to be parsed together. Tuples for each would keep the garbage collector busy."""
 
     data: list[bytes]
     files: list[int]
@@ -83,10 +69,10 @@ class Indexed:
                 os.pread(self._descriptors.get(file) or self._opened(file), size, start)
                 for file, size, start in zip(names, sizes, starts, strict=True)
             ]
-        data = [frame[HEADER.size : -FOOTER.size] for frame in frames]
-        if not _are_sound(frames, data, sizes):
-            for file, start, size, frame in zip(names, starts, sizes, frames, strict=True):
-                require_sound(self._paths[file], start, size, frame)  # knows how to say why
+        data = [frame[tfrecords.HEADER.size : -tfrecords.FOOTER.size] for frame in frames]
+        if not _are_sound(frames, data, sizes):  # who does not ask all at once can say why
+            for file, *of_frame in zip(names, starts, sizes, frames, strict=True):
+                tfrecords.require_sound(self._paths[file], *of_frame)
         return Records(data, names, numbers.tolist())
 
     def read_one(self, row: int) -> Record:
@@ -103,18 +89,15 @@ class Indexed:
 
 
 def _are_sound(frames: list[bytes], data: list[bytes], sizes: list[int]) -> bool:
-    """Return whether all records are whole and have the right checksums.
-
-    Checksums are compared all at once, which takes half the time of one after the other.
-    """
+    """Return whether all records are whole. To compare CRCs all at once takes half the time."""
     if not all(
-        len(frame) == size and frame.startswith(header(size - FRAME))
+        len(frame) == size and frame.startswith(tfrecords.header(size - tfrecords.FRAME))
         for frame, size in zip(frames, sizes, strict=True)
     ):
         return False
-    stored = np.frombuffer(b"".join([frame[-FOOTER.size :] for frame in frames]), "<u4")
+    stored = np.frombuffer(b"".join([frame[-tfrecords.FOOTER.size :] for frame in frames]), "<u4")
     found = np.array([google_crc32c.value(part) for part in data], np.uint64)
-    return bool((masked(found) == stored).all())
+    return bool((tfrecords.masked(found) == stored).all())
 
 
 def _close(descriptors: dict[int, int]) -> None:
@@ -133,7 +116,7 @@ class Stream:
     side_by_side: int  # files read at a time, one record from each in turn
     seed: int | None  # of the order; None: that of the files
     # Called with an error; if it returns, what is left of that file is left out.
-    on_corrupt: Callable[[RecordError], None]
+    on_corrupt: Callable[[tfrecords.RecordError], None]
 
     def __post_init__(self) -> None:
         self.total = sum(self.counts)
@@ -201,14 +184,14 @@ class Stream:
         path, most = self.paths[file], self.counts[file]
         number = 0
         try:
-            for _, data in islice(read_all(path, self.compression), most):
+            for _, data in islice(tfrecords.read_all(path, self.compression), most):
                 yield data, file, number
                 number += 1
-        except RecordError as error:
+        except tfrecords.RecordError as error:
             self.on_corrupt(error)
             return
         if number < most:
-            raise MetadataError(
+            raise tfrecords.MetadataError(
                 f"{path} ends after {number} records, but its metadata say {most} or more; if "
-                f"the file is right, type: {generate_command(path)}"
+                f"the file is right, type: {tfrecords.generate_command(path)}"
             )

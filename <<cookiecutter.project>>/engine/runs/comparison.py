@@ -95,10 +95,7 @@ def comparison(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
 
 
 def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
-    """Return a row for all runs whose settings differ only by seeds and folds.
-
-    Means are over the finished ones; the column `state` says what the others are.
-    """
+    """Return a row for all runs that differ only by seeds and folds; means are of finished ones."""
     keys = results.differing_settings(records, repetitions=False)
     columns = _metric_columns(records, metrics)
     rows = []
@@ -141,10 +138,7 @@ def _position(number: int, total: int | None) -> Cell:
 
 
 def metrics_of(records: Sequence[RunRecord], asked: Sequence[str]) -> list[str]:
-    """Return the metrics to show: those that were asked for, or all that a run has.
-
-    Raises UsageError if no run has one that was asked for.
-    """
+    """Return the metrics asked for, or all that a run has; UsageError for one that no run has."""
     known = list(dict.fromkeys(metric for record in records for metric in record.metrics))
     for metric in asked:
         if metric not in known:
@@ -156,10 +150,7 @@ def metrics_of(records: Sequence[RunRecord], asked: Sequence[str]) -> list[str]:
 
 
 def sorted_table(table: Table, column: str) -> Table:
-    """Sort rows by a column, cells without a value last; a `-` before the name turns them around.
-
-    A metric's name stands for its best value. Raises UsageError if there is no such column.
-    """
+    """Sort by a column (a metric's is its best), empty cells last; after a `-`, turned around."""
     columns, name = table.columns, column.removeprefix("-")
     found = [columns.index(key) for key in (name, f"{name} best") if key in columns]
     if not found:

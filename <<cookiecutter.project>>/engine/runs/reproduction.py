@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine import checkpoints
-from engine.checkpoints import Cells, Difference, commit_difference, history_difference, rows_in
+from engine.checkpoints import Cells, Difference, history_difference, rows_in
 from engine.devices import workers
 from engine.runs import comparison
 from engine.training import fingerprint
@@ -70,10 +70,7 @@ class Original:
 
     @property
     def stop(self) -> dict[str, Any] | None:
-        """The callback that ends it at `place` when it is run again.
-
-        None: it ends by itself, or its config has no callbacks.
-        """
+        """The callback that ends it at `place`; None: it ends by itself, or takes no callbacks."""
         ends_by_itself = self.is_whole or (self.state["is_cut"] and self.place[1])
         if ends_by_itself or not isinstance(self.config.get("callbacks"), list):
             return None
@@ -85,7 +82,6 @@ class Original:
 
 def read(folder: Path, epochs: int) -> Original:
     """Look whether a run can be made again, and touch nothing. Raises UsageError if it cannot be.
-
     `epochs` says how many are to be compared, from the first on; 0: all that it has.
     """
     trust.confine()  # the process that runs it again, too
@@ -250,10 +246,8 @@ def restore(original: Original, place: Path) -> list[str]:
     project = place / "code"
     shutil.copytree(original.code, project, symlinks=True)
     (project / "uncommitted.diff").unlink(missing_ok=True)
-    found = [
-        f"{name} {restore_large(original, name, project)}"
-        for name in original.meta.get("files_too_large_to_copy") or []
-    ]
+    large = original.meta.get("files_too_large_to_copy") or []
+    found = [f"{name} {restore_large(original, name, project)}" for name in large]
     if linked := link_missing(ROOT / "data", project / "data"):
         names = listed([os.path.relpath(path, project) for path in linked])
         found.append(f"{names} from the project's data/")
@@ -307,9 +301,8 @@ def link_missing(source: Path, target: Path) -> list[Path]:
 
 
 def run_again(original: Original, place: Path, show: Callable[[int], object]) -> int:
-    """Run what `restore` has put there into `place/run`, and return the exit code.
-
-    It is stopped after the epochs to compare. `show` is called with the epochs done, often.
+    """Run what `restore` has put there into `place/run`, and return the exit code. It is stopped
+    after the epochs to compare. `show` is called with the epochs done, often.
     """
     children = begin(original, place)
     chief, wanted = children[0], len(original.rows)
@@ -414,7 +407,7 @@ def compare(original: Original, again: Path) -> Result:
             there = ("there" if path.exists() else "nothing" for path in (one, other))
             return Result(compared, Difference(file, *there))
         if not filecmp.cmp(one, other, shallow=False):
-            difference = commit_difference(one, other, ignored=RECORD)
+            difference = checkpoints.commit_difference(one, other, ignored=RECORD)
     if difference:
         difference = difference._replace(place=f"{file}, {difference.place}")
     return Result(compared, difference, left_out)

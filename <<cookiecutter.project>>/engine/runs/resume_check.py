@@ -24,9 +24,8 @@ def train(
     kill_at: int,
     output: Path,
 ) -> None:
-    """Train by the functions `build` and `train`, and die after `kill_at` steps; 0: live.
-
-    All that is written goes to `output`.
+    """Train by the functions `build` and `train`, and die after `kill_at` steps; 0: live. All that
+    is written goes to `output`.
     """
     from engine.hooks import Hook
 
@@ -61,10 +60,7 @@ def send_survey(sender: Connection, *arguments: Any) -> None:
 def survey(
     build: Callable[..., Any], datasets: Mapping[str, Any], config: Mapping[str, Any]
 ) -> tuple[int, list[str]]:
-    """Return the steps of an epoch, and a phrase for each thing that is known to break the promise.
-
-    `datasets` are the data functions that have a name.
-    """
+    """Return the steps of an epoch, and a phrase for each thing that breaks the promise."""
     import keras
     import numpy as np
 

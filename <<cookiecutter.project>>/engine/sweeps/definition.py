@@ -76,10 +76,7 @@ class Definition:
 
 
 def read_known(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return what a YAML file with some of the keys of `defaults` says; empty ones are left out.
-
-    Raises UsageError for another key, or a value of another type than its default.
-    """
+    """Return what a YAML file says that may have keys and types as in `defaults`, and no others."""
     content = read_yaml(read_text(path), str(path)) or {}
     try:
         if not isinstance(content, dict):
@@ -117,9 +114,7 @@ def require_one_of(choices: Sequence[str], what: str, name: str) -> None:
 
 
 def grid_of(texts: Sequence[str], key_of: KeyOf) -> dict[str, list[Any]]:
-    """Read `--grid KEY=VALUE,VALUE,…`; the values are YAML. Raises UsageError, as `key_of` does,
-    which returns the dotted key that a name means.
-    """
+    """Read `--grid KEY=VALUE,VALUE,…`, values being YAML; `key_of` returns the dotted key."""
     axes = {}
     for key, text in _split(texts, "--grid", "n_filters=8,16,32", key_of).items():
         axes[key] = read_yaml(f"[{text}]", f"--grid {key}={text}")
@@ -206,10 +201,7 @@ def check_search(definition: Definition) -> None:
 
 
 def trials_of(definition: Definition) -> list[Trial]:
-    """Return the trials of a sweep, in the order in which they are run; of a search, none.
-
-    Raises UsageError if there is none, or two would have the same folder.
-    """
+    """Return the trials of a sweep in the order in which they are run; of a search, none."""
     if definition.search:
         for key, values in definition.grid.items():
             _named({key: value} for value in values)

@@ -18,9 +18,7 @@ class StopPoorTrial(Hook):
         self.folder = Path(sweep)
 
     def before_training(self, run: Run) -> None:
-        """Find out which trial this is. Raises ValueError if it is none, or trials before it are
-        not in the sweep's journal.
-        """
+        """Find out which trial this is; ValueError if it is none, or earlier ones are not known."""
         super().before_training(run)
         self.definition, _, suggested = sweep.read(self.folder)
         config = json.loads((run.root / "config.json").read_text(encoding="utf-8"))

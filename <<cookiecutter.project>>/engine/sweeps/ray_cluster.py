@@ -177,9 +177,8 @@ def _task() -> Callable[..., int]:
 
 
 def train(words: list[str], place: str, environment: dict[str, str], output: str) -> int:
-    """Run `bin/train.py` as if it were typed in the sweeper's shell, and return its exit code.
-
-    Ray runs this again if its worker dies, whose trial may live on, and is waited for.
+    """Run `bin/train.py` as if it were typed in the sweeper's shell, and return its exit code. Ray
+    runs this again if its worker dies, whose trial may live on, and is waited for.
     """
     kept = {k: v for k, v in os.environ.items() if k in OF_THE_NODE or not ENVIRONMENT.fullmatch(k)}
     command = [sys.executable, os.path.relpath(ROOT / "bin" / "train.py", place), *words]

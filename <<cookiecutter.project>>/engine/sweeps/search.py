@@ -33,7 +33,6 @@ Curve = list[tuple[int, float]]  # epochs done, and what is monitored
 
 class Search:
     """The trials of a sweep of which Optuna knows; its folder is locked for this process.
-
     `suggested` are the settings that were chosen, in order; without a search, those of all trials.
     """
 
@@ -97,10 +96,9 @@ class Search:
 
 
 def suggest(definition: Definition, known: Known, before: Sequence[Settings]) -> Settings:
-    """Return the settings of the next trial, by the tree-structured Parzen estimator.
+    """Return the settings of the next trial, by the tree-structured Parzen estimator; see `judge`.
 
     Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011; as Optuna has it.
-    For the arguments see `judge`.
     """
     seed = random.Random(f"{definition.config['seed']} {len(before)}").getrandbits(32)
     # Trials that still run count as poor ones, so that no two of them are nearly the same.

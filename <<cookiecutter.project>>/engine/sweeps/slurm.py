@@ -73,10 +73,7 @@ class SlurmLauncher(Launcher):
         return set(tasks_of(self.outputs))
 
     def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
-        """See `Launcher.run`. What an earlier launcher has submitted is not submitted again.
-
-        Raises UsageError if sbatch refuses them.
-        """
+        """See `Launcher.run`. What an earlier launcher has submitted is not submitted again."""
         self.outputs.mkdir(exist_ok=True)
         self._take_back()
         there = tasks_of(self.outputs)
@@ -116,10 +113,8 @@ class SlurmLauncher(Launcher):
         return f"{super().said(name)} ({self.outputs / LOGS} holds what the jobs said)"
 
     def _submit(self, commands: Commands) -> dict[str, Task]:
-        """Submit an array, and return its tasks.
-
-        It is noted before, and again when it is whole, after submitit has written what the jobs
-        wait for: what was cut short in between is taken back.
+        """Submit an array, and return its tasks. It is noted before, and again when it is whole,
+        after submitit has written what jobs wait for: what was cut short is taken back.
         """
         job = f"{_safe(self.outputs.resolve().parent.name)}-{secrets.token_hex(4)}"
         lines = []
@@ -152,10 +147,7 @@ class SlurmLauncher(Launcher):
 def submit_run(
     argv: Sequence[str], save_path: str, gpus: str, partition: str, time: str, nodes: int
 ) -> str:
-    """Submit a job that runs `bin/train.py` on each of its nodes, and return a line about it.
-
-    The launcher's own flags are left out of `argv`. Raises what `options_of` does.
-    """
+    """Submit a job that runs `bin/train.py` on each of its nodes, and return a line about it."""
     definition.require_numbers(1, nodes=nodes)
     options = options_of(gpus, partition, time, nodes)
     own_flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -169,10 +161,7 @@ def submit_run(
 
 
 def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str, Any]:
-    """Return what is asked of SLURM, which it has been asked about, and `setup`.
-
-    Raises UsageError if submitit or sbatch is missing, or slurm.yaml or SLURM's answer says no.
-    """
+    """Return what is asked of SLURM, and `setup`; UsageError if SLURM, or what is here, says no."""
     if gpus and not re.fullmatch("[1-9][0-9]*", gpus):
         raise UsageError(f"gpus is {gpus!r}; with --launcher slurm give how many, such as 1")
     try:
@@ -218,8 +207,7 @@ def submit(
 ) -> str:
     """Submit a job for each of the lines, which are for a shell, and return its number.
 
-    The folder `logs` gets the batch scripts, what the jobs say, and their exit codes. Raises
-    UsageError if sbatch refuses them.
+    The folder `logs` gets batch scripts, what jobs say, and exit codes. Raises UsageError.
     """
     import submitit
 
@@ -276,9 +264,7 @@ def stop(tasks: Iterable[Task]) -> None:
 
 
 def stop_all(outputs: Path) -> bool:
-    """Stop what a launcher that is gone has left in SLURM's queue, wait until it has ended, and
-    return whether there was anything. Raises UsageError if SLURM does not answer.
-    """
+    """Stop what a launcher that is gone has in SLURM's queue; return whether there was anything."""
     was_there = False
     while tasks := tasks_of(outputs):
         was_there = True

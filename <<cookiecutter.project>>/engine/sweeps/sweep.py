@@ -65,7 +65,6 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
 
 def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
     """Return what `sweep.json` says: of what it is, the trials, and what a search has chosen.
-
     Without a search, the last are the settings of all trials. Raises UsageError if it is no sweep.
     """
     content = read_json(folder / SWEEP)
@@ -173,11 +172,8 @@ def sweep_of(records: Sequence[RunRecord]) -> dict[str, Any] | None:
     definition += [f"range {key}={text}" for key, text in told.range.items()]
     rest = {key: getattr(told, key) for key in PLAN if key not in ("grid", "range")}
     definition += [f"{key} {value}" for key, value in rest.items() if value]
-    return {
-        "definition": definition,
-        "num_trials": len(trials),
-        "num_waiting": sum(not (folder / trial.name).exists() for trial in trials),
-    }
+    num_waiting = sum(not (folder / trial.name).exists() for trial in trials)
+    return {"definition": definition, "num_trials": len(trials), "num_waiting": num_waiting}
 
 
 @dataclass
@@ -195,10 +191,7 @@ class Sweeper:
     num_refusals: int = 0  # of bin/train.py itself
 
     def run(self, retry_failed: bool, show: Show) -> list[RunRecord]:
-        """Train until all are done or failed, or until it is told to stop; return their records.
-
-        Trials that another process trains, as those of a sweeper that was killed, are waited for.
-        """
+        """Train until all are done or failed, or it is told to stop; return the records of all."""
         self._show = show
         done = ("finished",) if retry_failed else ("finished", "failed", "broken")
         tried: set[str] = set()

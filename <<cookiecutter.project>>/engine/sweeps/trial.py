@@ -34,10 +34,7 @@ gc.enable()
 
 
 def run(words: list[str], output: str) -> None:
-    """Run `bin/train.py` with a command line, and end the process as it ends.
-
-    The second word is the run folder. What it says goes to the file `output`.
-    """
+    """Run `bin/train.py`; the second word is the run folder, `output` a file for what it says."""
     from engine.training import fingerprint
     from vegab import capture
 

@@ -23,6 +23,7 @@ from engine.training import draws
 from engine.trees import call_leaves, copied
 
 LOOPS = ("StatelessWhile", "While")  # types of operations
+FIRST_BATCHES = 8  # that are looked at where shapes vary
 
 
 class Call(NamedTuple):
@@ -69,9 +70,10 @@ class _Group(NamedTuple):
 class _Traces:
     """A step of training or validation, compiled.
 
-    One function does all batches that are like the first two of the data. Where a batch has another
-    size than these, there is a function for which this dimension is open. So it depends on nothing
-    but the batch which function does it, in every process, and lengths that vary cost one trace.
+    One function does all batches that are like the first ones of the data. Where a batch has
+    another size than these, there is a function for which this dimension is open. So it depends on
+    nothing but the batch which function does it, in every process, and lengths that vary cost one
+    trace.
 
     Args:
         model: whose step it is.
@@ -94,12 +96,19 @@ class _Traces:
         self.base = keras.tree.map_structure(_spec_of, arrays_of(self._first))
         if source.steps_per_epoch > 2:  # the last one may be smaller, which is no reason
             self.base = self.spec_of(arrays_of(source.batch(0, 1)), "batch 2", number_too=True)
+        if self.varies:
+            for number in range(2, min(source.steps_per_epoch - 1, FIRST_BATCHES)):
+                self.base = self.spec_of(arrays_of(source.batch(0, number)), f"batch {number + 1}")
         if (declared := getattr(source, "element_spec", None)) is not None:
             self.base = keras.tree.map_structure(_opened_as, self.base, declared)
-        self.varies = any(None in spec.shape for spec in keras.tree.flatten(self.base))
         self._loops = False
         self.names: list[str] = []  # of the metrics that a step returns, as far as it is known
         self._traced: dict[str, Any] = {}
+
+    @property
+    def varies(self) -> bool:
+        """Whether not all batches have the same shape, but perhaps the last."""
+        return any(None in spec.shape for spec in keras.tree.flatten(self.base))
 
     def spec_of(self, batch: Any, name: str, number_too: bool = False) -> Any:
         """Return what the function that does a batch takes: what is there, with open dimensions.
@@ -138,10 +147,11 @@ class _Traces:
                     traced = self._trace(any_number)
                 except Exception:  # a model may have to know the number; if not that, see below
                     traced = None
-                if traced:
+                # Where shapes vary, a second trace would take longer than it wins back.
+                if traced and not self.varies:
                     self._loops = any(op.type in LOOPS for op in traced.graph.get_operations())
-                is_usable = traced and (not self._loops or str(any_number) == str(spec))
-                self._traced[str(any_number)] = self._looked_at(traced) if is_usable else None
+                usable = None if self._loops else traced
+                self._traced[str(any_number)] = self._looked_at(usable)
             if self._traced[str(any_number)]:
                 return self._traced[str(any_number)]
         if self._traced.get(str(spec)) is None:
