@@ -170,9 +170,7 @@ loop.SIDES |= {
 # ----------------------------------------------------------------------------------- the benchmark
 
 
-def rates(
-    args: argparse.Namespace, model: str, is_compiled: bool = True, **config: Any
-) -> Figures:
+def rates(args: argparse.Namespace, model: str, is_compiled: bool = True, **config: Any) -> Figures:
     """Return our steps a second over those of `fit`."""
     config = COMMON | {"model": model} | config
     theirs = config if is_compiled else config | {"jit_compile": "auto"}  # as Keras compiles
@@ -192,7 +190,7 @@ def first_epoch(args: argparse.Namespace, **config: Any) -> Figures:
 
 
 WEATHER = {"dataset": "ports.long_weather", "loss": "mse", "metrics": []}
-LENGTHS = {"dataset": "ports.lengths", "model": "ctc:build"}
+LENGTHS: dict[str, Any] = {"dataset": "ports.lengths", "model": "ctc:build"}
 ROWS = {
     "transformer": Row("arrays, a transformer", ">= 1.0", lambda a: rates(a, "transformer:build")),
     "many_outputs": Row(

@@ -7,12 +7,14 @@ is evaluated, exported and made again.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 from fault_lab import MOMENTS, Job, Lab, opened
 from test_docs import IN_TEMPLATE, Block, blocks_of, commands_of
@@ -32,7 +34,15 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "contrastive": ("--monitor=val_p_acc",),
     "distillation": ("--warm_start=TEACHER", "--warm_start_vars=teacher.*"),
     "ctc": (),
-    "dqn": (),
+    "dqn": ("--monitor=loss",),
+}
+# What cannot be done, and what is said of it.
+REFUSED = {
+    ("vae", "evaluate"): "no metrics, which take a test_step",
+    ("digits_gan", "evaluate"): "give its Dataset a load_test",
+    ("dqn", "export"): "iterator",
+    ("corridor", "evaluate"): "it has train",
+    ("corridor", "export"): "iterator",
 }
 QUICK = ("many_outputs", "houses")
 NEEDS_TORCH = "torch_net"  # test_torch has it
@@ -60,7 +70,7 @@ def job_of(kind: str, lab: Lab) -> Job:
     if kind not in FLAGS:
         words = [word for word in commands()[kind] if not word.startswith("--num_epochs")]
     elif (PORTS / f"{kind}.yaml").exists():
-        words = [kind]
+        words = [kind, *FLAGS[kind]]
     else:
         named = [f"--dataset={kind}:data", f"--model={kind}:build", "--checkpoint_steps=4"]
         words = ["root", *named, *FLAGS[kind]]
@@ -93,25 +103,26 @@ def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
 )
 def test_it_is_trained_continued_evaluated_exported_and_made_again(kind: str, lab: Lab) -> None:
     job, chance = job_of(kind, lab), random.Random(kind)
-    run = lab.reference(job)
-    has_iterator = "iterator" in json.loads((run / "config.json").read_text())
+    has_iterator = "iterator" in json.loads((lab.reference(job) / "config.json").read_text())
     places = [{"call": chance.randint(2, 12), "when": chance.choice(MOMENTS)} for _ in range(2)]
     fault = {"at": "iterator_step" if has_iterator else "step"}
     kills = [{"faults": [fault | place], "most_steps": 1} for place in places]
     assert lab.chain(job, kills, kind) == 2
 
-    def said(program: str, folder: Path, *words: str, code: int = 0) -> str:
-        done = lab.attempt(folder, words, program=f"bin/{program}.py")
-        assert done.code == code, done.said
-        assert "Traceback" not in done.said, done.said
-        return done.said
-
-    if has_iterator:
-        assert "iterator" in said("export", run.parent / "exported", str(run), code=2)
-    else:
-        assert "test set" in said("evaluate", run)
-        assert "model" in said("export", run.parent / "exported", str(run))
-    assert "identical to the bit: history.csv" in said("reproduce", run)
+    # As it is: the lab makes the first steps in another way.
+    run, exported = (lab.new_folder(kind) for _ in range(2))
+    config, *flags = job.arguments
+    commands = [("train", config, str(run), *flags), ("evaluate", str(run))]
+    commands += [("export", str(run), str(exported)), ("reproduce", str(run))]
+    said = {}
+    for program, *words in commands:
+        done = forked.run([f"bin/{program}.py", *words], lab.project, os.environ)
+        said[program] = done.stdout + done.stderr
+        expected = REFUSED.get((kind, program))
+        assert done.returncode == (2 if expected else 0), said[program]
+        assert (expected or "") in said[program]
+        assert "Traceback" not in said[program]
+    assert "identical to the bit: history.csv" in said["reproduce"]
 
 
 def test_a_port_costs_few_lines() -> None:

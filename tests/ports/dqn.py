@@ -81,15 +81,15 @@ class Agent:
 
 
 def steps(config):
-    return [{}] * 100  # in an epoch
+    return [{"number": number} for number in range(100)]  # in an epoch
 
 
 class DQN(PyHookedModelIterator):
     def step_ops(self):
         return lambda model, **_: model.step(self.get_global_step())
 
-    def eval_op(self, model, **_):
-        return {"labels": {"reward": np.array([model.play()])}}
+    def eval_op(self, model, number, **_):
+        return {"labels": {"reward": np.full(len(number), model.play())}}
 
 
 class SavedAgent(Agent):
