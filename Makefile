@@ -100,6 +100,7 @@ lock: setup ## write both requirements.txt anew: the newest versions that go tog
 benchmark: setup ## measure how long things take, beside model.fit and, where it is installed, PyTorch
 	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/startup.py
 	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/loop.py $(ARGS)
+	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/ports.py
 	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/feeder.py
 	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/runs.py
 	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/sweep.py

@@ -43,6 +43,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ROOT / "<<cookiecutter.project>>"
+SCRIPT = [__file__]  # runs the sides
 FOREVER = 10**6  # epochs; a side ends when the pipe to it is closed
 WARM_UP = 5  # epochs
 
@@ -577,7 +578,7 @@ class Side:
         text = json.dumps(job | {"folder": str(folder)})
         pipes = (orders, answers)
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--side", name, text, *map(str, pipes)],
+            [sys.executable, *SCRIPT, "--side", name, text, *map(str, pipes)],
             stdin=subprocess.DEVNULL,
             stdout=terminal,
             stderr=terminal,
@@ -968,10 +969,15 @@ def measured(row: Row, args: argparse.Namespace) -> str:
     return line(row, row.measure(args))
 
 
-if __name__ == "__main__":
+def be_side() -> bool:
+    """Be the side that the command line names, if it names one."""
     sys.path.insert(0, str(PROJECT))
-    if sys.argv[1:2] == ["--side"]:
-        side_name, side_job, *side_pipes = sys.argv[2:]
-        SIDES[side_name](json.loads(side_job), Meter(*map(int, side_pipes)))
-    else:
-        main()
+    if sys.argv[1:2] != ["--side"]:
+        return False
+    name, job, *pipes = sys.argv[2:]
+    SIDES[name](json.loads(job), Meter(*map(int, pipes)))
+    return True
+
+
+if __name__ == "__main__" and not be_side():
+    main()

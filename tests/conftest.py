@@ -25,6 +25,7 @@ FAIL_ON_SKIP = "TEMPLATE_TESTS_FAIL_ON_SKIP"
 LONGEST = [
     "own_tests",
     "docs",
+    "ports",
     "faults_disk",
     "faults",
     "run_folders",

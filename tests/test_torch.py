@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
+from test_ports import NEEDS_TORCH, commands, examples
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +52,8 @@ def own(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(project, copy, symlinks=True)
     (copy / "src" / "harm.py").write_text(HARM)
     shutil.copy(Path(__file__).with_name("torch_iterators.py"), copy / "src")
+    for block in examples()[NEEDS_TORCH]:
+        (copy / block.file).write_text(block.content)
     installer = ("uv", "pip") if shutil.which("uv") else (sys.executable, "-m", "pip")
     options = [f"--target={copy / SITE_PACKAGES}", f"--constraint={ROOT / 'requirements.txt'}"]
     if folder := os.environ.get("PIP_FIND_LINKS"):  # of which uv knows nothing
@@ -112,7 +115,7 @@ def test_a_refusal_leaves_no_folder(own: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("bin/check_resume.py", "iterator_torch", "--kills=2"), "identical: "),
+        (("bin/check_resume.py", *commands()[NEEDS_TORCH], "--kills=2"), "identical: "),
         (("bin/sweep.py", "iterator_torch", "results/sweep", "--seeds=2"), "2 trials: 2 finished"),
         (("bin/reproduce.py", "results/straight", "--epochs=1"), "identical to the bit"),
     ],
