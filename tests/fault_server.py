@@ -254,7 +254,7 @@ def plant_every_error(folder: str, commit: int, errors: list[int], report: str) 
         if left == 0:
             found = []
             before = Path(folder, "model.h5").read_bytes()
-            after = bytes(self._content(args[0]))
+            after = bytes(checkpoint._content(args[0], self._layout))
             for error in errors:
                 for call in range(1, 1000):
                     raised = None

@@ -90,13 +90,17 @@ class Ahead:
     def take(self, wanted: tuple[Any, ...], *following: tuple[Any, ...]) -> Any:
         """Return what the function returns for `wanted`, and begin with what follows."""
         if wanted not in self._pending:
-            for future in self._pending.values():
-                future.cancel()
-            self._pending = {}
+            self.forget()
         for arguments in (wanted, *following):
             if arguments not in self._pending:
                 self._pending[arguments] = self._executor.submit(self._function, *arguments)
         return self._pending.pop(wanted).result()
+
+    def forget(self) -> None:
+        """Forget what was begun with."""
+        for future in self._pending.values():
+            future.cancel()
+        self._pending = {}
 
     def close(self) -> None:
         """Let the threads go."""

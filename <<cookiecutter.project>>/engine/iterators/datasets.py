@@ -344,6 +344,7 @@ class ExampleBatches:
 
     def close(self) -> None:
         """End the worker processes; a batch that is asked for later starts new ones."""
+        self._ahead.forget()
         self._processes.close()
 
     def _indices(self, epoch: int, step: int) -> Array:
