@@ -39,7 +39,7 @@ def commit(folder: Path) -> str:
     import keras
 
     from engine.checkpoints.checkpoint import RESTORE_ALL, Checkpoint, verify
-    from engine.training.session import NEW_RUN
+    from engine.training.session import new_run
 
     model = large_model({}, (8, 8, 1), 10)
     model.compile("adam", "sparse_categorical_crossentropy")
@@ -49,7 +49,7 @@ def commit(folder: Path) -> str:
     snapshots, writes = [], []
     for _ in range(TIMES):
         start = time.perf_counter()
-        taken = checkpoint.snapshot(NEW_RUN | {"history": []})
+        taken = checkpoint.snapshot(new_run())
         copied = time.perf_counter()
         checkpoint.commit(taken)
         checkpoint.wait()

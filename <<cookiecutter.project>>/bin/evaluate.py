@@ -64,26 +64,20 @@ def evaluate(
 
 
 def evaluate_run(
-    folder: Path,
-    checkpoint: str,
-    evaluation: Sequence[str],
-    name: str,
-    split: str,
-    callbacks_only: bool,
+    folder: Path, checkpoint: str, files: Sequence[str], name: str, split: str, callbacks_only: bool
 ) -> None:
     """Evaluate one run; see `evaluate`."""
     config = config_of(folder, registry)
     if "iterator" in config:
         # Ended by a signal, it leaves nothing half written behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        files = evaluation or [""]
+        files = files or [""]
         configs = [config_asked_for(folder, file, split) for file in files]
         names = [name or (Path(file).stem if file else split) for file in files]
         for each in names:
             if each.startswith(".") or Path(each).name != each:
-                raise vegab.UsageError(
-                    f"outputs cannot be stored as {each!r}; give --name a single word"
-                )
+                what = f"outputs cannot be stored as {each!r}"
+                raise vegab.UsageError(f"{what}; give --name a single word")
             if names.count(each) > 1:
                 raise vegab.UsageError(
                     f"several evaluations would be stored as {each}; give their files other "
@@ -95,7 +89,7 @@ def evaluate_run(
             else:
                 evaluate_with_iterator(folder, checkpoint, own, file, each, split)
         return
-    if evaluation or name or callbacks_only or split != "validation":
+    if files or name or callbacks_only or split != "validation":
         raise vegab.UsageError(
             f"the config of {folder} has no iterator; leave out -e, --name, --split and "
             "--callbacks_only, which need one"
@@ -139,10 +133,9 @@ def evaluate_model(folder: Path, path: Path, config: dict[str, Any]) -> None:
         notes.append(f"no predictions: {reason_of(error)}")
     if not found and not metrics:
         raise vegab.UsageError(f"model {config['model']!r} cannot be evaluated: {'; '.join(notes)}")
-    output = folder / "eval"
+    output, number = folder / "eval", ""
     output.mkdir(exist_ok=True)
     summary = {"checkpoint": path.name, "epoch": epoch, "split": split}
-    number = ""
     if found:
         summary["num_examples"] = found.num_examples
         number = f" {found.num_examples} examples,"
@@ -221,8 +214,7 @@ def call_callbacks(folder: Path, file: str, name: str) -> None:
             + (f"there are {', '.join(stored)}" if stored else "evaluate without --callbacks_only")
         )
     meta = iterators.StoredOutputs(output).meta
-    # Their own config, and what the file says now.
-    config = meta["config"]
+    config = meta["config"]  # their own, and what the file says now
     if file:
         config = resolve_references(merge(config, load_file(Path(file), number_keys=[])))
     callbacks, arguments = callbacks_of(config)
@@ -267,6 +259,5 @@ def callbacks_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
 
 
 if __name__ == "__main__":
-    vegab.wrap_no_config_registry(
-        evaluate, short_flags={"e": "evaluation", "n": "name", "c": "checkpoint"}
-    )
+    flags = {"e": "evaluation", "n": "name", "c": "checkpoint"}
+    vegab.wrap_no_config_registry(evaluate, short_flags=flags)

@@ -27,8 +27,7 @@ log = logging.getLogger(__name__)
 Array = np.ndarray
 Arrays = tuple[Array, Array]
 # Each use of randomness has a stream of its own, so that switching one on leaves the others alone.
-SHUFFLE_STREAM = 0
-AUGMENT_STREAM = 1
+SHUFFLE_STREAM, AUGMENT_STREAM = 0, 1
 DRAWS_PER_EXAMPLE = 4
 UNKNOWN, ENDLESS = -2, -1  # cardinalities of tf.data
 MOST_BATCHES = 1_000_000  # that are counted
@@ -74,13 +73,7 @@ def require_at_least(least: int, **values: int) -> None:
 
 
 class Ahead:
-    """Calls a function in threads, and already for what will be wanted next.
-
-    Args:
-        function: never called by two threads at a time, if there is one worker.
-        name: of the threads.
-        workers: number of threads.
-    """
+    """Calls a function in threads, as many as `workers`, and already for what is wanted next."""
 
     def __init__(self, function: Callable[..., Any], name: str, workers: int = 1) -> None:
         self._function = function
@@ -100,7 +93,7 @@ class Ahead:
         """Forget what was begun with."""
         for future in self._pending.values():
             future.cancel()
-        self._pending = {}
+        self._pending.clear()
 
     def close(self) -> None:
         """Let the threads go."""
@@ -124,9 +117,8 @@ class ArrayBatches:
             labels are.
         shuffle: whether each epoch has an order of its own; if not, it is that of the arrays.
 
-    Raises:
-        ValueError: if there are no examples, the arrays differ in length, or batch size or seed is
-            out of range.
+    Raises ValueError if there are no examples, the arrays differ in length, or batch size or seed
+    is out of range.
     """
 
     def __init__(
@@ -146,11 +138,8 @@ class ArrayBatches:
             None if part is None else _map(_in_memory, part)
             for part in (features, labels, sample_weight)
         )
-        self.batch_size = batch_size
-        self.seed = seed
-        self.prepare = prepare
-        self.augment = augment
-        self.shuffle = shuffle
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.prepare, self.augment = prepare, augment
         self._num_examples = _length_of((self.features, self.labels, self.sample_weight))
         self._epoch: int | None = None
         self._order = np.arange(len(self))
@@ -165,11 +154,7 @@ class ArrayBatches:
         return -(-len(self) // self.batch_size)
 
     def batch(self, epoch: int, step: int) -> Any:
-        """Return the batch at `step` of `epoch`, both counted from 0; see `BatchSource`.
-
-        Raises:
-            IndexError: if the epoch has no such step.
-        """
+        """Return the batch at `step` of `epoch`, see `BatchSource`; IndexError if there is none."""
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch with {self.steps_per_epoch} steps")
         if epoch != self._epoch:
@@ -210,15 +195,13 @@ class FunctionBatches:
             `tf.data.Dataset`: the same ones for the same epoch in every process.
         is_the_same: whether every epoch is to give the same batches; see `settle`.
 
-    Raises:
-        ValueError: if an epoch holds no batches, or fewer than `steps_per_epoch`.
+    Raises ValueError if an epoch holds no batches, or fewer than `steps_per_epoch`.
     """
 
     def __init__(
         self, open_epoch: Callable[[int], Iterable[Any]], is_the_same: bool = False
     ) -> None:
-        self.open_epoch = open_epoch
-        self.is_the_same = is_the_same
+        self.open_epoch, self.is_the_same = open_epoch, is_the_same
         self.element_spec: Any = None  # of tf.data: which dimensions may vary
         self._first: dict[int, Any] = {}  # steps of epoch 0 that are asked for before all others
         self._next: tuple[int, int] | None = None
@@ -229,8 +212,7 @@ class FunctionBatches:
     def steps_per_epoch(self) -> int:
         """Number of batches, of which the first epoch is read where it does not say it.
 
-        Raises:
-            ValueError: if there are none, or there is no end to them.
+        Raises ValueError if there are none, or there is no end to them.
         """
         # Reading past an end that was not foreseen makes Keras count a step without data.
         number = self._cardinality()
@@ -252,13 +234,9 @@ class FunctionBatches:
     def settle(self, steps_per_epoch: int | None) -> None:
         """Find out how many batches there are, and compare two passes where all are to be the same.
 
-        The comparison ends after a minute.
-
-        Args:
-            steps_per_epoch: where an earlier attempt at the run has found both; None: none has.
-
-        Raises:
-            ValueError: if two passes differ, there are no batches, or there is no end to them.
+        The comparison ends after a minute. Neither is done where an earlier attempt at the run has
+        found `steps_per_epoch`. Raises ValueError if two passes differ, there are no batches, or
+        there is no end to them.
         """
         if steps_per_epoch is not None:
             if self._cardinality() == UNKNOWN:
@@ -289,9 +267,9 @@ class FunctionBatches:
             return self._first[step]
         following = []
         if "steps_per_epoch" in vars(self):  # if it is known already
-            begin = epoch * self.steps_per_epoch + step
-            for number in range(begin + 1, begin + 1 + READ_AHEAD):
-                following.append(divmod(number, self.steps_per_epoch))
+            next_one = epoch * self.steps_per_epoch + step + 1
+            numbers = range(next_one, next_one + READ_AHEAD)
+            following = [divmod(number, self.steps_per_epoch) for number in numbers]
         batch = self._ahead.take((epoch, step), *following)
         if epoch == 0 and step < 2:  # what a run looks at before it begins
             self._first[step] = batch
@@ -342,8 +320,7 @@ class PyDatasetBatches:
         seed: of the order of the batches, another one in every epoch.
         shuffle: whether there is such an order; if not, it is that of the dataset.
 
-    Raises:
-        ValueError: if the dataset has no batches, or no end.
+    Raises ValueError if the dataset has no batches, or no end.
     """
 
     def __init__(self, dataset: Any, seed: int, shuffle: bool = True) -> None:
@@ -352,18 +329,14 @@ class PyDatasetBatches:
             kind = type(dataset).__name__
             what = "has no end, so there is no epoch" if number is None else "has no batches"
             raise ValueError(f"{kind} {what}; expected at least one batch, and a length")
-        self.dataset = dataset
-        self.seed = seed
-        self.shuffle = shuffle
-        self.steps_per_epoch = number
-        self._epoch = -1
+        self.dataset, self.seed, self.shuffle = dataset, seed, shuffle
+        self.steps_per_epoch, self._epoch = number, -1
         self._order = np.arange(number)
         workers = getattr(dataset, "workers", 1)
         in_processes = getattr(dataset, "use_multiprocessing", False) and workers > 0
         self._processes = Processes(dataset, workers, WITHOUT_PROCESSES) if in_processes else None
-        self._ahead = None
-        if workers > 1 or in_processes:
-            self._ahead = Ahead(self._item, "PyDataset", workers)
+        is_ahead = workers > 1 or in_processes
+        self._ahead = Ahead(self._item, "PyDataset", workers) if is_ahead else None
         self._num_ahead = max(getattr(dataset, "max_queue_size", 10), workers)
 
     def batch(self, epoch: int, step: int) -> Any:
@@ -409,9 +382,7 @@ def batch_source(
         shuffle: whether it is.
         name: of the data, for a refusal.
 
-    Raises:
-        TypeError: if it is none of these.
-        ValueError: if there is nothing in it.
+    Raises TypeError if it is none of these, ValueError if there is nothing in it.
     """
     try:
         return _source(data, batch_size, seed, shuffle)
@@ -443,18 +414,10 @@ def _source(data: Any, batch_size: int, seed: int, shuffle: bool) -> BatchSource
 
 
 def require_labels_in_classes(num_classes: int, *sources: Any) -> None:
-    """Look at labels that are integers, one an example: of arrays at all, else at the first batch.
-
-    Args:
-        num_classes: they are to be in [0, num_classes).
-        sources: batch sources, or None.
-
-    Raises:
-        ValueError: if one is not.
+    """Raise ValueError if labels of batch sources that are integers, one an example, are not in
+    [0, num_classes): of arrays all are looked at, else the first batch.
     """
-    for source in sources:
-        if source is None:
-            continue
+    for source in (each for each in sources if each is not None):
         all_of_them = getattr(source, "labels", None)
         labels = parts_of(source.batch(0, 0)).get("y") if all_of_them is None else all_of_them
         if not hasattr(labels, "shape"):
@@ -545,11 +508,7 @@ def _as_fit(array: Array) -> Array:
 
 
 def _length_of(parts: tuple[Any, ...]) -> int:
-    """Return the number of examples.
-
-    Raises:
-        ValueError: if it is none, or not the same everywhere.
-    """
+    """Return the number of examples; ValueError if it is none, or not the same everywhere."""
     import keras
 
     lengths = {}
@@ -575,10 +534,9 @@ def _content(array: Array) -> Any:
     """Return the bytes of an array; of one of objects, such as texts, those of each of them."""
     if not array.dtype.hasobject:
         return np.ascontiguousarray(array).data
-    entries = array.reshape(-1).tolist()
     return b"\0".join(
         str(each).encode() if isinstance(each, str | bytes) else pickle.dumps(each)
-        for each in entries
+        for each in array.reshape(-1).tolist()
     )
 
 

@@ -50,10 +50,8 @@ def check_common_ranges(config: Mapping[str, Any]) -> None:
 def learning_rate_schedule(config: Mapping[str, Any], key: str, value: Any) -> Any:
     """Return a Keras schedule over steps: {class: exponential, …}, or "0.1:1000:0.01".
 
-    The text is rates with the steps between at which they change.
-
-    Raises:
-        UsageError: if it is neither.
+    The text is rates with the steps between at which they change. Raises UsageError if it is
+    neither.
     """
     import keras
 
@@ -61,9 +59,7 @@ def learning_rate_schedule(config: Mapping[str, Any], key: str, value: Any) -> A
     if isinstance(value, str) and ":" in value:
         try:
             numbers = [float(part) for part in value.split(":")]
-            return schedules.PiecewiseConstantDecay(
-                [int(step) for step in numbers[1::2]], numbers[::2]
-            )
+            return schedules.PiecewiseConstantDecay([*map(int, numbers[1::2])], numbers[::2])
         except ValueError as error:
             if value.replace(":", "").replace(".", "").isdecimal():
                 raise UsageError(f"{key} is {value!r}: {error}") from None
@@ -90,9 +86,8 @@ def from_mapping(
 
 
 def objects_of(config: Mapping[str, Any], key: str, value: Any) -> Any:
-    """Return what import paths and mappings with `class` stand for, wherever they are in `value`.
-
-    Names of Keras, which have no dot, are left to Keras.
+    """Return what import paths and mappings with `class` stand for, wherever they are in `value`;
+    names of Keras, which have no dot, are left to Keras.
     """
     if isinstance(value, list):
         return [objects_of(config, key, each) for each in value]
@@ -123,11 +118,8 @@ class Noting(dict[str, Any]):
 
 @contextlib.contextmanager
 def refusals_named(config: Mapping[str, Any], key: str) -> Iterator[None]:
-    """Within the block, what a key of the config names is called; a refusal names the key.
-
-    Raises:
-        UsageError: in place of a ValueError, a TypeError, or the KeyError of a key that is missing;
-            it names the key and the line that refused.
+    """Within the block, what a key of the config names is called. In place of a ValueError, a
+    TypeError or a KeyError, it raises a UsageError that names the key and the line that refused.
     """
     try:
         yield
@@ -141,10 +133,8 @@ def refusal(
     """Return what is to be raised where the thing that a key names does not take `what`."""
     logging.getLogger(__name__).debug("%s", "".join(traceback.format_exception(error)))
     frames = traceback.extract_tb(error.__traceback__)[1:]  # without that of the block
-    place = ""
-    if frames:
-        frame = max(frames[::-1], key=_is_of)  # the last of those that say most
-        place = f"{Path(frame.filename).name}, line {frame.lineno}; "
+    frame = max(frames[::-1], key=_is_of, default=None)  # the last of those that say most
+    place = f"{Path(frame.filename).name}, line {frame.lineno}; " if frame else ""
     is_plain = isinstance(error, ValueError | TypeError)
     reason = reason_of(error) if is_plain else f"{type(error).__name__}: {reason_of(error)}"
     value: Any = config

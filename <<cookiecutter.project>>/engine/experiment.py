@@ -54,29 +54,19 @@ class Experiment:
     def with_work(self, allow_inexact: bool = False) -> "Experiment":
         """Trace the steps of training and validation.
 
-        Args:
-            allow_inexact: note what a resumed run would not restore, instead of refusing it.
-
-        Raises:
-            UsageError: if model, loss, metrics and data do not fit, if a step uses what no
-                checkpoint holds and that is not allowed, or if there is no metric to monitor.
+        Raises UsageError if model, loss, metrics and data do not fit, if a step uses what no
+        checkpoint holds and that is not allowed, or if there is no metric to monitor.
         """
         from engine.batches import shapes_of
         from engine.training import culprit, work_on
 
-        train = self.dataset.train
+        train, valid = self.dataset.train, self.dataset.valid
         try:
             work = work_on(
-                self.model,
-                train,
-                self.dataset.valid,
-                callbacks=self.callbacks,
-                hooks=self.config_hooks,
-                num_steps=self.settings.get("num_steps"),
-                seed=self.config["seed"],
-                iterator=self.iterator,
-                allow_inexact=allow_inexact,
-            )
+                self.model, train, valid, callbacks=self.callbacks, hooks=self.config_hooks,
+                num_steps=self.settings.get("num_steps"), seed=self.config["seed"],
+                iterator=self.iterator, allow_inexact=allow_inexact,
+            )  # fmt: skip
         except (OSError, UsageError):
             raise
         except Exception as error:  # of the user's model, loss or metrics, whatever it is
@@ -115,20 +105,13 @@ class Experiment:
             start = Start(start_from, retrain, rate)
         work = self.work or self.with_work().work
         assert work is not None
+        settings = self.settings
         return Session(
-            save_path,
-            work,
-            hooks=hooks,
-            callbacks=self.callbacks,
-            num_epochs=self.settings["num_epochs"] or 0,
-            num_steps=self.settings.get("num_steps"),
-            monitor=self.monitor,
-            monitor_mode=self.settings["monitor_mode"],
-            start=start,
-            fingerprint=self.fingerprint,
-            inexact=self.inexact,
-            on_nan=self.settings["on_nan"],
-        )
+            save_path, work, hooks=hooks, callbacks=self.callbacks, start=start,
+            num_epochs=settings["num_epochs"] or 0, num_steps=settings.get("num_steps"),
+            monitor=self.monitor, monitor_mode=settings["monitor_mode"],
+            fingerprint=self.fingerprint, inexact=self.inexact, on_nan=settings["on_nan"],
+        )  # fmt: skip
 
     def has_another_rate(self, path: Path) -> bool:
         """Return whether the learning rates are not those of the run that made a checkpoint."""
@@ -141,10 +124,8 @@ class Experiment:
         return any(key in before and before[key] != self.config.get(key) for key in keys)
 
     def check_start(self, path: Path, retrain: bool, flag: str = "--checkpoint") -> None:
-        """Check that a training could begin with a checkpoint, which a flag has named.
-
-        Raises:
-            UsageError: if it is corrupt, or one of another model.
+        """Raise UsageError if a checkpoint that a flag has named is corrupt, or one of another
+        model.
         """
         from engine.checkpoints import RESTORE_ALL, RESTORE_WEIGHTS, Checkpoint
 
@@ -170,21 +151,17 @@ class Experiment:
                 f"{flag}: that run was stopped ({state['stop_reason']}); begin with an earlier "
                 "epoch"
             )
-        if not is_done(state, num_epochs, num_steps):
-            return
-        done = f"{state['epoch']} epochs are done, of {num_epochs} in this config"
-        if num_steps is not None:
-            done = f"{state['global_step']} steps are done, of {num_steps} in this config"
-        raise UsageError(f"{flag}: {done}; ask for more, or begin with an earlier epoch")
+        if is_done(state, num_epochs, num_steps):
+            done = f"{state['epoch']} epochs are done, of {num_epochs} in this config"
+            if num_steps is not None:
+                done = f"{state['global_step']} steps are done, of {num_steps} in this config"
+            raise UsageError(f"{flag}: {done}; ask for more, or begin with an earlier epoch")
 
     def load(self, path: Path) -> dict[str, Any]:
         """Assign what a checkpoint has of the model; return its state.
 
-        Both are of one file, though the run may go on and replace it meanwhile.
-
-        Raises:
-            UsageError: if the weights are those of another model.
-            OSError: if it is corrupt.
+        Both are of one file, though the run may go on and replace it meanwhile. Raises UsageError
+        if the weights are those of another model, OSError if it is corrupt.
         """
         from engine.checkpoints import digest_of, load_weights, read_state, verify
         from engine.training import Guard
@@ -207,8 +184,7 @@ class Experiment:
     def warm_start(self, checkpoint: Path, pattern: str) -> None:
         """Begin with weights of a checkpoint, and say which; see `transfer.warm_start`.
 
-        Raises:
-            UsageError: if none can be taken.
+        Raises UsageError if none can be taken.
         """
         import keras
 
@@ -258,7 +234,7 @@ def prepare(
 
     Args:
         make: builds it from the config and the run folder.
-        config: the resolved config, of any kind.
+        config: the resolved config.
         save_path: the run folder; what its checkpoint says of threads and the like is taken over.
         resume_inexact: go on where the bits of an uninterrupted run cannot be had any more.
         start: a checkpoint of another run to go on from; then these are taken over from there,
@@ -266,10 +242,9 @@ def prepare(
         together: train with the other workers that the environment names; see `engine.devices`.
         trains: whether the hooks that the config names are needed.
 
-    Raises:
-        UsageError: if a name leads nowhere, or the run in `save_path` could not be resumed exactly.
-        OSError: if the data cannot be read.
-        SystemExit: with code 75, if other workers do not come, or are gone.
+    Raises UsageError if a name leads nowhere, or the run in `save_path` could not be resumed
+    exactly; OSError if the data cannot be read; SystemExit with code 75 if other workers do not
+    come, or are gone.
     """
     # TensorFlow and Keras, which may not be imported before, are given what the bits depend on.
     quiet_libraries()
@@ -296,10 +271,8 @@ def prepare(
                 raise UsageError("a config with an iterator trains on one GPU; give --gpus one")
             replicas.make_seed_generator()
         built = make(config, save_path)
-        fine_tune, is_eager = (
-            built.settings.get("fine_tune"),
-            getattr(built.model, "run_eagerly", False),
-        )
+        fine_tune = built.settings.get("fine_tune")
+        is_eager = getattr(built.model, "run_eagerly", False)
         if built.iterator is None and (several is not None or fine_tune or is_eager):
             # They have to be there before a step is traced, or none is.
             with refusals_named(config, "model"):
@@ -310,8 +283,7 @@ def prepare(
     if all_workers.num_replicas > 1:
         replicas.prepare(built.model)
     # Made now, so that what the config names wrongly is refused.
-    named = config["hooks"] if trains else ()
-    config_hooks = [from_mapping(config, "hooks", entry) for entry in named]
+    config_hooks = [from_mapping(config, "hooks", e) for e in (config["hooks"] if trains else ())]
     for name in ("train", "valid") if trains else ():
         source = getattr(built.dataset, name)
         if isinstance(source, FunctionBatches):
@@ -333,9 +305,7 @@ def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
     """Return the config of a run; settings that are younger than it have their defaults.
 
     From here on, what it names has to be of the project and its dependencies: see `vegab.trust`.
-
-    Raises:
-        UsageError: if the folder holds none.
+    Raises UsageError if the folder holds none.
     """
     if not (folder / "config.json").is_file():
         raise UsageError(
@@ -347,11 +317,7 @@ def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
 
 
 def commit_named(folder: Path, checkpoint: str) -> Path:
-    """Return the checkpoint of a run that "best", "latest" or a path means.
-
-    Raises:
-        UsageError: if it is not there.
-    """
+    """Return the checkpoint that "best", "latest" or a path means; raise UsageError without it."""
     named = {"best": folder / "model_best.h5", "latest": folder / "model.h5"}
     has_monitor = read_run(folder)["config"].get("monitor")
     if checkpoint == "best" and not named["best"].is_file() and not has_monitor:
@@ -372,8 +338,7 @@ def commit_named(folder: Path, checkpoint: str) -> Path:
 def commit_to_fork(folder: Path, epoch: int) -> "Commit":
     """Return the checkpoint of a run at the end of an epoch, counted from 1; of 0: the latest.
 
-    Raises:
-        UsageError: if the folder is not a run, is still written to, or has no such checkpoint.
+    Raises UsageError if the folder is not a run, is still written to, or has no such checkpoint.
     """
     run = read_run(folder)
     if not run["meta"].get("attempts"):

@@ -20,9 +20,7 @@ LONGEST_NAME = 24  # characters
 def draw_learning_curve(
     run: Path, history: Sequence[Mapping[str, Any]], best_epoch: int | None
 ) -> None:
-    """Draw `learning_curve.png`: loss and first metric, training and validation, best epoch
-    (from 0) marked. The history has a row per epoch.
-    """
+    """Draw `learning_curve.png`: loss and first metric; the best epoch (from 0) is marked."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -154,10 +152,8 @@ def draw_examples(
 
 
 def save_examples(images: "np.ndarray", path: Path) -> None:
-    """Write the first images of a set side by side, a pixel for a pixel, into a PNG file.
-
-    The images have the shape (num_images, height, width, 1 or 3); the least value of the set
-    becomes 0, the largest 255.
+    """Write the first images side by side, a pixel for a pixel, into a PNG file. Their shape is
+    (num_images, height, width, 1 or 3); the least value of the set becomes 0, the largest 255.
     """
     import numpy as np
     from matplotlib.image import imsave
@@ -165,11 +161,10 @@ def save_examples(images: "np.ndarray", path: Path) -> None:
     low, high = float(images.min()), float(images.max())
     strip = np.concatenate(images[:NUM_EXAMPLES].astype(np.float64), axis=1)
     pixels = np.rint((strip - low) * (255 / ((high - low) or 1))).astype(np.uint8)
-    # Equal pictures are equal files, whichever version of matplotlib writes them.
-    nameless = {"Software": ""}
     colours = pixels.repeat(3 // pixels.shape[2], axis=2)
     with replacing(path, sync=False) as temporary:
-        imsave(temporary, colours, format="png", metadata=nameless)
+        # Equal pictures are equal files, whichever version of matplotlib writes them.
+        imsave(temporary, colours, format="png", metadata={"Software": ""})
 
 
 def new_figure(width: float, height: float) -> "Figure":

@@ -16,17 +16,14 @@ from engine import endings
 
 
 class Processes:
-    """Processes that call functions with an object; they end with the one that started them.
+    """Processes, at least one, that call functions with an object; they end with this process.
 
-    Args:
-        thing: the object. It is pickled when the first function is called, and when `renew` is.
-        number: of processes, at least 1.
-        remedy: what to do if it cannot be pickled.
+    The object is pickled when the first function is called, and when `renew` is; `remedy` says what
+    to do if it cannot be.
     """
 
     def __init__(self, thing: Any, number: int, remedy: str) -> None:
-        self._thing = thing
-        self._number = number
+        self._thing, self._number = thing, number
         name = type(thing).__name__
         self._refusal = f"{name} cannot be pickled for worker processes ({{}}); {remedy}"
         self._pickled: bytes | None = None
@@ -41,12 +38,11 @@ class Processes:
             pickled = pickle.dumps(self._thing)
         except Exception as error:  # pickle raises half a dozen types
             raise ValueError(self._refusal.format(" ".join(str(error).split()))) from error
-        if pickled == self._pickled:
-            return
-        self._folder = self._folder or tempfile.TemporaryDirectory()
-        self._version += 1
-        Path(self._folder.name, str(self._version)).write_bytes(pickled)
-        self._pickled = pickled
+        if pickled != self._pickled:
+            self._folder = self._folder or tempfile.TemporaryDirectory()
+            self._version += 1
+            Path(self._folder.name, str(self._version)).write_bytes(pickled)
+            self._pickled = pickled
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what `function(thing, *arguments)` returns in one of the processes.
@@ -59,7 +55,11 @@ class Processes:
             with self._lock:
                 if self._pickled is None:
                     self.renew()
-                pool = self._pool = self._pool or self._started()
+                if self._pool is None:
+                    # A fork would copy TensorFlow's locks without the threads that release them.
+                    context = multiprocessing.get_context("spawn")
+                    self._pool = ProcessPoolExecutor(self._number, context, initializer=_start)
+                pool = self._pool
             assert self._folder is not None
             path = os.path.join(self._folder.name, str(self._version))
             try:
@@ -85,11 +85,6 @@ class Processes:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
 
-    def _started(self) -> ProcessPoolExecutor:
-        # A fork would copy TensorFlow's locks without the threads that release them.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._number, context, initializer=_start)
-
 
 # What follows runs in a worker process. The object stays pickled there until something is asked of
 # it: an error then reaches the one who asked, an error at the start would not.
@@ -106,9 +101,8 @@ def _start() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, be it by SIGKILL.
-
-    The pool's own pipes do not tell: a worker holds both ends of them.
+    """End this process when the one that started it is gone, be it by SIGKILL: the pool's own pipes
+    do not tell, for a worker holds both ends of them.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

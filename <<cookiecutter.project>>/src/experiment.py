@@ -25,27 +25,15 @@ from vegab import UsageError, resolve
 DEFAULT_RATE = 0.001
 # Settings, as root has them, of which a model that is compiled already sees nothing.
 OF_COMPILING: dict[str, Any] = {
-    "lr_schedule": None,
-    "learning_rate": None,
-    "optimizer": "adam",
-    "optimizer_arguments": {},
-    "accumulate_steps": 1,
-    "jit_compile": False,
-    "loss": None,
-    "metrics": None,
-}
+    "lr_schedule": None, "learning_rate": None, "optimizer": "adam", "optimizer_arguments": {},
+    "accumulate_steps": 1, "jit_compile": False, "loss": None, "metrics": None,
+}  # fmt: skip
 
 
 def build(config: Mapping[str, Any], save_path: str | None = None, **asked: Any) -> Experiment:
     """Import, read and build what the config names, of whichever kind it is. Nothing is written.
 
-    Args:
-        config: the resolved config.
-        save_path: the run folder; what its checkpoint says of threads and the like is taken over.
-        asked: see `engine.experiment.prepare`.
-
-    Raises:
-        UsageError, OSError, SystemExit: as `engine.experiment.prepare` does.
+    For arguments and errors see `engine.experiment.prepare`.
     """
     check_ranges(config)
     return prepare(experiment_of, Noting(config), save_path, **asked)
@@ -54,9 +42,8 @@ def build(config: Mapping[str, Any], save_path: str | None = None, **asked: Any)
 def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experiment:
     """Build what a config names: read the data, build the model, compile it.
 
-    Raises:
-        UsageError: if a name leads nowhere, or what it leads to does not take this config.
-        OSError: if the data cannot be read.
+    Raises UsageError if a name leads nowhere, or what it leads to does not take this config;
+    OSError if the data cannot be read.
     """
     if "iterator" in config:  # EDflow's kind
         from engine.iterators import build_iterator
@@ -134,14 +121,8 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
     monitor = config["monitor"] if valid is not None else config["monitor"].removeprefix("val_")
     with refusals_named(config, "monitor"):
         is_lower_better(monitor or None, config["monitor_mode"])
-    return Experiment(
-        config=config,
-        dataset=dataset,
-        model=model,
-        monitor=monitor or None,
-        callbacks=callbacks_of(config),
-        learning_rates=rates,
-    )
+    callbacks = callbacks_of(config)
+    return Experiment(config, dataset, model, monitor or None, callbacks, learning_rates=rates)
 
 
 def train(
@@ -160,8 +141,7 @@ def train(
         start_from: a checkpoint of another run to begin with.
         retrain: take only the weights from there, and begin at step 0.
 
-    Raises:
-        FloatingPointError, SystemExit, OSError, RuntimeError: as `training_loop` does.
+    Raises what `training_loop` does.
     """
     from src.training_loop import training_loop
 
@@ -178,10 +158,8 @@ def train(
 def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
     """Return what a model function asks for besides the config, by the names of its parameters.
 
-    Where the dataset says no `input_shape`, that of the first batch is taken.
-
-    Raises:
-        ValueError: if it asks for a number of classes that the dataset does not say.
+    Where the dataset says no `input_shape`, that of the first batch is taken. Raises ValueError if
+    it asks for a number of classes that the dataset does not say.
     """
     parameters = inspect.signature(build_model).parameters
     shape, num_classes = dataset.input_shape, dataset.num_classes
@@ -200,18 +178,12 @@ def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
 
 
 def check_ranges(config: Mapping[str, Any]) -> None:
-    """Refuse numbers that have the right type and make no sense.
-
-    Raises:
-        UsageError: naming the key, the value and what it may be.
-    """
+    """Raise UsageError for numbers that have the right type and make no sense."""
     check_common_ranges(config)
     if "iterator" in config:
-        check_ranges_of_iterator(config)
-        return
+        return check_ranges_of_iterator(config)
     if "train" in config:
-        check_ranges_of_variant(config)
-        return
+        return check_ranges_of_variant(config)
     keys = ("batch_size", "num_epochs", "n_filters", "n_layers", "accumulate_steps")
     require_at_least_one(config, *keys)
     if config["jit_compile"] and config["deterministic"]:
@@ -235,8 +207,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
 def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]], Any]:
     """Return the rates by epoch, if any, and what the optimizer starts with.
 
-    Raises:
-        UsageError: if `lr_schedule` is neither a list of [until_epoch, rate] nor a Keras schedule.
+    Raises UsageError if `lr_schedule` is no list of [until_epoch, rate], and no Keras schedule.
     """
     schedule, rate = config["lr_schedule"], config["learning_rate"]
     if schedule is None:

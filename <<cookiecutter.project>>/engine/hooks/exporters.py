@@ -19,8 +19,8 @@ from engine.trees import named
 from vegab.files import replacing_folder
 
 log = logging.getLogger(__name__)
-WEIGHTS, KERAS_FILE, SAVED_MODEL = "model.weights.h5", "model.keras", "saved_model"
-ONNX = "model.onnx"
+WEIGHTS, KERAS_FILE, ONNX = "model.weights.h5", "model.keras", "model.onnx"
+SAVED_MODEL = "saved_model"
 PLAIN, SERIALIZED = "serving_default", "serving_examples"
 
 
@@ -42,12 +42,8 @@ def export(
         output: the folder to make; an empty one may be there.
         replace: put it in the place of one that is there.
 
-    Returns:
-        What each signature takes, by name; and why forms are not there, by theirs.
-
-    Raises:
-        FileExistsError: if the folder is there and not empty.
-        OSError: if the model can be written in no form.
+    Return what each signature takes, by name; and why forms are not there, by theirs. Raises
+    FileExistsError if the folder is there and not empty; OSError if no form can be written.
     """
     is_taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if is_taken and not replace:
@@ -123,10 +119,7 @@ class Export(Hook):
     """
 
     def __init__(self, name: str, commit: str, features: Any, serving: Any) -> None:
-        self.name = name
-        self.commit = commit
-        self.features = features
-        self.serving = serving
+        self.name, self.commit, self.features, self.serving = name, commit, features, serving
 
     def after_training(self) -> None:
         model, commit = self.run.model, self.run.root / self.commit

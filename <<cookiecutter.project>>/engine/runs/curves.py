@@ -37,11 +37,9 @@ MOST_MARKED = 10  # points of a curve, but for those that stand alone
 # Names are text, and no LaTeX; PDF with TrueType fonts, as publishers ask for; the same identifiers
 # in each SVG.
 STYLE: dict[Any, Any] = {
-    "text.usetex": False,
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "curves",
-    "font.size": 9,
-}
+    "text.usetex": False, "pdf.fonttype": 42, "svg.hashsalt": "curves", "font.size": 9,
+}  # fmt: skip
+Groups = Sequence[Sequence[RunRecord]]
 Curves = dict[str, "pd.Series"]  # a metric by epochs (from 1) or steps, for each run's path
 
 
@@ -183,7 +181,7 @@ def draw(
     return figure
 
 
-def _legend(groups: Sequence[Sequence[RunRecord]], smooth: float) -> tuple[list[str], str]:
+def _legend(groups: Groups, smooth: float) -> tuple[list[str], str]:
     """Return what the curves are called, the last one for all that have no name, and a title."""
     is_grouped = any(len(group) > 1 for group in groups)
     first = [group[0] for group in groups]
@@ -201,12 +199,7 @@ def _legend(groups: Sequence[Sequence[RunRecord]], smooth: float) -> tuple[list[
 
 
 def _draw_panel(
-    axes: "Axes",
-    groups: Sequence[Sequence[RunRecord]],
-    curves: Curves,
-    smooth: float,
-    log_x: bool,
-    log_y: bool,
+    axes: "Axes", groups: Groups, curves: Curves, smooth: float, log_x: bool, log_y: bool
 ) -> None:
     import numpy as np
     from matplotlib.ticker import MaxNLocator
@@ -263,14 +256,9 @@ def _style(index: int, num_curves: int) -> dict[str, Any]:
     """Return how a curve looks, in colour, line and marker at once; one without a name is grey."""
     if num_curves > MOST_NAMED and index >= MOST_NAMED - 1:
         return {"color": "0.8", "linewidth": 0.7, "marker": "", "zorder": 0.5}
-    return {
-        "color": COLORS[index % len(COLORS)],
-        "linestyle": LINES[index % len(LINES)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linewidth": 1.3,
-        "markersize": 3.5,
-        "zorder": 2,
-    }
+    cycles = {"color": COLORS, "linestyle": LINES, "marker": MARKERS}
+    style = {name: looks[index % len(looks)] for name, looks in cycles.items()}
+    return style | {"linewidth": 1.3, "markersize": 3.5, "zorder": 2}
 
 
 def _marked(x: "np.ndarray", y: "np.ndarray", index: int) -> list[int]:

@@ -80,7 +80,7 @@ def predict(model: Any, source: Any) -> Predictions:
         for array in (array for part in batch for array in part.values()):
             num_bytes += sum(map(len, array.flat)) if array.dtype.kind == "O" else array.nbytes
     features, labels, outputs = (
-        {key: _joined([batch[i][key] for batch in batches]) for key in batches[0][i]}
+        {key: _joined([part[i][key] for part in batches]) for key in batches[0][i]}
         for i in range(3)
     )
     return Predictions(features, labels, outputs, left_out, num_examples)
@@ -216,9 +216,8 @@ def _write_classes(
     notes = []
     if several_at_once:
         axes = tuple(range(label.ndim - 1))
-        hits, support, predicted = (
-            array.sum(axis=axes) for array in (label & prediction, label, prediction)
-        )
+        arrays = (label & prediction, label, prediction)
+        hits, support, predicted = (array.sum(axis=axes) for array in arrays)
     else:
         is_counted = (label >= 0) & (label < number) & np.isfinite(probability)
         if not is_counted.all():

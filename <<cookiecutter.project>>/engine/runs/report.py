@@ -31,15 +31,9 @@ MOST_CLASSES = 100  # a larger confusion matrix could not be read, and would be 
 LONGEST_SETTING = 2_000  # characters
 LARGEST_WHOLE = 2**53  # above it JavaScript's numbers have gaps
 LINKED = (
-    "history.csv",
-    "learning_curve.png",
-    "stdout.txt",
-    "stderr.txt",
-    "config.json",
-    "meta.json",
-    "eval/*.csv",
-    "eval/*.png",
-)
+    "history.csv", "learning_curve.png", "stdout.txt", "stderr.txt", "config.json", "meta.json",
+    "eval/*.csv", "eval/*.png",
+)  # fmt: skip
 
 
 def write_report(
@@ -128,9 +122,7 @@ def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[s
         # The dot: a name with a colon is a folder, not the scheme of an address.
         "href": f"./{quote(os.fsencode(relative))}/",
         "has_config": bool(record.config),
-        "settings": {
-            key: clipped(settings[key], LONGEST_SETTING) for key in differing if key in settings
-        },
+        "settings": {k: clipped(settings[k], LONGEST_SETTING) for k in differing if k in settings},
         "evaluations": evaluations,
         "files": [
             str(path.relative_to(record.path))
@@ -234,8 +226,8 @@ def _evaluation_in(path: Path) -> dict[str, Any]:
     else:
         split = content.pop("split")
         about = f"{content.pop('checkpoint')} of epoch {content.pop('epoch')}"
-        number = content.pop("num_examples", None)
-        about += f", {number} examples" if number else ""
+        if number := content.pop("num_examples", None):
+            about += f", {number} examples"
     numbers = {k: v for k, v in content.items() if v is None or isinstance(v, int | float)}
     return {"split": split, "about": about, "figures": _plain(numbers)}
 
@@ -276,8 +268,7 @@ def _predictions_of(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
     labels, predictions = (table[key].to_numpy(int) for key in ("label", "prediction"))
     num_classes = int(max(labels.max(), predictions.max())) + 1
     if num_classes <= MOST_CLASSES and min(labels.min(), predictions.min()) >= 0:
-        counts = results.confusion_matrix(labels, predictions, num_classes)
-        details["matrix"] = counts.tolist()
+        details["matrix"] = results.confusion_matrix(labels, predictions, num_classes).tolist()
     picture = path.with_name("examples.png")
     if picture.exists():
         content = picture.read_bytes()

@@ -165,8 +165,10 @@ def read_runs(paths: Sequence[str]) -> list[RunRecord]:
         if record.state != "finished":
             record.state = state_now(record.path, record.state)
         if record.end and record.state in ("running", "died"):
-            # One that died was alive until its last commit, as far as its files know.
-            until = time.time() if record.state == "running" else _last_commit(record.path)
+            until = time.time()
+            if record.state == "died":  # it was alive until its last commit, as its files know
+                state = Path(record.path, "loop_state.pkl")
+                until = state.stat().st_mtime if state.exists() else 0.0
             record.seconds += max(0.0, until - _time(record.end).timestamp())
             record.end = None
     return records
@@ -266,11 +268,7 @@ def read_json(run: str, name: str, problems: list[str]) -> dict[str, Any]:
 def _of_meta(meta: dict[str, Any]) -> dict[str, Any]:
     attempts = meta.get("attempts") or []
     git = meta.get("git") or {}
-    seconds = sum(
-        (_time(attempt["end"]) - _time(attempt["start"])).total_seconds()
-        for attempt in attempts
-        if attempt.get("end")
-    )
+    spans = ((_time(a["end"]) - _time(a["start"])) for a in attempts if a.get("end"))
     last = attempts[-1] if attempts else {}
     return {
         "state": str(meta.get("status", "new")),
@@ -280,7 +278,7 @@ def _of_meta(meta: dict[str, Any]) -> dict[str, Any]:
         "is_dirty": bool(git.get("dirty")),
         "start": _time(attempts[0]["start"]).isoformat() if attempts else None,
         "end": _time(last.get("end") or last["start"]).isoformat() if attempts else None,
-        "seconds": seconds,
+        "seconds": sum(span.total_seconds() for span in spans),
         "num_attempts": len(attempts),
         "error": (str(last.get("error") or "").strip().splitlines() or [""])[-1],
         "parent": str((meta.get("parent") or {}).get("path", "")),
@@ -349,14 +347,6 @@ def _time(text: Any) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _last_commit(run: str) -> float:
-    """Return when a run has saved its state last, in seconds since 1970; 0 if it never has."""
-    try:
-        return os.path.getmtime(f"{run}/loop_state.pkl")
-    except OSError:
-        return 0.0
-
-
 def read_history(run: str | Path) -> list[dict[str, float]]:
     """Return the rows of a run's `history.csv` by column; cells that a row lacks are not in it.
 
@@ -400,9 +390,8 @@ def is_repetition(key: str) -> bool:
 
 
 def groups_of(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Return runs with the same settings, but for seeds and folds, together.
-
-    A run whose config cannot be read is a group of its own.
+    """Return runs with the same settings, but for seeds and folds, together; a run whose config
+    cannot be read is a group of its own.
     """
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
@@ -415,12 +404,9 @@ def groups_of(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
 def labels_of(records: Sequence[RunRecord], repetitions: bool = True) -> list[str]:
     """Return what differs, for each run: "n_filters=8, seed=1"; its path where nothing does."""
     keys = differing_settings(records, repetitions)
-    labels = []
-    for record in records:
-        settings = settings_of(record)
-        parts = [f"{key}={show(settings[key])}" for key in keys if key in settings]
-        labels.append(", ".join(parts) or record.path)
-    return labels
+    every = [(record.path, settings_of(record)) for record in records]
+    told = [(path, [f"{k}={show(own[k])}" for k in keys if k in own]) for path, own in every]
+    return [", ".join(parts) or path for path, parts in told]
 
 
 def _text(value: Any) -> str:
@@ -448,9 +434,8 @@ def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]
 
 
 def require_writable(output: str, *suffixes: str) -> None:
-    """Raise UsageError for a file that could not be written, before anything is read or drawn.
-
-    If `suffixes` are given, its name has to end with one of them.
+    """Raise UsageError for a file that could not be written, before anything is read or drawn, or
+    whose name ends with none of the `suffixes`, if there are any.
     """
     target = Path(output)
     if suffixes and target.suffix.lower() not in suffixes:
@@ -460,11 +445,10 @@ def require_writable(output: str, *suffixes: str) -> None:
 
 
 def load_runs(*patterns: str) -> "pd.DataFrame":
-    """Return a row per run: what it is, its settings, the best and last value of each metric.
+    """Return a row per run, indexed by path; the patterns are those of `find_runs`.
 
-    The patterns are those of `find_runs`. The frame is indexed by path; it has the columns state,
-    epoch, dotted settings (`n_filters`) and metrics (`val_loss best`, `val_loss last`,
-    `test_loss`).
+    Columns are state, epoch, dotted settings (`n_filters`) and metrics (`val_loss best`,
+    `val_loss last`, `test_loss`).
     """
     import pandas as pd
 

@@ -80,7 +80,9 @@ class AppendedFiles:
 
     def begin(self, owners: Iterable[Any]) -> None:
         """Keep the lengths that files have before the first step."""
-        lengths = self.lengths(owners)
+        self._keep_first(self.lengths(owners))
+
+    def _keep_first(self, lengths: Lengths) -> None:
         with self._lock:
             known = self._known.get(BEGIN, {})
             if lengths.keys() - known.keys():
@@ -113,15 +115,11 @@ class AppendedFiles:
     def note(self, path: str) -> None:
         """Note a file that is opened to append to it, before anything is appended."""
         name = self._name(os.path.abspath(path))
-        if not name or name in self._names:
-            return
-        length = os.path.getsize(path) if os.path.isfile(path) else 0
-        with self._lock:
-            self._names.add(name)
-            known = self._known.get(BEGIN, {})
-            if name not in known:
-                self._known[BEGIN] = known | {name: length}
-                write_json(self.root / FILE, self._known)
+        if name and name not in self._names:
+            length = os.path.getsize(path) if os.path.isfile(path) else 0
+            with self._lock:
+                self._names.add(name)
+                self._keep_first({name: length})
 
     def _name(self, path: str) -> str:
         """Return a path relative to the run folder; "" for what the project itself writes."""

@@ -76,8 +76,7 @@ def replacing() -> Iterator[None]:
 
 def _replaced(op: tf.Operation) -> Sequence[tf.Tensor] | None:
     """Return what takes the place of an operation's outputs, or None."""
-    draw = WITHOUT_STATE.get(op.type)
-    if draw is None:
+    if (draw := WITHOUT_STATE.get(op.type)) is None:
         return None
     keras_private.give_seed(op)  # nobody reads it any more, but TensorFlow computes it all the same
     drawn = draw(op, *op.inputs, seed=_generators[0].make_seeds(1)[:, 0])

@@ -58,13 +58,8 @@ def of(commit: Path) -> Fingerprint | None:
 def settings_of(
     config: Mapping[str, Any], stored: Fingerprint | None, start: Fingerprint | None = None
 ) -> dict[str, Any]:
-    """Return what can be set: as the commit has it, or for a new run as config and machine say.
-
-    Args:
-        config: the resolved config.
-        stored: of the run's own commit, or None.
-        start: of the commit of another run that a new one begins with, or None. What the config
-            leaves open is as there, so that a fork goes on as that run would have.
+    """Return what can be set: as the run's own commit has it, or for a new run as config and
+    machine say. What the config leaves open is as in `start`, the commit that a fork begins with.
     """
     if stored is not None:
         return stored["settings"]
@@ -86,9 +81,8 @@ def read_at_import() -> dict[str, str]:
 def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Set what `settings_of` returned and import TensorFlow, before anything else does.
 
-    Returns:
-        The settings as they are now. In a process where TensorFlow has started already, as in a
-        notebook, the number of threads stays as it was; 0 means TensorFlow's own choice.
+    Return the settings as they are now. Where TensorFlow has started already, as in a notebook, the
+    number of threads stays as it was; 0 means TensorFlow's own choice.
     """
     for key, name in READ_AT_IMPORT.items():
         os.environ.pop(name, None)
@@ -133,15 +127,11 @@ def take(
     return {
         **({"counted": counted} if counted else {}),
         "settings": dict(settings),
-        "versions": {
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": {module.__name__: module.__version__ for module in (tf, keras, np)},
         "processor": processor_features(),
         "devices": devices,
         "layout": layout,
-        "config": _sha256(json.dumps(lasting, sort_keys=True).encode()),
+        "config": hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest(),
         "data": digest(dataset.train, dataset.valid),
         "code": sources.digests(config),
     }
@@ -168,15 +158,12 @@ def differences(stored: Fingerprint, now: Fingerprint, where: str = "") -> list[
 
 def processor_features() -> list[str]:
     """Return the kind of processor, and those of its instructions that numbers depend on."""
-    flags: set[str] = set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                flags = set(line.partition(":")[2].split())
-                break
-    except OSError:
-        pass  # not Linux: the kind has to do
-    return [platform.machine(), *sorted(flag for flag in flags if flag.startswith(FEATURES))]
+    lines = []
+    with contextlib.suppress(OSError):  # not Linux: the kind has to do
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    words = set(flags.partition(":")[2].split())
+    return [platform.machine(), *sorted(word for word in words if word.startswith(FEATURES))]
 
 
 def code_differs(commit: Path) -> list[str]:
@@ -192,14 +179,9 @@ def code_differs(commit: Path) -> list[str]:
     if found:
         logging.getLogger(__name__).warning(
             "%s %s changed since the run; the figures are of the code as it is now",
-            ", ".join(found),
-            "have" if len(found) > 1 else "has",
-        )
+            ", ".join(found), "have" if len(found) > 1 else "has",
+        )  # fmt: skip
     return found
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _show(value: Any) -> str:

@@ -53,8 +53,7 @@ class Guard:
     """Looks at each step of training and validation that is traced.
 
     Args:
-        model: compiled; with an iterator: any object.
-        iterator: what does the steps, or None: the model's training step does.
+        model: compiled; with an iterator, which does the steps in its place: any object.
         data: what batches come from.
         allows_inexact: note what cannot be saved instead of refusing it.
 
@@ -70,16 +69,14 @@ class Guard:
         data: Sequence[Any] = (),
         allows_inexact: bool = False,
     ) -> None:
-        self._model = model
-        self._iterator = iterator
+        self._model, self._iterator = model, iterator
         self._steps = {"model": model, "iterator": iterator}
         self._around: dict[str, Sequence[Any]] = {}
         self._data = {"data": data}
         self._allows_inexact = allows_inexact
         self._captured: dict[int, Any] = {}  # by the id of a handle, in the order of capture
         self._tables: dict[str, Any] = {}
-        self._has_graph = False
-        self.has_news = False
+        self._has_graph = self.has_news = False
         self._reached: list[Any] = []  # variables from model and iterator, once all is traced
         self._num_looks = 0
         self._own: list[tuple[str, Any, dict[str, str]]] = []
@@ -92,8 +89,7 @@ class Guard:
     def look(self, traced: Any) -> None:
         """Look at a step, a concrete function.
 
-        Raises:
-            UsageError: if it uses what no checkpoint can hold, and that is not allowed.
+        Raises UsageError if it uses what no checkpoint can hold, and that is not allowed.
         """
         self._has_graph = self.has_news = True
         self._reached = []
@@ -106,7 +102,11 @@ class Guard:
                 self._captured.setdefault(id(captured), known[id(captured)])
             elif writers := _writers(placeholder):
                 unknown.append((captured, writers[0]))
-        tables = self._find_tables() if unknown else {}
+        tables = {  # that can be saved, by path, each by the id of its handle
+            id(thing.resource_handle): {path: thing}
+            for path, thing, *_ in (walk(self._steps) if unknown else ())
+            if isinstance(thing, tf.lookup.experimental.MutableHashTable)
+        }
         for captured, _ in unknown:
             self._tables |= tables.get(id(captured), {})
         unsaved = [
@@ -117,11 +117,7 @@ class Guard:
         self.tell([*unsaved, *_draws(traced.graph)])
 
     def tell(self, unsaved: Sequence["Unsaved"]) -> None:
-        """Refuse or note what was found.
-
-        Raises:
-            UsageError: if there is anything, and it is not allowed.
-        """
+        """Note what was found; raise UsageError if there is anything, and it is not allowed."""
         if unsaved and not self._allows_inexact:
             names = ", ".join(dict.fromkeys(each.name for each in unsaved))
             remedies = "; ".join(dict.fromkeys(each.remedy for each in unsaved))
@@ -133,20 +129,16 @@ class Guard:
 
     def variables(self) -> dict[str, Any]:
         """Return all variables besides the model's weights, by group; see `Checkpoint`."""
-        if self._iterator is None:
-            groups: dict[str, Any] = dict(variables_of(self._model))
-        else:
-            groups = dict(self._iterator.variables())
+        is_of_model = self._iterator is None
+        groups = dict(variables_of(self._model) if is_of_model else self._iterator.variables())
         # Without a graph, all that is there counts; an iterator's groups have that already.
-        takes_all = self._iterator is None and not self._has_graph
+        takes_all = is_of_model and not self._has_graph
         return groups | {"others": self._others(groups, takes_all)}
 
     def load_others(self, path: Path, states: Mapping[str, Any]) -> None:
         """Give model and iterator what a checkpoint has of them besides weights, for evaluation.
 
-        Args:
-            path: of the checkpoint.
-            states: what `states` gave when it was made.
+        `states` are what the method `states` gave when it was made.
         """
         saved = read_others(path)
         wanted = self.variables()["others"] if saved else {}
@@ -221,15 +213,13 @@ class Guard:
         return passed_by
 
     def require_reached(self) -> None:
-        """Refuse what PyTorch has made while an iterator was built, and hangs on nothing known.
-
-        Raises:
-            UsageError: if there is any, and that is not allowed.
+        """Raise UsageError for what PyTorch has made while an iterator was built, and hangs on
+        nothing known, unless that is allowed.
         """
         gc.collect()  # what only cycles hold is not used any more
         alive = [thing for ref in _made_of_torch if (thing := ref()) is not None]
-        owners = self._steps | self._data
-        reached = {id(thing) for _, thing, *_ in walk(owners)} if alive else set()
+        owners = self._steps | self._data if alive else {}
+        reached = {id(thing) for _, thing, *_ in walk(owners)}
         modules = [t for t in alive if id(t) in reached and hasattr(type(t), "named_modules")]
         held = {id(inner) for module in modules for inner in module.modules()}
         for thing in alive:
@@ -243,10 +233,9 @@ class Guard:
             return
         self._num_looks += 1
         if self._num_looks == 1:
-            passed_by = self._passed_by()
             self._own = [
                 (path, thing, callback_state.plain_attributes(thing))
-                for path, thing, *_ in walk(self._steps | self._around, passed_by)
+                for path, thing, *_ in walk(self._steps | self._around, self._passed_by())
                 if is_of_project(type(thing)) and not getattr(type(thing), "only_tells", False)  # type: ignore[arg-type]
             ]
         for path, thing, before in self._own:
@@ -254,24 +243,13 @@ class Guard:
             names = attributes_of_project(type(thing))  # type: ignore[arg-type]
             if changed := [name for name in names if now.get(name) != before.get(name)]:
                 self._own = [each for each in self._own if each[1] is not thing]
+                more = ", or only_tells = True if all that it does is to write or to show"
                 log.warning(
                     "%s (%s) changes its %s, which no checkpoint holds: a resumed run may differ; "
                     "give it get_state() and set_state(state), with JSON values%s",
-                    path,
-                    type(thing).__name__,
-                    ", ".join(changed),
-                    ", or only_tells = True if all that it does is to write or to show"
-                    if hasattr(type(thing), "only_tells")
-                    else "",
-                )
-
-    def _find_tables(self) -> dict[int, dict[str, Any]]:
-        """Return the tables that can be saved, by path, each by the id of its handle."""
-        return {
-            id(thing.resource_handle): {path: thing}
-            for path, thing, *_ in walk(self._steps)
-            if isinstance(thing, tf.lookup.experimental.MutableHashTable)
-        }
+                    path, type(thing).__name__, ", ".join(changed),
+                    more if hasattr(type(thing), "only_tells") else "",
+                )  # fmt: skip
 
 
 def _variables_in(owners: Mapping[str, Any], passed_by: Sequence[Any] = ()) -> Iterator[Reached]:
@@ -316,17 +294,13 @@ def noting_torch() -> Iterator[None]:
 
 def _draws(graph: Any) -> list[Unsaved]:
     """Return the operations that draw from, or keep, what is in no variable."""
-    found = [op for op in _operations(graph) if _draws_itself(op) or op.type in CALLS_PYTHON]
-    read = {id(op) for op in _read(found)} if found else set()
+    found = [op for op in _operations(graph) if _kind(op).draws or op.type in CALLS_PYTHON]
     unsaved = []
-    for op in found:
-        if id(op) not in read:
-            continue
+    for op in _read(found):
+        what, remedy = f"the random state of {op.type}", RANDOM
         if op.type in CALLS_PYTHON:
-            name = f"what the Python function of {op.type} keeps{_line_of(op)}"
-            unsaved.append(Unsaved(name, PYTHON))
-        else:
-            unsaved.append(Unsaved(f"the random state of {op.type}{_line_of(op)}", RANDOM))
+            what, remedy = f"what the Python function of {op.type} keeps", PYTHON
+        unsaved.append(Unsaved(what + _line_of(op), remedy))
     return unsaved
 
 
@@ -347,7 +321,7 @@ def _operations(graph: Any) -> Iterator[Any]:
 
 def _functions_of(op: Any) -> list[str]:
     names = []
-    for attribute, is_list in _kind(op.type, op).functions:
+    for attribute, is_list in _kind(op).functions:
         value = op.get_attr(attribute)
         names += [each.name for each in (value if is_list else [value])]
     return [name for name in names if name]
@@ -367,14 +341,10 @@ class _Kind:
 _kinds: dict[str, _Kind] = {}
 
 
-def _kind(name: str, op: Any) -> _Kind:
-    if name not in _kinds:
-        _kinds[name] = _Kind(op.op_def)
-    return _kinds[name]
-
-
-def _draws_itself(op: Any) -> bool:
-    return _kind(op.type, op).draws
+def _kind(op: Any) -> _Kind:
+    if op.type not in _kinds:
+        _kinds[op.type] = _Kind(op.op_def)
+    return _kinds[op.type]
 
 
 def _read(found: Sequence[Any]) -> list[Any]:
@@ -382,12 +352,9 @@ def _read(found: Sequence[Any]) -> list[Any]:
     needed: set[int] = set()
     for graph in {id(op.graph): op.graph for op in found}.values():
         of_graph = {id(op) for op in found if op.graph is graph}
-        ends = [
-            op
-            for op in graph.get_operations()
-            if _kind(op.type, op).is_stateful and id(op) not in of_graph
-        ]
-        open_ops = [*(tensor.op for tensor in graph.outputs), *ends]
+        open_ops = [tensor.op for tensor in graph.outputs]
+        stateful = (op for op in graph.get_operations() if _kind(op).is_stateful)
+        open_ops += [op for op in stateful if id(op) not in of_graph]
         while open_ops:
             op = open_ops.pop()
             if id(op) not in needed:
@@ -418,10 +385,8 @@ def _writers(tensor: Any) -> list[Any]:
 def _line_of(op: Any) -> str:
     """Return ", in file, line number" of the user's line that made an operation, or ""."""
     own = [frame for frame in op.traceback if is_own(frame.filename)]
-    # The loop's own lines call the step; that of the user is the innermost.
-    return f", in {_shown(own[-1].filename)}, line {own[-1].lineno}" if own else ""
-
-
-def _shown(file_name: str) -> str:
-    path = Path(file_name)
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name)
+    if not own:
+        return ""
+    path = Path(own[-1].filename)  # the loop's own lines call the step; the user's is the innermost
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name
+    return f", in {shown}, line {own[-1].lineno}"

@@ -94,8 +94,8 @@ def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
     elif kind.__module__.startswith("torch.") and not hasattr(kind, "named_modules"):
         # Of an optimizer, scheduler or scaler, those that it works on.
         for name, item in callback_state.attributes_of(thing).items():
-            items = item if isinstance(item, list | tuple) else [item]
-            if any(hasattr(type(each), "state_dict") for each in items):
+            each_of = item if isinstance(item, list | tuple) else [item]
+            if any(hasattr(type(each), "state_dict") for each in each_of):
                 yield f"{path}.{name}", item
     else:
         yield from _attributes(path, thing)
@@ -105,10 +105,9 @@ def _attributes(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
     kind = type(thing)
     if issubclass(kind, keras.Model):
         yield f"{path}.layers", thing.layers
-    names = callback_state.attributes_of(thing)
-    if "param_groups" in names:  # of an optimizer of PyTorch's, all of which it saves
-        names = {key: names[key] for key in names if key not in ("state", "param_groups")}
-    items = dict(names)
+    items = dict(callback_state.attributes_of(thing))
+    if "param_groups" in items:  # of an optimizer of PyTorch's, all of which it saves
+        items = {key: items[key] for key in items if key not in ("state", "param_groups")}
     for base in kind.__mro__:
         for name in getattr(base, "__slots__", ()):
             if isinstance(vars(base).get(name), MemberDescriptorType):
@@ -205,10 +204,8 @@ def state_of(thing: Any) -> State | None:
     """
     torch = sys.modules.get("torch")
     if isinstance(thing, np.random.Generator):
-        return State(
-            lambda: thing.bit_generator.state,
-            lambda state: setattr(thing.bit_generator, "state", state),
-        )
+        bits = thing.bit_generator
+        return State(lambda: bits.state, lambda state: setattr(bits, "state", state))
     if isinstance(thing, np.random.RandomState):
         return State(lambda: thing.get_state(legacy=False), thing.set_state)
     if isinstance(thing, random.Random):

@@ -33,52 +33,24 @@ from engine.training.steps import Steps, Validation, floats
 log = logging.getLogger(__name__)
 
 BEFORE_STEPS = ("set_model", "set_params", "on_train_begin")  # methods of callbacks
-LOOKS_AT_BATCHES = (
-    "on_train_batch_begin",
-    "on_train_batch_end",
-    "on_batch_begin",
-    "on_batch_end",
-)
-NEW_RUN: dict[str, Any] = {
-    "epoch": 0,
-    "step": 0,
-    "global_step": 0,
-    "learning_rate": 0.0,
-    "results": {},
-    "steps": {},
-    "best_epoch": None,
-    "is_cut": False,
-    "stop_reason": None,
-    "hooks": {},
-    "callbacks": {},
-    "others": {},
-}
+LOOKS_AT_BATCHES = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run does: steps of training and of validation, traced and looked at.
+    """What a run does: steps of training and of validation, traced and looked at."""
 
-    Attributes:
-        model: compiled; with an iterator: any object.
-        source: batches by epoch and step.
-        steps: runs the steps of training.
-        validation: validates, or None.
-        guard: has looked at the steps that are traced, and looks at those that will be.
-        iterator: what does the steps, or None: the model's own training step does.
-        names: of the columns that history.csv will have of the steps and the validation, as far as
-            they are known: callbacks may add others; none, if the steps are not compiled.
-        may_be_outdated: whether hooks or callbacks of the user act before the first step, who may
-            change what it was traced from: then it is traced again.
-    """
-
-    model: Any
+    model: Any  # compiled; with an iterator: any object
     source: BatchSource
-    steps: Any
-    validation: Any
-    guard: Guard
-    iterator: Any = None
+    steps: Any  # runs the steps of training
+    validation: Any  # validates, or None
+    guard: Guard  # has looked at the steps that are traced, and looks at those that will be
+    iterator: Any = None  # what does the steps, or None: the model's own training step does
+    # Columns that history.csv will have of steps and validation, as far as they are known:
+    # callbacks may add others; none, if the steps are not compiled.
     names: Sequence[str] = ()
+    # Whether hooks or callbacks of the user act before the first step, who may change what it was
+    # traced from: then it is traced again.
     may_be_outdated: bool = False
 
 
@@ -94,22 +66,17 @@ def work_on(
     iterator: Any = None,
     allow_inexact: bool = False,
 ) -> Work:
-    """Make the steps of a run, and trace them.
+    """Make the steps of a run, and trace them; for what is not said here, see `Session`.
 
     Args:
-        model: compiled; its own `train_step` is used if it has one. With an iterator: any object.
+        model: compiled; with an iterator, which does the steps in its place: any object.
         train: what `batch_source` takes.
         valid: the same, to validate on; None: there is no validation.
-        callbacks: of Keras, as in `begin`.
-        hooks: as in `begin`.
-        num_steps: as in `begin`.
         seed: of the order of batches, where the data does not decide it.
-        iterator: what does the steps; None: the model's training step does.
         allow_inexact: note what a resumed run would not restore, instead of refusing it.
 
-    Raises:
-        UsageError: if a step uses what no checkpoint holds, and that is not allowed.
-        ValueError: if model and data do not fit.
+    Raises UsageError if a step uses what no checkpoint holds, and that is not allowed; ValueError
+    if model and data do not fit.
     """
     source = batch_source(train, seed=seed)
     guard = Guard(model, iterator, [source, valid], allow_inexact)
@@ -130,17 +97,11 @@ def work_on(
 
 
 class Start(NamedTuple):
-    """The checkpoint of another run that one begins with.
-
-    Attributes:
-        path: of the checkpoint.
-        retrain: take only the weights from there, and begin at step 0.
-        rate: the learning rate of this run in an epoch, where it is not to be that of the other.
-    """
+    """The checkpoint of another run that one begins with."""
 
     path: Path
-    retrain: bool = False
-    rate: Callable[[int], float] | None = None
+    retrain: bool = False  # take only the weights from there, and begin at step 0
+    rate: Callable[[int], float] | None = None  # of an epoch, if it is not to be that of the other
 
 
 class Session:
@@ -148,9 +109,7 @@ class Session:
 
     Args:
         folder: the run folder, which exists.
-        work: what the run does.
         hooks: in the order in which they are called; those of an iterator come after them.
-        callbacks: of Keras.
         num_epochs: epochs in all, those of earlier attempts included.
         num_steps: steps in all, whatever `num_epochs` says; the last epoch may be cut short.
         monitor: column of the history that decides which epoch is the best; None: nothing does.
@@ -168,10 +127,8 @@ class Session:
         learning_rate: at the beginning of that epoch, if `step` is not 0.
         nothing_to_do: why, if that is so, else "".
 
-    Raises:
-        ValueError: if "auto" does not know whether less of `monitor` is better, or `start` is a
-            checkpoint of another model.
-        OSError: if there are checkpoints, and none of them is whole.
+    Raises ValueError if "auto" does not know whether less of `monitor` is better, or `start` is a
+    checkpoint of another model; OSError if there are checkpoints, and none of them is whole.
     """
 
     def __init__(
@@ -190,25 +147,24 @@ class Session:
         inexact: Sequence[str] = (),
         on_nan: str = "stop",
     ) -> None:
-        self.work = work
-        self.on_nan = on_nan
+        self.work, self.on_nan = work, on_nan
         self.workers = Workers(getattr(work.model, "distribute_strategy", None))
         self._lower_is_better = is_lower_better(monitor, monitor_mode)
-        iterator = work.iterator
+        iterator, steps_per_epoch = work.iterator, work.source.steps_per_epoch
         passed_by = [work.model, iterator, work.source]
         self._files = AppendedFiles(self._root_of(folder, callbacks), passed_by)
         self._checkpoint = Checkpoint(
             folder, work.model, work.guard.variables, on_nan == "stop", self._files.keep
         )
         if num_steps is not None:
-            num_epochs = -(-num_steps // work.source.steps_per_epoch)
+            num_epochs = -(-num_steps // steps_per_epoch)
         self._restores = RESTORE_ALL
         self._rate: float | None = None
         state = self._checkpoint.read()
         if start is not None:
             state = self._begun_with(start, state, monitor)
         self._is_new = state is None
-        self._state = state = state or _new_run()
+        self._state = state = state or new_run()
         if state["is_cut"] and num_steps is not None and state["global_step"] < num_steps:
             state["history"].pop()  # the epoch goes on from where `num_steps` had cut it
             state["best_epoch"] = best_of(state["history"], monitor, self._lower_is_better)
@@ -216,18 +172,11 @@ class Session:
         self.learning_rate = state["learning_rate"]
         self._callbacks = callbacks
         self.run = Run(
-            root=self._files.root,
-            model=work.model,
-            num_epochs=num_epochs,
-            num_steps=num_steps,
-            iterator=iterator,
-            steps_per_epoch=work.source.steps_per_epoch,
-            history=state["history"],
-            global_step=state["global_step"],
-            best_epoch=state["best_epoch"],
-            monitor=monitor,
-            results=state["results"],
-        )
+            root=self._files.root, model=work.model, iterator=iterator, monitor=monitor,
+            num_epochs=num_epochs, num_steps=num_steps, steps_per_epoch=steps_per_epoch,
+            history=state["history"], global_step=state["global_step"],
+            best_epoch=state["best_epoch"], results=state["results"],
+        )  # fmt: skip
         if iterator is None:
             self.hooks = Hooks(hooks, is_chief=self.workers.is_chief)
         else:
@@ -240,17 +189,13 @@ class Session:
             if isinstance(callback, keras.callbacks.CSVLogger) and not self._is_new:
                 callback.append = True  # it would begin the file again
         # Callbacks ask for a Keras model, also where an iterator trains something else.
-        self._keras_model = (
-            work.model if isinstance(work.model, keras.Model) else keras.Sequential()
-        )
+        is_keras = isinstance(work.model, keras.Model)
+        self._keras_model = work.model if is_keras else keras.Sequential()
         self._logs = _LastLogs()
         self.callbacks = keras.callbacks.CallbackList(
-            [*callbacks, self._logs],
-            model=self._keras_model,
-            verbose=0,
-            epochs=num_epochs,
-            steps=work.source.steps_per_epoch,
-        )
+            [*callbacks, self._logs], model=self._keras_model, verbose=0,
+            epochs=num_epochs, steps=steps_per_epoch,
+        )  # fmt: skip
         for callback in callbacks:
             if isinstance(callback, keras.callbacks.SwapEMAWeights):
                 # After the last epoch it would overwrite the last step's weights, from which a
@@ -272,23 +217,20 @@ class Session:
     ) -> dict[str, Any]:
         """Return the state to go on from: the run's own, or that of another one's checkpoint."""
         if state is not None:
-            log.info("%s goes on from its own checkpoint, not from %s", self._folder, start.path)
+            folder = self._checkpoint.folder
+            log.info("%s goes on from its own checkpoint, not from %s", folder, start.path)
             return state
         other = self._checkpoint.read_other(start.path)
         if start.retrain:
             log.info("starting from %s, only from its weights", start.path)
             self._restores = RESTORE_WEIGHTS
-            return _new_run() | {"steps": other["steps"], "others": other.get("others", {})}
+            return new_run() | {"steps": other["steps"], "others": other.get("others", {})}
         log.info("starting from %s", start.path)
         best_epoch = best_of(other["history"], monitor, self._lower_is_better)
         self._checkpoint.take_along(other, best_epoch)
         if start.rate is not None:
             self._rate = start.rate(other["epoch"])
         return other | {"best_epoch": best_epoch}
-
-    @property
-    def _folder(self) -> Path:
-        return self._checkpoint.folder
 
     def _root_of(self, folder: Path, callbacks: Sequence[Any]) -> Path:
         """Return where hooks and callbacks write: what other workers do is thrown away."""
@@ -300,14 +242,14 @@ class Session:
 
     def _tell(self, inexact: Sequence[str]) -> None:
         """Say, here and in the checkpoints, what is not exact."""
-        if inexact:
-            differing = "; ".join(inexact)
-            log.warning("from here on the run is not bit for bit the same: %s", differing)
-        if unsaved := self.work.guard.found:
-            log.warning(
-                "a resumed run will have other bits, for no checkpoint holds %s", "; ".join(unsaved)
-            )
-        if differs := [*inexact, *self.work.guard.found]:
+        unsaved = self.work.guard.found
+        for found, what in (
+            (inexact, "from here on the run is not bit for bit the same:"),
+            (unsaved, "a resumed run will have other bits, for no checkpoint holds"),
+        ):
+            if found:
+                log.warning("%s %s", what, "; ".join(found))
+        if differs := [*inexact, *unsaved]:
             entry = {"global_step": self._state["global_step"], "differs": differs}
             self._state["inexact"].append(entry)
 
@@ -316,7 +258,7 @@ class Session:
     @contextlib.contextmanager
     def open(self) -> Iterator[SignalsToFlag]:
         """From the hooks' first word to their last; signals to stop become a flag."""
-        work = self.work
+        work, checkpoint = self.work, self._checkpoint
         try:
             with SignalsToFlag(self.workers) as signals:
                 self.hooks.start(self.run)
@@ -328,11 +270,9 @@ class Session:
                     self._checkpoint.prepare()
                 others = self._state.get("others", {})
                 lacks = {*others} - {*work.guard.states()} if others else set()
-                if work.iterator is not None and (
-                    lacks or not self._checkpoint.fits(self._restores)
-                ):
+                if work.iterator is not None and (lacks or not checkpoint.fits(self._restores)):
                     work.steps.dry_run()  # what a first step makes has to be there to be restored
-                    self._checkpoint.prepare()
+                    checkpoint.prepare()
                 work.guard.has_news = False
                 work.guard.tell_changes()
                 self._files.begin(self._owners)
@@ -443,11 +383,7 @@ class Session:
         run.keep_as, run.discard = None, ()
 
     def stop(self, snapshot: Snapshot, signals: SignalsToFlag) -> None:
-        """Save what a signal has interrupted, and end the process.
-
-        Raises:
-            SystemExit: with code 75.
-        """
+        """Save what a signal has interrupted, and end the process: SystemExit with code 75."""
         self._checkpoint.commit(snapshot)
         self._checkpoint.wait()
         signals.agree()  # nobody leaves before the checkpoint is there
@@ -465,10 +401,9 @@ class Session:
         run.history.append(row)
         if run.monitor is None or run.monitor not in row:
             return False
-        if not is_best(run.history, run.best_epoch, run.monitor, self._lower_is_better):
-            return False
-        run.best_epoch = row["epoch"]
-        return True
+        if better := is_best(run.history, run.best_epoch, run.monitor, self._lower_is_better):
+            run.best_epoch = row["epoch"]
+        return better
 
     def end_epoch(
         self,
@@ -482,17 +417,14 @@ class Session:
         """Save the end of an epoch; return whether the run ends with it.
 
         Args:
-            epoch: that has ended.
             step: steps done in it.
             learning_rate: at its beginning.
-            is_best: whether it is the best so far.
             may_lack_monitor: whether the history may have no column `monitor`, for there was no
                 validation.
             cut: of an epoch that `num_steps` cuts short, a copy from before its validation. More
                 steps, if they come, belong to this epoch: it stays open.
 
-        Raises:
-            KeyError: if the history has no column `monitor`.
+        Raises KeyError if the history has no column `monitor`.
         """
         run = self.run
         if self._keras_model.stop_training:
@@ -524,8 +456,12 @@ class _LastLogs(keras.callbacks.Callback):
         self.of_epoch = dict(logs or {})
 
 
-def _new_run() -> dict[str, Any]:
-    return NEW_RUN | {"history": [], "inexact": []}
+def new_run() -> dict[str, Any]:
+    """Return the state of a run before its first step."""
+    state: dict[str, Any] = {"epoch": 0, "step": 0, "global_step": 0, "learning_rate": 0.0}
+    state |= {"best_epoch": None, "is_cut": False, "stop_reason": None, "history": []}
+    state |= {name: {} for name in ("results", "steps", "hooks", "callbacks", "others")}
+    return state | {"inexact": []}
 
 
 def _look_at_batches(callbacks: Sequence[keras.callbacks.Callback]) -> bool:

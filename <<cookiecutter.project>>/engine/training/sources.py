@@ -43,8 +43,7 @@ def digests(config: Mapping[str, Any]) -> dict[str, str]:
     open_modules = [BUILDS_ALL, *_named_by(config)]
     seen = set(open_modules)
     while open_modules:
-        file = _file_of(open_modules.pop())
-        if file is None:
+        if (file := _file_of(open_modules.pop())) is None:
             continue
         name = str(file.relative_to(ROOT))
         source = _source(file)
@@ -53,7 +52,8 @@ def digests(config: Mapping[str, Any]) -> dict[str, str]:
         seen.update(new)
         open_modules += new
     _keep_known()
-    return dict(sorted(found.items())) | {ENGINE: _joined(of_engine)}
+    text = "\n".join(f"{name} {digest}" for name, digest in sorted(of_engine.items()))
+    return dict(sorted(found.items())) | {ENGINE: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def digest_of(name: str) -> str | None:
@@ -66,11 +66,8 @@ def digest_of(name: str) -> str | None:
 
 def _named_by(value: Any) -> Iterator[str]:
     """Yield the modules that texts in a config may name."""
-    if isinstance(value, Mapping):
-        for item in value.values():
-            yield from _named_by(item)
-    elif isinstance(value, list):
-        for item in value:
+    if isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from _named_by(item)
     elif isinstance(value, str):
         yield from (module for module, _ in readings(value))
@@ -140,9 +137,9 @@ def _read(content: bytes, file: Path) -> Source:
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *filter(None, [node.module])])
             imports.update(dict.fromkeys([module, *(f"{module}.{a.name}" for a in node.names)]))
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_text(body[0]):
-            body[0] = ast.Expr(ast.Constant(None))
+        match getattr(node, "body", None):
+            case [ast.Expr(ast.Constant(str())), *_] as body:  # a docstring
+                body[0] = ast.Expr(ast.Constant(None))
     with_parents = {
         ".".join(parts[:number])
         for parts in (module.split(".") for module in imports)
@@ -151,13 +148,3 @@ def _read(content: bytes, file: Path) -> Source:
     }
     digest = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
     return Source(digest, sorted(with_parents))
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    is_value = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-    return is_value and isinstance(statement.value.value, str)  # type: ignore[attr-defined]
-
-
-def _joined(digests: Mapping[str, str]) -> str:
-    text = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -27,21 +27,13 @@ FIRST_BATCHES = 8  # that are looked at where shapes vary
 
 
 class Call(NamedTuple):
-    """What a call of one or many steps did.
+    """What a call of one or many steps did."""
 
-    Attributes:
-        step: the step after the last one done, in the epoch.
-        results: figures of the epoch so far.
-        not_finite: the first step whose loss is not a finite number, or None.
-        last_results: what hooks are told of the last step.
-        seen: its fetches, feeds and batch, if hooks were called before it.
-    """
-
-    step: int
-    results: dict[str, float]
-    not_finite: int | None
-    last_results: Any
-    seen: tuple[Any, ...] = ()
+    step: int  # the one after the last one done, in the epoch
+    results: dict[str, float]  # figures of the epoch so far
+    not_finite: int | None  # the first step whose loss is not a finite number
+    last_results: Any  # what hooks are told of the last step
+    seen: tuple[Any, ...] = ()  # its fetches, feeds and batch, if hooks were called before it
 
 
 # Called before a step with (fetches, feeds, batch), the first two of which it may change.
@@ -51,20 +43,12 @@ Look = Callable[[Any], None]
 
 
 class _Group(NamedTuple):
-    """Batches of equal shapes.
-
-    Attributes:
-        num_steps: number of batches.
-        batches: tensors; stacked if they are run at once, so that each has a first dimension more,
-            else a list.
-        spec: of one batch, see `_Traces`.
-        kind: the spec as text, and whether they are run at once.
-    """
+    """Batches of equal shapes."""
 
     num_steps: int
-    batches: Any
-    spec: Any
-    kind: tuple[str, bool]
+    batches: Any  # tensors: if they are run at once, stacked along a new first dimension; or a list
+    spec: Any  # of one batch, see `_Traces`
+    kind: tuple[str, bool]  # the spec as text, and whether they are run at once
 
 
 class _Traces:
@@ -74,24 +58,12 @@ class _Traces:
     another size than these, there is a function for which this dimension is open. So it depends on
     nothing but the batch which function does it, in every process, and lengths that vary cost one
     trace.
-
-    Args:
-        model: whose step it is.
-        step: the method.
-        source: of the batches.
-        look: called with each step that is traced, a concrete function.
     """
 
     def __init__(
-        self,
-        model: keras.Model,
-        step: Callable[[Any], Any],
-        source: BatchSource,
-        look: Callable[[Any], None] | None,
+        self, model: keras.Model, step: Callable[[Any], Any], source: BatchSource, look: Look | None
     ) -> None:
-        self._model = model
-        self._step = step
-        self._look = look
+        self._model, self._step, self._look = model, step, look
         self._first = source.batch(0, 0)
         self.base = keras.tree.map_structure(_spec_of, arrays_of(self._first))
         if source.steps_per_epoch > 2:  # the last one may be smaller, which is no reason
@@ -113,18 +85,12 @@ class _Traces:
     def spec_of(self, batch: Any, name: str, number_too: bool = False) -> Any:
         """Return what the function that does a batch takes: what is there, with open dimensions.
 
-        Args:
-            batch: nested arrays.
-            name: of the batch, for a refusal.
-            number_too: open the number of examples, too, where it is another one; see `get`.
-
-        Raises:
-            ValueError: if it has another structure than the first one.
+        With `number_too`, the number of examples is one of these, too; see `get`. Raises a
+        ValueError with the batch's `name` if it has another structure than the first one.
         """
         try:
-            return keras.tree.map_structure(
-                functools.partial(_opened, number_too=number_too), self.base, batch
-            )
+            opened = functools.partial(_opened, number_too=number_too)
+            return keras.tree.map_structure(opened, self.base, batch)
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{name} of the data is {shapes_of(batch)}; expected the structure of the first "
@@ -177,7 +143,6 @@ class Steps:
 
     Args:
         model: compiled, with weights, metrics and optimizer variables made.
-        source: batches by epoch and step.
         one_by_one: never group steps, as callbacks need that look at each of them.
         num_steps: steps in all, beyond which the source is not asked; None: there is no end.
         look: called with each step that is traced, a concrete function.
@@ -199,12 +164,9 @@ class Steps:
         num_steps: int | None = None,
         look: Look | None = None,
     ) -> None:
-        self.model = model
-        self.source = source
-        self._look = look
-        self.num_steps = num_steps
+        self.model, self.source, self._look = model, source, look
+        self.num_steps, self.one_by_one = num_steps, one_by_one
         self.size = 1
-        self.one_by_one = one_by_one
         self._calls: dict[tuple[str, bool], Callable[[Any], Any]] = {}
         self._traces: _Traces | None = None
         self._usual = ""  # the spec of batches that can be run at once
@@ -214,14 +176,11 @@ class Steps:
         self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
 
     def compile(self) -> None:
-        """Compile for the first batch; what a train step makes for itself is made thereby.
-
-        That may be the variables of a second optimizer, which have to be there to be restored.
-        What is compiled already stays.
+        """Compile for the first batch, if that is not done; what a train step makes for itself is
+        made thereby, as variables of a second optimizer, which have to be there to be restored.
         """
         if self._traces is None:
-            step = self.model.train_step
-            self._traces = _Traces(self.model, step, self.source, self._look)
+            self._traces = _Traces(self.model, self.model.train_step, self.source, self._look)
             self._usual = "" if self._traces.varies else str(self._traces.base)
             self._traces.get(self._traces.base)
 
@@ -278,12 +237,7 @@ class Steps:
             seconds = (time.perf_counter() - start) / group.num_steps
             self.size = int(min(max(self._seconds / seconds, 1), self.MOST_STEPS))
         figures = floats(results)
-        return Call(
-            step=after,
-            results=figures,
-            not_finite=None if finite.all() else step + int(finite.argmin()),
-            last_results=figures,
-        )
+        return Call(after, figures, None if finite.all() else step + int(finite.argmin()), figures)
 
     def close(self) -> None:
         """Let the thread go that makes batches ready."""
@@ -326,10 +280,8 @@ class Steps:
     def _make_ready(self, epoch: int, step: int, until: int) -> None:
         if self.num_steps is not None:
             until = min(until, self.num_steps - epoch * self.source.steps_per_epoch)
-        size = self._size_at(epoch, step, until)
-        if size < 1:
-            return
-        self._ahead = (epoch, step), self._executor.submit(self._stack, epoch, step, size)
+        if (size := self._size_at(epoch, step, until)) > 0:
+            self._ahead = (epoch, step), self._executor.submit(self._stack, epoch, step, size)
 
     def _size_at(self, epoch: int, step: int, until: int) -> int:
         """Return how many steps from there on make a group."""
@@ -355,12 +307,8 @@ class Steps:
         traces = self._traces
         assert traces is not None
         spec = traces.spec_of(batches[0], f"step {step + 1} of epoch {epoch + 1}")
-        kind = str(spec)
-        at_once = (
-            kind == self._usual
-            and self._early_steps_from(epoch, step) <= 0
-            and not self.model.run_eagerly
-        )
+        kind, is_early = str(spec), self._early_steps_from(epoch, step) > 0
+        at_once = kind == self._usual and not is_early and not self.model.run_eagerly
         if at_once:
             tensors = keras.tree.map_structure(lambda *arrays: _stacked(arrays), *batches)
         else:
@@ -392,10 +340,12 @@ class Steps:
             )
             return results, finite.stack()
 
-        signature = keras.tree.map_structure(_many_of, group.spec)
-        return tf.function(
-            many_steps, input_signature=[signature], autograph=False
-        ).get_concrete_function()
+        def many_of(one: tf.TensorSpec) -> tf.TensorSpec:
+            # Any number of steps, not of examples: a recurrent layer would take half as long again.
+            return tf.TensorSpec([None, *one.shape], one.dtype)
+
+        many = tf.function(many_steps, autograph=False)
+        return many.get_concrete_function(keras.tree.map_structure(many_of, group.spec))
 
 
 def _run_singly(one_step: Callable[[Any], Any], batches: list[Any]) -> Any:
@@ -423,10 +373,8 @@ def _are_finite(results: Mapping[str, Any]) -> Any:
 def on_all_replicas(
     model: keras.Model, step: Callable[[Any], Mapping[str, Any]]
 ) -> Callable[[Any], Mapping[str, Any]]:
-    """Return a step of which every replica of the model's strategy does a part of the batch.
-
-    The parts differ by one example at most. Of a batch with fewer examples than replicas, each does
-    the whole.
+    """Return a step of which every replica of the model's strategy does a part of the batch: parts
+    differ by one example at most; of fewer examples than replicas, each does the whole.
     """
     strategy = model.distribute_strategy
     if strategy is None or strategy.num_replicas_in_sync == 1:
@@ -481,18 +429,16 @@ def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None)
 
     These are the weights of a subclassed model, the metrics' and the optimizer's. With `fine_tune`,
     only weights whose path it matches are trained. Returns what a test step returns, or {} for a
-    model that cannot be tested.
-
-    Raises:
-        ValueError: if model and batch do not fit, or `fine_tune` matches no weight.
+    model that cannot be tested. Raises ValueError if model and batch do not fit, or `fine_tune`
+    matches no weight.
     """
     batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
     results: dict[str, Any] = {}
     try:
-        test_step = on_all_replicas(model, model.test_step)
-        is_alone = test_step == model.test_step
+        step = on_all_replicas(model, model.test_step)
+        if step != model.test_step:
+            step = tf.function(step, autograph=False)
         with draws.replacing():
-            step = test_step if is_alone else tf.function(test_step, autograph=False)
             results = dict(step(batch))
     except (NotImplementedError, ValueError):
         if model.loss is not None:
@@ -533,11 +479,7 @@ def _stacked(arrays: Sequence[np.ndarray]) -> tf.Tensor:
 
 
 def arrays_of(batch: Any) -> Any:
-    """Return a batch as nested NumPy arrays.
-
-    Raises:
-        ValueError: if there is anything else in it.
-    """
+    """Return a batch as nested NumPy arrays; raise ValueError if there is anything else in it."""
 
     def array_of(leaf: Any) -> np.ndarray:
         array = np.asarray(leaf)
@@ -556,8 +498,7 @@ def _opened(spec: tf.TensorSpec, array: np.ndarray, number_too: bool) -> tf.Tens
     """Return the spec of an array, open in the dimensions in which it is not as `spec` is."""
     if len(spec.shape) != array.ndim:
         return _spec_of(array)
-    both = zip(spec.shape, array.shape, strict=True)
-    sizes = [size if size == now else None for size, now in both]
+    sizes = [a if a == b else None for a, b in zip(spec.shape, array.shape, strict=True)]
     if sizes and spec.shape[0] is not None and not number_too:
         sizes[0] = len(array)
     return tf.TensorSpec(sizes, array.dtype)
@@ -577,11 +518,6 @@ def _zeros(output: Any) -> np.ndarray:
     return np.zeros(shape if shape.is_fully_defined() else ())
 
 
-def _many_of(one: tf.TensorSpec) -> tf.TensorSpec:
-    # Any number of steps, but not of examples: a recurrent layer would take half as long again.
-    return tf.TensorSpec([None, *one.shape], one.dtype)
-
-
 def _of_any_number(array: tf.TensorSpec) -> tf.TensorSpec:
     return tf.TensorSpec([None, *array.shape[1:]] if array.shape else [], array.dtype)
 
@@ -593,16 +529,12 @@ def _shapes(batch: Any) -> list[tuple[int, ...]]:
 class Validation:
     """Evaluates a model, compiled once for all epochs, and stops when asked to.
 
-    Args:
-        model: compiled.
-        examples: what `batch_source` takes; of a batch source, epoch 0 is used.
-        look: called with each step that is traced, a concrete function.
+    `examples` are what `batch_source` takes, of which epoch 0 is used; `look` is called with each
+    step that is traced, a concrete function.
     """
 
     def __init__(self, model: keras.Model, examples: Any, look: Look | None = None) -> None:
-        self.model = model
-        self.source = batch_source(examples, shuffle=False)
-        self._look = look
+        self.model, self.source, self._look = model, batch_source(examples, shuffle=False), look
         self._traces: _Traces | None = None
 
     def compile(self) -> _Traces:
