@@ -94,8 +94,8 @@ def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
     elif kind.__module__.startswith("torch.") and not hasattr(kind, "named_modules"):
         # Of an optimizer, scheduler or scaler, those that it works on.
         for name, item in callback_state.attributes_of(thing).items():
-            each_of = item if isinstance(item, list | tuple) else [item]
-            if any(hasattr(type(each), "state_dict") for each in each_of):
+            items = item if isinstance(item, list | tuple) else [item]
+            if any(hasattr(type(each), "state_dict") for each in items):
                 yield f"{path}.{name}", item
     else:
         yield from _attributes(path, thing)
