@@ -30,15 +30,11 @@ Arrays = tuple[Array, Array]
 SHUFFLE_STREAM, AUGMENT_STREAM = 0, 1
 DRAWS_PER_EXAMPLE = 4
 UNKNOWN, ENDLESS = -2, -1  # cardinalities of tf.data
-MOST_BATCHES = 1_000_000  # that are counted
-READ_AHEAD = 8  # batches
+MOST_BATCHES, READ_AHEAD = 1_000_000, 8  # that are counted, that are read ahead
 SECONDS_TO_COMPARE = 60.0
-SECONDS_OF_SILENCE = 10.0
 PARTS = ("x", "y", "sample_weight")  # of a batch that is a tuple
-WITHOUT_PROCESSES = "set its use_multiprocessing to False"
 IN_ORDER = 256  # examples at a time, of arrays in memory that are validated or tested on
-DIGESTED_WHOLE = 2**30  # bytes of arrays in memory
-DIGESTED_ROWS = 1000  # of larger ones, and of those in files
+DIGESTED_WHOLE, DIGESTED_ROWS = 2**30, 1000  # bytes in memory; rows of larger arrays, and of files
 
 
 class BatchSource(Protocol):
@@ -94,10 +90,6 @@ class Ahead:
         for future in self._pending.values():
             future.cancel()
         self._pending.clear()
-
-    def close(self) -> None:
-        """Let the threads go."""
-        self._executor.shutdown(cancel_futures=True)
 
 
 class ArrayBatches:
@@ -217,7 +209,8 @@ class FunctionBatches:
         # Reading past an end that was not foreseen makes Keras count a step without data.
         number = self._cardinality()
         if number == UNKNOWN:
-            number = _counted(self.open_epoch(0))
+            log.info("the data does not say how many batches an epoch has: the first is counted")
+            number = sum(1 for _ in islice(self.open_epoch(0), MOST_BATCHES + 1))
         if number == ENDLESS or number > MOST_BATCHES:
             raise ValueError(
                 "the data has no end (or more than a million batches an epoch), so there is no "
@@ -296,19 +289,6 @@ class FunctionBatches:
         return batch
 
 
-def _counted(opened: Iterable[Any]) -> int:
-    """Return how many batches there are, or one more than are counted; say if it takes long."""
-    start = said = time.monotonic()
-    number = 0
-    for number, _ in enumerate(islice(opened, MOST_BATCHES + 1), start=1):
-        if time.monotonic() - said > SECONDS_OF_SILENCE:
-            said = time.monotonic()
-            log.info("the data does not say its length: %d batches counted so far", number)
-    if time.monotonic() - start > 1:
-        log.info("counted %d batches in %.0f s", number, time.monotonic() - start)
-    return number
-
-
 class PyDatasetBatches:
     """Batches of a `keras.utils.PyDataset`, made by its own number of workers.
 
@@ -334,7 +314,8 @@ class PyDatasetBatches:
         self._order = np.arange(number)
         workers = getattr(dataset, "workers", 1)
         in_processes = getattr(dataset, "use_multiprocessing", False) and workers > 0
-        self._processes = Processes(dataset, workers, WITHOUT_PROCESSES) if in_processes else None
+        remedy = "set its use_multiprocessing to False"
+        self._processes = Processes(dataset, workers, remedy) if in_processes else None
         is_ahead = workers > 1 or in_processes
         self._ahead = Ahead(self._item, "PyDataset", workers) if is_ahead else None
         self._num_ahead = max(getattr(dataset, "max_queue_size", 10), workers)

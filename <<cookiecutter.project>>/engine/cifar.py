@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ class CifarSource:
     test_files: tuple[str, ...]
     label_key: bytes
     num_classes: int
-    class_names: tuple[str, ...] | None = None
+    class_names: Sequence[str] | None = None
 
 
+OF_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR = {
     "cifar10": CifarSource(
         archive="cifar-10-python.tar.gz",
@@ -35,10 +37,7 @@ CIFAR = {
         test_files=("cifar-10-batches-py/test_batch",),
         label_key=b"labels",
         num_classes=10,
-        class_names=(
-            *("airplane", "automobile", "bird", "cat", "deer"),
-            *("dog", "frog", "horse", "ship", "truck"),
-        ),
+        class_names=OF_CIFAR10.split(),
     ),
     "cifar100": CifarSource(
         archive="cifar-100-python.tar.gz",

@@ -28,8 +28,7 @@ class Experiment:
     """What a config stands for."""
 
     config: Mapping[str, Any]  # resolved
-    # Training batches, validation arrays, and how to read the test set; with an iterator: `Splits`.
-    dataset: Any
+    dataset: Any  # batch sources as `train` and `valid`, or None; `src.data.Dataset` has more
     model: Any  # compiled; with an iterator: any object
     monitor: str | None  # column of the history that decides which epoch is the best
     callbacks: list["keras.callbacks.Callback"]
@@ -211,14 +210,6 @@ class Experiment:
         if self.learning_rates:
             chosen.append(hooks.LearningRates(self.learning_rates))
         return chosen
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Training batches, and validation batches in order, or None."""
-
-    train: Any
-    valid: Any
 
 
 def prepare(

@@ -17,8 +17,7 @@ from engine.cifar import CIFAR, _cifar_archive, _read_cifar
 DIGITS = Path(__file__).resolve().parents[1] / "data" / "digits" / "digits.npz"
 
 
-def no_test_set() -> Any:
-    """Stand for a test set that is missing."""
+def _no_test_set() -> Any:
     raise ValueError("it has no test set; give its Dataset a load_test")
 
 
@@ -43,7 +42,7 @@ class Dataset:
 
     train: Any
     valid: Any = None
-    load_test: Callable[[], Any] = no_test_set
+    load_test: Callable[[], Any] = _no_test_set
     input_shape: tuple[int, ...] | None = None
     num_classes: int | None = None
     class_names: Sequence[str] | None = None

@@ -159,21 +159,22 @@ def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
     """Return what a model function asks for besides the config, by the names of its parameters.
 
     Where the dataset says no `input_shape`, that of the first batch is taken. Raises ValueError if
-    it asks for a number of classes that the dataset does not say.
+    it has to know a number of classes that the dataset does not say.
     """
-    parameters = inspect.signature(build_model).parameters
-    shape, num_classes = dataset.input_shape, dataset.num_classes
-    if shape is None and "input_shape" in parameters:
-        import keras
+    import keras
 
-        features = first[0] if isinstance(first, tuple) else first
-        shape = keras.tree.map_structure(lambda array: tuple(array.shape[1:]), features)
-    if num_classes is None and "num_classes" in parameters:
+    parameters = inspect.signature(build_model).parameters
+    features = first[0] if isinstance(first, tuple) else first
+    shape = keras.tree.map_structure(lambda array: tuple(array.shape[1:]), features)
+    offered = {"input_shape": dataset.input_shape or shape, "dataset": dataset}
+    if dataset.num_classes is not None:
+        offered["num_classes"] = dataset.num_classes
+    elif (
+        "num_classes" in parameters and parameters["num_classes"].default is inspect.Parameter.empty
+    ):
         raise ValueError("it asks for num_classes, which the dataset does not say")
-    offered = {"input_shape": shape, "num_classes": num_classes, "dataset": dataset}
-    wanted = set(parameters)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        wanted |= {"input_shape", "num_classes"}
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    wanted = {*parameters, *(("input_shape", "num_classes") if takes_all else ())}
     return {name: value for name, value in offered.items() if name in wanted}
 
 

@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from engine.building import callbacks_of, refusals_named
-from engine.experiment import Experiment, Splits
+from engine.experiment import Experiment
 from engine.hooks import Hook, IntervalHook, KeepCheckpoints, LoggingHook
 from engine.iterators.base import PyHookedModelIterator
 from engine.iterators.datasets import ExampleBatches
@@ -100,7 +101,7 @@ def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
     return kind
 
 
-def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> Splits:
+def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> SimpleNamespace:
     """Return training and validation data as batches."""
 
     def batches(split: str, batch_size: int, **arguments: Any) -> ExampleBatches | None:
@@ -110,7 +111,7 @@ def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> Split
         return ExampleBatches(datasets[split], batch_size, **of_all, **arguments)
 
     size, most = config["batch_size"], config["max_batches_per_epoch"]
-    return Splits(
+    return SimpleNamespace(
         train=batches("train", size, max_batches=most),
         valid=batches("validation", config["test_batch_size"] or size, shuffle=False),
     )

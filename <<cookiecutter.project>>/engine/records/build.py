@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from engine.building import callbacks_of, learning_rate_schedule, refusals_named
 from engine.checkpoints import BEST, LATEST, is_lower_better
-from engine.experiment import Experiment, Splits
+from engine.experiment import Experiment
 from engine.hooks import EarlyStopping, Export, KeepCheckpoints, LastMetrics, LoggingHook
 from engine.hooks import base as hooks
 from engine.records.features import class_in
@@ -24,7 +25,7 @@ def build_variant(config: Mapping[str, Any]) -> Experiment:
     train_feeder.until_epochs = train["epochs"]
     eval_feeder = make_feeder(config, "train.eval_feeder") if train["eval_feeder"] else None
     valid = OneLabel(eval_feeder.one_pass()) if eval_feeder else None
-    splits = Splits(train=OneLabel(train_feeder), valid=valid)
+    splits = SimpleNamespace(train=OneLabel(train_feeder), valid=valid)
     reads_records = isinstance(train_feeder, TFRecordExamplesFeeder)
     serving = train_feeder.serving_features() if reads_records else None
     model = make_model(config)

@@ -106,19 +106,16 @@ def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
         runs = [run for hit in hits if hit.strip() for run in _runs_below(os.path.normpath(hit))]
         for run in runs:
             found.setdefault(os.path.realpath(run), run)
-        if not runs:
-            problems.append(_no_run(pattern, hits))
+        if hits and not runs:
+            whose = "holds no run; name a folder that bin/train.py made, or one above it"
+            problems.append(f"{pattern!r} {whose}")
+        elif not hits:
+            folder, name = os.path.split(os.path.normpath(pattern))
+            siblings = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+            problems.append(f"nothing matches {pattern!r}{did_you_mean(name, siblings)}")
     if not found:
         raise UsageError("; ".join(problems) or "no run was named; give a folder, such as results")
     return list(found.values()), problems
-
-
-def _no_run(pattern: str, hits: Sequence[str]) -> str:
-    if hits:
-        return f"{pattern!r} holds no run; name a folder that bin/train.py made, or one above it"
-    folder, name = os.path.split(os.path.normpath(pattern))
-    siblings = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-    return f"nothing matches {pattern!r}{did_you_mean(name, siblings)}"
 
 
 def _is_run(folder: str) -> bool:

@@ -71,7 +71,7 @@ class Guard:
     ) -> None:
         self._model, self._iterator = model, iterator
         self._steps = {"model": model, "iterator": iterator}
-        self._around: dict[str, Sequence[Any]] = {}
+        self.around: dict[str, Sequence[Any]] = {}  # callbacks and hooks
         self._data = {"data": data}
         self._allows_inexact = allows_inexact
         self._captured: dict[int, Any] = {}  # by the id of a handle, in the order of capture
@@ -81,10 +81,6 @@ class Guard:
         self._num_looks = 0
         self._own: list[tuple[str, Any, dict[str, str]]] = []
         self.found: list[str] = []
-
-    def look_around(self, callbacks: Sequence[Any], hooks: Sequence[Any]) -> None:
-        """Look at callbacks and hooks, too."""
-        self._around = {"callbacks": callbacks, "hooks": hooks}
 
     def look(self, traced: Any) -> None:
         """Look at a step, a concrete function.
@@ -175,7 +171,7 @@ class Guard:
                 named.append((f"{keeper_path}/{path_of(thing)}" if keeper else path, thing))
 
         own = [self._model, self._iterator]
-        take(_variables_in(self._around | self._data, own), take_all=True)
+        take(_variables_in(self.around | self._data, own), take_all=True)
         if wanted or takes_all:
             if not (self._reached and self._has_graph):
                 self._reached = list(_variables_in(self._steps))
@@ -191,7 +187,7 @@ class Guard:
         passed_by = self._passed_by()
         if self._iterator is None and self._has_graph:
             passed_by.append(self._model)
-        owners = self._steps | self._around
+        owners = self._steps | self.around
         if not self._has_graph:
             owners["eager_draws"] = keras_private.eager_generator()
         found = {
@@ -235,7 +231,7 @@ class Guard:
         if self._num_looks == 1:
             self._own = [
                 (path, thing, callback_state.plain_attributes(thing))
-                for path, thing, *_ in walk(self._steps | self._around, self._passed_by())
+                for path, thing, *_ in walk(self._steps | self.around, self._passed_by())
                 if is_of_project(type(thing)) and not getattr(type(thing), "only_tells", False)  # type: ignore[arg-type]
             ]
         for path, thing, before in self._own:

@@ -92,7 +92,10 @@ def work_on(
     names = steps.names
     if validation is not None:
         names = [*names, *(f"val_{name}" for name in validation.compile().names)]
-    is_early = _act_before_steps(callbacks, hooks)
+    methods = [getattr(type(each), name) for each in callbacks for name in BEFORE_STEPS]
+    methods += [type(hook).before_training for hook in hooks if hasattr(hook, "before_training")]
+    # Others than Keras' callbacks and this project's hooks may change what was traced.
+    is_early = any(not method.__module__.startswith(("keras.", "engine.")) for method in methods)
     return Work(model, source, steps, validation, guard, names=names, may_be_outdated=is_early)
 
 
@@ -182,7 +185,7 @@ class Session:
         else:
             self.hooks = Hooks([*hooks, *iterator.hooks], iterator.hooks, iterator.hook_freq)
         self._owners = [*self.hooks.hooks, *callbacks]
-        work.guard.look_around(callbacks, self.hooks.hooks)
+        work.guard.around = {"callbacks": callbacks, "hooks": self.hooks.hooks}
         self._files.cut(self._checkpoint.digest, self._owners)
         self._files.listen()
         for callback in callbacks:
@@ -473,10 +476,3 @@ def _look_at_batches(callbacks: Sequence[keras.callbacks.Callback]) -> bool:
                 log.info("%s looks at each batch: steps run singly", type(callback).__name__)
                 return True
     return False
-
-
-def _act_before_steps(callbacks: Sequence[keras.callbacks.Callback], hooks: Sequence[Hook]) -> bool:
-    """Whether others than Keras' callbacks and this project's hooks act before the first step."""
-    methods = [getattr(type(each), name) for each in callbacks for name in BEFORE_STEPS]
-    methods += [type(hook).before_training for hook in hooks if hasattr(hook, "before_training")]
-    return any(not method.__module__.startswith(("keras.", "engine.")) for method in methods)

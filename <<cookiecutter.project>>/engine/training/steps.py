@@ -107,7 +107,9 @@ class _Traces:
         if self._model.run_eagerly:
             return self._step
         if not self._loops:
-            any_number = keras.tree.map_structure(_of_any_number, spec)
+            any_number = keras.tree.map_structure(
+                lambda s: tf.TensorSpec([None, *s.shape[1:]] if s.shape else [], s.dtype), spec
+            )
             if str(any_number) not in self._traced:
                 try:
                     traced = self._trace(any_number)
@@ -516,10 +518,6 @@ def _opened_as(spec: tf.TensorSpec, declared: tf.TensorSpec) -> tf.TensorSpec:
 def _zeros(output: Any) -> np.ndarray:
     shape = tf.TensorShape(getattr(output, "shape", ()))
     return np.zeros(shape if shape.is_fully_defined() else ())
-
-
-def _of_any_number(array: tf.TensorSpec) -> tf.TensorSpec:
-    return tf.TensorSpec([None, *array.shape[1:]] if array.shape else [], array.dtype)
 
 
 def _shapes(batch: Any) -> list[tuple[int, ...]]:
