@@ -198,7 +198,7 @@ class FunctionBatches:
         self._first: dict[int, Any] = {}  # steps of epoch 0 that are asked for before all others
         self._next: tuple[int, int] | None = None
         self._iterator: Iterator[Any] = iter(())
-        self._ahead = Ahead(self._read, "data")
+        self.ahead = Ahead(self._read, "data")
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -259,11 +259,10 @@ class FunctionBatches:
         if epoch == 0 and step in self._first:
             return self._first[step]
         following = []
-        if "steps_per_epoch" in vars(self):  # if it is known already
-            next_one = epoch * self.steps_per_epoch + step + 1
-            numbers = range(next_one, next_one + READ_AHEAD)
-            following = [divmod(number, self.steps_per_epoch) for number in numbers]
-        batch = self._ahead.take((epoch, step), *following)
+        if steps := vars(self).get("steps_per_epoch"):  # it is known already
+            next_one = epoch * steps + step + 1
+            following = [divmod(n, steps) for n in range(next_one, next_one + READ_AHEAD)]
+        batch = self.ahead.take((epoch, step), *following)
         if epoch == 0 and step < 2:  # what a run looks at before it begins
             self._first[step] = batch
         return batch
@@ -306,9 +305,8 @@ class PyDatasetBatches:
     def __init__(self, dataset: Any, seed: int, shuffle: bool = True) -> None:
         number = dataset.num_batches if hasattr(dataset, "num_batches") else len(dataset)
         if not number:
-            kind = type(dataset).__name__
-            what = "has no end, so there is no epoch" if number is None else "has no batches"
-            raise ValueError(f"{kind} {what}; expected at least one batch, and a length")
+            what = "has no end" if number is None else "has no batches"
+            raise ValueError(f"{type(dataset).__name__} {what}; expected a length of at least 1")
         self.dataset, self.seed, self.shuffle = dataset, seed, shuffle
         self.steps_per_epoch, self._epoch = number, -1
         self._order = np.arange(number)
@@ -317,7 +315,7 @@ class PyDatasetBatches:
         remedy = "set its use_multiprocessing to False"
         self._processes = Processes(dataset, workers, remedy) if in_processes else None
         is_ahead = workers > 1 or in_processes
-        self._ahead = Ahead(self._item, "PyDataset", workers) if is_ahead else None
+        self.ahead = Ahead(self._item, "PyDataset", workers) if is_ahead else None
         self._num_ahead = max(getattr(dataset, "max_queue_size", 10), workers)
 
     def batch(self, epoch: int, step: int) -> Any:
@@ -335,10 +333,10 @@ class PyDatasetBatches:
                 self._order = generator.permutation(self.steps_per_epoch)
             if self._processes is not None and self._epoch == epoch:
                 self._processes.renew()
-        if self._ahead is None:
+        if self.ahead is None:
             return self._item(epoch, step)
         last = min(step + self._num_ahead, self.steps_per_epoch)
-        return self._ahead.take((epoch, step), *((epoch, each) for each in range(step + 1, last)))
+        return self.ahead.take((epoch, step), *((epoch, each) for each in range(step + 1, last)))
 
     def _item(self, epoch: int, step: int) -> Any:
         index = int(self._order[step])

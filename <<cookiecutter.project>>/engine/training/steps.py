@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from engine import keras_private
-from engine.batches import BatchSource, batch_source, shapes_of
+from engine.batches import Ahead, BatchSource, batch_source, shapes_of
 from engine.checkpoints import freeze
 from engine.devices import Workers, replicas
 from engine.training import draws
@@ -244,6 +244,8 @@ class Steps:
     def close(self) -> None:
         """Let the thread go that makes batches ready."""
         self._executor.shutdown(cancel_futures=True)
+        if isinstance(ahead := getattr(self.source, "ahead", None), Ahead):
+            ahead.forget()  # a process ends when all that it has begun to read is read
 
     def _call(self, group: _Group) -> Any:
         """Run a group; return the last step's results, and which losses are finite."""
