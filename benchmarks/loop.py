@@ -170,10 +170,14 @@ class Meter:
         self.epochs = self.steps = 0
         self.seconds = 0.0
         self.start = time.perf_counter()
+        self.has_waited = False
 
     def epoch_done(self, steps: int) -> None:
         """Called by each side as an epoch ends; returns when the next one may begin."""
         self.epochs += 1
+        if self.has_waited:  # an iterator of tf.data that has waited may take as long to go
+            self.has_waited, self.start = False, time.perf_counter()
+            return
         self.steps += steps
         elapsed = time.perf_counter() - self.start
         if self.epochs < WARM_UP or elapsed < self.seconds:
@@ -182,8 +186,7 @@ class Meter:
         order = self.orders.readline()
         if not order:
             os._exit(0)
-        self.seconds, self.steps = float(order), 0
-        self.start = time.perf_counter()
+        self.seconds, self.steps, self.has_waited = float(order), 0, True
 
     def tell(self, answer: Any) -> None:
         """Send an answer."""

@@ -21,7 +21,7 @@ def load_patients(number, seed):
         }
     )
     is_ill = (table["age"] > 50) ^ (table["thal"] == "normal")
-    return dict(table), is_ill.astype("int64")
+    return table, is_ill.astype("int64")
 
 
 def make_model():
@@ -35,7 +35,7 @@ def make_model():
         crosses=[FeatureSpace.cross(("sex", "thal"), crossing_dim=8)],
         output_mode="concat",
     )
-    feature_space.adapt(tf.data.Dataset.from_tensor_slices(load_patients(400, 0)[0]))
+    feature_space.adapt(tf.data.Dataset.from_tensor_slices(dict(load_patients(400, 0)[0])))
     x = layers.Dropout(0.2)(layers.Dense(16, "relu")(feature_space.get_encoded_features()))
     model = keras.Model(feature_space.get_inputs(), layers.Dense(1, activation="sigmoid")(x))
     metrics = ["accuracy", keras.metrics.AUC(name="auc")]
