@@ -57,6 +57,7 @@ class Experiment:
         checkpoint holds and that is not allowed, or if there is no metric to monitor.
         """
         from engine.batches import shapes_of
+        from engine.checkpoints import is_lower_better
         from engine.training import culprit, work_on
 
         train, valid = self.dataset.train, self.dataset.valid
@@ -81,6 +82,8 @@ class Experiment:
                 f"monitor is {self.monitor!r}; choose one of {', '.join(sorted(work.names))}, or "
                 "--monitor= for none, so that no best checkpoint is kept"
             )
+        with refusals_named(self.config, "monitor"):
+            is_lower_better(self.monitor, self.settings["monitor_mode"])
         return replace(self, work=work)
 
     def session(

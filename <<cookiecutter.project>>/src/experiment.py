@@ -57,7 +57,6 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
     import keras
 
     from engine.batches import batch_source, require_labels_in_classes
-    from engine.checkpoints import is_lower_better
     from src.data import DATASETS, Dataset
     from src.models import CLASSIFIER, MODELS, Model
 
@@ -119,8 +118,6 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
             model.compile(optimizer, loss, metrics=metrics, jit_compile=config["jit_compile"])
 
     monitor = config["monitor"] if valid is not None else config["monitor"].removeprefix("val_")
-    with refusals_named(config, "monitor"):
-        is_lower_better(monitor or None, config["monitor_mode"])
     callbacks = callbacks_of(config)
     return Experiment(config, dataset, model, monitor or None, callbacks, learning_rates=rates)
 
