@@ -235,10 +235,10 @@ class FunctionBatches:
             if self._cardinality() == UNKNOWN:
                 self.steps_per_epoch = steps_per_epoch
             return
-        start, number = time.monotonic(), 0
         # Counted first: an end that is missing is refused before endless passes are compared.
-        steps, passes = self.steps_per_epoch, (self.open_epoch(0), self.open_epoch(0))
-        for first, second in zip(*passes, strict=False) if self.is_the_same else ():
+        start, number, steps = time.monotonic(), 0, self.steps_per_epoch
+        passes = [self.open_epoch(0), self.open_epoch(0)] if self.is_the_same else [(), ()]
+        for first, second in zip(*passes, strict=False):
             if _digest(first) != _digest(second):
                 raise ValueError(
                     "two passes over the tf.data.Dataset differ, so that a resumed run could not "
@@ -444,10 +444,10 @@ def digest(*sources: Any) -> str:
             arrays = _leaves((source.features, source.labels, source.sample_weight))
             is_whole = sum(array.nbytes for array in arrays) <= DIGESTED_WHOLE
             for array in arrays:
-                _update(sha256, array if is_whole else _some_rows(sha256, array))
+                add_to_digest(sha256, array if is_whole else _some_rows(sha256, array))
         else:
             for array in _leaves(source.batch(0, 0)):
-                _update(sha256, array)
+                add_to_digest(sha256, array)
     return sha256.hexdigest()
 
 
@@ -527,7 +527,8 @@ def _some_rows(sha256: Any, array: Array) -> Array:
     return array[np.linspace(0, len(array) - 1, min(DIGESTED_ROWS, len(array))).astype(np.int64)]
 
 
-def _update(sha256: Any, array: Array) -> None:
+def add_to_digest(sha256: Any, array: Array) -> None:
+    """Add dtype, shape and content of an array."""
     sha256.update(f"{array.dtype} {array.shape}".encode())
     sha256.update(_content(array))
 
@@ -535,5 +536,5 @@ def _update(sha256: Any, array: Array) -> None:
 def _digest(batch: Any) -> bytes:
     sha256 = hashlib.sha256()
     for array in _leaves(batch):
-        _update(sha256, array)
+        add_to_digest(sha256, array)
     return sha256.digest()

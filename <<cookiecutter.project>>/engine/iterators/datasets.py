@@ -301,7 +301,7 @@ class ExampleBatches:
         if len(dataset) == 0:
             raise ValueError(f"{type(dataset).__name__} has no examples; expected at least one")
         indices = np.arange(len(dataset))
-        self._all = ArrayBatches(indices, indices, batch_size, seed, shuffle=shuffle)
+        self._all = ArrayBatches(indices, batch_size=batch_size, seed=seed, shuffle=shuffle)
         require_at_least(1, max_batches=1 if max_batches is None else max_batches)
         require_at_least(0, num_workers=num_workers)
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
@@ -348,7 +348,7 @@ class ExampleBatches:
         self._processes.close()
 
     def _indices(self, epoch: int, step: int) -> Array:
-        return self._all.batch(epoch, step)[0]
+        return self._all.batch(epoch, step)
 
     def _parts(self, epoch: int, step: int) -> list[tuple[Any, ...]]:
         """Return epoch and indices of what each of the workers makes of a batch."""

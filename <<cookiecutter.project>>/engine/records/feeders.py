@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import tensorflow as tf
 
+from engine import batches
 from engine.batches import SHUFFLE_STREAM, Ahead, Array, random_generator, require_at_least
 from engine.records import files as tfrecords
 from engine.records.features import Parser, described, first_line, held_in, make_features, stored
@@ -425,11 +426,8 @@ class MemorySamplesFeeder(Feeder):
         """Return a SHA-256 (hex) of the samples, to the last byte, and the options."""
         sha256 = hashlib.sha256(self._options().encode())
         for name, array in self._arrays():
-            sha256.update(f"{name} {array.dtype} {array.shape}".encode())
-            is_object = array.dtype.hasobject
-            sha256.update(
-                repr(array.tolist()).encode() if is_object else np.ascontiguousarray(array).data
-            )
+            sha256.update(name.encode())
+            batches.add_to_digest(sha256, array)
         return sha256.hexdigest()
 
     def _arrays(self) -> list[tuple[str, Array]]:

@@ -110,7 +110,8 @@ class _Traces:
             any_number = keras.tree.map_structure(
                 lambda s: tf.TensorSpec([None, *s.shape[1:]] if s.shape else [], s.dtype), spec
             )
-            if str(any_number) not in self._traced:
+            key = str(any_number)
+            if key not in self._traced:
                 try:
                     traced = self._trace(any_number)
                 except Exception:  # a model may have to know the number; if not that, see below
@@ -118,13 +119,13 @@ class _Traces:
                 # Where shapes vary, a second trace would take longer than it wins back.
                 if traced and not self.varies:
                     self._loops = any(op.type in LOOPS for op in traced.graph.get_operations())
-                usable = None if self._loops else traced
-                self._traced[str(any_number)] = self._looked_at(usable)
-            if self._traced[str(any_number)]:
-                return self._traced[str(any_number)]
-        if self._traced.get(str(spec)) is None:
-            self._traced[str(spec)] = self._looked_at(self._trace(spec))
-        return self._traced[str(spec)]
+                self._traced[key] = self._looked_at(None if self._loops else traced)
+            if self._traced[key]:
+                return self._traced[key]
+        key = str(spec)
+        if self._traced.get(key) is None:
+            self._traced[key] = self._looked_at(self._trace(spec))
+        return self._traced[key]
 
     def _looked_at(self, traced: Any) -> Any:
         if traced is not None:
@@ -458,6 +459,8 @@ def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None)
 
 def culprit(model: keras.Model, batch: Any) -> str:
     """Return what is to blame for a step that cannot be traced: "model", "loss" or "metrics"."""
+    if type(model).train_step is not keras.Model.train_step:
+        return "model"
     x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
 
     def forward() -> Any:
@@ -466,14 +469,12 @@ def culprit(model: keras.Model, batch: Any) -> str:
     def loss() -> Any:
         return model.compute_loss(x, y, forward(), weight, training=True)
 
-    if type(model).train_step is keras.Model.train_step:
-        for key, part in (("model", forward), ("loss", loss)):
-            try:
-                tf.function(part, autograph=False).get_concrete_function()
-            except Exception:
-                return key
-        return "metrics"
-    return "model"
+    for key, part in (("model", forward), ("loss", loss)):
+        try:
+            tf.function(part, autograph=False).get_concrete_function()
+        except Exception:
+            return key
+    return "metrics"
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> tf.Tensor:
