@@ -71,8 +71,8 @@ class _Traces:
         if self.varies:
             for number in range(2, min(source.steps_per_epoch - 1, FIRST_BATCHES)):
                 self.base = self.spec_of(arrays_of(source.batch(0, number)), f"batch {number + 1}")
-        if (declared := getattr(source, "element_spec", None)) is not None:
-            self.base = keras.tree.map_structure(_opened_as, self.base, declared)
+            if (declared := getattr(source, "element_spec", None)) is not None:
+                self.base = keras.tree.map_structure(_opened_as, self.base, declared)
         self._loops = False
         self.names: list[str] = []  # of the metrics that a step returns, as far as it is known
         self._traced: dict[str, Any] = {}
