@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import termios
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,11 @@ def test_meta_json_tells_how_it_was_made(digits: Path, lab: Path) -> None:
 
 
 def test_code_is_the_source_as_it_ran(digits: Path, lab: Path) -> None:
+    with zipfile.ZipFile(digits / "code.zip") as archive:
+        code = {name: archive.read(name) for name in archive.namelist()}
     for name in ("bin/train.py", "src/models.py", "src/harm.py", "configs/__init__.py"):
-        assert (digits / "code" / name).read_bytes() == (lab / name).read_bytes()
-    assert (digits / "code" / "data" / "digits" / "digits.npz").is_file()
+        assert code[name] == (lab / name).read_bytes()
+    assert "data/digits/digits.npz" in code
     assert (digits / "train.py").read_bytes() == (lab / "bin" / "train.py").read_bytes()
 
 

@@ -15,6 +15,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -272,9 +273,13 @@ def test_every_form_of_the_table_is_sound(grid: Path, tmp_path: Path) -> None:
 def test_diff_shows_config_command_packages_and_code(grid: Path) -> None:
     one, other = f"results/{name_of(2, 0.01, 1)}", "results/older_code"
     shutil.copytree(grid / one, grid / other)
-    models = grid / other / "code" / "src" / "models.py"
-    models.write_text(models.read_text().replace("import keras", "import keras  # changed", 1))
-    (grid / other / "code" / "src" / "added.py").write_text("x = 1\n")
+    (grid / other / "code.zip").unlink()  # perhaps another name of the first one's
+    with zipfile.ZipFile(grid / one / "code.zip") as archive:
+        code = {name: archive.read(name) for name in archive.namelist()}
+    models = code["src/models.py"].replace(b"import keras", b"import keras  # changed", 1)
+    with zipfile.ZipFile(grid / other / "code.zip", "w") as archive:
+        for name, content in {**code, "src/models.py": models, "src/added.py": b"x = 1\n"}.items():
+            archive.writestr(name, content)
     meta = json.loads((grid / other / "meta.json").read_text())
     meta["packages"]["numpy"] = "1.0"
     (grid / other / "meta.json").write_text(json.dumps(meta))
@@ -282,12 +287,12 @@ def test_diff_shows_config_command_packages_and_code(grid: Path) -> None:
         said = look(grid, "diff", one, other).stdout
         assert "config: the same" in said
         assert re.search(r"^  numpy: \S+ -> \"1\.0\"$", said, re.MULTILINE)
-        code = said[said.index("\ncode:") :].partition("\n")[2].partition("\n")[2]
-        (grid / "patch").write_text(code)
+        shown = said[said.index("\ncode:") :].partition("\n")[2].partition("\n")[2]
+        (grid / "patch").write_text(shown)
         changed = grid / "changed"
-        shutil.copytree(grid / one / "code", changed)
+        shutil.unpack_archive(grid / one / "code.zip", changed)
         run("patch", "-p3", "-i", grid / "patch", cwd=changed)
-        assert (changed / "src" / "models.py").read_text() == models.read_text()
+        assert (changed / "src" / "models.py").read_bytes() == models
         assert (changed / "src" / "added.py").read_text() == "x = 1\n"
     finally:
         shutil.rmtree(grid / other)

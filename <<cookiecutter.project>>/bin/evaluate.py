@@ -36,6 +36,7 @@ def evaluate(
     name: str = "",
     split: str = "validation",
     callbacks_only: bool = False,
+    own_code: bool = False,
 ) -> None:
     """Evaluate runs on the test set; write what comes out to the folder eval of each.
 
@@ -46,6 +47,7 @@ def evaluate(
         name: store outputs as NAME-STEP instead of by the config's or the split's name
         split: whose outputs are stored, where the config has an iterator
         callbacks_only: call the callbacks with the newest outputs that are stored, without a model
+        own_code: use the code that each run ran, not that of the project
     """
     folders, problems = results.find_runs(runs)
     if len(folders) > 1 and checkpoint not in ("best", "latest"):

@@ -13,13 +13,14 @@ from engine.training import fingerprint
 from src import experiment
 
 
-def export(run: str, output: str, checkpoint: str = "best") -> None:
+def export(run: str, output: str, checkpoint: str = "best", *, own_code: bool = False) -> None:
     """Write the model of the run in folder RUN into the new folder OUTPUT.
 
     Args:
         run: a run folder.
         output: a folder to make, for each form that the model can have
         checkpoint: "best", "latest", or the path of a checkpoint
+        own_code: use the code that the run ran, not that of the project
     """
     folder, target = Path(run), Path(output)
     config = config_of(folder, registry)

@@ -61,6 +61,7 @@ def run(
     max_parallel: int = 0,
     address: str = "",
     retry_failed: bool = False,
+    own_code: bool = False,
     allow_inexact: bool = False,
     dry_run: bool = False,
 ) -> None:
@@ -87,6 +88,7 @@ def run(
         max_parallel: slurm, ray: trials at a time; 0: as many as there is room for
         address: ray: of a cluster, such as head:6379; none: one is started on this machine
         retry_failed: train those again that have failed
+        own_code: go on with the code that the sweep began with, not that of the project
         allow_inexact: train although a step uses what no checkpoint holds
         dry_run: print the trials, and train none
     """
@@ -134,8 +136,12 @@ def run(
         if definition.search:
             print(f"{definition.trials} settings in all, chosen as earlier ones end")
         return
+    source = folder / vegab.snapshot.CODE
+    vegab.snapshot.go_on_from(source)
     was_there = folder.exists()
     with sweep.locked(folder):
+        if not source.exists():
+            vegab.snapshot.keep(vegab.snapshot.take(), source)
         is_new = not (folder / sweep.SWEEP).exists()
         sweep.write(folder, definition, known, [] if is_new else sweep.read(folder)[2])
         sweeper = sweep.Sweeper(folder, lambda refused: (known, known), command_of, starts)

@@ -37,6 +37,7 @@ def train(
     evaluation: Sequence[str] = (),
     name: str = "",
     gpus: str = "",
+    own_code: bool = False,
     resume_inexact: bool = False,
     allow_inexact: bool = False,
     launcher: str = "local",
@@ -60,6 +61,7 @@ def train(
         evaluation: evaluate with this config over CONFIG after training; may be repeated
         name: train into SAVE_PATH_NAME
         gpus: use these, such as 0; none: the CPU; -1: those that are idle; slurm: so many a node
+        own_code: run the code that the run in SAVE_PATH began with, not that of the project
         resume_inexact: continue although versions, processor, data or code have changed
         allow_inexact: train although a step uses what no checkpoint holds
         launcher: local: train here; slurm: in a job, which is queued again until the run is done
@@ -185,6 +187,7 @@ class Launch(vegab.VegabPlugin):
         experiment.check_ranges(args.resolved_config)
         RunFolder(args.save_path, args.resolved_config, fingerprint.MAY_GROW).check()
         gpus = args.flags["gpus"]
+        vegab.snapshot.go_on_from()  # a job may begin when the project is another
         print(launch_slurm.submit_run(args.argv, args.save_path, gpus, **asked))
         sys.exit()
 

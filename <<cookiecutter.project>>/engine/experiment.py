@@ -287,10 +287,12 @@ def prepare(
     shown = {key: json.dumps(value, sort_keys=True) for key, value in now.items()}
     all_workers.require_same(shown, "and would not make the same updates")
     inexact = fingerprint.differences(stored, now) if stored else []
-    if inexact and not resume_inexact:
+    if stored and inexact and not resume_inexact:
+        is_code = stored.get("code") != now["code"]
         raise UsageError(
-            f"{save_path} cannot be continued bit for bit: {'; '.join(inexact)}; restore what "
-            "differs (the source is in its code/), or add --resume_inexact to go on all the same"
+            f"{save_path} cannot be continued bit for bit: {'; '.join(inexact)}; "
+            + "add --own_code to go on with the code that it began with, " * is_code
+            + "restore what differs, or add --resume_inexact to go on all the same"
         )
     return replace(built, fingerprint=now, inexact=inexact, config_hooks=config_hooks)
 

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from vegab import snapshot
 from vegab.config import (
     CONFIG_SUFFIXES,
     Config,
@@ -254,8 +255,10 @@ def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> No
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no text is worth a crash
             stream.reconfigure(errors="backslashreplace")
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = program(list(sys.argv[1:] if argv is None else argv))
+        snapshot.go_back(arguments)
+        code = program(arguments)
     except UsageError as error:
         say(f"error: {one_line(error)}")
         code = REFUSED

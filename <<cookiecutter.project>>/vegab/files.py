@@ -10,7 +10,9 @@ from typing import Any
 
 from vegab.exits import UsageError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]  # of the code that runs
+PLACE = ".code"  # where unpacked snapshots lie in the project, see `snapshot`
+PROJECT = ROOT.parents[1] if ROOT.parent.name == PLACE else ROOT
 LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"  # what makes a folder that of a run
 FORMAT = 1  # of meta.json, whose number counts for config.json, too, and of sweep.json
 

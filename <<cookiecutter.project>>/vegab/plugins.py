@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vegab import provenance
+from vegab import provenance, snapshot
 from vegab.config import Config, flatten, show
 from vegab.exits import EXIT_CODES, UsageError, outcome
 from vegab.files import CONFIG, FORMAT, META, inode_of, read_json, write_json
@@ -70,8 +70,8 @@ class MetaSaver(VegabPlugin):
         position = self._position()
         if attempts and "end" not in attempts[-1]:  # it died without a word
             attempts[-1].update(end=None, exit_status="killed", to=position)
-        tracked, untracked = provenance.source_files()
-        git, patch = provenance.describe_git(untracked)
+        code = snapshot.take()
+        git = code.record.get("git")
         command, machine = provenance.describe_command(), provenance.describe_machine()
         attempt = {"start": _now(), "pid": os.getpid(), "host": machine["host"]}
         attempt |= {"command": command["line"], "git_commit": git and git["commit"]}
@@ -85,7 +85,7 @@ class MetaSaver(VegabPlugin):
             **machine,
             "git": git,
             "seeds": {k: value for k, value in flatten(config).items() if k.endswith("seed")},
-            "files_too_large_to_copy": meta.get("files_too_large_to_copy", []),
+            "not_in_code": code.record.get("left_out", []),
             "attempts": attempts,
         }
         # In this order: a kill between the two must not leave a longer run that counts as finished.
@@ -94,7 +94,7 @@ class MetaSaver(VegabPlugin):
         script = Path(sys.argv[0])
         if script.suffix == ".py" and script.is_file():
             shutil.copyfile(script, folder / script.name)
-        self._copy_source(sorted({*tracked, *untracked}), patch, folder)
+        self._keep(code, folder)
         write_json(folder / META, self._meta)
 
     def on_after_call(self, config: Config, save_path: str) -> None:
@@ -137,16 +137,15 @@ class MetaSaver(VegabPlugin):
             return self.position(str(self._folder)) if self.position else None
         return None
 
-    def _copy_source(self, files: list[str], patch: bytes, folder: Path) -> None:
-        # What a later attempt ran, if it is something else, goes to a folder of its own.
+    def _keep(self, code: snapshot.Snapshot, folder: Path) -> None:
+        # What a later attempt ran, if it is something else, goes to a file of its own.
         attempts = self._meta["attempts"]
-        copies = {a["code"]["sha256"]: a["code"]["folder"] for a in attempts if "code" in a}
-        sha256 = provenance.digest_of(files)
+        copies = {a["code"]["sha256"]: snapshot.name_of(a) for a in attempts if "code" in a}
+        sha256 = code.record["sha256"]
         if sha256 not in copies:
-            copies[sha256] = f"code_attempt_{len(attempts)}" if copies else "code"
-            too_large = provenance.copy_source(files, patch, folder / copies[sha256])
-            self._meta["files_too_large_to_copy"] = too_large
-        attempts[-1]["code"] = {"folder": copies[sha256], "sha256": sha256}
+            copies[sha256] = f"code_attempt_{len(attempts)}.zip" if copies else snapshot.CODE
+            snapshot.keep(code, folder / copies[sha256])
+        attempts[-1]["code"] = {"file": copies[sha256], "sha256": sha256}
 
 
 @dataclass

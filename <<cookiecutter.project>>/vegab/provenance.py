@@ -1,8 +1,6 @@
 """What a run has to remember of where it came from: the source, git, the packages, the machine."""
 
 import contextlib
-import functools
-import hashlib
 import os
 import platform
 import re
@@ -10,15 +8,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vegab.files import LOCK, ROOT, replacing_folder
+from vegab.files import PROJECT, ROOT
 
-LARGEST_COPIED_FILE = 1_000_000  # bytes; larger ones are named in meta.json, not copied
-LARGEST_DIFF_IN_META = 1_000_000  # characters; code/uncommitted.diff has all of it
+LARGEST_DIFF_IN_META = 1_000_000  # characters; the patch in code.zip has all of it
 # The only environment variables recorded: others may hold secrets. Not all of TF_*:
 # Terraform keeps its tokens there.
 ENVIRONMENT = re.compile(
@@ -30,146 +28,123 @@ NAME_AND_VERSION = re.compile(r"^(Name|Version): *(.*\S)", re.MULTILINE)  # in a
 
 
 def run_quietly(*command: str) -> bytes | None:
-    """What a command prints in the project's folder, or None if it failed. It gets no input, and
-    20 seconds."""
-    of_git = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_LITERAL_PATHSPECS": "1"}
-    environment = os.environ | of_git | {"LC_ALL": "C"}
+    """What a command prints, or None if it failed. It gets no input, and 20 seconds."""
     nothing = subprocess.DEVNULL
     try:
-        return subprocess.check_output(
-            command, cwd=ROOT, env=environment, stdin=nothing, stderr=nothing, timeout=20
-        )
+        return subprocess.check_output(command, stdin=nothing, stderr=nothing, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-# ------------------------------------------------------------------------------------------ source
+# --------------------------------------------------------------------------------------------- git
 
 
-def git(*arguments: str) -> bytes | None:
-    """What a git command prints in the project's folder, or None."""
-    return run_quietly("git", "-c", "core.fsmonitor=false", *arguments)
+class GitError(Exception):
+    """git gave no answer; the message has its words."""
+
+
+def git(*arguments: str, given: bytes = b"", also: Mapping[str, str] = {}) -> bytes:
+    """What a git command prints that runs in the project's folder, and in its name: of git's
+    variables in the environment only those of the user's settings count. It has 20 seconds.
+    """
+    others = {k: v for k, v in os.environ.items() if k[:4] != "GIT_" or k[:11] == "GIT_CONFIG_"}
+    own = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **also}
+    command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotePath=true", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=PROJECT, env=others | own, input=given, capture_output=True, timeout=20
+        )
+    except subprocess.TimeoutExpired:
+        raise GitError(f"git {arguments[0]} gave no answer in 20 seconds") from None
+    except OSError as error:
+        raise GitError(f"git cannot be run: {error.strerror}") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise GitError(said[0] if said else f"git {arguments[0]} failed without a word")
+    return done.stdout
 
 
 def git_words(*arguments: str) -> str | None:
-    """The same as one line of text."""
-    answer = git(*arguments)
-    return None if answer is None else answer.decode(errors="replace").strip()
+    """The same as one line of text; None if there is no answer."""
+    try:
+        return git(*arguments).decode(errors="replace").strip() or None
+    except GitError:
+        return None
 
 
-def source_files() -> tuple[list[str], list[str]]:
-    """The source as (tracked, untracked) relative paths; without git all counts as untracked."""
-    tracked, untracked = _listed("--cached"), _listed("--others", "--exclude-standard")
-    if not tracked and not untracked:  # no git, or a repository around the project ignores it all
-        untracked = list(_walk())
-
-    @functools.cache
-    def is_in_a_run(folder: Path) -> bool:
-        return folder != ROOT and ((folder / LOCK).exists() or is_in_a_run(folder.parent))
-
-    def is_source(name: str) -> bool:
-        path = ROOT / name
-        return (path.is_file() or path.is_symlink()) and not is_in_a_run(path.parent)
-
-    return sorted(filter(is_source, {*tracked})), sorted(filter(is_source, {*untracked}))
+def names_in(listing: bytes) -> set[str]:
+    """The names in a listing that git was asked for with -z."""
+    return {os.fsdecode(name) for name in listing.split(b"\0") if name}
 
 
-def _listed(*which: str) -> list[str]:
-    listing = git("ls-files", "-z", *which)
-    return [os.fsdecode(name) for name in (listing or b"").split(b"\0") if name]
+def describe_git(files: Collection[str]) -> tuple[dict[str, Any] | None, bytes, set[str]]:
+    """What git says of the source: for meta.json (None without a repository), the uncommitted part
+    of these files as a patch, and which files are as committed.
 
-
-def _walk() -> Iterator[str]:
-    """What looks like source: no hidden folders, caches, environments, results, and of the data
-    only the bundled sample."""
-    for folder, names, files in os.walk(ROOT):
-        here = Path(folder)
-        if here == ROOT / "data":
-            names[:], files = [name for name in names if name == "digits"], []
-        names[:] = [
-            name
-            for name in names
-            if not name.startswith((".", "__pycache__", "node_modules"))
-            and here / name != ROOT / "results"
-            and not (here / name / "pyvenv.cfg").exists()
-        ]
-        # Without git nobody says what is private; these are by their purpose.
-        public = (name for name in files if name != "env.sh" and not name.startswith(".env"))
-        yield from (str((here / name).relative_to(ROOT)) for name in public)
-
-
-def describe_git(untracked: list[str]) -> tuple[dict[str, Any] | None, bytes]:
-    """What meta.json says of git (None without a repository), and the uncommitted part as a patch.
-    `git apply` takes the patch; new source files are in it.
+    What git cannot answer is `unknown`, with its words, and `dirty` then None. `git apply` takes
+    the patch; new files are in it, but for those in repositories of their own. If it does not
+    apply, `patch` says why.
     """
-    if git("rev-parse", "--git-dir") is None:
-        return None, b""
-    commit = git_words("rev-parse", "--verify", "--quiet", "HEAD")
-    patch = b""
-    if commit:
-        patch = git(
-            "diff", "HEAD", "--relative", "--binary", "--no-color", "--no-ext-diff",
-            "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/",
-        ) or b""  # fmt: skip
-    patch += b"".join(_as_added(name) for name in untracked)
+    about: dict[str, Any] = {"commit": None, "branch": None, "dirty": None, "diff": ""}
+    try:
+        git("rev-parse", "--git-dir")
+        about["commit"] = commit = git_words("rev-parse", "--verify", "--quiet", "HEAD")
+        about["branch"] = git_words("symbolic-ref", "--quiet", "--short", "HEAD")
+        with tempfile.TemporaryDirectory() as place:
+            patch, changed, problem = _uncommitted(Path(place), commit, files)
+        tracked = names_in(git("ls-files", "-z", "--cached"))
+    except GitError as error:
+        if not any(os.path.lexists(folder / ".git") for folder in (PROJECT, *PROJECT.parents)):
+            return None, b"", set()
+        return about | {"unknown": str(error)}, b"", set()
     text = patch.decode(errors="replace")
     if len(text) > LARGEST_DIFF_IN_META:
-        text = f"({len(text)} characters: see uncommitted.diff in the copied code)"
-    branch = git_words("symbolic-ref", "--quiet", "--short", "HEAD") or None
-    return {"commit": commit or None, "branch": branch, "dirty": bool(patch), "diff": text}, patch
+        text = f"({len(text)} characters: see uncommitted.diff in code.zip)"
+    about |= {"dirty": bool(patch or changed), "diff": text}
+    return about | ({"patch": problem} if problem else {}), patch, tracked - changed
 
 
-def _as_added(name: str) -> bytes:
-    """A new text file as git would show it; of a binary or large one, its name."""
-    path, shown = ROOT / name, os.fsencode(name)
-    content = b"\0"
-    with contextlib.suppress(OSError):
-        if not path.is_symlink() and path.stat().st_size <= LARGEST_COPIED_FILE:
-            content = path.read_bytes()
-    mode = b"100755" if os.access(path, os.X_OK) else b"100644"
-    head = b"diff --git a/%b b/%b\nnew file mode %b\n" % (shown, shown, mode)
-    if b"\0" in content:
-        return b"# not shown, binary or large: %b\n" % shown
-    if not content:
-        return head
-    lines = re.findall(rb".*\n|.+", content)
-    added = b"".join(b"+" + line for line in lines)
-    if not content.endswith(b"\n"):
-        added += b"\n\\ No newline at end of file\n"
-    tab = b"\t" if b" " in shown else b""  # as git does, so that the name's end is clear
-    place = b"--- /dev/null\n+++ b/%b%b\n@@ -0,0 +1,%d @@\n" % (shown, tab, len(lines))
-    return head + place + added
-
-
-def copy_source(files: list[str], patch: bytes, destination: Path) -> list[str]:
-    """Copies the source into a new folder; returns what was too large to copy."""
-    too_large = []
-    with replacing_folder(destination) as partial:
-        for name in files:
-            source, target = ROOT / name, partial / name
-            if not source.is_symlink() and source.stat().st_size > LARGEST_COPIED_FILE:
-                too_large.append(name)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target, follow_symlinks=False)
+def _uncommitted(
+    place: Path, commit: str | None, files: Collection[str]
+) -> tuple[bytes, set[str], str]:
+    """The patch, all files that are not as committed, and why the patch does not apply, or ""."""
+    base = commit or git("hash-object", "-t", "tree", "--stdin").decode().strip()
+    paths = ("rev-parse", "--git-path")
+    index, objects = (PROJECT / os.fsdecode(git(*paths, n)).strip() for n in ("index", "objects"))
+    # All happens in an index and in objects of its own: the repository is only read.
+    own = {"GIT_INDEX_FILE": str(place / "index"), "GIT_OBJECT_DIRECTORY": str(place)}
+    own["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = str(objects)
+    if index.exists():
+        shutil.copyfile(index, place / "index")
+    tracked = names_in(git("ls-files", "-z", "--cached"))
+    others = names_in(git("ls-files", "-z", "--others", "--exclude-standard"))
+    inside = {name[:-1] for name in others if name[-1] == "/"}  # repositories of their own
+    added = (n for n in {*files} - tracked if not {*map(str, Path(n).parents)} & (tracked | inside))
+    if new := b"\0".join(map(os.fsencode, sorted(added))):
+        add = ("add", "--force", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
+        git(*add, given=new, also=own | {"GIT_LITERAL_PATHSPECS": "1"})
+    # Whatever a user has set for diffs, this is the form that `git apply` takes.
+    form = (
+        "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv",
+        "--no-renames", "--no-indent-heuristic", "--unified=3", "--inter-hunk-context=0",
+        "--ignore-submodules=dirty", "--submodule=short", "--src-prefix=a/", "--dst-prefix=b/",
+        "--output-indicator-new=+", "-O/dev/null",
+    )  # fmt: skip
+    diff = ("-c", "diff.suppressBlankEmpty=false", "diff", *form, base)
+    listed = ("--name-only", "-z", "--ignore-submodules=none", "--relative")
+    changed = names_in(git(*diff, *listed, also=own)) | inside
+    lacking = sorted(n for n in changed - {*files} if os.path.lexists(PROJECT / n))
+    without = [f":(exclude,literal){name}" for name in lacking]
+    patch = git(*diff, "--", ".", *without, also=own)
+    try:
+        own["GIT_INDEX_FILE"] = str(place / "committed")
+        git("read-tree", base, also=own)
         if patch:
-            (partial / "uncommitted.diff").write_bytes(patch)
-    return too_large
-
-
-def digest_of(files: list[str]) -> str:
-    """One SHA-256 over names and content, to see whether the source changed between attempts."""
-    total = hashlib.sha256()
-    for name in files:
-        path = ROOT / name
-        total.update(os.fsencode(name) + b"\0")
-        if path.is_symlink():
-            total.update(os.fsencode(os.readlink(path)))
-        elif path.stat().st_size <= LARGEST_COPIED_FILE:
-            total.update(hashlib.sha256(path.read_bytes()).digest())
-        else:
-            total.update(str(path.stat().st_size).encode())
-    return total.hexdigest()
+            git("apply", "--cached", "--check", "--whitespace=nowarn", "-", given=patch, also=own)
+    except GitError as error:
+        return patch, changed, f"it does not apply: {error}"
+    names = ", ".join(lacking)
+    return patch, changed, f"it lacks {names}: data, or a repository of its own" if names else ""
 
 
 # ----------------------------------------------------------------------------- command and machine
@@ -178,13 +153,13 @@ def digest_of(files: list[str]) -> str:
 def describe_command() -> dict[str, Any]:
     """The command as a list and as a line to paste, where in the project it was typed, and which
     of the project's files it runs."""
+    script = os.path.relpath(os.path.realpath(sys.argv[0]), ROOT)
     words = ["python", *sys.orig_argv[1:]]
-    return {
-        "argv": words,
-        "line": shlex.join(words),
-        "folder": os.path.relpath(os.getcwd(), ROOT),
-        "script": os.path.relpath(os.path.realpath(sys.argv[0]), ROOT),
-    }
+    if PROJECT != ROOT:  # from a snapshot of the project, whose own program is to be typed
+        typed = os.path.relpath(PROJECT / script)
+        words = [typed if word == sys.argv[0] else word for word in words]
+    folder = os.path.relpath(os.getcwd(), PROJECT)
+    return {"argv": words, "line": shlex.join(words), "folder": folder, "script": script}
 
 
 def describe_machine() -> dict[str, Any]:

@@ -258,7 +258,7 @@ def test_a_run_is_identical_with_its_own_code(
     assert first.startswith(f"{RUN}: finished, 4 of 4 epochs, 4 attempts, commit ")
     assert first.endswith(", with uncommitted changes")
     assert lines == [
-        "not from the run folder: data/mine.npz from the project's data/",
+        "not from the run folder: data from the project as it is now",
         "packages, Python and processor are the same",
         "data, devices and settings are the same",
         "identical to the bit: history.csv (4 epochs), model.h5, model_best.h5",
@@ -382,7 +382,7 @@ def test_what_cannot_be_made_again_is_refused_and_left_alone(
     for path in empty.glob("model*.h5"):
         path.unlink()
     codeless = copy_of(run, "codeless")
-    shutil.rmtree(codeless / "code")
+    (codeless / "code.zip").unlink()
     for name, flags in (("gpus", {"gpus": "77"}), ("start", {"checkpoint": "gone.h5"})):
         folder = copy_of(run, name)
         (folder / "meta.json").write_text(json.dumps(meta_of(run) | {"flags": flags}))
@@ -402,7 +402,7 @@ def test_what_cannot_be_made_again_is_refused_and_left_alone(
         (("results/torn", 0), "cannot read results/torn/config.json"),
         (("results/garbled", 0), "cannot read results/garbled/history.csv"),
         (("results/empty", 0), "results/empty has no model.h5"),
-        (("results/codeless", 0), "code is gone"),
+        (("results/codeless", 0), "code.zip is gone"),
         (("results/gpus", 0), "ran with --gpus=77"),
         (("results/start", 0), "began with --checkpoint=gone.h5, which is not there any more"),
         (("results/orphan", 0), f"the state of {RUN} after step 7, which is not there any more"),
@@ -416,7 +416,7 @@ def test_what_cannot_be_made_again_is_refused_and_left_alone(
         ((RUN, -1), "--epochs is -1"),
     ]
     monkeypatch.chdir(later)
-    monkeypatch.setattr(reproduction, "ROOT", later)
+    monkeypatch.setattr(reproduction, "PROJECT", later)
     for (name, epochs), sentence in refusals:
         before = files_below(later / name) if (later / name).exists() else {}
         with pytest.raises(UsageError) as refusal:

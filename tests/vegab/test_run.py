@@ -27,6 +27,7 @@ from vegab import (
     ConfigRegistry,
     UsageError,
     read_run,
+    snapshot,
     timestamp_namer,
     wrap,
     wrap_no_config_registry,
@@ -209,7 +210,7 @@ def test_a_run_and_its_folder(run: Run, tmp_path: Path) -> None:
     assert re.fullmatch(r"--- attempt 1, \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00 ---", head)
     assert rest == ["preparing", "working prepared x False"]
     assert len((folder / "stderr.txt").read_text().splitlines()) == 1
-    assert (folder / "code" / "vegab" / "capture.py").is_file()
+    assert "vegab/capture.py" in snapshot.read(folder / "code.zip")
 
 
 def test_the_same_command_again_says_that_it_is_finished(run: Run, tmp_path: Path) -> None:
@@ -667,11 +668,11 @@ def test_meta_tells_where_a_run_came_from(project: Path) -> None:
     clean = run_in(project, "root", "results/clean")
     commit = git(project, "rev-parse", "HEAD").strip()
     assert clean["git"] == {"commit": commit, "branch": "trunk", "dirty": False, "diff": ""}
-    assert not (project / "results" / "clean" / "code" / "uncommitted.diff").exists()
+    assert snapshot.PATCH not in snapshot.read(project / "results" / "clean" / "code.zip")
 
     (project / "model.py").write_text("size = 2\n")
     (project / "new layer.py").write_text("depth = 3\nno_newline = 'é'")
-    (project / "large.py").write_text("#" * 1_100_000)
+    (project / "large.txt").write_text("#" * 1_100_000)
     status = git(project, "status", "--porcelain")
     meta = run_in(project, "slow", "results/dirty", "--note=a b")
     assert git(project, "status", "--porcelain") == status
@@ -680,7 +681,8 @@ def test_meta_tells_where_a_run_came_from(project: Path) -> None:
     assert "-size = 1\n+size = 2\n" in meta["git"]["diff"]
     assert "+++ b/new layer.py" in meta["git"]["diff"] and "+depth = 3\n" in meta["git"]["diff"]
     assert "TOKEN" not in json.dumps(meta)
-    assert meta["files_too_large_to_copy"] == ["large.py"]
+    left_out = {entry["path"]: entry["bytes"] for entry in meta["not_in_code"]}
+    assert left_out == {"large.txt": 1_100_000, "secret.env": 8}
     assert meta["command"]["line"] == "python work.py slow results/dirty '--note=a b'"
     assert meta["command"]["folder"] == "."
     assert meta["seeds"] == {"seed": 7, "data.seed": 8}
@@ -699,8 +701,9 @@ def test_meta_tells_where_a_run_came_from(project: Path) -> None:
     assert attempt["start"] <= attempt["end"] and attempt["exit_status"] == 0
     assert attempt["git_commit"] == commit and attempt["pid"] > 0
 
-    # The patch on top of the commit is the source as it ran, and so is code/.
-    code = project / "results" / "dirty" / "code"
+    # The patch on top of the commit is the source as it ran, and so is code.zip.
+    code = project.parent / "code"
+    shutil.unpack_archive(project / "results" / "dirty" / "code.zip", code)
     other = project.parent / "other"
     git(project, "clone", "-q", str(project), str(other))
     git(other, "apply", str(code / "uncommitted.diff"))
@@ -716,24 +719,26 @@ def test_other_source_in_a_later_attempt_is_kept_beside_the_first(project: Path)
     git(project, "init", "-q")
     run_in(project, "root", "runs/a")  # a run folder that git does not ignore is no source
     first = run_in(project, "root", "runs/a", "--num_epochs=4")
-    assert [a["code"]["folder"] for a in first["attempts"]] == ["code", "code"]
+    assert [a["code"]["file"] for a in first["attempts"]] == ["code.zip", "code.zip"]
     (project / "model.py").write_text("size = 2\n")
     second = run_in(project, "root", "runs/a", "--num_epochs=5")
-    assert second["attempts"][2]["code"]["folder"] == "code_attempt_3"
-    assert (project / "runs" / "a" / "code" / "model.py").read_text() == "size = 1\n"
-    assert (project / "runs" / "a" / "code_attempt_3" / "model.py").read_text() == "size = 2\n"
+    assert second["attempts"][2]["code"]["file"] == "code_attempt_3.zip"
+    one, other = (
+        snapshot.read(project / "runs" / "a" / a["code"]["file"]) for a in second["attempts"][1:]
+    )
+    assert one["model.py"] == b"size = 1\n" and other["model.py"] == b"size = 2\n"
     assert second["git"]["commit"] is None
-    assert not (project / "runs" / "a" / "code" / "runs").exists()
+    assert not [name for name in other if name.startswith("runs/")]
 
 
 def test_without_git_the_source_is_found_by_its_looks(project: Path) -> None:
     source = {"src/data/a.py", "src/results/b.py", "data/digits/x.npz"}
-    for name in {".venv/a.py", "env/pyvenv.cfg", "env/b.py", "data/big.bin"} | source:
+    for name in {".venv/a.py", "env/pyvenv.cfg", "env/b.py"} | source:
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("x")
+    (project / "data" / "big.bin").write_bytes(bytes(1_100_000))
     meta = run_in(project, "root", "results/run")
-    code = project / "results" / "run" / "code"
-    names = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
+    names = snapshot.read(project / "results" / "run" / "code.zip").keys()
     assert {"work.py", "model.py", "vegab/config.py"} | source <= names
     assert not names & {".venv/a.py", "env/b.py", "data/big.bin"}
     assert meta["git"] is None

@@ -2,7 +2,6 @@
 
 import csv
 import difflib
-import filecmp
 import io
 import json
 import math
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 from engine.runs import results
 from engine.runs.results import RunRecord
-from vegab import UsageError
+from vegab import UsageError, snapshot
 from vegab.config import did_you_mean, differences, show
 from vegab.execution import printable
 
@@ -368,30 +367,25 @@ def _data(record: RunRecord) -> dict[str, Any]:
     return {key: stored[key] for key in ("data", "processor", "settings") if key in stored}
 
 
-def differing_files(one: Path, other: Path) -> list[str]:
-    """Return the files that are not the same in two folders, sorted."""
-    paths = ((path, folder) for folder in (one, other) for path in folder.rglob("*"))
-    files = {str(path.relative_to(folder)) for path, folder in paths if path.is_file()}
-    _, different, missing = filecmp.cmpfiles(one, other, files, shallow=False)
-    return sorted([*different, *missing])
-
-
 def _code(one: Path, other: Path) -> list[str]:
     """Return a unified diff of the source that two runs have used."""
-    folders = one / "code", other / "code"
-    if missing := [f"  {code.parent} has no code/" for code in folders if not code.is_dir()]:
+    paths = [snapshot.code_of(folder) for folder in (one, other)]
+    found = zip((one, other), paths, strict=True)
+    if missing := [f"  {folder} has no code" for folder, path in found if path is None]:
         return missing
+    try:
+        codes = [snapshot.read(path) for path in paths if path]
+    except UsageError as error:
+        return [f"  {error}"]
     lines: list[str] = []
-    for file in differing_files(*folders):
-        if file == "uncommitted.diff":
-            continue
-        paths = [code / file for code in folders]
-        contents = [path.read_bytes() if path.is_file() else b"" for path in paths]
+    for file in snapshot.differing(*codes):
+        contents = [code.get(file, b"") for code in codes]
         try:
             texts = [content.decode().splitlines(keepends=True) for content in contents]
         except UnicodeDecodeError:
             lines.append(f"  {file}: not text, and not the same")
             continue
-        for line in difflib.unified_diff(texts[0], texts[1], str(paths[0]), str(paths[1])):
+        first, second = (f"{path}/{file}" for path in paths)
+        for line in difflib.unified_diff(texts[0], texts[1], first, second):
             lines += [line] if line.endswith("\n") else [line, "\\ No newline at end of file"]
     return lines

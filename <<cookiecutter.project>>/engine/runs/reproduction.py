@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 from engine import checkpoints
 from engine.checkpoints import Cells, Difference, history_difference, rows_in
 from engine.devices import workers
-from engine.runs import comparison
 from engine.training import fingerprint
-from vegab import ROOT, UsageError, read_run, trust
-from vegab.provenance import ENVIRONMENT, ask_nvidia_smi, describe_software, git
+from vegab import UsageError, read_run, snapshot, trust
+from vegab.files import PROJECT
+from vegab.provenance import ENVIRONMENT, GitError, ask_nvidia_smi, describe_software, git
 
 # These say how a run went on, or what came after it; it is made again without them.
-NOT_FOR_THE_TRAINING = ("evaluation", "name", "resume_inexact", "fork", "from_epoch")
+NOT_FOR_THE_TRAINING = ("evaluation", "name", "own_code", "resume_inexact", "fork", "from_epoch")
 # Of another machine, or of no consequence.
 NOT_TAKEN_OVER = re.compile(r"SLURM_JOB_ID|CUDA_VISIBLE_DEVICES|TF_CPP_\w+")
 # Of a commit's state: where it was made, which is compared apart.
@@ -53,7 +53,7 @@ class Original:
     is_whole: bool  # is that all of a finished run?
     place: tuple[int, int]  # epoch and step of the commit that is to be compared last
     global_step: int  # steps done then
-    code: Path  # its source as it ran
+    code: snapshot.Snapshot  # its source as it ran
     commit: str | None  # git's, when the run began
     script: Path  # what ran, in `code`
     other_code: list[str]  # a phrase for each later attempt that ran other source
@@ -100,9 +100,9 @@ def read(folder: Path, epochs: int) -> Original:
     is_part = epochs not in (0, done)
     begun, code = code_of(folder, meta)
     command, flags = meta.get("command") or {}, meta.get("flags") or {}
-    script, typed_in = Path(command.get("script", "")), ROOT / command.get("folder", ".")
-    if checkpoints.leads_out(str(script)) or not (code / script).is_file():
-        raise UsageError(f"the script that was run, {script}, is not in {code}")
+    script, typed_in = Path(command.get("script", "")), PROJECT / command.get("folder", ".")
+    if str(script) not in code.files:
+        raise UsageError(f"the script that was run, {script}, is not in the code of {folder}")
     original = Original(
         folder=folder,
         config=run["config"],
@@ -162,35 +162,34 @@ def committed_rows(state: Mapping[str, Any]) -> list[Cells]:
     return list(csv.DictReader(checkpoints.csv_lines(list(columns), rows).splitlines()))
 
 
-def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, Path]:
-    """Return the attempt with which the run began, from 0, and the folder with its source."""
+def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, snapshot.Snapshot]:
+    """Return the attempt with which the run began, from 0, and its source."""
     # One that finds nothing committed begins the run again.
     attempts = meta["attempts"]
     begun = max((i for i, attempt in enumerate(attempts) if attempt.get("from") == {}), default=0)
-    names = [attempt["code"]["folder"] for attempt in attempts[begun:] if "code" in attempt]
-    code = folder / (names[0] if names else "code")
-    if not code.is_dir():
-        raise UsageError(f"{code} is gone, and with it the source that was run")
-    return begun, code
+    names = [snapshot.name_of(attempt) for attempt in attempts[begun:] if "code" in attempt]
+    return begun, snapshot.load(own_file(folder, names[0] if names else snapshot.CODE))
 
 
-def other_code(folder: Path, attempts: Sequence[Mapping[str, Any]], code: Path) -> list[str]:
+def own_file(folder: Path, name: str) -> Path:
+    """Return the path of a file in a run folder, which its meta.json names."""
+    if snapshot.leads_out(name):
+        raise UsageError(f"{folder}: its meta.json names {name!r}, outside of the folder")
+    return folder / name
+
+
+def other_code(
+    folder: Path, attempts: Sequence[Mapping[str, Any]], code: snapshot.Snapshot
+) -> list[str]:
     """Return a phrase for each attempt that made steps with other source than the first one."""
     found = []
     for attempt in attempts:
-        name = (attempt.get("code") or {}).get("folder", code.name)
+        name = snapshot.name_of(attempt) if "code" in attempt else snapshot.CODE
         went_on = attempt.get("from") is None or attempt.get("from") != attempt.get("to")
-        is_other = name != code.name and went_on and (folder / name).is_dir()
-        if is_other and (files := differing_source(code, folder / name)):
-            found.append(f"a later attempt ran other code ({name}: {listed(files)})")
+        if went_on and (path := own_file(folder, name)).exists():
+            files = snapshot.differing_source(code.files, snapshot.load(path).files)
+            found += [f"a later attempt ran other code ({name}: {listed(files)})"] if files else []
     return list(dict.fromkeys(found))
-
-
-def differing_source(one: Path, other: Path) -> list[str]:
-    """Return the files that are not the same in two folders of source, without those of prose."""
-    files = comparison.differing_files(one, other)
-    files = [file for file in files if not file.endswith((".md", ".diff", ".pyc"))]
-    return [file for file in files if not file.startswith(("docs/", "etc/", "tests/"))]
 
 
 def start_of(
@@ -244,13 +243,10 @@ def refuse_what_is_missing(original: Original) -> None:
 def restore(original: Original, place: Path) -> list[str]:
     """Put source and config of a run into a folder; return lines on what is not from its folder."""
     project = place / "code"
-    shutil.copytree(original.code, project, symlinks=True)
-    (project / "uncommitted.diff").unlink(missing_ok=True)
-    large = original.meta.get("files_too_large_to_copy") or []
-    found = [f"{name} {restore_large(original, name, project)}" for name in large]
-    if linked := link_missing(ROOT / "data", project / "data"):
-        names = listed([os.path.relpath(path, project) for path in linked])
-        found.append(f"{names} from the project's data/")
+    found = [restore_unchanged(original, entry, project) for entry in left_out(original)]
+    linked = snapshot.unpack(original.code, project)
+    found += [f"{listed(linked)} from the project as it is now"] if linked else []
+    found = list(filter(None, found))
     lines = [f"not from the run folder: {'; '.join(found)}"] if found else []
     config = dict(original.config)
     threads = (original.fingerprint.get("settings") or {}).get("threads")
@@ -266,38 +262,28 @@ def restore(original: Original, place: Path) -> list[str]:
     return lines
 
 
-def restore_large(original: Original, name: str, project: Path) -> str:
-    """Put a file that was too large to be copied in its place; return where it is from."""
-    target, was = project / name, original.meta.get("git") or {}
-    if checkpoints.leads_out(name):
-        raise UsageError(f"{original.folder}: its meta.json names {name!r}, outside of the project")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    is_changed = f"diff --git a/{name} b/{name}\n" in was.get("diff", "")
-    if original.commit and not is_changed:
-        content = git("show", f"{original.commit}:./{name}")
-        if content is not None:
-            target.write_bytes(content)
-            return f"from git at {original.commit[:7]}"
-    if (ROOT / name).is_file():
-        target.symlink_to(ROOT / name)
-        return "from the project as it is now"
-    return "is missing: neither git nor the project has it"
+def left_out(original: Original) -> list[dict[str, Any]]:
+    """Return entries of what the snapshot does not have; those of an older run are of its meta."""
+    old = original.meta.get("files_too_large_to_copy") or []
+    entries = original.code.record.setdefault("left_out", [{"path": name} for name in old])
+    return [entry for entry in entries if entry.get("why") != "secret"]
 
 
-def link_missing(source: Path, target: Path) -> list[Path]:
-    """Link what a folder has, and another one, which may be missing, has not; return the links."""
-    links: list[Path] = []
-    if not source.is_dir():
-        return links
-    target.mkdir(exist_ok=True)
-    for path in sorted(source.iterdir()):
-        there = target / path.name
-        if path.is_dir() and there.is_dir():
-            links += link_missing(path, there)
-        elif not os.path.lexists(there):
-            there.symlink_to(path)
-            links.append(there)
-    return links
+def restore_unchanged(original: Original, entry: Mapping[str, Any], project: Path) -> str:
+    """Put a file that was left out, and was as committed, in its place; say where it is from."""
+    name = str(entry.get("path", ""))
+    if snapshot.leads_out(name):
+        raise UsageError(f"{original.folder}: its record names {name!r}, outside of the project")
+    old_diff = (original.meta.get("git") or {}).get("diff", "")
+    was_changed = "why" in entry or f"diff --git a/{name} b/{name}\n" in old_diff
+    if original.commit and (entry.get("git") == "unchanged" or not was_changed):
+        with contextlib.suppress(GitError):
+            content = git("show", f"{original.commit}:./{name}")
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            (project / name).write_bytes(content)
+            return f"{name} from git at {original.commit[:7]}"
+    is_there = os.path.lexists(PROJECT / name)
+    return "" if is_there else f"{name} is missing: neither git nor the project has it"
 
 
 def run_again(original: Original, place: Path, show: Callable[[int], object]) -> int:
@@ -327,8 +313,8 @@ def run_again(original: Original, place: Path, show: Callable[[int], object]) ->
 def begin(original: Original, place: Path) -> list[subprocess.Popen[bytes]]:
     """Start the processes that train, the one that writes first; they are on this machine."""
     folder = original.typed_in.resolve()
-    if folder.is_relative_to(ROOT):
-        folder = place / "code" / folder.relative_to(ROOT)
+    if folder.is_relative_to(PROJECT):
+        folder = place / "code" / folder.relative_to(PROJECT)
     environments = [environment_of(original)]
     if original.num_workers > 1:
         configs = workers.on_this_machine(original.num_workers)

@@ -6,7 +6,8 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import ModuleType
@@ -116,6 +117,8 @@ class LocalLauncher(Launcher):
         arguments = (list(words), str(output), gpu, self.is_shared)
         process = self._processes.Process(target=_run, args=arguments)
         with _apart():
+            with chdir(ROOT):  # where it imports from first, and that may be a snapshot
+                forkserver.ensure_running()
             process.start()
         self.held[process] = gpu
         return process

@@ -23,6 +23,7 @@ from vegab.config import differences, show, show_differences
 from vegab.exits import FINISHED, INTERRUPTED, REFUSED
 from vegab.files import FORMAT, read_json, write_json
 from vegab.run_folder import IN_USE, living_owner, take_lock
+from vegab.snapshot import CODE
 
 SWEEP, LOCK, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.html"
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
@@ -41,7 +42,7 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
     trials = trials_of(definition)
     if not (folder / SWEEP).exists():
         try:
-            is_new = not folder.exists() or set(os.listdir(folder)) <= {LOCK}
+            is_new = not folder.exists() or set(os.listdir(folder)) <= {LOCK, CODE}
         except OSError as error:
             raise UsageError(f"{folder}: {error.strerror}; choose another folder") from None
         if not is_new:

@@ -178,7 +178,7 @@ def code_differs(commit: Path) -> list[str]:
         found.append(sources.ENGINE)
     if found:
         logging.getLogger(__name__).warning(
-            "%s %s changed since the run; the figures are of the code as it is now",
+            "%s %s changed since the run; this is of the code as it is now (--own_code: as it was)",
             ", ".join(found), "have" if len(found) > 1 else "has",
         )  # fmt: skip
     return found

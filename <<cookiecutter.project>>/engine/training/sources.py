@@ -128,7 +128,7 @@ def _read(content: bytes, file: Path) -> Source:
         tree = ast.parse(content)
     except SyntaxError:  # what imports it will say so
         return Source(hashlib.sha256(content).hexdigest(), [])
-    package = list(file.resolve().relative_to(ROOT).with_suffix("").parts[:-1])
+    package = list(file.relative_to(ROOT).with_suffix("").parts[:-1])
     imports: dict[str, None] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,0 +1,386 @@
+"""Keeps a project's source as it ran in one file, reads it back, and runs the project from it.
+
+All of the source is kept, whatever git thinks of it: submodules and clones inside with their
+changes, and linked files with their content. Data and secrets are left out, and listed.
+"""
+
+import contextlib
+import fnmatch
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from glob import glob
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vegab.exits import UsageError, leave
+from vegab.files import CONFIG, LOCK, META, PLACE, PROJECT, ROOT, link, read_json, replacing
+from vegab.provenance import GitError, describe_git, git, names_in
+
+CODE, PATCH, RECORD = "code.zip", "uncommitted.diff", ".provenance.json"
+FLAG = "--own_code"
+# What is not Python counts as data where a file, or all below a folder, is more than this.
+LARGEST_FILE, MOST_BYTES, MOST_FILES = 1_000_000, 20_000_000, 1000
+MOST_ENTRIES = 100_000  # that are looked at, in all
+LARGEST_CODE = 500_000_000  # bytes unpacked, of a file that somebody else may have made
+SECRETS = (
+    ".env*", "env.sh", ".netrc", "*.pem", "id_rsa*", "id_ed25519*", "kaggle.json", "*credentials*",
+    "secrets.*",
+)  # fmt: skip
+NOT_SOURCE = (".git", "__pycache__", "node_modules")
+# Without these a run computes the same.
+PROSE = ("docs/", "etc/", "tests/", "notebooks/")
+UNUSED = 90 * 86400  # seconds after which unpacked code is removed
+Files = Mapping[str, bytes]
+
+
+@dataclass
+class Snapshot:
+    """The source as it is now, and what is known of it."""
+
+    files: Files
+    record: dict[str, Any]  # sha256 of names and contents; git; left_out
+    patch: bytes = b""  # the uncommitted part
+
+    def write(self, path: Path) -> None:
+        """Writes it as one file, whose bytes depend on nothing but the source and git's answer."""
+        told = {RECORD: json.dumps(self.record).encode()}
+        told |= {PATCH: self.patch} if self.patch else {}
+        with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for name, content in sorted({**self.files, **told}.items()):
+                info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+                mode = 0o755 if os.access(ROOT / name, os.X_OK) else 0o644
+                info.external_attr = (0o100000 | mode) << 16
+                archive.writestr(info, content, zipfile.ZIP_DEFLATED)
+
+
+def take() -> Snapshot:
+    """Takes the source as it is now; where this process runs from a snapshot, that one."""
+    if PROJECT != ROOT:
+        return load(ROOT / CODE)
+    walk = _Walk()
+    walk.below(ROOT, frozenset())
+    for module in [*sys.modules.values()]:  # in use, though git may be told to ignore it
+        file = Path(getattr(module, "__file__", None) or "/")
+        if file.suffix == ".py" and file.is_relative_to(ROOT) and "site-packages" not in file.parts:
+            walk.take(file, is_in_use=True)
+    files = walk.read()
+    left_out = [walk.left_out[name] for name in sorted(walk.left_out.keys() - files.keys())]
+    about, patch, unchanged = describe_git(files)
+    for entry in left_out:
+        entry["changed"] = datetime.fromtimestamp(entry["changed"], UTC).isoformat()
+        if entry["path"] in unchanged:
+            entry["git"] = "unchanged"
+    return Snapshot(files, {"sha256": _digest(files), "git": about, "left_out": left_out}, patch)
+
+
+def load(path: Path) -> Snapshot:
+    """Reads a snapshot back; raises UsageError if it is broken."""
+    files = dict(read(path))
+    patch, record = files.pop(PATCH, b""), files.pop(RECORD, b"{}")
+    try:
+        # What it says of its own digest is not believed: unpacked code is found again by that.
+        return Snapshot(files, {**json.loads(record), "sha256": _digest(files)}, patch)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"cannot read {path}: its {RECORD} is broken ({error})") from None
+
+
+def _digest(files: Files) -> str:
+    sums = (f"{name}\0{hashlib.sha256(files[name]).hexdigest()}\n" for name in sorted(files))
+    return hashlib.sha256("".join(sums).encode(errors="surrogateescape")).hexdigest()
+
+
+def read(path: Path) -> Files:
+    """Returns what a snapshot holds, by name; of an older run, what its folder code/ holds. Reads
+    only: nothing is unpacked, links are not followed, and what Python has compiled, which may be
+    of other source, is not in it. Raises UsageError if that fails.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            every = (file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+            names = {str(file.relative_to(path)): file for file in every if file.suffix != ".pyc"}
+            return {name: file.read_bytes() for name, file in names.items()}
+        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(opened, "rb") as file, zipfile.ZipFile(file) as archive:
+            members = [info for info in archive.infolist() if info.filename[-1:] != "/"]
+            members = [info for info in members if not info.filename.endswith(".pyc")]
+            if sum(info.file_size for info in members) > LARGEST_CODE:
+                raise UsageError(f"{path} unpacks to more than {LARGEST_CODE:,} bytes")
+            for info in members:
+                if leads_out(info.filename):
+                    raise UsageError(f"{path} names {info.filename!r}, outside of the project")
+            return {info.filename: archive.read(info) for info in members}
+    except FileNotFoundError:
+        raise UsageError(f"{path} is gone, and with it the source that was run") from None
+    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+
+
+def leads_out(name: str) -> bool:
+    """Whether a relative path, which somebody else may have written, leads out of its folder."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name
+
+
+def differing(one: Files, other: Files) -> list[str]:
+    """Returns the files that are not the same in two snapshots, sorted."""
+    names = {name for name in {*one, *other} if one.get(name) != other.get(name)}
+    return sorted(names - {PATCH, RECORD})
+
+
+def differing_source(one: Files, other: Files) -> list[str]:
+    """The same without prose, tests and data."""
+    return [
+        name
+        for name in differing(one, other)
+        if not name.endswith(".md") and not name.startswith((*PROSE, "data/"))
+    ]
+
+
+# ------------------------------------------------------------------------------------ what is kept
+
+
+class _Walk:
+    """Looks at every file of the project once."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+        self.left_out: dict[str, dict[str, Any]] = {}
+        self.num_seen = 0
+        self.tracked: set[str] = set()
+        self.ignored: set[str] = set()
+        with contextlib.suppress(GitError):
+            self.tracked = names_in(git("ls-files", "-z", "--cached"))
+        self.has_git = bool(self.tracked)
+
+    def below(self, folder: Path, around: frozenset[str]) -> dict[str, int]:
+        """Takes the files below a folder; returns the sizes of those that are no Python."""
+        if folder == ROOT or os.path.lexists(folder / ".git"):  # a repository of its own
+            words = ("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
+            with contextlib.suppress(GitError):
+                listing = names_in(git("-C", str(folder), *words))
+                self.ignored |= {os.path.normpath(folder / name) for name in listing}
+        around |= {os.path.realpath(folder)}
+        try:
+            with os.scandir(folder) as entries:
+                some = list(itertools.islice(entries, MOST_ENTRIES - self.num_seen + 1))
+        except OSError as error:
+            self.leave_out(folder, error.strerror or "cannot be read")
+            return {}
+        self.num_seen += len(some)
+        if self.num_seen > MOST_ENTRIES:
+            self.leave_out(folder, "data", [])
+            return {}
+        groups: dict[str, dict[str, int]] = {}  # sizes by name, by the child that they lie in
+        for entry in sorted(some, key=lambda entry: entry.name):
+            path = Path(entry.path)
+            if entry.name in NOT_SOURCE:
+                continue
+            if not entry.is_dir():
+                groups.setdefault("", {}).update(self.take(path))
+            elif self._may_be_source(path, around):
+                if entry.path in self.ignored:
+                    walk = ((here, name) for here, _, names in os.walk(path) for name in names)
+                    files = itertools.islice(walk, MOST_ENTRIES // 10)
+                    self.leave_out(path, "data", [os.path.join(*file) for file in files])
+                else:
+                    groups[entry.name] = self.below(path, around)
+        dropped = 0
+        while _weight(*groups.values()) > 1:
+            heaviest = max(groups, key=lambda name: _weight(groups[name]))
+            dropped += 1
+            # Where many children are heavy, the folder is one of data.
+            names = [*groups] if dropped > 3 and folder != ROOT else [heaviest]
+            sizes = {name: size for each in names for name, size in groups.pop(each).items()}
+            self.files -= sizes.keys()
+            place = folder / (heaviest if len(names) == 1 else "")
+            self.leave_out(place, "data", [str(ROOT / name) for name in sizes])
+        return {name: size for group in groups.values() for name, size in group.items()}
+
+    def _may_be_source(self, path: Path, around: frozenset[str]) -> bool:
+        hidden = path.name.startswith(".") and (not self.has_git or str(path) in self.ignored)
+        is_place = path in (ROOT / PLACE, ROOT / "results") or hidden
+        is_run = (path / META).exists() and (path / CONFIG).exists()
+        is_other = is_run or (path / "pyvenv.cfg").exists() or (path / LOCK).exists()
+        return not (is_place or is_other or os.path.realpath(path) in around)
+
+    def take(self, path: Path, is_in_use: bool = False) -> dict[str, int]:
+        """Takes a file; returns its name and size if it may turn out to be data."""
+        name, is_python = str(path.relative_to(ROOT)), path.suffix == ".py"
+        names = {path.name.lower(), os.path.basename(os.path.realpath(path)).lower()}
+        is_secret = any(fnmatch.fnmatchcase(one, form) for one in names for form in SECRETS)
+        if is_secret and not (is_python and name in self.tracked):
+            self.leave_out(path, "secret")
+        elif str(path) in self.ignored and not is_in_use:
+            if not (is_python or path.suffix == ".pyc" or path.name.startswith(".")):
+                self.leave_out(path, "data")
+        elif not path.is_file():
+            self.leave_out(path, "no file, or a link that leads nowhere")
+        elif not is_python and path.stat().st_size > LARGEST_FILE:
+            self.leave_out(path, "data")
+        else:
+            self.files.add(name)
+            return {} if is_python else {name: path.stat().st_size}
+        return {}
+
+    def read(self) -> dict[str, bytes]:
+        """Returns the content of what was taken."""
+        contents = {}
+        for name in sorted(self.files):
+            try:
+                name.encode()  # a zip file has names in UTF-8 only
+                contents[name] = (ROOT / name).read_bytes()
+            except (OSError, UnicodeEncodeError) as error:
+                why = getattr(error, "strerror", None) or "its name is not UTF-8"
+                self.leave_out(ROOT / name, why)
+        return contents
+
+    def leave_out(self, path: Path, why: str, files: Sequence[str] | None = None) -> None:
+        """Lists a file, or a folder with the number, size and latest change of files in it."""
+        found = [os.lstat(f) for f in ([path] if files is None else files) if os.path.lexists(f)]
+        name = os.path.relpath(path, ROOT)
+        entry: dict[str, Any] = {
+            "path": os.fsencode(name).decode(errors="backslashreplace"),
+            "why": why,
+            "bytes": sum(status.st_size for status in found),
+            "changed": max((int(status.st_mtime) for status in found), default=0),
+        }
+        if files is not None:
+            inner = [each for each in self.left_out if each.startswith(f"{name}/")]
+            others = [self.left_out.pop(each) for each in inner if why == "data"]
+            entry["files"] = len(files) + sum(other.get("files", 1) for other in others)
+            entry["bytes"] += sum(other["bytes"] for other in others)
+            entry["changed"] = max([entry["changed"], *(other["changed"] for other in others)])
+        self.left_out[name] = entry
+
+
+def _weight(*groups: Mapping[str, int]) -> float:
+    """Returns how much files are of the most that is kept below a folder, 1 being that."""
+    sizes = [size for group in groups for size in group.values()]
+    return max(len(sizes) / MOST_FILES, sum(sizes) / MOST_BYTES)
+
+
+# -------------------------------------------------------------------------- running from a snapshot
+
+
+def unpack(snapshot: Snapshot, place: Path) -> list[str]:
+    """Writes a snapshot's files into a new folder, and links there what the project has of what
+    was left out, and of data/; returns the paths of these links."""
+    for name, content in snapshot.files.items():
+        target = place / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    names = [entry["path"] for entry in snapshot.record.get("left_out", []) if "path" in entry]
+    names = [name for name in names if not leads_out(name)]
+    links = [link for name in [*names, "data"] for link in _link(PROJECT / name, place / name)]
+    return [os.path.relpath(path, place) for path in links]
+
+
+def _link(source: Path, target: Path) -> list[Path]:
+    """Links what a folder has, and another one, which may be missing, has not."""
+    if source.is_dir() and target.is_dir():
+        pairs = [(path, target / path.name) for path in sorted(source.iterdir())]
+        return [link for pair in pairs for link in _link(*pair)]
+    if not source.exists() or os.path.lexists(target):
+        return []
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.symlink_to(source)
+    return [target]
+
+
+def freeze(snapshot: Snapshot | None = None) -> Path:
+    """Returns a folder with the project as a snapshot has it (None: as it is now). Processes that
+    run from there go on with it, whatever becomes of the project; data/ is the project's."""
+    if PROJECT != ROOT:
+        return ROOT
+    snapshot = snapshot or take()
+    places = PROJECT / PLACE
+    place = places / str(snapshot.record["sha256"])[:16]
+    if not place.is_dir():
+        places.mkdir(exist_ok=True)
+        (places / ".gitignore").write_text("*\n")
+        for old in places.iterdir():
+            if old.is_dir() and old.stat().st_mtime < time.time() - UNUSED:
+                shutil.rmtree(old, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(dir=places, prefix=".partial-"))
+        unpack(snapshot, partial)
+        snapshot.write(partial / CODE)
+        with contextlib.suppress(OSError):  # another process was faster
+            os.rename(partial, place)
+        shutil.rmtree(partial, ignore_errors=True)
+    os.utime(place)
+    return place
+
+
+def keep(snapshot: Snapshot, path: Path) -> None:
+    """Writes a snapshot to a file; one that this process runs from gets another name only."""
+    if PROJECT != ROOT:
+        link(ROOT / CODE, path)
+    else:
+        snapshot.write(path)
+
+
+def code_of(folder: Path) -> Path | None:
+    """Returns the file, or of an older run the folder, with the code of a run's latest attempt,
+    or of a sweep; None without one."""
+    meta = read_json(folder / META)
+    names = [CODE, "code"]
+    with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):
+        names = [name_of(meta["attempts"][-1])]
+    return next((folder / n for n in names if not leads_out(n) and (folder / n).exists()), None)
+
+
+def name_of(attempt: Mapping[str, Any]) -> str:
+    """Returns the name of the file, or of the folder, in which an attempt's code lies."""
+    code = attempt["code"]
+    return str(code["file"] if "file" in code else code["folder"])
+
+
+def go_on_from(began: Path | None = None) -> None:
+    """Runs this command again from a snapshot of the project, so that all that it starts, at
+    whatever time, has the source as it is now. `began` is a snapshot of what it goes on with:
+    raises UsageError if the project has other source meanwhile.
+    """
+    if PROJECT != ROOT:
+        return
+    now = take()
+    if began and began.exists() and (names := differing_source(load(began).files, now.files)):
+        raise UsageError(
+            f"{began.parent} began with other code ({', '.join(names[:3])}); add {FLAG} to go on "
+            "with that, or choose another folder"
+        )
+    script = os.path.relpath(os.path.realpath(sys.argv[0]), ROOT)
+    os.execv(sys.executable, [sys.executable, str(freeze(now) / script), *sys.argv[1:]])
+
+
+def go_back(arguments: list[str]) -> None:
+    """Runs the program from the code of the runs that a command line names, where it says so."""
+    if FLAG not in arguments or PROJECT != ROOT:
+        return
+    words = [word for word in arguments if not word.startswith("-")]
+    found = {word: [word] if os.path.exists(word) else glob(word) for word in words}
+    codes = {p: code for word in words for p in found[word] if (code := code_of(Path(p)))}
+    if not codes:
+        raise UsageError(f"{FLAG} needs the folder of a run that has begun, as SAVE_PATH or RUN")
+    script = os.path.relpath(os.path.realpath(sys.argv[0]), ROOT)
+    runs = [word for word in words if set(found[word]) & codes.keys()]
+    commands = []
+    for path, code in codes.items():
+        program = freeze(load(code)) / script
+        if not program.is_file():
+            raise UsageError(f"{code} has no {script}")
+        own = [path if w == runs[0] else w for w in arguments if w == runs[0] or w not in runs]
+        commands.append([sys.executable, str(program), *own])
+    if len(commands) == 1:
+        os.execv(sys.executable, commands[0])
+    leave(max(subprocess.run(command, check=False).returncode for command in commands))
