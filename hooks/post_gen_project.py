@@ -73,6 +73,11 @@ def make_repository() -> str:
         return ""  # generated over a project that has its history
     if shutil.which("git") is None:
         return f"git was not found, so there is no repository yet. Once it is installed: {by_hand}"
+    if git("rev-parse", "--is-inside-work-tree") and not git("check-ignore", "--quiet", "."):
+        return (
+            "The project lies in another git repository, which is to have its files: git add . "
+            f"For a repository of its own instead: {by_hand}"
+        )
     # `git init -b` is not known to git older than 2.28.
     if not (git("init") and git("symbolic-ref", "HEAD", "refs/heads/main") and git("add", "--all")):
         return f"git could not make the repository. To see why: {by_hand}"

@@ -115,7 +115,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, copy / name)
     else:  # not a clone, an unpacked archive
-        ignored = shutil.ignore_patterns("build", ".venv", "__pycache__", ".*_cache")
+        ignored = shutil.ignore_patterns("build", ".venv", "__pycache__", ".*_cache", ".code")
         shutil.copytree(ROOT, copy, ignore=ignored)
     commit_all(copy, "The template")
     return copy

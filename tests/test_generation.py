@@ -89,6 +89,15 @@ def test_git_of_the_callers_environment_is_left_alone(bake: Baker, tmp_path: Pat
     assert run("git", "log", cwd=other, check=False).returncode != 0, "no commit went there"
 
 
+def test_a_repository_around_the_project_has_its_files(bake: Baker, tmp_path: Path) -> None:
+    run("git", "init", "--quiet", tmp_path)
+    baked = bake()
+    assert "lies in another git repository" in baked.said
+    run("git", "add", "--all", cwd=tmp_path)
+    known = run("git", "ls-files", "--stage", cwd=tmp_path).stdout
+    assert f"{baked.project.name}/src/models.py" in known and "160000" not in known
+
+
 def test_generating_over_a_project_keeps_its_history(bake: Baker) -> None:
     baked = bake()
     first = log(baked.project, "%H")

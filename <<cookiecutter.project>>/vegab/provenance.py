@@ -153,11 +153,12 @@ def _uncommitted(
 def describe_command() -> dict[str, Any]:
     """The command as a list and as a line to paste, where in the project it was typed, and which
     of the project's files it runs."""
-    script = os.path.relpath(os.path.realpath(sys.argv[0]), ROOT)
+    program = os.path.realpath(sys.argv[0])
+    script = os.path.relpath(program, ROOT)
     words = ["python", *sys.orig_argv[1:]]
     if PROJECT != ROOT:  # from a snapshot of the project, whose own program is to be typed
         typed = os.path.relpath(PROJECT / script)
-        words = [typed if word == sys.argv[0] else word for word in words]
+        words = [typed if os.path.realpath(word) == program else word for word in words]
     folder = os.path.relpath(os.getcwd(), PROJECT)
     return {"argv": words, "line": shlex.join(words), "folder": folder, "script": script}
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from machinery import ROOT
 
 from engine.checkpoints.file import HISTORY, commits_of, datasets_in, read_state
 from engine.runs import reproduction
-from vegab import UsageError
+from vegab import UsageError, snapshot
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
@@ -265,6 +266,55 @@ def test_a_run_is_identical_with_its_own_code(
     ]
     assert files_below(run) == before
     assert not list(tmp_path.glob("reproduce-*")), "nothing is left where all is identical"
+
+
+def test_a_run_goes_on_with_its_own_code(later: Path, run: Path, do: Do) -> None:
+    folder = copy_of(later / "results" / "failed", "goes on")
+    before = files_below(folder)
+    done = do("bin/train.py", "config.json", folder)
+    assert done.returncode == 2
+    assert "src.ending.EndAt" in done.stderr  # which the project has no more
+    assert files_below(folder) == before
+    for words in (("bin/train.py", "config.json"), ("bin/evaluate.py",)):
+        done = do(*words, folder, "--own_code")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "has changed" not in done.stderr
+    for name in COMMITS:
+        assert (folder / name).read_bytes() == (run / name).read_bytes(), name
+    assert [path.name for path in folder.glob("code*")] == ["code.zip"]
+    command = meta_of(folder)["command"]
+    assert command["line"].split()[1] == command["script"] == "bin/train.py"
+    assert json.loads((folder / "eval" / "test.json").read_text())["code_differs"] == []
+    done = do("bin/train.py", "config.json", "results/nothing", "--own_code")
+    assert done.returncode == 2
+    assert "--own_code needs the folder of a run that has begun" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_with_the_code_that_it_began_with(later: Path, do: Do) -> None:
+    words = ["bin/sweep.py", "digits", "results/mix", "--num_epochs=1", "--n_filters=2"]
+    words += ["--n_layers=1", "--no_tensorboard", "--threads=1", "--jobs=1"]
+    models, mix = later / "src" / "models.py", later / "results" / "mix"
+    source = models.read_text()
+    process = subprocess.Popen(
+        [sys.executable, *words, "--seeds=3"], cwd=later, stderr=subprocess.DEVNULL
+    )
+    while not (mix / "seed=0" / "meta.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    models.write_text(source.replace('"gelu"', '"relu"'))
+    try:
+        assert process.wait() == 0
+        done = do(*words, "--seeds=4")
+        assert done.returncode == 2
+        assert "results/mix began with other code (src/models.py); add --own_code" in done.stderr
+        done = do(*words, "--seeds=4", "--own_code")
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        models.write_text(source)
+    codes = [*mix.glob("seed=*/code.zip"), mix / "code.zip"]
+    assert len(codes) == 5 and len({path.stat().st_ino for path in codes}) == 1
+    assert b"gelu" in snapshot.read(codes[0])["src/models.py"]
 
 
 def test_a_fork_begins_again_with_the_state_that_it_had(later: Path, do: Do) -> None:
