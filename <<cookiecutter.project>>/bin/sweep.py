@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import vegab
 from configs import registry
 from engine import sweeps
-from engine.runs import comparison
+from engine.runs import comparison, reproduction
 from engine.sweeps import Launcher, LocalLauncher, slurm, sweep
 from engine.sweeps import definition as sweep_trials
 from src import experiment
@@ -36,7 +36,6 @@ from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
 from vegab.run_folder import living_owner
 
 OUTPUTS = ".output"
-PRUNING = "engine.sweeps.StopPoorTrial"
 
 
 def run(
@@ -120,7 +119,7 @@ def run(
         starts = slurm.SlurmLauncher(gpus, partition, time, max_parallel, **places)
     else:
         starts = sweeps.RayLauncher(gpus, address, max_parallel, threads, **places)
-    definition = definition_of(config, folder, asked, max_parallel or starts.num_parallel)
+    definition = definition_of(config, asked)
     definition, known = sweep.taken_up(folder, definition)
     check(args, known or sweep_trials.corners(definition))
     more = ["--allow_inexact"] if allow_inexact else []
@@ -145,10 +144,14 @@ def run(
         is_new = not (folder / sweep.SWEEP).exists()
         sweep.write(folder, definition, known, [] if is_new else sweep.read(folder)[2])
         sweeper = sweep.Sweeper(folder, lambda refused: (known, known), command_of, starts)
-        if definition.search or definition.pruner:
-            sweeper.advance = sweeps.Search(folder, definition).advance
-        total = definition.trials * definition.num_repeats or len(known)
+        total, chooser = len(known), None
+        if definition.search:
+            room = functools.partial(max, 1, max_parallel or starts.num_parallel)
+            chooser = sweeps.Search(folder, definition, room)
+            sweeper.advance, total = chooser.advance, definition.trials * definition.num_repeats
         code = train(sweeper, total, stops, retry_failed)
+        if chooser and chooser.is_exhausted:
+            print(f"all {len(chooser.suggested)} combinations were chosen, fewer than --trials")
     if code == REFUSED and is_new:  # nothing was trained: leave nothing behind
         shutil.rmtree(folder)
         if was_there:
@@ -156,21 +159,17 @@ def run(
     sys.exit(code)
 
 
-def definition_of(
-    config: dict[str, Any], folder: Path, asked: dict[str, Any], num_parallel: int
-) -> sweep_trials.Definition:
+def definition_of(config: dict[str, Any], asked: dict[str, Any]) -> sweep_trials.Definition:
     """Return what a sweep is that is asked for. Raises vegab.UsageError if it makes no sense."""
     args = TYPED.args
     given = dict(args.overrides)
     if asked["pruner"]:
-        given["hooks"] = [*config["hooks"], {"class": PRUNING, "sweep": str(folder)}]
+        given["hooks"] = [*config["hooks"], {"class": reproduction.PRUNING}]
     key_of = functools.partial(find_key, config)
     asked["grid"] = sweep_trials.grid_of(asked["grid"], key_of)
     asked["range"] = sweep_trials.ranges_of(asked["range"], key_of)
     words = shared_words(args, given)
-    definition = sweep_trials.Definition(
-        args.config, config, words, **asked, num_parallel=num_parallel
-    )
+    definition = sweep_trials.Definition(args.config, config, words, **asked)
     sweep_trials.check_search(definition)
     return definition
 
@@ -245,10 +244,12 @@ def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bo
         say(sentence.removeprefix("train.py: "))
     if is_refused:
         return REFUSED
+    num_finished = sum(record.state == "finished" for record in records)
+    print(f"{num_finished} of {total} trials are finished", flush=True)
     if stops:
         say(f"interrupted; the same command continues {folder}")
         return INTERRUPTED
-    return FINISHED if all(record.state == "finished" for record in records) else FAILED
+    return FINISHED if num_finished == len(records) else FAILED
 
 
 @argh.arg("folder", metavar="FOLDER", help="of a sweep")

@@ -1,4 +1,4 @@
-"""Trials that Optuna chooses and ends: the same ones, whatever was killed and in whatever order."""
+"""Trials that Optuna chooses and ends: each once, whatever was killed and in whatever order."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from machinery import ROOT, Command
-from sweeping import EXACT, exact_files, kill, pid_in, start, wait_for
+from sweeping import kill, pid_in, start, wait_for
 
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
@@ -22,7 +22,7 @@ search = pytest.importorskip("engine.sweeps.search")
 def definition(**changes: Any) -> sweep_trials.Definition:
     config = {"seed": 3, "lr": 0.1, "kind": "a", "monitor": "val_loss", "num_epochs": 9}
     asked: dict[str, Any] = {"grid": {"kind": ["a", [1, 2]]}, "range": {"lr": "1e-4..1 log"}}
-    asked |= {"random": 0, "seeds": 0, "search": "optuna", "trials": 20, "num_parallel": 3}
+    asked |= {"random": 0, "seeds": 0, "search": "optuna", "trials": 20}
     return sweep_trials.Definition("root", config, [], **(asked | changes))
 
 
@@ -33,63 +33,67 @@ def loss_of(settings: sweep_trials.Settings, epoch: int) -> float:
 
 
 def end(
-    folder: Path, trial: sweep_trials.Trial, told: sweep_trials.Definition, status: str = "finished"
+    folder: Path,
+    trial: sweep_trials.Trial,
+    told: sweep_trials.Definition,
+    status: str = "finished",
+    **losses: Any,
 ) -> None:
     """Leave in a trial's folder what a run leaves there that has ended."""
     place = folder / trial.name
     place.mkdir(exist_ok=True)
     (place / "config.json").write_text(json.dumps({**told.config, **trial.settings}))
     (place / "meta.json").write_text(json.dumps({"status": status}))
-    rows = [f"{epoch},{epoch},{loss_of(trial.settings, epoch)!r}\n" for epoch in range(9)]
+    every = [0.5] * 9 if losses else [loss_of(trial.settings, epoch) for epoch in range(9)]
+    rows = [f"{epoch},{epoch},{loss!r}\n" for epoch, loss in enumerate(every)]
     (place / "history.csv").write_text("epoch,step,val_loss\n" + "".join(rows))
 
 
-def open_search(folder: Path, told: sweep_trials.Definition) -> Any:
+def open_search(folder: Path, told: sweep_trials.Definition, room: int = 3) -> Any:
     """Open what a sweeper opens that begins, or that goes on after one that was killed."""
     folder.mkdir(exist_ok=True)
     if not (folder / sweep.SWEEP).exists():
         sweep.write(folder, told, [])
-    return search.Search(folder, told)
+    return search.Search(folder, told, lambda: room)
 
 
 def swept(
     folder: Path, told: sweep_trials.Definition, chance: random.Random, failing: Iterable[int] = ()
-) -> tuple[list[Any], list[Any]]:
-    """Let a search's trials end in any order, and its sweeper be killed; return what it made."""
+) -> Any:
+    """Let a search's trials end in any order, and its sweeper be killed; return the last one."""
     supply = open_search(folder, told)
     while True:
-        every, ready = supply.advance(())
-        left = [trial for trial in ready if not (folder / trial.name).exists()]
+        chosen = [*supply.suggested]
+        every, _ = supply.advance(())
+        assert supply.suggested[: len(chosen)] == chosen, "what was chosen is never chosen again"
+        assert sweep.read(folder)[2] == supply.suggested, "and stands there before a trial begins"
+        left = [trial for trial in every if not (folder / trial.name).exists()]
         if not left:
-            known = [
-                (trial.number, trial.state, trial.values, trial.params, trial.system_attrs)
-                for trial in supply.known()
-            ]
-            return supply.suggested, known
+            return supply
         trial = chance.choice(left)
         has_failed = [t.name for t in every].index(trial.name) in failing
         end(folder, trial, told, "failed" if has_failed else "finished")
         if chance.random() < 0.3:
-            supply = open_search(folder, told)
+            supply = open_search(folder, told, room=chance.randint(1, 8))
 
 
-@pytest.mark.parametrize("pruner", ["", "median", "halving", "hyperband"])
-def test_neither_order_nor_kills_change_what_is_chosen_and_told(
-    pruner: str, tmp_path: Path
+def states(supply: Any) -> list[Any]:
+    return [supply._outcome(settings, ()).state for settings in supply.suggested]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_in_any_order_and_with_kills_as_many_are_chosen_as_are_asked_for(
+    seed: int, tmp_path: Path
 ) -> None:
-    told = definition(pruner=pruner)
-    first = swept(tmp_path / "first", told, random.Random(0))
-    assert len(first[0]) == 20
-    assert len(first[1]) == 20
-    for seed in (1, 2):
-        assert swept(tmp_path / str(seed), told, random.Random(seed)) == first
-    pruned = [trial for trial in first[1] if trial[1] == optuna.trial.TrialState.PRUNED]
-    assert bool(pruned) == bool(pruner)
+    told = definition()
+    supply = swept(tmp_path / "first", told, random.Random(seed))
+    identities = {sweep_trials.identity(told.config, one) for one in supply.suggested}
+    assert len(identities) == len(supply.suggested) == len(supply.trials) == 20
+    assert states(supply) == [optuna.trial.TrialState.COMPLETE] * 20
 
 
 def test_it_learns_from_trials_that_have_ended(tmp_path: Path) -> None:
-    told = definition(trials=40, num_parallel=1)
-    suggested, _ = swept(tmp_path / "sweep", told, random.Random(0))
+    suggested = swept(tmp_path / "sweep", definition(trials=40), random.Random(0)).suggested
     losses = [loss_of(settings, 8) for settings in suggested]
     assert sum(losses[-15:]) < 0.6 * sum(losses[:15])
     assert all(1e-4 <= settings["lr"] <= 1 for settings in suggested)
@@ -97,38 +101,69 @@ def test_it_learns_from_trials_that_have_ended(tmp_path: Path) -> None:
 
 
 def test_more_trials_go_on_from_those_that_are_there(tmp_path: Path) -> None:
-    few, _ = swept(tmp_path / "few", definition(trials=6), random.Random(0))
-    longer, _ = swept(tmp_path / "few", definition(trials=12), random.Random(0))
-    many, _ = swept(tmp_path / "many", definition(trials=12), random.Random(5))
-    assert longer[:6] == few
-    assert longer == many
+    few = swept(tmp_path / "few", definition(trials=6), random.Random(0)).suggested
+    longer = swept(tmp_path / "few", definition(trials=12), random.Random(0)).suggested
+    assert len(longer) == 12 and longer[:6] == few
+
+
+@pytest.mark.parametrize(
+    ("grid", "number"), [({"kind": ["a", "b", "c"]}, 3), ({"kind": [-1, 1], "n": [1, 2]}, 4)]
+)
+def test_all_combinations_are_chosen_and_then_the_search_ends(
+    grid: dict[str, Any], number: int, tmp_path: Path
+) -> None:
+    told = definition(grid=grid, range={}, trials=12)
+    folder = tmp_path / "sweep"
+    supply = open_search(folder, told)
+    for _ in range(20):
+        for trial in supply.advance(())[0]:
+            end(folder, trial, told, losses={})
+    assert supply.is_exhausted
+    assert len(supply.suggested) == len({trial.name for trial in supply.trials}) == number
+
+
+def test_a_range_of_few_whole_numbers_is_used_up(tmp_path: Path) -> None:
+    told = definition(grid={}, range={"n": "-2..3"}, trials=9)
+    supply = open_search(tmp_path / "sweep", told, room=9)
+    supply.advance(())
+    assert sorted(settings["n"] for settings in supply.suggested) == [-2, -1, 0, 1, 2, 3]
+    assert {trial.name for trial in supply.trials} >= {"n=-2", "n=2"}
 
 
 def test_what_a_setting_is_worth_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
     told = definition(seeds=3, trials=4)
-    suggested, known = swept(tmp_path / "sweep", told, random.Random(0))
+    supply = swept(tmp_path / "sweep", told, random.Random(0))
     assert len(list((tmp_path / "sweep").glob("*/meta.json"))) == 12
-    for settings, (_, _, values, _, _) in zip(suggested, known, strict=True):
+    for settings in supply.suggested:
         every = [loss_of({**settings, "seed": seed}, 8) for seed in (3, 4, 5)]
-        assert values == pytest.approx([sum(every) / 3])
+        assert supply._outcome(settings, ()).value == pytest.approx(sum(every) / 3)
 
 
-def test_a_trial_that_fails_is_known_as_such_and_the_search_goes_on(tmp_path: Path) -> None:
-    _, known = swept(tmp_path / "sweep", definition(), random.Random(0), failing=(2, 7))
-    failed = [number for number, state, *_ in known if state == optuna.trial.TrialState.FAIL]
+def test_a_trial_that_fails_or_is_given_up_is_known_as_such(tmp_path: Path) -> None:
+    supply = swept(tmp_path / "sweep", definition(), random.Random(0), failing=(2, 7))
+    told = states(supply)
+    assert len(told) == 20
+    failed = [number for number, state in enumerate(told) if state.name == "FAIL"]
     assert failed == [2, 7]
-    assert len(known) == 20
+    given_up = [supply.trials[5].name]
+    assert supply._outcome(supply.suggested[5], given_up).state.name == "FAIL"
 
 
-def test_half_a_line_and_a_lock_in_the_journal_are_no_harm(tmp_path: Path) -> None:
-    told = definition(trials=6)
-    first, _ = swept(tmp_path / "first", told, random.Random(0))
-    folder = tmp_path / "torn"
-    swept(folder, definition(trials=3), random.Random(0))
-    with open(folder / search.JOURNAL, "a") as journal:
-        journal.write('{"op_code": 4, "worker')
-    os.symlink("nowhere", folder / f"{search.JOURNAL}.lock")
-    assert swept(folder, told, random.Random(0))[0] == first
+@pytest.mark.parametrize("pruner", ["median", "halving", "hyperband"])
+def test_a_pruner_ends_what_is_poor_and_not_what_is_good(pruner: str, tmp_path: Path) -> None:
+    told = definition(pruner=pruner, grid={"lr": [0.01, 0.02, 0.005, 0.03, 0.04, 0.9]}, range={})
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    trials = [sweep_trials.Trial(f"lr={lr}", {"lr": lr, "kind": "a"}) for lr in told.grid["lr"]]
+    for trial in trials[:5]:
+        end(folder, trial, told)
+
+    def is_poor(trial: sweep_trials.Trial, epochs: int) -> bool:
+        curve = [(epoch + 1, loss_of(trial.settings, epoch)) for epoch in range(epochs)]
+        return bool(search.is_poor(folder, told, trials, trial.name, curve))
+
+    assert any(is_poor(trials[5], epochs) for epochs in range(1, 9))
+    assert not any(is_poor(trials[0], epochs) for epochs in range(1, 9))
 
 
 # ------------------------------------------------------------------------------ the whole of it
@@ -138,29 +173,51 @@ PRUNED = (*WORDS, "--pruner=halving", "--jobs=2")
 
 
 @pytest.mark.slow
-def test_a_search_that_is_killed_ends_as_one_that_is_not(command: Command, tmp_path: Path) -> None:
-    # The folder's name is part of the trials' config.
-    killed, straight = tmp_path / "sweep", tmp_path / "straight"
-    words = ("bin/sweep.py", "iterator_numpy", killed, *PRUNED)
-    done = command(*words)
+def test_a_search_that_is_killed_goes_on(command: Command, tmp_path: Path) -> None:
+    folder, moved = tmp_path / "sweep", tmp_path / "moved"
+    words = ("bin/sweep.py", "iterator_numpy", folder, *PRUNED)
+    first = start(ROOT, *words)
+    wait_for(lambda: len(list(folder.glob("*/model.h5"))) >= 3)
+    first.kill()
+    kill(*map(pid_in, folder.glob("*=*")))
+    first.communicate()
+    chosen = sweep.read(folder)[2]
+    folder.rename(moved)  # nothing in it knows where it lies
+    done = command("bin/sweep.py", "iterator_numpy", moved, *PRUNED)
     assert done.returncode == 0, done.stderr
     assert "7 trials: 7 finished (" in done.stdout
-    killed.rename(straight)
-    first = start(ROOT, *words)
-    wait_for(lambda: len(list(killed.glob("*/model.h5"))) >= 3)
-    first.kill()
-    kill(*map(pid_in, killed.iterdir()))
-    first.communicate()
-    again = command(*words)
-    assert again.returncode == 0, again.stderr
-    assert exact_files(killed, "config.json") == exact_files(straight, "config.json")
-    # A trial that was ended early ends there, too, when it is repeated by hand.
-    early = min(killed.glob("*/history.csv"), key=lambda path: len(path.read_text()))
-    assert len(early.read_text().splitlines()) < 5
-    repeated = command("bin/train.py", early.parent / "config.json", tmp_path / "again")
-    assert repeated.returncode == 0, repeated.stderr
-    for name in EXACT:
-        assert (tmp_path / "again" / name).read_bytes() == (early.parent / name).read_bytes()
+    assert done.stdout.endswith("7 of 7 trials are finished\n")
+    assert sweep.read(moved)[2][: len(chosen)] == chosen
+    assert str(folder) not in "".join(p.read_text() for p in moved.glob("*/config.json"))
+    # A trial that was ended early ends there, too, when it is made again.
+    early = min(moved.glob("*/history.csv"), key=lambda path: len(path.read_text())).parent
+    epochs = json.loads((early / "pruned.json").read_text())["epoch"]
+    assert len((early / "history.csv").read_text().splitlines()) == epochs + 1 < 5
+    again = command("bin/reproduce.py", early)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "identical to the bit: history.csv" in again.stdout
+    assert "model.h5" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_setting_that_always_dies_is_given_up(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    words = ("--grid", "n_filters=2,3", "--num_epochs=1", "--n_layers=1", "--search=optuna",
+             "--trials=5", "--no_tensorboard", "--threads=1", "--lr_schedule=null")  # fmt: skip
+    (tmp_path / "dies.py").write_text(
+        "import os, signal\nfrom engine.hooks import Hook\nclass Dies(Hook):\n"
+        "    def after_epoch(self, epoch):\n        import json\n"
+        "        if '=3' in str(self.run.root): os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    hooks = '--hooks=[{"class": "dies.Dies"}]'
+    done = command(
+        "bin/sweep.py", "digits", folder, *words, hooks, env={**os.environ, "PYTHONPATH": paths}
+    )
+    assert done.returncode == 1, done.stderr
+    assert "n_filters=3 is not finished: it died by SIGKILL" in done.stderr
+    assert "all 2 combinations were chosen, fewer than --trials" in done.stdout
+    assert len(json.loads((folder / "n_filters=3" / "meta.json").read_text())["attempts"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -176,7 +233,6 @@ def test_a_search_that_is_killed_ends_as_one_that_is_not(command: Command, tmp_p
         ((*WORDS, "--seeds=2", "--pruner=median"), "--pruner compares single runs"),
         ((*WORDS, "--monitor=null"), "the config does not say which trial is best"),
         ((*WORDS, "--random=2"), "leave --random out"),
-        ((*WORDS, "--grid", "model=a/b,a?b"), "would both be called model=a-b"),
         (("--search=optuna", "--trials=2", "--range", "batch_size=0..4"), "batch_size is 0"),
     ],
 )

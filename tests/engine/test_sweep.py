@@ -83,12 +83,12 @@ def test_the_same_command_trains_nothing_and_a_larger_grid_what_is_new(
     done = command("bin/sweep.py", "root", swept, *SMALL, *GRID)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in swept.glob("*/*")} == before
-    larger = ("--grid", "n_filters=2,3", "--grid", "lr_schedule=null", "--seeds=1")
+    larger = ("--grid", "n_filters=2,3", "--grid", "lr_schedule=null", "--seeds=2")
     done = command("bin/sweep.py", "root", swept, *SMALL, *larger, "--dry_run")
     names = [Path(shlex.split(line)[3]).name for line in done.stdout.splitlines()]
-    assert names[4:] == [
-        "n_filters=2,lr_schedule=null,seed=0",
-        "n_filters=3,lr_schedule=null,seed=0",
+    assert names[4:] == [  # the first seed is that of the trials that are there
+        "n_filters=2,lr_schedule=null,seed=1",
+        "n_filters=3,lr_schedule=null,seed=1",
     ]
     other = command("bin/sweep.py", "root", swept, *SMALL, *GRID, "--dropout=0.1")
     assert other.returncode == 2
@@ -108,7 +108,7 @@ def test_sweeper_and_trials_that_are_killed_lose_nothing(
     # The trials of the sweeper that is gone live on, or are killed as well.
     kill(*map(pid_in, folder.glob("n_filters=2*")))
     second = command("bin/sweep.py", *words)
-    assert second.returncode == 0, second.stderr
+    assert second.returncode == 0, second.stdout + second.stderr
     assert second.stdout.startswith("4 trials: 4 finished")
     assert exact_files(folder) == exact_files(swept)
 
@@ -190,7 +190,6 @@ def test_a_trial_that_fails_is_shown_and_stops_no_other(command: Command, tmp_pa
         (("--grid", "n_filters=2,x"), "n_filters: x was given, an integer is expected"),
         (("--grid", "batch_size=0,8"), "batch_size is 0; it must be at least 1"),
         (("--grid", "n_filters=2", "--grid", "n_filters=3"), "is given twice"),
-        (("--grid", "model=a/b,a?b"), "would both be called model=a-b"),
         (("--seeds=-1",), "seeds is -1"),
         (("--seeds=2", "--jobs=0"), "jobs is 0; it must be at least 1"),
         (("--seeds=2", "--gpus=a"), "--gpus=a: give numbers such as 0 or 0,1"),

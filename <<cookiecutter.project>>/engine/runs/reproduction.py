@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from engine import checkpoints
 from engine.checkpoints import Cells, Difference, history_difference, rows_in
 from engine.devices import workers
+from engine.runs import results
 from engine.training import fingerprint
 from vegab import UsageError, read_run, snapshot, trust
 from vegab.files import PROJECT
@@ -35,6 +36,7 @@ NOT_TAKEN_OVER = re.compile(r"SLURM_JOB_ID|CUDA_VISIBLE_DEVICES|TF_CPP_\w+")
 # Of a commit's state: where it was made, which is compared apart.
 RECORD = ("fingerprint", "inexact")
 MOST_NAMES = 5
+PRUNING = "engine.sweeps.StopPoorTrial"  # the hook that bin/sweep.py adds
 SURROUNDINGS = ("data", "devices", "layout", "settings")
 STOP = Path(__file__).with_name("stop_at.py")
 POLL = 0.05  # seconds between two looks at the history
@@ -255,6 +257,9 @@ def restore(original: Original, place: Path) -> list[str]:
         if threads != of_its_own:
             config["threads"] = threads
             lines.append(f"threads: {threads} as then, not {of_its_own}")
+    if (epoch := results.pruned_at(original.folder)) and original.is_whole:
+        named = [(hook, hook.get("class") == PRUNING) for hook in config["hooks"]]
+        config["hooks"] = [hook | ({"epoch": epoch} if is_it else {}) for hook, is_it in named]
     if original.stop:
         shutil.copy(STOP, project)
         config["callbacks"] = [*config["callbacks"], original.stop]

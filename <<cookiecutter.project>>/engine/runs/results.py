@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # What the commands that read runs are told to read.
 PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
 TEST = "eval/test.json"
+PRUNED = "pruned.json"  # says after how many epochs a sweep ended a trial
 FILES = (CONFIG, META, "history.csv", "loop_state.pkl", TEST)
 INDEX = ".runs.json"
 FORM = 5  # of the entries in the index; those of another form are read again
@@ -357,6 +358,12 @@ def read_history(run: str | Path) -> list[dict[str, float]]:
         except (TypeError, ValueError) as error:  # too few cells, too many, or no number
             raise ValueError(f"line {number} of history.csv is damaged ({error})") from None
     return rows
+
+
+def pruned_at(run: Path) -> int | None:
+    """Return after how many epochs a sweep ended a run early, or None."""
+    content = files.read_json(run / PRUNED)
+    return int(content["epoch"]) if content else None
 
 
 def settings_of(record: RunRecord) -> dict[str, Any]:

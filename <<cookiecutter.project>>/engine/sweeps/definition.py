@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from engine.runs import results
 from vegab import UsageError
-from vegab.config import Schema, checked, did_you_mean, read_text, read_yaml, show
+from vegab.config import Schema, checked, did_you_mean, flatten, read_text, read_yaml, show
 
 # What a sweep may be asked for, with the defaults.
 PLAN: dict[str, Any] = {"grid": {}, "range": {}, "random": 0, "seeds": 0, "folds": 0}
@@ -48,9 +48,6 @@ class Definition:
     search: str = ""  # "optuna" if that chooses from grid and ranges
     trials: int = 0  # settings that it chooses
     pruner: str = ""  # what ends poor trials early, see `engine.sweeps.search`
-    # The last so many trials before one are not known when that is chosen and judged, for they may
-    # run at the same time.
-    num_parallel: int = 1
 
     @property
     def num_repeats(self) -> int:
@@ -200,11 +197,10 @@ def check_search(definition: Definition) -> None:
         raise UsageError('--search and --pruner need Optuna: pip install "optuna>=4.5"') from None
 
 
-def trials_of(definition: Definition) -> list[Trial]:
-    """Return the trials of a sweep in the order in which they are run; of a search, none."""
+def trials_of(definition: Definition, there: Sequence[Trial] = ()) -> list[Trial]:
+    """Return the trials of a sweep in the order in which they are run; of a search, none. See
+    `named` for those that are `there` already."""
     if definition.search:
-        for key, values in definition.grid.items():
-            _named({key: value} for value in values)
         return []
     seed = definition.config["seed"]
     combinations = itertools.product(*definition.grid.values())
@@ -217,18 +213,38 @@ def trials_of(definition: Definition) -> list[Trial]:
     every = [one | other | repeat for one, other, repeat in parts]
     if not any(every):
         raise UsageError("the sweep varies nothing; give --grid, --random, --seeds or --folds")
-    different = {show(settings): settings for settings in every}  # a draw may come twice
-    return _named(different.values())
+    return named(definition.config, every, there)
 
 
-def _named(every: Iterable[Settings]) -> list[Trial]:
-    """Return trials with these settings. Raises UsageError if two would have the same folder."""
-    by_name: dict[str, Settings] = {}
+def identity(config: Mapping[str, Any], settings: Settings) -> str:
+    """Return what a trial is: a text that is the same for settings that, laid over the config that
+    all trials share, make the same config."""
+
+    def plain(value: Any) -> Any:
+        return float(value) if type(value) is int else value
+
+    own = {key: plain(value) for key, value in settings.items()}
+    shared = flatten(dict(config))
+    given = {key: value for key, value in own.items() if value != plain(shared.get(key, ...))}
+    return json.dumps(sorted(given.items()), default=str)
+
+
+def named(
+    config: Mapping[str, Any], every: Iterable[Settings], there: Sequence[Trial] = ()
+) -> list[Trial]:
+    """Return trials with these settings, each once: one of those that are there already, or a new
+    one, with a name that no other has."""
+    known = {identity(config, trial.settings): trial for trial in there}
+    names = {trial.name for trial in there}
+    found = {}
     for settings in every:
-        name = name_of(settings)
-        if (other := by_name.setdefault(name, settings)) is not settings:
-            raise UsageError(f"{show(other)} and {show(settings)} would both be called {name}")
-    return [Trial(name, settings) for name, settings in by_name.items()]
+        what = identity(config, settings)
+        if what not in known:
+            name = name_of(settings)
+            known[what] = Trial(_marked(name, what) if name in names else name, settings)
+            names.add(known[what].name)
+        found[what] = known[what]
+    return list(found.values())
 
 
 def _repeats(definition: Definition) -> list[dict[str, Any]]:
@@ -238,10 +254,12 @@ def _repeats(definition: Definition) -> list[dict[str, Any]]:
     return [seed | fold for seed in seeds for fold in folds]
 
 
-def repeated(definition: Definition, settings: Settings) -> list[Trial]:
+def repeated(
+    definition: Definition, settings: Settings, there: Sequence[Trial] = ()
+) -> list[Trial]:
     """Return the trials of settings: if a search has chosen them, one for each seed and fold."""
     repeats = _repeats(definition) if definition.search else [{}]
-    return _named({**settings, **repeat} for repeat in repeats)
+    return named(definition.config, ({**settings, **repeat} for repeat in repeats), there)
 
 
 def corners(definition: Definition) -> list[Trial]:
@@ -255,15 +273,28 @@ def corners(definition: Definition) -> list[Trial]:
     return found
 
 
+def num_combinations(definition: Definition) -> int | None:
+    """Return how many different settings a search can choose, or None if they are endless."""
+    number = math.prod(len(values) for values in definition.grid.values())
+    for key, text in definition.range.items():
+        low, high, _ = bounds_of(text, key)
+        if not (isinstance(low, int) and isinstance(high, int)):
+            return None
+        number *= high - low + 1
+    return number
+
+
 def name_of(settings: Settings) -> str:
-    """Return the name of a trial's folder: "n_filters=8,seed=1", safe in file names and shells."""
+    """Return a name for a trial's folder: "n_filters=8,seed=1", safe in file names and shells."""
     parts = []
     for key, value in settings.items():
         text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-        safe = re.sub(r"[^\w.,+-]+", "-", text).strip("-")
-        parts.append(f"{key.rpartition('.')[2]}={safe.replace('-,-', ',')}")
+        safe = re.sub(r"[^\w.,+-]+", "-", re.sub(r"[][{}\"]", "", text))
+        parts.append(f"{key.rpartition('.')[2]}={safe}")
     name = ",".join(parts)
-    if len(name.encode()) <= LONGEST_NAME:
-        return name
-    mark = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return name if len(name.encode()) <= LONGEST_NAME else _marked(name, name)
+
+
+def _marked(name: str, what: str) -> str:
+    mark = hashlib.sha256(what.encode()).hexdigest()[:8]
     return name.encode()[: LONGEST_NAME - 9].decode(errors="ignore") + f"~{mark}"

@@ -1,42 +1,36 @@
-"""Ends a trial of a sweep early, where it is poor beside earlier ones."""
-
-import json
-from pathlib import Path
+"""Ends a trial of a sweep early, where it is poor next to other trials."""
 
 from engine.hooks import Hook, Run
+from engine.runs import results
 from engine.sweeps import search, sweep
+from vegab.files import write_json
 
 
 class StopPoorTrial(Hook):
     """Asks a pruner of Optuna after each epoch; `bin/sweep.py --pruner` adds it to each trial.
 
-    What it knows of other trials of the folder `sweep` does not change while the run goes on, nor
-    later: a run that is resumed or repeated ends at the same epoch.
+    The sweep is that in whose folder the run lies. Where a run ends early is written down before it
+    ends, and never decided again: not when it is resumed, and not when it is made again elsewhere,
+    where it is given `epoch`, the number of epochs to end after.
     """
 
-    def __init__(self, sweep: str) -> None:
-        self.folder = Path(sweep)
+    def __init__(self, epoch: int | None = None) -> None:
+        self.epoch = epoch
 
     def before_training(self, run: Run) -> None:
-        """Find out which trial this is; ValueError if it is none, or earlier ones are not known."""
+        """Find the sweep; a run that is no trial of one is compared with nothing."""
         super().before_training(run)
-        self.definition, _, suggested = sweep.read(self.folder)
-        config = json.loads((run.root / "config.json").read_text(encoding="utf-8"))
-        number = search.number_of(suggested, config)
-        if number is None:
-            raise ValueError(f"no trial of {self.folder} has the settings of this run")
-        self.before = suggested[:number]
-        path = self.folder / search.JOURNAL  # which is written to meanwhile
-        journal = search.open_journal(path, self.definition, writes=False)
-        self.known = journal.get_trials(deepcopy=False)
-        if len(self.known) <= number - self.definition.num_parallel:
-            raise ValueError(f"{path} has lost trials before this one")
+        self.epoch = self.epoch or results.pruned_at(run.root)
+        self.folder, self.own = run.root.resolve().parent, run.root.resolve().name
 
     def after_epoch(self, epoch: int) -> None:
         """End the run, if it is poor."""
-        curve = search.curve_in(self.run.history, self.definition)
-        _, is_poor = search.judge(self.definition, self.known, self.before, curve)
-        if is_poor:
-            self.run.stop_reason = (
-                f"poor beside earlier trials of {self.folder} ({self.definition.pruner} pruner)"
-            )
+        if not self.epoch and (self.folder / sweep.SWEEP).exists():
+            definition, trials, _ = sweep.read(self.folder)
+            curve = search.curve_in(self.run.history, definition)
+            is_own = any(trial.name == self.own for trial in trials)
+            if is_own and search.is_poor(self.folder, definition, trials, self.own, curve):
+                self.epoch = epoch + 1
+                write_json(self.run.root / results.PRUNED, {"epoch": self.epoch})
+        if self.epoch and epoch + 1 >= self.epoch:
+            self.run.stop_reason = "poor next to other trials of its sweep"

@@ -1,21 +1,19 @@
-"""Trials that depend on earlier ones: Optuna chooses their settings, and ends the poor ones.
+"""Chooses the settings of trials by what earlier ones have come to, and says which are poor.
 
-Trial n is chosen and judged by what is known of the trials before it but for the last
-`num_parallel`, whatever else has ended by then. So a sweep that was killed and went on has the
-trials of one that ran through, and each of these is bit for bit the same.
+Optuna does both. What it has chosen stands in `sweep.json` before a trial begins, and is never
+chosen again: it may depend on what has ended by then. Its study is made of what the trials'
+folders say, whenever something is asked of it.
 """
 
-import contextlib
-import os
+import itertools
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna import distributions
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from engine.checkpoints import shortest
@@ -23,128 +21,137 @@ from engine.runs import results
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
 from engine.sweeps.definition import Definition, Settings, Trial
-from vegab.config import lookup, read_yaml, show
+from vegab.config import read_yaml, show
+from vegab.files import META, read_json
 
-Known = Sequence[FrozenTrial]
-JOURNAL = "optuna.log"
-STUDY = "sweep"
+MOST_ASKED = 50  # times that the sampler may choose what was chosen before
+MOST_LISTED = 10_000  # combinations, to choose from those that are left
 Curve = list[tuple[int, float]]  # epochs done, and what is monitored
 
 
 class Search:
-    """The trials of a sweep of which Optuna knows; its folder is locked for this process.
-    `suggested` are the settings that were chosen, in order; without a search, those of all trials.
-    """
+    """What a search has chosen, and will. `room` returns how many of its settings may be tried at a
+    time; the sweep's folder is locked for this process."""
 
-    def __init__(self, folder: Path, definition: Definition) -> None:
-        self.folder = folder
-        self.definition = definition
-        self.suggested = sweep.read(folder)[2]
-        self._journal = open_journal(folder / JOURNAL, definition, writes=True)
+    def __init__(self, folder: Path, definition: Definition, room: Callable[[], int]) -> None:
+        self.folder, self.definition, self.room = folder, definition, room
+        _, self.trials, self.suggested = sweep.read(folder)
+        self.is_exhausted = False
 
     def advance(self, given_up: Collection[str]) -> tuple[list[Trial], list[Trial]]:
-        """Tell Optuna what has ended, and choose what is to follow; see `sweep.Sweeper.advance`."""
-        known = self.known()
-        while len(known) < len(self.suggested) and (ended := self._outcome(known, given_up)):
-            self._journal.add_trial(ended)
-            known = self.known()
-        ready = len(known) + self.definition.num_parallel
+        """Choose what is to follow; see `sweep.Sweeper.advance`."""
+        told = [self._outcome(settings, given_up) for settings in self.suggested]
         before = len(self.suggested)
-        while self.definition.search and len(self.suggested) < min(self.definition.trials, ready):
-            self.suggested.append(suggest(self.definition, known, self.suggested))
-        trials = self.trials(len(self.suggested))
+        while len(self.suggested) < self.definition.trials and not self.is_exhausted:
+            if sum(one.state == TrialState.RUNNING for one in told) >= self.room():
+                break
+            chosen = suggest(self.definition, told, self.suggested)
+            if chosen is None:
+                self.is_exhausted = True
+                break
+            self.suggested.append(chosen)
+            told.append(_frozen(self.definition, chosen, TrialState.RUNNING))
+        for settings in self.suggested[before:]:
+            new = sweep_trials.repeated(self.definition, settings, self.trials)
+            self.trials += [trial for trial in new if trial not in self.trials]
         if len(self.suggested) > before:
-            sweep.write(self.folder, self.definition, trials, self.suggested)
-        return trials, self.trials(ready)
+            sweep.write(self.folder, self.definition, self.trials, self.suggested)
+        return self.trials, self.trials
 
-    def known(self) -> list[FrozenTrial]:
-        """Return the trials that Optuna was told of, in order."""
-        return self._journal.get_trials(deepcopy=False)
-
-    def trials(self, number: int) -> list[Trial]:
-        """Return the run folders of the first `number` settings, each once."""
-        every = (sweep_trials.repeated(self.definition, one) for one in self.suggested[:number])
-        return list({trial.name: trial for trials in every for trial in trials}.values())
-
-    def _outcome(self, known: Known, given_up: Collection[str]) -> FrozenTrial | None:
-        """Return how the first trial ended that Optuna does not know yet, or None if it has not."""
-        settings = self.suggested[len(known)]
-        trials = sweep_trials.repeated(self.definition, settings)
-        what = _what_it_is(self.definition, settings)
-        failed = create_trial(state=TrialState.FAIL, **what)
+    def _outcome(self, settings: Settings, given_up: Collection[str]) -> FrozenTrial:
+        """Return what settings have come to by now."""
+        trials = sweep_trials.repeated(self.definition, settings, self.trials)
         records = sweep.states_of(self.folder, trials)
         states = {record.state for record in records}
         if states & {"failed", "broken"} or any(trial.name in given_up for trial in trials):
-            return failed
+            return _frozen(self.definition, settings, TrialState.FAIL)
         if states != {"finished"}:
-            return None
-        histories = [results.read_history(record.path) for record in records]
-        curves = [curve_in(history, self.definition) for history in histories]
+            return _frozen(self.definition, settings, TrialState.RUNNING)
+        curves = [curve_in(results.read_history(r.path), self.definition) for r in records]
         if not all(curves):
-            return failed
-        if len(curves) == 1:
-            before = self.suggested[: len(known)]
-            judged, is_poor = judge(self.definition, known, before, curves[0])
-            what["intermediate_values"] = judged.intermediate_values
-            what["system_attrs"] = judged.system_attrs
-            if is_poor:
-                return create_trial(state=TrialState.PRUNED, value=curves[0][-1][1], **what)
-        best = min if self.definition.lower_is_better else max
-        values = [best(value for _, value in curve) for curve in curves]
-        mean = sum(values) / len(values)
-        return create_trial(state=TrialState.COMPLETE, value=mean, **what)
+            return _frozen(self.definition, settings, TrialState.FAIL)
+        if any(results.pruned_at(Path(record.path)) for record in records):
+            return _frozen(self.definition, settings, TrialState.PRUNED, curves[0][-1][1])
+        values = [_best(self.definition, curve) for curve in curves]
+        return _frozen(self.definition, settings, TrialState.COMPLETE, sum(values) / len(values))
 
 
-def suggest(definition: Definition, known: Known, before: Sequence[Settings]) -> Settings:
-    """Return the settings of the next trial, by the tree-structured Parzen estimator; see `judge`.
+def suggest(
+    definition: Definition, told: Iterable[FrozenTrial], before: Sequence[Settings]
+) -> Settings | None:
+    """Return other settings than those before, by the tree-structured Parzen estimator; None if all
+    combinations were chosen.
 
     Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011; as Optuna has it.
     """
-    seed = random.Random(f"{definition.config['seed']} {len(before)}").getrandbits(32)
+    chosen = {sweep_trials.identity(definition.config, settings) for settings in before}
+    number = sweep_trials.num_combinations(definition)
+    if number is not None and len(chosen) >= number:
+        return None
+    chance = random.Random(f"{definition.config['seed']} {len(before)}")
     # Trials that still run count as poor ones, so that no two of them are nearly the same.
-    sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-    study = _study_before(definition, known, before, sampler)
-    chosen = study.ask(_distributions(definition)).params
-    return {key: _rounded(definition, key, value) for key, value in chosen.items()}
+    sampler = optuna.samplers.TPESampler(seed=chance.getrandbits(32), constant_liar=True)
+    study = _new_study(definition, sampler=sampler)
+    for one in told:
+        study.add_trial(one)
+    every = _distributions(definition)
+    for number_asked in range(2 * MOST_ASKED):
+        if number_asked == MOST_ASKED:
+            study.sampler = optuna.samplers.RandomSampler(chance.getrandbits(32))
+        params = study.ask(every).params
+        settings = {key: _rounded(definition, key, value) for key, value in params.items()}
+        if sweep_trials.identity(definition.config, settings) not in chosen:
+            return settings
+    if number is None or number > MOST_LISTED:
+        return None
+    values = [definition.grid.get(key) or _whole_numbers(definition, key) for key in every]
+    left = (dict(zip(every, one, strict=True)) for one in itertools.product(*values))
+    others = [s for s in left if sweep_trials.identity(definition.config, s) not in chosen]
+    return chance.choice(others) if others else None
 
 
-def judge(
-    definition: Definition, known: Known, before: Sequence[Settings], curve: Curve
-) -> tuple[FrozenTrial, bool]:
-    """Look at a trial as Optuna's pruner does after each epoch, up to where it would end it.
-
-    The `known` trials have ended, and the settings `before` are those of the trials before this
-    one. The curve is epochs done, and what is monitored. Return the trial with what the pruner has
-    noted in it, and whether it is poor.
-    """
-    study = _study_before(definition, known, before, optuna.samplers.RandomSampler(0))
-    trial = study.ask()
-    is_poor = False
+def is_poor(
+    folder: Path, definition: Definition, trials: Sequence[Trial], own: str, curve: Curve
+) -> bool:
+    """Ask Optuna's pruner of the trial named `own` after each epoch, with what the folders of all
+    trials say now. The curve is its epochs done, and what is monitored."""
+    study = _new_study(
+        definition, sampler=optuna.samplers.RandomSampler(0), pruner=_pruner(definition)
+    )
+    asked: Any = None
+    for trial in trials:
+        one = study.ask()
+        if trial.name == own:
+            asked = one
+            continue
+        others: Curve = []
+        with suppress(OSError, ValueError):  # it has not begun
+            others = curve_in(results.read_history(folder / trial.name), definition)
+        for epoch, value in others:
+            one.report(value, epoch)
+            if definition.pruner != "median":  # these note in a trial how far it has come
+                one.should_prune()
+        meta = read_json(folder / trial.name / META)
+        if others and meta and meta.get("status") == "finished":
+            if results.pruned_at(folder / trial.name):
+                study.tell(one, state=TrialState.PRUNED)
+            else:
+                study.tell(one, _best(definition, others))
+    poor = False
     for epoch, value in curve:
-        trial.report(value, epoch)
-        if is_poor := trial.should_prune():
-            break
-    return study.get_trials(deepcopy=False)[-1], is_poor
+        asked.report(value, epoch)
+        poor = asked.should_prune()
+    return poor
 
 
-def _study_before(
-    definition: Definition, known: Known, before: Sequence[Settings], sampler: Any
-) -> optuna.Study:
-    """Return a study in memory that holds what is known when the next trial begins."""
-    study = _new_study(definition, sampler=sampler, pruner=_pruner(definition))
-    num_known = max(0, len(before) - definition.num_parallel + 1)
-    for trial in known[:num_known]:
-        study.add_trial(trial)
-    for settings in before[num_known:]:
-        what = _what_it_is(definition, settings)
-        study.add_trial(create_trial(state=TrialState.RUNNING, **what))
-    return study
+def _best(definition: Definition, curve: Curve) -> float:
+    return (min if definition.lower_is_better else max)(value for _, value in curve)
 
 
 def _new_study(definition: Definition, **arguments: Any) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = optuna.study.StudyDirection(1 if definition.lower_is_better else 2)
-    return optuna.create_study(study_name=STUDY, direction=direction, **arguments)
+    return optuna.create_study(study_name="sweep", direction=direction, **arguments)
 
 
 def _pruner(definition: Definition) -> Any:
@@ -180,12 +187,18 @@ def _rounded(definition: Definition, key: str, value: Any) -> Any:
     return value
 
 
-def _what_it_is(definition: Definition, settings: Settings) -> dict[str, Any]:
-    """Return a trial's settings in Optuna's terms: chosen by it, or only noted."""
-    if not definition.search:
-        return {"user_attrs": {"settings": dict(settings)}}
+def _whole_numbers(definition: Definition, key: str) -> range:
+    low, high, _ = sweep_trials.bounds_of(definition.range[key], key)
+    return range(low, high + 1)
+
+
+def _frozen(
+    definition: Definition, settings: Settings, state: TrialState, value: float | None = None
+) -> FrozenTrial:
+    """Return a trial of these settings in Optuna's terms."""
     params = {k: show(v) if k in definition.grid else v for k, v in settings.items()}
-    return {"params": params, "distributions": _distributions(definition)}
+    every = _distributions(definition)
+    return create_trial(state=state, value=value, params=params, distributions=every)
 
 
 def curve_in(history: Sequence[Mapping[str, Any]], definition: Definition) -> Curve:
@@ -193,22 +206,3 @@ def curve_in(history: Sequence[Mapping[str, Any]], definition: Definition) -> Cu
     key = str(definition.monitor)
     # As history.csv has it, so that a trial that is going on is judged as it will stand there.
     return [(int(row["epoch"]) + 1, float(shortest(row[key]))) for row in history if key in row]
-
-
-def number_of(suggested: Sequence[Settings], config: dict[str, Any]) -> int | None:
-    """Return which trial a config is that of, or None."""
-    for number, settings in enumerate(suggested):
-        with contextlib.suppress(KeyError):
-            if all(lookup(config, key) == value for key, value in settings.items()):
-                return number
-    return None
-
-
-def open_journal(path: Path, definition: Definition, writes: bool) -> optuna.Study:
-    """Open Optuna's journal; one process may write to it, which holds the sweep's lock."""
-    if writes and path.exists():
-        Path(f"{path}.lock").unlink(missing_ok=True)  # left by a process that was killed
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)  # and so is half a line
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    return _new_study(definition, storage=storage, load_if_exists=True)

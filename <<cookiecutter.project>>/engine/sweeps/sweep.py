@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "faile
 # Is told how many trials run, are done and have failed, and the best so far.
 Show = Callable[[int, int, int, str], None]
 MOST_LINES, NUM_BEST = 40, 10  # of `status`
+MOST_DEATHS = 3  # of a trial that is killed, before it counts as one that failed
 
 
 def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Trial]]:
     """Return a definition and its trials, with those of the sweep that is in the folder already.
 
-    New trials are added to those that are there; a search goes on from what it has chosen. How many
-    run at a time stays as it was when the sweep began, whatever room there is now. Raises
+    New trials are added to those that are there; a search goes on from what it has chosen. Raises
     UsageError if the folder holds something else, as a sweep of another config.
     """
     trials = trials_of(definition)
@@ -51,17 +51,16 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
     before, there, _ = read(folder)
     searched = ("grid", "range", "seeds", "folds")  # which a search cannot change on its way
     fixed = ["search", "pruner", *(searched if definition.search else ())]
-    old, new = (
+    old, now = (
         {**each.config, **{f"--{key}": getattr(each, key) for key in fixed}}
         for each in (before, definition)
     )
-    if changes := show_differences(differences(old, new)):
+    if changes := show_differences(differences(old, now)):
         raise UsageError(
             f"{folder} holds a sweep of another config ({changes}); choose another folder"
         )
-    names = {trial.name for trial in there}
-    there += [trial for trial in trials if trial.name not in names]
-    return replace(definition, num_parallel=before.num_parallel), there
+    new = trials_of(definition, there)
+    return definition, [*there, *(trial for trial in new if trial not in there)]
 
 
 def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
@@ -73,7 +72,9 @@ def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
         raise UsageError(f"{folder} holds no sweep; name a folder that bin/sweep.py made")
     try:
         trials = [Trial(entry["name"], entry["settings"]) for entry in content["trials"]]
-        definition = Definition(**content["definition"])
+        known = {each.name for each in fields(Definition)}
+        told = {key: value for key, value in content["definition"].items() if key in known}
+        definition = Definition(**told)
         return definition, trials, content["suggested"] or [trial.settings for trial in trials]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{folder / SWEEP} is not one of this project's ({error!r})") from error
@@ -196,8 +197,9 @@ class Sweeper:
         self._show = show
         done = ("finished",) if retry_failed else ("finished", "failed", "broken")
         tried: set[str] = set()
+        deaths: Counter[str] = Counter()
         while True:
-            every, ready = self.advance(self.refused)
+            every, ready = self.advance(self.refused.keys() | self.died.keys())
             records = states_of(self.folder, every)
             states = {trial.name: r.state for trial, r in zip(every, records, strict=True)}
             adopted = self.launcher.adopted()
@@ -225,16 +227,20 @@ class Sweeper:
             for name, code in codes.items():
                 if code == REFUSED and IN_USE in self.launcher.said(name):
                     continue
-                tried.add(name)
                 has_begun = code in (FINISHED, INTERRUPTED) or (self.folder / name).exists()
-                is_dead = endings.signal_of(code) and not self.launcher.is_stopped()
+                is_dead = endings.signal_of(code) or code == INTERRUPTED
+                if is_dead and not self.launcher.is_stopped():
+                    deaths[name] += 1
+                    if deaths[name] < MOST_DEATHS:
+                        continue  # killed by whatever it was, it goes on
+                tried.add(name)
                 if code == REFUSED or not has_begun:
                     said = self.launcher.said(name)
                     how = f"{name}: {endings.ending(code)} ({said})"
-                    self.refused[name] = how if is_dead else said
+                    self.refused[name] = how if deaths[name] else said
                     self.num_refusals += code == REFUSED
-                elif is_dead:
-                    self.died[name] = endings.ending(code)
+                elif deaths[name]:
+                    self.died[name] = f"{endings.ending(code)}, for the {deaths[name]}rd time"
 
     def _tell(self, running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
         """Say how it stands; return commands that may follow because others have ended."""
@@ -245,7 +251,7 @@ class Sweeper:
             self._best = ranked([*self._best, *results.read_runs(paths)])[:1]
             self._num_done += sum(codes[name] == FINISHED for name in ended)
             self._num_failed += sum(codes[name] not in (FINISHED, INTERRUPTED) for name in ended)
-            ready = self.advance(self.refused)[1]
+            ready = self.advance(self.refused.keys() | self.died.keys())[1]
             new = [trial for trial in ready if trial.name not in self._begun]
             self._begun |= {trial.name for trial in new}
         best = "".join(map(_reached, self._best))
