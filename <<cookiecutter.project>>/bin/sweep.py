@@ -76,7 +76,7 @@ def run(
         folds: cross-validation: each is trained so many times, on all parts of the data but one
         search: optuna: let it choose from grid and ranges by what it learns from earlier trials
         trials: so many settings to choose
-        pruner: median, halving or hyperband: end trials early that are poor beside earlier ones
+        pruner: median, halving or hyperband: end trials early that are poor next to others
         plan: a YAML file that has all these under their names
         launcher: what starts the trials: local, slurm or ray
         jobs: local: trials at a time; none: as many as there are GPUs or cores for

@@ -54,7 +54,9 @@ def draw_learning_curve(
         if best_epoch is not None:
             name = f"best epoch ({best_epoch + 1})"
             axes.axvline(best_epoch + 1, color="0.6", linewidth=1, zorder=0, label=name)
-        axes.set_title(metric, fontsize=10, y=1.0)  # else matplotlib looks for what is in its way
+        axes.set_title(
+            metric, fontsize=10, y=1.0, parse_math=False
+        )  # else matplotlib looks for what is in its way
         axes.set_xlabel("epoch")
         axes.ticklabel_format(axis="y", scilimits=(-4, 5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -64,7 +66,7 @@ def draw_learning_curve(
         if not labels <= explained:
             axes.legend(frameon=False)
             explained |= labels
-    figure.suptitle(run.name, fontsize=11)
+    figure.suptitle(run.name, fontsize=11, parse_math=False)
     save_figure(figure, run / "learning_curve.png")
 
 
@@ -88,7 +90,7 @@ def draw_confusion_matrix(
         axes.set_yticks(range(num_classes), names, parse_math=False)
     axes.set_xlabel("prediction")
     axes.set_ylabel("label")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(title, fontsize=11, parse_math=False)
     figure.colorbar(image, ax=axes, label="share of the label", shrink=0.8)
     save_figure(figure, path)
 
@@ -111,7 +113,7 @@ def draw_predicted_against_true(
         axes.set(xlabel="true", ylabel="predicted", aspect="equal")
         axes.set_title(name if len(pairs) > 1 else "", fontsize=10, parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     save_figure(figure, path)
 
 
@@ -144,7 +146,7 @@ def draw_examples(
                 axes.imshow(((image - low) / span).clip(0, 1), "gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(name)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     if 0 < len(class_names) <= MOST_NAMED:
         bar = figure.colorbar(shown, ax=panels, ticks=range(len(class_names)))
         bar.set_ticklabels([str(name)[:LONGEST_NAME] for name in class_names], parse_math=False)

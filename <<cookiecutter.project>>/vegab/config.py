@@ -24,8 +24,10 @@ from typing import Any, NamedTuple
 
 from vegab import trust
 from vegab.exits import UsageError
+from vegab.files import read_bytes
 
 Config = dict[str, Any]
+MOST_VALUES = 1_000_000  # in a file
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 # {a/b} is a reference where it is a whole value, and the config's kind is open.
@@ -321,7 +323,9 @@ def read_yaml(text: str, source: str) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = PlainConstructor
     try:
-        return yaml.load(text)
+        return _of_a_size(yaml.load(text), source)
+    except RecursionError:
+        raise UsageError(f"{source}: it is nested too deeply") from None
     except (YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark and "\n" in text else ""
@@ -332,11 +336,25 @@ def read_yaml(text: str, source: str) -> Any:
 def read_text(path: Path) -> str:
     """A file's text. Raises UsageError."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"cannot read {path}: it is not UTF-8 text") from None
+
+
+def _of_a_size(value: Any, source: str) -> Any:
+    """The value, unless aliases of aliases, or of what is around them, make it endless."""
+    todo, number = [value], 0
+    while todo:
+        item = todo.pop()
+        todo += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        number += 1
+        if number > MOST_VALUES:
+            raise UsageError(
+                f"{source}: it holds more than {MOST_VALUES:,} values; look for aliases (&a, *a)"
+            )
+    return value
 
 
 def load_file(
@@ -355,7 +373,9 @@ def load_file(
     deleted = _pop_texts(config, "delete", "a list of keys that an extended file has", path)
     merged: Config = {}
     for pattern in patterns:
-        bases = glob.glob(os.path.join(glob.escape(str(path.parent)), pattern), recursive=True)
+        bases = [str(path.parent / pattern)]
+        if not os.path.exists(bases[0]):
+            bases = glob.glob(os.path.join(glob.escape(str(path.parent)), pattern), recursive=True)
         if not bases:
             raise UsageError(f"{path}: there is no file {pattern} to extend")
         for base in sorted(bases):
@@ -719,8 +739,11 @@ def read_value(text: str, default: Any, key: str) -> Any:
         return read_yaml(read_text(Path(text[1:])), text[1:])
     if not isinstance(default, str):
         return read_yaml(text, key)
+    if text.strip() in ("null", "~"):
+        return None
+    if text[:1] not in ("'", '"', "[", "{"):  # as it was typed, whatever YAML makes of a #
+        return text
     try:
-        value = read_yaml(text, key)
+        return read_yaml(text, key)
     except UsageError:
         return text
-    return text if isinstance(value, bool | int | float) or not text.strip() else value

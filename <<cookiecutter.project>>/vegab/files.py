@@ -1,9 +1,11 @@
 """Replaces files and folders in one step, and names what lies where."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]  # of the code that runs
 PLACE = ".code"  # where unpacked snapshots lie in the project, see `snapshot`
 PROJECT = ROOT.parents[1] if ROOT.parent.name == PLACE else ROOT
 LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"  # what makes a folder that of a run
+LARGEST_READ = 300_000_000  # bytes; the history of a million epochs has 83 million
 FORMAT = 1  # of meta.json, whose number counts for config.json, too, and of sweep.json
 
 
@@ -26,6 +29,8 @@ def replacing(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)  # left by a process that was killed, or laid there as a link
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         yield temporary
         if sync:
@@ -98,12 +103,27 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def read_bytes(path: str | Path) -> bytes:
+    """A file's content, which somebody else may have made: OSError if it is a pipe, which would be
+    waited for, or very large."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a file", str(path))
+        if status.st_size > LARGEST_READ:
+            raise OSError(errno.EFBIG, f"it is larger than {LARGEST_READ:,} bytes", str(path))
+        return file.read()
+
+
 def read_json(path: str | Path) -> Any:
     """A JSON file's content, or None without one; UsageError if broken, or of a newer format."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path).decode())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except RecursionError:
+        raise UsageError(f"cannot read {path}: it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from None
     is_config = Path(path).name == CONFIG  # where a key of this name is the owner's

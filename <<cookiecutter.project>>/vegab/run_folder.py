@@ -57,6 +57,7 @@ class RunFolder:
                 raise UsageError(f"{self.path} holds files but no run; choose a new or empty one")
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror}; choose another SAVE_PATH") from None
+        refuse_links(self.absolute, self.path)
         owner = living_owner(self.absolute) if writes else None
         if owner:
             raise UsageError(
@@ -160,6 +161,18 @@ def take_lock(
         os.close(lock)
         raise
     return lock
+
+
+def refuse_links(folder: str | Path, shown: str | Path) -> None:
+    """Raises UsageError if what is written into a run folder would be written elsewhere."""
+    real = os.path.realpath(folder)
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        if os.path.islink(path) and not os.path.realpath(path).startswith(f"{real}{os.sep}"):
+            raise UsageError(
+                f"{shown}: {name} is a link that leads out of the folder, and a run writes into no "
+                "other; remove it, or choose another folder"
+            )
 
 
 def living_owner(path: str | Path, name: str = LOCK) -> dict[str, Any] | None:

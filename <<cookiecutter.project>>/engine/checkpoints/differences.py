@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vegab.files import read_bytes
+
 Cells = dict[str, str]  # of a row, by column
 NOTHING = "nothing"
 
@@ -25,7 +27,7 @@ def rows_in(run: Path) -> list[Cells]:
     """Return the rows of `history.csv`, if any, as text, but a last one that is half written."""
     path = run / "history.csv"
     try:
-        text = path.read_text()
+        text = read_bytes(path).decode()
         return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
     except FileNotFoundError:
         return []

@@ -91,8 +91,8 @@ def matching(pattern: str) -> tuple[list[str], set[Path]]:
 
 def generate_command(target: Path) -> str:
     """Return the command that makes the metadata of a file or of all files in a folder."""
-    pattern = target / "*" if target.is_dir() else target
-    return f"python bin/tfrecords.py generate-metadata {shlex.quote(str(pattern))}"
+    pattern = f"{glob.escape(str(target))}/*" if target.is_dir() else str(target)
+    return f"python bin/tfrecords.py generate-metadata {shlex.quote(pattern)}"
 
 
 def read_metadata(folder: Path) -> dict[str, FileInfo]:

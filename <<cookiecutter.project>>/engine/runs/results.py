@@ -4,6 +4,7 @@ pandas and NumPy are imported where they are used, so that the command line answ
 """
 
 import glob
+import io
 import json
 import math
 import os
@@ -43,7 +44,14 @@ FEWEST = 20  # fewer runs of a folder are read as fast without an index
 NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 # Columns of the history that say nothing of how good the model is.
 NO_METRICS = ("epoch", "step", "learning_rate")
-OF_ANOTHER_FORM = (AttributeError, KeyError, TypeError, ValueError)  # what such a file raises
+OF_ANOTHER_FORM = (
+    ArithmeticError,
+    AttributeError,
+    KeyError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)  # what such a file raises
 
 
 class Metric(NamedTuple):
@@ -123,20 +131,19 @@ def _is_run(folder: str) -> bool:
     return any(os.path.exists(f"{folder}/{name}") for name in (LOCK, META))
 
 
-def _runs_below(folder: str) -> list[str]:
-    """Return the folder if it is a run, else the runs below it, sorted.
-
-    Links are followed to a run, and not to a folder of runs: that may lead round in a circle.
-    """
+def _runs_below(folder: str, around: frozenset[str] = frozenset()) -> list[str]:
+    """Return the folder if it is a run, else the runs below it, sorted. Links are followed, but not
+    back to a folder that is `around` this one."""
     if _is_run(folder):
         return [folder]
+    if (real := os.path.realpath(folder)) in around:
+        return []
     try:
         names = _naturally(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError:  # a file, or a folder that may not be read
         return []
     paths = [os.path.join(folder, name) for name in names]
-    inner = [path for path in paths if not os.path.islink(path) or _is_run(path)]
-    return [run for path in inner for run in _runs_below(path)]
+    return [run for path in paths for run in _runs_below(path, around | {real})]
 
 
 def _naturally(names: Iterable[str]) -> list[str]:
@@ -495,8 +502,8 @@ def load_position(run: str | Path) -> dict[str, Any]:
 def loop_state(run: str | Path) -> dict[str, Any]:
     """Return what `loop_state.pkl` holds; see `load_position`."""
     try:
-        with open(Path(run, "loop_state.pkl"), "rb") as file:
-            state = _PlainUnpickler(file).load()
+        content = files.read_bytes(Path(run, "loop_state.pkl"))
+        state = _PlainUnpickler(io.BytesIO(content)).load()
         if not isinstance(state, dict) or not {"epoch", "global_step"} <= state.keys():
             raise ValueError("it holds no position")
         return state
