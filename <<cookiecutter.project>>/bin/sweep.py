@@ -8,6 +8,7 @@ python bin/sweep.py stop results/sweep
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import shlex
@@ -33,6 +34,7 @@ from vegab.command_line import argh  # which tells what to do where it is not in
 from vegab.config import Override, UnknownKeyError, find_key, show
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
+from vegab.files import LOCK
 from vegab.run_folder import living_owner
 
 OUTPUTS = ".output"
@@ -60,6 +62,7 @@ def run(
     max_parallel: int = 0,
     address: str = "",
     retry_failed: bool = False,
+    detach: bool = False,
     own_code: bool = False,
     allow_inexact: bool = False,
     dry_run: bool = False,
@@ -87,6 +90,7 @@ def run(
         max_parallel: slurm, ray: trials at a time; 0: as many as there is room for
         address: ray: of a cluster, such as head:6379; none: one is started on this machine
         retry_failed: train those again that have failed
+        detach: give the prompt back; status shows how far it is, stop ends it
         own_code: go on with the code that the sweep began with, not that of the project
         allow_inexact: train although a step uses what no checkpoint holds
         dry_run: print the trials, and train none
@@ -138,6 +142,9 @@ def run(
     source = folder / vegab.snapshot.CODE
     vegab.snapshot.go_on_from(source)
     was_there = folder.exists()
+    if detach:
+        sweep.require_unlocked(folder)
+        leave_terminal(folder)
     with sweep.locked(folder):
         if not source.exists():
             vegab.snapshot.keep(vegab.snapshot.take(), source)
@@ -157,6 +164,26 @@ def run(
         if was_there:
             folder.mkdir()
     sys.exit(code)
+
+
+def leave_terminal(folder: Path) -> None:
+    """Go on in a process that has no terminal, and end this one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if pid := os.fork():
+        name = shlex.quote(str(folder))
+        print(f"process {pid} sweeps {folder}, and writes to {folder / sweep.LOG}")
+        print(f"python bin/sweep.py status {name} shows how far it is, stop ends it", flush=True)
+        os._exit(FINISHED)
+    os.setsid()
+    write_to_log(folder)
+
+
+def write_to_log(folder: Path) -> None:
+    """Let a file take the place of a terminal that is gone or is about to go."""
+    log = os.open(folder / sweep.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for number in (1, 2):
+        os.dup2(log, number)
+    os.close(log)
 
 
 def definition_of(config: dict[str, Any], asked: dict[str, Any]) -> sweep_trials.Definition:
@@ -216,8 +243,9 @@ def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bo
     """Train what is not done yet, say how the sweep stands, and return the exit code."""
     from tqdm import tqdm
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda received, _: stops.append(received))
+    signal.signal(signal.SIGHUP, lambda *_: write_to_log(sweeper.folder))  # its terminal is closed
     line = "{bar}| {remaining} left{postfix}"
     with tqdm(total=total, disable=None, smoothing=0, dynamic_ncols=True, bar_format=line) as bar:
         bar.initial = total  # until it is known
@@ -266,20 +294,30 @@ def status(folder: str) -> None:
 
 @argh.arg("folder", metavar="FOLDER", help="of a sweep")
 def stop(folder: str) -> None:
-    """Tell the process that sweeps a folder to stop: its trials save a checkpoint and end."""
+    """End the sweep of a folder, and its trials: they save a checkpoint first."""
     place = Path(folder)
     _, trials, _ = sweep.read(place)
     owner = living_owner(place, sweep.LOCK)
     if owner is None:
         told = slurm.stop_all(place / OUTPUTS)
         print(f"nobody sweeps {folder}" + "; its jobs in SLURM were told to end" * told)
-    elif owner["host"] != socket.gethostname():
-        raise vegab.UsageError(f"{folder} is being swept on {owner['host']}; stop it there")
-    else:
-        os.kill(owner["pid"], signal.SIGTERM)
-        while living_owner(place, sweep.LOCK):
-            clock.sleep(sweep.SECONDS_BETWEEN)
+    end_all([place], sweep.LOCK)
+    end_all([place / trial.name for trial in trials])  # they outlive a sweeper that is killed
     print(sweep.summary(sweep.states_of(place, trials)))
+
+
+def end_all(folders: Sequence[Path], lock: str = LOCK) -> None:
+    """Tell who holds these folders to end, and wait. vegab.UsageError if that is elsewhere."""
+    ended: set[int] = set()
+    while living := {str(path): owner for path in folders if (owner := living_owner(path, lock))}:
+        for path, owner in living.items():
+            if owner["host"] != socket.gethostname():
+                raise vegab.UsageError(f"{path} is in use on {owner['host']}; stop it there")
+            if owner["pid"] not in ended:
+                ended.add(owner["pid"])
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(owner["pid"], signal.SIGTERM)
+        clock.sleep(sweep.SECONDS_BETWEEN)
 
 
 if __name__ == "__main__":

@@ -336,7 +336,8 @@ def read_yaml(text: str, source: str) -> Any:
 def read_text(path: Path) -> str:
     """A file's text. Raises UsageError."""
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        content = path.read_bytes() if str(path)[:5] == "/dev/" else read_bytes(path)  # as <(…)
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

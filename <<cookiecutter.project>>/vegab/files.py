@@ -103,9 +103,13 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path, inside: str | Path | None = None) -> bytes:
     """A file's content, which somebody else may have made: OSError if it is a pipe, which would be
-    waited for, or very large."""
+    waited for, or very large, or if a link leads out of the folder `inside`, whose content it would
+    be taken for."""
+    real = os.path.realpath(path)
+    if inside is not None and not real.startswith(os.path.join(os.path.realpath(inside), "")):
+        raise OSError(errno.ELOOP, "it is a link that leads out of the folder", str(path))
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
@@ -116,10 +120,11 @@ def read_bytes(path: str | Path) -> bytes:
         return file.read()
 
 
-def read_json(path: str | Path) -> Any:
-    """A JSON file's content, or None without one; UsageError if broken, or of a newer format."""
+def read_json(path: str | Path, inside: str | Path | None = None) -> Any:
+    """A JSON file's content, or None without one; UsageError if broken, or of a newer format. For
+    `inside`, by default its folder, see `read_bytes`."""
     try:
-        content = json.loads(read_bytes(path).decode())
+        content = json.loads(read_bytes(path, inside or Path(path).parent).decode())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except RecursionError:

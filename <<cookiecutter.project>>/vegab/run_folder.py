@@ -135,7 +135,7 @@ def take_lock(
     """
     try:
         os.makedirs(folder, exist_ok=True)
-        lock = os.open(os.path.join(folder, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        lock = os.open(os.path.join(folder, name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise UsageError(f"{shown}: {error.strerror}; choose another SAVE_PATH") from None
     try:
@@ -183,7 +183,7 @@ def living_owner(path: str | Path, name: str = LOCK) -> dict[str, Any] | None:
     if os.path.realpath(path) in _locked_here:
         return {"host": socket.gethostname(), "pid": os.getpid()}
     try:
-        lock = os.open(path / name, os.O_RDONLY)
+        lock = os.open(path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
@@ -208,6 +208,8 @@ def read_run(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     config, meta = read_json(path / CONFIG), read_json(path / META)
+    if not all(isinstance(content, dict | None) for content in (config, meta)):
+        raise UsageError(f"{path}: its {CONFIG} or {META} holds no mapping; put a good one back")
     state = state_now(path, (meta or {}).get("status", "new"))
     return {"config": config or {}, "meta": meta or {}, "state": state}
 

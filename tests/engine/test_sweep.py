@@ -25,7 +25,7 @@ from engine.sweeps.definition import Trial
 from engine.sweeps.sweep import FINISHED, REFUSED, Sweeper
 from vegab import UsageError
 from vegab.config import find_key
-from vegab.run_folder import IN_USE
+from vegab.run_folder import IN_USE, living_owner
 
 SMALL = (
     *("--num_epochs=2", "--n_layers=1", "--batch_size=126", "--no_tensorboard", "--threads=1"),
@@ -163,6 +163,24 @@ def test_a_sweep_is_told_to_stop_and_goes_on(swept: Path, command: Command, tmp_
     assert exact_files(folder) == exact_files(swept)
     assert "4 finished" in command("bin/sweep.py", "status", folder).stdout
     assert "nobody sweeps" in command("bin/sweep.py", "stop", folder).stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_outlives_its_terminal_and_its_trials_a_sweeper_that_is_killed(
+    command: Command, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    words = ("root", folder, *SMALL, "--num_epochs=3000", "--n_filters=2", "--seeds=2", "--jobs=1")
+    assert "status" in command("bin/sweep.py", *words, "--detach").stdout
+    wait_for(lambda: list(folder.glob("*/model.h5")))
+    sweeper = json.loads((folder / "sweep.lock").read_text())["pid"]
+    os.kill(sweeper, signal.SIGHUP)
+    assert "is being swept" in command("bin/sweep.py", *words, "--detach").stderr
+    kill(sweeper)
+    assert living_owner(folder / "seed=0")
+    said = command("bin/sweep.py", "stop", folder).stdout
+    assert "1 waiting, 1 interrupted" in said
+    assert not living_owner(folder / "seed=0")
 
 
 def test_a_trial_that_fails_is_shown_and_stops_no_other(command: Command, tmp_path: Path) -> None:

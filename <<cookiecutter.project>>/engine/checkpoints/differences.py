@@ -27,7 +27,7 @@ def rows_in(run: Path) -> list[Cells]:
     """Return the rows of `history.csv`, if any, as text, but a last one that is half written."""
     path = run / "history.csv"
     try:
-        text = read_bytes(path).decode()
+        text = read_bytes(path, run).decode()
         return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
     except FileNotFoundError:
         return []

@@ -205,9 +205,13 @@ def _refuse_foreign(path: Path) -> None:
     """Refuse what no commit of ours has: data kept elsewhere, or larger than the file. A digest
     shows that a file is whole, not who made it; HDF5 follows links to other files.
     """
-    size = path.stat().st_size
+    size, seen = path.stat().st_size, set()
 
     def look(group: h5py.Group) -> None:
+        if (address := h5py.h5o.get_info(group.id).addr) in seen:
+            what = f"the group {group.name} is in it twice"
+            raise DamagedCheckpointError(f"{path} is no checkpoint of ours: {what}")
+        seen.add(address)
         for name in group:
             link = group.get(name, getlink=True)
             place = f"{group.name.rstrip('/')}/{name}"

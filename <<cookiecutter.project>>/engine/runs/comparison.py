@@ -204,7 +204,11 @@ def as_csv(table: Table) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(plain.columns)
     for row in plain.rows:
-        writer.writerow(["" if cell is None else _written(_value(cell)) for cell in row])
+        values = ["" if cell is None else _value(cell) for cell in row]
+        # In a table, a text that begins like a formula would be one.
+        is_formula = [isinstance(v, str) and v.startswith(("=", "+", "-", "@")) for v in values]
+        cells = zip(values, is_formula, strict=True)
+        writer.writerow([f"'{value}" if is_one else _written(value) for value, is_one in cells])
     return text.getvalue()
 
 
@@ -369,11 +373,11 @@ def _data(record: RunRecord) -> dict[str, Any]:
 
 def _code(one: Path, other: Path) -> list[str]:
     """Return a unified diff of the source that two runs have used."""
-    paths = [snapshot.code_of(folder) for folder in (one, other)]
-    found = zip((one, other), paths, strict=True)
-    if missing := [f"  {folder} has no code" for folder, path in found if path is None]:
-        return missing
     try:
+        paths = [snapshot.code_of(folder) for folder in (one, other)]
+        found = zip((one, other), paths, strict=True)
+        if missing := [f"  {folder} has no code" for folder, path in found if path is None]:
+            return missing
         codes = [snapshot.read(path) for path in paths if path]
     except UsageError as error:
         return [f"  {error}"]

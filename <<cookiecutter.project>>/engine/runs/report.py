@@ -5,6 +5,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from engine.pictures import NUM_EXAMPLES
 from engine.runs import results
 from engine.runs.effects import clipped, effects_of
 from engine.runs.results import RunRecord
-from vegab.files import write_atomically
+from vegab.files import read_bytes, write_atomically
 
 PAGE = Path(__file__).with_name("report_page.html")
 PLACE_FOR_DATA = '"the data"'
@@ -210,15 +211,15 @@ def _evaluations_of(run: Path) -> tuple[list[dict[str, Any]], str]:
     newest = sorted(results.newest_evaluations(run, "scalars.json").items())
     for path in [*filter(Path.exists, paths), *(place / "scalars.json" for _, place in newest)]:
         try:
-            evaluations.append(_evaluation_in(path))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            evaluations.append(_evaluation_in(path, run))
+        except (OSError, *results.OF_ANOTHER_FORM) as error:
             if path != paths[0]:  # of which the record says so
                 problems.append(f"{path.relative_to(run)} cannot be read ({error!r})")
     return evaluations, "; ".join(problems)
 
 
-def _evaluation_in(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+def _evaluation_in(path: Path, run: Path) -> dict[str, Any]:
+    content = json.loads(read_bytes(path, run))
     if path.name == "scalars.json":
         split, _, step = path.parent.name.rpartition("-")
         about = f"step {step}"
@@ -262,7 +263,7 @@ def _predictions_of(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
         return {}, {}
     import pandas as pd
 
-    table = pd.read_csv(path)
+    table = pd.read_csv(io.BytesIO(read_bytes(path, run)))
     if "prediction" not in table or "probability" not in table:  # not of classes
         return {}, {}
     labels, predictions = (table[key].to_numpy(int) for key in ("label", "prediction"))
@@ -271,7 +272,7 @@ def _predictions_of(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
         details["matrix"] = results.confusion_matrix(labels, predictions, num_classes).tolist()
     picture = path.with_name("examples.png")
     if picture.exists():
-        content = picture.read_bytes()
+        content = read_bytes(picture, run)
         if not content.startswith(b"\x89PNG"):
             raise ValueError("examples.png is not a PNG")
         width, height = struct.unpack(">II", content[16:24])

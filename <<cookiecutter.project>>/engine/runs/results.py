@@ -205,7 +205,7 @@ def _entries(paths: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
         known: dict[str, Any] = {}  # stamp and entry of each run, by its name
         if len(names) >= FEWEST:
             with suppress(OSError, *OF_ANOTHER_FORM):
-                known = dict(json.loads(index.read_bytes()))
+                known = dict(json.loads(files.read_bytes(index, folder or ".")))
         stamps = {name: _stamp(os.path.join(folder, name)) for name in names}
         new = [name for name in names if known.get(name, [""])[0] != stamps[name]]
         known |= {name: (stamps[name], _read(os.path.join(folder, name))) for name in new}
@@ -331,7 +331,7 @@ def _of_test(run: str) -> dict[str, Metric]:
     """Return the metrics that bin/evaluate.py has found on the test set."""
     return {
         f"test_{key}": Metric(value, None, value)
-        for key, value in (files.read_json(f"{run}/{TEST}") or {}).items()
+        for key, value in (files.read_json(f"{run}/{TEST}", run) or {}).items()
         if isinstance(value, float)  # whole numbers say what was evaluated
     }
 
@@ -502,7 +502,7 @@ def load_position(run: str | Path) -> dict[str, Any]:
 def loop_state(run: str | Path) -> dict[str, Any]:
     """Return what `loop_state.pkl` holds; see `load_position`."""
     try:
-        content = files.read_bytes(Path(run, "loop_state.pkl"))
+        content = files.read_bytes(Path(run, "loop_state.pkl"), run)
         state = _PlainUnpickler(io.BytesIO(content)).load()
         if not isinstance(state, dict) or not {"epoch", "global_step"} <= state.keys():
             raise ValueError("it holds no position")

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,8 +118,10 @@ class LocalLauncher(Launcher):
         arguments = (list(words), str(output), gpu, self.is_shared)
         process = self._processes.Process(target=_run, args=arguments)
         with _apart():
+            before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the terminal
             with chdir(ROOT):  # where it imports from first, and that may be a snapshot
                 forkserver.ensure_running()
+            signal.signal(signal.SIGHUP, before)
             process.start()
         self.held[process] = gpu
         return process
@@ -153,6 +156,7 @@ def places_of(jobs: int | None, gpus: str, per_gpu: int, threads: int | None) ->
 
 
 def _run(words: list[str], output: str, gpu: str, is_shared: bool) -> None:
+    os.setsid()  # what a terminal sends is for the sweeper, which tells its trials
     from engine.sweeps import trial  # which this process has already, and who imports us has not
 
     devices.choose_gpus(gpu)

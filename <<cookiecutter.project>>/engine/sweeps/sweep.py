@@ -25,7 +25,7 @@ from vegab.files import FORMAT, read_json, write_json
 from vegab.run_folder import IN_USE, living_owner, take_lock
 from vegab.snapshot import CODE
 
-SWEEP, LOCK, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.html"
+SWEEP, LOCK, LOG, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.log", "sweep.html"
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
 # Is told how many trials run, are done and have failed, and the best so far.
 Show = Callable[[int, int, int, str], None]
@@ -42,7 +42,7 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
     trials = trials_of(definition)
     if not (folder / SWEEP).exists():
         try:
-            is_new = not folder.exists() or set(os.listdir(folder)) <= {LOCK, CODE}
+            is_new = not folder.exists() or set(os.listdir(folder)) <= {LOCK, LOG, CODE}
         except OSError as error:
             raise UsageError(f"{folder}: {error.strerror}; choose another folder") from None
         if not is_new:
@@ -93,14 +93,19 @@ def write(
     write_json(folder / SWEEP, content)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make a sweep's folder, and hold it. Raises UsageError if another process does."""
+def require_unlocked(folder: Path) -> None:
+    """Raise UsageError if another process sweeps a folder."""
     if owner := living_owner(folder, LOCK):
         raise UsageError(
             f"{folder} is being swept by process {owner['pid']} on {owner['host']}; "
             f"python bin/sweep.py stop {shlex.quote(str(folder))} ends that"
         )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a sweep's folder, and hold it. Raises UsageError if another process does."""
+    require_unlocked(folder)
     lock = take_lock(folder, LOCK, folder)
     try:
         yield

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.training import sources
+from vegab import UsageError
 from vegab.config import without
 from vegab.provenance import usable_cores
 
@@ -84,6 +85,12 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
     Return the settings as they are now. Where TensorFlow has started already, as in a notebook, the
     number of threads stays as it was; 0 means TensorFlow's own choice.
     """
+    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # or ~/.keras/keras.json decides
+    if backend != "tensorflow":
+        raise UsageError(
+            f"KERAS_BACKEND is {backend!r}; this project trains with TensorFlow: unset it, or set "
+            "it to tensorflow"
+        )
     for key, name in READ_AT_IMPORT.items():
         os.environ.pop(name, None)
         if settings.get(key):

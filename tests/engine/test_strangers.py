@@ -1,0 +1,254 @@
+"""A run folder that somebody else made is read without harm, and nothing is written out of it."""
+
+import hashlib
+import json
+import os
+import pickle
+import resource
+import struct
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+
+from engine import checkpoints
+from engine.pictures import draw_learning_curve
+from engine.runs import comparison, reproduction, results, write_report
+from engine.sweeps import sweep
+from vegab import UsageError, read_run, snapshot
+from vegab.config import read_yaml
+from vegab.files import read_json, write_json
+from vegab.run_folder import RunFolder, living_owner, take_lock
+
+Plant = Callable[[Path], Any]
+SECRET = "the content of a file of mine"
+META = {"status": "finished", "git": {"commit": "0" * 40}, "attempts": [{"start": "2026-01-01"}]}
+HISTORY = "epoch,step,loss\n0,1,0.5\n1,2,0.4\n"
+
+
+def sound(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"n": 1, "monitor": "loss", "num_epochs": 2}')
+    (folder / "meta.json").write_text(json.dumps(META))
+    (folder / "history.csv").write_text(HISTORY)
+    with zipfile.ZipFile(folder / "code.zip", "w") as archive:
+        archive.writestr("src/models.py", "x = 1\n")
+    return folder
+
+
+class Executes:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch executed",)
+
+
+def bomb(path: Path) -> None:
+    """A file of 100 kB that unpacks to 100 GB by its own account."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.py", bytes(1000))
+    content = bytearray(path.read_bytes())
+    place = content.rfind(b"PK\x01\x02")
+    content[place + 24 : place + 28] = struct.pack("<I", 0xF0000000)
+    path.write_bytes(content)
+
+
+def zip_of(path: Path, **members: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+WAYS: dict[str, Plant] = {
+    "fifo": os.mkfifo,
+    "deep": lambda path: path.write_text("[" * 200_000),
+    "digits": lambda path: path.write_text('{"n": ' + "9" * 5_000 + "}"),
+    "infinity": lambda path: path.write_text('{"n": Infinity, "num_epochs": 1e999}'),
+    "huge": lambda path: os.truncate(os.open(path, os.O_WRONLY | os.O_CREAT), 1 << 40),
+    "folder": lambda path: path.mkdir(),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "link": lambda path: path.symlink_to(path.parents[1] / "secret"),
+    "round": lambda path: path.symlink_to(path.name),
+    "empty": lambda path: path.write_text(""),
+    "list": lambda path: path.write_text("[1, 2]"),
+    "bytes": lambda path: path.write_bytes(bytes(range(256))),
+}
+FILES = ("config.json", "meta.json", "history.csv", "loop_state.pkl", "code.zip", "eval/test.json")
+HOSTILE: list[tuple[str, str, Plant]] = [
+    (name, how, plant) for name in FILES for how, plant in WAYS.items()
+] + [
+    ("loop_state.pkl", "executes", lambda path: path.write_bytes(pickle.dumps(Executes()))),
+    ("code.zip", "bomb", bomb),
+    ("code.zip", "out", lambda path: zip_of(path, **{"../../out.py": "x"})),
+    ("code.zip", "root", lambda path: zip_of(path, **{"/out.py": "x"})),
+    ("eval", "link", lambda path: path.symlink_to(path.parents[1] / "elsewhere")),
+    ("eval/examples.png", "link", lambda path: path.symlink_to(path.parents[2] / "secret")),
+    ("eval/predictions.csv", "link", lambda path: path.symlink_to(path.parents[2] / "secret")),
+    ("eval/predictions.csv", "fifo", os.mkfifo),
+    ("run.lock", "link", lambda path: path.symlink_to(path.parents[1] / "secret")),
+    ("run.lock", "fifo", os.mkfifo),
+    ("meta.json", "code", lambda path: path.write_text(json.dumps(
+        META | {"attempts": [{"start": "2026-01-01", "code": {"file": "../secret"}}]}))),
+    ("meta.json", "escapes", lambda path: path.write_text(json.dumps(
+        META | {"command": {"line": "\x1b]0;x\x07<script>alert(1)</script>=1+1"}}))),
+]  # fmt: skip
+
+
+def plant(folder: Path, name: str, how: Plant) -> None:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    if path.is_file():
+        path.unlink()
+    how(path)
+
+
+def look(folder: Path, other: Path) -> str:
+    """Do what the commands do that look at runs; return all that is shown."""
+    records = results.read_runs([str(folder), str(other)])
+    assert records[1].state == "finished", "one bad folder spoils no listing"
+    shown = comparison.as_text(comparison.listing(records))
+    shown += comparison.difference(*records)
+    write_report(records, folder.parent / "report.html")
+    for function in (read_run, results.load_history, snapshot.code_of):
+        try:
+            shown += repr(function(folder))
+        except (UsageError, OSError, ValueError) as error:
+            shown += str(error)
+    refused: Callable[[], Any]
+    for refused in (
+        lambda: reproduction.read(folder, 0),
+        lambda: snapshot.load(folder / "code.zip"),
+        lambda: sweep.read(folder),
+        lambda: RunFolder(str(folder), {}, ()).check(),
+    ):
+        try:
+            refused()
+        except UsageError as error:
+            shown += str(error)
+        except Exception as error:
+            # A run that is done is news, not an error.
+            assert type(error).__name__ == "AlreadyFinished", error
+    page = (folder.parent / "report.html").read_text()
+    assert "<script>alert" not in page
+    return shown + page
+
+
+@pytest.mark.parametrize(("name", "how", "what"), HOSTILE, ids=[f"{n}-{h}" for n, h, _ in HOSTILE])
+def test_a_hostile_file_does_no_harm(
+    name: str, how: str, what: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_text(f'{{"{SECRET}": "{SECRET}"}}')
+    (tmp_path / "elsewhere").mkdir()
+    for file in ("test.json", "predictions.csv", "examples.png"):
+        (tmp_path / "elsewhere" / file).write_text(f'{{"{SECRET}": 1.5}}')
+    folder, other = sound(tmp_path / "stranger"), sound(tmp_path / "mine")
+    plant(folder, name, what)
+    names = {path for path in tmp_path.rglob("*") if "report" not in path.name}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+    shown = look(folder, other)
+    assert time.monotonic() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+    assert SECRET not in shown
+    assert "\x1b" not in shown
+    assert {path for path in tmp_path.rglob("*") if "report" not in path.name} == names
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["stdout.txt", "history.csv", "eval", "tb", "model.h5"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
+    folder = sound(tmp_path / "stranger")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(UsageError, match=f"{name} is a link that leads out of the folder"):
+        RunFolder(str(folder), {}, ()).check()
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    run.mkdir()
+    outside.write_text("mine")
+    (run / ".meta.json.partial").symlink_to(outside)
+    (run / "meta.json").symlink_to(outside)
+    write_json(run / "meta.json", {"status": "running"})
+    assert outside.read_text() == "mine"
+    assert read_json(run / "meta.json") == {"status": "running"}
+    assert not (run / "meta.json").is_symlink()
+
+
+def test_a_lock_that_leads_elsewhere_is_neither_followed_nor_waited_for(tmp_path: Path) -> None:
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    run.mkdir()
+    outside.write_text("mine")
+    (run / "run.lock").symlink_to(outside)
+    with pytest.raises(UsageError, match="choose another SAVE_PATH"):
+        take_lock(run, "run.lock", run)
+    assert outside.read_text() == "mine"
+    (run / "run.lock").unlink()
+    os.mkfifo(run / "run.lock")
+    assert living_owner(run) is None
+
+
+ALIASES = "a0: &a0 [1, 1]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+
+
+@pytest.mark.parametrize("text", [ALIASES, "a: &a [*a]\n", "[" * 100_000, "{a: " * 50_000])
+def test_a_config_without_end_is_refused(text: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(UsageError, match=r"^stranger\.yaml"):
+        read_yaml(text, "stranger.yaml")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("name", ["a$^$b", r"$\frac$", "50$ and 60$", "[1]", "a'b\"c", "ünï ✓"])
+def test_a_name_is_taken_literally(tmp_path: Path, name: str) -> None:
+    run = sound(tmp_path / "results" / name)
+    draw_learning_curve(run, [{"epoch": 0, "loss": 1.0}, {"epoch": 1, "loss": 0.5}], 1)
+    assert (run / "learning_curve.png").stat().st_size > 0
+    assert results.find_runs([str(run)])[0] == [str(run)]
+    assert name in comparison.as_text(comparison.listing(results.read_runs([str(run)])))
+
+
+@pytest.mark.parametrize("start", ["=1+1", "+1", "-1", "@x"])
+def test_a_cell_of_a_table_is_no_formula(tmp_path: Path, start: str) -> None:
+    run = sound(tmp_path / "run")
+    (run / "config.json").write_text(json.dumps({"kind": start}))
+    other = sound(tmp_path / "other")
+    records = results.read_runs([str(run), str(other)])
+    table = comparison.as_csv(comparison.comparison(records, []))
+    assert f"'{start}" in table and f",{start}" not in table
+
+
+def test_groups_of_a_checkpoint_in_a_circle_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.h5"
+    with h5py.File(path, "w", userblock_size=512) as file:
+        file.create_group("a")["a"] = file["/"]
+    content = path.read_bytes()
+    digest = hashlib.sha256(content[512:]).hexdigest().encode()
+    path.write_bytes((checkpoints.file.SIGNATURE + digest).ljust(512, b"\0") + content[512:])
+    with pytest.raises(checkpoints.DamagedCheckpointError, match="twice"):
+        checkpoints.verify(path)
+
+
+def test_runs_below_a_linked_folder_are_found_and_circles_end(tmp_path: Path) -> None:
+    sound(tmp_path / "scratch" / "a")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "project").symlink_to(tmp_path / "scratch")
+    (tmp_path / "scratch" / "back").symlink_to(tmp_path / "results")
+    found, _ = results.find_runs([str(tmp_path / "results")])
+    assert found == [str(tmp_path / "results" / "project" / "a")]
+
+
+def test_a_module_in_a_run_folder_is_not_imported(tmp_path: Path) -> None:
+    folder = sound(tmp_path / "stranger")
+    (folder / "json.py").write_text("open('executed', 'w')")
+    (folder / "keras.py").write_text("open('executed', 'w')")
+    look(folder, sound(tmp_path / "mine"))
+    assert not Path("executed").exists() and str(folder) not in sys.path
