@@ -68,7 +68,7 @@ def test_a_trial(has_begun: bool, tmp_path: Any) -> None:
 
         def run(self, commands: dict[str, Any], tell: Any) -> dict[str, int]:
             if has_begun:
-                (tmp_path / "n=1").mkdir()
+                (tmp_path / "n=1").mkdir(exist_ok=True)
             return dict.fromkeys(commands, -signal.SIGSEGV)
 
     trials = [Trial("n=1", {})]
