@@ -48,10 +48,8 @@ def check_common_ranges(config: Mapping[str, Any]) -> None:
 
 
 def learning_rate_schedule(config: Mapping[str, Any], key: str, value: Any) -> Any:
-    """Return a Keras schedule over steps: {class: exponential, …}, or "0.1:1000:0.01".
-
-    The text is rates with the steps between at which they change. Raises UsageError if it is
-    neither.
+    """Return a Keras schedule over steps: {class: exponential, …}, or "0.1:1000:0.01", which is 0.1
+    for the first 1,000 steps and then 0.01. Raises UsageError if it is neither.
     """
     import keras
 
@@ -59,7 +57,9 @@ def learning_rate_schedule(config: Mapping[str, Any], key: str, value: Any) -> A
     if isinstance(value, str) and ":" in value:
         try:
             numbers = [float(part) for part in value.split(":")]
-            return schedules.PiecewiseConstantDecay([*map(int, numbers[1::2])], numbers[::2])
+            # Keras keeps a rate through the step of its boundary, which counts from 0.
+            ends = [int(number) - 1 for number in numbers[1::2]]
+            return schedules.PiecewiseConstantDecay(ends, numbers[::2])
         except ValueError as error:
             if value.replace(":", "").replace(".", "").isdecimal():
                 raise UsageError(f"{key} is {value!r}: {error}") from None

@@ -359,9 +359,14 @@ def _of_a_size(value: Any, source: str) -> Any:
 
 
 def load_file(
-    path: Path, number_keys: list[str] | None = None, trail: tuple[Path, ...] = ()
+    path: Path,
+    number_keys: list[str] | None = None,
+    trail: tuple[Path, ...] = (),
+    laid: set[Path] | None = None,
 ) -> Config:
-    """A config file with what it extends merged under it; `number_keys`: see `plain`."""
+    """A config file with what it extends merged under it; `number_keys`: see `plain`. Each file is
+    `laid` once: where two of them extend a third, the later one does not bring it back."""
+    laid = set() if laid is None else laid
     if path.resolve() in [other.resolve() for other in trail]:
         circle = " -> ".join(str(other) for other in (*trail, path))
         raise UsageError(f"the files {circle} extend each other in a circle")
@@ -379,8 +384,10 @@ def load_file(
             bases = glob.glob(os.path.join(glob.escape(str(path.parent)), pattern), recursive=True)
         if not bases:
             raise UsageError(f"{path}: there is no file {pattern} to extend")
-        for base in sorted(bases):
-            merged = merge(merged, load_file(Path(base), number_keys, (*trail, path)))
+        for base in map(Path, sorted(bases)):
+            if base.resolve() not in laid:
+                merged = merge(merged, load_file(base, number_keys, (*trail, path), laid))
+                laid.add(base.resolve())
     for key in deleted:
         try:
             merged = without(merged, key.replace("/", "."))

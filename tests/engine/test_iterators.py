@@ -754,7 +754,7 @@ def test_the_optimizer_is_that_of_the_config(full: Full) -> None:
     config = full(model=path_of(KerasParts), iterator=path_of(Trainer), lr=0.5, beta1=0.25)
     adam = build(config).iterator.optimizers["critic"]
     assert isinstance(adam, keras.optimizers.Adam)
-    assert (float(adam.learning_rate), adam.beta_1, adam.beta_2) == (0.5, 0.25, 0.999)
+    assert (float(adam.learning_rate), adam.beta_1, adam.beta_2) == (0.5, 0.25, 0.9)
     config = full(model=path_of(KerasParts), iterator=path_of(Trainer), optimizer="rmsprop")
     optimizers = build(config).iterator.optimizers
     assert {type(one) for one in optimizers.values()} == {keras.optimizers.RMSprop}

@@ -196,7 +196,8 @@ def test_checkpoints_of_an_exporter_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [
-        ("0.1:2:0.01", [0.1, 0.1, 0.1, 0.01]),
+        ("0.1:2:0.01", [0.1, 0.1, 0.01, 0.01]),
+        ("0.1:1:0.01:3:0.001", [0.1, 0.01, 0.01, 0.001]),
         ({"class": "exponential", "initial_learning_rate": 0.1, "decay_steps": 1,
           "decay_rate": 0.5}, [0.1, 0.05, 0.025, 0.0125]),
         ({"class": "piecewise", "boundaries": [1], "values": [0.1, 0.01]}, [0.1, 0.1, 0.01, 0.01]),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vegab import ConfigRegistry, Key, UsageError, config_from_folder, resolve
-from vegab.config import Override, differences
+from vegab.config import Override, differences, load_file
 
 
 @pytest.fixture
@@ -574,6 +574,15 @@ def test_a_key_can_be_deleted(flow: Flow) -> None:
         less("nots")
     with pytest.raises(UsageError, match="the key 'iterator' is missing"):
         less("iterator")
+
+
+def test_of_files_that_extend_the_same_one_each_counts(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("{a: {x: base, y: base}, b: base}")
+    (tmp_path / "first.yaml").write_text("{extend: base.yaml, a: {x: first}}")
+    (tmp_path / "second.yaml").write_text("{extend: base.yaml, b: second}")
+    (tmp_path / "own.yaml").write_text("{extend: [first.yaml, second.yaml], c: own}")
+    config = load_file(tmp_path / "own.yaml")
+    assert config == {"a": {"x": "first", "y": "base"}, "b": "second", "c": "own"}
 
 
 def test_a_file_can_delete_what_it_extends(registry: ConfigRegistry, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ class TFBaseTrainer(TFHookedModelIterator):
 
     A part is an attribute of the model that has variables (`model.generator`), or else all
     trainable variables with its name in their path. Config: `optimizer` ("adam"), `lr` (0.001),
-    `beta1`, `beta2`; with `lr_end`, `lr_decay_begin` and `lr_decay_end` the rate goes in a straight
-    line from `lr` to `lr_end` between these steps.
+    `beta1` and `beta2` (of Adam: 0.5 and 0.9, as in EDflow); with `lr_end`, `lr_decay_begin` and
+    `lr_decay_end` the rate goes in a straight line from `lr` to `lr_end` between these steps.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -93,8 +93,9 @@ class TFBaseTrainer(TFHookedModelIterator):
     def make_optimizer(self, part: str) -> keras.Optimizer:
         """Return a new optimizer for a part."""
         kind = type(keras.optimizers.get(self.config.get("optimizer") or "adam"))
-        betas = {"beta_1": self.config.get("beta1"), "beta_2": self.config.get("beta2")}
-        given = {name: value for name, value in betas.items() if value is not None}
+        given = {"beta_1": self.config.get("beta1"), "beta_2": self.config.get("beta2")}
+        defaults = {"beta_1": 0.5, "beta_2": 0.9} if kind is keras.optimizers.Adam else {}
+        given = defaults | {name: value for name, value in given.items() if value is not None}
         return kind(learning_rate=float(self.rate_at(0)), **given)
 
     def part_variables(self, part: str) -> list[Any]:
