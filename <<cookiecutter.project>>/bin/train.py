@@ -210,5 +210,6 @@ if __name__ == "__main__":
         extendable=fingerprint.MAY_GROW,
         save_path_key="model.model_dir",
         follows=workers.is_follower,
+        is_whole=results.is_whole,
         short_flags={"c": "checkpoint", "r": "retrain", "e": "evaluation", "n": "name"},
     )

@@ -73,6 +73,7 @@ def wrap(
     save_path_key: str = "",
     opens_folder: bool = True,
     follows: Callable[[], bool] | None = None,
+    is_whole: Callable[[str], bool] = lambda path: True,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
     """Runs `func(config, save_path[, prepared][, **flags])` as a program, and ends the process.
@@ -94,6 +95,8 @@ def wrap(
             does with it as it likes, and is given `dry_run`.
         follows: whether another process, which runs the same command, writes the run folder. This
             one then calls `prepare` and `func` too, and writes nothing there.
+        is_whole: whether a run that is finished has all that it made; raises UsageError if it has
+            lost what it could be continued from.
     """
 
     def program(arguments: list[str]) -> int:
@@ -143,7 +146,7 @@ def wrap(
             asked = {} if opens_folder else {"dry_run": args.dry_run}
             call = functools.partial(func, config, *places, **keywords, **asked)
             return _call_without_folder(call)
-        folder = RunFolder(args.save_path, config, extendable, config_registry.completed)
+        folder = RunFolder(args.save_path, config, extendable, config_registry.completed, is_whole)
         if follows is not None and follows():
             return accompany(func, folder, keywords, prepare)
         return execute(func, folder, keywords, plugins, prepare)

@@ -32,6 +32,7 @@ class RunFolder:
     `check` looks and touches nothing; `open` makes the folder and takes the lock; `close` gives it
     back. `path` is as it was typed, `absolute` stays right when the function changes directory.
     `completed` gives a config of an earlier time the keys that are younger, with their defaults.
+    `is_whole` looks whether what a finished run has made is there; if not, the run is continued.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class RunFolder:
         config: Config,
         extendable: Iterable[str],
         completed: Callable[[Config], Config] = dict,
+        is_whole: Callable[[str], bool] = lambda path: True,
     ) -> None:
         if not save_path.strip():
             raise UsageError("SAVE_PATH is empty; give the folder of the run, as results/run")
         self.path = os.path.normpath(save_path)
         self.absolute = os.path.abspath(save_path)
         self.config, self.extendable, self.completed = config, tuple(extendable), completed
+        self.is_whole = is_whole
         self._lock: int | None = None
 
     def check(self, writes: bool = True) -> None:
@@ -114,7 +117,8 @@ class RunFolder:
                 f"{self.path} holds a run with another config ({show_differences(refused)}); "
                 "choose another SAVE_PATH"
             )
-        if meta.get("status") == "finished" and not changes:
+        is_finished = meta.get("status") == "finished"
+        if is_finished and self.is_whole(self.path) and not changes:
             raise AlreadyFinished(self._finished_sentence(meta))
 
     def _finished_sentence(self, meta: dict[str, Any]) -> str:

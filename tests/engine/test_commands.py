@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import forked
@@ -11,6 +12,7 @@ from machinery import ROOT, Command
 from matplotlib.image import imread
 from test_fingerprint import edit_state
 
+from engine.checkpoints import verify
 from engine.training import fingerprint
 
 SMALL = ("--n_filters=4", "--n_layers=1")
@@ -55,6 +57,27 @@ def test_evaluate_and_export_name_the_source_that_has_changed(
         assert changed in done.stderr
     summary = json.loads((run / "eval" / "test.json").read_text())
     assert summary["code_differs"] == ["src/models.py"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_has_lost_its_checkpoints_says_so_or_makes_them_again(
+    quick_command: Command, run: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    words = ("bin/train.py", "digits", folder, "--num_epochs=3", *SMALL)
+    assert "already finished" in quick_command(*words).stdout
+    content = (run / "model.h5").read_bytes()
+    (folder / "model.h5").unlink()
+    (folder / "model.h5").write_bytes(content[:-9])
+    done = quick_command(*words)
+    assert done.returncode == 0, done.stderr
+    verify(folder / "model.h5")  # it went on from the previous one
+    assert (folder / "history.csv").read_bytes() == (run / "history.csv").read_bytes()
+    for name in ("model.h5", "model_previous.h5"):
+        (folder / name).unlink()
+    done = quick_command(*words)
+    assert done.returncode == 2
+    assert "is finished, and has lost its checkpoints (model.h5 is gone; model_prev" in done.stderr
 
 
 def test_help_explains_every_key(command: Command) -> None:

@@ -367,6 +367,25 @@ def read_history(run: str | Path) -> list[dict[str, float]]:
     return rows
 
 
+def is_whole(run: str) -> bool:
+    """Whether a finished run has its latest checkpoint. If it has the previous one only, it goes on
+    from there; UsageError if both are gone or damaged."""
+    from engine import checkpoints  # with h5py
+
+    problems: list[str] = []
+    for name in (checkpoints.LATEST, checkpoints.PREVIOUS):
+        try:
+            checkpoints.verify(Path(run, name))
+            return not problems
+        except OSError as error:
+            is_gone = isinstance(error, FileNotFoundError)
+            problems.append(f"{name} is gone" if is_gone else str(error))
+    raise UsageError(
+        f"{run} is finished, and has lost its checkpoints ({'; '.join(problems)}); put a copy "
+        "back, or choose another SAVE_PATH to train it again"
+    )
+
+
 def pruned_at(run: Path) -> int | None:
     """Return after how many epochs a sweep ended a run early, or None."""
     content = files.read_json(run / PRUNED)
