@@ -384,3 +384,18 @@ def test_a_short_name_stands_for_a_nested_key() -> None:
     assert axes == {"model.n_filters": [8, 16]}
     with pytest.raises(UsageError, match="unknown key"):
         sweep_trials.grid_of(["filters=8"], lambda name: find_key(config, name))
+
+
+@pytest.mark.slow
+def test_a_trial_that_was_killed_as_it_began_begins_again(command: Command, tmp_path: Path) -> None:
+    words = ("root", tmp_path / "sweep", *SMALL, "--num_epochs=1", "--n_filters=2", "--seeds=2")
+    assert command("bin/sweep.py", *words).returncode == 0
+    trial = tmp_path / "sweep" / "seed=1"
+    for path in trial.iterdir():  # a kill between meta.json and config.json
+        if path.is_file() and path.name not in ("meta.json", "run.lock"):
+            path.unlink()
+    meta = json.loads((trial / "meta.json").read_text())
+    (trial / "meta.json").write_text(json.dumps(meta | {"status": "running"}))
+    done = command("bin/sweep.py", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("2 of 2 trials are finished\n")

@@ -63,7 +63,7 @@ class Search:
         trials = sweep_trials.repeated(self.definition, settings, self.trials)
         records = sweep.states_of(self.folder, trials)
         states = {record.state for record in records}
-        if states & {"failed", "broken"} or any(trial.name in given_up for trial in trials):
+        if "failed" in states or any(trial.name in given_up for trial in trials):
             return _frozen(self.definition, settings, TrialState.FAIL)
         if states != {"finished"}:
             return _frozen(self.definition, settings, TrialState.RUNNING)

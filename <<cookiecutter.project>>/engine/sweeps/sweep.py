@@ -200,7 +200,8 @@ class Sweeper:
     def run(self, retry_failed: bool, show: Show) -> list[RunRecord]:
         """Train until all are done or failed, or it is told to stop; return the records of all."""
         self._show = show
-        done = ("finished",) if retry_failed else ("finished", "failed", "broken")
+        # One that is broken was killed as it began, and begins again, or says what is wrong.
+        done = ("finished",) if retry_failed else ("finished", "failed")
         tried: set[str] = set()
         deaths: Counter[str] = Counter()
         while True:
