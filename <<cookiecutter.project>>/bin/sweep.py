@@ -157,7 +157,7 @@ def run(
             chooser = sweeps.Search(folder, definition, room)
             sweeper.advance, total = chooser.advance, definition.trials * definition.num_repeats
         code = train(sweeper, total, stops, retry_failed)
-        if chooser and chooser.is_exhausted:
+        if chooser and chooser.is_exhausted and code != REFUSED:
             print(f"all {len(chooser.suggested)} combinations were chosen, fewer than --trials")
     if code == REFUSED and is_new:  # nothing was trained: leave nothing behind
         shutil.rmtree(folder)
