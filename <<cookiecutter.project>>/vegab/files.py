@@ -103,6 +103,13 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def leads_out(name: Any) -> bool:
+    """Whether a relative path, which somebody else may have written, leads out of its folder, or is
+    none."""
+    path = Path(name) if isinstance(name, str) else Path()
+    return path.is_absolute() or ".." in path.parts or not path.parts or "\0" in str(path)
+
+
 def read_bytes(path: str | Path, inside: str | Path | None = None) -> bytes:
     """A file's content, which somebody else may have made: OSError if it is a pipe, which would be
     waited for, or very large, or if a link leads out of the folder `inside`, whose content it would

@@ -77,7 +77,9 @@ def names_in(listing: bytes) -> set[str]:
     return {os.fsdecode(name) for name in listing.split(b"\0") if name}
 
 
-def describe_git(files: Collection[str]) -> tuple[dict[str, Any] | None, bytes, set[str]]:
+def describe_git(
+    files: Collection[str], tracked: set[str]
+) -> tuple[dict[str, Any] | None, bytes, set[str]]:
     """What git says of the source: for meta.json (None without a repository), the uncommitted part
     of these files as a patch, and which files are as committed.
 
@@ -91,8 +93,7 @@ def describe_git(files: Collection[str]) -> tuple[dict[str, Any] | None, bytes, 
         about["commit"] = commit = git_words("rev-parse", "--verify", "--quiet", "HEAD")
         about["branch"] = git_words("symbolic-ref", "--quiet", "--short", "HEAD")
         with tempfile.TemporaryDirectory() as place:
-            patch, changed, problem = _uncommitted(Path(place), commit, files)
-        tracked = names_in(git("ls-files", "-z", "--cached"))
+            patch, changed, problem = _uncommitted(Path(place), commit, files, tracked)
     except GitError as error:
         if not any(os.path.lexists(folder / ".git") for folder in (PROJECT, *PROJECT.parents)):
             return None, b"", set()
@@ -105,7 +106,7 @@ def describe_git(files: Collection[str]) -> tuple[dict[str, Any] | None, bytes, 
 
 
 def _uncommitted(
-    place: Path, commit: str | None, files: Collection[str]
+    place: Path, commit: str | None, files: Collection[str], tracked: set[str]
 ) -> tuple[bytes, set[str], str]:
     """The patch, all files that are not as committed, and why the patch does not apply, or ""."""
     base = commit or git("hash-object", "-t", "tree", "--stdin").decode().strip()
@@ -116,7 +117,6 @@ def _uncommitted(
     own["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = str(objects)
     if index.exists():
         shutil.copyfile(index, place / "index")
-    tracked = names_in(git("ls-files", "-z", "--cached"))
     others = names_in(git("ls-files", "-z", "--others", "--exclude-standard"))
     inside = {name[:-1] for name in others if name[-1] == "/"}  # repositories of their own
     added = (n for n in {*files} - tracked if not {*map(str, Path(n).parents)} & (tracked | inside))

@@ -20,11 +20,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from glob import glob
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from vegab.exits import UsageError, leave
-from vegab.files import CONFIG, LOCK, META, PLACE, PROJECT, ROOT, link, read_json, replacing
+from vegab.files import (
+    CONFIG,
+    LOCK,
+    META,
+    PLACE,
+    PROJECT,
+    ROOT,
+    leads_out,
+    link,
+    read_json,
+    replacing,
+)
 from vegab.provenance import GitError, describe_git, git, names_in
 
 CODE, PATCH, RECORD = "code.zip", "uncommitted.diff", ".provenance.json"
@@ -76,7 +87,7 @@ def take() -> Snapshot:
             walk.take(file, is_in_use=True)
     files = walk.read()
     left_out = [walk.left_out[name] for name in sorted(walk.left_out.keys() - files.keys())]
-    about, patch, unchanged = describe_git(files)
+    about, patch, unchanged = describe_git(files, walk.tracked)
     for entry in left_out:
         entry["changed"] = datetime.fromtimestamp(entry["changed"], UTC).isoformat()
         if entry["path"] in unchanged:
@@ -124,12 +135,6 @@ def read(path: Path) -> Files:
         raise UsageError(f"{path} is gone, and with it the source that was run") from None
     except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read {path}: {error}") from None
-
-
-def leads_out(name: str) -> bool:
-    """Whether a relative path, which somebody else may have written, leads out of its folder."""
-    path = PurePosixPath(name)
-    return path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name
 
 
 def differing(one: Files, other: Files) -> list[str]:
@@ -298,12 +303,9 @@ def _link(source: Path, target: Path) -> list[Path]:
     return [target]
 
 
-def freeze(snapshot: Snapshot | None = None) -> Path:
-    """Returns a folder with the project as a snapshot has it (None: as it is now). Processes that
-    run from there go on with it, whatever becomes of the project; data/ is the project's."""
-    if PROJECT != ROOT:
-        return ROOT
-    snapshot = snapshot or take()
+def freeze(snapshot: Snapshot) -> Path:
+    """Returns a folder with the project as a snapshot has it. Processes that run from there go on
+    with it, whatever becomes of the project; data/ is the project's."""
     places = PROJECT / PLACE
     place = places / str(snapshot.record["sha256"])[:16]
     if not place.is_dir():

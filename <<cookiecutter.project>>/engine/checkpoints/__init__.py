@@ -35,7 +35,6 @@ if TYPE_CHECKING:
         digest_of,
         first_difference,
         is_done,
-        leads_out,
         read_state,
         require_inside,
         run_of,

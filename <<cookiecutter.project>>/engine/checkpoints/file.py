@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.checkpoints.differences import NOTHING, Difference, history_difference, rows_in
 from engine.checkpoints.history import rows_of
+from vegab.files import leads_out
 
 LATEST = "model.h5"
 PREVIOUS = "model_previous.h5"
@@ -60,11 +61,6 @@ def digest_of(path: Path | None) -> str:
 def digest_in(head: bytes) -> str:
     """Return the digest in the first bytes of a checkpoint."""
     return head[len(SIGNATURE) : USER_BLOCK].rstrip(b"\0").decode(errors="replace")
-
-
-def leads_out(name: Any) -> bool:
-    """Whether a name of a file leads out of the folder which it is relative to, or is none."""
-    return not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def require_inside(names: Iterable[Any]) -> None:

@@ -26,7 +26,7 @@ from engine.devices import workers
 from engine.runs import results
 from engine.training import fingerprint
 from vegab import UsageError, read_run, snapshot, trust
-from vegab.files import PROJECT
+from vegab.files import PROJECT, leads_out
 from vegab.provenance import ENVIRONMENT, GitError, ask_nvidia_smi, describe_software, git
 
 # These say how a run went on, or what came after it; it is made again without them.
@@ -175,7 +175,7 @@ def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, snapshot.Snapsh
 
 def own_file(folder: Path, name: str) -> Path:
     """Return the path of a file in a run folder, which its meta.json names."""
-    if snapshot.leads_out(name):
+    if leads_out(name):
         raise UsageError(f"{folder}: its meta.json names {name!r}, outside of the folder")
     return folder / name
 
@@ -277,7 +277,7 @@ def left_out(original: Original) -> list[dict[str, Any]]:
 def restore_unchanged(original: Original, entry: Mapping[str, Any], project: Path) -> str:
     """Put a file that was left out, and was as committed, in its place; say where it is from."""
     name = str(entry.get("path", ""))
-    if snapshot.leads_out(name):
+    if leads_out(name):
         raise UsageError(f"{original.folder}: its record names {name!r}, outside of the project")
     old_diff = (original.meta.get("git") or {}).get("diff", "")
     was_changed = "why" in entry or f"diff --git a/{name} b/{name}\n" in old_diff

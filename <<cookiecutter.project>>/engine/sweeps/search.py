@@ -37,10 +37,15 @@ class Search:
         self.folder, self.definition, self.room = folder, definition, room
         _, self.trials, self.suggested = sweep.read(folder)
         self.is_exhausted = False
+        self._ended: dict[int, FrozenTrial] = {}  # those that nothing changes any more
 
     def advance(self, given_up: Collection[str]) -> tuple[list[Trial], list[Trial]]:
         """Choose what is to follow; see `sweep.Sweeper.advance`."""
-        told = [self._outcome(settings, given_up) for settings in self.suggested]
+        told = []
+        for number, settings in enumerate(self.suggested):
+            told.append(self._ended.get(number) or self._outcome(settings, given_up))
+            if told[-1].state in (TrialState.COMPLETE, TrialState.PRUNED):
+                self._ended[number] = told[-1]
         before = len(self.suggested)
         while len(self.suggested) < self.definition.trials and not self.is_exhausted:
             if sum(one.state == TrialState.RUNNING for one in told) >= self.room():

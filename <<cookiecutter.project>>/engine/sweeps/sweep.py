@@ -22,7 +22,7 @@ from vegab import UsageError
 from vegab.config import differences, show, show_differences
 from vegab.exits import FINISHED, INTERRUPTED, REFUSED
 from vegab.files import FORMAT, read_json, write_json
-from vegab.run_folder import IN_USE, living_owner, take_lock
+from vegab.run_folder import IN_USE, living_owner, refuse_links, take_lock
 from vegab.snapshot import CODE
 
 SWEEP, LOCK, LOG, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.log", "sweep.html"
@@ -94,7 +94,8 @@ def write(
 
 
 def require_unlocked(folder: Path) -> None:
-    """Raise UsageError if another process sweeps a folder."""
+    """Raise UsageError if another process sweeps a folder, or a link in it leads out of it."""
+    refuse_links(folder, folder)
     if owner := living_owner(folder, LOCK):
         raise UsageError(
             f"{folder} is being swept by process {owner['pid']} on {owner['host']}; "
