@@ -61,11 +61,8 @@ NUMBER = re.compile(r"-?\d+\.\d+")
 # Metrics come within so much, for another processor rounds in another way.
 TOLERANCE = 0.1, 0.25  # absolute, and of the number
 
-# What TensorFlow says to stderr of the machine.
-NOISE = re.compile(
-    r"^WARNING: All log messages before absl|^[IWE]\d{4} |^To enable the following instructions"
-    r"|resource_tracker|^bash: line \d+: +\d+ Killed"
-)
+# What is said while one waits, and by the shell.
+NOISE = re.compile(r"^importing TensorFlow …$|resource_tracker|^bash: line \d+: +\d+ Killed")
 
 
 @dataclass

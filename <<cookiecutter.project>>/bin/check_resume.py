@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Check that CONFIG can be killed and continued bit for bit: your model, your data, your callbacks.
 
 python bin/check_resume.py digits --kills 10 --n_filters=8
@@ -28,33 +29,41 @@ EXACT = ("model.h5", "model_best.h5", "history.csv")
 KILLED = -signal.SIGKILL
 
 
-def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2) -> None:
+@vegab.filtered()
+def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2, quick: bool = False) -> None:
     """Train CONFIG briefly, once through and once with kills at random steps, and compare.
 
     Args:
         config: the resolved config.
         kills: how often to kill the second run, at random steps
         epochs: how long both runs are
+        quick: only two steps of each thing: training, a kill, validation, evaluation
     """
     require_at_least_one({"kills": kills, "epochs": epochs}, "kills", "epochs")
+    experiment.check_ranges(config)
+    if quick:
+        kills = epochs = 1
     config |= {"num_epochs": epochs}
     if "num_steps" in config:
         config["num_steps"] = None
     processes = server()
     folder = tempfile.TemporaryDirectory(prefix="check_resume-")
     with folder as name, ThreadPoolExecutor(3) as threads:
-        steps_per_epoch, reasons = survey(processes, config)
+        steps_per_epoch, reasons = (2, []) if quick else survey(processes, config)
         config |= {"checkpoint_steps": max(steps_per_epoch // 7, 1)}
         # Others each time: a check that always kills at the same steps proves less.
-        every_step = range(1, epochs * steps_per_epoch + 1)
+        every_step = range(1, epochs * steps_per_epoch + (not quick))
         stops = sorted(random.SystemRandom().sample(every_step, min(kills, len(every_step))))
         straight, again, killed = (Path(name, run) for run in ("straight", "again", "killed"))
         os.environ["PYTHONHASHSEED"] = another_hash_seed()
-        alone = get_context("spawn")  # a process that has nothing in common with the others
+        alone: Any = get_context("spawn")  # a process that has nothing in common with the others
+        print(f"training without a kill, and with kills after the steps {stops} …", flush=True)
+        trainings = [(alone, straight, [0]), (processes, again, [0])]
+        if quick:
+            trainings = [(processes, straight, [0])]
         runs = [
-            threads.submit(attempts, alone, config, straight, [0]),
-            threads.submit(attempts, processes, config, again, [0]),
-            threads.submit(attempts, processes, config, killed, [*stops, 0]),
+            threads.submit(attempts, process, config, path, ends, quick)
+            for process, path, ends in [*trainings, (processes, killed, [*stops, 0])]
         ]
         for run in runs:
             run.result()
@@ -64,6 +73,8 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2) -> None:
             (again, "two runs without a kill differ", NOT_REPEATABLE),
             (killed, f"killed after the steps {stops}, it differs", STATE_LOST),
         ):
+            if quick and other is again:
+                continue
             if difference := checkpoints.first_difference(straight, other):
                 print(f"{what}: {difference}")
                 for reason in reasons or [otherwise]:
@@ -120,12 +131,14 @@ def another_hash_seed() -> str:
     return str(random.SystemRandom().randrange(1, 2**32))
 
 
-def attempts(processes: Any, config: dict[str, Any], save_path: Path, stops: list[int]) -> None:
+def attempts(
+    processes: Any, config: dict[str, Any], save_path: Path, stops: list[int], is_quick: bool
+) -> None:
     """Train in one process after another, each of which dies at its step (0: lives)."""
     output = save_path.with_suffix(".txt")
     functions = (experiment.build, experiment.train)
     for stop in stops:
-        arguments = (functions, config, save_path, stop, output)
+        arguments = (functions, config, save_path, stop, output, is_quick)
         process = processes.Process(target=resume_check.train, args=arguments)
         process.start()
         process.join()

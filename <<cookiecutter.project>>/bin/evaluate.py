@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Evaluate runs on the test set; this is the only place where the test set is read.
 
 A run with an iterator is evaluated on one of its splits instead: what the iterator makes of each
@@ -29,6 +30,7 @@ from vegab.run_folder import refuse_links
 log = logging.getLogger(__name__)
 
 
+@vegab.filtered()
 def evaluate(
     runs: Sequence[str],
     checkpoint: str = "best",
@@ -105,12 +107,13 @@ def evaluate_run(
 
 def evaluate_model(folder: Path, path: Path, config: dict[str, Any]) -> None:
     """Write metrics and predictions on the test set; of a variant, on what its eval_feeder has."""
+    prepared = experiment.build(config, trains=False)
+
     import keras
 
     from engine.batches import batch_source, require_labels_in_classes
     from engine.runs import predictions
 
-    prepared = experiment.build(config, trains=False)
     epoch = prepared.load(path)["epoch"]
     model, dataset = prepared.model, prepared.dataset
     split = "validation" if "train" in config else "test"

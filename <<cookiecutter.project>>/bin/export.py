@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Export a run's model: a SavedModel that needs nothing of this project, .keras, weights, ONNX."""
 
 import os
@@ -13,6 +14,7 @@ from engine.training import fingerprint
 from src import experiment
 
 
+@vegab.filtered()
 def export(run: str, output: str, checkpoint: str = "best", *, own_code: bool = False) -> None:
     """Write the model of the run in folder RUN into the new folder OUTPUT.
 

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Write a report on run folders: one page with their table, curves, settings and examples.
 
 python bin/report.py results 'other/lr_*' -o report.html

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Run a run again from its folder alone, and compare: the same history, the same weights?
 
 python bin/reproduce.py results/run

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Look at run folders: list them, compare them, show how two differ.
 
 python bin/runs.py compare results/a 'results/lr_*' --sort=val_loss

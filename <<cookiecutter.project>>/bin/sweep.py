@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train CONFIG with many settings, each in a run folder of its own below FOLDER.
 
 python bin/sweep.py digits results/sweep --grid n_filters=8,16,32 --seeds 3 --jobs 2

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Look after TFRecord files: their metadata, what is in them, and records made of pictures."""
 
 import functools

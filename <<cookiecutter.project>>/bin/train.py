@@ -1,6 +1,8 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train CONFIG into the folder SAVE_PATH; the same command continues an interrupted run."""
 
 import argparse
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -51,27 +53,27 @@ def train(
         config: the resolved config.
         save_path: the run folder.
         prepared: what the config stands for.
-        checkpoint: begin with this commit, or with that of this run, while there is none
-        retrain: take only the weights of --checkpoint, and begin at step 0
-        fork: begin with the state of this run, where it keeps a checkpoint, while there is none
-        from_epoch: after so many epochs of --fork; 0: after its last. The hook KeepCheckpoints
-            keeps checkpoints of more than the last and the best epoch
-        warm_start: begin with weights of this commit, run, .keras or .weights.h5 file
-        warm_start_vars: regular expression: those whose path matches it from its beginning on
-        evaluation: evaluate with this config over CONFIG after training; may be repeated
+        checkpoint: begin with this checkpoint, or that of this run
+        retrain: take only its weights, and begin at step 0
+        fork: begin with the state of this run
+        from_epoch: after epoch N of it, if it keeps that; 0: its last
+        warm_start: take weights of a run, checkpoint or .keras file
+        warm_start_vars: a regular expression that their paths match
+        evaluation: evaluate with this config after training
         name: train into SAVE_PATH_NAME
-        gpus: use these, such as 0; none: the CPU; -1: those that are idle; slurm: so many a node
-        own_code: run the code that the run in SAVE_PATH began with, not that of the project
-        resume_inexact: continue although versions, processor, data or code have changed
-        allow_inexact: train although a step uses what no checkpoint holds
-        launcher: local: train here; slurm: in a job, which is queued again until the run is done
-        nodes: slurm: train on so many at once
+        gpus: such as 0,1; none: the CPU; -1: idle ones; slurm: a number
+        own_code: run the code that this run began with
+        resume_inexact: continue although code, data or versions differ
+        allow_inexact: train although checkpoints will lack some state
+        launcher: local: here; slurm: in a job, queued until it is done
+        nodes: slurm: how many to train on at once
         partition: slurm: where to queue
-        time: slurm: limit of the job, such as 4:00:00; one that reaches it is queued again
+        time: slurm: limit of a job, such as 4:00:00
     """
     from engine.hooks import UnreadSettings  # with Keras
     from src.data import Dataset
 
+    print(prepared.shown())
     hooks = prepared.hooks(vegab.terminal())
     if isinstance(prepared.dataset, Dataset):
         hooks.append(UnreadSettings(prepared.config, registry.get_root_config()))
@@ -85,6 +87,7 @@ def train(
         )
     if workers.is_follower():
         return
+    print(f"{save_path} is finished; next: python bin/evaluate.py {shlex.quote(save_path)}")
     for file in evaluation:
         command = [sys.executable, str(EVALUATE), save_path, "-e", file]
         code = subprocess.run(command, check=False).returncode

@@ -12,50 +12,52 @@ registry = ConfigRegistry()
 
 # What every config has.
 COMMON = {
-    "precision": Key("float32", "or mixed_bfloat16, mixed_float16, float64"),
-    "deterministic": Key(True, "only operations that give the same bits; may cost time on a GPU"),
-    "threads": Key(None, "of an operation; null: one a core; a small model is faster with 1"),
-    "seed": Key(0, "of initial weights, order of examples and all that is drawn at random"),
-    "checkpoint_seconds": Key(300.0, "save a checkpoint every N seconds of an epoch; 0: never"),
-    "monitor_mode": Key("auto", "or min or max, whichever is better; auto goes by the name"),
-    "patience": Key(0, "stop after N epochs without a better one; 0: never"),
-    "on_nan": Key("stop", "or continue, when the loss is not a finite number"),
-    "callbacks": Key([], "Keras callbacks: [{class: import path, argument: value}, …]"),
-    "hooks": Key([], "hooks of engine/hooks/base.py or your own, in the same form"),
+    "precision": Key(
+        "float32", "or mixed_bfloat16, mixed_float16, float64", section="numbers and randomness"
+    ),
+    "deterministic": Key(True, "only operations that give the same bits"),
+    "threads": Key(None, "threads of an operation; null: one per core"),
+    "seed": Key(0, "of all that is drawn at random"),
+    "checkpoint_seconds": Key(
+        300.0, "save a checkpoint every N seconds; 0: never", section="checkpoints and the end"
+    ),
+    "monitor_mode": Key("auto", "min or max; auto goes by the metric's name"),
+    "patience": Key(0, "stop after N epochs without a best; 0: never"),
+    "on_nan": Key("stop", "stop or continue when a loss is not finite"),
+    "callbacks": Key([], "Keras callbacks: [{class: path, …}, …]", section="around the steps"),
+    "hooks": Key([], "hooks, as in src/hooks.py, in the same form"),
     "tensorboard": Key(True, "write event files to tb/"),
 }
 
 registry.set_root_config(
     {
-        "dataset": Key("digits", "a name in src/data.py (digits, cifar10, cifar100) or a path"),
-        "num_folds": Key(0, "cross-validation: parts of the data besides the test set; 0: none"),
-        "fold": Key(0, "the part to validate on, from 0; the others are for training"),
-        "augmented": Key(True, "move (and, for photographs, mirror) training images at random"),
-        "model": Key("simple_cnn", "a name in src/models.py, or an import path such as pkg.mod:f"),
-        "loss": Key(None, "in place of the model's own: Keras' name, an import path, {output: …}"),
+        "dataset": Key("digits", "a name in src/data.py, or an import path", section="data"),
+        "num_folds": Key(0, "parts for cross-validation; 0: none"),
+        "fold": Key(0, "the part to validate on, counted from 0"),
+        "augmented": Key(True, "move (and mirror) training images at random"),
+        "model": Key("simple_cnn", "a name in src/models.py, or an import path", section="model"),
+        "loss": Key(None, "instead of the model's: a name or import path"),
         "metrics": Key(None, "the same for its metrics, such as [accuracy]"),
-        "n_filters": Key(32, "filters of the first block; twice as many after each pooling"),
-        "n_layers": Key(2, "blocks of convolution, normalisation and pooling, down to one pixel"),
-        "dropout": Key(0.2, "share of the classifier's inputs that is dropped in training"),
-        "num_epochs": Key(20, "epochs in all; a larger number continues a finished run"),
+        "n_filters": Key(32, "filters of the first block"),
+        "n_layers": Key(2, "blocks of convolution and pooling"),
+        "dropout": Key(0.2, "share of the classifier's inputs to drop"),
+        "num_epochs": Key(20, "epochs in all; more continue a finished run", section="training"),
         "batch_size": Key(32, "examples in a step"),
-        "optimizer": Key("adam", "a Keras optimizer: adam, adamw, sgd, … or an import path"),
-        "optimizer_arguments": Key({}, "its further arguments, such as {momentum: 0.9}"),
-        "accumulate_steps": Key(1, "steps whose gradients are averaged before an update"),
-        "learning_rate": Key(
-            None, "one rate for all epochs; null: 0.001, or lr_schedule's", instead_of="lr_schedule"
-        ),
+        "optimizer": Key("adam", "a Keras optimizer, or an import path"),
+        "optimizer_arguments": Key({}, "further ones, such as {momentum: 0.9}"),
+        "accumulate_steps": Key(1, "average the gradients of N steps"),
+        "learning_rate": Key(None, "null: 0.001, or lr_schedule's", instead_of="lr_schedule"),
         "lr_schedule": Key(
             None,
-            "[[until_epoch, rate], …], or {class: path of a Keras schedule, …}",
+            "[[until_epoch, rate], …], or {class: path, …}",
             instead_of="learning_rate",
         ),
-        "fine_tune": Key(None, "regular expression: train only weights whose path matches"),
-        "jit_compile": Key(False, "compile steps with XLA, for a GPU; needs --no_deterministic"),
-        "checkpoint_steps": Key(0, "save a checkpoint every N steps, too; 0: never"),
-        "monitor": Key(
-            "val_loss", "column of history.csv that decides which epoch is best; '': none"
+        "fine_tune": Key(None, "train only weights whose path matches this"),
+        "jit_compile": Key(False, "compile with XLA; needs --no_deterministic"),
+        "checkpoint_steps": Key(
+            0, "save a checkpoint every N steps; 0: never", section="checkpoints and the end"
         ),
+        "monitor": Key("val_loss", "metric that tells the best epoch; '': none"),
         **COMMON,
     }
 )

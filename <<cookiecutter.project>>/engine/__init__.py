@@ -3,12 +3,22 @@
 import ast
 import functools
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from engine import import_order  # noqa: F401
+from vegab import capture
+
+# What TensorFlow's C++ logs as it starts is no news to whoever reads along; stderr.txt has it.
+capture.hidden = re.compile(
+    rb"^(?:WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR"
+    rb"|[IWE]\d{4} \d\d:\d\d:[\d.]+ +\d+ [\w./]+\.cc:\d+\] .*"
+    rb"|To enable the following instructions: .*)\n",
+    re.MULTILINE,
+)
 
 
 def lazy(room: str, file: str) -> Callable[[str], Any]:

@@ -1,15 +1,19 @@
 """Builds what a config names, checks ranges, and names the key in a refusal."""
 
+import ast
 import contextlib
 import logging
 import os
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vegab import ROOT, UsageError, resolve
+
+log = logging.getLogger(__name__)
 
 CHOICES = {
     "precision": ("float32", "mixed_bfloat16", "mixed_float16", "float64"),
@@ -152,12 +156,32 @@ def _is_of(frame: traceback.FrameSummary) -> int:
     return 1 if file.relative_to(ROOT).parts[0] in ("engine", "vegab") else 2
 
 
+def require_registered(config: Mapping[str, Any], key: str, file: Path, table: str) -> None:
+    """Raise UsageError for a bare name that is no key of a table in the user's source.
+
+    The source is only read: to import it can take seconds, and has to wait for what is set before
+    TensorFlow is imported. A table that is not written out there is left to `resolve`.
+    """
+    name = config[key]
+    if not isinstance(name, str) or not name.isidentifier():
+        return
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        value = getattr(node, "value", None)
+        if isinstance(value, ast.Dict) and table in (getattr(t, "id", None) for t in targets):
+            names = [str(k.value) for k in value.keys if isinstance(k, ast.Constant)]
+            if len(names) == len(value.keys):
+                resolve(name, key, dict.fromkeys(names))
+
+
 def quiet_libraries() -> None:
     """Keep notices of matplotlib, and what can be of TensorFlow's, out of the output."""
     for name in ("matplotlib", "absl", "tensorflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    if "tensorflow" not in sys.modules:
+        log.info("importing TensorFlow …")
 
 
 def reason_of(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import textwrap
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from engine.building import from_mapping, quiet_libraries, refusal, refusals_nam
 from engine.devices import gpus, workers
 from engine.training import fingerprint
 from vegab import ConfigRegistry, UsageError, read_run, trust
+from vegab.provenance import usable_cores
 
 if TYPE_CHECKING:
     import keras
@@ -199,6 +201,24 @@ class Experiment:
         except (OSError, ValueError) as error:
             raise UsageError(f"--warm_start: {error}") from error
         log.info("%s", transfer.shown(result, checkpoint))
+
+    def shown(self) -> str:
+        """Return a line each on the data, the model and the device that steps run on."""
+        train, valid = self.dataset.train, self.dataset.valid
+        iterator, name = self.config.get("iterator"), self.config.get("model")
+        dataset = self.config.get("dataset")
+        data = f"{dataset}, " if isinstance(dataset, str) else ""
+        data += f"batches per epoch: {train.steps_per_epoch} to train on"
+        data += f", {valid.steps_per_epoch} to validate on" if valid is not None else ""
+        model = name if isinstance(name, str) else type(self.model).__name__
+        if getattr(self.model, "built", False):
+            model += f", {self.model.count_params():,} parameters"
+        model += f", trained by {iterator}" * bool(iterator)
+        found = gpus.device_names() or [f"{usable_cores()} CPU cores"]
+        lines = ("data", data), ("model", model), ("device", ", ".join(found))
+        return "\n".join(
+            textwrap.fill(f"{k:8}{v}", 80, subsequent_indent=" " * 8) for k, v in lines
+        )
 
     def hooks(self, terminal: TextIO | None) -> list["Hook"]:
         """Return what happens around the steps; `terminal` is where a progress bar may be drawn."""

@@ -16,12 +16,14 @@ from engine.building import (
     objects_of,
     refusals_named,
     require_at_least_one,
+    require_registered,
 )
 from engine.experiment import Experiment, prepare
 from engine.iterators import check_ranges_of_iterator
 from engine.records import check_ranges_of_variant
 from vegab import UsageError, resolve
 
+HERE = Path(__file__).parent
 DEFAULT_RATE = 0.001
 # Settings, as root has them, of which a model that is compiled already sees nothing.
 OF_COMPILING: dict[str, Any] = {
@@ -189,6 +191,8 @@ def check_ranges(config: Mapping[str, Any]) -> None:
             "jit_compile and deterministic exclude each other, for TensorFlow has no deterministic "
             "XLA; add --no_deterministic (bits may then change on a GPU), or --no_jit_compile"
         )
+    require_registered(config, "dataset", HERE / "data.py", "DATASETS")
+    require_registered(config, "model", HERE / "models.py", "MODELS")
     num_folds, fold, rate = config["num_folds"], config["fold"], config["learning_rate"]
     is_rate = rate is None or (isinstance(rate, int | float) and rate > 0)
     for key, is_fine, expected in (
@@ -200,6 +204,8 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     ):
         if not is_fine:
             raise UsageError(f"{key} is {config[key]!r}; it must be {expected}")
+    if isinstance(config["lr_schedule"], list | None):  # others are made by Keras
+        learning_rate(config)
 
 
 def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]], Any]:

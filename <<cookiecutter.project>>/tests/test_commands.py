@@ -93,8 +93,8 @@ def test_a_run_is_made_again_from_its_folder_and_forked(
 
 
 def test_check_resume_kills_and_compares(command: Command) -> None:
-    done = command("bin/check_resume.py", "digits", "--kills=1", "--epochs=1", *SMALL)
-    assert "identical" in done.stdout
+    for length in (("--kills=1", "--epochs=1"), ("--quick",)):
+        assert "identical" in command("bin/check_resume.py", "digits", *length, *SMALL).stdout
 
 
 def test_a_sweep_has_a_run_for_each_trial(command: Command, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A runner for research scripts: named configs, one command line, one folder that tells it all."""
 
+from vegab.capture import filtered as filtered
 from vegab.capture import terminal as terminal
 from vegab.command_line import main as main
 from vegab.command_line import wrap as wrap

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +40,8 @@ LONGEST_MESSAGE = 2000  # bytes; what one datagram holds on every system
 
 # Whether anybody reads along; to be set before a capture begins.
 is_watched = True
+# Lines of stderr, each with its end, that are only of use in the file; set before a capture begins.
+hidden: re.Pattern[bytes] | None = None
 
 _active: Capture | None = None
 
@@ -49,6 +51,17 @@ def terminal() -> TextIO | None:
     if _active is None or not _active.has_terminal:
         return None
     return cast(TextIO, _Terminal(_active))
+
+
+@contextlib.contextmanager
+def filtered() -> Iterator[None]:
+    """Keeps the lines that are `hidden` off the terminal, for a program without a run folder."""
+    capture = Capture() if hidden and _active is None else None
+    try:
+        yield
+    finally:
+        if capture:
+            capture.stop()
 
 
 class Capture:
@@ -308,11 +321,13 @@ class _Follower:
 
     def print(self, i: int, data: bytes) -> None:
         """Writes to the real stdout or stderr; a bar is taken away before and put back after."""
+        if i == 1 and hidden:
+            data = hidden.sub(b"", data)
         if self.bar and self.at_line_start:
             self.show("\r\x1b[K")
         self.send(i, data)
         if self.real[i] != -1 and os.isatty(self.real[i]):
-            self.at_line_start = data.endswith(b"\n")
+            self.at_line_start = data.endswith(b"\n") if data else self.at_line_start
         if self.bar and self.at_line_start:
             self.show(self.bar)
 

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import copy
 import functools
+import glob
 import inspect
 import io
 import json
@@ -20,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from vegab import snapshot
+from vegab import capture, provenance, snapshot
 from vegab.config import (
     CONFIG_SUFFIXES,
     Config,
@@ -40,6 +41,7 @@ from vegab.config import (
 )
 from vegab.execution import EXPLAINED, accompany, execute, one_line, say, script
 from vegab.exits import FAILED, FINISHED, REFUSED, UsageError, leave
+from vegab.files import CONFIG, ROOT
 from vegab.plugins import VegabPlugin
 from vegab.run_folder import AlreadyFinished, RunFolder
 
@@ -55,7 +57,7 @@ except ModuleNotFoundError:
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 OPTIONS_WITH_VALUE = ("-b", "--base", "-l", "--log_level", "--delete")
-OPTIONS = ("-h", "--help", "--dry_run", *OPTIONS_WITH_VALUE)
+OPTIONS = ("-h", "--help", "--dry_run", "--version", *OPTIONS_WITH_VALUE)
 LONG_OPTIONS = {option[2:] for option in OPTIONS if option.startswith("--")}
 TAKEN_LETTERS = "bhlpP"
 LIST_OF_TEXT = re.compile(r"(?:[\w.]+\.)?(?:list|List|Sequence|tuple|Tuple)\[str(?:, \.\.\.)?\]")
@@ -115,13 +117,14 @@ def wrap(
         usage = f"CONFIG {'SAVE_PATH ' * has_folder}[--key=value ...] [options]"
         parser = _parser(func, usage, options)
         parser.epilog = _HELP_ON_VALUES
-        parser.tables = lambda: [*_tables_of(config_registry), *_table_of(flags)]
+        parser.tables = lambda: [*_tables_of(config_registry, arguments), *_table_of(flags)]
         add = parser.add_argument
-        add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
+        named = add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
+        _completed_by(named, lambda prefix: [*config_registry.names(), *_paths(prefix)])
         if has_folder:
             about = told.get("save_path", "folder of the run: a new one, or its own")
             nargs = "?" if save_path_key else None
-            add("save_path", metavar="SAVE_PATH", nargs=nargs, help=about)
+            _completed_by(add("save_path", metavar="SAVE_PATH", nargs=nargs, help=about), _paths)
         args, overrides, draft = _parse_twice(options, parser, arguments, config_registry, flags)
         # -p reaches a config's own key that has the name of a flag.
         names = flags.keys() - draft.names.keys()
@@ -201,7 +204,9 @@ def wrap_no_config_registry(
             read = _read_bool if kind is bool else kind
             about = _explanations(func).get(p.name, "").replace("%", "%%")
             nargs = "+" if LIST_OF_TEXT.fullmatch(str(p.annotation)) else None
-            parser.add_argument(p.name, metavar=p.name.upper(), type=read, nargs=nargs, help=about)
+            add = functools.partial(parser.add_argument, p.name, metavar=p.name.upper())
+            _completed_by(add(type=read, nargs=nargs, help=about), _paths)
+        _complete(parser, flags)
         args, overrides = _parse(parser, arguments, {}, {}, flags)
         of_flags = _read_flags(flags, overrides)
         args.overrides = {o.key: of_flags[o.key] for o in overrides}
@@ -245,8 +250,9 @@ def wrap_commands(
             argh.set_default_command(parser, commands[0])
         else:
             argh.add_commands(parser, list(commands), func_kwargs={"allow_abbrev": False})
-            if not arguments:
-                parser.error("a command is needed")
+        _complete(parser)
+        if not arguments and len(commands) > 1:
+            parser.error("a command is needed")
         dispatch = functools.partial(argh.dispatch, parser, arguments, completion=False)
         return _call_without_folder(dispatch, explained)
 
@@ -298,9 +304,9 @@ def _call_without_folder(
 
 _Table = tuple[str, Iterable[tuple[str, str]]]  # its title, and names with what explains them
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_HELP_ON_BASE = "a config file to lay under CONFIG; may be repeated"
-_HELP_ON_DELETE = "take a key away, or give it its default back; may be repeated"
-_HELP_ON_DRY_RUN = "print the resolved config, and what differs from CONFIG's own"
+_HELP_ON_BASE = "lay this file under CONFIG; may be repeated"
+_HELP_ON_DELETE = "give a key its default back; may be repeated"
+_HELP_ON_DRY_RUN = "print the resolved config and its changes"
 
 
 class _Parser(argh.ArghParser):
@@ -326,13 +332,63 @@ class _CommandsParser(_Parser):
         if names[-1].startswith("--") and names[-1] != "--help":
             name = f"--{names[-1][2:].replace('-', '_')}"
             names = ("-o", name) if name == "--output" else (name,)
-        return super().add_argument(*names, **options)
+        action = super().add_argument(*names, **options)
+        if not names[-1].startswith("-"):
+            _completed_by(action, _paths)
+        return action
+
+
+class _Version(argparse.Action):
+    """Prints which project this is, and ends."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, *ignored: Any) -> NoReturn:
+        import tomllib  # only here
+
+        try:
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        except (OSError, ValueError, KeyError):
+            project = {"name": ROOT.name, "version": "without a version"}
+        commit = (
+            f", commit {found}"
+            if (found := provenance.git_words("rev-parse", "--short", "HEAD"))
+            else ""
+        )
+        print(f"{project['name']} {project['version']}{commit}, Python {sys.version.split()[0]}")
+        sys.exit()
+
+
+def _completed_by(action: argparse.Action, find: Callable[[str], Iterable[str]]) -> None:
+    """Has a shell complete what is typed of an argument with what `find(prefix)` returns."""
+    action.completer = lambda prefix, **_: find(prefix)  # type: ignore[attr-defined]
+
+
+def _paths(prefix: str) -> Iterator[str]:
+    """Return the folders and configs that a path may go on with; a run folder is complete."""
+    for path in glob.glob(glob.escape(prefix) + "*"):
+        if os.path.isdir(path):
+            yield path if os.path.exists(os.path.join(path, CONFIG)) else path + os.sep
+        elif path.endswith(CONFIG_SUFFIXES):
+            yield path
+
+
+def _complete(parser: argparse.ArgumentParser, keys: Iterable[str] = ()) -> None:
+    """Answers a shell that asks what could be typed next, and ends; else does nothing."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        for key in keys:
+            parser.add_argument(f"--{key}")
+        argcomplete.autocomplete(parser)
 
 
 def _options() -> _Parser:
     options = _Parser(add_help=False, allow_abbrev=False)
+    options.add_argument("--version", action=_Version, help="print the project's version")
     add = functools.partial(options.add_argument, type=str.upper, choices=LEVELS, default="INFO")
-    about = f"what is logged: {', '.join(LEVELS)} (default: INFO)"
+    about = "DEBUG, INFO, WARNING, ERROR or CRITICAL"
     add("-l", "--log_level", metavar="LEVEL", help=about)
     return options
 
@@ -342,7 +398,7 @@ def _parser(func: Callable[..., Any], usage: str, options: _Parser) -> _Parser:
         prog=script(),
         usage=f"%(prog)s {usage}",
         description=(inspect.getdoc(func) or "").split("\n", 1)[0],
-        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=32),
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=30),
         allow_abbrev=False,
         parents=[options],
     )
@@ -352,6 +408,10 @@ def _parse_twice(
     options: _Parser, parser: _Parser, arguments: list[str], registry: ConfigRegistry, flags: _Flags
 ) -> tuple[argparse.Namespace, list[Override], Draft]:
     """As `_parse`, with the config before its overrides: which keys there are depends on it."""
+    if "_ARGCOMPLETE" in os.environ:  # then the words are there, and nowhere else
+        arguments = os.environ.get("COMP_LINE", "").split()
+        draft = registry.draft(next(filter(registry.__contains__, arguments), None))
+        _complete(parser, [*flatten(draft.names), *flags])
     known: Config = {}
     for schema in reversed(registry.schemas):
         known |= schema.defaults
@@ -370,6 +430,9 @@ def _parse_twice(
         args, overrides = _parse(parser, arguments, draft.names, draft.types, flags)
         if found == (args.config, args.base):
             return args, overrides, draft
+        path = getattr(args, "save_path", None)
+        if path in registry and not (args.config in registry or os.path.isfile(args.config)):
+            raise UsageError(f"CONFIG comes first: {script()} {path} {args.config}")
         found = args.config, args.base
     raise UsageError(f"it is not clear whether {args.config} is CONFIG; give CONFIG first")
 
@@ -392,8 +455,9 @@ def _split(
 
     If it is not strict, what follows an unknown key stays, for it may be its value or CONFIG.
     """
-    if {"-h", "--help"} & set(arguments):
-        return ["--help"], []
+    for option in ("-h", "--help", "--version"):
+        if option in arguments:
+            return [option], []
     fixed: list[str] = []
     overrides: list[Override] = []
     waiting = list(reversed(arguments))
@@ -451,6 +515,8 @@ def _set_up_logging(level: str) -> None:
     serious.setLevel(logging.WARNING)
     serious.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=level, format="%(message)s", handlers=[ordinary, serious], force=True)
+    if level == "DEBUG":
+        capture.hidden = None
 
 
 # -------------------------------------------------------------- flags from a function's parameters
@@ -551,16 +617,24 @@ def _tell(plugins: Iterable[VegabPlugin], args: Any, keywords: Config, flags: _F
 # ------------------------------------------------------------------------------- --help, --dry_run
 
 
-def _tables_of(registry: ConfigRegistry) -> Iterator[_Table]:
-    yield "configs", [(name, registry.summary(name)) for name in registry.names()]
-    for schema in registry.schemas:
+def _tables_of(registry: ConfigRegistry, arguments: Iterable[str]) -> Iterator[_Table]:
+    """The keys of the config among the arguments; without one, all configs and all keys."""
+    schemas, changes = registry.schemas, {}
+    if name := next(filter(registry.__contains__, arguments), None):
+        draft = registry.draft(name)
+        schemas, changes = [draft.kind], flatten(draft.named())
+    else:
+        yield "configs", [(name, registry.summary(name)) for name in registry.names()]
+    for schema in schemas:
         sections: dict[str, list[tuple[str, str]]] = {}
+        heading = schema.title or "keys and their defaults"
         for key, default in flatten(schema.defaults).items():
-            row = (f"--{key}={as_text(default)}", schema.helps.get(key, ""))
-            sections.setdefault(key.rpartition(".")[0], []).append(row)
-        for section in sorted(sections, key=bool):  # keys of the first level first
-            title = ": ".join(filter(None, (section, schema.helps.get(section)))) or schema.title
-            yield title or "keys and their defaults", sections[section]
+            row = (f"--{key}={as_text(changes.get(key, default))}", schema.helps.get(key, ""))
+            heading = schema.sections.get(key, heading)
+            section = key.rpartition(".")[0]
+            title = ": ".join(filter(None, (section, schema.helps.get(section)))) or heading
+            sections.setdefault(title, []).append(row)
+        yield from sections.items()
 
 
 def _table_of(flags: _Flags) -> Iterator[_Table]:

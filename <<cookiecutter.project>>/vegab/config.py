@@ -44,6 +44,7 @@ class Key(NamedTuple):
     default: Any
     help: str = ""
     instead_of: str = ""  # a key of root that goes back to its default where this one is typed
+    section: str = ""  # a heading in --help, for this key and those after it
 
 
 class Override(NamedTuple):
@@ -66,6 +67,7 @@ class Schema(NamedTuple):
     is_open: bool = False  # may a config of this kind have keys of its own?
     closed: tuple[str, ...] = ()  # top-level keys whose mappings have none, even so
     instead: tuple[tuple[str, str], ...] = ()  # keys, and those whose place they take when typed
+    sections: dict[str, str] = {}  # noqa: RUF012  # keys that a heading of --help stands above
 
     def resolved(self, config: Config, strict: bool = True) -> Config:
         """A config of this kind with its references resolved. See `resolve_references`."""
@@ -171,7 +173,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     for name in known:
         by_last_name.setdefault(name.rpartition(".")[2], name)
         by_last_name[name] = name
-    close = difflib.get_close_matches(word.replace("-", "_"), by_last_name, n=1)
+    word = word.replace("-", "_")
+    close = difflib.get_close_matches(word, by_last_name, n=1)
+    if not close:  # lr is short for learning_rate
+        close = [n for n in by_last_name if word == "".join(w[:1] for w in n.split("_"))]
     return f"; did you mean '{by_last_name[close[0]]}'?" if close else ""
 
 
@@ -572,18 +577,21 @@ def _schema_of(config: Config) -> Schema:
     """The defaults as plain data, with what each value that is a `Key` says."""
     helps: dict[str, str] = {}
     instead: list[tuple[str, str]] = []
+    sections: dict[str, str] = {}
 
     def without_keys(value: Any, key: str) -> Any:
         if isinstance(value, Key):
             helps[key] = value.help
             instead.extend([(key, value.instead_of)] if value.instead_of else [])
+            sections.update({key: value.section} if value.section else {})
             value = value.default
         if not isinstance(value, dict):
             return value
         prefix = f"{key}." if key else ""
         return {name: without_keys(item, f"{prefix}{name}") for name, item in value.items()}
 
-    return Schema(plain(without_keys(config, ""), ""), helps, instead=tuple(instead))
+    defaults = plain(without_keys(config, ""), "")
+    return Schema(defaults, helps, instead=tuple(instead), sections=sections)
 
 
 def _read_layer(path: Path) -> Layer:

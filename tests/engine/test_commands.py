@@ -2,7 +2,11 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import forked
@@ -14,6 +18,7 @@ from test_fingerprint import edit_state
 
 from engine.checkpoints import verify
 from engine.training import fingerprint
+from vegab.config import flatten
 
 SMALL = ("--n_filters=4", "--n_layers=1")
 
@@ -88,3 +93,99 @@ def test_help_explains_every_key(command: Command) -> None:
         assert f"--{key}" in text or f"--[no_]{key}" in text
     for name in ("digits", "cifar10", "cifar100", "digits_wide"):
         assert name in text
+
+
+# ------------------------------------------------------------------------------- the first minute
+
+
+@pytest.mark.slow
+def test_what_tensorflow_logs_at_its_start_stays_in_the_file(
+    command: Command, tmp_path: Path
+) -> None:
+    noise = re.compile(r"oneDNN custom operations|absl::InitializeLog")
+    words = ("bin/train.py", "digits", tmp_path / "run", "--num_epochs=1", *SMALL)
+    done = command(*words)
+    assert not done.stderr
+    assert noise.search((tmp_path / "run" / "stderr.txt").read_text())
+    lines = done.stdout.splitlines()
+    assert [line[:8] for line in lines[:4]] == ["importin", "data    ", "model   ", "device  "]
+    assert max(map(len, lines[:-1])) <= 80
+    assert lines[-1].startswith(f"{tmp_path / 'run'} is finished; next: python bin/evaluate.py")
+    assert not command("bin/evaluate.py", tmp_path / "run").stderr
+    assert noise.search(command(*words, "--num_epochs=2", "-l", "DEBUG").stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--model=resnet",), "there is no 'resnet'"),
+        (("--dataset=mnist",), "there is no 'mnist'"),
+        (("--learning_rate=0.1", "--lr_schedule=[[1, 0.1]]"), "exclude each other"),
+        (("-p", "learning_rate", "0.1", "--dropout=2"), "dropout is 2"),
+        (("--lr=0.1",), "did you mean 'learning_rate'?"),
+    ],
+)
+def test_a_mistake_does_not_wait_for_tensorflow(
+    words: tuple[str, ...], sentence: str, command: Command, tmp_path: Path
+) -> None:
+    for program in ("bin/train.py", "bin/check_resume.py"):
+        place = (tmp_path / "run",) if program == "bin/train.py" else ()
+        done = command(program, "digits", *place, *words)
+        assert done.returncode == 2 and sentence in done.stderr, done.stderr
+        assert "importing" not in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_config_and_folder_in_the_wrong_order_are_noticed(command: Command, tmp_path: Path) -> None:
+    done = command("bin/train.py", tmp_path / "run", "digits")
+    assert done.returncode == 2
+    assert f"CONFIG comes first: train.py digits {tmp_path / 'run'}" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "gan", "toy"])
+def test_the_help_on_a_config_is_short_and_has_its_own_keys(name: str, command: Command) -> None:
+    from configs import registry
+
+    text = command("bin/train.py", name, "--help").stdout
+    assert len(text.splitlines()) <= 110
+    flags = re.findall(r"^  (?:-\w, )?--(\S+?)=", text, re.MULTILINE)
+    assert len(flags) == len(set(flags))
+    assert set(flatten(registry.draft(name).kind.defaults)) <= set(flags)
+    assert ("n_filters" in flags) == (name in ("digits", "cifar10"))
+
+
+def test_the_version_is_told(command: Command) -> None:
+    said = command("bin/train.py", "--version").stdout
+    assert re.fullmatch(r".* 0\.1\.0(, commit \w+)?, Python 3\.\d+\.\d+\n", said)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("bin/train.py dig", {"digits", "digits_wide"}),
+        ("bin/train.py digits {}/run --n_f", {"--n_filters"}),
+        ("bin/train.py gan {}/run --n_f", set()),
+        ("bin/train.py digits {}/", {"{}/run", "{}/more/"}),
+        ("bin/evaluate.py {}/r", {"{}/run"}),
+        ("bin/evaluate.py {}/run --che", {"--checkpoint"}),
+        ("bin/runs.py com", {"compare"}),
+        ("bin/runs.py list {}/m", {"{}/more/"}),
+    ],
+)
+def test_a_shell_completes_keys_configs_and_runs(
+    line: str, expected: set[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "more").mkdir()
+    line = line.format(tmp_path)
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
+    asked |= {"_ARGCOMPLETE_SHELL": "bash"}
+    asked |= {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
+    program = ROOT / line.split()[0]
+    assert "PYTHON_ARGCOMPLETE_OK" in program.read_text()[:1024]
+    script = f"{sys.executable} {shlex.quote(str(program))} 8>&1 9>/dev/null >/dev/null 2>&1"
+    done = subprocess.run(
+        ["bash", "-c", script], env=os.environ | asked, capture_output=True, text=True
+    )
+    assert set(done.stdout.splitlines()) == {word.format(tmp_path) for word in expected}

@@ -693,6 +693,23 @@ class Accurate(Adds):
         return {"accuracy": 0.5}
 
 
+def test_the_table_of_epochs_is_aligned_and_fits_a_narrow_terminal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Many(Adds):
+        """Tells of more metrics than fit."""
+
+        def figures(self, results: Any) -> dict[str, float]:
+            return {f"a_metric_{number}": 10.0**-number for number in range(12)}
+
+    with caplog.at_level(logging.INFO):
+        run_iterator(tmp_path, [EpochLog()], kind=Many)
+    head, *rows = [m for m in caplog.messages if "a_metric_0" in m or m.startswith("epoch")]
+    assert len(rows) == 2 and head.endswith("a_metric_4")
+    assert all(len(line) <= 80 for line in (head, *rows))
+    assert all(row[: len(head)].endswith(" 0.0001") for row in rows)
+
+
 @pytest.mark.parametrize("kind", [Silent, Accurate])
 def test_the_usual_hooks_need_neither_loss_nor_rate_nor_monitor(
     kind: type[Adds], tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -860,6 +860,21 @@ def run_small(tmp_path: Path, call: str, *arguments: str) -> Done:
     return run_script(tmp_path / "small.py", *arguments)
 
 
+def test_hidden_lines_stay_in_the_file_and_nothing_else_does(tmp_path: Path) -> None:
+    lines = ["I0000 hidden", "I0000 of the user's", "x I0000 hidden", "last, without an end"]
+    say = f"vegab.capture.hidden = re.compile(rb'^I0000 hidden\\n', re.MULTILINE); words = {lines}"
+    work = f"import re; {say}; write = lambda: os.write(2, chr(10).join(words).encode())"
+    done = run_small(
+        tmp_path, f"{work}; vegab.wrap(registry, lambda config, path: write())", "root", "run"
+    )
+    assert done.stderr == "\n".join(lines[1:])
+    assert "\n".join(lines) in (tmp_path / "run" / "stderr.txt").read_text()
+    # A program without a run folder has nobody who keeps them.
+    call = f"{work}; vegab.wrap(registry, vegab.filtered()(lambda config: write()))"
+    done = run_small(tmp_path, call, "root")
+    assert (done.stderr, done.returncode) == ("\n".join(lines[1:]), 0)
+
+
 def test_plugins_are_told_of_everything(tmp_path: Path) -> None:
     call = "vegab.main(registry, work, plugins=[Teller(), Teller()])"
     done = run_small(tmp_path, call, "root", "run", "--seed=3")

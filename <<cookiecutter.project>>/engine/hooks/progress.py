@@ -20,6 +20,8 @@ class EpochLog(Hook):
 
     only_tells = True
     COLUMNS = ("epoch", "seconds", "steps_per_second", "finished_at")
+    LINE = 80  # columns of the narrowest terminal
+    head = ""  # the line that was logged last with the names of the columns
 
     def before_training(self, run: Run) -> None:
         super().before_training(run)
@@ -36,12 +38,11 @@ class EpochLog(Hook):
 
     def after_epoch(self, epoch: int) -> None:
         seconds = time.perf_counter() - self.start
-        metrics = "  ".join(
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in self.run.history[-1].items()
-            if key != "epoch"
-        )
-        log.info("epoch %d/%d  %s  %.1f s", epoch + 1, self.run.num_epochs, metrics, seconds)
+        head, line = self._table(epoch, f"{seconds:.1f} s")
+        if head != self.head:
+            log.info("%s", head)
+        self.head = head
+        log.info("%s", line)
         timing = {
             "epoch": epoch,
             "seconds": round(seconds, 3),
@@ -50,6 +51,28 @@ class EpochLog(Hook):
         }
         with open(self.run.root / "timing.csv", "a") as file:
             file.write(csv_lines(self.COLUMNS, [timing], header=False))
+
+    def _table(self, epoch: int, time_taken: str) -> tuple[str, str]:
+        """Return the line with the names of the metrics, and the one with their values below.
+
+        Of more than fit, those that come last are left out, the monitored one never.
+        """
+        last = str(self.run.num_epochs)
+        first = f"epoch {epoch + 1:{len(last)}}/{last}"
+        values = {k: v for k, v in self.run.history[-1].items() if k not in ("epoch", "step")}
+        values["learning_rate"] = values.pop("learning_rate", None)  # it tells least
+        cells = [
+            (name, f"{value:.4g}" if isinstance(value, float) else str(value), max(len(name), 6))
+            for name, value in values.items()
+            if value is not None
+        ]
+        room = self.LINE - len(first) - 2 - max(len(time_taken), 8)
+        for cell in reversed(cells.copy()):
+            if sum(2 + width for _, _, width in cells) > room and cell[0] != self.run.monitor:
+                cells.remove(cell)
+        head = "".join(f"  {name:>{width}}" for name, _, width in cells)
+        line = "".join(f"  {value:>{width}}" for _, value, width in cells)
+        return f"{'':{len(first)}}{head}", f"{first}{line}  {time_taken}"
 
 
 class Progress(Hook):

@@ -6,8 +6,10 @@ import random
 import signal
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from vegab import resolve
@@ -23,11 +25,15 @@ def train(
     save_path: Path,
     kill_at: int,
     output: Path,
+    is_quick: bool = False,
 ) -> None:
     """Train by the functions `build` and `train`, and die after `kill_at` steps; 0: live. All that
-    is written goes to `output`.
+    is written goes to `output`. Quick: an epoch has two steps, and the model is evaluated after it.
     """
+    import keras
+
     from engine.hooks import Hook
+    from engine.training import Validation
 
     class KillAt(Hook):
         """Kills the process, so that nothing has a chance to tidy up."""
@@ -44,8 +50,33 @@ def train(
         os.dup2(file, number)
     save_path.mkdir(exist_ok=True)
     build, run = experiment
-    prepared = build(config, str(save_path)).with_work(allow_inexact=True)
+    prepared = build(config, str(save_path))
+    if is_quick:
+        parts = {name: first_steps(getattr(prepared.dataset, name)) for name in ("train", "valid")}
+        prepared = replace(prepared, dataset=SimpleNamespace(**{**vars(prepared.dataset), **parts}))
+    prepared = prepared.with_work(allow_inexact=True)
     run(prepared, save_path, [*prepared.hooks(None), KillAt()])
+    if is_quick and prepared.iterator is None:
+        prepared = build(config, str(save_path), trains=False)
+        prepared.load(save_path / "model.h5")
+        load_test = getattr(prepared.dataset, "load_test", lambda: prepared.dataset.valid)
+        try:
+            test = load_test()
+        except ValueError as error:  # there may be no test set
+            return print(error)
+        Validation(prepared.model, first_steps(test)).run(
+            keras.callbacks.CallbackList(), stop=lambda: False
+        )
+
+
+def first_steps(data: Any) -> Any:
+    """Return the first two batches of what `batch_source` takes."""
+    from engine.batches import batch_source
+
+    if data is None:
+        return None
+    source = batch_source(data, shuffle=False)
+    return SimpleNamespace(batch=source.batch, steps_per_epoch=min(source.steps_per_epoch, 2))
 
 
 def send_survey(sender: Connection, *arguments: Any) -> None:
