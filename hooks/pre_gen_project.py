@@ -17,7 +17,8 @@ LONGEST_NAME = 64
 
 # What the project needs, or has a folder for: a package of the same name would be in its way.
 PACKAGES = (
-    *("argh", "google-crc32c", "h5py", "ipykernel", "keras", "matplotlib", "mypy", "nbclient"),
+    *("argcomplete", "argh", "google-crc32c", "h5py", "ipykernel", "keras", "matplotlib", "mypy"),
+    "nbclient",
     *("numpy", "optuna", "pandas", "pre-commit", "pytest", "pytest-xdist", "ray", "ruamel-yaml"),
     *("ruff", "submitit", "tensorboard", "tensorflow", "tensorflow-cpu", "torch", "tqdm"),
 )
