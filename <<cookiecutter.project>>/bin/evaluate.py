@@ -25,7 +25,6 @@ from engine.training import fingerprint
 from src import experiment
 from vegab.config import load_file, merge, resolve_references
 from vegab.files import CONFIG, write_json
-from vegab.run_folder import refuse_links
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,6 @@ def evaluate_run(
     folder: Path, checkpoint: str, files: Sequence[str], name: str, split: str, callbacks_only: bool
 ) -> None:
     """Evaluate one run; see `evaluate`."""
-    refuse_links(folder, folder)
     config = config_of(folder, registry)
     if "iterator" in config:
         # Ended by a signal, it leaves nothing half written behind.

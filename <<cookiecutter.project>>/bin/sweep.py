@@ -36,7 +36,7 @@ from vegab.config import Override, UnknownKeyError, find_key, show
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
 from vegab.files import LOCK
-from vegab.run_folder import living_owner
+from vegab.run_folder import living_owner, start_of
 
 OUTPUTS = ".output"
 
@@ -314,6 +314,11 @@ def end_all(folders: Sequence[Path], lock: str = LOCK) -> None:
         for path, owner in living.items():
             if owner["host"] != socket.gethostname():
                 raise vegab.UsageError(f"{path} is in use on {owner['host']}; stop it there")
+            if owner["start"] is None or owner["start"] != start_of(owner["pid"]):
+                raise vegab.UsageError(
+                    f"{path} is in use by process {owner['pid']}, and its lock does not prove that "
+                    "this is the one that took it; look, and end it yourself"
+                )
             if owner["pid"] not in ended:
                 ended.add(owner["pid"])
                 with contextlib.suppress(ProcessLookupError):

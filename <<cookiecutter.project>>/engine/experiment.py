@@ -14,6 +14,7 @@ from engine.devices import gpus, workers
 from engine.training import fingerprint
 from vegab import ConfigRegistry, UsageError, read_run, trust
 from vegab.provenance import usable_cores
+from vegab.run_folder import refuse_links
 
 if TYPE_CHECKING:
     import keras
@@ -329,6 +330,7 @@ def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
             "made"
         )
     trust.confine()
+    refuse_links(folder, folder)
     return registry.completed(read_run(folder)["config"])
 
 

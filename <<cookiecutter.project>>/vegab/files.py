@@ -4,8 +4,10 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]  # of the code that runs
 PLACE = ".code"  # where unpacked snapshots lie in the project, see `snapshot`
 PROJECT = ROOT.parents[1] if ROOT.parent.name == PLACE else ROOT
 LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"  # what makes a folder that of a run
+PARTIAL = ".partial"  # ends the name of a file that is being written
+SECONDS_TO_WRITE = 60  # a file that nobody has touched for so long is no longer written
 LARGEST_READ = 300_000_000  # bytes; the history of a million epochs has 83 million
 FORMAT = 1  # of meta.json, whose number counts for config.json, too, and of sweep.json
 
@@ -28,8 +32,8 @@ def replacing(path: str | Path, sync: bool = True) -> Iterator[Path]:
     With `sync` the new one is on the disk at the end, so that a power cut cannot take it.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.unlink(missing_ok=True)  # left by a process that was killed, or laid there as a link
+    # Nobody can lay a link there before, for the name is not known.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         yield temporary
@@ -40,6 +44,14 @@ def replacing(path: str | Path, sync: bool = True) -> Iterator[Path]:
             sync_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Removes what processes that were killed had begun to write in a folder, and one below it."""
+    for path in (*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")):
+        with contextlib.suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_mtime > SECONDS_TO_WRITE:
+                path.unlink()
 
 
 def write_atomically(path: str | Path, content: str | bytes, sync: bool = True) -> None:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 
 from vegab.config import Config, differences, flatten, show_differences
 from vegab.exits import UsageError
-from vegab.files import CONFIG, LOCK, META, read_json
+from vegab.files import CONFIG, LOCK, META, read_json, remove_partial_files
+from vegab.provenance import run_quietly
 
 IN_USE = "is in use by"  # in the sentence of who finds a folder locked
+FILES_AND_FOLDERS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK}
 LOCKED = (BlockingIOError, PermissionError)  # what lockf raises where another process has the lock
 
 # Folders that this process has locked. A record lock is lost as soon as its process closes *any*
@@ -73,6 +76,7 @@ class RunFolder:
         """Makes the folder and takes the lock. Raises UsageError if another process was faster."""
         self._lock = take_lock(self.absolute, LOCK, self.path, self._check_config)
         _locked_here.add(os.path.realpath(self.absolute))
+        remove_partial_files(Path(self.absolute))
 
     def close(self) -> None:
         """Gives the lock back. The file stays: who removes a lock file takes it from another."""
@@ -158,34 +162,57 @@ def take_lock(
         else:
             raise UsageError(f"{shown} {IN_USE} another process that was faster")
         check()
-        content = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n"
         os.ftruncate(lock, 0)
-        os.pwrite(lock, content.encode(), 0)
+        os.pwrite(lock, f"{json.dumps(_this_process())}\n".encode(), 0)
     except BaseException:
         os.close(lock)
         raise
     return lock
 
 
+def _this_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "start": start_of(os.getpid())}
+
+
+def start_of(pid: int) -> str | None:
+    """When a process of this machine began, in its system's own words; None if there is none."""
+    try:
+        # Fields from the third on, after a name that may hold blanks: see proc(5).
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:  # macOS has no /proc
+        said = run_quietly("ps", "-o", "lstart=", "-p", str(pid))
+        return said.decode().strip() or None if said else None
+
+
 def refuse_links(folder: str | Path, shown: str | Path) -> None:
-    """Raises UsageError if what is written into a run folder would be written elsewhere."""
+    """Raises UsageError if a run folder has links that lead out of it, so that something would be
+    written or read elsewhere, or pipes, which would be waited for.
+
+    Folders of other runs in it are not looked into: whoever opens these looks.
+    """
     real = os.path.realpath(folder)
-    for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        path = os.path.join(folder, name)
-        if os.path.islink(path) and not os.path.realpath(path).startswith(f"{real}{os.sep}"):
-            raise UsageError(
-                f"{shown}: {name} is a link that leads out of the folder, and a run writes into no "
-                "other; remove it, or choose another folder"
-            )
+    for place, folders, files in os.walk(real):
+        if place != real and {CONFIG, LOCK} & {*files}:
+            folders.clear()
+            continue
+        for path in (os.path.join(place, name) for name in (*folders, *files)):
+            if os.path.islink(path) and not os.path.realpath(path).startswith(f"{real}{os.sep}"):
+                raise UsageError(
+                    f"{shown}: {os.path.relpath(path, real)} is a link that leads out of the "
+                    "folder, and a run writes into no other; remove it, or choose another folder"
+                )
+            if stat.S_IFMT(os.lstat(path).st_mode) not in FILES_AND_FOLDERS:
+                raise UsageError(f"{shown}: {os.path.relpath(path, real)} is not a file; remove it")
 
 
 def living_owner(path: str | Path, name: str = LOCK) -> dict[str, Any] | None:
-    """Who holds the lock of a run folder, as {"host", "pid"}, or None. Touches nothing. `name` is
-    that of the lock file, where the folder is not a run's.
+    """Who holds the lock of a run folder, as {"host", "pid", "start"}, or None. Touches nothing.
+    `name` is that of the lock file, where the folder is not a run's. What the lock says is only
+    true if `start` is that of the process, see `start_of`.
     """
     path = Path(path)
     if os.path.realpath(path) in _locked_here:
-        return {"host": socket.gethostname(), "pid": os.getpid()}
+        return _this_process()
     try:
         lock = os.open(path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
@@ -196,8 +223,8 @@ def living_owner(path: str | Path, name: str = LOCK) -> dict[str, Any] | None:
     except LOCKED:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             owner = json.loads(os.read(lock, 4096))
-            return {"host": owner["host"], "pid": owner["pid"]}
-        return {"host": "an unknown host", "pid": "(unknown)"}
+            return {"host": owner["host"], "pid": owner["pid"], "start": owner.get("start")}
+        return {"host": "an unknown host", "pid": "(unknown)", "start": None}
     except OSError:
         return None
     finally:

@@ -1,11 +1,16 @@
 """A run folder that somebody else made is read without harm, and nothing is written out of it."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import pickle
 import resource
+import shutil
+import signal
+import socket
 import struct
+import subprocess
 import sys
 import time
 import zipfile
@@ -13,8 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import h5py
 import pytest
+from machinery import ROOT, Command
 
 from engine import checkpoints
 from engine.pictures import draw_learning_curve
@@ -23,7 +30,7 @@ from engine.sweeps import sweep
 from vegab import UsageError, read_run, snapshot
 from vegab.config import read_yaml
 from vegab.files import read_json, write_json
-from vegab.run_folder import RunFolder, living_owner, take_lock
+from vegab.run_folder import RunFolder, living_owner, refuse_links, take_lock
 
 Plant = Callable[[Path], Any]
 SECRET = "the content of a file of mine"
@@ -169,6 +176,69 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "outside").exists()
 
 
+@pytest.mark.parametrize("name", ["tb/train", "checkpoints/model-4.h5", "eval/deep/er/labels"])
+def test_nothing_is_written_through_a_link_further_down(tmp_path: Path, name: str) -> None:
+    folder = sound(tmp_path / "stranger")
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(UsageError, match=f"{name} is a link that leads out of the folder"):
+        RunFolder(str(folder), {}, ()).check()
+    refuse_links(tmp_path, "a folder of runs")  # who writes into the run looks there
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
+    for name in ("", "checkpoints"):
+        (tmp_path / "run" / name).mkdir(exist_ok=True)
+        for age in (5, 3600):
+            left = tmp_path / "run" / name / f".model.h5.{age:016x}.partial"
+            left.write_text("half")
+            os.utime(left, (time.time() - age,) * 2)
+    (tmp_path / "run" / "run.lock").touch()
+    folder = RunFolder(str(tmp_path / "run"), {}, ())
+    folder.open()
+    folder.close()
+    names = [path.name for path in (tmp_path / "run").rglob("*.partial")]
+    assert names == [f".model.h5.{5:016x}.partial"] * 2  # somebody may still write these
+
+
+HOLDER = """
+import json, os, sys, time
+sys.path.insert(0, sys.argv[1])
+from vegab.run_folder import take_lock
+lock = take_lock(sys.argv[2], "sweep.lock", "sweep")
+if sys.argv[3] != "own":
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, sys.argv[3].encode(), 0)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("start", ["own", None, "12345"])
+def test_a_signal_goes_only_to_the_process_that_the_lock_proves(
+    start: str | None, tmp_path: Path
+) -> None:
+    spec = importlib.util.spec_from_file_location("sweep_program", ROOT / "bin" / "sweep.py")
+    assert spec and spec.loader
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        said = {"host": socket.gethostname(), "pid": bystander.pid, "start": start}
+        words = [str(ROOT), str(tmp_path), start if start == "own" else json.dumps(said)]
+        command = [sys.executable, "-c", HOLDER, *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout and holder.stdout.readline() == "held\n"
+            if start == "own":
+                program.end_all([tmp_path], "sweep.lock")
+                assert holder.wait() == -signal.SIGTERM
+            else:
+                with pytest.raises(UsageError, match=r"does not prove"):
+                    program.end_all([tmp_path], "sweep.lock")
+            holder.kill()
+        assert bystander.poll() is None
+        bystander.kill()
+
+
 def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
     outside, run = tmp_path / "outside", tmp_path / "run"
     run.mkdir()
@@ -233,8 +303,22 @@ def test_groups_of_a_checkpoint_in_a_circle_are_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     digest = hashlib.sha256(content[512:]).hexdigest().encode()
     path.write_bytes((checkpoints.file.SIGNATURE + digest).ljust(512, b"\0") + content[512:])
-    with pytest.raises(checkpoints.DamagedCheckpointError, match="twice"):
-        checkpoints.verify(path)
+    for read in (checkpoints.verify, checkpoints.read_state):
+        with pytest.raises(checkpoints.DamagedCheckpointError, match="twice"):
+            read(path)
+
+
+def test_a_checkpoint_shows_nothing_of_another_file(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["training_state/state"] = json.dumps({"epoch": 1, "global_step": 1, "num_rows": 0})
+    with h5py.File(tmp_path / "model.h5", "w", userblock_size=512) as file:
+        file["training_state"] = h5py.ExternalLink("secret.h5", "training_state")
+    for read in (
+        lambda: checkpoints.read_state(tmp_path / "model.h5"),
+        lambda: checkpoints.commit_difference(tmp_path / "model.h5", tmp_path / "secret.h5"),
+    ):
+        with pytest.raises(checkpoints.DamagedCheckpointError, match="is a link"):
+            read()
 
 
 def test_runs_below_a_linked_folder_are_found_and_circles_end(tmp_path: Path) -> None:
@@ -252,3 +336,37 @@ def test_a_module_in_a_run_folder_is_not_imported(tmp_path: Path) -> None:
     (folder / "keras.py").write_text("open('executed', 'w')")
     look(folder, sound(tmp_path / "mine"))
     assert not Path("executed").exists() and str(folder) not in sys.path
+
+
+SMALL = ("--n_filters=2", "--n_layers=1")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    words = ["bin/train.py", "digits", str(folder), "--num_epochs=1", *SMALL]
+    assert forked.run(words, ROOT, os.environ).returncode == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fifo", "deep", "link", "bytes"])
+@pytest.mark.parametrize("name", ["config.json", "model_best.h5", "timing.csv"])
+def test_the_commands_say_what_is_wrong_with_a_hostile_file(
+    name: str, how: str, quick_command: Command, tmp_path: Path, trained: Path
+) -> None:
+    (tmp_path / "secret").write_text(f'{{"{SECRET}": "{SECRET}"}}')
+    folder = Path(shutil.copytree(trained, tmp_path / "stranger"))
+    plant(folder, name, WAYS[how])
+    for command in (
+        ("bin/evaluate.py", folder),
+        ("bin/export.py", folder, tmp_path / "exported"),
+        ("bin/plot.py", folder, "-o", tmp_path / "curve.png"),
+        ("bin/reproduce.py", folder),
+        ("bin/train.py", "digits", folder, "--num_epochs=2", *SMALL),
+    ):
+        start = time.monotonic()
+        done = quick_command(*command)
+        said = done.stdout + done.stderr
+        assert done.returncode in (0, 1, 2) and "Traceback" not in said, said
+        assert SECRET not in said and time.monotonic() - start < 60  # nothing is waited for

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,8 @@ def verify(path: Path) -> None:
         raise DamagedCheckpointError(
             f"{path} is damaged: its bytes are not those that were written"
         )
-    _refuse_foreign(path)
+    with h5py.File(path, "r") as file:
+        _refuse_foreign(file)
 
 
 def head_of(path: Path | None) -> bytes:
@@ -77,6 +79,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """Return what a commit says of its run: epoch, steps, best epoch, history and more."""
     try:
         with h5py.File(path, "r") as file:
+            _refuse_foreign(file)
 
             def with_array(value: dict[str, Any]) -> Any:
                 is_array = value.keys() == {ARRAY}
@@ -197,11 +200,12 @@ def names_in(group: h5py.Group, attribute: str) -> list[str]:
     return [str(name) for part in parts for name in group.attrs[part]]
 
 
-def _refuse_foreign(path: Path) -> None:
+def _refuse_foreign(file: h5py.File) -> None:
     """Refuse what no commit of ours has: data kept elsewhere, or larger than the file. A digest
     shows that a file is whole, not who made it; HDF5 follows links to other files.
     """
-    size, seen = path.stat().st_size, set()
+    path = file.filename
+    size, seen = os.path.getsize(path), set()
 
     def look(group: h5py.Group) -> None:
         if (address := h5py.h5o.get_info(group.id).addr) in seen:
@@ -221,8 +225,7 @@ def _refuse_foreign(path: Path) -> None:
                     f"{path} is no checkpoint of ours: {place} is not within the file"
                 )
 
-    with h5py.File(path, "r") as file:
-        look(file)
+    look(file)
 
 
 def first_difference(one: Path, other: Path) -> str:
@@ -241,6 +244,8 @@ def first_difference(one: Path, other: Path) -> str:
 def commit_difference(one: Path, other: Path, ignored: Sequence[str] = ()) -> Difference | None:
     """Return the first array or entry of state, not `ignored`, that differs; weights come first."""
     with h5py.File(one) as a, h5py.File(other) as b:
+        for file in (a, b):
+            _refuse_foreign(file)
         datasets, others = _all_datasets(a), _all_datasets(b)
         names = sorted({*datasets, *others}, key=lambda name: (name.startswith(STATE), name))
         for name in names:

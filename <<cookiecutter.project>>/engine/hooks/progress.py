@@ -1,8 +1,8 @@
 """Shows how the training goes: a bar, a line an epoch, the learning curve, TensorBoard."""
 
-import csv
 import io
 import logging
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -20,17 +20,22 @@ class EpochLog(Hook):
 
     only_tells = True
     COLUMNS = ("epoch", "seconds", "steps_per_second", "finished_at")
+    ROW = re.compile(r"\d{1,9},[\d.]+,[\d.]+,[\w:-]+")
     LINE = 80  # columns of the narrowest terminal
     head = ""  # the line that was logged last with the names of the columns
 
     def before_training(self, run: Run) -> None:
         super().before_training(run)
         path = run.root / "timing.csv"
-        text = path.read_text() if path.exists() else ""
-        rows = (row for row in csv.DictReader(text.splitlines()) if row["epoch"].isdecimal())
+        text = path.read_text(errors="replace") if path.exists() else ""
+        _, *rows = text.splitlines() or [""]
+        whole = [row for row in rows if self.ROW.fullmatch(row)]
+        if len(whole) < len(rows):
+            log.warning("%s: %d rows are damaged; they are left out", path, len(rows) - len(whole))
         # An epoch that was done but not saved is done again.
-        kept = [row for row in rows if int(row["epoch"]) < len(run.history)]
-        write_atomically(path, csv_lines(self.COLUMNS, kept), sync=False)
+        kept = [row for row in whole if int(row.split(",")[0]) < len(run.history)]
+        lines = [csv_lines(self.COLUMNS, []).strip(), *kept, ""]
+        write_atomically(path, "\n".join(lines), sync=False)
 
     def before_epoch(self, epoch: int) -> None:
         self.start = time.perf_counter()

@@ -28,6 +28,7 @@ from engine.training import fingerprint
 from vegab import UsageError, read_run, snapshot, trust
 from vegab.files import PROJECT, leads_out
 from vegab.provenance import ENVIRONMENT, GitError, ask_nvidia_smi, describe_software, git
+from vegab.run_folder import refuse_links
 
 # These say how a run went on, or what came after it; it is made again without them.
 NOT_FOR_THE_TRAINING = ("evaluation", "name", "own_code", "resume_inexact", "fork", "from_epoch")
@@ -87,6 +88,7 @@ def read(folder: Path, epochs: int) -> Original:
     `epochs` says how many are to be compared, from the first on; 0: all that it has.
     """
     trust.confine()  # the process that runs it again, too
+    refuse_links(folder, folder)
     run = read_run(folder)
     meta, status = run["meta"], run["state"]
     if not isinstance(meta, dict) or not meta.get("attempts") or not run["config"]:
