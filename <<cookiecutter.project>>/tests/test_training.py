@@ -51,7 +51,7 @@ def straight(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_the_history_has_a_row_per_epoch(straight: Path) -> None:
     with open(straight / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["epoch"], row["step"]) for row in rows] == [("0", "40"), ("1", "80"), ("2", "120")]
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "40"), ("2", "80"), ("3", "120")]
     assert float(rows[2]["loss"]) < float(rows[0]["loss"])
     assert {"val_loss", "val_accuracy", "learning_rate"} <= {*rows[0]}
 

@@ -298,7 +298,7 @@ def test_a_long_history_with_gaps_comes_back(config: dict[str, Any], tmp_path: P
     assert restored is not None
     assert repr(restored["history"]) == repr(rows)
     lines = (tmp_path / "history.csv").read_text().splitlines()
-    assert lines[0] == "epoch,loss,val" and lines[1] == "0,1.0," and lines[2] == "1,0.5,nan"
+    assert lines[0] == "epoch,loss,val" and lines[1] == "1,1.0," and lines[2] == "2,0.5,nan"
     assert len(lines) == 601
 
 

@@ -523,7 +523,7 @@ def test_operations_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert read_png(tmp_path / "train" / "curve_00000004.png").shape[:2] == (150, 150)
     tags = {"mean", "deep/steps", "inputs", "curve"}
     expected = {prefix + tag: [0, 4] for tag in tags for prefix in ("", "validation/")}
-    assert tensorboard_steps(tmp_path / "tb" / "train") == expected
+    assert tensorboard_steps(tmp_path / "tb") == expected
 
 
 def test_operations_are_logged_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -557,7 +557,7 @@ def test_without_operations_the_figures_are_logged(
     with caplog.at_level(logging.INFO):
         run(tmp_path, [IntervalHook([LoggingHook()], 4)])
     assert len(re.findall(r"step [048]: loss \S+$", caplog.text, re.MULTILINE)) == 3
-    assert tensorboard_steps(tmp_path / "tb" / "train") == {"loss": [0, 4, 8]}
+    assert tensorboard_steps(tmp_path / "tb") == {"loss": [0, 4, 8]}
     assert not (tmp_path / "train").exists()
 
 
@@ -729,8 +729,8 @@ def test_the_usual_hooks_need_neither_loss_nor_rate_nor_monitor(
     assert names_in(tmp_path / "checkpoints") == {"model-8.h5"}
     has_figures = kind is Accurate
     assert (tmp_path / "learning_curve.png").exists() == has_figures
-    tags = {"epoch_accuracy": [0, 1], "accuracy": [0, 2, 4, 6, 8]} if has_figures else {}
-    assert tensorboard_steps(tmp_path / "tb" / "train") == tags
+    tags = {"epoch_accuracy": [1, 2], "accuracy": [0, 2, 4, 6, 8]} if has_figures else {}
+    assert tensorboard_steps(tmp_path / "tb") == tags
     assert not of_iterators(config | {"ckpt_freq": None})[1:]
 
 

@@ -203,7 +203,7 @@ def test_a_fork_may_have_another_rate_and_another_monitor(project: Path, run: Pa
     rows = (faster / "history.csv").read_text().splitlines()
     old = (run / "history.csv").read_text().splitlines()
     assert rows[:4] == old[:4]
-    assert rows[4].split(",")[:3] == ["3", "40", "0.003001"]
+    assert rows[4].split(",")[:3] == ["4", "40", "0.003001"]
     assert rows[4].split(",")[3] != old[4].split(",")[3]
     assert read_state(run / "model.h5")["best_epoch"] == 3
     assert read_state(faster / "model.h5")["best_epoch"] == 0

@@ -36,3 +36,12 @@ def test_the_notebook_runs_on_a_run(
         NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": ROOT}}).execute()
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_epochs_of_an_older_history_count_from_1_too(first: int, tmp_path: Path) -> None:
+    text = f"epoch,step,loss\n{first},4,0.5\n{first + 1},8,0.25\n"
+    (tmp_path / "history.csv").write_text(text)
+    assert [row["epoch"] for row in results.rows_in(tmp_path)] == ["1", "2"]
+    assert list(results.load_history(tmp_path).index) == [1, 2]
+    assert [row["epoch"] for row in results.read_history(tmp_path)] == [0, 1]

@@ -52,13 +52,17 @@ def rows_of(columns: Mapping[str, bool], values: np.ndarray) -> list[dict[str, A
 
 
 def csv_lines(columns: Sequence[str], rows: Sequence[Row], header: bool = True) -> str:
-    """Return rows as CSV text, numbers by `shortest`; a column that a row lacks is left empty."""
+    """Return rows as CSV text, numbers by `shortest`; a column that a row lacks is left empty.
+
+    Epochs count from 0 in rows and, as people count, from 1 in the text.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     if header:
         writer.writeheader()
     for row in rows:
-        writer.writerow({key: shortest(value) for key, value in row.items()})
+        cells = {key: shortest(value) for key, value in row.items()}
+        writer.writerow(cells | ({"epoch": row["epoch"] + 1} if "epoch" in row else {}))
     return text.getvalue()
 
 

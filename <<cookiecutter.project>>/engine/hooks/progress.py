@@ -33,7 +33,9 @@ class EpochLog(Hook):
         if len(whole) < len(rows):
             log.warning("%s: %d rows are damaged; they are left out", path, len(rows) - len(whole))
         # An epoch that was done but not saved is done again.
-        kept = [row for row in whole if int(row.split(",")[0]) < len(run.history)]
+        older = int(bool(whole) and whole[0].startswith("0,"))  # counted from 0
+        numbered = [(int(row.split(",")[0]) + older, row) for row in whole]
+        kept = [f"{n}{row[row.index(',') :]}" for n, row in numbered if n <= len(run.history)]
         lines = [csv_lines(self.COLUMNS, []).strip(), *kept, ""]
         write_atomically(path, "\n".join(lines), sync=False)
 
@@ -174,7 +176,7 @@ class LearningCurve(Hook):
 
 
 class TensorBoard(Hook):
-    """Writes the history to `tb/train` and `tb/validation`, which TensorBoard overlays."""
+    """Writes the history to `tb`: one entry in TensorBoard, a tag for each metric."""
 
     only_tells = True
 
@@ -187,23 +189,18 @@ class TensorBoard(Hook):
         super().before_training(run)
         if self.prefix is None:
             self.prefix = "" if run.iterator is None else "epoch_"
-        self.writers = {
-            name: Writer(str(run.root / "tb" / name)) for name in ("train", "validation")
-        }
+        self.writer: Any = Writer(str(run.root / "tb"))
 
     def after_epoch(self, epoch: int) -> None:
         for key, value in self.run.history[-1].items():
             if key not in ("epoch", "step"):
-                split = "validation" if key.startswith("val_") else "train"
-                tag = f"{self.prefix}{key.removeprefix('val_')}"
-                self.writers[split].add_scalar(tag, value, step=epoch)
-        for writer in self.writers.values():
-            writer.flush()
+                self.writer.add_scalar(f"{self.prefix}{key}", value, step=epoch + 1)
+        self.writer.flush()
 
     def after_training(self) -> None:
-        for writer in self.writers.values():
-            writer.close()
-        self.writers = {}  # a later hook's failure comes here again
+        if self.writer is not None:  # a later hook's failure comes here again
+            self.writer.close()
+        self.writer = None
 
     def at_exception(self, error: BaseException) -> None:
         self.after_training()

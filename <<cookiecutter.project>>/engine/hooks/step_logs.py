@@ -24,7 +24,7 @@ class LoggingHook(Hook):
     the scalars are the metrics of the epoch so far.
 
     Scalars become a line of the log, images a grid in `train/<name>_<step>.png`, figures of
-    matplotlib such a file too, after which they are closed. All go to TensorBoard in `tb/train`.
+    matplotlib such a file too, after which they are closed. All go to TensorBoard in `tb`.
 
     Images are arrays of shape (N, H, W, C) or (H, W, C) with C in 1, 3, 4, of uint8 or of floats.
     Floats are taken as in [-1, 1] if one of the array is negative, and if not, as in [0, 1].
@@ -108,7 +108,7 @@ class LoggingHook(Hook):
         self, step: int, scalars: Mapping[str, float], pictures: Mapping[str, Array]
     ) -> None:
         if self._writer is None:
-            self._writer = tf.summary.create_file_writer(str(Path(self.root, "tb", "train")))
+            self._writer = tf.summary.create_file_writer(str(Path(self.root, "tb")))
         with self._writer.as_default(step):
             for name, value in scalars.items():
                 tf.summary.scalar(name, value)

@@ -353,7 +353,8 @@ def _time(text: Any) -> datetime:
 
 
 def read_history(run: str | Path) -> list[dict[str, float]]:
-    """Return the rows of a run's `history.csv` by column; cells that a row lacks are not in it.
+    """Return the rows of a run's `history.csv` by column, with epochs from 0; cells that a row
+    lacks are not in it.
 
     A last line that is being written this instant is left out. Raises ValueError if there is
     something else than numbers in it, OSError if it cannot be read.
@@ -361,7 +362,8 @@ def read_history(run: str | Path) -> list[dict[str, float]]:
     rows = []
     for number, row in enumerate(rows_in(Path(run)), start=2):
         try:
-            rows.append({key: float(cell) for key, cell in row.items() if cell != ""})
+            cells = {key: float(cell) for key, cell in row.items() if cell != ""}
+            rows.append(cells | ({"epoch": cells["epoch"] - 1} if "epoch" in cells else {}))
         except (TypeError, ValueError) as error:  # too few cells, too many, or no number
             raise ValueError(f"line {number} of history.csv is damaged ({error})") from None
     return rows
@@ -490,11 +492,11 @@ def load_runs(*patterns: str) -> "pd.DataFrame":
 
 
 def load_history(run: str | Path) -> "pd.DataFrame":
-    """Return a run's `history.csv`, a row per epoch, indexed by epoch (from 0)."""
+    """Return a run's `history.csv`, a row per epoch, indexed by epoch (from 1)."""
     import pandas as pd
 
     rows = pd.DataFrame(read_history(run) or {"epoch": [], "step": []})
-    return rows.astype({"epoch": int, "step": int}).set_index("epoch")
+    return rows.astype({"epoch": int, "step": int}).assign(epoch=rows.epoch + 1).set_index("epoch")
 
 
 def load_config(run: str | Path) -> dict[str, Any]:
