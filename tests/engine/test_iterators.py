@@ -25,6 +25,7 @@ from engine.hooks.base import Hook
 from engine.iterators import PyHookedModelIterator, TemplateIterator, TFHookedModelIterator
 from engine.iterators.build import NoModel
 from engine.iterators.datasets import DatasetMixin
+from engine.iterators.evaluation import evaluate_split
 from engine.iterators.steps import IteratorSteps
 from engine.iterators.trainers import (
     TFBaseEvaluator,
@@ -209,6 +210,50 @@ class SavesFiles(Template):
     def restore(self, checkpoint_path: str) -> None:
         (self.model.updates,) = Path(checkpoint_path, "updates").read_bytes()
         self.model.total = float(Path(f"{checkpoint_path}.total").read_text())
+
+
+class LateModel(keras.Model):
+    """Has no weights before it is called; is named, as a registered model is, for warm starts."""
+
+    def __init__(self, config: Settings) -> None:
+        super().__init__(name="late")
+        self.dense = layers.Dense(1, name="dense")
+
+    def call(self, ones: Any) -> Any:
+        return self.dense(ones)
+
+
+class LateIterator(TemplateIterator):
+    """Has an optimizer that is built by its first step; notes what it begins with."""
+
+    is_compiled = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.optimizer = keras.optimizers.Adagrad(0.1)  # whose slots do not begin with zeros
+        self.begun_with: list[str | None] = []
+        self.train_on = tf.function(self._train_on) if self.is_compiled else self._train_on
+
+    def initialize(self, checkpoint_path: str | None = None) -> None:
+        assert checkpoint_path is None or Path(checkpoint_path).is_file()
+        self.begun_with.append(checkpoint_path)
+
+    def _train_on(self, ones: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = ops.mean(ops.square(self.model(ones) - 1.0))
+        variables = self.model.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    def step_op(self, model: Any, **batch: Any) -> dict[str, Any]:
+        return {
+            "train_op": lambda: float(self.train_on(batch["ones"])),
+            "eval_op": lambda: {"outputs": model(batch["ones"])},
+        }
+
+
+class LateCompiledIterator(LateIterator):
+    is_compiled = True
 
 
 class WithoutModel(PyHookedModelIterator):
@@ -954,6 +999,45 @@ def test_the_model_alone_may_be_absent(full: Full, tmp_path: Path) -> None:
     experiment = train(full(model=None, iterator=path_of(WithoutModel)), tmp_path / "run")
     assert isinstance(experiment.model, NoModel)
     assert read_state(tmp_path / "run" / "model.h5")["global_step"] == 4
+
+
+def begun(config: dict[str, Any], folder: Path, start: Path, retrain: bool = False) -> Experiment:
+    """Train with another run's checkpoint as `bin/train.py -c` does."""
+    folder.mkdir()
+    experiment = build(config, str(folder), start=None if retrain else start).with_work()
+    experiment.check_start(start, retrain)
+    src.experiment.train(experiment, folder, [], start_from=start, retrain=retrain)
+    return experiment
+
+
+@pytest.mark.parametrize("iterator", [LateIterator, LateCompiledIterator])
+def test_a_model_that_is_made_by_its_first_step_begins_with_a_checkpoint(
+    iterator: type, full: Full, tmp_path: Path
+) -> None:
+    config = full(iterator=path_of(iterator), model=path_of(LateModel))
+    assert train(config, tmp_path / "straight").iterator.begun_with == [None]
+    train(config | {"num_steps": 2}, tmp_path / "half")
+    half = tmp_path / "half" / "model.h5"
+    gone_on = begun(config, tmp_path / "resumed", half)
+    assert gone_on.iterator.begun_with == [str(half)]
+    assert_same_run(tmp_path)
+
+    evaluated = build(config, trains=False)
+    evaluate_split(evaluated, half, tmp_path / "outputs", "train")
+    assert evaluated.iterator.begun_with == [str(half)]
+
+    # Retrained, it begins with the weights only: as a warm start, with an optimizer that is new.
+    retrained = begun(config, tmp_path / "retrained", half, retrain=True)
+    assert retrained.iterator.begun_with == [str(half)]
+    assert int(retrained.iterator.optimizer.iterations) == 4
+    (tmp_path / "warm").mkdir()
+    warm = build(config, str(tmp_path / "warm")).with_work()
+    warm.warm_start(tmp_path / "half", ".*")
+    src.experiment.train(warm, tmp_path / "warm", [])
+    files = [(tmp_path / name / "history.csv").read_text() for name in ("retrained", "warm")]
+    assert files[0] == files[1] != (tmp_path / "straight" / "history.csv").read_text()
+    weights = [[w.numpy().tolist() for w in each.model.weights] for each in (retrained, warm)]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("retrain", [False, True])

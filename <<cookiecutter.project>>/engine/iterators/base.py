@@ -68,6 +68,7 @@ class PyHookedModelIterator:
         self.logger = logging.getLogger(type(self).__name__)
         give_addresses(self, Path(root))
         self.set_position(0, 0, 0)
+        self._has_begun = False
         self._fixed_examples: dict[str, Any] = {}
 
     # ---- what a subclass gives ------------------------------------------------------------------
@@ -151,7 +152,13 @@ class PyHookedModelIterator:
     # ---- what the loop does with it -------------------------------------------------------------
 
     def initialize(self, checkpoint_path: str | None = None) -> None:
-        """Called once before the first step."""
+        """Called once before the first step, with the checkpoint that is restored after it."""
+
+    def begin(self, checkpoint_path: str | None = None) -> None:
+        """Have it initialized, once."""
+        if not self._has_begun:
+            self._has_begun = True
+            self.initialize(checkpoint_path)
 
     def run(self, fetches: Mapping[str, Any], feed_dict: Feeds) -> Any:
         """Call every function in `fetches` with the feeds; return results of the same shape."""

@@ -95,12 +95,8 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
     checkpoint = checkpoints.Checkpoint(path.parent, iterator.model, iterator.variables)
     try:
         state = checkpoint.read_other(path)
-        checkpoint.prepare()
-        try:
-            checkpoint.require_fit(checkpoints.RESTORE_WEIGHTS)
-        except REFUSALS:
-            _evaluate(iterator, batch)
-            checkpoint.prepare()
+        iterator.begin(str(path))
+        checkpoint.prepare_for(checkpoints.RESTORE_WEIGHTS, lambda: _evaluate(iterator, batch))
         _restore(checkpoint, iterator, path, state)
     except REFUSALS as error:
         reason = " ".join(str(error).replace(str(path), path.name).split())
