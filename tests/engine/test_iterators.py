@@ -156,6 +156,15 @@ class Counts(PyHookedModelIterator):
         return (*where, self.get_split())
 
 
+class Wraps(Counts):
+    """Does something around the loop, as EDflow's iterators did in a session."""
+
+    def iterate(self, batches: Any) -> None:
+        self.positions.append(f"before {batches.steps_per_epoch}")
+        super().iterate(batches)
+        self.positions.append("after")
+
+
 class CompiledCounts(TFHookedModelIterator):
     """The same, compiled; counts how often it is traced."""
 
@@ -368,6 +377,12 @@ class WithoutLosses(TFBaseTrainer):
 class LossOfNobody(TFBaseTrainer):
     def make_loss_ops(self, model: Any, **batch: Any) -> Any:
         return {"nobody": two_losses(model, batch["ones"])["critic"]}
+
+
+class LoopsItself(Counts):
+    def iterate(self, batches: Any) -> None:
+        for step in range(3):
+            self.train_op(self.model, **batches.batch(0, step))
 
 
 class RefusesModel:
@@ -597,12 +612,27 @@ def test_an_iterator_knows_where_it_stands_also_after_a_resume(full: Full, tmp_p
     assert [row["val_mean"] for row in history] == [2.0, 2.0]
 
 
+def test_what_wraps_the_loop_is_called_around_it(full: Full, tmp_path: Path) -> None:
+    iterator = train(full(iterator=path_of(Wraps), num_steps=1), tmp_path / "run").iterator
+    assert iterator.positions == ["before 3", "initialize", (0, 0, 0, "train"), "after"]
+    assert iterator.dataset is iterator.datasets["train"]
+
+
 def test_fixed_examples_are_those_of_the_config(full: Full) -> None:
     config = full(datasets=BOTH_SPLITS, fixed_example_indices={"train": [11, 2, 2]})
     iterator = build(config).iterator
     examples = iterator.get_fixed_examples("train")
     assert examples["number"].tolist() == examples["index_"].tolist() == [11, 2, 2]
     assert examples["ones"].shape == (3, 8)
+    assert iterator.get_fixed_examples() is examples
+
+
+def test_fixed_examples_of_a_split_that_is_not_there_are_a_note(
+    full: Full, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = full(fixed_example_indices={"train": [1], "validation": [0]})
+    assert build(config).iterator.get_fixed_examples()["index_"].tolist() == [1]
+    assert "fixed_example_indices has validation, which is no split" in caplog.text
 
 
 def test_fixed_examples_are_drawn_from_each_split_by_the_seed(full: Full, tmp_path: Path) -> None:
@@ -969,7 +999,7 @@ REFUSALS = [
         fixed_example_indices={"train": [0, 12]},
     ),
     refused("fixed_example_indices … -1", fixed_example_indices={"train": [-1]}),
-    refused("fixed_example_indices … test … train", fixed_example_indices={"test": [0]}),
+    refused("iterator … :LoopsItself … call super().iterate", iterator=path_of(LoopsItself)),
     *(refused(f"{key} is 0 … must be at least 1", **{key: 0}) for key in AT_LEAST_1),
     refused("batch_size … 4", batch_size="4"),
     refused("n_data_processes is -1 … at least 0", n_data_processes=-1),

@@ -13,6 +13,7 @@ import tempfile
 from abc import abstractmethod
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from engine.trees import call_leaves, leaves, map_leaves
 
 FIXED_EXAMPLES_STREAM = 4
 Feeds = Mapping[str, Any]
+# No attribute of the iterator: what hangs on it is searched for states.
+_loop: ContextVar[Callable[[], Any]] = ContextVar("loop")
 
 
 class NoOutputsError(TypeError):
@@ -61,6 +64,7 @@ class PyHookedModelIterator:
         self.config = config
         self.model = model  # what the config's `model` has made
         self.datasets = dict(datasets)  # by split, "train" and perhaps "validation"
+        self.dataset = self.datasets.get("train")  # in evaluation, that of the split
         self.hook_freq = hook_freq
         self.num_epochs = num_epochs
         self.hooks = list(hooks)  # append yours; they act at every `hook_freq`-th step
@@ -122,7 +126,7 @@ class PyHookedModelIterator:
         """Return "train", or the split that is validated or evaluated."""
         return self._split
 
-    def get_fixed_examples(self, split: str) -> dict[str, Any]:
+    def get_fixed_examples(self, split: str = "train") -> dict[str, Any]:
         """Return the examples at `fixed_example_indices(split)`, stacked as a batch is."""
         if split not in self._fixed_examples:
             indices = self.fixed_example_indices(split)
@@ -135,7 +139,7 @@ class PyHookedModelIterator:
         """
         if split not in self.datasets:
             splits = ", ".join(self.datasets)
-            raise ValueError(f"fixed_example_indices has {split!r}; the splits are {splits}")
+            raise ValueError(f"there is no split {split!r}; the splits are {splits}")
         length = len(self.datasets[split])
         given = (self.config.get("fixed_example_indices") or {}).get(split)
         if given is None:
@@ -159,6 +163,15 @@ class PyHookedModelIterator:
         if not self._has_begun:
             self._has_begun = True
             self.initialize(checkpoint_path)
+
+    def iterate(self, batches: BatchSource) -> None:
+        """Do what is left of the training, on these batches; a subclass may do more around it."""
+        _loop.get()()
+
+    def iterate_by(self, loop: Callable[[], Any], batches: BatchSource) -> None:
+        """Have `iterate` call the training loop."""
+        _loop.set(loop)
+        self.iterate(batches)
 
     def run(self, fetches: Mapping[str, Any], feed_dict: Feeds) -> Any:
         """Call every function in `fetches` with the feeds; return results of the same shape."""

@@ -1,5 +1,7 @@
 """Builds datasets, model and iterator from a config with an `iterator`, which is EDflow's form."""
 
+import inspect
+import logging
 import sys
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -13,6 +15,8 @@ from engine.iterators.datasets import ExampleBatches
 from engine.iterators.ranges import splits_of
 from engine.training import guard
 from vegab import UsageError, resolve
+
+log = logging.getLogger(__name__)
 
 
 class NoModel:
@@ -44,7 +48,10 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
             )
     with refusals_named(config, "fixed_example_indices"):
         for split in config["fixed_example_indices"]:
-            iterator.fixed_example_indices(split)
+            if split in datasets:
+                iterator.fixed_example_indices(split)
+            else:
+                log.warning("fixed_example_indices has %s, which is no split of datasets", split)
     splits = make_splits(config, datasets)
     with refusals_named(config, splits_of(config)["train"][0]):
         first = splits.train.batch(0, 0)
@@ -91,6 +98,12 @@ def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
     if not isinstance(kind, type) or not issubclass(kind, PyHookedModelIterator):
         raise UsageError(
             f"iterator: {name} is not an iterator; inherit from one in engine/iterators/base.py"
+        )
+    own = inspect.unwrap(kind.iterate)
+    if own is not PyHookedModelIterator.iterate and "iterate" not in own.__code__.co_names:
+        raise UsageError(
+            f"iterator: {name} has a loop of its own in iterate; call super().iterate(batches) "
+            "there, which trains, or leave iterate out and say in step_ops what a step does"
         )
     for method in dir(kind):
         if getattr(getattr(kind, method, None), "__isabstractmethod__", False):

@@ -56,7 +56,8 @@ def evaluate_split(
     """
     iterator, config = experiment.iterator, experiment.config
     assert iterator is not None
-    dataset, size = iterator.datasets[split], config["test_batch_size"] or config["batch_size"]
+    iterator.dataset = dataset = iterator.datasets[split]
+    size = config["test_batch_size"] or config["batch_size"]
     num_workers = config["n_data_processes"]
     batches = ExampleBatches(dataset, size, config["seed"], False, num_workers)
     with contextlib.closing(batches), replacing_folder(output) as partial:
