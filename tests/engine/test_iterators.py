@@ -26,6 +26,7 @@ from engine.iterators import PyHookedModelIterator, TemplateIterator, TFHookedMo
 from engine.iterators.build import NoModel
 from engine.iterators.datasets import DatasetMixin
 from engine.iterators.evaluation import evaluate_split
+from engine.iterators.outputs import StoredOutputs
 from engine.iterators.steps import IteratorSteps
 from engine.iterators.trainers import (
     TFBaseEvaluator,
@@ -206,6 +207,16 @@ class Template(TemplateIterator):
             "eval_op": counted("eval_op", lambda: {"number": batch["number"]}),
             "more_op": counted("more_op", lambda: 7.0),
         }
+
+
+class DrawsInEvaluation(Template):
+    """Draws from the generator that training draws from, and changes a variable."""
+
+    def evaluate(self, batch: Settings) -> dict[str, Any]:
+        self.model.updates.assign_add(1)
+        noise = keras.random.uniform((len(batch["number"]),))
+        assert self.test_mode and self.get_split() == "validation"
+        return {"noise": noise, "at": np.full(len(noise), self.get_global_step())}
 
 
 class SavesFiles(Template):
@@ -750,6 +761,25 @@ def test_an_operation_is_computed_once_if_somebody_reads_it(
 
 
 # ---- TFHookedModelIterator -----------------------------------------------------------------------
+
+
+def test_evaluation_after_an_epoch_leaves_the_training_as_it_was(
+    full: Full, tmp_path: Path
+) -> None:
+    def trained(evaluates: bool) -> list[Any]:
+        config = full(iterator=path_of(DrawsInEvaluation), model=path_of(NoisyCounter), **both)
+        folder = tmp_path / str(evaluates)
+        folder.mkdir()
+        experiment = build(config, str(folder))
+        src.experiment.train(experiment, folder, experiment.hooks(None) if evaluates else [])
+        model = experiment.model
+        return [v.numpy() for v in (model.updates, model.total, *model.noise)]
+
+    both = {"datasets": BOTH_SPLITS}
+    assert trained(True) == trained(False)
+    (folder,) = (tmp_path / "True" / "eval").iterdir()
+    outputs = StoredOutputs(folder)
+    assert [outputs.labels["at"].tolist(), len(outputs)] == [[4.0] * 5, 5]
 
 
 def test_a_step_is_traced_once_and_not_at_each_step(

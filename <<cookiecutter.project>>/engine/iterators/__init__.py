@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from engine.iterators.base import PyHookedModelIterator, TemplateIterator, TFHookedModelIterator
     from engine.iterators.build import build_iterator
     from engine.iterators.datasets import DatasetMixin
-    from engine.iterators.outputs import StoredOutputs, run_callbacks
+    from engine.iterators.outputs import StoredOutputs, callbacks_of, run_callbacks
     from engine.iterators.ranges import check_ranges_of_iterator, splits_of
     from engine.iterators.torch_iterator import TorchHookedModelIterator
     from engine.iterators.trainers import (

@@ -64,7 +64,6 @@ class PyHookedModelIterator:
         self.config = config
         self.model = model  # what the config's `model` has made
         self.datasets = dict(datasets)  # by split, "train" and perhaps "validation"
-        self.dataset = self.datasets.get("train")  # in evaluation, that of the split
         self.hook_freq = hook_freq
         self.num_epochs = num_epochs
         self.hooks = list(hooks)  # append yours; they act at every `hook_freq`-th step
@@ -74,6 +73,11 @@ class PyHookedModelIterator:
         self.set_position(0, 0, 0)
         self._has_begun = False
         self._fixed_examples: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # that of the split, unless a subclass has set another
+            return self.datasets.get(self._split)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     # ---- what a subclass gives ------------------------------------------------------------------
 

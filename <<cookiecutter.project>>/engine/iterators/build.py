@@ -10,8 +10,9 @@ from typing import Any
 from engine.building import callbacks_of, refusals_named
 from engine.experiment import Experiment
 from engine.hooks import Hook, IntervalHook, KeepCheckpoints, LoggingHook
-from engine.iterators.base import PyHookedModelIterator
+from engine.iterators.base import PyHookedModelIterator, TemplateIterator
 from engine.iterators.datasets import ExampleBatches
+from engine.iterators.outputs import callbacks_of as of_evaluation
 from engine.iterators.ranges import splits_of
 from engine.training import guard
 from vegab import UsageError, resolve
@@ -64,7 +65,7 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
         monitor=config["monitor"],
         callbacks=callbacks_of(config),
         iterator=iterator,
-        own_hooks=of_iterators(config),
+        own_hooks=[*of_iterators(config), *after_epochs(iterator, config, splits.valid)],
     )
 
 
@@ -128,6 +129,15 @@ def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> Simpl
         train=batches("train", size, max_batches=most),
         valid=batches("validation", config["test_batch_size"] or size, shuffle=False),
     )
+
+
+def after_epochs(iterator: Any, config: Mapping[str, Any], batches: Any) -> list[Hook]:
+    """Return what evaluates after each epoch, as EDflow's TemplateIterator does."""
+    if not isinstance(iterator, TemplateIterator) or batches is None:
+        return []
+    from engine.iterators.evaluation import EvaluateEpochs
+
+    return [EvaluateEpochs(config, batches, *of_evaluation(config, iterator, iterator.model))]
 
 
 def of_iterators(config: Mapping[str, Any]) -> list[Hook]:

@@ -28,10 +28,19 @@ from tqdm import tqdm
 
 from engine import checkpoints
 from engine.experiment import Experiment
+from engine.hooks import Hook
 from engine.iterators.base import NoOutputsError
 from engine.iterators.datasets import ExampleBatches
-from engine.iterators.outputs import META, OutputWriter, yaml_of_outputs
-from engine.iterators.steps import sow
+from engine.iterators.outputs import (
+    META,
+    OutputWriter,
+    clean,
+    own_callbacks,
+    paths_of,
+    run_callbacks,
+    yaml_of_outputs,
+)
+from engine.iterators.steps import sow, undone
 from engine.training import Guard
 from vegab.files import CONFIG, link, read_json, replacing_folder
 from vegab.files import META as RUN_META
@@ -56,34 +65,88 @@ def evaluate_split(
     """
     iterator, config = experiment.iterator, experiment.config
     assert iterator is not None
-    iterator.dataset = dataset = iterator.datasets[split]
-    size = config["test_batch_size"] or config["batch_size"]
-    num_workers = config["n_data_processes"]
-    batches = ExampleBatches(dataset, size, config["seed"], False, num_workers)
-    with contextlib.closing(batches), replacing_folder(output) as partial:
+    size, num_workers = (
+        config["test_batch_size"] or config["batch_size"],
+        config["n_data_processes"],
+    )
+    batches = ExampleBatches(iterator.datasets[split], size, config["seed"], False, num_workers)
+    with contextlib.closing(batches):
         iterator.set_position(0, 0, 0, split)
         state = restore(iterator, checkpoint, batches.batch(0, 0))
+        place = state["global_step"], state["epoch"]
+        return store_outputs(iterator, config, batches, output, split, place, checkpoint.name)
+
+
+def store_outputs(
+    iterator: Any,
+    config: Mapping[str, Any],
+    batches: Any,
+    output: Path,
+    split: str,
+    place: tuple[int, int],
+    checkpoint: str,
+) -> dict[str, Any]:
+    """Store what an iterator that stands at a global step and an epoch makes of a split; see
+    `evaluate_split`.
+    """
+    dataset = batches.dataset
+    with replacing_folder(output) as partial:
         writer = OutputWriter(partial)
         for step in tqdm(range(len(batches)), desc=split, unit="batch", leave=False, disable=None):
             batch = batches.batch(0, step)
-            iterator.set_position(state["global_step"], state["epoch"], step, split)
+            iterator.set_position(*place, step, split)
             sow(config["seed"], step)
             size = min(batches.batch_size, len(dataset) - writer.num_examples)
             writer.add(_evaluate(iterator, batch), size)
         writer.add_labels(getattr(dataset, "labels", None) or {})
         name = f"{type(iterator).__module__}:{type(iterator).__name__}"
+        callbacks = paths_of(own_callbacks(iterator, iterator.model)) | config["eval_callbacks"]
         meta = {
             "description": f"what {name} made of each example of the split {split}",
             "split": split,
-            "checkpoint": checkpoint.name,
-            "global_step": state["global_step"],
+            "checkpoint": checkpoint,
+            "global_step": place[0],
             "num_examples": len(dataset),
             **writer.finish(),
-            "config": dict(config),
+            "config": dict(config) | {"eval_callbacks": callbacks},
         }
         with open(partial / META, "w", encoding="utf-8") as file:
             yaml_of_outputs().dump(meta, file)
     return meta
+
+
+class EvaluateEpochs(Hook):
+    """Stores what `eval_op` makes of the validation split after each epoch, if there is one, and
+    calls the callbacks; what they return is kept of every epoch, the outputs of the latest.
+
+    It is in `test_mode`, and leaves variables as they were.
+    """
+
+    only_tells = True
+
+    def __init__(self, config: Mapping[str, Any], batches: Any, *callbacks: Any) -> None:
+        self._config, self._batches, self._callbacks = config, batches, callbacks
+
+    def after_epoch(self, epoch: int) -> None:
+        iterator, step = self.run.iterator, self.run.global_step
+        before = iterator.get_global_step(), iterator.get_epoch_step(), iterator.get_batch_step()
+        output = Path(self.eval, f"epoch-{step}")
+        is_test, iterator.test_mode = iterator.test_mode, True
+        try:
+            with undone(iterator):
+                place, of = (step, epoch), f"epoch {epoch + 1}"
+                given = self._config, self._batches, output, "validation"
+                store_outputs(iterator, *given, place, of)
+        except NoOutputsError:
+            return
+        finally:
+            iterator.test_mode = is_test
+            iterator.set_position(*before)
+        for earlier in Path(self.eval).glob("epoch-*"):
+            if earlier != output:
+                clean(earlier)
+        data_in = iterator.datasets["validation"]
+        run_callbacks(output, data_in, self._config, *self._callbacks)
 
 
 def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +40,7 @@ class IteratorSteps:
 
     def dry_run(self) -> None:
         """Make the variables that come into being with a step; what it assigns is undone."""
-        model, groups = self.iterator.model, self.iterator.variables().values()
-        weights = model.weights if isinstance(model, keras.Model) else []
-        with undone([*weights, *itertools.chain(*groups)]):
+        with undone(self.iterator):
             self.run(0, 0, 1, 1)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -147,8 +145,11 @@ class IteratorValidation:
 
 
 @contextlib.contextmanager
-def undone(variables: Sequence[Any]) -> Iterator[None]:
+def undone(iterator: Any) -> Iterator[None]:
     """Let variables keep their values, and those that are made in the block their first ones."""
+    model = iterator.model
+    weights = model.weights if isinstance(model, keras.Model) else []
+    variables = [*weights, *itertools.chain(*iterator.variables().values())]
     values = [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
 
     def make(next_creator: Callable[..., Any], **arguments: Any) -> Any:
