@@ -1,5 +1,6 @@
 """Iterators: what their steps do, what is refused, and that the examples' runs resume exactly."""
 
+import functools
 import gc
 import json
 import logging
@@ -22,7 +23,12 @@ from engine.checkpoints.checkpoint import read_state
 from engine.devices import INTERRUPTED
 from engine.experiment import Experiment
 from engine.hooks.base import Hook
-from engine.iterators import PyHookedModelIterator, TemplateIterator, TFHookedModelIterator
+from engine.iterators import (
+    PyHookedModelIterator,
+    TemplateIterator,
+    TFHookedModelIterator,
+    edflow,
+)
 from engine.iterators.build import NoModel
 from engine.iterators.datasets import DatasetMixin
 from engine.iterators.evaluation import evaluate_split
@@ -1119,6 +1125,72 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_variables(
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UsageError, match="--checkpoint: "):
         build(config).check_start(path, retrain)
+
+
+# ---- what EDflow knew, and nothing acts on here --------------------------------------------------
+
+KINDS_OF_NAMES = (
+    *("KEYS", "NOTED_KEYS", "DEFINITIONS", "OF_TRAINERS", "ATTRIBUTES", "ARGUMENTS", "IMPORTS"),
+)
+TABLE = [(kind, name) for kind in KINDS_OF_NAMES for name in getattr(edflow, kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), TABLE)
+def test_what_edflow_knew_is_named_with_what_to_do_instead(
+    kind: str,
+    name: str,
+    full: Full,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Uses(Trainer if kind == "OF_TRAINERS" else Counts):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs, **({name: 1} if kind == "ARGUMENTS" else {}))
+            if kind == "ATTRIBUTES":
+                assert not hasattr(self, name)
+                getattr(self, name)
+
+    if kind in ("DEFINITIONS", "OF_TRAINERS"):
+        setattr(Uses, name, lambda self: None)
+    changes: dict[str, Any] = {"iterator": path_of(Uses)}
+    if kind == "OF_TRAINERS":
+        changes["model"] = path_of(KerasParts)
+    if kind == "IMPORTS":
+        changes["datasets"] = {"train": f"edflow.some.where.{name}"}
+    if kind in ("KEYS", "NOTED_KEYS"):
+        key, *inner = name.split(".")
+        changes[key] = functools.reduce(lambda value, part: {part: value}, inner[::-1], "asked")  # type: ignore[arg-type,return-value]
+    monkeypatch.setitem(globals(), "Uses", Uses)
+    instead = getattr(edflow, kind)[name]
+    if kind in ("NOTED_KEYS", "ARGUMENTS"):
+        build(full(**changes))
+        assert f"{name} of EDflow's is not acted on: {instead}" in caplog.text
+    else:
+        with pytest.raises(UsageError) as refused:
+            build(full(**changes))
+        assert name in str(refused.value)
+        assert instead in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+def test_what_edflow_itself_writes_into_a_config_is_no_news(
+    full: Full, caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet = {"wandb": {"active": False, "project": None}, "git": False}
+    quiet["minimal_logging"] = {"image_format": "png"}
+    written = {"integrations": quiet, "eval_hook": {"eval_op": "validation/eval_op"}}
+    build(full(**written, ckpt_zero=False, fcond="lambda c: True"))
+    assert "EDflow" not in caplog.text
+
+
+def test_an_argument_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(TypeError, match="Counts has no argument 'transfrom'"):
+        Counts({}, ".", None, {}, transfrom=False)
+
+
+def test_the_operations_to_log_are_those_of_the_config(full: Full) -> None:
+    logs = build(full(log_ops=["train/more_op"])).own_hooks[0]
+    assert [hook.log_ops for hook in logs.hooks] == [["more_op"]]  # type: ignore[attr-defined]
 
 
 # ---- the examples --------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from engine import keras_private
 from engine.batches import BatchSource, random_generator
 from engine.checkpoints import require_inside
 from engine.hooks import Hook, give_addresses
+from engine.iterators import edflow
 from engine.iterators.datasets import make_examples, stack
 from engine.iterators.steps import IteratorSteps, IteratorValidation
 from engine.training import KEEPERS, VARIABLES, handles_of, walk
@@ -59,8 +60,9 @@ class PyHookedModelIterator:
         hook_freq: int = 1,
         num_epochs: int = 1,
         hooks: Sequence[Hook] = (),
-        **_: Any,
+        **others: Any,
     ) -> None:
+        edflow.check_arguments(self, others)
         self.config = config
         self.model = model  # what the config's `model` has made
         self.datasets = dict(datasets)  # by split, "train" and perhaps "validation"
@@ -77,7 +79,7 @@ class PyHookedModelIterator:
     def __getattr__(self, name: str) -> Any:
         if name == "dataset":  # that of the split, unless a subclass has set another
             return self.datasets.get(self._split)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        raise edflow.missing(self, name)
 
     # ---- what a subclass gives ------------------------------------------------------------------
 

@@ -10,10 +10,12 @@ from typing import Any
 from engine.building import callbacks_of, refusals_named
 from engine.experiment import Experiment
 from engine.hooks import Hook, IntervalHook, KeepCheckpoints, LoggingHook
+from engine.iterators import edflow
 from engine.iterators.base import PyHookedModelIterator, TemplateIterator
 from engine.iterators.datasets import ExampleBatches
 from engine.iterators.outputs import callbacks_of as of_evaluation
 from engine.iterators.ranges import splits_of
+from engine.iterators.trainers import TFBaseTrainer
 from engine.training import guard
 from vegab import UsageError, resolve
 
@@ -47,6 +49,8 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
                 num_epochs=config["num_epochs"] or 0,
                 hooks=[],
             )
+            known = edflow.OF_TRAINERS if isinstance(iterator, TFBaseTrainer) else {}
+            edflow.check_definitions(iterator, edflow.DEFINITIONS | known)
     with refusals_named(config, "fixed_example_indices"):
         for split in config["fixed_example_indices"]:
             if split in datasets:
@@ -142,7 +146,8 @@ def after_epochs(iterator: Any, config: Mapping[str, Any], batches: Any) -> list
 
 def of_iterators(config: Mapping[str, Any]) -> list[Hook]:
     """Return the hooks that a config with an iterator asks for by its keys."""
-    logs = LoggingHook(tensorboard=config["tensorboard"])
+    ops = {"log_ops": config["log_ops"]} if config.get("log_ops") else {}
+    logs = LoggingHook(**ops, tensorboard=config["tensorboard"])
     hooks: list[Hook] = [
         IntervalHook([logs], config["start_log_freq"], max_interval=config["log_freq"])
     ]
