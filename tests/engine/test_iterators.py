@@ -1129,10 +1129,8 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_variables(
 
 # ---- what EDflow knew, and nothing acts on here --------------------------------------------------
 
-KINDS_OF_NAMES = (
-    *("KEYS", "NOTED_KEYS", "DEFINITIONS", "OF_TRAINERS", "ATTRIBUTES", "ARGUMENTS", "IMPORTS"),
-)
-TABLE = [(kind, name) for kind in KINDS_OF_NAMES for name in getattr(edflow, kind)]
+KINDS_OF_NAMES = edflow.TABLE.keys() - {"as_written"}
+TABLE = [(kind, name) for kind in sorted(KINDS_OF_NAMES) for name in edflow.TABLE[kind]]
 
 
 @pytest.mark.parametrize(("kind", "name"), TABLE)
@@ -1143,28 +1141,29 @@ def test_what_edflow_knew_is_named_with_what_to_do_instead(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Uses(Trainer if kind == "OF_TRAINERS" else Counts):  # type: ignore[misc]
+    class Uses(Trainer if kind == "of_trainers" else Counts):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs, **({name: 1} if kind == "ARGUMENTS" else {}))
-            if kind == "ATTRIBUTES":
+            super().__init__(*args, **kwargs, **({name: 1} if kind == "arguments" else {}))
+            if kind == "attributes":
                 assert not hasattr(self, name)
                 getattr(self, name)
 
-    if kind in ("DEFINITIONS", "OF_TRAINERS"):
+    if kind in ("definitions", "of_trainers"):
         setattr(Uses, name, lambda self: None)
     changes: dict[str, Any] = {"iterator": path_of(Uses)}
-    if kind == "OF_TRAINERS":
+    if kind == "of_trainers":
         changes["model"] = path_of(KerasParts)
-    if kind == "IMPORTS":
+    if kind == "imports":
         changes["datasets"] = {"train": f"edflow.some.where.{name}"}
-    if kind in ("KEYS", "NOTED_KEYS"):
+    if kind in ("keys", "noted_keys"):
         key, *inner = name.split(".")
         changes[key] = functools.reduce(lambda value, part: {part: value}, inner[::-1], "asked")  # type: ignore[arg-type,return-value]
     monkeypatch.setitem(globals(), "Uses", Uses)
-    instead = getattr(edflow, kind)[name]
-    if kind in ("NOTED_KEYS", "ARGUMENTS"):
+    instead = edflow.TABLE[kind][name]
+    if kind in ("noted_keys", "arguments"):
         build(full(**changes))
-        assert f"{name} of EDflow's is not acted on: {instead}" in caplog.text
+        assert f"{name}, a" in caplog.text
+        assert f" of EDflow, has no effect here: {instead}" in caplog.text
     else:
         with pytest.raises(UsageError) as refused:
             build(full(**changes))

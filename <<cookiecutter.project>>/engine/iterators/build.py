@@ -49,8 +49,7 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
                 num_epochs=config["num_epochs"] or 0,
                 hooks=[],
             )
-            known = edflow.OF_TRAINERS if isinstance(iterator, TFBaseTrainer) else {}
-            edflow.check_definitions(iterator, edflow.DEFINITIONS | known)
+            edflow.check_definitions(iterator, isinstance(iterator, TFBaseTrainer))
     with refusals_named(config, "fixed_example_indices"):
         for split in config["fixed_example_indices"]:
             if split in datasets:
