@@ -719,7 +719,7 @@ def test_the_usual_hooks_need_neither_loss_nor_rate_nor_monitor(
     }
     config |= {"ckpt_keep": 1, "monitor": None, "monitor_mode": "auto"}
     with caplog.at_level(logging.INFO):
-        run_iterator(tmp_path, [*usual, *of_iterators(config)], kind=kind)
+        run_iterator(tmp_path, [*usual, *of_iterators(config, None, None)], kind=kind)
     assert "epoch 2/2" in caplog.text
     assert len((tmp_path / "timing.csv").read_text().splitlines()) == 3
     assert names_in(tmp_path / "checkpoints") == {"model-8.h5"}
@@ -727,7 +727,7 @@ def test_the_usual_hooks_need_neither_loss_nor_rate_nor_monitor(
     assert (tmp_path / "learning_curve.png").exists() == has_figures
     tags = {"epoch_accuracy": [0, 1], "accuracy": [0, 2, 4, 6, 8]} if has_figures else {}
     assert tensorboard_steps(tmp_path / "tb" / "train") == tags
-    assert not of_iterators(config | {"ckpt_freq": None})[1:]
+    assert not of_iterators(config | {"ckpt_freq": None}, None, None)[1:]
 
 
 def test_the_curve_of_a_short_run_is_drawn_once(

@@ -10,7 +10,7 @@ from typing import Any
 from engine.building import callbacks_of, refusals_named
 from engine.experiment import Experiment
 from engine.hooks import Hook, IntervalHook, KeepCheckpoints, LoggingHook
-from engine.iterators import edflow
+from engine.iterators import edflow, evaluation
 from engine.iterators.base import PyHookedModelIterator, TemplateIterator
 from engine.iterators.datasets import ExampleBatches
 from engine.iterators.outputs import callbacks_of as of_evaluation
@@ -68,7 +68,7 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
         monitor=config["monitor"],
         callbacks=callbacks_of(config),
         iterator=iterator,
-        own_hooks=[*of_iterators(config), *after_epochs(iterator, config, splits.valid)],
+        own_hooks=of_iterators(config, iterator, splits.valid),
     )
 
 
@@ -134,17 +134,8 @@ def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> Simpl
     )
 
 
-def after_epochs(iterator: Any, config: Mapping[str, Any], batches: Any) -> list[Hook]:
-    """Return what evaluates after each epoch, as EDflow's TemplateIterator does."""
-    if not isinstance(iterator, TemplateIterator) or batches is None:
-        return []
-    from engine.iterators.evaluation import EvaluateEpochs
-
-    return [EvaluateEpochs(config, batches, *of_evaluation(config, iterator, iterator.model))]
-
-
-def of_iterators(config: Mapping[str, Any]) -> list[Hook]:
-    """Return the hooks that a config with an iterator asks for by its keys."""
+def of_iterators(config: Mapping[str, Any], iterator: Any, valid: Any) -> list[Hook]:
+    """Return the hooks of a config with an iterator: by its keys, and to evaluate after epochs."""
     ops = {"log_ops": config["log_ops"]} if config.get("log_ops") else {}
     logs = LoggingHook(**ops, tensorboard=config["tensorboard"])
     hooks: list[Hook] = [
@@ -153,4 +144,7 @@ def of_iterators(config: Mapping[str, Any]) -> list[Hook]:
     if every := config["ckpt_freq"]:
         monitor = config["monitor"], config["monitor_mode"]
         hooks.append(KeepCheckpoints(every, config["ckpt_keep"], *monitor))
+    if isinstance(iterator, TemplateIterator) and valid is not None:  # as EDflow's
+        callbacks = of_evaluation(config, iterator, iterator.model)
+        hooks.append(evaluation.EvaluateEpochs(config, valid, *callbacks))
     return hooks

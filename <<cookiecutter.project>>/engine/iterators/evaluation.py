@@ -36,7 +36,6 @@ from engine.iterators.outputs import (
     OutputWriter,
     clean,
     own_callbacks,
-    paths_of,
     run_callbacks,
     yaml_of_outputs,
 )
@@ -100,7 +99,7 @@ def store_outputs(
             writer.add(_evaluate(iterator, batch), size)
         writer.add_labels(getattr(dataset, "labels", None) or {})
         name = f"{type(iterator).__module__}:{type(iterator).__name__}"
-        callbacks = paths_of(own_callbacks(iterator, iterator.model)) | config["eval_callbacks"]
+        callbacks = own_callbacks(iterator, iterator.model) | config["eval_callbacks"]
         meta = {
             "description": f"what {name} made of each example of the split {split}",
             "split": split,

@@ -263,18 +263,15 @@ def callbacks_of(
     owners, which are iterator and model. Raises UsageError if a name leads nowhere.
     """
     hook, pipeline = config.get("eval_hook") or {}, config.get("eval_pipeline") or {}
-    callbacks: dict[str, Any] = own_callbacks(*owners)
+    callbacks: dict[str, Any] = {}
     for key, paths in (
+        ("callbacks", own_callbacks(*owners)),
         ("eval_hook.eval_callbacks", hook.get("eval_callbacks")),
         ("eval_pipeline.callbacks", pipeline.get("callbacks")),
         ("eval_callbacks", config["eval_callbacks"]),
     ):
         for name, path in ({"cb": paths} if isinstance(paths, str) else paths or {}).items():
             callbacks[name] = resolve(path, f"{key}.{name}") if path else None
-    callbacks = {
-        name: resolve(each, f"callbacks.{name}") if isinstance(each, str) else each
-        for name, each in callbacks.items()
-    }
     arguments = merge(pipeline.get("callback_kwargs") or {}, config["callback_kwargs"])
     if unknown := arguments.keys() - callbacks.keys():
         raise UsageError(
@@ -284,24 +281,18 @@ def callbacks_of(
     return {name: callback for name, callback in callbacks.items() if callback}, arguments
 
 
-def own_callbacks(*owners: Any) -> dict[str, Any]:
-    """Return the functions, or import paths, in `callbacks` of iterator and model by name: EDflow's
-    are under "eval_op".
+def own_callbacks(*owners: Any) -> dict[str, str]:
+    """Return the import paths of what iterator and model have in `callbacks`, where EDflow's are
+    under "eval_op".
     """
     found: dict[str, Any] = {}
     for owner in owners:
         given = getattr(owner, "callbacks", None)
         found |= given.get("eval_op", given) if isinstance(given, Mapping) else {}
-    return found
-
-
-def paths_of(callbacks: Mapping[str, Any]) -> dict[str, str]:
-    """Return the import paths of those callbacks that have one."""
-    paths = {
+    return {
         name: each if isinstance(each, str) else f"{each.__module__}.{each.__qualname__}"
-        for name, each in callbacks.items()
+        for name, each in found.items()
     }
-    return {name: path for name, path in paths.items() if "<" not in path}
 
 
 def clean(output: Path) -> None:
