@@ -2,10 +2,13 @@
 
 import functools
 import gc
+import importlib
 import json
 import logging
 import os
 import signal
+import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -1185,6 +1188,25 @@ def test_what_edflow_itself_writes_into_a_config_is_no_news(
 def test_an_argument_that_nobody_knows_is_refused() -> None:
     with pytest.raises(TypeError, match="Counts has no argument 'transfrom'"):
         Counts({}, ".", None, {}, transfrom=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape"), [({}, (2, 5, 3, 4)), ({"transform": False}, (2, 3, 4, 5))]
+)
+def test_the_order_of_dimensions_is_kept_where_an_argument_says_so(
+    arguments: dict[str, bool], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = types.ModuleType("torch")  # which a project need not have installed
+    torch.from_numpy = lambda array: array  # type: ignore[attr-defined]
+    module = "engine.iterators.torch_iterator"
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    kind = importlib.import_module(module).TorchHookedModelIterator
+    monkeypatch.delitem(sys.modules, module)
+    results = kind({}, ".", None, {}, **arguments).run(
+        {"shape": lambda model, image: image.shape}, {"image": np.ones((2, 3, 4, 5))}
+    )
+    assert results["shape"] == list(shape)
 
 
 def test_the_operations_to_log_are_those_of_the_config(full: Full) -> None:
