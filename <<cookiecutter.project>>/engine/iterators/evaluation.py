@@ -64,36 +64,27 @@ def evaluate_split(
     """
     iterator, config = experiment.iterator, experiment.config
     assert iterator is not None
-    size, num_workers = (
-        config["test_batch_size"] or config["batch_size"],
-        config["n_data_processes"],
-    )
-    batches = ExampleBatches(iterator.datasets[split], size, config["seed"], False, num_workers)
+    dataset, size = iterator.datasets[split], config["test_batch_size"] or config["batch_size"]
+    num_workers = config["n_data_processes"]
+    batches = ExampleBatches(dataset, size, config["seed"], False, num_workers)
     with contextlib.closing(batches):
         iterator.set_position(0, 0, 0, split)
         state = restore(iterator, checkpoint, batches.batch(0, 0))
-        place = state["global_step"], state["epoch"]
-        return store_outputs(iterator, config, batches, output, split, place, checkpoint.name)
+        iterator.set_position(state["global_step"], state["epoch"], 0, split)
+        return store_outputs(iterator, config, batches, output, checkpoint.name)
 
 
 def store_outputs(
-    iterator: Any,
-    config: Mapping[str, Any],
-    batches: Any,
-    output: Path,
-    split: str,
-    place: tuple[int, int],
-    checkpoint: str,
+    iterator: Any, config: Mapping[str, Any], batches: Any, output: Path, checkpoint: str
 ) -> dict[str, Any]:
-    """Store what an iterator that stands at a global step and an epoch makes of a split; see
-    `evaluate_split`.
-    """
-    dataset = batches.dataset
+    """Store what an iterator makes of the split where it stands; see `evaluate_split`."""
+    global_step, epoch = iterator.get_global_step(), iterator.get_epoch_step()
+    dataset, split = batches.dataset, iterator.get_split()
     with replacing_folder(output) as partial:
         writer = OutputWriter(partial)
         for step in tqdm(range(len(batches)), desc=split, unit="batch", leave=False, disable=None):
             batch = batches.batch(0, step)
-            iterator.set_position(*place, step, split)
+            iterator.set_position(global_step, epoch, step, split)
             sow(config["seed"], step)
             size = min(batches.batch_size, len(dataset) - writer.num_examples)
             writer.add(_evaluate(iterator, batch), size)
@@ -104,7 +95,7 @@ def store_outputs(
             "description": f"what {name} made of each example of the split {split}",
             "split": split,
             "checkpoint": checkpoint,
-            "global_step": place[0],
+            "global_step": global_step,
             "num_examples": len(dataset),
             **writer.finish(),
             "config": dict(config) | {"eval_callbacks": callbacks},
@@ -133,9 +124,8 @@ class EvaluateEpochs(Hook):
         is_test, iterator.test_mode = iterator.test_mode, True
         try:
             with undone(iterator):
-                place, of = (step, epoch), f"epoch {epoch + 1}"
-                given = self._config, self._batches, output, "validation"
-                store_outputs(iterator, *given, place, of)
+                iterator.set_position(step, epoch, 0, "validation")
+                store_outputs(iterator, self._config, self._batches, output, f"epoch {epoch + 1}")
         except NoOutputsError:
             return
         finally:
