@@ -886,10 +886,14 @@ def test_the_optimizer_is_that_of_the_config(full: Full) -> None:
         ({"lr_end": 0.0}, {0: 0.5, 4: 0.25, 8: 0.0, 9: 0.0}),  # over all steps
         ({"lr_end": 1.0, "lr_decay_begin": 4}, {4: 0.5, 6: 0.75, 8: 1.0}),
         ({"lr": 0.0}, {0: 0.0}),
+        ({"lr_decay_begin": 1, "lr_decay_end": 3}, {0: 0.5, 3: 0.5}),
     ],
 )
 def test_the_rate_goes_in_a_straight_line(
-    changes: dict[str, Any], expected: dict[int, float], full: Full
+    changes: dict[str, Any],
+    expected: dict[int, float],
+    full: Full,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = full(**SGD | {"lr": 0.5, "num_steps": 8} | changes, iterator=path_of(Trainer))
     iterator = build(config).iterator
@@ -898,6 +902,8 @@ def test_the_rate_goes_in_a_straight_line(
         iterator.set_position(step, 0, 0)
         rates[step] = iterator.learning_rate
     assert rates == pytest.approx(expected, abs=1e-7)
+    is_without_end = "lr_decay_end" in changes and "lr_end" not in changes
+    assert ("the rate stays at lr, for there is no lr_end" in caplog.text) == is_without_end
 
 
 def test_steps_are_made_at_the_rate_that_the_history_tells(full: Full, tmp_path: Path) -> None:

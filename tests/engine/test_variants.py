@@ -236,10 +236,12 @@ def test_names_of_edflow_lead_to_their_homes(
 ) -> None:
     from engine.hooks import Hook
     from engine.iterators import DatasetMixin, TFBaseTrainer
+    from engine.iterators.build import NoModel
 
     assert resolve("edflow.iterators.tf_trainer.TFBaseTrainer", "iterator") is TFBaseTrainer
     assert resolve("edflow.data.dataset_mixin:DatasetMixin", "dataset") is DatasetMixin
     assert resolve("edflow.hooks.hook.Hook", "hooks") is Hook
+    assert resolve("edflow.util.NoModel", "model") is NoModel
     with pytest.raises(UsageError, match="there is no module"):
         resolve("edflow.nowhere.Nothing", "hooks")
     (tmp_path / "of_edflow.py").write_text("from edflow.hooks.hook import Hook\n")
