@@ -137,16 +137,14 @@ class Experiment:
         """
         from engine.checkpoints import RESTORE_ALL, RESTORE_WEIGHTS, Checkpoint
 
-        is_own, groups = self.iterator is None, RESTORE_WEIGHTS if retrain else RESTORE_ALL
-        variables = None if is_own else self.traced.guard.variables
-        checkpoint = Checkpoint(path.parent, self.model, variables)
+        work = self.traced if self.iterator is not None else None
+        checkpoint = Checkpoint(path.parent, self.model, work.guard.variables if work else None)
+        groups = RESTORE_WEIGHTS if retrain else RESTORE_ALL
         try:
             checkpoint.read_other(path)
-            if is_own:
-                checkpoint.prepare()
-            else:
+            if work:
                 self.iterator.begin(str(path))
-                checkpoint.prepare_for(groups, self.traced.steps.dry_run)
+            checkpoint.prepare_for(groups, work.steps.dry_run if work else lambda: None)
             checkpoint.require_fit(groups)
         except (OSError, ValueError) as error:
             raise UsageError(f"{flag}: {error}") from error

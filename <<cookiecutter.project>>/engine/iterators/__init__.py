@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from engine import lazy
 
 if TYPE_CHECKING:
-    from engine.iterators import edflow, evaluation
+    from engine.iterators import edflow, evaluation, outputs
     from engine.iterators.base import PyHookedModelIterator, TemplateIterator, TFHookedModelIterator
     from engine.iterators.build import build_iterator
     from engine.iterators.datasets import DatasetMixin

@@ -10,10 +10,9 @@ from typing import Any
 from engine.building import callbacks_of, refusals_named
 from engine.experiment import Experiment
 from engine.hooks import Hook, IntervalHook, KeepCheckpoints, LoggingHook
-from engine.iterators import edflow, evaluation
+from engine.iterators import edflow, evaluation, outputs
 from engine.iterators.base import PyHookedModelIterator, TemplateIterator
 from engine.iterators.datasets import ExampleBatches
-from engine.iterators.outputs import callbacks_of as of_evaluation
 from engine.iterators.ranges import splits_of
 from engine.iterators.trainers import TFBaseTrainer
 from engine.training import guard
@@ -145,6 +144,6 @@ def of_iterators(config: Mapping[str, Any], iterator: Any, valid: Any) -> list[H
         monitor = config["monitor"], config["monitor_mode"]
         hooks.append(KeepCheckpoints(every, config["ckpt_keep"], *monitor))
     if isinstance(iterator, TemplateIterator) and valid is not None:  # as EDflow's
-        callbacks = of_evaluation(config, iterator, iterator.model)
+        callbacks = outputs.callbacks_of(config, iterator, iterator.model)
         hooks.append(evaluation.EvaluateEpochs(config, valid, *callbacks))
     return hooks
