@@ -139,6 +139,15 @@ class NoisyCounter(VariableCounter):
         return super().update(number)
 
 
+class EagerlyNoisyCounter(NoisyCounter):
+    """Draws from TensorFlow's eager generator as well."""
+
+    def update(self, number: Any) -> Any:
+        total = super().update(number)
+        self.noise[1].assign_add(tf.random.uniform(()))
+        return total
+
+
 class Counts(PyHookedModelIterator):
     """Updates a counter at each step, and writes down where it stands."""
 
@@ -223,7 +232,7 @@ class DrawsInEvaluation(Template):
 
     def evaluate(self, batch: Settings) -> dict[str, Any]:
         self.model.updates.assign_add(1)
-        noise = keras.random.uniform((len(batch["number"]),))
+        noise = keras.random.uniform((len(batch["number"]),)) + tf.random.uniform(())
         assert self.test_mode and self.get_split() == "validation"
         return {"noise": noise, "at": np.full(len(noise), self.get_global_step())}
 
@@ -776,7 +785,9 @@ def test_evaluation_after_an_epoch_leaves_the_training_as_it_was(
     full: Full, tmp_path: Path
 ) -> None:
     def trained(evaluates: bool) -> list[Any]:
-        config = full(iterator=path_of(DrawsInEvaluation), model=path_of(NoisyCounter), **both)
+        config = full(
+            iterator=path_of(DrawsInEvaluation), model=path_of(EagerlyNoisyCounter), **both
+        )
         folder = tmp_path / str(evaluates)
         folder.mkdir()
         experiment = build(config, str(folder))

@@ -146,7 +146,12 @@ class IteratorValidation:
 
 @contextlib.contextmanager
 def undone(iterator: Any) -> Iterator[None]:
-    """Let variables keep their values, and those that are made in the block their first ones."""
+    """Let variables keep their values, those that are made in the block their first ones, and
+    TensorFlow's eager operations draw what they would have drawn.
+    """
+    eager = keras_private.eager_generator()
+    state = eager.getstate()
+    eager.seed(eager.getrandbits(64))  # an operation that draws with one seed again goes on with it
     model = iterator.model
     weights = model.weights if isinstance(model, keras.Model) else []
     variables = [*weights, *itertools.chain(*iterator.variables().values())]
@@ -164,6 +169,7 @@ def undone(iterator: Any) -> Iterator[None]:
         yield
     for variable, value in values:
         variable.assign(value)
+    eager.setstate(state)
 
 
 def sow(seed: int, step: int) -> None:
