@@ -269,6 +269,7 @@ class IntervalHook(Hook):
         interval: int,
         start: int = 0,
         stop: int | None = None,
+        *,  # EDflow's order of what follows is another
         max_interval: int | None = None,
         modify_each: float | None = None,
         get_step: Callable[[], int] | None = None,

@@ -37,12 +37,13 @@ def check_arguments(owner: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def check_definitions(iterator: Any, is_trainer: bool) -> None:
-    """Raise a ValueError for what an iterator defines, and nothing calls or reads."""
+    """Raise a UsageError for what an iterator defines, and nothing calls or reads."""
     names = TABLE["definitions"] | (TABLE["of_trainers"] if is_trainer else {})
     for name, instead in names.items():
         if hasattr(iterator, name):
             kind = type(iterator).__name__
-            raise ValueError(f"{kind} has {name}, which EDflow uses and nothing here: {instead}")
+            what = f"iterator: {kind} has {name}, which EDflow uses and this project does not"
+            raise UsageError(f"{what}: {instead}")
 
 
 class NotHereError(UsageError, AttributeError):
