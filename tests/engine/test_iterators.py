@@ -237,6 +237,13 @@ class DrawsInEvaluation(Template):
         return {"noise": noise, "at": np.full(len(noise), self.get_global_step())}
 
 
+class NothingToStore(Template):
+    asked = 0
+
+    def evaluate(self, batch: Settings) -> Any:
+        self.asked += 1
+
+
 class SavesFiles(Template):
     """Keeps its model in files of its own making, one of them in a folder."""
 
@@ -800,6 +807,14 @@ def test_evaluation_after_an_epoch_leaves_the_training_as_it_was(
     (folder,) = (tmp_path / "True" / "eval").iterdir()
     outputs = StoredOutputs(folder)
     assert [outputs.labels["at"].tolist(), len(outputs)] == [[4.0] * 5, 5]
+
+
+def test_without_an_eval_op_nothing_is_stored_after_an_epoch(full: Full, tmp_path: Path) -> None:
+    config = full(iterator=path_of(NothingToStore), datasets=BOTH_SPLITS, num_steps=6)
+    experiment = build(config, str(tmp_path))
+    src.experiment.train(experiment, tmp_path, experiment.hooks(None))
+    assert not list(tmp_path.glob("eval/*"))
+    assert experiment.iterator.asked == 1
 
 
 def test_a_step_is_traced_once_and_not_at_each_step(

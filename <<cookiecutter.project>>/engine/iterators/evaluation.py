@@ -118,6 +118,8 @@ class EvaluateEpochs(Hook):
         self._config, self._batches, self._callbacks = config, batches, callbacks
 
     def after_epoch(self, epoch: int) -> None:
+        if self._batches is None:
+            return
         iterator, step = self.run.iterator, self.run.global_step
         before = iterator.get_global_step(), iterator.get_epoch_step(), iterator.get_batch_step()
         output = Path(self.eval, f"epoch-{step}")
@@ -127,6 +129,7 @@ class EvaluateEpochs(Hook):
                 iterator.set_position(step, epoch, 0, "validation")
                 store_outputs(iterator, self._config, self._batches, output, f"epoch {epoch + 1}")
         except NoOutputsError:
+            self._batches = None  # nor will there be any after another epoch
             return
         finally:
             iterator.test_mode = is_test
