@@ -237,11 +237,13 @@ class DrawsInEvaluation(Template):
         return {"noise": noise, "at": np.full(len(noise), self.get_global_step())}
 
 
-class NothingToStore(Template):
+class DrawsAndStoresNothing(DrawsInEvaluation):
     asked = 0
 
     def evaluate(self, batch: Settings) -> Any:
+        super().evaluate(batch)
         self.asked += 1
+        assert self.asked == 1, "nor will there be anything after another epoch"
 
 
 class SavesFiles(Template):
@@ -788,13 +790,13 @@ def test_an_operation_is_computed_once_if_somebody_reads_it(
 # ---- TFHookedModelIterator -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("iterator", [DrawsInEvaluation, DrawsAndStoresNothing])
 def test_evaluation_after_an_epoch_leaves_the_training_as_it_was(
-    full: Full, tmp_path: Path
+    iterator: type, full: Full, tmp_path: Path
 ) -> None:
     def trained(evaluates: bool) -> list[Any]:
-        config = full(
-            iterator=path_of(DrawsInEvaluation), model=path_of(EagerlyNoisyCounter), **both
-        )
+        model, splits = path_of(EagerlyNoisyCounter), BOTH_SPLITS
+        config = full(iterator=path_of(iterator), model=model, datasets=splits, num_steps=7)
         folder = tmp_path / str(evaluates)
         folder.mkdir()
         experiment = build(config, str(folder))
@@ -802,19 +804,12 @@ def test_evaluation_after_an_epoch_leaves_the_training_as_it_was(
         model = experiment.model
         return [v.numpy() for v in (model.updates, model.total, *model.noise)]
 
-    both = {"datasets": BOTH_SPLITS}
     assert trained(True) == trained(False)
-    (folder,) = (tmp_path / "True" / "eval").iterdir()
-    outputs = StoredOutputs(folder)
-    assert [outputs.labels["at"].tolist(), len(outputs)] == [[4.0] * 5, 5]
-
-
-def test_without_an_eval_op_nothing_is_stored_after_an_epoch(full: Full, tmp_path: Path) -> None:
-    config = full(iterator=path_of(NothingToStore), datasets=BOTH_SPLITS, num_steps=6)
-    experiment = build(config, str(tmp_path))
-    src.experiment.train(experiment, tmp_path, experiment.hooks(None))
-    assert not list(tmp_path.glob("eval/*"))
-    assert experiment.iterator.asked == 1
+    stored = [StoredOutputs(folder) for folder in tmp_path.glob("True/eval/*")]
+    if iterator is DrawsAndStoresNothing:
+        assert not stored
+    else:
+        assert [[each.labels["at"].tolist(), len(each)] for each in stored] == [[[7.0] * 5, 5]]
 
 
 def test_a_step_is_traced_once_and_not_at_each_step(

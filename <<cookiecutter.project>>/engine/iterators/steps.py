@@ -165,11 +165,13 @@ def undone(iterator: Any) -> Iterator[None]:
             values.append((variable, np.array(first() if callable(first) else first)))
         return variable
 
-    with tf.variable_creator_scope(make):
-        yield
-    for variable, value in values:
-        variable.assign(value)
-    eager.setstate(state)
+    try:
+        with tf.variable_creator_scope(make):
+            yield
+    finally:
+        for variable, value in values:
+            variable.assign(value)
+        eager.setstate(state)
 
 
 def sow(seed: int, step: int) -> None:
