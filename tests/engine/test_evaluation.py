@@ -1,5 +1,6 @@
 """Evaluation of runs with an iterator: what is stored, read back, and handed to callbacks."""
 
+import functools
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,11 @@ from engine.iterators.datasets import DatasetMixin
 from engine.iterators.outputs import (
     OutputWriter,
     StoredOutputs,
+    callbacks_of,
     run_callbacks,
     yaml_of_outputs,
 )
+from vegab import UsageError
 from vegab.files import replacing_folder
 
 NUM_EXAMPLES = 10
@@ -461,6 +465,16 @@ def test_the_commit_of_another_model_is_refused_by_names(
         assert done.returncode == 2, done.stderr
         assert message in done.stderr.strip().splitlines()[-1]
         assert "Traceback" not in done.stderr
+
+
+def test_callbacks_of_iterator_and_model_need_an_import_path() -> None:
+    config = {**NO_CALLBACKS, "eval_callbacks": {"own": None, "third": "test_evaluation.fail"}}
+    model = SimpleNamespace(callbacks={"own": compare, "second": "test_evaluation.compare"})
+    callbacks, _ = callbacks_of(config, SimpleNamespace(), model)
+    assert callbacks == {"second": compare, "third": fail}
+    for other in (lambda *_: None, functools.partial(compare), {"first": compare}):
+        with pytest.raises(UsageError, match=r"callbacks\.bad: .* names nothing that could be"):
+            callbacks_of(config, SimpleNamespace(callbacks={"eval_op": {"bad": other}}))
 
 
 def test_a_failing_callback_is_named_and_outputs_stay(do: Do, run: Path, here: Path) -> None:

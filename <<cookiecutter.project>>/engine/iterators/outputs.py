@@ -289,10 +289,11 @@ def own_callbacks(*owners: Any) -> dict[str, str]:
     for owner in owners:
         given = getattr(owner, "callbacks", None)
         found |= given.get("eval_op", given) if isinstance(given, Mapping) else {}
-    return {
-        name: each if isinstance(each, str) else f"{each.__module__}.{each.__qualname__}"
-        for name, each in found.items()
-    }
+    for name, each in found.items():
+        if not isinstance(each, str):  # what has no path is refused where it is imported
+            parts = (getattr(each, part, "") for part in ("__module__", "__qualname__"))
+            found[name] = ".".join(parts)
+    return found
 
 
 def clean(output: Path) -> None:
