@@ -26,6 +26,7 @@ class Few(DatasetMixin):
     def __init__(self, config: Mapping[str, Any]) -> None:
         generator = np.random.default_rng(1)
         self.images = generator.uniform(-1, 1, (config["n_examples"], 8, 8, 1)).astype(np.float32)
+        self.labels = {"label": np.arange(len(self.images)) % 10}
 
     def __len__(self) -> int:
         return len(self.images)

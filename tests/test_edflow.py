@@ -74,10 +74,13 @@ import numpy as np
 
 from engine.hooks import Hook
 from engine.iterators import TFBaseTrainer
+from your_model.evaluation import count
 from your_model.record import note
 
 
 class Trainer(TFBaseTrainer):
+    callbacks = {"eval_op": {"own": count}}
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.hooks.append(Seen("iterator"))
@@ -88,7 +91,8 @@ class Trainer(TFBaseTrainer):
 
     def initialize(self, checkpoint_path=None):
         examples = self.get_fixed_examples("train")["index_"].tolist()
-        note(kind="initialize", fixed_examples=examples, test_mode=self.test_mode)
+        found = checkpoint_path and checkpoint_path.rpartition("/")[2]
+        note(kind="initialize", fixed_examples=examples, test_mode=self.test_mode, found=found)
 
     def eval_op(self, model, **batch):
         outputs = self.outputs(model, **batch)["outputs"]
@@ -303,7 +307,8 @@ def test_bases_overrides_references_and_new_keys(story: Story, lab: Lab) -> None
 def test_evaluation_follows_training_and_may_come_later(story: Story, lab: Lab) -> None:
     evaluated = lab.project / "results/run/eval"
     first = json.loads((evaluated / "eval-5" / "scalars.json").read_text())
-    assert first == {"count": {"examples": 120.0, "test_mode": 1.0, "keras": 1.0}}
+    own = {"examples": 12.0, "test_mode": 1.0, "keras": 1.0}
+    assert first == {"own": own, "count": own | {"examples": 120.0}}
     assert "count/examples 120" in story[2].stdout
     assert not (evaluated / "later-5").exists()
     words = ("results/run", "-e", "your_model/eval.yaml", "-n", "later")
@@ -311,7 +316,7 @@ def test_evaluation_follows_training_and_may_come_later(story: Story, lab: Lab) 
         done = lab.do("evaluate", *words, *options)
         assert done.returncode == 0, done.stderr
         later = json.loads((evaluated / "later-5" / "scalars.json").read_text())
-        assert later == {"count": first["count"] | {"keras": keras}}
+        assert later == {name: each | {"keras": keras} for name, each in first.items()}
 
 
 def test_hooks_see_steps_as_before(story: Story) -> None:
@@ -325,10 +330,10 @@ def test_hooks_see_steps_as_before(story: Story) -> None:
 
 def test_keys_of_the_engine_mean_what_they_meant(story: Story, lab: Lab) -> None:
     stopped, noted, continued, noted_then = story
-    for notes in (noted, noted_then):
-        (initialized,) = of_kind(notes, "initialize")
-        assert initialized["fixed_examples"] == [0, 5]
-        assert initialized["test_mode"] is False
+    begun = of_kind([*noted, *noted_then], "initialize")  # twice in training, once to evaluate
+    assert [note["found"] for note in begun] == [None, "model.h5", "model.h5"]
+    assert [note["test_mode"] for note in begun] == [False, False, True]
+    assert [note["fixed_examples"] for note in begun] == [[0, 5]] * 3
     # Two batches of four an epoch, and no example twice in it.
     batches = [note["index"] for note in of_kind(noted + noted_then, "before", "loop")]
     assert [len(batch) for batch in batches] == [4] * 5
@@ -479,6 +484,9 @@ COVERED: dict[str, tuple[Callable[..., None], ...]] = {
     "edflow.iterators.…": (test_a_file_with_an_iterator_is_trained,),
     "edflow.hooks.hook.Hook": (test_hooks_see_steps_as_before,),
     "edflow.data.dataset_mixin": (test_examples_draw_by_position,),
+    "eval_hook, eval_pipeline, self.callbacks": (
+        test_evaluation_follows_training_and_may_come_later,
+    ),
     "logs/…/train/checkpoints": (test_checkpoints_are_kept_as_often_as_asked,),
 }
 

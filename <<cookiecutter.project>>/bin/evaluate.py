@@ -177,17 +177,17 @@ def evaluate_with_iterator(
     folder: Path, checkpoint: str, config: dict[str, Any], file: str, name: str, split: str
 ) -> None:
     """Store what the iterator makes of a split by one or more commits; call the callbacks."""
-    from engine.iterators import evaluation, run_callbacks
+    from engine.iterators import callbacks_of, evaluation, run_callbacks
 
     if checkpoint not in ("best", "latest"):
         config |= {"eval_all": False, "eval_forever": False}
     path = folder / checkpoints.LATEST  # which training is yet to write, if it is waited for
     if not config.get("eval_forever"):
         path = commit_named(folder, "latest" if config.get("eval_all") else checkpoint)
-    callbacks, arguments = callbacks_of(config)
     # What is not as in training is no hindrance here.
     prepared = experiment.build(config, str(folder), resume_inexact=True, trains=False)
     assert prepared.iterator is not None
+    callbacks, arguments = callbacks_of(config, prepared.iterator, prepared.model)
     data_in = prepared.iterator.datasets[split]
     (folder / "eval").mkdir(exist_ok=True)
     commits = evaluation.checkpoints_to_evaluate(folder, config, path)
@@ -222,7 +222,7 @@ def call_callbacks(folder: Path, file: str, name: str) -> None:
     config = meta["config"]  # their own, and what the file says now
     if file:
         config = resolve_references(merge(config, load_file(Path(file), number_keys=[])))
-    callbacks, arguments = callbacks_of(config)
+    callbacks, arguments = iterators.callbacks_of(config)
     key, data = iterators.splits_of(config)[meta["split"]]
     make = vegab.resolve(data, key)
     with refusals_named(config, key):
@@ -238,29 +238,6 @@ def tell(meta: Mapping[str, Any], output: Path, scalars: Mapping[str, Any]) -> N
         f"{meta['split']}, {meta['num_examples']} examples, {meta['checkpoint']} of step "
         f"{meta['global_step']}, in {output}" + (f":  {shown}" if shown else "")
     )
-
-
-def callbacks_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Import the callbacks of a config, and return them and their arguments by name.
-
-    EDflow's places for them, `eval_hook` and `eval_pipeline`, count as well.
-    """
-    hook, pipeline = config.get("eval_hook") or {}, config.get("eval_pipeline") or {}
-    callbacks: dict[str, Any] = {}
-    for key, paths in (
-        ("eval_hook.eval_callbacks", hook.get("eval_callbacks")),
-        ("eval_pipeline.callbacks", pipeline.get("callbacks")),
-        ("eval_callbacks", config["eval_callbacks"]),
-    ):
-        for name, path in (paths or {}).items():
-            callbacks[name] = vegab.resolve(path, f"{key}.{name}") if path else None
-    arguments = merge(pipeline.get("callback_kwargs") or {}, config["callback_kwargs"])
-    if unknown := arguments.keys() - callbacks.keys():
-        raise vegab.UsageError(
-            f"callback_kwargs.{min(unknown)} is for no callback; eval_callbacks has "
-            f"{', '.join(callbacks) or 'none'}"
-        )
-    return {name: callback for name, callback in callbacks.items() if callback}, arguments
 
 
 if __name__ == "__main__":

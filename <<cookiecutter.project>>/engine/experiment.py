@@ -6,6 +6,7 @@ import textwrap
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -89,6 +90,13 @@ class Experiment:
             is_lower_better(self.monitor, self.settings["monitor_mode"])
         return replace(self, work=work)
 
+    @cached_property
+    def traced(self) -> "Work":
+        """Its steps, traced now if they are not yet."""
+        work = self.work or self.with_work().work
+        assert work is not None
+        return work
+
     def session(
         self,
         save_path: Path,
@@ -108,11 +116,9 @@ class Experiment:
                 rates = self.learning_rates
                 rate = LearningRates(rates).rate_in if rates else lambda epoch: first
             start = Start(start_from, retrain, rate)
-        work = self.work or self.with_work().work
-        assert work is not None
         settings = self.settings
         return Session(
-            save_path, work, hooks=hooks, callbacks=self.callbacks, start=start,
+            save_path, self.traced, hooks=hooks, callbacks=self.callbacks, start=start,
             num_epochs=settings["num_epochs"] or 0, num_steps=settings.get("num_steps"),
             monitor=self.monitor, monitor_mode=settings["monitor_mode"],
             fingerprint=self.fingerprint, inexact=self.inexact, on_nan=settings["on_nan"],
@@ -134,12 +140,15 @@ class Experiment:
         """
         from engine.checkpoints import RESTORE_ALL, RESTORE_WEIGHTS, Checkpoint
 
-        variables = self.iterator.variables if self.iterator is not None else None
-        checkpoint = Checkpoint(path.parent, self.model, variables)
+        work = self.traced if self.iterator is not None else None
+        checkpoint = Checkpoint(path.parent, self.model, work.guard.variables if work else None)
+        groups = RESTORE_WEIGHTS if retrain else RESTORE_ALL
         try:
             checkpoint.read_other(path)
-            checkpoint.prepare()
-            checkpoint.require_fit(RESTORE_WEIGHTS if retrain else RESTORE_ALL)
+            if work:
+                self.iterator.begin(str(path))
+            checkpoint.prepare_for(groups, work.steps.dry_run if work else lambda: None)
+            checkpoint.require_fit(groups)
         except (OSError, ValueError) as error:
             raise UsageError(f"{flag}: {error}") from error
         finally:
@@ -197,6 +206,8 @@ class Experiment:
 
         if not isinstance(self.model, keras.Model):
             raise UsageError("--warm_start needs a Keras model; use --checkpoint with --retrain")
+        if self.iterator is not None and not self.model.built:
+            self.traced.steps.dry_run()
         try:
             result = transfer.warm_start(self.model, checkpoint, pattern)
         except (OSError, ValueError) as error:

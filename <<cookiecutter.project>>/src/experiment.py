@@ -1,5 +1,6 @@
 """From a config to data, model, optimizer and hooks, and on to the training loop."""
 
+import functools
 import inspect
 import json
 import math
@@ -146,12 +147,17 @@ def train(
 
     session = experiment.session(save_path, hooks, start_from, retrain)
     settings = experiment.settings
-    training_loop(
+    loop = functools.partial(
+        training_loop,
         session,
         checkpoint_steps=settings.get("checkpoint_steps", 0),
         checkpoint_seconds=settings["checkpoint_seconds"],
         validation_seconds=settings.get("validation_seconds", 0),
     )
+    if experiment.iterator is None:
+        loop()
+    else:
+        experiment.iterator.iterate_by(loop, experiment.dataset.train)
 
 
 def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:

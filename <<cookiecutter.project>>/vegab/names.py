@@ -14,9 +14,16 @@ SEARCHED = ("src", "src.examples")  # where the mod of mod:Name is looked for fi
 # Packages that this project took the place of, and where their names are looked for if they cannot
 # be imported: as a registered name, in these modules, and as mod:Name for a.b.mod.Name.
 OTHER_HOMES: dict[str, tuple[str, ...]] = {
-    "edflow": ("engine.iterators", "engine.iterators.datasets", "engine.hooks"),
+    "edflow": (
+        "engine.iterators",
+        "engine.iterators.datasets",
+        "engine.hooks",
+        "engine.iterators.build",
+    ),
     "deephub": (),
 }
+# Modules that say in IMPORTS what to use instead of a name that has no home here.
+NOT_HERE = {"edflow": "engine.iterators.edflow"}
 
 
 def resolve(
@@ -59,6 +66,8 @@ def resolve(
     if package in OTHER_HOMES:
         if parts[-1] in known:
             return known[parts[-1]]
+        if instead := _instead(package, parts[-1]):
+            raise UsageError(f"{key}: there is no '{name}' here: {instead}")
         for home in OTHER_HOMES[package]:
             with contextlib.suppress(UsageError):
                 return resolve(f"{home}:{parts[-1]}", key, search=())
@@ -78,6 +87,12 @@ def readings(name: str, search: Sequence[str] = SEARCHED) -> Iterator[tuple[str,
     parts = name.split(".")
     for n in range(len(parts) - 1, 0, -1):
         yield ".".join(parts[:n]), ".".join(parts[n:])
+
+
+def _instead(package: str, name: str) -> str:
+    with contextlib.suppress(KeyError, ImportError):  # a room may be left out
+        return importlib.import_module(NOT_HERE[package]).IMPORTS.get(name, "")
+    return ""
 
 
 def _refusal(key: str, name: str, home: str) -> UsageError:
@@ -100,6 +115,8 @@ def _import(module: str, key: str, name: str, is_confined: bool) -> ModuleType |
         if missing and f"{module}.".startswith(f"{missing}."):
             return None
         reason = f"{type(error).__name__}: {error}"
+        if homes := OTHER_HOMES.get((missing or "").partition(".")[0]):
+            reason += f"; import what it has from {', '.join(homes[:3])}, as docs/iterators.md says"
         raise UsageError(f"{key}: '{name}': importing {module} failed: {reason}") from error
 
 

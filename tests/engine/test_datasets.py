@@ -181,6 +181,12 @@ def test_labels_are_appended_where_that_is_asked_for() -> None:
     assert dataset[1]["labels_"] == {"odd": True}
     assert dataset[2]["labels_"] == {"odd": False}
     assert Given({}).labels == {}
+    labels: Any = {"odd": [0, 1, 0], "deep": {"er": np.array([5, 6, 7])}}
+    dataset.labels = labels
+    batch = stack(make_examples(dataset, [2, 1], seed=0, epoch=0))
+    assert batch["index_"].tolist() == [2, 1]
+    assert batch["labels_"]["odd"].tolist() == [0, 1]
+    assert batch["labels_"]["deep"]["er"].tolist() == [7, 6]
 
 
 def test_a_dataset_with_data_inherits_from_it() -> None:
@@ -384,6 +390,19 @@ def test_outside_of_a_batch_an_example_draws_as_in_seed_and_epoch_0() -> None:
     assert dataset[3]["draws"][0] == example_generator(0, 0, 3).random()
     assert dataset[3]["draws"][0] == dataset[3]["draws"][0] != dataset[2]["draws"][0]
     assert dataset.prng.random() == dataset.prng.random()
+
+
+def test_the_generator_takes_what_a_random_state_takes() -> None:
+    def draw() -> list[Any]:
+        prng = Draws(1).prng
+        numbers = [prng.randint(5, 9), prng.rand(), prng.randn(2).tolist(), prng.random_sample()]
+        return [*numbers, prng.choice(4), prng.permutation(3).tolist(), prng.uniform()]
+
+    assert draw() == draw()  # what it draws goes by its position, too
+    assert draw()[0] in range(5, 9)
+    names = [name for name in dir(np.random.RandomState) if not name.startswith("_")]
+    assert not [name for name in names if not hasattr(Draws(1).prng, name)]
+    assert Draws(1).prng.random() == np.random.Generator(Draws(1).prng.bit_generator).random()
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

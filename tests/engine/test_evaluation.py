@@ -1,5 +1,6 @@
 """Evaluation of runs with an iterator: what is stored, read back, and handed to callbacks."""
 
+import functools
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,19 +19,24 @@ from engine.iterators.datasets import DatasetMixin
 from engine.iterators.outputs import (
     OutputWriter,
     StoredOutputs,
+    callbacks_of,
     run_callbacks,
     yaml_of_outputs,
 )
+from vegab import UsageError
 from vegab.files import replacing_folder
 
 NUM_EXAMPLES = 10
 
 # The models and iterators, in a module apart: callbacks have to do without Keras.
 MODELS = '''
+import logging
+from pathlib import Path
+
 import keras
 import numpy as np
 
-from engine.iterators import TemplateIterator, TFBaseEvaluator, TFBaseTrainer
+from engine.iterators import DatasetMixin, TemplateIterator, TFBaseEvaluator, TFBaseTrainer
 
 
 class Scale:
@@ -46,7 +53,14 @@ class Scale:
 
 
 class Scaling(TemplateIterator):
+    checkpoint = None
+
+    def initialize(self, checkpoint_path=None):
+        self.checkpoint = checkpoint_path and Path(checkpoint_path).name
+
     def step_op(self, model, **batch):
+        if self.config["test_mode"]:
+            assert self.checkpoint.startswith("model") and self.test_mode, self.checkpoint
         assert self.get_split() == "train" or self.test_mode or not self.evaluating
         x = batch["x"]
 
@@ -68,6 +82,70 @@ class Scaling(TemplateIterator):
         return {"train_op": train_op, "eval_op": eval_op}
 
     evaluating = False
+
+
+class Classes(DatasetMixin):
+    def __init__(self, config):
+        pass
+
+    def __len__(self):
+        return 4
+
+    def get_example(self, i):
+        return {"image": np.eye(4, dtype=np.float32)[i], "class": min(i, 2)}
+
+
+def get_logger(name):
+    return logging.getLogger(name)
+
+
+class Documented(TemplateIterator):
+    """What EDflow's documentation has of evaluation, as it stands there."""
+
+    def step_op(self, model, **kwargs):
+        outputs = kwargs["image"]
+        loss = np.full(len(outputs), 0.5 + model.steps)
+
+        def train_op():
+            model.steps += 1
+            np.random.rand()
+
+        def eval_op():
+            assert self.test_mode and len(self.dataset) == 4
+            return {"outputs": np.array(outputs), "labels": {"loss": np.array(loss)}}
+
+        return {"train_op": train_op, "log_op": lambda: {}, "eval_op": eval_op}
+
+    @property
+    def callbacks(self):
+        # callbacks to run after validation
+        return {"eval_op": {"accuracy": acc_callback}}
+
+
+def acc_callback(root, data_in, data_out, config):
+    from tqdm import trange
+
+    logger = get_logger("acc_callback")
+    correct = 0
+    seen = 0
+    # labels are loaded directly into memory
+    loss1 = np.mean(data_out.labels["loss"])
+    loss2 = 0.0
+    for i in trange(len(data_in), leave=False):
+        # data_in is the dataset that was used for evaluation
+        labels = data_in[i]["class"]
+        # data_out contains all the keys that were specified in the eval_op
+        outputs = data_out[i]["outputs"]
+        # labels are also available on each example
+        loss = data_out[i]["labels_"]["loss"]
+
+        prediction = np.argmax(outputs, axis=0)
+        correct += labels == prediction
+        loss2 += loss
+    logger.info("Loss1: {}".format(loss1))
+    logger.info("Loss2: {}".format(loss2 / len(data_in)))
+    logger.info("Accuracy: {}".format(correct / len(data_in)))
+    return {"scalars": {"accuracy": correct / len(data_in), "loss": loss2 / len(data_in)}}
 
 
 class NothingToStore(Scaling):
@@ -217,6 +295,8 @@ def test_outputs_are_stored_by_index_and_move_with_the_run(
         example = stored[index]
         x = np.full(4, index, np.float32)
         assert example.pop("index_") == index
+        labels = example.pop("labels_")
+        assert (labels["place"], labels["square"]) == (index, index**2)
         assert example.pop("said") == f"n{index} é\n"
         assert example.pop("mean") == index
         np.testing.assert_array_equal(example.pop("scaled"), 7 * x)
@@ -260,6 +340,31 @@ def test_outputs_are_stored_by_index_and_move_with_the_run(
         "light": {"heavy": 0.0, "bad": None},
     }
     assert "light/heavy 0  light/bad nan" in again.stdout
+
+
+def test_the_documented_evaluation_runs_after_each_epoch_and_again(do: Do, here: Path) -> None:
+    changes = {"iterator": "evaluation_models:Documented", "num_steps": 4, "batch_size": 2}
+    data = dict.fromkeys(("train", "validation"), "evaluation_models:Classes")
+    run = trained(do, here / "documented", CONFIG | changes | {"datasets": data} | NO_CALLBACKS)
+
+    def scalars(name: str) -> Any:
+        return json.loads((run / "eval" / name / "scalars.json").read_text())["accuracy"]
+
+    for epoch, step in enumerate((2, 4)):
+        assert scalars(f"epoch-{step}") == {"accuracy": 0.75, "loss": 0.5 + 2 * epoch + 2}
+    # Of the latest epoch, the outputs are there; of all, what callbacks have returned.
+    assert len(StoredOutputs(run / "eval" / "epoch-4")) == 4
+    assert [path.name for path in (run / "eval" / "epoch-2").iterdir()] == ["scalars.json"]
+
+    (run / "eval" / "epoch-4" / "scalars.json").unlink()
+    again = do("bin/evaluate.py", run, "--callbacks_only", "-n", "epoch")
+    assert again.returncode == 0, again.stderr
+    assert "validation, 4 examples, epoch 2 of step 4" in again.stdout
+    assert scalars("epoch-4") == {"accuracy": 0.75, "loss": 4.5}
+    (here / "clean.yaml").write_text("eval_hook: {clean_after_callbacks: true}\n")
+    cleaned = do("bin/evaluate.py", run, "-e", here / "clean.yaml")
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert [path.name for path in (run / "eval" / "clean-4").iterdir()] == ["scalars.json"]
 
 
 def test_every_kept_checkpoint_is_evaluated_once(do: Do, run: Path, here: Path) -> None:
@@ -360,6 +465,16 @@ def test_the_commit_of_another_model_is_refused_by_names(
         assert done.returncode == 2, done.stderr
         assert message in done.stderr.strip().splitlines()[-1]
         assert "Traceback" not in done.stderr
+
+
+def test_callbacks_of_iterator_and_model_need_an_import_path() -> None:
+    config = {**NO_CALLBACKS, "eval_callbacks": {"own": None, "third": "test_evaluation.fail"}}
+    model = SimpleNamespace(callbacks={"own": compare, "second": "test_evaluation.compare"})
+    callbacks, _ = callbacks_of(config, SimpleNamespace(), model)
+    assert callbacks == {"second": compare, "third": fail}
+    for other in (lambda *_: None, functools.partial(compare), {"first": compare}):
+        with pytest.raises(UsageError, match=r"callbacks\.bad: .* names nothing that could be"):
+            callbacks_of(config, SimpleNamespace(callbacks={"eval_op": {"bad": other}}))
 
 
 def test_a_failing_callback_is_named_and_outputs_stay(do: Do, run: Path, here: Path) -> None:

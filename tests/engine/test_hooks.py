@@ -358,9 +358,12 @@ def test_hook_freq_skips_hooks_and_no_step(tmp_path: Path) -> None:
         ({"interval": 1, "max_interval": 4, "start": 5}, 20, [5, 7, 9, 13, 17]),
         ({"interval": 3, "max_interval": 7}, 30, [0, 6, 7, 14, 21, 28]),
         ({"interval": 5, "max_interval": 2}, 7, [0, 2, 4, 6]),
+        ({"interval": 1, "modify_each": 2}, 30, [0, 1, 2, 4, 8, 12, 16, 24]),
+        ({"interval": 1, "modify_each": 2, "max_interval": 4}, 18, [0, 1, 2, 4, 8, 12, 16]),
+        ({"interval": 3, "modify_each": float("inf")}, 10, [0, 3, 6, 9]),
     ],
 )
-def test_the_steps_of_an_interval(arguments: dict[str, int], end: int, expected: list[int]) -> None:
+def test_the_steps_of_an_interval(arguments: dict[str, Any], end: int, expected: list[int]) -> None:
     hook = IntervalHook([], **arguments)
     # From wherever a resumed run begins, they are the same.
     for step in range(end):
@@ -369,10 +372,20 @@ def test_the_steps_of_an_interval(arguments: dict[str, int], end: int, expected:
         assert found == later[0] if later else found > end
 
 
-@pytest.mark.parametrize("wrong", [{"interval": 0}, {"interval": 1, "start": -1}])
-def test_an_interval_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [{"interval": 0}, {"interval": 1, "start": -1}, {"interval": 1, "modify_each": 0}],
+)
+def test_an_interval_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be at least"):
         IntervalHook([], **wrong)
+
+
+def test_an_interval_counts_the_steps_of_the_run_only() -> None:
+    iterator: Any = PyHookedModelIterator({}, ".", None, {})  # type: ignore[abstract]
+    IntervalHook([], 1, get_step=iterator.get_global_step)
+    with pytest.raises(ValueError, match="get_step is not an iterator's get_global_step"):
+        IntervalHook([], 1, get_step=lambda: 3)
 
 
 def test_an_interval_calls_its_hooks_at_its_steps_alone(tmp_path: Path) -> None:
@@ -723,7 +736,7 @@ def test_the_usual_hooks_need_neither_loss_nor_rate_nor_monitor(
     }
     config |= {"ckpt_keep": 1, "monitor": None, "monitor_mode": "auto"}
     with caplog.at_level(logging.INFO):
-        run_iterator(tmp_path, [*usual, *of_iterators(config)], kind=kind)
+        run_iterator(tmp_path, [*usual, *of_iterators(config, None, None)], kind=kind)
     assert "epoch 2/2" in caplog.text
     assert len((tmp_path / "timing.csv").read_text().splitlines()) == 3
     assert names_in(tmp_path / "checkpoints") == {"model-8.h5"}
@@ -731,7 +744,7 @@ def test_the_usual_hooks_need_neither_loss_nor_rate_nor_monitor(
     assert (tmp_path / "learning_curve.png").exists() == has_figures
     tags = {"epoch_accuracy": [1, 2], "accuracy": [0, 2, 4, 6, 8]} if has_figures else {}
     assert tensorboard_steps(tmp_path / "tb") == tags
-    assert not of_iterators(config | {"ckpt_freq": None})[1:]
+    assert not of_iterators(config | {"ckpt_freq": None}, None, None)[1:]
 
 
 def test_the_curve_of_a_short_run_is_drawn_once(

@@ -1,10 +1,14 @@
 """Iterators: what their steps do, what is refused, and that the examples' runs resume exactly."""
 
+import functools
 import gc
+import importlib
 import json
 import logging
 import os
 import signal
+import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +26,16 @@ from engine.checkpoints.checkpoint import read_state
 from engine.devices import INTERRUPTED
 from engine.experiment import Experiment
 from engine.hooks.base import Hook
-from engine.iterators import PyHookedModelIterator, TemplateIterator, TFHookedModelIterator
+from engine.iterators import (
+    PyHookedModelIterator,
+    TemplateIterator,
+    TFHookedModelIterator,
+    edflow,
+)
 from engine.iterators.build import NoModel
 from engine.iterators.datasets import DatasetMixin
+from engine.iterators.evaluation import evaluate_split
+from engine.iterators.outputs import StoredOutputs
 from engine.iterators.steps import IteratorSteps
 from engine.iterators.trainers import (
     TFBaseEvaluator,
@@ -128,6 +139,15 @@ class NoisyCounter(VariableCounter):
         return super().update(number)
 
 
+class EagerlyNoisyCounter(NoisyCounter):
+    """Draws from TensorFlow's eager generator as well."""
+
+    def update(self, number: Any) -> Any:
+        total = super().update(number)
+        self.noise[1].assign_add(tf.random.uniform(()))
+        return total
+
+
 class Counts(PyHookedModelIterator):
     """Updates a counter at each step, and writes down where it stands."""
 
@@ -153,6 +173,15 @@ class Counts(PyHookedModelIterator):
     def position(self) -> Position:
         where = self.get_global_step(), self.get_epoch_step(), self.get_batch_step()
         return (*where, self.get_split())
+
+
+class Wraps(Counts):
+    """Does something around the loop, as EDflow's iterators did in a session."""
+
+    def iterate(self, batches: Any) -> None:
+        self.positions.append(f"before {batches.steps_per_epoch}")
+        super().iterate(batches)
+        self.positions.append("after")
 
 
 class CompiledCounts(TFHookedModelIterator):
@@ -198,6 +227,25 @@ class Template(TemplateIterator):
         }
 
 
+class DrawsInEvaluation(Template):
+    """Draws from the generator that training draws from, and changes a variable."""
+
+    def evaluate(self, batch: Settings) -> dict[str, Any]:
+        self.model.updates.assign_add(1)
+        noise = keras.random.uniform((len(batch["number"]),)) + tf.random.uniform(())
+        assert self.test_mode and self.get_split() == "validation"
+        return {"noise": noise, "at": np.full(len(noise), self.get_global_step())}
+
+
+class DrawsAndStoresNothing(DrawsInEvaluation):
+    asked = 0
+
+    def evaluate(self, batch: Settings) -> Any:
+        super().evaluate(batch)
+        self.asked += 1
+        assert self.asked == 1, "nor will there be anything after another epoch"
+
+
 class SavesFiles(Template):
     """Keeps its model in files of its own making, one of them in a folder."""
 
@@ -209,6 +257,50 @@ class SavesFiles(Template):
     def restore(self, checkpoint_path: str) -> None:
         (self.model.updates,) = Path(checkpoint_path, "updates").read_bytes()
         self.model.total = float(Path(f"{checkpoint_path}.total").read_text())
+
+
+class LateModel(keras.Model):
+    """Has no weights before it is called; is named, as a registered model is, for warm starts."""
+
+    def __init__(self, config: Settings) -> None:
+        super().__init__(name="late")
+        self.dense = layers.Dense(1, name="dense")
+
+    def call(self, ones: Any) -> Any:
+        return self.dense(ones)
+
+
+class LateIterator(TemplateIterator):
+    """Has an optimizer that is built by its first step; notes what it begins with."""
+
+    is_compiled = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.optimizer = keras.optimizers.Adagrad(0.1)  # whose slots do not begin with zeros
+        self.begun_with: list[str | None] = []
+        self.train_on = tf.function(self._train_on) if self.is_compiled else self._train_on
+
+    def initialize(self, checkpoint_path: str | None = None) -> None:
+        assert checkpoint_path is None or Path(checkpoint_path).is_file()
+        self.begun_with.append(checkpoint_path)
+
+    def _train_on(self, ones: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = ops.mean(ops.square(self.model(ones) - 1.0))
+        variables = self.model.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    def step_op(self, model: Any, **batch: Any) -> dict[str, Any]:
+        return {
+            "train_op": lambda: float(self.train_on(batch["ones"])),
+            "eval_op": lambda: {"outputs": model(batch["ones"])},
+        }
+
+
+class LateCompiledIterator(LateIterator):
+    is_compiled = True
 
 
 class WithoutModel(PyHookedModelIterator):
@@ -323,6 +415,12 @@ class WithoutLosses(TFBaseTrainer):
 class LossOfNobody(TFBaseTrainer):
     def make_loss_ops(self, model: Any, **batch: Any) -> Any:
         return {"nobody": two_losses(model, batch["ones"])["critic"]}
+
+
+class LoopsItself(Counts):
+    def iterate(self, batches: Any) -> None:
+        for step in range(3):
+            self.train_op(self.model, **batches.batch(0, step))
 
 
 class RefusesModel:
@@ -552,12 +650,27 @@ def test_an_iterator_knows_where_it_stands_also_after_a_resume(full: Full, tmp_p
     assert [row["val_mean"] for row in history] == [2.0, 2.0]
 
 
+def test_what_wraps_the_loop_is_called_around_it(full: Full, tmp_path: Path) -> None:
+    iterator = train(full(iterator=path_of(Wraps), num_steps=1), tmp_path / "run").iterator
+    assert iterator.positions == ["before 3", "initialize", (0, 0, 0, "train"), "after"]
+    assert iterator.dataset is iterator.datasets["train"]
+
+
 def test_fixed_examples_are_those_of_the_config(full: Full) -> None:
     config = full(datasets=BOTH_SPLITS, fixed_example_indices={"train": [11, 2, 2]})
     iterator = build(config).iterator
     examples = iterator.get_fixed_examples("train")
     assert examples["number"].tolist() == examples["index_"].tolist() == [11, 2, 2]
     assert examples["ones"].shape == (3, 8)
+    assert iterator.get_fixed_examples() is examples
+
+
+def test_fixed_examples_of_a_split_that_is_not_there_are_a_note(
+    full: Full, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = full(fixed_example_indices={"train": [1], "validation": [0]})
+    assert build(config).iterator.get_fixed_examples()["index_"].tolist() == [1]
+    assert "fixed_example_indices has validation, which is no split" in caplog.text
 
 
 def test_fixed_examples_are_drawn_from_each_split_by_the_seed(full: Full, tmp_path: Path) -> None:
@@ -677,6 +790,28 @@ def test_an_operation_is_computed_once_if_somebody_reads_it(
 # ---- TFHookedModelIterator -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("iterator", [DrawsInEvaluation, DrawsAndStoresNothing])
+def test_evaluation_after_an_epoch_leaves_the_training_as_it_was(
+    iterator: type, full: Full, tmp_path: Path
+) -> None:
+    def trained(evaluates: bool) -> list[Any]:
+        model, splits = path_of(EagerlyNoisyCounter), BOTH_SPLITS
+        config = full(iterator=path_of(iterator), model=model, datasets=splits, num_steps=7)
+        folder = tmp_path / str(evaluates)
+        folder.mkdir()
+        experiment = build(config, str(folder))
+        src.experiment.train(experiment, folder, experiment.hooks(None) if evaluates else [])
+        model = experiment.model
+        return [v.numpy() for v in (model.updates, model.total, *model.noise)]
+
+    assert trained(True) == trained(False)
+    stored = [StoredOutputs(folder) for folder in tmp_path.glob("True/eval/*")]
+    if iterator is DrawsAndStoresNothing:
+        assert not stored
+    else:
+        assert [[each.labels["at"].tolist(), len(each)] for each in stored] == [[[7.0] * 5, 5]]
+
+
 def test_a_step_is_traced_once_and_not_at_each_step(
     full: Full, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -772,10 +907,14 @@ def test_the_optimizer_is_that_of_the_config(full: Full) -> None:
         ({"lr_end": 0.0}, {0: 0.5, 4: 0.25, 8: 0.0, 9: 0.0}),  # over all steps
         ({"lr_end": 1.0, "lr_decay_begin": 4}, {4: 0.5, 6: 0.75, 8: 1.0}),
         ({"lr": 0.0}, {0: 0.0}),
+        ({"lr_decay_begin": 1, "lr_decay_end": 3}, {0: 0.5, 3: 0.5}),
     ],
 )
 def test_the_rate_goes_in_a_straight_line(
-    changes: dict[str, Any], expected: dict[int, float], full: Full
+    changes: dict[str, Any],
+    expected: dict[int, float],
+    full: Full,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = full(**SGD | {"lr": 0.5, "num_steps": 8} | changes, iterator=path_of(Trainer))
     iterator = build(config).iterator
@@ -784,6 +923,8 @@ def test_the_rate_goes_in_a_straight_line(
         iterator.set_position(step, 0, 0)
         rates[step] = iterator.learning_rate
     assert rates == pytest.approx(expected, abs=1e-7)
+    is_without_end = "lr_decay_end" in changes and "lr_end" not in changes
+    assert ("the rate stays at lr, for there is no lr_end" in caplog.text) == is_without_end
 
 
 def test_steps_are_made_at_the_rate_that_the_history_tells(full: Full, tmp_path: Path) -> None:
@@ -924,7 +1065,7 @@ REFUSALS = [
         fixed_example_indices={"train": [0, 12]},
     ),
     refused("fixed_example_indices … -1", fixed_example_indices={"train": [-1]}),
-    refused("fixed_example_indices … test … train", fixed_example_indices={"test": [0]}),
+    refused("iterator … :LoopsItself … call super().iterate", iterator=path_of(LoopsItself)),
     *(refused(f"{key} is 0 … must be at least 1", **{key: 0}) for key in AT_LEAST_1),
     refused("batch_size … 4", batch_size="4"),
     refused("n_data_processes is -1 … at least 0", n_data_processes=-1),
@@ -956,6 +1097,45 @@ def test_the_model_alone_may_be_absent(full: Full, tmp_path: Path) -> None:
     assert read_state(tmp_path / "run" / "model.h5")["global_step"] == 4
 
 
+def begun(config: dict[str, Any], folder: Path, start: Path, retrain: bool = False) -> Experiment:
+    """Train with another run's checkpoint as `bin/train.py -c` does."""
+    folder.mkdir()
+    experiment = build(config, str(folder), start=None if retrain else start).with_work()
+    experiment.check_start(start, retrain)
+    src.experiment.train(experiment, folder, [], start_from=start, retrain=retrain)
+    return experiment
+
+
+@pytest.mark.parametrize("iterator", [LateIterator, LateCompiledIterator])
+def test_a_model_that_is_made_by_its_first_step_begins_with_a_checkpoint(
+    iterator: type, full: Full, tmp_path: Path
+) -> None:
+    config = full(iterator=path_of(iterator), model=path_of(LateModel))
+    assert train(config, tmp_path / "straight").iterator.begun_with == [None]
+    train(config | {"num_steps": 2}, tmp_path / "half")
+    half = tmp_path / "half" / "model.h5"
+    gone_on = begun(config, tmp_path / "resumed", half)
+    assert gone_on.iterator.begun_with == [str(half)]
+    assert_same_run(tmp_path)
+
+    evaluated = build(config, trains=False)
+    evaluate_split(evaluated, half, tmp_path / "outputs", "train")
+    assert evaluated.iterator.begun_with == [str(half)]
+
+    # Retrained, it begins with the weights only: as a warm start, with an optimizer that is new.
+    retrained = begun(config, tmp_path / "retrained", half, retrain=True)
+    assert retrained.iterator.begun_with == [str(half)]
+    assert int(retrained.iterator.optimizer.iterations) == 4
+    (tmp_path / "warm").mkdir()
+    warm = build(config, str(tmp_path / "warm")).with_work()
+    warm.warm_start(tmp_path / "half", ".*")
+    src.experiment.train(warm, tmp_path / "warm", [])
+    files = [(tmp_path / name / "history.csv").read_text() for name in ("retrained", "warm")]
+    assert files[0] == files[1] != (tmp_path / "straight" / "history.csv").read_text()
+    weights = [[w.numpy().tolist() for w in each.model.weights] for each in (retrained, warm)]
+    assert weights[0] == weights[1]
+
+
 @pytest.mark.parametrize("retrain", [False, True])
 def test_a_checkpoint_of_another_model_is_refused_by_its_variables(
     retrain: bool, full: Full, tmp_path: Path
@@ -975,6 +1155,90 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_variables(
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UsageError, match="--checkpoint: "):
         build(config).check_start(path, retrain)
+
+
+# ---- what EDflow knew, and nothing acts on here --------------------------------------------------
+
+KINDS_OF_NAMES = edflow.TABLE.keys() - {"as_written"}
+TABLE = [(kind, name) for kind in sorted(KINDS_OF_NAMES) for name in edflow.TABLE[kind]]
+
+
+@pytest.mark.parametrize(("kind", "name"), TABLE)
+def test_what_edflow_knew_is_named_with_what_to_do_instead(
+    kind: str,
+    name: str,
+    full: Full,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Uses(Trainer if kind == "of_trainers" else Counts):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs, **({name: 1} if kind == "arguments" else {}))
+            if kind == "attributes":
+                assert not hasattr(self, name)
+                getattr(self, name)
+
+    if kind in ("definitions", "of_trainers"):
+        setattr(Uses, name, lambda self: None)
+    changes: dict[str, Any] = {"iterator": path_of(Uses)}
+    if kind == "of_trainers":
+        changes["model"] = path_of(KerasParts)
+    if kind == "imports":
+        changes["datasets"] = {"train": f"edflow.some.where.{name}"}
+    if kind in ("keys", "noted_keys"):
+        key, *inner = name.split(".")
+        changes[key] = functools.reduce(lambda value, part: {part: value}, inner[::-1], "asked")  # type: ignore[arg-type,return-value]
+    monkeypatch.setitem(globals(), "Uses", Uses)
+    instead = edflow.TABLE[kind][name]
+    if kind in ("noted_keys", "arguments"):
+        build(full(**changes))
+        assert f"{name}, a" in caplog.text
+        assert f" of EDflow, has no effect here: {instead}" in caplog.text
+    else:
+        with pytest.raises(UsageError) as refused:
+            build(full(**changes))
+        assert name in str(refused.value)
+        assert instead in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+def test_what_edflow_itself_writes_into_a_config_is_no_news(
+    full: Full, caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet = {"wandb": {"active": False, "project": None}, "git": False}
+    quiet["minimal_logging"] = {"image_format": "png"}
+    written = {"integrations": quiet, "eval_hook": {"eval_op": "validation/eval_op"}}
+    build(full(**written, ckpt_zero=False, fcond="lambda c: True"))
+    assert "EDflow" not in caplog.text
+
+
+def test_an_argument_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(TypeError, match="Counts has no argument 'transfrom'"):
+        Counts({}, ".", None, {}, transfrom=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape"), [({}, (2, 5, 3, 4)), ({"transform": False}, (2, 3, 4, 5))]
+)
+def test_the_order_of_dimensions_is_kept_where_an_argument_says_so(
+    arguments: dict[str, bool], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = types.ModuleType("torch")  # which a project need not have installed
+    torch.from_numpy = lambda array: array  # type: ignore[attr-defined]
+    module = "engine.iterators.torch_iterator"
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    kind = importlib.import_module(module).TorchHookedModelIterator
+    monkeypatch.delitem(sys.modules, module)
+    results = kind({}, ".", None, {}, **arguments).run(
+        {"shape": lambda model, image: image.shape}, {"image": np.ones((2, 3, 4, 5))}
+    )
+    assert results["shape"] == list(shape)
+
+
+def test_the_operations_to_log_are_those_of_the_config(full: Full) -> None:
+    logs = build(full(log_ops=["train/more_op"])).own_hooks[0]
+    assert [hook.log_ops for hook in logs.hooks] == [["more_op"]]  # type: ignore[attr-defined]
 
 
 # ---- the examples --------------------------------------------------------------------------------

@@ -231,15 +231,23 @@ def test_classes_are_found_in_either_spelling(model: dict[str, str]) -> None:
     assert build(config).model.get_layer("hidden").units == 7
 
 
-def test_names_of_edflow_lead_to_their_homes() -> None:
+def test_names_of_edflow_lead_to_their_homes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from engine.hooks import Hook
     from engine.iterators import DatasetMixin, TFBaseTrainer
+    from engine.iterators.build import NoModel
 
     assert resolve("edflow.iterators.tf_trainer.TFBaseTrainer", "iterator") is TFBaseTrainer
     assert resolve("edflow.data.dataset_mixin:DatasetMixin", "dataset") is DatasetMixin
     assert resolve("edflow.hooks.hook.Hook", "hooks") is Hook
+    assert resolve("edflow.util.NoModel", "model") is NoModel
     with pytest.raises(UsageError, match="there is no module"):
         resolve("edflow.nowhere.Nothing", "hooks")
+    (tmp_path / "of_edflow.py").write_text("from edflow.hooks.hook import Hook\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=r"No module named 'edflow'; import .* from engine\.itera"):
+        resolve("of_edflow.Anything", "hooks")
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ class Checkpoint:
         self._note_files = note_files
         self._inode = inode_of(folder)
         self._last: Snapshot | None = None  # of those that were committed
-        self._found: Path | None = None
+        self.found: Path | None = None  # the checkpoint that was read
         self._workers = Workers(self.model.distribute_strategy if self.model else None)
 
     def prepare(self) -> None:
@@ -133,6 +133,13 @@ class Checkpoint:
                 self._layout.unreadable,
             )
 
+    def prepare_for(self, groups: Sequence[str], make: Callable[[], Any]) -> None:
+        """Prepare to restore groups of variables; those that are not there yet, `make` makes."""
+        self.prepare()
+        if not self.fits(groups):
+            make()
+            self.prepare()
+
     def prepare_again(self) -> None:
         """Find all variables again, and prepare for those that were not there before."""
         now: Any = self._variables().get("others", {})
@@ -143,7 +150,7 @@ class Checkpoint:
     @property
     def digest(self) -> str:
         """That of the checkpoint which was read, or ""."""
-        return digest_of(self._found)
+        return digest_of(self.found)
 
     def snapshot(
         self, state: Mapping[str, Any], files: Mapping[str, int] | None = None
@@ -249,12 +256,12 @@ class Checkpoint:
         are commits, and none of them is good, or another worker does not find the chief's.
         """
         if self._workers.is_chief:
-            self._found = latest_good(self.folder)
+            self.found = latest_good(self.folder)
         candidates = [self.folder / LATEST, self.folder / PREVIOUS]
-        self._found = self._same_as_chief(self._found, candidates)
-        if self._found is None:
+        self.found = self._same_as_chief(self.found, candidates)
+        if self.found is None:
             return None
-        state = read_state(self._found)
+        state = read_state(self.found)
         self._history.follow(state["history"])
         if not self._workers.is_chief:
             return state
@@ -267,7 +274,7 @@ class Checkpoint:
     def read_other(self, path: Path) -> dict[str, Any]:
         """Return the state of another run's commit, for `restore` to go on from; see `verify`."""
         verify(path)
-        self._found = self._same_as_chief(path, [path])
+        self.found = self._same_as_chief(path, [path])
         return read_state(path)
 
     def _same_as_chief(self, path: Path | None, candidates: Sequence[Path]) -> Path | None:
@@ -295,7 +302,7 @@ class Checkpoint:
         `state` is that of the commit that was read, `best_epoch` the best by the monitor of this
         run: if its commit is gone, there is no best commit until an epoch is better.
         """
-        path = self._found
+        path = self.found
         assert path is not None
         if not self._workers.is_chief:
             return
@@ -320,7 +327,7 @@ class Checkpoint:
 
     def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
         """Assign groups of variables of the commit that was read; ValueError if they are others."""
-        path = self._found
+        path = self.found
         assert path is not None
         with h5py.File(path, "r") as file:
             for group in groups:
@@ -340,14 +347,14 @@ class Checkpoint:
 
     def fits(self, groups: Sequence[str]) -> bool:
         """Whether there is nothing to restore, or every variable that `restore` asks for."""
-        if self._found is None or "optimizer" not in groups:
+        if self.found is None:
             return True
-        with h5py.File(self._found, "r") as file:
+        with h5py.File(self.found, "r") as file:
             return all(saved_variables(file, g).keys() == self._groups[g].keys() for g in groups)
 
     def require_fit(self, groups: Sequence[str]) -> None:
         """Raise a ValueError, naming what is not the same, if `restore` would not succeed."""
-        path = self._found
+        path = self.found
         assert path is not None
         with h5py.File(path, "r") as file:
             for group in groups:

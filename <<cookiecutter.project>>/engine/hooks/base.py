@@ -7,7 +7,7 @@ its own returns it from `get_state`; it is saved in each checkpoint, and given b
 import inspect
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -256,9 +256,11 @@ class IntervalHook(Hook):
 
     These are `start` and every `interval`-th step from there on. With `max_interval` the interval
     doubles each time until it is that, and the next step is the next multiple of it: 1 and 1000
-    give 0, 2, 4, 8, …, 512, 1000, 2000, …. They depend on nothing else, so a resumed run finds them
-    again without a state. From `stop` on, hooks act no more. A `next_step` of their own makes them
-    act more seldom. Raises ValueError if a number is out of range.
+    give 0, 2, 4, 8, …, 512, 1000, 2000, …. With `modify_each` it doubles after so many times only,
+    and without end if there is no `max_interval`. The steps depend on nothing else, so a resumed
+    run finds them again without a state. From `stop` on, hooks act no more. A `next_step` of their
+    own makes them act more seldom. Steps are the run's: `get_step`, if it is given, has to be an
+    iterator's `get_global_step`. Raises ValueError if it is another, or a number is out of range.
     """
 
     def __init__(
@@ -267,23 +269,33 @@ class IntervalHook(Hook):
         interval: int,
         start: int = 0,
         stop: int | None = None,
+        *,  # EDflow's order of what follows is another
         max_interval: int | None = None,
+        modify_each: float | None = None,
+        get_step: Callable[[], int] | None = None,
     ) -> None:
+        if get_step is not None and getattr(get_step, "__name__", "") != "get_global_step":
+            raise ValueError("get_step is not an iterator's get_global_step; leave it out")
         self.hooks = list(hooks)
         self.interval, self.start, self.stop = interval, start, stop
-        self.max_interval = interval if max_interval is None else max_interval
-        require_at_least(1, interval=interval, max_interval=self.max_interval)
+        if max_interval is None:
+            max_interval = interval if modify_each is None else sys.maxsize
+        self.max_interval = max_interval
+        # EDflow writes float("inf") for never.
+        self.modify_each = 1 if modify_each is None else int(min(modify_each, sys.maxsize))
+        require_at_least(1, interval=interval, max_interval=max_interval)
+        require_at_least(1, modify_each=self.modify_each)
         require_at_least(0, start=start)
 
     def next_step(self, global_step: int) -> int:
         due, interval = self.start, self.interval
-        while due < global_step:
-            if interval == self.max_interval:  # from here on, all multiples of it
-                missing = global_step - self.start
-            else:
-                interval = min(2 * interval, self.max_interval)
-                missing = due + 1 - self.start
-            due = self.start + -(-missing // interval) * interval
+        while interval != self.max_interval:
+            last = due + (self.modify_each - 1) * interval  # before the interval doubles
+            if global_step <= last:
+                break
+            interval = min(2 * interval, self.max_interval)
+            due = self.start + ((last - self.start) // interval + 1) * interval
+        due += max(-(-(global_step - due) // interval), 0) * interval
         return due + 1 if self.stop is None or due < self.stop else sys.maxsize
 
     def get_state(self) -> dict[str, Any]:

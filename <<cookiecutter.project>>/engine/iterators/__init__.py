@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from engine import lazy
 
 if TYPE_CHECKING:
-    from engine.iterators import evaluation
+    from engine.iterators import edflow, evaluation, outputs
     from engine.iterators.base import PyHookedModelIterator, TemplateIterator, TFHookedModelIterator
     from engine.iterators.build import build_iterator
     from engine.iterators.datasets import DatasetMixin
-    from engine.iterators.outputs import StoredOutputs, run_callbacks
+    from engine.iterators.outputs import StoredOutputs, callbacks_of, run_callbacks
     from engine.iterators.ranges import check_ranges_of_iterator, splits_of
     from engine.iterators.torch_iterator import TorchHookedModelIterator
     from engine.iterators.trainers import (

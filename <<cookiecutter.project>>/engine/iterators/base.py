@@ -13,6 +13,7 @@ import tempfile
 from abc import abstractmethod
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from engine import keras_private
 from engine.batches import BatchSource, random_generator
 from engine.checkpoints import require_inside
 from engine.hooks import Hook, give_addresses
+from engine.iterators import edflow
 from engine.iterators.datasets import make_examples, stack
 from engine.iterators.steps import IteratorSteps, IteratorValidation
 from engine.training import KEEPERS, VARIABLES, handles_of, walk
@@ -31,6 +33,8 @@ from engine.trees import call_leaves, leaves, map_leaves
 
 FIXED_EXAMPLES_STREAM = 4
 Feeds = Mapping[str, Any]
+# No attribute of the iterator: what hangs on it is searched for states.
+_loop: ContextVar[Callable[[], Any]] = ContextVar("loop")
 
 
 class NoOutputsError(TypeError):
@@ -56,8 +60,9 @@ class PyHookedModelIterator:
         hook_freq: int = 1,
         num_epochs: int = 1,
         hooks: Sequence[Hook] = (),
-        **_: Any,
+        **others: Any,
     ) -> None:
+        edflow.check_arguments(self, others)
         self.config = config
         self.model = model  # what the config's `model` has made
         self.datasets = dict(datasets)  # by split, "train" and perhaps "validation"
@@ -68,7 +73,13 @@ class PyHookedModelIterator:
         self.logger = logging.getLogger(type(self).__name__)
         give_addresses(self, Path(root))
         self.set_position(0, 0, 0)
+        self._has_begun = False
         self._fixed_examples: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # that of the split, unless a subclass has set another
+            return self.datasets.get(self._split)
+        raise edflow.missing(self, name)
 
     # ---- what a subclass gives ------------------------------------------------------------------
 
@@ -121,7 +132,7 @@ class PyHookedModelIterator:
         """Return "train", or the split that is validated or evaluated."""
         return self._split
 
-    def get_fixed_examples(self, split: str) -> dict[str, Any]:
+    def get_fixed_examples(self, split: str = "train") -> dict[str, Any]:
         """Return the examples at `fixed_example_indices(split)`, stacked as a batch is."""
         if split not in self._fixed_examples:
             indices = self.fixed_example_indices(split)
@@ -134,7 +145,7 @@ class PyHookedModelIterator:
         """
         if split not in self.datasets:
             splits = ", ".join(self.datasets)
-            raise ValueError(f"fixed_example_indices has {split!r}; the splits are {splits}")
+            raise ValueError(f"there is no split {split!r}; the splits are {splits}")
         length = len(self.datasets[split])
         given = (self.config.get("fixed_example_indices") or {}).get(split)
         if given is None:
@@ -151,7 +162,22 @@ class PyHookedModelIterator:
     # ---- what the loop does with it -------------------------------------------------------------
 
     def initialize(self, checkpoint_path: str | None = None) -> None:
-        """Called once before the first step."""
+        """Called once before the first step, with the checkpoint that is restored after it."""
+
+    def begin(self, checkpoint_path: str | None = None) -> None:
+        """Have it initialized, once."""
+        if not self._has_begun:
+            self._has_begun = True
+            self.initialize(checkpoint_path)
+
+    def iterate(self, batches: BatchSource) -> None:
+        """Do what is left of the training, on these batches; a subclass may do more around it."""
+        _loop.get()()
+
+    def iterate_by(self, loop: Callable[[], Any], batches: BatchSource) -> None:
+        """Have `iterate` call the training loop."""
+        _loop.set(loop)
+        self.iterate(batches)
 
     def run(self, fetches: Mapping[str, Any], feed_dict: Feeds) -> Any:
         """Call every function in `fetches` with the feeds; return results of the same shape."""

@@ -1,5 +1,7 @@
 """Builds datasets, model and iterator from a config with an `iterator`, which is EDflow's form."""
 
+import inspect
+import logging
 import sys
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -8,11 +10,15 @@ from typing import Any
 from engine.building import callbacks_of, refusals_named
 from engine.experiment import Experiment
 from engine.hooks import Hook, IntervalHook, KeepCheckpoints, LoggingHook
-from engine.iterators.base import PyHookedModelIterator
+from engine.iterators import edflow, evaluation, outputs
+from engine.iterators.base import PyHookedModelIterator, TemplateIterator
 from engine.iterators.datasets import ExampleBatches
 from engine.iterators.ranges import splits_of
+from engine.iterators.trainers import TFBaseTrainer
 from engine.training import guard
 from vegab import UsageError, resolve
+
+log = logging.getLogger(__name__)
 
 
 class NoModel:
@@ -42,9 +48,13 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
                 num_epochs=config["num_epochs"] or 0,
                 hooks=[],
             )
+            edflow.check_definitions(iterator, isinstance(iterator, TFBaseTrainer))
     with refusals_named(config, "fixed_example_indices"):
         for split in config["fixed_example_indices"]:
-            iterator.fixed_example_indices(split)
+            if split in datasets:
+                iterator.fixed_example_indices(split)
+            else:
+                log.warning("fixed_example_indices has %s, which is no split of datasets", split)
     splits = make_splits(config, datasets)
     with refusals_named(config, splits_of(config)["train"][0]):
         first = splits.train.batch(0, 0)
@@ -57,7 +67,7 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
         monitor=config["monitor"],
         callbacks=callbacks_of(config),
         iterator=iterator,
-        own_hooks=of_iterators(config),
+        own_hooks=of_iterators(config, iterator, splits.valid),
     )
 
 
@@ -92,6 +102,12 @@ def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
         raise UsageError(
             f"iterator: {name} is not an iterator; inherit from one in engine/iterators/base.py"
         )
+    own = inspect.unwrap(kind.iterate)
+    if own is not PyHookedModelIterator.iterate and "iterate" not in own.__code__.co_names:
+        raise UsageError(
+            f"iterator: {name} has a loop of its own in iterate; call super().iterate(batches) "
+            "there, which trains, or leave iterate out and say in step_ops what a step does"
+        )
     for method in dir(kind):
         if getattr(getattr(kind, method, None), "__isabstractmethod__", False):
             raise UsageError(
@@ -117,13 +133,17 @@ def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> Simpl
     )
 
 
-def of_iterators(config: Mapping[str, Any]) -> list[Hook]:
-    """Return the hooks that a config with an iterator asks for by its keys."""
-    logs = LoggingHook(tensorboard=config["tensorboard"])
+def of_iterators(config: Mapping[str, Any], iterator: Any, valid: Any) -> list[Hook]:
+    """Return the hooks of a config with an iterator: by its keys, and to evaluate after epochs."""
+    ops = {"log_ops": config["log_ops"]} if config.get("log_ops") else {}
+    logs = LoggingHook(**ops, tensorboard=config["tensorboard"])
     hooks: list[Hook] = [
         IntervalHook([logs], config["start_log_freq"], max_interval=config["log_freq"])
     ]
     if every := config["ckpt_freq"]:
         monitor = config["monitor"], config["monitor_mode"]
         hooks.append(KeepCheckpoints(every, config["ckpt_keep"], *monitor))
+    if isinstance(iterator, TemplateIterator) and valid is not None:  # as EDflow's
+        callbacks = outputs.callbacks_of(config, iterator, iterator.model)
+        hooks.append(evaluation.EvaluateEpochs(config, valid, *callbacks))
     return hooks

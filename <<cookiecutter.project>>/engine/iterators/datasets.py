@@ -24,13 +24,20 @@ Example = dict[str, Any]
 # Next to the streams of `engine.batches`; no two streams overlap.
 EXAMPLE_STREAM = 2
 NO_INDEX = 2**63 - 1
-_generator_in_hand: ContextVar[np.random.Generator | None] = ContextVar("generator", default=None)
+_generator_in_hand: ContextVar["ExampleGenerator | None"] = ContextVar("generator", default=None)
 
 
-def example_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+class ExampleGenerator(np.random.Generator):
+    """NumPy's generator, which has the methods of `numpy.random.RandomState` besides its own."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np.random.RandomState(self.bit_generator), name)
+
+
+def example_generator(seed: int, epoch: int, index: int) -> ExampleGenerator:
     """Return a generator that depends on nothing but its arguments; no two of them overlap."""
     philox = np.random.Philox(key=[seed, epoch], counter=[0, 0, index, EXAMPLE_STREAM])
-    return np.random.Generator(philox)
+    return ExampleGenerator(philox)
 
 
 class DatasetMixin:
@@ -65,7 +72,7 @@ class DatasetMixin:
         return dict(data.labels) if isinstance(data, DatasetMixin) else {}
 
     @property
-    def prng(self) -> np.random.Generator:
+    def prng(self) -> ExampleGenerator:
         """Generator of the example in hand, shared by all the datasets that have a part in it.
 
         In a batch it is a function of seed, epoch and index; for `dataset[index]` it is that of
@@ -97,7 +104,7 @@ class DatasetMixin:
                 raise TypeError(f"{kind} gave a {given} as an example; expected a dict")
             example = _load(example) | {"index_": index}
             if self.append_labels:
-                example["labels_"] = _labels_at(self, index)
+                example["labels_"] = _labels_at(self.labels, index)
             return example
         finally:
             _generator_in_hand.reset(token)
@@ -188,7 +195,7 @@ class CsvDataset(DatasetMixin):
         return self._num_rows
 
     def get_example(self, index: int) -> Example:
-        return _labels_at(self, index)
+        return _labels_at(self.labels, index)
 
 
 class LabelDataset(DatasetMixin):
@@ -198,7 +205,7 @@ class LabelDataset(DatasetMixin):
         self.data = data
 
     def get_example(self, index: int) -> Example:
-        return _labels_at(self, index)
+        return _labels_at(self.labels, index)
 
 
 class ExtraLabelsDataset(DatasetMixin):
@@ -377,8 +384,11 @@ def _load(value: Any) -> Any:
     return _load(value()) if callable(value) else value
 
 
-def _labels_at(dataset: DatasetMixin, index: int) -> Example:
-    return {key: values[index] for key, values in dataset.labels.items()}
+def _labels_at(labels: Mapping[str, Any], index: int) -> Example:
+    return {
+        key: _labels_at(values, index) if isinstance(values, Mapping) else values[index]
+        for key, values in labels.items()
+    }
 
 
 def _as_array(column: Any) -> Array:

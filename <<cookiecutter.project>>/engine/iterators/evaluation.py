@@ -28,10 +28,18 @@ from tqdm import tqdm
 
 from engine import checkpoints
 from engine.experiment import Experiment
+from engine.hooks import Hook
 from engine.iterators.base import NoOutputsError
 from engine.iterators.datasets import ExampleBatches
-from engine.iterators.outputs import META, OutputWriter, yaml_of_outputs
-from engine.iterators.steps import sow
+from engine.iterators.outputs import (
+    META,
+    OutputWriter,
+    clean,
+    own_callbacks,
+    run_callbacks,
+    yaml_of_outputs,
+)
+from engine.iterators.steps import sow, undone
 from engine.training import Guard
 from vegab.files import CONFIG, link, read_json, replacing_folder
 from vegab.files import META as RUN_META
@@ -59,30 +67,78 @@ def evaluate_split(
     dataset, size = iterator.datasets[split], config["test_batch_size"] or config["batch_size"]
     num_workers = config["n_data_processes"]
     batches = ExampleBatches(dataset, size, config["seed"], False, num_workers)
-    with contextlib.closing(batches), replacing_folder(output) as partial:
+    with contextlib.closing(batches):
         iterator.set_position(0, 0, 0, split)
         state = restore(iterator, checkpoint, batches.batch(0, 0))
+        iterator.set_position(state["global_step"], state["epoch"], 0, split)
+        return store_outputs(iterator, config, batches, output, checkpoint.name)
+
+
+def store_outputs(
+    iterator: Any, config: Mapping[str, Any], batches: Any, output: Path, checkpoint: str
+) -> dict[str, Any]:
+    """Store what an iterator makes of the split where it stands; see `evaluate_split`."""
+    global_step, epoch = iterator.get_global_step(), iterator.get_epoch_step()
+    dataset, split = batches.dataset, iterator.get_split()
+    with replacing_folder(output) as partial:
         writer = OutputWriter(partial)
         for step in tqdm(range(len(batches)), desc=split, unit="batch", leave=False, disable=None):
             batch = batches.batch(0, step)
-            iterator.set_position(state["global_step"], state["epoch"], step, split)
+            iterator.set_position(global_step, epoch, step, split)
             sow(config["seed"], step)
             size = min(batches.batch_size, len(dataset) - writer.num_examples)
             writer.add(_evaluate(iterator, batch), size)
         writer.add_labels(getattr(dataset, "labels", None) or {})
         name = f"{type(iterator).__module__}:{type(iterator).__name__}"
+        callbacks = own_callbacks(iterator, iterator.model) | config["eval_callbacks"]
         meta = {
             "description": f"what {name} made of each example of the split {split}",
             "split": split,
-            "checkpoint": checkpoint.name,
-            "global_step": state["global_step"],
+            "checkpoint": checkpoint,
+            "global_step": global_step,
             "num_examples": len(dataset),
             **writer.finish(),
-            "config": dict(config),
+            "config": dict(config) | {"eval_callbacks": callbacks},
         }
         with open(partial / META, "w", encoding="utf-8") as file:
             yaml_of_outputs().dump(meta, file)
     return meta
+
+
+class EvaluateEpochs(Hook):
+    """Stores what `eval_op` makes of the validation split after each epoch, if there is one, and
+    calls the callbacks; what they return is kept of every epoch, the outputs of the latest.
+
+    It is in `test_mode`, and leaves variables as they were.
+    """
+
+    only_tells = True
+
+    def __init__(self, config: Mapping[str, Any], batches: Any, *callbacks: Any) -> None:
+        self._config, self._batches, self._callbacks = config, batches, callbacks
+
+    def after_epoch(self, epoch: int) -> None:
+        if self._batches is None:
+            return
+        iterator, step = self.run.iterator, self.run.global_step
+        before = iterator.get_global_step(), iterator.get_epoch_step(), iterator.get_batch_step()
+        output = Path(self.eval, f"epoch-{step}")
+        is_test, iterator.test_mode = iterator.test_mode, True
+        try:
+            with undone(iterator):
+                iterator.set_position(step, epoch, 0, "validation")
+                store_outputs(iterator, self._config, self._batches, output, f"epoch {epoch + 1}")
+        except NoOutputsError:
+            self._batches = None  # nor will there be any after another epoch
+            return
+        finally:
+            iterator.test_mode = is_test
+            iterator.set_position(*before)
+        for earlier in Path(self.eval).glob("epoch-*"):
+            if earlier != output:
+                clean(earlier)
+        data_in = iterator.datasets["validation"]
+        run_callbacks(output, data_in, self._config, *self._callbacks)
 
 
 def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,12 +151,8 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
     checkpoint = checkpoints.Checkpoint(path.parent, iterator.model, iterator.variables)
     try:
         state = checkpoint.read_other(path)
-        checkpoint.prepare()
-        try:
-            checkpoint.require_fit(checkpoints.RESTORE_WEIGHTS)
-        except REFUSALS:
-            _evaluate(iterator, batch)
-            checkpoint.prepare()
+        iterator.begin(str(path))
+        checkpoint.prepare_for(checkpoints.RESTORE_WEIGHTS, lambda: _evaluate(iterator, batch))
         _restore(checkpoint, iterator, path, state)
     except REFUSALS as error:
         reason = " ".join(str(error).replace(str(path), path.name).split())

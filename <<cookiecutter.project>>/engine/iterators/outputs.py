@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -15,6 +16,8 @@ from ruamel.yaml import YAML
 
 from engine.iterators.datasets import Array, DatasetMixin, Example
 from engine.trees import by_path, leaves
+from vegab import UsageError, resolve
+from vegab.config import merge
 from vegab.files import write_json
 
 log = logging.getLogger(__name__)
@@ -176,6 +179,8 @@ class StoredOutputs(DatasetMixin):
     FileNotFoundError if the folder has no outputs.
     """
 
+    append_labels = True  # an example has its labels under "labels_"
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         text = (self.folder / META).read_text(encoding="utf-8")
@@ -244,7 +249,60 @@ def run_callbacks(
             # JSON knows no NaN.
             kept[name] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
             write_json(path, kept)
+    if (config.get("eval_hook") or {}).get("clean_after_callbacks"):
+        clean(output)
     return returned
+
+
+def callbacks_of(
+    config: Mapping[str, Any], *owners: Any
+) -> tuple[dict[str, Callback], dict[str, Any]]:
+    """Import the callbacks of a config, and return them and their arguments by name.
+
+    EDflow's places for them count as well: `eval_hook` and `eval_pipeline`, and `callbacks` of the
+    owners, which are iterator and model. Raises UsageError if a name leads nowhere.
+    """
+    hook, pipeline = config.get("eval_hook") or {}, config.get("eval_pipeline") or {}
+    callbacks: dict[str, Any] = {}
+    for key, paths in (
+        ("callbacks", own_callbacks(*owners)),
+        ("eval_hook.eval_callbacks", hook.get("eval_callbacks")),
+        ("eval_pipeline.callbacks", pipeline.get("callbacks")),
+        ("eval_callbacks", config["eval_callbacks"]),
+    ):
+        for name, path in ({"cb": paths} if isinstance(paths, str) else paths or {}).items():
+            callbacks[name] = resolve(path, f"{key}.{name}") if path else None
+    arguments = merge(pipeline.get("callback_kwargs") or {}, config["callback_kwargs"])
+    if unknown := arguments.keys() - callbacks.keys():
+        raise UsageError(
+            f"callback_kwargs.{min(unknown)} is for no callback; eval_callbacks has "
+            f"{', '.join(callbacks) or 'none'}"
+        )
+    return {name: callback for name, callback in callbacks.items() if callback}, arguments
+
+
+def own_callbacks(*owners: Any) -> dict[str, str]:
+    """Return the import paths of what iterator and model have in `callbacks`, where EDflow's are
+    under "eval_op".
+    """
+    found: dict[str, Any] = {}
+    for owner in owners:
+        given = getattr(owner, "callbacks", None)
+        found |= given.get("eval_op", given) if isinstance(given, Mapping) else {}
+    for name, each in found.items():
+        if not isinstance(each, str):  # what has no path is refused where it is imported
+            parts = (getattr(each, part, "") for part in ("__module__", "__qualname__"))
+            found[name] = ".".join(parts)
+    return found
+
+
+def clean(output: Path) -> None:
+    """Remove all from a folder of outputs but what callbacks have returned."""
+    for name in (OUTPUTS, LABELS):
+        shutil.rmtree(output / name, ignore_errors=True)
+    (output / META).unlink(missing_ok=True)
+    if not any(output.iterdir()):
+        output.rmdir()
 
 
 def _numbers(result: Mapping[str, Any]) -> dict[str, float]:

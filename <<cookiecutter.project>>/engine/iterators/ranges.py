@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.building import require_at_least_one
+from engine.iterators.edflow import check_keys
 from vegab import UsageError
 
 
 def check_ranges_of_iterator(config: Mapping[str, Any]) -> None:
     """See `check_ranges`."""
+    check_keys(config)
     keys = ("batch_size", "hook_freq", "log_freq", "start_log_freq", "ckpt_keep")
     given = ("num_steps", "num_epochs", "test_batch_size", "ckpt_freq", "max_batches_per_epoch")
     require_at_least_one(config, *keys, *(key for key in given if config[key] is not None))

@@ -1,13 +1,16 @@
 """Runs an iterator for the training loop: one step at a time, and its validation."""
 
+import contextlib
+import itertools
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from engine import keras_private
 from engine.batches import BatchSource, random_generator
@@ -36,8 +39,9 @@ class IteratorSteps:
         self._make(self.source.batch(0, 0))
 
     def dry_run(self) -> None:
-        """Make the variables that come into being with a step; what it changes is restored."""
-        self.run(0, 0, 1, 1)
+        """Make the variables that come into being with a step; what it assigns is undone."""
+        with undone(self.iterator):
+            self.run(0, 0, 1, 1)
 
     def begin_epoch(self, epoch: int) -> None:
         """Start the metrics of an epoch."""
@@ -98,7 +102,7 @@ class IteratorSteps:
     def _make(self, batch: Mapping[str, Any]) -> None:
         if not self._made:
             self._made = True
-            self.iterator.initialize()
+            self.iterator.begin()
             self.iterator.make_variables(batch)
 
 
@@ -138,6 +142,36 @@ class IteratorValidation:
         logs = {name: total / num_examples for name, total in sums.items()}
         callbacks.on_test_end(logs)
         return logs
+
+
+@contextlib.contextmanager
+def undone(iterator: Any) -> Iterator[None]:
+    """Let variables keep their values, those that are made in the block their first ones, and
+    TensorFlow's eager operations draw what they would have drawn.
+    """
+    eager = keras_private.eager_generator()
+    state = eager.getstate()
+    eager.seed(eager.getrandbits(64))  # an operation that draws with one seed again goes on with it
+    model = iterator.model
+    weights = model.weights if isinstance(model, keras.Model) else []
+    variables = [*weights, *itertools.chain(*iterator.variables().values())]
+    values = [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+    def make(next_creator: Callable[..., Any], **arguments: Any) -> Any:
+        variable, first = next_creator(**arguments), arguments["initial_value"]
+        if tf.executing_eagerly():
+            first = variable
+        with tf.init_scope():  # within a trace it has no value yet
+            values.append((variable, np.array(first() if callable(first) else first)))
+        return variable
+
+    try:
+        with tf.variable_creator_scope(make):
+            yield
+    finally:
+        for variable, value in values:
+            variable.assign(value)
+        eager.setstate(state)
 
 
 def sow(seed: int, step: int) -> None:

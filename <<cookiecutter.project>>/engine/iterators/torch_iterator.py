@@ -14,10 +14,16 @@ class TorchHookedModelIterator(PyHookedModelIterator):
     """For PyTorch: the functions of `step_ops` are given tensors, what they return becomes arrays.
 
     Arrays of 4 dimensions go from (batch, height, width, channels) to (batch, channels, height,
-    width) and back, those of 3 get a channel. Needs PyTorch (`pip install torch`).
+    width) and back, those of 3 get a channel, unless not `transform`. Needs PyTorch (`pip install
+    torch`).
     """
 
-    transform = True  # the order of dimensions
+    transform = True
+
+    def __init__(self, *args: Any, transform: bool | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if transform is not None:
+            self.transform = transform
 
     def run(self, fetches: Mapping[str, Any], feed_dict: Feeds) -> Any:
         """Call the functions with tensors; return arrays."""

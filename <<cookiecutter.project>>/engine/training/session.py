@@ -269,6 +269,8 @@ class Session:
                 if work.may_be_outdated:
                     work.steps.forget()
                 if work.iterator is None or not self._is_new:
+                    if work.iterator is not None:
+                        work.iterator.begin(str(checkpoint.found))
                     work.steps.compile()
                     self._checkpoint.prepare()
                 others = self._state.get("others", {})
