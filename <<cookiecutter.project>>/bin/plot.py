@@ -10,15 +10,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from engine.runs import curves, results
+from engine.runs import curves, results, selection
 from vegab.command_line import argh  # which tells what to do where it is not installed
 
 COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
+NAMES = "what the legend tells of each curve, as a,b,c; without it, the settings that differ"
+BEST = f"{selection.BEST}; seeds of the same count as one"
 SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn underneath"
 OUTPUT = ".png, .pdf or .svg; without it, METRIC.png here; FILE.json, beside it, names the runs"
 
 
-@argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
+@argh.arg("patterns", nargs="*", metavar="PATTERN", help=results.PATTERNS)
+@argh.arg("--where", metavar="FILTER", help=selection.WHERE)
+@argh.arg("--columns", metavar="NAMES", help=NAMES)
+@argh.arg("--best", metavar="N", help=BEST)
 @argh.arg("--metric", action="append", metavar="NAME", help=COLUMN)
 @argh.arg("--x", choices=("epoch", "step"), help="what goes to the right")
 @argh.arg("--log_x", help="a logarithmic axis to the right")
@@ -27,6 +32,9 @@ OUTPUT = ".png, .pdf or .svg; without it, METRIC.png here; FILE.json, beside it,
 @argh.arg("-o", "--output", metavar="FILE", help=OUTPUT)
 def plot(
     *patterns: str,
+    where: str = "",
+    columns: str = "",
+    best: int = 0,
     metric: Sequence[str] | None = None,
     x: str = "epoch",
     log_x: bool = False,
@@ -39,7 +47,8 @@ def plot(
         raise vegab.UsageError(f"--smooth={smooth:g} is no weight from 0 to below 1, such as 0.6")
     if output:
         results.require_writable(output, *curves.FORMATS)
-    records, without_run = results.runs_matching(patterns)
+    first = metric[0] if metric else None
+    records, without_run = selection.chosen(patterns, where, best, first, by_group=True)
     drawn, problems = curves.curves_of(records, metric or [], x, log_y)
     name = ", ".join(drawn)
     if not output:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.pictures import new_figure
-from engine.runs import comparison, results
+from engine.runs import results, selection
 from engine.runs.results import RunRecord
 from vegab import UsageError
 from vegab.execution import printable
@@ -58,7 +58,7 @@ def curves_of(
 
     histories, problems = _histories(records)
     columns = {key for rows in histories.values() for row in rows for key in row}
-    comparison.metrics_of(records, [metric for metric in asked if metric not in columns])
+    selection.metrics_of(records, [metric for metric in asked if metric not in columns])
     metrics = list(dict.fromkeys(asked or [r.monitor for r in records if r.monitor]))
     if not metrics:
         raise UsageError(
