@@ -28,6 +28,7 @@ OUTPUT = ".png, .pdf or .svg; without it, METRIC.png here; FILE.json, beside it,
 @argh.arg("--x", choices=("epoch", "step"), help="what goes to the right")
 @argh.arg("--log_x", help="a logarithmic axis to the right")
 @argh.arg("--log_y", help="a logarithmic axis upwards; values of 0 and less leave gaps")
+@argh.arg("--linear_y", help="a linear one, also where the greatest is over 100 times the least")
 @argh.arg("--smooth", metavar="WEIGHT", help=SMOOTH)
 @argh.arg("-o", "--output", metavar="FILE", help=OUTPUT)
 def plot(
@@ -39,6 +40,7 @@ def plot(
     x: str = "epoch",
     log_x: bool = False,
     log_y: bool = False,
+    linear_y: bool = False,
     smooth: float = 0.0,
     output: str = "",
 ) -> None:
@@ -54,7 +56,9 @@ def plot(
     if not output:
         output = "".join("_" if c in '/\\:*?"<>|\0' else c for c in "-".join(drawn)) + ".png"
         results.require_writable(output)
-    figure = curves.draw(drawn, records, x, log_x, log_y, smooth)
+    scale = False if linear_y else log_y or None
+    names = selection.columns_in(columns)
+    figure = curves.draw(drawn, records, x, log_x, scale, smooth, names)
     shown = {path for some in drawn.values() for path in some}
     provenance = results.provenance_of([record for record in records if record.path in shown])
     picture = curves.content_of(figure, Path(output).suffix.lower(), name, provenance)

@@ -111,7 +111,7 @@ def for_paper(
     across = sorted({place for line in cells.values() for place in line}, key=_order)
     columns = list(rows)
     for place in across:
-        of_value = [f"{by}={_text(place)}"] if by else []
+        of_value = [f"{by}={text_of(place)}"] if by else []
         columns += [", ".join([m] * (len(metrics) > 1 or not by) + of_value) for m in metrics]
     body = []
     for key in sorted(cells, key=lambda values: [*map(_order, values)]):
@@ -299,7 +299,8 @@ def _value(cell: Any) -> Any:
     return cell.value if isinstance(cell, Cell) else cell
 
 
-def _text(cell: Any) -> str:
+def text_of(cell: Any) -> str:
+    """Return a cell as a table shows it."""
     if isinstance(cell, Cell):
         return cell.text
     return "" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell)
@@ -312,7 +313,7 @@ def _shown(
 
     def shown(cell: Any) -> str:
         if not isinstance(cell, Mean):
-            return escape(_text(cell))
+            return escape(text_of(cell))
         text = escape(mean_and_spread(cell, has_number=table.num_runs is None))
         return bold.format(text) if cell.is_best else text
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.checkpoints import rows_in
 from vegab import UsageError, files
-from vegab.config import did_you_mean, flatten, show
+from vegab.config import did_you_mean, flatten
 from vegab.execution import say
 from vegab.files import CONFIG, LOCK, META, write_atomically
 from vegab.provenance import git_words
@@ -443,14 +443,6 @@ def groups_of(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
         same = json.dumps(sorted((k, _text(v)) for k, v in settings if not is_repetition(k)))
         groups.setdefault(same if record.config else record.path, []).append(record)
     return list(groups.values())
-
-
-def labels_of(records: Sequence[RunRecord], repetitions: bool = True) -> list[str]:
-    """Return what differs, for each run: "n_filters=8, seed=1"; its path where nothing does."""
-    keys = differing_settings(records, repetitions)
-    every = [(record.path, record.settings) for record in records]
-    told = [(path, [f"{k}={show(own[k])}" for k in keys if k in own]) for path, own in every]
-    return [", ".join(parts) or path for path, parts in told]
 
 
 def _text(value: Any) -> str:

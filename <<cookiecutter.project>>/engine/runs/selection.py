@@ -102,7 +102,7 @@ def known_to(records: Iterable[RunRecord]) -> dict[str, Getter]:
         known.setdefault(metric, _of_metric(metric, 0))
         known |= {f"{metric} best": _of_metric(metric, 0), f"{metric} last": _of_metric(metric, 2)}
     for key in dict.fromkeys(key for record in records for key in record.settings):
-        known[f"config.{key}" if key in known else key] = _of_setting(key)
+        known[f"config.{key}" if key in known else key] = of_setting(key)
     return known
 
 
@@ -110,7 +110,9 @@ def _of_metric(metric: str, place: int) -> Getter:
     return lambda record: record.metrics[metric][place] if metric in record.metrics else None
 
 
-def _of_setting(key: str) -> Getter:
+def of_setting(key: str) -> Getter:
+    """Return what gets a setting of a dotted key."""
+
     def get(record: RunRecord) -> Cell | None:
         if key not in record.settings:
             return None
