@@ -14,16 +14,11 @@ from engine.runs import curves, results, selection
 from vegab.command_line import argh  # which tells what to do where it is not installed
 
 COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
-NAMES = "what the legend tells of each curve, as a,b,c; without it, the settings that differ"
-BEST = f"{selection.BEST}; seeds of the same count as one"
 SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn underneath"
 OUTPUT = ".png, .pdf or .svg; without it, METRIC.png here; FILE.json, beside it, names the runs"
 
 
-@argh.arg("patterns", nargs="*", metavar="PATTERN", help=results.PATTERNS)
-@argh.arg("--where", metavar="FILTER", help=selection.WHERE)
-@argh.arg("--columns", metavar="NAMES", help=NAMES)
-@argh.arg("--best", metavar="N", help=BEST)
+@selection.selects
 @argh.arg("--metric", action="append", metavar="NAME", help=COLUMN)
 @argh.arg("--x", choices=("epoch", "step"), help="what goes to the right")
 @argh.arg("--log_x", help="a logarithmic axis to the right")

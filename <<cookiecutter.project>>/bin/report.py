@@ -15,10 +15,7 @@ from engine.sweeps import sweep_of
 from vegab.command_line import argh  # which tells what to do where it is not installed
 
 
-@argh.arg("patterns", nargs="*", metavar="PATTERN", help=results.PATTERNS)
-@argh.arg("--where", metavar="FILTER", help=selection.WHERE)
-@argh.arg("--columns", metavar="NAMES", help=f"{selection.COLUMNS}; the page can show all")
-@argh.arg("--best", metavar="N", help=selection.BEST)
+@selection.selects
 @argh.arg("-o", "--output", metavar="FILE", help="the page, for any browser, without a network")
 def report(
     *patterns: str,

@@ -26,10 +26,7 @@ SECONDS_BETWEEN = 2.0
 
 
 @argh.named("list")
-@argh.arg("patterns", nargs="*", metavar="PATTERN", help=results.PATTERNS)
-@argh.arg("--where", metavar="FILTER", help=selection.WHERE)
-@argh.arg("--columns", metavar="NAMES", help=selection.COLUMNS)
-@argh.arg("--best", metavar="N", help=selection.BEST)
+@selection.selects
 @argh.arg("--sort", metavar="COLUMN", help=SORT)
 @argh.arg("--watch", help="show it again every two seconds, until Ctrl-C")
 def list_runs(
@@ -56,10 +53,7 @@ def list_runs(
     results.tell(problems)
 
 
-@argh.arg("patterns", nargs="*", metavar="PATTERN", help=results.PATTERNS)
-@argh.arg("--where", metavar="FILTER", help=selection.WHERE)
-@argh.arg("--columns", metavar="NAMES", help=selection.COLUMNS)
-@argh.arg("--best", metavar="N", help=selection.BEST)
+@selection.selects
 @argh.arg("--metric", action="append", metavar="NAME", help="this metric only; may be repeated")
 @argh.arg("--group", help="a row for runs that differ only by seeds and folds: mean ± std (count)")
 @argh.arg("--rows", metavar="SETTINGS", help="for a paper: a row for each value of these, as a,b")

@@ -170,7 +170,7 @@ def test_examples_show_mistakes_first_at_a_size_that_can_be_seen(
     prediction, probability = label.copy(), np.linspace(0.5, 0.9, 20)
     prediction[[4, 11]] = [0, 7]  # the surer mistake comes first; 7 has no name
     drawn: list[Figure] = []
-    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path, **_: drawn.append(figure))
     names = ["cat", "$dog$ with a long name", "_owl"]
     classes = (label, prediction, probability)
     figures.draw_classified(images, classes, names, tmp_path / "examples.png", "run")

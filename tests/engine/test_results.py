@@ -24,7 +24,12 @@ def records(tmp_path: Path) -> list[RunRecord]:
     """Six runs: three settings with two seeds each, one of them failed, one with notes."""
     for n, (filters, dropout) in enumerate([(4, 0.0), (8, 0.0), (8, 0.5)]):
         for seed in (0, 1):
-            config = {"n_filters": filters, "opt": {"lr": 0.1, "name": "a b"}, "seed": seed}
+            config = {
+                "n_filters": filters,
+                "opt": {"lr": 0.1, "name": "a b"},
+                "by_list": [n],
+                "seed": seed,
+            }
             config |= {"dropout": dropout, "augmented": n == 0, "best": "mse"}
             status = "failed" if (n, seed) == (2, 1) else "finished"
             values = (1.0, 0.4 - n / 10 + seed / 100)
@@ -140,7 +145,9 @@ def test_a_paper_has_means_over_seeds_and_the_best_in_bold(
     )  # ... which stands once
     assert r"n\_filters & val\_loss \\" in latex
     _, doubts = comparison.for_paper(records, [], ["opt.lr"], "")
-    assert "differ by n_filters, dropout, augmented, too" in doubts[0]
+    assert "differ by n_filters, by_list, dropout, augmented, too" in doubts[0]
+    table, _ = comparison.for_paper(records, [], ["by_list"], "by_list")
+    assert table.columns == ["by_list", *(f"by_list=[{n}]" for n in range(3))]
     for record, accuracy in zip(finished, (0.5, 0.7, 0.8, 0.8, 0.6), strict=True):
         folder = Path(record.path, "eval")
         folder.mkdir()

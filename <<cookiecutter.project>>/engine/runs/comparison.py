@@ -106,8 +106,9 @@ def for_paper(
     settings = _rows(records, [*rows, *([by] if by else [])], known)
     cells: dict[tuple[Any, ...], dict[Any, list[RunRecord]]] = {}
     for record, values in zip(records, settings, strict=True):
-        line = cells.setdefault(tuple(values[: len(rows)]), {})
-        line.setdefault(values[-1] if by else None, []).append(record)
+        own = tuple(map(_frozen, values))
+        line = cells.setdefault(own[: len(rows)], {})
+        line.setdefault(own[-1] if by else None, []).append(record)
     across = sorted({place for line in cells.values() for place in line}, key=_order)
     columns = list(rows)
     for place in across:
@@ -120,13 +121,13 @@ def for_paper(
         body.append([*key, *means])
     for start, metric in enumerate(metrics, start=len(rows)):
         places = range(start, len(columns), len(metrics))
-        found = [own[place] for own in body for place in places if own[place]]
+        found = [parts[place] for parts in body for place in places if parts[place]]
         is_lower = results.is_lower_better_in(records[0].config if records else {}, metric)
         best = (min if is_lower else max)((mean.mean for mean in found), default=None)
-        for own in body:
+        for parts in body:
             for place in places:
-                if own[place]:
-                    own[place] = own[place]._replace(is_best=own[place].mean == best)
+                if parts[place]:
+                    parts[place] = parts[place]._replace(is_best=parts[place].mean == best)
     numbers = {cell.num_runs for line in body for cell in line if isinstance(cell, Mean)}
     num_runs = numbers.pop() if len(numbers) == 1 else None
     alike = [runs for line in cells.values() for runs in line.values()]
@@ -136,6 +137,12 @@ def for_paper(
         "--where"
     ]
     return Table(columns, body, num_runs), doubts if mixed else []
+
+
+def _frozen(cell: Any) -> Any:
+    """Return a cell that can be a key: the text of one with a list."""
+    has_parts = isinstance(cell, Cell) and isinstance(cell.value, list | dict)
+    return Cell(cell.text, cell.text) if has_parts else cell
 
 
 def _setting_columns(known: Container[str], settings: Sequence[str]) -> list[str]:

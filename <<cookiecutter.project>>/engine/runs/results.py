@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 # What the commands that read runs are told to read.
-PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
+PATTERNS = "run folders, folders of runs, or patterns such as 'results/lr_*'; by default: results"
 TEST = "eval/test.json"
 PRUNED = "pruned.json"  # says after how many epochs a sweep ended a trial
 NOTES = "notes.json"  # what somebody has written about a run, and its tags
@@ -44,6 +44,7 @@ INDEX = ".runs.json"
 FORM = 6  # of the entries in the index; those of another form are read again
 FEWEST = 20  # fewer runs of a folder are read as fast without an index
 NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
+SET = re.compile("^(val|test)_")
 # Columns of the history that say nothing of how good the model is.
 NO_METRICS = ("epoch", "step", "learning_rate")
 OF_ANOTHER_FORM = (
@@ -356,10 +357,13 @@ def write_notes(record: RunRecord, note: str, tags: Sequence[str]) -> None:
 
 
 def is_lower_better_in(config: dict[str, Any], metric: str) -> bool:
-    """Whether less of a metric is better: by the config's `monitor_mode`, or by its name."""
+    """Whether less of a metric is better: by the config's `monitor_mode`, if it is what is
+    monitored, of whichever set, or by its name.
+    """
     from engine.checkpoints import is_lower_better  # with NumPy
 
-    mode = config.get("monitor_mode", "auto") if metric == config.get("monitor") else "auto"
+    monitored, own = (SET.sub("", str(name)) for name in (config.get("monitor"), metric))
+    mode = config.get("monitor_mode", "auto") if own == monitored else "auto"
     try:
         return is_lower_better(metric, mode)
     except ValueError:

@@ -12,12 +12,17 @@ from typing import Any, NamedTuple
 from engine.runs import results
 from engine.runs.results import RunRecord
 from vegab import UsageError
+from vegab.command_line import argh
 from vegab.config import UnknownKeyError, did_you_mean, find_key, show
 
-# What the commands that read runs say of their options.
-WHERE = "only runs that fit, such as 'state=finished n_filters>=16 val_loss<0.3 tag=paper'"
-COLUMNS = "these only, as a,b,c: settings, metrics, and what `list` shows"
-BEST = "only the N best runs, by the (first) metric, or else by what they monitor"
+OPTIONS = {
+    "--where": (
+        "FILTER",
+        "only runs that fit, such as 'state=finished n_filters>=16 val_loss<0.3 tag=paper'",
+    ),
+    "--columns": ("NAMES", "show these, as a,b,c: settings, metrics, and what `list` shows"),
+    "--best": ("N", "only the N best, by the (first) metric, or else by what runs monitor"),
+}
 SHORT_COMMIT = 8
 LONGEST_NOTE = 70
 # A word of a filter is a condition if it has a comparison that is not in quotes. The page of
@@ -73,6 +78,13 @@ def _problem(record: RunRecord) -> str | None:
 
 def _position(number: int, total: int | None) -> Cell:
     return Cell(number, f"{number}/{total}" if total else str(number))
+
+
+def selects(command: Callable[..., None]) -> Callable[..., None]:
+    """Explain the arguments by which a command chooses runs, and what it shows of them."""
+    for name, (metavar, about) in OPTIONS.items():
+        command = argh.arg(name, metavar=metavar, help=about)(command)
+    return argh.arg("patterns", nargs="*", metavar="PATTERN", help=results.PATTERNS)(command)
 
 
 Getter = Callable[[RunRecord], Any]  # of a value or a cell; None where a run has none
