@@ -354,7 +354,7 @@ def test_the_index_is_a_cache_and_nothing_else(grid: Path) -> None:
         (("compare", "results", "--sort=n_filter"), "did you mean 'n_filters'?"),
         (("compare", "results", "--format=word"), "invalid choice: 'word'"),
         (("compare", "results", "-o", "no/such/table.csv"), "no/such/table.csv"),
-        (("list", "results", "--sort=speed"), "no column 'speed'"),
+        (("list", "results", "--sort=speed"), "unknown key 'speed'"),
         (("diff", "results", "results/stopped"), "name one of them"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from engine.runs import curves, results
+from engine.runs import curves, results, selection
 from vegab.command_line import argh  # which tells what to do where it is not installed
 
 COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
@@ -19,19 +19,24 @@ SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn undernea
 OUTPUT = ".png, .pdf or .svg; without it, METRIC.png here; FILE.json, beside it, names the runs"
 
 
-@argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
+@selection.selects
 @argh.arg("--metric", action="append", metavar="NAME", help=COLUMN)
 @argh.arg("--x", choices=("epoch", "step"), help="what goes to the right")
 @argh.arg("--log_x", help="a logarithmic axis to the right")
 @argh.arg("--log_y", help="a logarithmic axis upwards; values of 0 and less leave gaps")
+@argh.arg("--linear_y", help="a linear one, also where the greatest is over 100 times the least")
 @argh.arg("--smooth", metavar="WEIGHT", help=SMOOTH)
 @argh.arg("-o", "--output", metavar="FILE", help=OUTPUT)
 def plot(
     *patterns: str,
+    where: str = "",
+    columns: str = "",
+    best: int = 0,
     metric: Sequence[str] | None = None,
     x: str = "epoch",
     log_x: bool = False,
     log_y: bool = False,
+    linear_y: bool = False,
     smooth: float = 0.0,
     output: str = "",
 ) -> None:
@@ -40,13 +45,16 @@ def plot(
         raise vegab.UsageError(f"--smooth={smooth:g} is no weight from 0 to below 1, such as 0.6")
     if output:
         results.require_writable(output, *curves.FORMATS)
-    records, without_run = results.runs_matching(patterns)
+    first = metric[0] if metric else None
+    records, without_run = selection.chosen(patterns, where, best, first, by_group=True)
     drawn, problems = curves.curves_of(records, metric or [], x, log_y)
     name = ", ".join(drawn)
     if not output:
         output = "".join("_" if c in '/\\:*?"<>|\0' else c for c in "-".join(drawn)) + ".png"
         results.require_writable(output)
-    figure = curves.draw(drawn, records, x, log_x, log_y, smooth)
+    scale = False if linear_y else log_y or None
+    names = selection.columns_in(columns)
+    figure = curves.draw(drawn, records, x, log_x, scale, smooth, names)
     shown = {path for some in drawn.values() for path in some}
     provenance = results.provenance_of([record for record in records if record.path in shown])
     picture = curves.content_of(figure, Path(output).suffix.lower(), name, provenance)

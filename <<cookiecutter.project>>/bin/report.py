@@ -11,18 +11,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from engine.runs import report as page
-from engine.runs import results
+from engine.runs import results, selection
 from engine.sweeps import sweep_of
 from vegab.command_line import argh  # which tells what to do where it is not installed
 
 
-@argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
+@selection.selects
 @argh.arg("-o", "--output", metavar="FILE", help="the page, for any browser, without a network")
-def report(*patterns: str, output: str = "report.html") -> None:
+def report(
+    *patterns: str,
+    where: str = "",
+    columns: str = "",
+    best: int = 0,
+    output: str = "report.html",
+) -> None:
     """Write the page."""
     results.require_writable(output)
-    records, problems = results.runs_matching(patterns)
-    size = page.write_report(records, Path(output), problems, sweep_of(records))
+    records, problems = selection.chosen(patterns, where, best)
+    asked = selection.columns_in(columns)
+    size = page.write_report(records, Path(output), problems, sweep_of(records), asked)
     print(f"{output}: {len(records)} run{'s' * (len(records) > 1)}, {size / 1e6:.2f} MB")
     results.tell(problems)
 

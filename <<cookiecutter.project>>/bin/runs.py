@@ -1,9 +1,10 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Look at run folders: list them, compare them, show how two differ.
+"""Look at run folders: list them, compare them, show how two differ, note what is to be known.
 
 python bin/runs.py compare results/a 'results/lr_*' --sort=val_loss
 """
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -12,33 +13,40 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from engine.runs import comparison, results
+from engine.runs import comparison, results, selection
 from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.execution import printable
 
 FORMS = {
-    "table": comparison.as_text,
     "csv": comparison.as_csv,
     "markdown": comparison.as_markdown,
     "latex": comparison.as_latex,
 }
+SORT = "by this column; --sort=-COLUMN: the other way round"
 SECONDS_BETWEEN = 2.0
 
 
 @argh.named("list")
-@argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
-@argh.arg("--sort", metavar="COLUMN", help="by this column; --sort=-COLUMN: the other way round")
+@selection.selects
+@argh.arg("--sort", metavar="COLUMN", help=SORT)
 @argh.arg("--watch", help="show it again every two seconds, until Ctrl-C")
-def list_runs(*patterns: str, sort: str = "", watch: bool = False) -> None:
+def list_runs(
+    *patterns: str,
+    where: str = "",
+    columns: str = "",
+    best: int = 0,
+    sort: str = "",
+    watch: bool = False,
+) -> None:
     """Print a line a run: its state, how far it is, how good, how old."""
-    if sort:  # a mistyped column is refused before anything is read
-        comparison.sorted_table(comparison.listing([]), sort)
     while True:
-        records, problems = results.runs_matching(patterns)
-        table = comparison.listing(records)
+        records, problems = selection.chosen(patterns, where, best)
+        asked = selection.columns_in(columns)
+        table = comparison.listing(records, asked and ["run", *asked], sort.removeprefix("-"))
         if sort:
             table = comparison.sorted_table(table, sort)
         clear = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
-        print(clear + comparison.as_text(table), end="", flush=True)
+        print(clear + comparison.as_text(table, width_for(asked)), end="", flush=True)
         if not watch:
             break
         results.tell([], problems)
@@ -46,16 +54,23 @@ def list_runs(*patterns: str, sort: str = "", watch: bool = False) -> None:
     results.tell(problems)
 
 
-@argh.arg("patterns", nargs="+", metavar="PATTERN", help=results.PATTERNS)
+@selection.selects
 @argh.arg("--metric", action="append", metavar="NAME", help="this metric only; may be repeated")
 @argh.arg("--group", help="a row for runs that differ only by seeds and folds: mean ± std (count)")
-@argh.arg("--sort", metavar="COLUMN", help="by this column; --sort=-COLUMN: the other way round")
-@argh.arg("--format", choices=(*FORMS, "json"), help="of the table")
+@argh.arg("--rows", metavar="SETTINGS", help="for a paper: a row for each value of these, as a,b")
+@argh.arg("--by", metavar="SETTING", help="with --rows: a column for each value of it")
+@argh.arg("--sort", metavar="COLUMN", help=SORT)
+@argh.arg("--format", choices=("table", *FORMS, "json"), help="of the table")
 @argh.arg("-o", "--output", metavar="FILE", help="write it to a file, and FILE.json with its runs")
 def compare(
     *patterns: str,
+    where: str = "",
+    columns: str = "",
+    best: int = 0,
     metric: Sequence[str] | None = None,
     group: bool = False,
+    rows: str = "",
+    by: str = "",
     sort: str = "",
     format: str = "table",
     output: str = "",
@@ -63,34 +78,85 @@ def compare(
     """Print the settings that differ, and the best and the last value of each metric."""
     if output:
         results.require_writable(output)
-    records, problems = results.runs_matching(patterns)
-    metrics = comparison.metrics_of(records, metric or [])
-    make = comparison.grouped if group else comparison.comparison
-    table = make(records, metrics)
+    if (by and not rows) or (rows and group):
+        raise vegab.UsageError("--by goes with --rows, and --rows does not go with --group")
+    asked = selection.columns_in(columns)
+    is_grouped, first = group or bool(rows), metric[0] if metric else None
+    records, problems = selection.chosen(patterns, where, best, first, is_grouped)
+    metrics = selection.metrics_of(records, metric or [])
+    doubts: list[str] = []
+    if rows:
+        lines = selection.columns_in(rows)
+        table, doubts = comparison.for_paper(records, metric or [], lines, by)
+    elif group:
+        table = comparison.grouped(records, metrics)
+    elif asked:
+        table = comparison.listing(records, ["run", *asked])
+    else:
+        table = comparison.comparison(records, metrics)
     if sort:
         table = comparison.sorted_table(table, sort)
+    if asked and is_grouped:
+        table = comparison.picked(table, asked)
     provenance = results.provenance_of(records)
-    text = FORMS[format](table) if format in FORMS else comparison.as_json(table, provenance)
+    if format == "json":
+        text = comparison.as_json(table, provenance)
+    elif format == "table":
+        text = comparison.as_text(table, 0 if output else width_for(asked))
+    else:
+        text = FORMS[format](table)
     if output:
         content = text.encode(errors="backslashreplace")
         results.write_with_provenance(Path(output), content, provenance)
     else:
         print(text, end="")
-    results.tell(problems, problems_of(records))
+    results.tell(problems, [*problems_of(records), *doubts])
+
+
+def width_for(asked: Sequence[str]) -> int:
+    """Return how wide a table may be: as the terminal, unless its columns were asked for."""
+    return 0 if asked or not sys.stdout.isatty() else shutil.get_terminal_size().columns
 
 
 @argh.arg("one", metavar="RUN", help="a run folder")
 @argh.arg("other", metavar="OTHER", help="the run folder to compare it with")
 def diff(one: str, other: str) -> None:
     """Print what differs between two runs: config, command, packages, machine, data, code."""
-    records: list[results.RunRecord] = []
-    for name in (one, other):
-        found, _ = results.runs_matching([name])
-        if len(found) > 1:
-            raise vegab.UsageError(f"{name} holds {len(found)} runs; name one of them")
-        records += found
+    records = [the_run(one), the_run(other)]
     print(comparison.difference(*records), end="")
     results.tell([], problems_of(records))
+
+
+@argh.arg("run", metavar="RUN", help="a run folder")
+@argh.arg("text", metavar="TEXT", help="what to remember of it; '' takes the note away")
+def note(run: str, text: str) -> None:
+    """Write a note on a run; `list`, `compare` and the report show it."""
+    record = the_run(run)
+    results.write_notes(record, text, record.tags)
+    print(f"{record.path}: {printable(text)}" if text else f"{record.path} has no note now")
+
+
+@argh.arg("run", metavar="RUN", help="a run folder, or a pattern or folder of many")
+@argh.arg("tags", nargs="*", metavar="TAG", help="words to find it by: --where tag=TAG")
+@argh.arg("--remove", action="append", metavar="TAG", help="take this tag away; may be repeated")
+def tag(run: str, *tags: str, remove: Sequence[str] | None = None) -> None:
+    """Give runs tags; `list`, `compare` and the report show them and filter by them."""
+    if unfit := [word for word in tags if not word or "," in word or word.split() != [word]]:
+        raise vegab.UsageError(f"{unfit[0]!r} cannot be a tag: it is one word, without a comma")
+    for record in results.runs_matching([run])[0]:
+        every = dict.fromkeys([*record.tags, *tags])
+        kept = [word for word in every if word not in (remove or ())]
+        if kept != record.tags:
+            results.write_notes(record, record.note, kept)
+        print(f"{record.path}: {printable(', '.join(kept)) or 'no tags'}")
+
+
+def the_run(name: str) -> results.RunRecord:
+    """Return the only run of a name; UsageError if it holds several."""
+    found, _ = results.runs_matching([name])
+    if len(found) > 1:
+        raise vegab.UsageError(f"{name} holds {len(found)} runs; name one of them")
+    return found[0]
 
 
 def problems_of(records: Sequence[results.RunRecord]) -> list[str]:
@@ -99,4 +165,4 @@ def problems_of(records: Sequence[results.RunRecord]) -> list[str]:
 
 
 if __name__ == "__main__":
-    vegab.wrap_commands(list_runs, compare, diff)
+    vegab.wrap_commands(list_runs, compare, diff, note, tag)

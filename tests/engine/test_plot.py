@@ -212,13 +212,25 @@ def test_smoothing_shows_the_raw_curve_underneath(tmp_path: Path) -> None:
     assert legend_texts(figure) == ["n = 2"]
 
 
-def test_the_legend_names_what_differs_alone(tmp_path: Path) -> None:
+def test_the_legend_has_names_and_what_differs(tmp_path: Path) -> None:
     rate = {"optimizer": {"lr": 0.1}, "same": 1}
     one = write_run(tmp_path / "one", [2, 1], rate | {"seed": 1})
     two = write_run(tmp_path / "two", [2, 1], rate | {"optimizer": {"lr": 0.2}, "seed": 1})
-    assert legend_texts(drawing([one, two])[0]) == ["optimizer.lr=0.1", "optimizer.lr=0.2"]
-    [alone] = legend_texts(drawing([one])[0])
-    assert alone.replace("\n", "") == str(one)
+    told = ["one: optimizer.lr=0.1", "two: optimizer.lr=0.2"]
+    assert legend_texts(drawing([one, two])[0]) == told
+    assert legend_texts(drawing([one])[0]) == ["one"]
+    told = ["one: same=1, epoch=2/10", "two: same=1, epoch=2/10"]
+    assert legend_texts(drawing([one, two], columns=["same", "epoch"])[0]) == told
+    # What tells most runs apart comes first, and what a trial is called is not said twice.
+    trials = [
+        write_run(tmp_path / f"n={n % 3}", [2, 1], {"odd": n % 2, "rate": n, "n": n % 3})
+        for n in range(3)
+    ]
+    told = ["n=0: rate=0, odd=0", "n=1: rate=1, odd=1", "n=2: rate=2, odd=0"]
+    assert legend_texts(drawing(trials)[0]) == told
+    other = write_run(tmp_path / "other" / "one", [2, 1], rate | {"seed": 1, "same": 2})
+    shown = ["".join(text.split()) for text in legend_texts(drawing([one, other])[0])]
+    assert shown == [f"{one}:same=1", f"{other}:same=2"]
     long = [
         write_run(tmp_path / f"l{n}", [2, 1], {"list": [n, *range(100)], "also": n})
         for n in range(2)
@@ -237,7 +249,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     (runs[4] / "config.json").write_text("{")
     figure, _ = drawing(runs, "$m_")
     shown = "".join(legend_texts(figure)).replace("\n", "")
-    for piece in ("frac{1}{$ & _x^2_", "_<script>alert('x')</script>", "ends $", "/_$"):
+    for piece in ("frac{1}{$ & _x^2_", "_<script>alert('x')</script>", "ends $", "_$"):
         assert piece.replace(" ", "") in shown.replace(" ", "")
     assert "\x1b" not in shown
     pictures = {form: content(figure, form, runs) for form in curves.FORMATS}
@@ -250,10 +262,13 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 
 
 def test_of_many_runs_some_have_names_and_no_two_of_them_look_the_same(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / str(n), [2 + n, 1 + n], {"n": n}) for n in range(30)]
+    runs = [write_run(tmp_path / f"r{n}", [92 - n, 91 - n], {"n": n}) for n in range(30)]
     figure, _ = drawing(runs)
-    named, more = curves.MOST_NAMED - 1, 30 - curves.MOST_NAMED + 1
-    assert legend_texts(figure) == [*(f"n={n}" for n in range(named)), f"and {more} more"]
+    named = curves.MOST_NAMED
+    # The best come first.
+    told = [f"r{29 - n}: n={29 - n}" for n in range(named)]
+    assert legend_texts(figure) == [*told, f"and {30 - named} more"]
+    assert figure.axes[0].get_title(loc="left") == "best 62 at epoch 2, r29: n=29"
     lines: list[Line2D] = list(figure.axes[0].lines)
     assert len(lines) == 30
     in_grey = {(line.get_linestyle(), str(line.get_marker())) for line in lines[:named]}
@@ -270,9 +285,8 @@ def test_of_many_runs_some_have_names_and_no_two_of_them_look_the_same(tmp_path:
     assert all(figure.bbox.contains(*corner) for corner in legend.corners())
     assert not figure.axes[0].get_window_extent().overlaps(legend)
 
-    sixteen, _ = drawing(runs[: curves.MOST_NAMED])
-    assert len(legend_texts(sixteen)) == curves.MOST_NAMED
-    assert "more" not in legend_texts(sixteen)[-1]
+    few, _ = drawing(runs[:named])
+    assert legend_texts(few) == [f"r{n}: n={n}" for n in range(named)]
 
 
 def test_points_without_neighbours_are_marked(tmp_path: Path) -> None:
@@ -285,6 +299,19 @@ def test_points_without_neighbours_are_marked(tmp_path: Path) -> None:
     assert 50 in marked
     assert 10 <= len(marked) <= 11
     assert short.get_markevery() == [0]
+
+
+def test_an_axis_is_logarithmic_where_the_range_asks_for_it(tmp_path: Path) -> None:
+    for name, values, wanted in (
+        ("far", [101, 3, 1], "log"),
+        ("near", [100, 3, 1], "linear"),
+        ("zero", [101, 3, 0], "linear"),
+    ):
+        run = write_run(tmp_path / name, values)
+        assert drawing([run])[0].axes[0].get_yscale() == wanted, name
+    figure, _ = drawing([tmp_path / "far"], log_y=False)
+    assert figure.axes[0].get_yscale() == "linear"
+    assert figure.axes[0].get_title(loc="left") == "best 1 at epoch 3"
 
 
 def test_logarithmic_axes(tmp_path: Path) -> None:

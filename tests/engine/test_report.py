@@ -1,5 +1,6 @@
 """What the report holds: text that stays text, curves that are thinned, pictures kept once."""
 
+import base64
 import csv
 import json
 import math
@@ -10,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from test_plot import write_run
 
 from engine import pictures as figures
@@ -38,7 +40,7 @@ def evaluate(run: Path, picture: np.ndarray, num_classes: int = 3) -> None:
         for i in range(30):
             label = i % num_classes
             writer.writerow([i, label, (label + (i % 4 == 0)) % num_classes, 0.75])
-    figures.save_examples(picture, run / "eval" / "examples.png")
+    imsave(run / "eval" / "examples.png", np.concatenate(picture, axis=1).repeat(3, 2)[..., :3])
 
 
 def data_in(page: Path) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def written(folder: Path) -> dict[str, Any]:
 def test_what_runs_say_stays_text(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     make_run(tmp_path / "<script>alert(1)", note=HOSTILE, seed=2**70, rate=math.inf)
+    make_run(tmp_path / "seed", note=HOSTILE, seed=1, rate=math.inf)
     data = written(tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert text.count("<script") == 2
@@ -93,15 +96,14 @@ def test_long_curves_are_thinned_and_keep_their_extremes(monkeypatch: pytest.Mon
 def test_equal_pictures_are_in_the_page_once(tmp_path: Path) -> None:
     pictures = np.random.default_rng(0).uniform(size=(20, 4, 5, 1))
     for name in "abc":
-        evaluate(make_run(tmp_path / name), pictures + (name == "c") * 2 * (pictures > 0.5))
+        evaluate(make_run(tmp_path / name), pictures * (0.5 if name == "c" else 1))
     data = written(tmp_path)
     assert len(data["images"]) == 2
-    images = [run["examples"]["image"] for run in data["runs"]]
+    images = [run["examples"] for run in data["runs"]]
     assert images[0] == images[1] != images[2]
     assert data["runs"][0]["matrix"] == [[7, 3, 0], [0, 7, 3], [2, 0, 8]]
-    assert data["runs"][0]["examples"]["rows"][:2] == [[0, 1, 0.75], [1, 1, 0.75]]
-    assert data["images"][images[0]]["count"] == 16
-    assert data["images"][images[0]]["width"] == 16 * 5
+    picture = (tmp_path / "a" / "eval" / "examples.png").read_bytes()
+    assert data["images"][images[0]].endswith(base64.b64encode(picture).decode())
 
 
 def test_a_page_that_would_be_too_large_leaves_pictures_out(
@@ -159,22 +161,29 @@ def test_evaluations_of_every_kind_are_shown(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "channels"), [(0, 1, 1), (-1, 1, 3), (0, 255, 3), (2, 2, 1)]
-)
-def test_examples_are_the_pixels_of_the_first_pictures(
-    low: float, high: float, channels: int, tmp_path: Path
+@pytest.mark.parametrize(("low", "high", "channels"), [(0, 1, 1), (-1, 1, 3), (2, 2, 1)])
+def test_examples_show_mistakes_first_at_a_size_that_can_be_seen(
+    low: float, high: float, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = np.random.default_rng(0).uniform(low, high, size=(20, 4, 6, channels))
-    images[19, 0, 0, 0], images[19, 0, 1, 0] = low, high  # of the set, not of the first ones
-    figures.save_examples(images.astype(np.float32), tmp_path / "examples.png")
-    pixels = np.rint(imread(tmp_path / "examples.png")[..., :3] * 255)
-    assert pixels.shape == (4, 16 * 6, 3)
-    for index in range(16):
-        wanted = 255 * (images[index] - low) / ((high - low) or 1)
-        found = pixels[:, 6 * index : 6 * (index + 1)]
-        assert np.abs(found - wanted).max() <= 0.51
-    assert [path.name for path in tmp_path.iterdir()] == ["examples.png"]
+    label = np.arange(20) % 3
+    prediction, probability = label.copy(), np.linspace(0.5, 0.9, 20)
+    prediction[[4, 11]] = [0, 7]  # the surer mistake comes first; 7 has no name
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path, **_: drawn.append(figure))
+    names = ["cat", "$dog$ with a long name", "_owl"]
+    classes = (label, prediction, probability)
+    figures.draw_classified(images, classes, names, tmp_path / "examples.png", "run")
+    (figure,) = drawn
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:2] == ["_owl\n→ 7 0.73", "$dog$ with a lo\n→ cat 0.58"]
+    assert titles[2:5] == ["cat\n0.50", "$dog$ with a lo\n0.52", "_owl\n0.54"]
+    assert len(titles) == 16
+    for axes, index in zip(figure.axes, [11, 4, 0, 1, 2, 3, 5], strict=False):
+        shown = np.asarray(axes.images[0].get_array())
+        scaled = (images[index] - images.min()) / ((images.max() - images.min()) or 1)
+        np.testing.assert_allclose(shown.reshape(scaled.shape), scaled)
+        assert axes.get_window_extent().width > 100  # dots
 
 
 # -------------------------------------------------------------------------------------- settings
@@ -201,7 +210,8 @@ def test_what_settings_do_is_what_one_works_out_by_hand(tmp_path: Path) -> None:
     # It was the best until it failed, and is none now.
     make_run(folder / "z", [0.1], status="failed", n_filters=32, optimizer="sgd", seed=0, fold=0)
     shown = effects_in(folder)
-    paths = [run["path"] for run in written(folder)["runs"]]
+    every = written(folder)["runs"]
+    paths = [run["path"] for run in every]
 
     def names(runs: list[int]) -> list[str]:
         return [Path(paths[run]).name for run in runs]
@@ -232,10 +242,18 @@ def test_what_settings_do_is_what_one_works_out_by_hand(tmp_path: Path) -> None:
     best = [(names([run])[0], value, *places) for run, value, *places in shown["points"]]
     assert best[:2] == [("16 adam 0", 0.2, 16, 0), ("16 adam 1", 0.25, 16, 0)]
     assert best[-1] == ("16 sgd 0", 0.8, 16, 1)
-    assert shlex.split(shown["again"]) == [
-        *("python", "bin/reproduce.py"),
-        str(folder / "16 adam 0"),
-    ]
+    best_run, failed = every[shown["points"][0][0]], every[paths.index(str(folder / "z"))]
+    again = ["python", "bin/reproduce.py", str(folder / "16 adam 0")]
+    assert shlex.split(best_run["again"]) == again
+    assert failed["again"] == failed["command"]  # which goes on with it
+
+
+def test_a_value_of_one_run_has_no_chart(tmp_path: Path) -> None:
+    for index in range(4):
+        make_run(tmp_path / str(index), [index], rate=0.1 + index, n=index % 2)
+    shown = effects_in(tmp_path)
+    assert [axis["key"] for axis in shown["axes"]] == ["n"]
+    assert shown["undrawn"] == ["rate (one run a value)"]
 
 
 def test_more_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
@@ -268,7 +286,8 @@ def test_values_have_the_axis_that_suits_them(
     values: list[Any], scale: str, levels: list[Any], tmp_path: Path
 ) -> None:
     for index, value in enumerate(values):
-        make_run(tmp_path / str(index), [0.5 + index], x=value)
+        for seed in (0, 1):
+            make_run(tmp_path / f"{index} {seed}", [0.5 + index], x=value, seed=seed)
     (axis,) = (axis for axis in effects_in(tmp_path)["axes"] if axis["key"] == "x")
     assert (axis["scale"], axis["is_grid"]) == (scale, True)
     shown = [level.get("value", "none") for level in axis["levels"]]

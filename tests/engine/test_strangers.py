@@ -83,7 +83,10 @@ WAYS: dict[str, Plant] = {
     "list": lambda path: path.write_text("[1, 2]"),
     "bytes": lambda path: path.write_bytes(bytes(range(256))),
 }
-FILES = ("config.json", "meta.json", "history.csv", "loop_state.pkl", "code.zip", "eval/test.json")
+FILES = (
+    *("config.json", "meta.json", "history.csv", "loop_state.pkl", "code.zip", "eval/test.json"),
+    "notes.json",
+)
 HOSTILE: list[tuple[str, str, Plant]] = [
     (name, how, plant) for name in FILES for how, plant in WAYS.items()
 ] + [
@@ -92,6 +95,7 @@ HOSTILE: list[tuple[str, str, Plant]] = [
     ("code.zip", "out", lambda path: zip_of(path, **{"../../out.py": "x"})),
     ("code.zip", "root", lambda path: zip_of(path, **{"/out.py": "x"})),
     ("eval", "link", lambda path: path.symlink_to(path.parents[1] / "elsewhere")),
+    ("notes.json", "page", lambda path: path.write_text('{"note": "<script>alert(1)</script>"}')),
     ("eval/examples.png", "link", lambda path: path.symlink_to(path.parents[2] / "secret")),
     ("eval/predictions.csv", "link", lambda path: path.symlink_to(path.parents[2] / "secret")),
     ("eval/predictions.csv", "fifo", os.mkfifo),

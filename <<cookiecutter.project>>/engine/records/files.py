@@ -27,12 +27,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import google_crc32c
-import numpy as np
 
 from vegab.files import replacing, write_atomically
+
+if TYPE_CHECKING:  # it is imported where it is used, so that bin/tfrecords.py answers at once
+    import numpy as np
 
 METADATA = "_tfrecord_metadata.json"
 INDEX = "_tfrecord_index.npz"
@@ -167,7 +169,7 @@ def generate(
     return result
 
 
-def read_index(path: Path) -> np.ndarray | None:
+def read_index(path: Path) -> "np.ndarray | None":
     """Return where each record begins, and the file's end: int64 of (total_records + 1,), in bytes.
 
     None for a compressed file, or without an index that is sound and of a file of this size.
@@ -354,8 +356,10 @@ def _entry(entry: Mapping[str, Any]) -> FileInfo:
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded(path: Path, *_: int) -> Mapping[str, np.ndarray]:
+def _loaded(path: Path, *_: int) -> "Mapping[str, np.ndarray]":
     """Return the offsets of each file in an index; nothing if it is damaged."""
+    import numpy as np
+
     try:
         with np.load(path, allow_pickle=False) as arrays:
             index = {name: arrays[name] for name in arrays.files}
@@ -367,7 +371,9 @@ def _loaded(path: Path, *_: int) -> Mapping[str, np.ndarray]:
     return index
 
 
-def _are_offsets(offsets: np.ndarray) -> bool:
+def _are_offsets(offsets: "np.ndarray") -> bool:
+    import numpy as np
+
     is_list = offsets.dtype == np.int64 and offsets.ndim == 1 and len(offsets) > 0
     return bool(is_list and offsets[0] == 0 and (np.diff(offsets) >= FRAME).all())
 
@@ -385,11 +391,13 @@ def _is_up_to_date(path: Path, info: FileInfo) -> bool:
 
 
 # What the metadata says of a file, and where its records begin; None: it is compressed.
-_Scanned = tuple[FileInfo, np.ndarray | None]
+_Scanned = tuple[FileInfo, "np.ndarray | None"]
 
 
 def _scan(path: Path, compression: str) -> _Scanned:
     """Read a file to its end, once: its records are counted and its bytes hashed on the way."""
+    import numpy as np
+
     starts = array.array("q")
     end = 0
     raw = _HashedFile(path)
@@ -434,8 +442,10 @@ def _save(folder: Path, scanned: Mapping[str, _Scanned]) -> None:
             write_atomically(folder / METADATA, content + "\n")
 
 
-def _index_bytes(index: Mapping[str, np.ndarray]) -> bytes:
+def _index_bytes(index: "Mapping[str, np.ndarray]") -> bytes:
     """Return a .npz file; the same arrays give the same bytes, every day."""
+    import numpy as np
+
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name in sorted(index):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from engine.runs import reproduction as reproduction
     from engine.runs import results as results
     from engine.runs import resume_check as resume_check
+    from engine.runs import selection as selection
     from engine.runs.report import write_report as write_report
     from engine.runs.results import RunRecord as RunRecord
 else:

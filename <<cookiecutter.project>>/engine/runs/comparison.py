@@ -9,19 +9,16 @@ import pickle
 import statistics
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.runs import results
+from engine.runs import results, selection
 from engine.runs.results import RunRecord
+from engine.runs.selection import Cell, written
 from vegab import UsageError, snapshot
 from vegab.config import did_you_mean, differences, show
 from vegab.execution import printable
-
-SHORT_COMMIT = 8
-LONGEST_NOTE = 70
 
 
 class Mean(NamedTuple):
@@ -30,13 +27,7 @@ class Mean(NamedTuple):
     mean: float
     std: float | None
     num_runs: int
-
-
-class Cell(NamedTuple):
-    """A value that is shown as a text of its own; the value is what it is sorted by."""
-
-    value: Any
-    text: str
+    is_best: bool = False  # of its kind in the table, which says so in bold
 
 
 class Table(NamedTuple):
@@ -44,77 +35,120 @@ class Table(NamedTuple):
 
     columns: list[str]
     rows: list[list[Any]]
+    num_runs: int | None = None  # behind each mean, if they need not say so themselves
 
 
-def listing(records: Sequence[RunRecord]) -> Table:
-    """Return a line a run: what it is, how far it is, how good, how old."""
-    now = datetime.now(UTC)
-    columns = ["run", "state", "epoch", "step", "best", "age", "duration", "config", "commit"]
-    rows: list[list[Any]] = []
-    for index, record in enumerate(records):
-        monitor = record.monitor or ""
-        best = record.metrics.get(monitor)
-        name = f"test_{monitor.removeprefix('val_')}"
-        tested = f", {name} {record.metrics[name].last:.4g}" if name in record.metrics else ""
-        start = record.start and datetime.fromisoformat(record.start)
-        age = (now - start).total_seconds() if start else None
-        duration = timedelta(seconds=round(record.seconds))
-        note = record.problem or (record.error if record.state == "failed" else "")
-        cells: list[Any] = [
-            Cell(index, record.path),
-            f"{record.state}, inexact" if record.is_inexact else record.state,
-            _position(record.epoch, record.num_epochs),
-            _position(record.global_step, record.num_steps),
-            best
-            and Cell(
-                best.best, f"{monitor} {best.best:.4g} ({(best.best_epoch or 0) + 1}){tested}"
-            ),
-            None if age is None else Cell(age, _age(age)),
-            Cell(record.seconds, str(duration)) if record.num_attempts else None,
-            record.config_name or None,
-            record.commit and record.commit[:SHORT_COMMIT] + "+" * record.is_dirty,
-            note if len(note) <= LONGEST_NOTE else f"{note[: LONGEST_NOTE - 1]}…",
+def listing(records: Sequence[RunRecord], columns: Sequence[str] = (), more: str = "") -> Table:
+    """Return a line a run: what it is, how far it is, how good, how old; or these columns of it. A
+    column `more` is added if it is not there.
+    """
+    known = selection.known_to(records)
+    if not columns:
+        columns = [
+            name
+            for name, get in selection.OWN.items()
+            if name not in selection.OFTEN_EMPTY or any(map(get, records))
         ]
-        rows.append(cells)
-    if any(row[-1] for row in rows):
-        return Table([*columns, "note"], rows)
-    return Table(columns, [row[:-1] for row in rows])
+    columns = [*columns, *([more] if more and more not in columns else [])]
+    return Table(columns, _rows(records, columns, known))
+
+
+def _rows(
+    records: Sequence[RunRecord], columns: Sequence[str], known: Mapping[str, selection.Getter]
+) -> list[list[Any]]:
+    getters = [selection.find(known, name) for name in columns]
+    return [[get(record) for get in getters] for record in records]
 
 
 def comparison(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
     """Return a row a run: the settings that differ, the best and the last value of each metric."""
-    keys, columns = results.differing_settings(records), _metric_columns(records, metrics)
-    rows = []
-    for record in records:
-        position = _position(record.epoch, record.num_epochs)
-        cells = [record.path, record.state, position, *_settings(record, keys)]
-        values = results.values_of(record)
-        rows.append([*cells, *(values.get(column) for column in columns)])
-    return Table(["run", "state", "epoch", *_setting_columns(keys), *columns], rows)
+    known = selection.known_to(records)
+    told = [name for name in ("tags", "note") if any(map(known[name], records))]
+    settings = _setting_columns(known, results.differing_settings(records))
+    return listing(
+        records, ["run", "state", "epoch", *settings, *_metric_columns(records, metrics), *told]
+    )
 
 
 def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
     """Return a row for all runs that differ only by seeds and folds; means are of finished ones."""
-    keys = results.differing_settings(records, repetitions=False)
+    known = selection.known_to(records)
+    settings = _setting_columns(known, results.differing_settings(records, repetitions=False))
     columns = _metric_columns(records, metrics)
+    groups = results.groups_of(records)
     rows = []
-    for group in results.groups_of(records):
+    for group, own in zip(groups, _rows([g[0] for g in groups], settings, known), strict=True):
         states = Counter(record.state for record in group)
         shown = ", ".join(
             state if len(states) == 1 else f"{number} {state}" for state, number in states.items()
         )
         shown += "" if group[0].config else f": {group[0].path}"
-        cells = [len(group), shown, *_settings(group[0], keys)]
         every = [results.values_of(record) for record in group if record.state == "finished"]
         means = (mean_of([values[key] for values in every if key in values]) for key in columns)
-        rows.append([*cells, *means])
-    return Table(["runs", "state", *_setting_columns(keys), *columns], rows)
+        rows.append([len(group), shown, *own, *means])
+    return Table(["runs", "state", *settings, *columns], rows)
 
 
-def _setting_columns(settings: Sequence[str]) -> list[str]:
-    """Return the names of columns; settings are told apart from those that every table has."""
-    own = ("run", "runs", "state", "epoch")
-    return [f"config.{key}" if key in own else key for key in settings]
+def for_paper(
+    records: Sequence[RunRecord], asked: Sequence[str], rows: Sequence[str], by: str
+) -> tuple[Table, list[str]]:
+    """Return a row for each value of some settings, a column for each of another, and in it the
+    mean of metrics over finished runs, the best of each metric marked; and what is doubtful in it.
+
+    Without metrics `asked` for, they are those of the test set, or else what the runs monitor.
+    """
+    known = selection.known_to(records)
+    metrics = selection.metrics_of(records, asked)
+    if not asked:
+        tested = [metric for metric in metrics if metric.startswith("test_")]
+        metrics = tested or [monitor for monitor in [selection.main_monitor(records)] if monitor]
+    records = [record for record in records if record.state == "finished"]
+    settings = _rows(records, [*rows, *([by] if by else [])], known)
+    cells: dict[tuple[Any, ...], dict[Any, list[RunRecord]]] = {}
+    for record, values in zip(records, settings, strict=True):
+        own = tuple(map(_frozen, values))
+        line = cells.setdefault(own[: len(rows)], {})
+        line.setdefault(own[-1] if by else None, []).append(record)
+    across = sorted({place for line in cells.values() for place in line}, key=_order)
+    columns = list(rows)
+    for place in across:
+        of_value = [f"{by}={text_of(place)}"] if by else []
+        columns += [", ".join([m] * (len(metrics) > 1 or not by) + of_value) for m in metrics]
+    body = []
+    for key in sorted(cells, key=lambda values: [*map(_order, values)]):
+        there = [(cells[key].get(place, []), metric) for place in across for metric in metrics]
+        means = [mean_of([r.metrics[m].best for r in runs if m in r.metrics]) for runs, m in there]
+        body.append([*key, *means])
+    for start, metric in enumerate(metrics, start=len(rows)):
+        places = range(start, len(columns), len(metrics))
+        found = [parts[place] for parts in body for place in places if parts[place]]
+        is_lower = results.is_lower_better_in(records[0].config if records else {}, metric)
+        best = (min if is_lower else max)((mean.mean for mean in found), default=None)
+        for parts in body:
+            for place in places:
+                if parts[place]:
+                    parts[place] = parts[place]._replace(is_best=parts[place].mean == best)
+    numbers = {cell.num_runs for line in body for cell in line if isinstance(cell, Mean)}
+    num_runs = numbers.pop() if len(numbers) == 1 else None
+    alike = [runs for line in cells.values() for runs in line.values()]
+    mixed = dict.fromkeys(k for runs in alike for k in results.differing_settings(runs, False))
+    doubts = [
+        f"a mean is over runs that differ by {', '.join(mixed)}, too; add that to --rows, --by or "
+        "--where"
+    ]
+    return Table(columns, body, num_runs), doubts if mixed else []
+
+
+def _frozen(cell: Any) -> Any:
+    """Return a cell that can be a key: the text of one with a list."""
+    has_parts = isinstance(cell, Cell) and isinstance(cell.value, list | dict)
+    return Cell(cell.text, cell.text) if has_parts else cell
+
+
+def _setting_columns(known: Container[str], settings: Sequence[str]) -> list[str]:
+    """Return the names of columns; settings are told apart from what else has their name."""
+    names = [(f"config.{key}", key) for key in settings]
+    return [full if full in known else key for full, key in names]
 
 
 def _metric_columns(records: Sequence[RunRecord], metrics: Sequence[str]) -> list[str]:
@@ -127,44 +161,37 @@ def _metric_columns(records: Sequence[RunRecord], metrics: Sequence[str]) -> lis
     return list(dict.fromkeys(column for columns in every for column in columns))
 
 
-def _settings(record: RunRecord, keys: Sequence[str]) -> list[Any]:
-    own = results.settings_of(record)
-    return [Cell(own[key], _written(own[key])) if key in own else None for key in keys]
+def _place_of(table: Table, name: str) -> int:
+    """Return where a column is; a metric's is its best. UsageError if there is none."""
+    found = [table.columns.index(key) for key in (name, f"{name} best") if key in table.columns]
+    if not found:
+        hint = did_you_mean(name, table.columns)
+        raise UsageError(f"no column {name!r}{hint} (there are {', '.join(table.columns)})")
+    return found[0]
 
 
-def _position(number: int, total: int | None) -> Cell:
-    return Cell(number, f"{number}/{total}" if total else str(number))
-
-
-def metrics_of(records: Sequence[RunRecord], asked: Sequence[str]) -> list[str]:
-    """Return the metrics asked for, or all that a run has; UsageError for one that no run has."""
-    known = list(dict.fromkeys(metric for record in records for metric in record.metrics))
-    for metric in asked:
-        if metric not in known:
-            raise UsageError(
-                f"no run has the metric {metric!r}{did_you_mean(metric, known)} "
-                f"(there are {', '.join(known) or 'none yet'})"
-            )
-    return list(asked) or known
+def picked(table: Table, names: Sequence[str]) -> Table:
+    """Return the first column and those of some names."""
+    places = dict.fromkeys([0, *(_place_of(table, name) for name in names)])
+    rows = [[row[place] for place in places] for row in table.rows]
+    return table._replace(columns=[table.columns[place] for place in places], rows=rows)
 
 
 def sorted_table(table: Table, column: str) -> Table:
     """Sort by a column (a metric's is its best), empty cells last; after a `-`, turned around."""
-    columns, name = table.columns, column.removeprefix("-")
-    found = [columns.index(key) for key in (name, f"{name} best") if key in columns]
-    if not found:
-        hint = did_you_mean(name, columns)
-        raise UsageError(f"no column {name!r} to sort by{hint} ({', '.join(columns)})")
+    place = _place_of(table, column.removeprefix("-"))
+    there = [row for row in table.rows if row[place] is not None]
+    others = [row for row in table.rows if row[place] is None]
+    there.sort(key=lambda row: _order(row[place]), reverse=column.startswith("-"))
+    return table._replace(rows=there + others)
 
-    def key(row: list[Any]) -> tuple[bool, Any]:
-        value = _value(row[found[0]])
-        value = value.mean if isinstance(value, Mean) else value
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return not is_number, value if is_number else _written(value)
 
-    there = [row for row in table.rows if row[found[0]] is not None]
-    others = [row for row in table.rows if row[found[0]] is None]
-    return Table(columns, sorted(there, key=key, reverse=column.startswith("-")) + others)
+def _order(cell: Any) -> tuple[int, Any]:
+    """Return what puts numbers before texts, these as people do, and nothing last."""
+    value = cell.mean if isinstance(cell, Mean) else _value(cell)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return 0, value
+    return (2, 0) if value is None else (1, results.naturally(written(value)))
 
 
 def mean_of(values: Sequence[float]) -> Mean | None:
@@ -175,26 +202,45 @@ def mean_of(values: Sequence[float]) -> Mean | None:
     return Mean(statistics.fmean(values), std, len(values))
 
 
-def _age(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
+def as_text(table: Table, width: int = 0) -> str:
+    """Return lines of columns below each other, numbers to the right.
 
+    If there is a `width`, the columns that tell least are left out until the lines fit, and a last
+    line says so: those with the same value in most rows, then last values, and those of training.
+    """
+    columns = [*zip(*_shown(table), strict=True)]
+    widths = [max(map(_width, column)) for column in columns]
+    alike = [max(Counter(column[1:]).values(), default=0) for column in columns]
 
-def as_text(table: Table) -> str:
-    """Return lines of columns below each other, numbers to the right."""
-    rows = [[printable(cell) for cell in row] for row in _shown(table)]
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    def dullness(place: int) -> tuple[Any, ...]:
+        name = table.columns[place]
+        is_minor = name.endswith(" last") + (f"val_{name}" in table.columns)
+        return 2 * alike[place] > len(table.rows), is_minor, alike[place], place
+
+    dull = sorted(range(1, len(columns)), key=dullness)
+    places = list(range(len(columns)))
+    while width and dull and sum(widths[place] + 2 for place in places) - 2 > width:
+        places.remove(dull.pop())
     right = _to_the_right(table)
     text = ""
-    for row in rows:
+    for row in zip(*columns, strict=True):
         cells = []
-        for cell, width, to_the_right in zip(row, widths, right, strict=True):
-            blank = " " * (width - _width(cell))
-            cells.append(blank + cell if to_the_right else cell + blank)
+        for place in places:
+            blank = " " * (widths[place] - _width(row[place]))
+            cells.append(blank + row[place] if right[place] else row[place] + blank)
         text += "  ".join(cells).rstrip() + "\n"
-    return text
+    left_out = [name for place, name in enumerate(table.columns) if place not in places]
+    note = (
+        f"left out, for the terminal is {width} wide: {', '.join(left_out)}; name columns in "
+        "--columns, or see all with | less -S"
+    )
+    notes = [_note_of(table), note if left_out else ""]
+    return text + "".join(f"{printable(line)}\n" for line in notes if line)
+
+
+def _note_of(table: Table) -> str:
+    many = table.num_runs and table.num_runs > 1
+    return f"mean ± standard deviation (n - 1) over {table.num_runs} runs" if many else ""
 
 
 def as_csv(table: Table) -> str:
@@ -208,24 +254,26 @@ def as_csv(table: Table) -> str:
         # In a table, a text that begins like a formula would be one.
         is_formula = [isinstance(v, str) and v.startswith(("=", "+", "-", "@")) for v in values]
         cells = zip(values, is_formula, strict=True)
-        writer.writerow([f"'{value}" if is_one else _written(value) for value, is_one in cells])
+        writer.writerow([f"'{value}" if is_one else written(value) for value, is_one in cells])
     return text.getvalue()
 
 
 def as_markdown(table: Table) -> str:
     """Return a table of Markdown."""
     rules = ["---:" if to_the_right else "---" for to_the_right in _to_the_right(table)]
-    head, *body = [[printable(cell.translate(MARKDOWN)) for cell in row] for row in _shown(table)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [head, rules, *body])
+    head, *body = _shown(table, lambda text: printable(text.translate(MARKDOWN)), "**{}**")
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in [head, rules, *body])
+    return lines + (f"\n{note}\n" if (note := _note_of(table)) else "")
 
 
 def as_latex(table: Table) -> str:
     r"""Return a tabular for LaTeX; it needs `\usepackage{booktabs}`."""
     kinds = "".join("r" if to_the_right else "l" for to_the_right in _to_the_right(table))
-    rows = [[printable(cell).translate(LATEX) for cell in row] for row in _shown(table)]
+    rows = _shown(table, lambda text: printable(text).translate(LATEX), r"\textbf{{{}}}")
     head, *body = [" & ".join(row) + r" \\" for row in rows]
     lines = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *body]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    note = [f"% {note}"] if (note := _note_of(table)) else []
+    return "\n".join([*note, *lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def as_json(table: Table, provenance: Mapping[str, Any]) -> str:
@@ -249,7 +297,7 @@ def _without_means(table: Table) -> Table:
     for row in table.rows:
         cells: list[Any] = []
         for cell, wide in zip(row, is_mean, strict=True):
-            cells += (list(cell) if cell else [None, None, 0]) if wide else [cell]
+            cells += (list(cell[:3]) if cell else [None, None, 0]) if wide else [cell]
         rows.append(cells)
     return Table(columns, rows)
 
@@ -258,32 +306,38 @@ def _value(cell: Any) -> Any:
     return cell.value if isinstance(cell, Cell) else cell
 
 
-def _written(value: Any) -> str:
-    """Return a value with all digits, as it can be typed."""
-    # Most are short to write, and there are many.
-    return str(value) if type(value) in (str, int, float) else show(value)
+def text_of(cell: Any) -> str:
+    """Return a cell as a table shows it."""
+    if isinstance(cell, Cell):
+        return cell.text
+    return "" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
-def _shown(table: Table) -> list[list[str]]:
-    def text(cell: Any) -> str:
-        if isinstance(cell, Mean):
-            return mean_and_spread(cell)
-        if isinstance(cell, Cell):
-            return cell.text
-        return "" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+def _shown(
+    table: Table, escape: Callable[[str], str] = printable, bold: str = "{}"
+) -> list[list[str]]:
+    """Return the columns' names and the cells as text."""
 
-    return [table.columns, *([text(cell) for cell in row] for row in table.rows)]
+    def shown(cell: Any) -> str:
+        if not isinstance(cell, Mean):
+            return escape(text_of(cell))
+        text = escape(mean_and_spread(cell, has_number=table.num_runs is None))
+        return bold.format(text) if cell.is_best else text
+
+    return [[*map(escape, table.columns)], *([*map(shown, row)] for row in table.rows)]
 
 
-def mean_and_spread(cell: Mean) -> str:
-    """Write a mean with as many decimals as the two digits of its standard deviation have."""
+def mean_and_spread(cell: Mean, has_number: bool = True) -> str:
+    """Write a mean with as many decimals as the two digits of its standard deviation have, and of
+    how many runs it is.
+    """
+    number = f" ({cell.num_runs})" * has_number
     if not cell.std:
-        spread = "" if cell.std is None else " ± 0"
-        return f"{cell.mean:.4g}{spread} ({cell.num_runs})"
+        return f"{cell.mean:.4g}{'' if cell.std is None else ' ± 0'}{number}"
     decimals = 1 - math.floor(math.log10(cell.std))
     if not 0 <= decimals <= 8:
-        return f"{cell.mean:.4g} ± {cell.std:.2g} ({cell.num_runs})"
-    return f"{cell.mean:.{decimals}f} ± {cell.std:.{decimals}f} ({cell.num_runs})"
+        return f"{cell.mean:.4g} ± {cell.std:.2g}{number}"
+    return f"{cell.mean:.{decimals}f} ± {cell.std:.{decimals}f}{number}"
 
 
 def _cells_of(table: Table) -> list[list[Any]]:
@@ -317,6 +371,7 @@ LATEX = str.maketrans(
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
+        "|": r"\textbar{}",
         "±": r"$\pm$",
         "<": r"\textless{}",
         ">": r"\textgreater{}",

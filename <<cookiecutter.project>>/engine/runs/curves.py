@@ -5,11 +5,13 @@ import json
 import logging
 import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.pictures import new_figure
-from engine.runs import comparison, results
+from engine.runs import comparison, results, selection
 from engine.runs.results import RunRecord
 from vegab import UsageError
 from vegab.execution import printable
@@ -28,10 +30,12 @@ LINES = ("-", "--", "-.", ":")
 # As many as have no factor in common with the others: in grey print, too, no two curves that have
 # a name look the same.
 MARKERS = ("o", "s", "^", "D", "v")
-MOST_NAMED = 16  # curves; the rest is grey
+MOST_NAMED = 10  # curves, the best; the rest is grey
+FAR = 100  # times the least value, the greatest needs a logarithmic axis
 MOST_INSIDE = 5  # lines of a legend that is not beside the panels
 LONGEST_INSIDE = 28  # characters of such a line
 LONGEST_LINE = 44
+LONGEST_TITLE = 64
 TEST_SET = "test set"
 MOST_MARKED = 10  # points of a curve, but for those that stand alone
 # Names are text, and no LaTeX; PDF with TrueType fonts, as publishers ask for; the same identifiers
@@ -58,7 +62,7 @@ def curves_of(
 
     histories, problems = _histories(records)
     columns = {key for rows in histories.values() for row in rows for key in row}
-    comparison.metrics_of(records, [metric for metric in asked if metric not in columns])
+    selection.metrics_of(records, [metric for metric in asked if metric not in columns])
     metrics = list(dict.fromkeys(asked or [r.monitor for r in records if r.monitor]))
     if not metrics:
         raise UsageError(
@@ -137,19 +141,26 @@ def draw(
     records: Sequence[RunRecord],
     x: str = "epoch",
     log_x: bool = False,
-    log_y: bool = False,
+    log_y: bool | None = None,
     smooth: float = 0.0,
+    columns: Sequence[str] = (),
 ) -> "Figure":
     """Draw a panel per metric, and in it a curve per run, or per group of runs but for their seed.
 
-    Each run's curve is smoothed, then comes the mean; the raw one is drawn underneath.
+    Each run's curve is smoothed, then comes the mean; the raw one is drawn underneath. `log_y` is
+    None for an axis as the range of the values asks for. The legend tells of each curve what
+    differs, or these `columns` of a table. Of too many curves, the best of the first metric have a
+    name and a colour.
     """
     import matplotlib
     from matplotlib.lines import Line2D
 
     drawn = {path for some in curves.values() for path in some}
-    groups = results.groups_of([record for record in records if record.path in drawn])
-    labels, title = _legend(groups, smooth)
+    groups: Groups = results.groups_of([r for r in records if r.path in drawn])
+    if len(groups) > MOST_NAMED:
+        best = selection.ranked(groups, next(iter(curves)))
+        groups = [*best, *(group for group in groups if group not in best)]
+    labels, title = _legend(groups, smooth, columns)
     longest = max(len(line) for label in labels for line in label.split("\n"))
     num_lines = sum(label.count("\n") + 1 for label in labels) + title.count("\n") + bool(title)
     is_inside = num_lines <= MOST_INSIDE and longest <= LONGEST_INSIDE
@@ -164,10 +175,14 @@ def draw(
         for axes in panels[len(curves) :]:
             axes.remove()
         for axes, (metric, there) in zip(panels, curves.items(), strict=False):
-            _draw_panel(axes, groups, there, smooth, log_x, log_y)
+            finite = [value for curve in there.values() for value in curve.dropna()]
+            is_far = min(finite) > 0 and max(finite) / min(finite) > FAR
+            is_log = is_far if log_y is None else log_y
+            means = _draw_panel(axes, groups, there, smooth, log_x, is_log)
+            _write_best(axes, metric, groups, means, labels)
             axes.set_xlabel(next(iter(there.values())).index.name)
             axes.set_ylabel(printable(metric), parse_math=False)
-        handles = [Line2D([], [], **_style(n, len(groups))) for n in range(len(labels))]
+        handles = [Line2D([], [], **_style(n)) for n in range(len(labels))]
         words = [str(index) for index in range(len(labels))]
         if is_inside:
             legend = panels[0].legend(handles, words, loc="best", frameon=False)
@@ -181,26 +196,70 @@ def draw(
     return figure
 
 
-def _legend(groups: Groups, smooth: float) -> tuple[list[str], str]:
+def _legend(groups: Groups, smooth: float, columns: Sequence[str]) -> tuple[list[str], str]:
     """Return what the curves are called, the last one for all that have no name, and a title."""
     is_grouped = any(len(group) > 1 for group in groups)
     first = [group[0] for group in groups]
+    if columns:
+        known = selection.known_to(first)
+        getters = [(name, selection.find(known, name)) for name in columns]
+    else:
+        keys = results.differing_settings(first, not is_grouped)
+        getters = [(key, selection.of_setting(key)) for key in keys]
+    told = {
+        f"{name}=": [comparison.text_of(get(record)) for record in first] for name, get in getters
+    }
+    if not columns:  # what tells most curves apart comes first
+        told = dict(sorted(told.items(), key=lambda item: max(Counter(item[1]).values())))
+    names = [Path(record.path).name for record in first]
     labels = []
-    for group, label in zip(groups, results.labels_of(first, not is_grouped), strict=True):
+    for index, group in enumerate(groups):
+        path, name = group[0].path, names[index]
+        name = path if names.count(name) > 1 else name
+        parts = [key + values[index] for key, values in told.items() if values[index]]
+        if is_grouped:
+            label = ", ".join(parts) or path
+        else:  # the name of a trial holds its settings
+            parts = [part for part in parts if part not in name]
+            label = f"{name}: {', '.join(parts)}" if parts else name
         if len(group) > 1:
             label = f"{label} (n = {len(group)})" if len(groups) > 1 else f"n = {len(group)}"
         form: Any = {"max_lines": 3, "placeholder": " …", "break_on_hyphens": False}
         labels.append(textwrap.fill(printable(label), LONGEST_LINE, **form))
-    num_more = len(labels) - MOST_NAMED + 1
-    if num_more > 1:
-        labels[MOST_NAMED - 1 :] = [f"and {num_more} more"]
+    if (num_more := len(labels) - MOST_NAMED) > 0:
+        labels[MOST_NAMED:] = [f"and {num_more} more"]
     title = ["mean ± standard deviation"] * is_grouped + [f"smoothed by {smooth:g}"] * (smooth > 0)
     return labels, "\n".join(title)
 
 
+def _write_best(
+    axes: "Axes",
+    metric: str,
+    groups: Groups,
+    means: Mapping[int, "pd.Series"],
+    labels: Sequence[str],
+) -> None:
+    """Write above a panel its best value, where that is, and whose, if there are several curves."""
+    is_lower = results.is_lower_better_in(groups[0][0].config, metric)
+    drawn = {index: mean for index, mean in means.items() if mean.notna().any()}
+    best = {index: mean.min() if is_lower else mean.max() for index, mean in drawn.items()}
+    if not best:  # gaps only
+        return
+    index = (min if is_lower else max)(best, key=lambda one: best[one])
+    mean = means[index]
+    place = mean.idxmin() if is_lower else mean.idxmax()
+    where = "" if mean.index.name == TEST_SET else f" at {mean.index.name} {place:.0f}"
+    whose = f", {labels[index].splitlines()[0]}" if len(means) > 1 else ""
+    title = textwrap.shorten(
+        f"best {best[index]:.4g}{where}{whose}", LONGEST_TITLE, placeholder=" …"
+    )
+    axes.set_title(title, fontsize=8, loc="left", parse_math=False)
+
+
 def _draw_panel(
     axes: "Axes", groups: Groups, curves: Curves, smooth: float, log_x: bool, log_y: bool
-) -> None:
+) -> dict[int, "pd.Series"]:
+    """Draw the curves of a metric; return the mean of each group that has one, by its place."""
     import numpy as np
     from matplotlib.ticker import MaxNLocator
 
@@ -216,18 +275,19 @@ def _draw_panel(
         axes.set_yscale("log")
         _write_out(axes.yaxis)
     axes.spines[["top", "right"]].set_visible(False)
-    bands = []
+    bands, means = [], {}
     for index, group in enumerate(groups):
         there = [curves[record.path] for record in group if record.path in curves]
         if not there:
             continue
-        style = _style(index, len(groups))
+        style = _style(index)
         mean, std = mean_of([smoothed(curve, smooth) for curve in there])
+        raw, _ = mean_of(there)
+        means[index] = raw.rename_axis(there[0].index.name)
         if is_of_test:
             axes.errorbar([index], mean, std, capsize=3, **style)
             continue
         if smooth:
-            raw, _ = mean_of(there)
             axes.plot(raw, color=style["color"], linewidth=0.7, alpha=0.4, zorder=1)
         x = mean.index.to_numpy()
         marked = _marked(np.log(x) if log_x else x, mean.to_numpy(), index)
@@ -238,6 +298,7 @@ def _draw_panel(
     for mean, std, color in bands:
         low, high = (mean - std).clip(lower=bottom), mean + std
         axes.fill_between(mean.index, low, high, color=color, alpha=0.2, linewidth=0, zorder=0)
+    return means
 
 
 def _write_out(axis: "Axis") -> None:
@@ -252,9 +313,9 @@ def _write_out(axis: "Axis") -> None:
     axis.set_minor_formatter(Plain(labelOnlyBase=False))
 
 
-def _style(index: int, num_curves: int) -> dict[str, Any]:
+def _style(index: int) -> dict[str, Any]:
     """Return how a curve looks, in colour, line and marker at once; one without a name is grey."""
-    if num_curves > MOST_NAMED and index >= MOST_NAMED - 1:
+    if index >= MOST_NAMED:
         return {"color": "0.8", "linewidth": 0.7, "marker": "", "zorder": 0.5}
     cycles = {"color": COLORS, "linestyle": LINES, "marker": MARKERS}
     style = {name: looks[index % len(looks)] for name, looks in cycles.items()}

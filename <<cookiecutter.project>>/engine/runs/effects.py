@@ -6,7 +6,6 @@ no Keras.
 
 import json
 import math
-import shlex
 import statistics
 from bisect import bisect_right
 from collections import Counter
@@ -67,7 +66,7 @@ def effects_of(records: Sequence[RunRecord], monitor: str | None) -> dict[str, A
         for group in results.groups_of(counted)
     ]
     varied = results.differing_settings(records, repetitions=False)
-    axes, undrawn = _axes_of([results.settings_of(record) for record in counted], varied)
+    axes, undrawn = _axes_of([record.settings for record in counted], varied)
     number, most = len(counted), min(len(counted), MOST_POINTS)
     points = [round(i * (number - 1) / max(most - 1, 1)) for i in range(most)]
     return {
@@ -87,7 +86,6 @@ def effects_of(records: Sequence[RunRecord], monitor: str | None) -> dict[str, A
         ],
         "num_groups": len(groups),
         "groups": sorted(groups, key=lambda group: sign * group["mean"])[:MOST_GROUPS],
-        "again": shlex.join(["python", "bin/reproduce.py", counted[0].path]) if counted else "",
     }
 
 
@@ -103,7 +101,11 @@ def _axes_of(
         if len(counts) < 2 or (has_words and len(counts) > MOST_WORDS):
             undrawn.append(f"{key} ({len(counts)} value{'s' * (len(counts) != 1)})")
             continue
-        axes.append(_axis_of(key, values))
+        axis = _axis_of(key, values)
+        if len(set(axis.level_of)) == len(values):
+            undrawn.append(f"{key} (one run a value)")
+            continue
+        axes.append(axis)
         most_alike[key] = max(counts.values())
     # Of too many, those that tell most runs apart stay, in the order in which they stand.
     chosen = sorted(most_alike, key=lambda key: most_alike[key])[:MOST_SETTINGS]

@@ -14,6 +14,7 @@ from vegab.files import replacing, write_atomically
 
 Array = np.ndarray
 MOST_EXAMPLES, MOST_BYTES = 100_000, 256_000_000  # that are predicted; metrics are of all
+MOST_BYTES_OF_PICTURES = 64_000_000  # of them, among which mistakes are looked for
 TABLE, MOST_COLUMNS = "predictions.csv", 100
 APART, MOST_BYTES_APART = "predictions.npz", 64_000_000  # of each array
 MOST_CLASSES = 1_000  # that are counted one by one
@@ -23,7 +24,8 @@ MOST_PANELS = 6
 class Predictions(NamedTuple):
     """The first examples of a set and what a model makes of them: arrays (examples, ...) by name.
 
-    Text is an array of objects. Of features that are not text, only the first few are there.
+    Text is an array of objects. Of other features only the first few are there, and of pictures
+    those that fit into the memory for them.
     """
 
     features: dict[str, Array]
@@ -75,7 +77,10 @@ def predict(model: Any, source: Any) -> Predictions:
             arrays = {k: _plain(v) for k, v in named(nested, prefix).items() if v is not None}
             batch.append({k: array for k, array in arrays.items() if array.shape[:1] == (size,)})
         left_out |= arrays.keys() - batch[2].keys()
-        batch[0] = {k: v if v.dtype.kind == "O" else v[:few].copy() for k, v in batch[0].items()}
+        for key, array in batch[0].items():
+            is_kept = _are_pictures(array) and num_bytes < MOST_BYTES_OF_PICTURES
+            if array.dtype.kind != "O" and not is_kept:
+                batch[0][key] = array[:few].copy()
         batches.append(batch)
         for array in (array for part in batch for array in part.values()):
             num_bytes += sum(map(len, array.flat)) if array.dtype.kind == "O" else array.nbytes
@@ -153,7 +158,9 @@ def write(
             shown = rows | target | {"output": output}
             pictures.draw_examples(shown, path("examples.png"), heading)
         elif classes and not start and rows and classes.label.ndim == 1:
-            pictures.save_examples(rows["input"], path("examples.png"))
+            pictures.draw_classified(
+                rows["input"], classes[:3], names, path("examples.png"), heading
+            )
         elif not classes and target and "O" not in (output.dtype.kind, target["target"].dtype.kind):
             _write_residuals(path, heading, target["target"], output)
         columns |= {f"{start}{key}": array for key, array in own.items() if array is not None}

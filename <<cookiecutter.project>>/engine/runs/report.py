@@ -9,15 +9,13 @@ import io
 import json
 import math
 import os
-import struct
-from collections import Counter
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from engine.pictures import NUM_EXAMPLES
-from engine.runs import results
+from engine.runs import results, selection
 from engine.runs.effects import clipped, effects_of
 from engine.runs.results import RunRecord
 from vegab.files import read_bytes, write_atomically
@@ -42,13 +40,19 @@ def write_report(
     page: Path,
     problems: Sequence[str] = (),
     sweep: Mapping[str, Any] | None = None,
+    columns: Sequence[str] = (),
 ) -> int:
     """Write the page, whose links are relative to its folder, and return its size in bytes.
 
     Above all else it shows the sentences `problems`. `sweep` is what `engine.sweeps.sweep_of`
-    returns, if the runs are those of one sweep.
+    returns, if the runs are those of one sweep. The table shows the `columns` of these names, if
+    there are any, at first.
     """
-    content = page_of(data_of(records, page.parent, problems, sweep))
+    known = selection.known_to(records)
+    for name in columns:
+        selection.find(known, name)
+    data = data_of(records, page.parent, problems, sweep) | {"columns": _plain(columns)}
+    content = page_of(data)
     write_atomically(page, content)
     return len(content)
 
@@ -69,7 +73,7 @@ def data_of(
     """Return what the page in `folder` shows, as JSON values; see `write_report`."""
     differing = results.differing_settings(records)
     readable = next((record for record in records if record.config), RunRecord(""))
-    shared = results.settings_of(readable).items()
+    shared = readable.settings.items()
     common = {k: clipped(value, LONGEST_SETTING) for k, value in shared if k not in differing}
     sizes = [(record.epoch, len(record.metrics) + 3) for record in records]
     # One is read after the other: together they would need hundreds of megabytes.
@@ -78,8 +82,7 @@ def data_of(
         _run_of(record, folder, differing) | {"history": curve}
         for record, curve in zip(records, curves, strict=True)
     ]
-    monitors = Counter(record.monitor for record in records if record.monitor)
-    monitor = monitors.most_common(1)[0][0] if monitors else None
+    monitor = selection.main_monitor(records)
     notes = _plain(problems)
     images: dict[str, Any] = {}
     data = {
@@ -114,13 +117,14 @@ def _count(runs: int) -> str:
 
 
 def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[str, Any]:
-    settings = results.settings_of(record)
+    settings = record.settings
     evaluations, problem = _evaluations_of(Path(record.path))
     told = "; ".join(filter(None, (record.problem, problem)))
     relative = os.path.relpath(os.path.abspath(record.path), os.path.abspath(folder))
     entry = vars(record) | {
         "problem": told,
         # The dot: a name with a colon is a folder, not the scheme of an address.
+        "again": _again(record),
         "href": f"./{quote(os.fsencode(relative))}/",
         "has_config": bool(record.config),
         "settings": {k: clipped(settings[k], LONGEST_SETTING) for k in differing if k in settings},
@@ -133,6 +137,12 @@ def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[s
     }
     del entry["config"]
     return _plain(entry)
+
+
+def _again(record: RunRecord) -> str:
+    """Return the command that makes a run again, or goes on with one that has not finished."""
+    again = shlex.join(["python", "bin/reproduce.py", record.path])
+    return again if record.state == "finished" else record.command
 
 
 def _history_of(record: RunRecord) -> list[dict[str, float]]:
@@ -241,7 +251,7 @@ def _add_examples(runs: Sequence[dict[str, Any]], images: dict[str, Any], space:
     for run in runs:
         try:
             details, pictures = _predictions_of(Path(run["path"]))
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             what = f"eval/predictions.csv or eval/examples.png cannot be read ({error})"
             run["problem"] = "; ".join(filter(None, (run["problem"], what)))
             continue
@@ -256,9 +266,11 @@ def _add_examples(runs: Sequence[dict[str, Any]], images: dict[str, Any], space:
     return left_out
 
 
-def _predictions_of(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return a run's confusion matrix and first examples, and their picture by its digest."""
-    path, details, images = run / "eval/predictions.csv", {}, {}
+def _predictions_of(run: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a run's confusion matrix and the digest of its examples, and their picture by it."""
+    path = run / "eval/predictions.csv"
+    details: dict[str, Any] = {}
+    images: dict[str, str] = {}
     if not path.exists():
         return {}, {}
     import pandas as pd
@@ -275,14 +287,8 @@ def _predictions_of(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
         content = read_bytes(picture, run)
         if not content.startswith(b"\x89PNG"):
             raise ValueError("examples.png is not a PNG")
-        width, height = struct.unpack(">II", content[16:24])
-        digest = hashlib.sha256(content).hexdigest()[:16]
-        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        count = min(NUM_EXAMPLES, len(table))
-        images[digest] = {"source": source, "count": count, "width": width, "height": height}
-        shares = (_rounded(share) for share in table["probability"][:count])
-        rows = zip(labels[:count].tolist(), predictions[:count].tolist(), shares, strict=True)
-        details["examples"] = {"image": digest, "rows": [list(row) for row in rows]}
+        details["examples"] = digest = hashlib.sha256(content).hexdigest()[:16]
+        images[digest] = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     return details, images
 
 

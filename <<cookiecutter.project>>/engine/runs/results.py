@@ -3,6 +3,7 @@
 pandas and NumPy are imported where they are used, so that the command line answers at once.
 """
 
+import functools
 import glob
 import io
 import json
@@ -13,7 +14,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.checkpoints import rows_in
 from vegab import UsageError, files
-from vegab.config import did_you_mean, flatten, show
+from vegab.config import did_you_mean, flatten
 from vegab.execution import say
 from vegab.files import CONFIG, LOCK, META, write_atomically
 from vegab.provenance import git_words
@@ -34,14 +35,16 @@ if TYPE_CHECKING:
 
 
 # What the commands that read runs are told to read.
-PATTERNS = "run folders, folders of runs, or patterns in quotes such as 'results/lr_*'"
+PATTERNS = "run folders, folders of runs, or patterns such as 'results/lr_*'; by default: results"
 TEST = "eval/test.json"
 PRUNED = "pruned.json"  # says after how many epochs a sweep ended a trial
-FILES = (CONFIG, META, "history.csv", "loop_state.pkl", TEST)
+NOTES = "notes.json"  # what somebody has written about a run, and its tags
+FILES = (CONFIG, META, "history.csv", "loop_state.pkl", TEST, NOTES)
 INDEX = ".runs.json"
-FORM = 5  # of the entries in the index; those of another form are read again
+FORM = 6  # of the entries in the index; those of another form are read again
 FEWEST = 20  # fewer runs of a folder are read as fast without an index
 NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
+SET = re.compile("^(val|test)_")
 # Columns of the history that say nothing of how good the model is.
 NO_METRICS = ("epoch", "step", "learning_rate")
 OF_ANOTHER_FORM = (
@@ -99,19 +102,26 @@ class RunRecord:
     error: str = ""  # of a failed run, the last line of what was raised
     parent: str = ""  # the run that this one is a fork of
     is_inexact: bool = False  # was it continued, or may it not be continued, bit for bit?
+    note: str = ""  # what somebody has written about it
+    tags: list[str] = field(default_factory=list)
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config as one mapping of dotted keys: {"n_filters": 8, "train.epochs": 3}."""
+        return flatten(self.config)
 
 
 def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the run folders that patterns mean, each once, and a sentence per pattern with none.
 
-    A pattern is a run folder, a folder below which runs lie, or a glob of either. Raises UsageError
-    if there is no run at all.
+    A pattern is a run folder, a folder below which runs lie, or a glob of either; without one, it
+    is "results". Raises UsageError if there is no run at all.
     """
     found: dict[str, str] = {}  # by what the path really is
     problems = []
-    for pattern in patterns:
+    for pattern in patterns or ("results",):
         is_path = os.path.lexists(pattern)
-        hits = [pattern] if is_path else _naturally(glob.glob(pattern, recursive=True))
+        hits = [pattern] if is_path else sorted(glob.glob(pattern, recursive=True), key=naturally)
         runs = [run for hit in hits if hit.strip() for run in _runs_below(os.path.normpath(hit))]
         for run in runs:
             found.setdefault(os.path.realpath(run), run)
@@ -123,7 +133,7 @@ def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
             siblings = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
             problems.append(f"nothing matches {pattern!r}{did_you_mean(name, siblings)}")
     if not found:
-        raise UsageError("; ".join(problems) or "no run was named; give a folder, such as results")
+        raise UsageError("; ".join(problems))
     return list(found.values()), problems
 
 
@@ -139,21 +149,20 @@ def _runs_below(folder: str, around: frozenset[str] = frozenset()) -> list[str]:
     if (real := os.path.realpath(folder)) in around:
         return []
     try:
-        names = _naturally(name for name in os.listdir(folder) if not name.startswith("."))
+        there = (name for name in os.listdir(folder) if not name.startswith("."))
+        names = sorted(there, key=naturally)
     except OSError:  # a file, or a folder that may not be read
         return []
     paths = [os.path.join(folder, name) for name in names]
     return [run for path in paths for run in _runs_below(path, around | {real})]
 
 
-def _naturally(names: Iterable[str]) -> list[str]:
-    """Sort names so that the numbers in them count: lr_2 before lr_10, and 0.003 before 0.01."""
-
-    def key(name: str) -> list[str | float]:
-        parts = NUMBER.split(name)
-        return [float(part) if index % 2 else part for index, part in enumerate(parts)]
-
-    return sorted(names, key=key)
+def naturally(name: str) -> list[str | float]:
+    """Return what a name is sorted by so that the numbers in it count: lr_2 comes before lr_10, and
+    0.003 before 0.01.
+    """
+    parts = NUMBER.split(name)
+    return [float(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def read_runs(paths: Sequence[str]) -> list[RunRecord]:
@@ -247,6 +256,7 @@ def _read(run: str) -> dict[str, Any]:
     history, state = attempt(read_history, run), attempt(load_position, run)
     entry |= attempt(_of_history, config, history, state, file=CONFIG)
     of_history = entry.get("metrics", {})  # which comes first, also where a name is in both
+    entry |= attempt(_of_notes, run, file=NOTES)
     entry["metrics"] = of_history | attempt(_of_test, run, file=TEST) | of_history
     if not any(os.path.exists(f"{run}/{name}") for name in (CONFIG, META)):
         return entry | {"state": "new"}  # it is about to begin, or never did
@@ -336,11 +346,24 @@ def _of_test(run: str) -> dict[str, Metric]:
     }
 
 
+def _of_notes(run: str) -> dict[str, Any]:
+    content = files.read_json(f"{run}/{NOTES}", run) or {}
+    return {"note": str(content.get("note", "")), "tags": list(map(str, content.get("tags", [])))}
+
+
+def write_notes(record: RunRecord, note: str, tags: Sequence[str]) -> None:
+    """Write what somebody says of a run next to what it says itself."""
+    files.write_json(Path(record.path, NOTES), {"note": note, "tags": tags})
+
+
 def is_lower_better_in(config: dict[str, Any], metric: str) -> bool:
-    """Whether less of a metric is better: by the config's `monitor_mode`, or by its name."""
+    """Whether less of a metric is better: by the config's `monitor_mode`, if it is what is
+    monitored, of whichever set, or by its name.
+    """
     from engine.checkpoints import is_lower_better  # with NumPy
 
-    mode = config.get("monitor_mode", "auto") if metric == config.get("monitor") else "auto"
+    monitored, own = (SET.sub("", str(name)) for name in (config.get("monitor"), metric))
+    mode = config.get("monitor_mode", "auto") if own == monitored else "auto"
     try:
         return is_lower_better(metric, mode)
     except ValueError:
@@ -394,11 +417,6 @@ def pruned_at(run: Path) -> int | None:
     return int(content["epoch"]) if content else None
 
 
-def settings_of(record: RunRecord) -> dict[str, Any]:
-    """Return a run's config as one mapping of dotted keys: {"n_filters": 8, "train.epochs": 3}."""
-    return flatten(record.config)
-
-
 def values_of(record: RunRecord) -> dict[str, float]:
     """Return the values of a run's metrics: {"val_loss best": 0.3, "val_loss last": 0.4}."""
     every = (metric.by_column(key) for key, metric in record.metrics.items())
@@ -410,7 +428,7 @@ def differing_settings(records: Sequence[RunRecord], repetitions: bool = True) -
 
     Runs whose config cannot be read do not count, and seeds and folds only with `repetitions`.
     """
-    every = [settings_of(record) for record in records if record.config]
+    every = [record.settings for record in records if record.config]
     keys = dict.fromkeys(key for settings in every for key in settings)
     differing = [key for key in keys if len({_text(s.get(key, ...)) for s in every}) > 1]
     return [key for key in differing if repetitions or not is_repetition(key)]
@@ -427,18 +445,10 @@ def groups_of(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
-        settings = settings_of(record).items()
+        settings = record.settings.items()
         same = json.dumps(sorted((k, _text(v)) for k, v in settings if not is_repetition(k)))
         groups.setdefault(same if record.config else record.path, []).append(record)
     return list(groups.values())
-
-
-def labels_of(records: Sequence[RunRecord], repetitions: bool = True) -> list[str]:
-    """Return what differs, for each run: "n_filters=8, seed=1"; its path where nothing does."""
-    keys = differing_settings(records, repetitions)
-    every = [(record.path, settings_of(record)) for record in records]
-    told = [(path, [f"{k}={show(own[k])}" for k in keys if k in own]) for path, own in every]
-    return [", ".join(parts) or path for path, parts in told]
 
 
 def _text(value: Any) -> str:
@@ -487,7 +497,7 @@ def load_runs(*patterns: str) -> "pd.DataFrame":
     rows = []
     for record in runs_matching(patterns)[0]:
         row = {"path": record.path, "state": record.state, "epoch": record.epoch}
-        rows.append(settings_of(record) | row | values_of(record))
+        rows.append(record.settings | row | values_of(record))
     return pd.DataFrame(rows).set_index("path")
 
 

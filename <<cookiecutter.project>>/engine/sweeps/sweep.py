@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import endings
-from engine.runs import RunRecord, results
+from engine.runs import RunRecord, results, selection
 from engine.sweeps.definition import PLAN, Definition, Settings, Trial, trials_of
 from engine.sweeps.local import SECONDS_BETWEEN
 from vegab import UsageError
@@ -124,13 +124,7 @@ def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
 
 def ranked(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Return the runs that did not fail and have values of what they monitor, the best first."""
-    known = [r for r in records if r.monitor in r.metrics and r.state not in ("failed", "broken")]
-    if not known:
-        return []
-    monitor = str(known[0].monitor)
-    sign = 1 if results.is_lower_better_in(known[0].config, monitor) else -1
-    same = (record for record in known if record.monitor == monitor)
-    return sorted(same, key=lambda record: sign * record.metrics[monitor].best)
+    return [record for [record] in selection.ranked([record] for record in records)]
 
 
 def _reached(best: RunRecord) -> str:
