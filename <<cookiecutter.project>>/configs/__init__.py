@@ -121,7 +121,11 @@ VARIANT = {
     **COMMON,
 }
 registry.add_schema(
-    VARIANT, required=[("model",), ("train",)], closed=("train",), title="keys of a variant"
+    VARIANT,
+    required=[("model",), ("train",)],
+    closed=("train",),
+    title="keys of a variant",
+    is_metayaml=True,
 )
 
 registry.register(

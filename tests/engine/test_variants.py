@@ -92,6 +92,11 @@ def test_the_toy_trains_as_the_seed_types_it(
         ((), "SAVE_PATH is missing"),
         (("{run}", "-p", "train.epoch", "3"), "unknown key 'train.epoch'; did you mean 'epochs'?"),
         (("{run}", "--modl.type=x"), "unknown key 'modl.type'"),
+        (
+            ("{run}", "-c", "train.eval_feeder.file_patterns", "data/toy/validation-*"),
+            "-c is --checkpoint, and train.eval_feeder.file_patterns is a key of the config: write",
+        ),
+        (("{run}", "-p", "train.epochs", "12/3"), "train.epochs: 12/3 is not computed"),
         (("{run}", "-p", "train.save_checkpoint_secs", "3"), "give one of them"),
         (("{run}", "-p", "train.epochs", "0"), "train.epochs is 0; it must be at least 1"),
         (("{run}", "--delete", "train.train_feeder"), "train.train_feeder' is missing"),

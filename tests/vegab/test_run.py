@@ -838,6 +838,9 @@ def work(config, save_path):
     if config["seed"] == 13:
         raise KeyError("thirteen")
 
+def ported(config, save_path, extra, name="", flag=False):
+    print(*config.values(), extra, name, flag)
+
 def resize(source, size: int, *, save_path="", smooth=True, scale=1.0, name="x"):
     '''Resizes a picture.
 
@@ -871,12 +874,32 @@ def test_plugins_are_told_of_everything(tmp_path: Path) -> None:
 
 
 def test_runs_are_named_automatically(tmp_path: Path) -> None:
-    call = "vegab.wrap(registry, work, plugins=[vegab.AutomaticNamer(vegab.kwargs_namer)])"
-    done = run_small(tmp_path, call, "root", "results", "--seed=1", "--n_filters=10")
+    namer = "vegab.AutomaticNamer(namer='kwargs_namer', as_prefix=False)"
+    call = f"vegab.wrap(registry, work, plugins=[{namer}, vegab.MetaSaver()])"
+    flags = ("--seed=1", "--n_filters=10")
+    done = run_small(tmp_path, call, "root", "results", *flags)
     assert done.stdout == "saved in results/n_filters=10_seed=1\n"
+    again = run_small(tmp_path, call, "root", "results/n_filters=10_seed=1", *flags)
+    assert again.stdout == "results/n_filters=10_seed=1 is already finished.\n"
     assert run_small(tmp_path, call, "root", "plain").stdout == "saved in plain/root\n"
     now = timestamp_namer(argparse.Namespace())
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", now)
+
+
+def test_a_folder_of_configs_and_fixed_arguments_as_the_vegab_of_old_took_them(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "root.json").write_text('{"ids": [1], "note": "", "seed": 1}')
+    (tmp_path / "configs" / "large.json").write_text('{"seed": 4}')
+    call = "vegab.main('configs', ported, extra=3, name='a')"
+    done = run_small(tmp_path, call, "large", "run", "--ids=3,4", "--note=a # b")
+    assert done.stdout == "[3, 4] a # b 4 3 a False\n", done.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config == {"ids": [3, 4], "note": "a # b", "seed": 4}, "a MetaSaver is there unasked"
+    assert "unknown key 'extra'" in run_small(tmp_path, call, "root", "b", "--extra=3").stderr
+    wrong = run_small(tmp_path, "vegab.main('configs', ported, extras=3)", "root", "b")
+    assert "wrap() was given extras, which ported has no parameter for" in wrong.stderr
 
 
 def test_tensorboard_links_point_at_runs(tmp_path: Path) -> None:
@@ -1154,17 +1177,21 @@ def test_a_flag_that_is_a_key_of_a_schema_is_the_author_s_mistake() -> None:
 
 
 def test_an_automatic_name_can_be_a_prefix_a_suffix_or_nothing() -> None:
-    def named(save_path: str, name: str, **options: bool) -> str:
+    def named(save_path: str, name: str, **options: Any) -> str:
         args = argparse.Namespace(save_path=save_path)
         AutomaticNamer(lambda args: name, **options).on_parsed_args(args)
         assert isinstance(args.save_path, str)
         return args.save_path
 
-    assert named("results", "big") == "results/big"
+    assert named("results", "big", as_prefix=False) == "results/big"
     assert named("results/run", "big", as_prefix=True) == "results/big_run"
+    assert named("results/run", "big") == "results/big_run", "as in the vegab of old"
     assert named("results/run/", "big", as_suffix=True) == "results/run_big"
     assert named("", "big", as_suffix=True) == ""
-    for options in ({}, {"as_prefix": True}, {"as_suffix": True}):
+    for options in ({}, {"as_prefix": False}, {"as_suffix": True}):
         assert named("results/run", "", **options) == "results/run"
     with pytest.raises(ValueError, match="a prefix or a suffix, not both"):
         named("run", "big", as_prefix=True, as_suffix=True)
+    for namer in ("time", True):
+        with pytest.raises(ValueError, match=f"namer is {namer!r}; give timestamp_namer, kwargs"):
+            AutomaticNamer(namer)  # type: ignore[arg-type]
