@@ -546,7 +546,12 @@ class ConfigRegistry:
         """Registers what differs from root. Raises ValueError for a name or key that cannot be."""
         with _as_value_error(name):
             kind = self._kind_of(config)
-            changes = _checked_layer(kind, Layer(plain(config, "", [] if kind.is_open else None)))
+            try:
+                changes = _checked_layer(
+                    kind, Layer(plain(config, "", [] if kind.is_open else None))
+                )
+            except UnknownKeyError as error:
+                raise UsageError(f"{error} (root names every key: add it there)") from None
         self._add(name, lambda _: Layer(changes), lambda: help)
 
     __setitem__ = register
@@ -664,7 +669,7 @@ def _checked_layer(kind: Schema, layer: Layer) -> Config:
     try:
         return checked(kind, kind.expected(), layer.config, kind.is_open)
     except UsageError as error:
-        raise UsageError(f"{layer.source}: {error}" if layer.source else str(error)) from None
+        raise type(error)(f"{layer.source}: {error}" if layer.source else str(error)) from None
 
 
 @contextlib.contextmanager

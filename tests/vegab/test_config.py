@@ -78,6 +78,7 @@ def test_keys_explain_themselves(registry: ConfigRegistry) -> None:
 @pytest.mark.parametrize(
     "changes, sentence",
     [
+        ({"dataset": 1}, "unknown key 'dataset' (root names every key: add it there)"),
         ({"n_filter": 1}, "unknown key 'n_filter'; did you mean 'n_filters'?"),
         ({"model": {"dept": 1}}, "unknown key 'model.dept'; did you mean 'depth'?"),
         ({"augmented": 1}, "augmented: 1 was given, true or false is expected"),

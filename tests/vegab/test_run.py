@@ -902,6 +902,52 @@ def test_a_folder_of_configs_and_fixed_arguments_as_the_vegab_of_old_took_them(
     assert "wrap() was given extras, which ported has no parameter for" in wrong.stderr
 
 
+OLD_CONFIGS = """
+from vegab import ConfigRegistry
+
+simple_CNN_configs = ConfigRegistry()
+
+simple_CNN_configs.set_root_config({
+  "n_layers": 1,
+  "n_epochs": 100,
+  "dataset": "cifar10",
+  "lr_schedule": [[10, 0.1], [20, 0.01]],
+  "n_filters": 100
+})
+
+c = simple_CNN_configs['root']
+c['dataset'] = 'cifar100'
+simple_CNN_configs['cifar100'] = c
+"""
+OLD_RUNNER = """
+import sys
+sys.path.insert(0, {root!r})
+from configs_of_old.simple_CNN import simple_CNN_configs
+from vegab import main, MetaSaver, AutomaticNamer
+
+def train(config, save_path):
+    print(config['dataset'], config['lr_schedule'], config['n_filters'], save_path)
+
+if __name__ == "__main__":
+    main(simple_CNN_configs, train,
+        plugins=[MetaSaver(), AutomaticNamer(as_prefix=True, namer="timestamp_namer")])
+"""
+
+
+def test_a_registry_and_a_runner_of_the_old_template_run(tmp_path: Path) -> None:
+    (tmp_path / "configs_of_old").mkdir()
+    (tmp_path / "configs_of_old" / "simple_CNN.py").write_text(OLD_CONFIGS)
+    (tmp_path / "train.py").write_text(OLD_RUNNER.format(root=str(ROOT)))
+    words = ("cifar100", "results/run", "--n_filters=10", "--lr_schedule=[[1, 0.5]]")
+    done = run_script(tmp_path / "train.py", *words)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "results").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_run", run.name)
+    assert done.stdout == f"cifar100 [[1, 0.5]] 10 results/{run.name}\n"
+    again = run_script(tmp_path / "train.py", words[0], f"results/{run.name}", *words[2:])
+    assert again.stdout == f"results/{run.name} is already finished.\n"
+
+
 def test_tensorboard_links_point_at_runs(tmp_path: Path) -> None:
     call = "vegab.wrap(registry, work, plugins=[vegab.TensorBoardLinker('boards')])"
     for path in ("results/a/run", "results/b/run", "results/a/run"):
