@@ -136,11 +136,11 @@ def prepare(
     if start and not retrain:
         prepared.require_more_to_do(start, *given)
     if not Path(save_path, checkpoints.LATEST).exists():
-        named = prepared.settings.get("warm_start")  # by the config
+        named = prepared.changes.get("warm_start")  # by a variant
         if warm_start:
             prepared.warm_start(Path(warm_start), warm_start_vars)
         elif named and not start:
-            prepared.warm_start(Path(named), prepared.settings["warm_start_vars"])
+            prepared.warm_start(Path(named), prepared.changes["warm_start_vars"])
     return prepared
 
 

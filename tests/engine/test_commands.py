@@ -88,3 +88,15 @@ def test_help_explains_every_key(command: Command) -> None:
         assert f"--{key}" in text or f"--[no_]{key}" in text
     for name in ("digits", "cifar10", "cifar100", "digits_wide"):
         assert name in text
+
+
+def test_a_runner_without_pytorch_is_refused_in_one_sentence(
+    command: Command, tmp_path: Path
+) -> None:
+    missing = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
+    (tmp_path / "torch.py").write_text(missing)
+    words = ("src/examples/torch_loop.py", "root", tmp_path / "run")
+    done = command(*words, env={"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "torch_loop.py: error: PyTorch is missing; type pip install torch\n"
+    assert not (tmp_path / "run").exists()

@@ -22,7 +22,7 @@ from engine.hooks import (
 )
 from engine.records.features import class_in
 from engine.records.feeders import MemorySamplesFeeder, TFRecordExamplesFeeder
-from engine.records.ranges import NOT_DONE, NOTED, not_done
+from engine.records.ranges import NOTED, REFUSED, not_done
 from vegab import UsageError, resolve
 from vegab.config import did_you_mean, lookup
 
@@ -38,11 +38,11 @@ EXPORTERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def build_variant(config: Mapping[str, Any], save_path: str | None) -> Experiment:
+def build_variant(config: Mapping[str, Any], save_path: str | None = None) -> Experiment:
     """Build what a variant names; see `experiment.build`."""
     if save_path is not None:
-        for key, sentence in not_done(config, NOTED):
-            log.warning("%s: %s", key, sentence)
+        for sentence in not_done(config, NOTED):
+            log.warning("%s", sentence)
     train = config["train"]
     train_feeder = make_feeder(config, "train.train_feeder")
     train_feeder.until_epochs = train["epochs"]
@@ -182,6 +182,12 @@ def hooks_of(config: Mapping[str, Any], watched: Mapping[str, str]) -> list[Hook
     chosen: list[Hook] = [LastMetrics(), IntervalHook([logs], train["save_summary_steps"])]
     decrease = train["early_stopping_steps_without_decrease"]
     increase = train["early_stopping_steps_without_increase"]
+    if bool(train["early_stopping_metric"]) != bool(decrease or increase):
+        log.warning(
+            "train.early_stopping_metric and train.early_stopping_steps_without_…: only one is "
+            "given; the metric alone stops nothing, and the steps go by the run's monitor here, "
+            "where Deephub never stopped"
+        )
     if decrease or increase:
         chosen.append(
             EarlyStopping(
@@ -210,7 +216,10 @@ def exporters_of(
             raise UsageError(f"{key} is a {kind}; choose one of {', '.join(EXPORTERS)}")
         folder = arguments.pop("name", word)
         known = EXPORTERS[kind]
-        for name in arguments.keys() - {*known, *(key.rpartition(".")[2] for key in NOT_DONE)}:
+        for name in arguments.keys() - {
+            *known,
+            *(key.rpartition(".")[2] for key in (*NOTED, *REFUSED)),
+        }:
             hint = did_you_mean(name, known) or f"; it takes {', '.join(('name', *known))}"
             raise UsageError(f"{key}: a {kind} has no {name!r}{hint}")
         if kind in commits:
