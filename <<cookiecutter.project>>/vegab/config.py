@@ -762,8 +762,9 @@ class Draft:
             trust.note_typed(change)
             with contextlib.suppress(KeyError):
                 # A mapping is merged where its keys are named; where any are fine (the default is
-                # {} or null), the one on the command line is the whole of it.
-                if not lookup(self.types, key) and isinstance(lookup(change, key), dict):
+                # {} or null), the one on the command line is the whole of it, but for Deephub's.
+                is_whole = not lookup(self.types, key) and not self.kind.is_metayaml
+                if is_whole and isinstance(lookup(change, key), dict):
                     config = merge(config, nested(key, None))
             config = merge(config, change)
             if lookup(change, key) is not None:

@@ -759,6 +759,9 @@ def test_what_is_typed_for_a_variant_is_not_computed_either(
         ]
 
     assert resolved("${train.b.c}") == 1
+    merged = Override("train", "{a: 2, new: 3}", adds=True)
+    config = variants.resolve(str(tmp_path / "variant.yaml"), overrides=[merged])
+    assert config["train"] == {"a": 2, "b": {"c": 2}, "new": 3}, "as Deephub merged it"
     assert resolved("$(train.a)", raw=True) == "$(train.a)"
     for value in ("$(train.a)", "12/3.0", "(1, 2)", "3,4", "2*(3+4)"):
         with pytest.raises(UsageError, match=r"^train\.new: .* is not computed"):

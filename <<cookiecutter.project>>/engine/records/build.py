@@ -31,11 +31,9 @@ FEEDERS = {kind.__name__: kind for kind in (TFRecordExamplesFeeder, MemorySample
 
 OF_FEEDERS = ("steps_per_epoch", "total_steps", "batch", "one_pass", "until_epochs")
 RECEIVER = "serving_input_receiver_fn"  # the method of Deephub's feeder by that name
-EXPORTERS: dict[str, tuple[str, ...]] = {
-    "BestExporter": ("serving_feeder", RECEIVER),
-    "FinalExporter": ("serving_feeder", RECEIVER),
-    "BestCheckpointCopier": ("checkpoints_to_keep", "score_metric"),
-}
+EXPORTED = {"BestExporter": BEST, "FinalExporter": LATEST}
+EXPORTERS = dict.fromkeys(EXPORTED, ("serving_feeder", RECEIVER))
+EXPORTERS["BestCheckpointCopier"] = ("checkpoints_to_keep", "score_metric")
 
 
 def build_variant(config: Mapping[str, Any], save_path: str | None = None) -> Experiment:
@@ -70,10 +68,7 @@ def build_variant(config: Mapping[str, Any], save_path: str | None = None) -> Ex
         model=model,
         monitor=monitor,
         callbacks=callbacks_of(config),
-        own_hooks=[
-            *hooks_of(config, columns),
-            *exporters_of(config, columns, features, serving),
-        ],
+        own_hooks=hooks_of(config, columns) + exporters_of(config, columns, features, serving),
         serving=serving,
         watched=watched,
         changes={
@@ -207,7 +202,6 @@ def exporters_of(
 ) -> list[Hook]:
     """Return a hook for each of `train.exporters`."""
     chosen: dict[str, Hook] = {}
-    commits = {"FinalExporter": LATEST, "BestExporter": BEST}
     for word, entry in config["train"]["exporters"].items():
         key = f"train.exporters.{word}"
         path, arguments = class_in(entry, key)
@@ -215,22 +209,22 @@ def exporters_of(
         if kind not in EXPORTERS:
             raise UsageError(f"{key} is a {kind}; choose one of {', '.join(EXPORTERS)}")
         folder = arguments.pop("name", word)
-        known = EXPORTERS[kind]
-        for name in arguments.keys() - {
-            *known,
-            *(key.rpartition(".")[2] for key in (*NOTED, *REFUSED)),
-        }:
+        known, noted = EXPORTERS[kind], [key.rpartition(".")[2] for key in (*NOTED, *REFUSED)]
+        for name in arguments.keys() - {*known, *noted}:
             hint = did_you_mean(name, known) or f"; it takes {', '.join(('name', *known))}"
             raise UsageError(f"{key}: a {kind} has no {name!r}{hint}")
-        if kind in commits:
+        if kind in EXPORTED:
             if arguments.get(RECEIVER, RECEIVER) != RECEIVER:
                 raise UsageError(f"{key}.{RECEIVER} is {arguments[RECEIVER]!r}; it is {RECEIVER}")
+            reader = serving
             if "serving_feeder" in arguments:
-                serving = serving_of(make_feeder(config, f"{key}.serving_feeder"))
+                reader = serving_of(make_feeder(config, f"{key}.serving_feeder"))
             if not isinstance(folder, str) or not folder or Path(folder).name != folder:
                 raise UsageError(f"{key} names a folder in export/; give it a single word")
-            hook: Hook = Export(folder, commits[kind], features, serving)
+            hook: Hook = Export(folder, EXPORTED[kind], features, reader)
         else:
+            if folder != word:
+                log.info("%s: %s is checkpoints/ here", key, folder)
             folder = "checkpoints/"
             score = watched.get(f"{key}.score_metric")
             mode = "auto" if score else config["monitor_mode"]
