@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import vegab
-from engine.checkpoints.history import csv_lines
+from engine.checkpoints import csv_lines
 from vegab import Key
 from vegab.files import replacing, write_atomically
 
