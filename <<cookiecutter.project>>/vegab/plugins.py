@@ -179,6 +179,7 @@ class AutomaticNamer(VegabPlugin):
             parent, last = os.path.split(os.path.normpath(parent))
             name = f"{last}_{name}" if self.as_suffix else f"{name}_{last}"
         args.save_path = os.path.join(parent, name)
+        self.has_named = not self.as_suffix
 
 
 def timestamp_namer(args: argparse.Namespace) -> str:

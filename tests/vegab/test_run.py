@@ -837,6 +837,8 @@ def work(config, save_path):
     print("saved in", save_path)
     if config["seed"] == 13:
         raise KeyError("thirteen")
+    if config["seed"] == 14:
+        raise KeyboardInterrupt
 
 def ported(config, save_path, extra, name="", flag=False):
     print(*config.values(), extra, name, flag)
@@ -882,6 +884,9 @@ def test_runs_are_named_automatically(tmp_path: Path) -> None:
     again = run_small(tmp_path, call, "root", "results/n_filters=10_seed=1", *flags)
     assert again.stdout == "results/n_filters=10_seed=1 is already finished.\n"
     assert run_small(tmp_path, call, "root", "plain").stdout == "saved in plain/root\n"
+    stopped = run_small(tmp_path, call, "root", "s", "--seed=14").stderr
+    said = "the same command, with this path as SAVE_PATH, continues s/seed=14"
+    assert stopped == f"small.py: interrupted; {said}\n"
     now = timestamp_namer(argparse.Namespace())
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", now)
 

@@ -47,7 +47,7 @@ def build_variant(config: Mapping[str, Any], save_path: str | None = None) -> Ex
     eval_feeder = make_feeder(config, "train.eval_feeder") if train["eval_feeder"] else None
     valid = OneLabel(eval_feeder.one_pass()) if eval_feeder else None
     splits = SimpleNamespace(train=OneLabel(train_feeder), valid=valid)
-    serving = serving_of(train_feeder)
+    serving = getattr(train_feeder, "serving_features", lambda: None)()
     model = make_model(config, save_path or ".")
     if train["lr_schedule"] is not None:
         model.optimizer.learning_rate = learning_rate_schedule(
@@ -117,11 +117,6 @@ def make_feeder(config: Mapping[str, Any], key: str) -> Any:
     return feeder
 
 
-def serving_of(feeder: Any) -> Any:
-    """Return how an exported model reads what a feeder reads; None if these are no records."""
-    return feeder.serving_features() if hasattr(feeder, "serving_features") else None
-
-
 def metrics_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Return which column of the history is meant, by the keys that name a metric: that of
     validation, if there is any.
@@ -132,7 +127,8 @@ def metrics_of(config: Mapping[str, Any]) -> dict[str, str]:
     for name, entry in train["exporters"].items():
         named[f"train.exporters.{name}.score_metric"] = entry.get("score_metric")
     of_validation = "val_" if train["eval_feeder"] else ""
-    return {k: of_validation + v.removeprefix(of_validation) for k, v in named.items() if v}
+    names = {key: str(name).removeprefix(of_validation) for key, name in named.items() if name}
+    return {key: of_validation + name for key, name in names.items()}
 
 
 def make_model(config: Mapping[str, Any], save_path: str) -> Any:
@@ -218,7 +214,8 @@ def exporters_of(
                 raise UsageError(f"{key}.{RECEIVER} is {arguments[RECEIVER]!r}; it is {RECEIVER}")
             reader = serving
             if "serving_feeder" in arguments:
-                reader = serving_of(make_feeder(config, f"{key}.serving_feeder"))
+                feeder = make_feeder(config, f"{key}.serving_feeder")
+                reader = getattr(feeder, "serving_features", lambda: None)()
             if not isinstance(folder, str) or not folder or Path(folder).name != folder:
                 raise UsageError(f"{key} names a folder in export/; give it a single word")
             hook: Hook = Export(folder, EXPORTED[kind], features, reader)
