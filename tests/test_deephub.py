@@ -122,6 +122,12 @@ BY_FILE = {
     "--warm-start-checkpoint, --warm-start-vars": (
         "test_variants.py::test_a_warm_start_takes_the_weights_that_match"
     ),
+    "warm_start_check_point, warm_start_variables_regex": (
+        "test_variants.py::test_a_variant_names_its_warm_start"
+    ),
+    "yes, no, on, off": (
+        "test_config.py::test_words_are_values_in_a_variant_and_in_all_that_it_extends"
+    ),
     "type: 'toy:DebugToyModel', module_path with class_type": (
         "test_variants.py::test_classes_are_found_in_either_spelling"
     ),

@@ -74,6 +74,23 @@ def said(own: Path, *words: str, code: int = 0, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
+def test_a_loop_of_its_own_goes_on_to_the_bit(own: Path) -> None:
+    words = ("src/examples/torch_loop.py", "root")
+    said(own, *words, "results/loop", "--num_epochs=2")
+    said(own, *words, "results/loop", "--num_epochs=4")
+    said(own, *words, "results/whole", "--num_epochs=4")
+    loop, whole = ((own / "results" / n / "history.csv").read_text() for n in ("loop", "whole"))
+    assert loop == whole and loop.count("\n") == 5
+    compare = """
+import torch
+one, other = (torch.load(f"results/{n}/model.pt", weights_only=True) for n in ("loop", "whole"))
+assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
+assert one["history"][-1]["val_accuracy"] > 0.8
+"""
+    said(own, "-c", compare)
+    assert "is already finished" in said(own, *words, "results/whole", "--num_epochs=4")
+
+
 @pytest.mark.parametrize("iterator", ["", "Everything"])
 def test_killed_and_continued_it_ends_with_the_same_bytes(iterator: str, own: Path) -> None:
     words: tuple[str, ...] = ("--num_steps=200", "--checkpoint_seconds=0.05", "--log_freq=50", HOOK)

@@ -138,8 +138,12 @@ def prepare(
             prepared.check_start(start, retrain, *given)
     if start and not retrain:
         prepared.require_more_to_do(start, *given)
-    if warm_start and not Path(save_path, checkpoints.LATEST).exists():
-        prepared.warm_start(Path(warm_start), warm_start_vars)
+    if not Path(save_path, checkpoints.LATEST).exists():
+        named = prepared.changes.get("warm_start")  # by a variant
+        if warm_start:
+            prepared.warm_start(Path(warm_start), warm_start_vars)
+        elif named and not start:
+            prepared.warm_start(Path(named), prepared.changes["warm_start_vars"])
     return prepared
 
 

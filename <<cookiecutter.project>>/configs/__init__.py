@@ -116,12 +116,18 @@ VARIANT = {
         "early_stopping_hook_run_every_steps": Key(None, "look every N steps; null: each epoch"),
         "lr_schedule": Key(None, "{class: exponential, …}, or 0.1:1000:0.01; else the model's"),
         "fine_tune": Key(None, "regular expression: train only weights whose path matches"),
+        "warm_start_check_point": Key(None, "--warm_start, if that is not given"),
+        "warm_start_variables_regex": Key(".*", "--warm_start_vars with it"),
     },
     "monitor": Key(None, "column of history.csv that decides which epoch is the best; null: loss"),
     **COMMON,
 }
 registry.add_schema(
-    VARIANT, required=[("model",), ("train",)], closed=("train",), title="keys of a variant"
+    VARIANT,
+    required=[("model",), ("train",)],
+    closed=("train",),
+    title="keys of a variant",
+    is_metayaml=True,
 )
 
 registry.register(

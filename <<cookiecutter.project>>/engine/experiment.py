@@ -47,6 +47,7 @@ class Experiment:
     # Settings of the loop that are not in the config under the names that root has.
     changes: Mapping[str, Any] = field(default_factory=dict)
     config_hooks: Sequence["Hook"] = ()  # those that the config names
+    watched: Mapping[str, str] = field(default_factory=dict)  # further columns, by key
     work: "Work | None" = None  # its steps, where they are traced already
 
     @property
@@ -81,11 +82,13 @@ class Experiment:
             raise refusal(self.config, key, error, f"a batch of {shapes_of(batch)}") from error
         # A callback may add to the logs what is to be monitored.
         known = {None, "step", "learning_rate", *work.names}
-        if work.names and self.monitor not in known and not self.callbacks:
-            raise UsageError(
-                f"monitor is {self.monitor!r}; choose one of {', '.join(sorted(work.names))}, or "
-                "--monitor= for none, so that no best checkpoint is kept"
-            )
+        for key, name in {**self.watched, "monitor": self.monitor}.items():
+            if work.names and name not in known and not self.callbacks:
+                raise UsageError(
+                    f"{key} is {name!r}; choose one of {', '.join(sorted(work.names))}"
+                    + ", or --monitor= for none, so that no best checkpoint is kept"
+                    * (key == "monitor")
+                )
         with refusals_named(self.config, "monitor"):
             is_lower_better(self.monitor, self.settings["monitor_mode"])
         return replace(self, work=work)

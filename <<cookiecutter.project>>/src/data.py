@@ -68,7 +68,12 @@ def get_digits(config: Mapping[str, Any]) -> Dataset:
 
     train = ~(test | valid)
     return Dataset(
-        train=_batches(config, (images[train], labels[train]), prepare, partial(shift, most=1)),
+        train=_batches(
+            config,
+            (images[train], labels[train]),
+            prepare,
+            partial(shift, most=1) if config["augmented"] else None,
+        ),
         valid=(prepare(images[valid]), labels[valid]),
         load_test=lambda: (prepare(images[test]), labels[test]),
         input_shape=(8, 8, 1),
@@ -76,19 +81,21 @@ def get_digits(config: Mapping[str, Any]) -> Dataset:
     )
 
 
-def get_cifar(config: Mapping[str, Any], which: str) -> Dataset:
+def get_cifar(which: str, augment: bool, config: Mapping[str, Any] | None = None) -> Dataset:
     """Return CIFAR-10 or CIFAR-100: 45,000 images for training, 5,000 to validate, 10,000 to test.
 
     Features are float32 of shape (batch, 32, 32, 3) in [0, 1], labels uint8 of shape (batch,).
 
     Args:
-        config: keys `batch_size`, `seed`, `augmented`, `num_folds` and `fold` are read.
         which: "cifar10" or "cifar100".
+        augment: whether training images are moved and mirrored at random.
+        config: keys `batch_size`, `seed`, `num_folds` and `fold` are read; None: batches of 32.
 
     Raises:
         UsageError: if the archive can be neither found nor downloaded.
         OSError: if it cannot be read.
     """
+    config = config or {"batch_size": 32, "seed": 0}
     source = CIFAR[which]
     archive = _cifar_archive(source)
     images, labels = _read_cifar(archive, source.train_files, source.label_key)
@@ -97,7 +104,7 @@ def get_cifar(config: Mapping[str, Any], which: str) -> Dataset:
     def prepare(images: Array) -> Array:
         return images.astype(np.float32) / 255
 
-    def augment(images: Array, draws: Array) -> Array:
+    def move(images: Array, draws: Array) -> Array:
         return flip(shift(images, draws, most=4), draws)
 
     def load_test() -> Arrays:
@@ -105,7 +112,9 @@ def get_cifar(config: Mapping[str, Any], which: str) -> Dataset:
         return prepare(images), labels
 
     return Dataset(
-        train=_batches(config, (images[~valid], labels[~valid]), prepare, augment),
+        train=_batches(
+            config, (images[~valid], labels[~valid]), prepare, move if augment else None
+        ),
         valid=(prepare(images[valid]), labels[valid]),
         load_test=load_test,
         input_shape=(32, 32, 3),
@@ -114,8 +123,15 @@ def get_cifar(config: Mapping[str, Any], which: str) -> Dataset:
     )
 
 
-get_cifar10 = partial(get_cifar, which="cifar10")
-get_cifar100 = partial(get_cifar, which="cifar100")  # with its 100 fine labels
+def get_cifar10(config: Mapping[str, Any]) -> Dataset:
+    """Return CIFAR-10; see `get_cifar`."""
+    return get_cifar("cifar10", config["augmented"], config)
+
+
+def get_cifar100(config: Mapping[str, Any]) -> Dataset:
+    """Return CIFAR-100 with its 100 fine labels; see `get_cifar`."""
+    return get_cifar("cifar100", config["augmented"], config)
+
 
 DATASETS: dict[str, Callable[[Mapping[str, Any]], Dataset]] = {
     "digits": get_digits,
@@ -164,12 +180,12 @@ def _batches(
     config: Mapping[str, Any],
     examples: Arrays,
     prepare: Callable[[Array], Array],
-    augment: Callable[[Array, Array], Array],
+    augment: Callable[[Array, Array], Array] | None,
 ) -> ArrayBatches:
     return ArrayBatches(
         *examples,
         batch_size=config["batch_size"],
         seed=config["seed"],
         prepare=prepare,
-        augment=augment if config["augmented"] else None,
+        augment=augment,
     )

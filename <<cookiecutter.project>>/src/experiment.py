@@ -55,7 +55,7 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
     if "train" in config:  # Deephub's kind
         from engine.records import build_variant
 
-        return build_variant(config)
+        return build_variant(config, save_path)
 
     import keras
 

@@ -19,6 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from vegab import capture, provenance, snapshot
@@ -29,7 +30,9 @@ from vegab.config import (
     Draft,
     Override,
     Schema,
+    UnknownKeyError,
     as_text,
+    config_from_folder,
     differences,
     find_key,
     flatten,
@@ -42,7 +45,7 @@ from vegab.config import (
 from vegab.execution import EXPLAINED, accompany, execute, one_line, say, script
 from vegab.exits import FAILED, FINISHED, REFUSED, UsageError, leave
 from vegab.files import CONFIG, ROOT
-from vegab.plugins import VegabPlugin
+from vegab.plugins import MetaSaver, VegabPlugin
 from vegab.run_folder import AlreadyFinished, RunFolder
 
 try:
@@ -65,9 +68,9 @@ FLAG = re.compile(r"--([^=]+)(?:=(.*))?", re.DOTALL)
 
 
 def wrap(
-    config_registry: ConfigRegistry,
+    config_registry: ConfigRegistry | str | Path,
     func: Callable[..., Any],
-    plugins: Sequence[VegabPlugin] = (),
+    plugins: Sequence[VegabPlugin] | None = None,
     *,
     prepare: Callable[..., Any] | None = None,
     extendable: Iterable[str] = ("num_epochs", "num_steps"),
@@ -77,6 +80,7 @@ def wrap(
     follows: Callable[[], bool] | None = None,
     is_whole: Callable[[str], bool] = lambda path: True,
     argv: Sequence[str] | None = None,
+    **fixed: Any,
 ) -> NoReturn:
     """Runs `func(config, save_path[, prepared][, **flags])` as a program, and ends the process.
 
@@ -85,7 +89,9 @@ def wrap(
     describes the program. One that takes the config only, `func(config, *, …)`, has no run folder.
 
     Args:
-        config_registry, func, plugins: see above; plugins are told in their order.
+        config_registry: see above; or a folder with `root.yaml`, for `config_from_folder`.
+        func: see above.
+        plugins: they are told in their order; None: a MetaSaver, where there is a run folder.
         prepare: `prepare(config)` runs before the run folder is touched; it is also given
             `save_path` and the flags of `func` that it has parameters for. Its result is
             given to `func` as a third argument. What it finds wrong (UsageError) is a refusal.
@@ -99,15 +105,25 @@ def wrap(
             one then calls `prepare` and `func` too, and writes nothing there.
         is_whole: whether a run that is finished has all that it made; raises UsageError if it has
             lost what it could be continued from.
+        fixed: further arguments of `func`, which are no flags then.
     """
+    if isinstance(config_registry, ConfigRegistry):
+        registry = config_registry
+    else:
+        registry = config_from_folder(config_registry)
+    parameters = inspect.signature(func).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for name in fixed.keys() - {p.name for p in parameters}:
+            raise TypeError(f"wrap() was given {name}, which {func.__name__} has no parameter for")
+    has_folder = sum(p.kind in _POSITIONAL and p.name not in fixed for p in parameters) > 1
+    told_plugins = ([MetaSaver()] if has_folder else []) if plugins is None else plugins
 
     def program(arguments: list[str]) -> int:
-        parameters = inspect.signature(func).parameters.values()
-        has_folder = sum(p.kind in _POSITIONAL for p in parameters) > 1
         flags = _flags_of(func, short_flags, skip=1 + has_folder + (prepare is not None))
+        flags = {name: flag for name, flag in flags.items() if name not in fixed}
         if not opens_folder:
             flags.pop("dry_run")
-        _refuse_clashes(flags, config_registry.schemas)
+        _refuse_clashes(flags, registry.schemas)
         told = {} if opens_folder else _explanations(func)
         options = _options()
         add = options.add_argument
@@ -117,15 +133,15 @@ def wrap(
         usage = f"CONFIG {'SAVE_PATH ' * has_folder}[--key=value ...] [options]"
         parser = _parser(func, usage, options)
         parser.epilog = _HELP_ON_VALUES
-        parser.tables = lambda: [*_tables_of(config_registry, arguments), *_table_of(flags)]
+        parser.tables = lambda: [*_tables_of(registry, arguments), *_table_of(flags)]
         add = parser.add_argument
         named = add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
-        _completed_by(named, lambda prefix: [*config_registry.names(), *_paths(prefix)])
+        _completed_by(named, lambda prefix: [*registry.names(), *_paths(prefix)])
         if has_folder:
             about = told.get("save_path", "folder of the run: a new one, or its own")
             nargs = "?" if save_path_key else None
             _completed_by(add("save_path", metavar="SAVE_PATH", nargs=nargs, help=about), _paths)
-        args, overrides, draft = _parse_twice(options, parser, arguments, config_registry, flags)
+        args, overrides, draft = _parse_twice(options, parser, arguments, registry, flags)
         # -p reaches a config's own key that has the name of a flag.
         names = flags.keys() - draft.names.keys()
         of_flags = [o for o in overrides if o.key in (names if o.adds else flags)]
@@ -143,16 +159,17 @@ def wrap(
         if args.dry_run and opens_folder:
             print(_as_yaml(config, differences(draft.named(), config)))
             return FINISHED
-        _tell(plugins, args, keywords, flags)
+        _tell(told_plugins, args, keywords, flags)
+        keywords |= fixed
         if not has_folder or not opens_folder:
             places = [args.save_path] if has_folder else []
             asked = {} if opens_folder else {"dry_run": args.dry_run}
             call = functools.partial(func, config, *places, **keywords, **asked)
             return _call_without_folder(call)
-        folder = RunFolder(args.save_path, config, extendable, config_registry.completed, is_whole)
+        folder = RunFolder(args.save_path, config, extendable, registry.completed, is_whole)
         if follows is not None and follows():
             return accompany(func, folder, keywords, prepare)
-        return execute(func, folder, keywords, plugins, prepare)
+        return execute(func, folder, keywords, told_plugins, prepare)
 
     _exit(program, argv)
 
@@ -486,7 +503,12 @@ def _split(
             value = value_of(f"{argument} {key}")
             overrides.append(Override(key, value, raw=argument == "-P", adds=True))
         elif name := letters.get(argument):
-            overrides.append(Override(name, "true" if is_bool(name) else value_of(argument)))
+            text = "true" if is_bool(name) else value_of(argument)
+            with contextlib.suppress(UnknownKeyError):
+                if is_strict and "." in text and find_key(names, text, types):
+                    known = f"{text} is a key of the config: write -p {text} VALUE"
+                    raise UsageError(f"{argument} is --{name}, and {known}")
+            overrides.append(Override(name, text))
         elif argument in OPTIONS_WITH_VALUE:
             fixed += [argument, value_of(argument)]
         elif not flag or argument.split("=")[0] in OPTIONS:
@@ -648,10 +670,10 @@ def _table_of(flags: _Flags) -> Iterator[_Table]:
 
 
 _HELP_ON_VALUES = """\
-A value is YAML: 1e-4, true, null, text, [1, 2], {a: 1}; @FILE reads it from a file. A key that is
-true or false may be written --key and --no_key, a nested one a.b, a/b, or by its last name while no
-other key has that. -p KEY VALUE is the same as --KEY=VALUE, -P KEY TEXT takes TEXT as it is. Of a
-key given twice, the last one counts.
+A value is YAML: 1e-4, true, null, text as it is typed, [1, 2] (or 1,2 where a list is expected),
+{a: 1}; @FILE reads it from a file. A key that is true or false may be written --key and --no_key, a
+nested one a.b, a/b, or by its last name while no other key has that. -p KEY VALUE is the same as
+--KEY=VALUE, -P KEY TEXT takes TEXT as it is. Of a key given twice, the last one counts.
 """
 
 

@@ -32,6 +32,20 @@ CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 # {a/b} is a reference where it is a whole value, and the config's kind is open.
 BRACES = re.compile(r"\{([^${}\[\]:,'\"\s]+)\}")
+# What metayaml, which read Deephub's files by the rules of YAML 1.1, took for another value.
+WORDS = {
+    **dict.fromkeys(("yes", "Yes", "YES", "on", "On", "ON"), True),
+    **dict.fromkeys(("no", "No", "NO", "off", "Off", "OFF"), False),
+    "None": None,
+}
+OLD_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)")
+COMPUTED = re.compile(r"[-(]?[\d.(][\d.eE()\s]*[*/+,][\d.eE()\s*/+,-]*")
+DIRECTIVES = {
+    "__del__": "write delete: [a.b] in the file that extends another",
+    "__del_all__": "write delete: [a.b] in the file that extends another",
+    "__extend__": "write extend: [files] at the top of a file, whose keys are complete",
+    "__inherit__": "write out the keys, or extend a file that has them",
+}
 
 
 class UnknownKeyError(UsageError):
@@ -68,6 +82,7 @@ class Schema(NamedTuple):
     closed: tuple[str, ...] = ()  # top-level keys whose mappings have none, even so
     instead: tuple[tuple[str, str], ...] = ()  # keys, and those whose place they take when typed
     sections: dict[str, str] = {}  # noqa: RUF012  # keys that a heading of --help stands above
+    is_metayaml: bool = False  # were its files read by metayaml before?
 
     def resolved(self, config: Config, strict: bool = True) -> Config:
         """A config of this kind with its references resolved. See `resolve_references`."""
@@ -211,6 +226,28 @@ def plain(value: Any, key: str, number_keys: list[str] | None = None) -> Any:
     )
 
 
+def refuse_metayaml(value: Any, where: str, keys_only: bool = False) -> None:
+    """Raises UsageError for what metayaml would have computed, in the keys and texts of a value."""
+    if isinstance(value, dict):
+        for name in value:
+            refuse_metayaml(name, where)
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            refuse_metayaml(item, where, keys_only)
+    if not isinstance(value, str) or keys_only:
+        return
+    directive = next((name for name in DIRECTIVES if re.search(rf"(^|\W){name}(\W|$)", value)), "")
+    if directive:
+        raise UsageError(f"{where}: {directive} is not known here; {DIRECTIVES[directive]}")
+    for opening, inner in re.findall(r"\$([({])([^)}]*)", value):
+        if opening == "(" or not re.fullmatch(r"[\w./-]*", inner):
+            raise UsageError(
+                f"{where}: {value!r} is not computed; write ${{a.b}} for the value of another key, "
+                "or the result itself"
+            )
+
+
 def type_name(value: Any) -> str:
     """A value's type in the words of the error messages."""
     names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
@@ -313,8 +350,11 @@ def resolve_references(config: Config, *, braces: bool = False, strict: bool = T
 # ------------------------------------------------------------------------------------------- files
 
 
-def read_yaml(text: str, source: str) -> Any:
-    """Reads YAML 1.2 or JSON; a time or date stays text. `source` names it in errors."""
+def read_yaml(text: str, source: str, is_metayaml: bool = False) -> Any:
+    """Reads YAML 1.2 or JSON; a time or date stays text. `source` names it in errors.
+
+    If `is_metayaml`, the words of YAML 1.1 are true, false and null, and its numbers are refused.
+    """
     # Imported where it is needed: it is half of what importing vegab would cost.
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import SafeConstructor
@@ -325,6 +365,17 @@ def read_yaml(text: str, source: str) -> Any:
 
     for tag in ("timestamp", "value", "merge"):
         PlainConstructor.add_constructor(f"tag:yaml.org,2002:{tag}", lambda _, node: node.value)
+    if is_metayaml:
+
+        def as_before(constructor: SafeConstructor, node: Any) -> Any:
+            if node.style is None and OLD_NUMBER.fullmatch(node.value):
+                raise ValueError(f"is {node.value} a number or text? Write it out, or quote it")
+            if node.tag.endswith(":int"):
+                return constructor.construct_yaml_int(node)
+            return WORDS.get(node.value, node.value) if node.style is None else node.value
+
+        for tag in ("str", "int"):
+            PlainConstructor.add_constructor(f"tag:yaml.org,2002:{tag}", as_before)
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = PlainConstructor
     try:
@@ -368,14 +419,17 @@ def load_file(
     number_keys: list[str] | None = None,
     trail: tuple[Path, ...] = (),
     laid: set[Path] | None = None,
+    is_metayaml: bool = False,
 ) -> Config:
     """A config file with what it extends merged under it; `number_keys`: see `plain`. Each file is
-    `laid` once: where two of them extend a third, the later one does not bring it back."""
+    `laid` once: where two of them extend a third, the later one does not bring it back. What
+    metayaml would have read in another way is read so, or refused, if it `is_metayaml`."""
     laid = set() if laid is None else laid
     if path.resolve() in [other.resolve() for other in trail]:
         circle = " -> ".join(str(other) for other in (*trail, path))
         raise UsageError(f"the files {circle} extend each other in a circle")
-    config = read_yaml(read_text(path), str(path))
+    config = read_yaml(read_text(path), str(path), is_metayaml)
+    refuse_metayaml(config, str(path), keys_only=not is_metayaml)
     if not isinstance(config, dict):
         what = "is empty" if config is None else f"holds {type_name(config)}"
         raise UsageError(f"{path} {what}; a config file holds a mapping of keys to values")
@@ -391,7 +445,8 @@ def load_file(
             raise UsageError(f"{path}: there is no file {pattern} to extend")
         for base in map(Path, sorted(bases)):
             if base.resolve() not in laid:
-                merged = merge(merged, load_file(base, number_keys, (*trail, path), laid))
+                below = load_file(base, number_keys, (*trail, path), laid, is_metayaml)
+                merged = merge(merged, below)
                 laid.add(base.resolve())
     for key in deleted:
         try:
@@ -445,8 +500,8 @@ class ConfigRegistry:
     def __init__(self) -> None:
         self._root = Schema({}, {})
         self._schemas: list[Schema] = []
-        # name -> what reads the config, and what reads the line that says what it is
-        self._named: dict[str, tuple[Callable[[], Layer], Callable[[], str]]] = {}
+        # name -> what reads the config (perhaps as metayaml did), and the line that says what it is
+        self._named: dict[str, tuple[Callable[[bool], Layer], Callable[[], str]]] = {}
 
     def set_root_config(self, config: Config) -> None:
         """Sets every key and its default. Any value may be a `Key(default, help)`."""
@@ -455,7 +510,7 @@ class ConfigRegistry:
         with _as_value_error("root"):
             self._root = _schema_of(config)
         summary = "every key with its default"
-        self._named = {"root": (lambda: Layer({}), lambda: summary), **self._named}
+        self._named = {"root": (lambda _: Layer({}), lambda: summary), **self._named}
 
     def get_root_config(self) -> Config:
         """A deep copy of the root config, as plain data."""
@@ -467,17 +522,20 @@ class ConfigRegistry:
         required: Sequence[tuple[str, ...]] = (),
         title: str = "keys of files that have keys of their own",
         closed: Sequence[str] = (),
+        is_metayaml: bool = False,
     ) -> None:
         """Adds a kind of config: one that has a top-level key of this schema that root has not.
 
         Such a config may have keys of its own, except in the mappings at top-level keys that are
         `closed`. Of each tuple that is `required`, one top-level key must have a value other than
         None, "" and {}. Add schemas before configs are registered. Of several, the first that
-        recognises a config has it. `title` is the heading of these keys in `--help`.
+        recognises a config has it. `title` is the heading of these keys in `--help`. Files of a
+        kind that `is_metayaml`, with all that they extend, are read as `load_file` says.
         """
         with _as_value_error(title):
             kind = _schema_of(config)._replace(title=title, is_open=True)
-        self._schemas.append(kind._replace(required=tuple(required), closed=tuple(closed)))
+        kind = kind._replace(required=tuple(required), closed=tuple(closed))
+        self._schemas.append(kind._replace(is_metayaml=is_metayaml))
 
     @property
     def schemas(self) -> list[Schema]:
@@ -493,8 +551,13 @@ class ConfigRegistry:
         """Registers what differs from root. Raises ValueError for a name or key that cannot be."""
         with _as_value_error(name):
             kind = self._kind_of(config)
-            changes = _checked_layer(kind, Layer(plain(config, "", [] if kind.is_open else None)))
-        self._add(name, lambda: Layer(changes), lambda: help)
+            try:
+                changes = _checked_layer(
+                    kind, Layer(plain(config, "", [] if kind.is_open else None))
+                )
+            except UnknownKeyError as error:
+                raise UsageError(f"{error} (root names every key: add it there)") from None
+        self._add(name, lambda _: Layer(changes), lambda: help)
 
     __setitem__ = register
 
@@ -530,9 +593,13 @@ class ConfigRegistry:
         self, name: str | None, bases: Iterable[str | Path] = (), keys: Iterable[str] = ()
     ) -> Draft:
         """The config, or root, before its overrides, of which the `keys` are known."""
-        layers = [_read_layer(Path(base)) for base in bases]
-        if name is not None:
-            layers.append(self._read(name))
+
+        def read(is_metayaml: bool) -> list[Layer]:
+            below = [_read_layer(path, is_metayaml) for path in paths]
+            return [*below, *([] if name is None else [self._read(name, is_metayaml)])]
+
+        paths = list(map(Path, bases))
+        layers = read(False)
         present: Config = {}
         for layer in layers:
             present |= layer.config
@@ -541,7 +608,8 @@ class ConfigRegistry:
             # The last name of a nested key of root is no mark of another kind.
             if not any(leaf.endswith("." + key) for leaf in root):
                 present.setdefault(key.partition(".")[0], ...)
-        return Draft(self._kind_of(present), name, layers)
+        kind = self._kind_of(present)
+        return Draft(kind, name, read(True) if kind.is_metayaml else layers)
 
     def _kind_of(self, config: Config) -> Schema:
         """Root's kind, or the first schema of which the config has a key that root has not."""
@@ -557,17 +625,17 @@ class ConfigRegistry:
                 return schema
         return self._root
 
-    def _read(self, name: str) -> Layer:
+    def _read(self, name: str, is_metayaml: bool) -> Layer:
         if name in self:
-            return self._named[name][0]()
+            return self._named[name][0](is_metayaml)
         if name.endswith(CONFIG_SUFFIXES):
-            return _read_layer(Path(name))
+            return _read_layer(Path(name), is_metayaml)
         raise UsageError(
             f"unknown config '{name}'{did_you_mean(name, self.names()) or '.'} "
             f"Known are {', '.join(self.names())}; a path to a .yaml or .json file is fine, too"
         )
 
-    def _add(self, name: str, read: Callable[[], Layer], summary: Callable[[], str]) -> None:
+    def _add(self, name: str, read: Callable[[bool], Layer], summary: Callable[[], str]) -> None:
         if name in self or name == "root":
             raise ValueError(f"a config named '{name}' is registered already")
         self._named[name] = read, summary
@@ -594,9 +662,10 @@ def _schema_of(config: Config) -> Schema:
     return Schema(defaults, helps, instead=tuple(instead), sections=sections)
 
 
-def _read_layer(path: Path) -> Layer:
+def _read_layer(path: Path, is_metayaml: bool) -> Layer:
     number_keys: list[str] = []
-    return Layer(load_file(path, number_keys), str(path), number_keys)
+    config = load_file(path, number_keys, is_metayaml=is_metayaml)
+    return Layer(config, str(path), number_keys)
 
 
 def _checked_layer(kind: Schema, layer: Layer) -> Config:
@@ -608,7 +677,7 @@ def _checked_layer(kind: Schema, layer: Layer) -> Config:
     try:
         return checked(kind, kind.expected(), layer.config, kind.is_open)
     except UsageError as error:
-        raise UsageError(f"{layer.source}: {error}" if layer.source else str(error)) from None
+        raise type(error)(f"{layer.source}: {error}" if layer.source else str(error)) from None
 
 
 @contextlib.contextmanager
@@ -675,6 +744,13 @@ class Draft:
         in_braces = kind.is_open and isinstance(value, str) and BRACES.fullmatch(value)
         if isinstance(value, str) and not override.raw and not in_braces:
             value = read_value(value, present, key)
+            is_list = isinstance(present, list) and not kind.is_open
+            if is_list and isinstance(value, str) and "," in value:
+                value = read_yaml(f"[{value}]", key)
+        if kind.is_metayaml and not override.raw:
+            refuse_metayaml(value, key)
+            if isinstance(value, str) and COMPUTED.fullmatch(value):
+                raise UsageError(f"{key}: {value} is not computed; write the number, or [1, 2]")
         change = plain(nested(key, value), "", [] if kind.is_open else None)
         may_add = kind.is_open and override.adds
         # One text may stand where a file has a list.
@@ -694,8 +770,9 @@ class Draft:
             trust.note_typed(change)
             with contextlib.suppress(KeyError):
                 # A mapping is merged where its keys are named; where any are fine (the default is
-                # {} or null), the one on the command line is the whole of it.
-                if not lookup(self.types, key) and isinstance(lookup(change, key), dict):
+                # {} or null), the one on the command line is the whole of it, but for Deephub's.
+                is_whole = not lookup(self.types, key) and not self.kind.is_metayaml
+                if is_whole and isinstance(lookup(change, key), dict):
                     config = merge(config, nested(key, None))
             config = merge(config, change)
             if lookup(change, key) is not None:
@@ -750,16 +827,25 @@ def _types_of(defaults: Config, names: Config) -> Config:
 
 
 def read_value(text: str, default: Any, key: str) -> Any:
-    """What was typed as a value: YAML, or `@file`. Where text is expected, a number is text."""
+    """What was typed as a value: YAML, or `@file`. Where text is expected, a number is text.
+
+    What is neither a number, a truth nor null, and not in quotes or brackets, is text as it was
+    typed, whatever YAML makes of a # or a line break.
+    """
     if text.startswith("@"):
         return read_yaml(read_text(Path(text[1:])), text[1:])
-    if not isinstance(default, str):
-        return read_yaml(text, key)
-    if text.strip() in ("null", "~"):
+    is_text, stripped = isinstance(default, str), text.strip()
+    is_plain = stripped[:1] not in ("'", '"', "[", "{", "!")
+    if stripped in ("null", "~") or (stripped == "None" and not is_text):
         return None
-    if text[:1] not in ("'", '"', "[", "{"):  # as it was typed, whatever YAML makes of a #
+    if is_text and is_plain:
         return text
     try:
-        return read_yaml(text, key)
+        value = read_yaml(text, key)
     except UsageError:
-        return text
+        if is_plain or is_text:
+            return text
+        raise
+    is_wanted = isinstance(value, dict | list) and isinstance(default, type(value))
+    is_scalar = isinstance(value, bool | int | float) or not stripped
+    return value if is_scalar or is_wanted or not is_plain else text

@@ -95,7 +95,10 @@ def execute(
     folder.close()
     if unwritten:
         sys.stderr.write(_tracebacks(unwritten))
-    return _last_word(error, folder.path, bool(unwritten))
+    # A name that was made for this run would be another the next time.
+    has_new_name = any(getattr(plugin, "has_named", False) for plugin in plugins)
+    again = "the same command" + ", with this path as SAVE_PATH," * has_new_name
+    return _last_word(error, folder.path, bool(unwritten), again)
 
 
 def accompany(func: Func, folder: RunFolder, keywords: Config, prepare: Func | None) -> int:
@@ -149,12 +152,12 @@ def _tracebacks(errors: Sequence[BaseException]) -> str:
     return "".join(texts)
 
 
-def _last_word(error: BaseException | None, path: str, traceback_is_above: bool) -> int:
+def _last_word(error: BaseException | None, path: str, traceback_is_above: bool, again: str) -> int:
     """The one line that the terminal ends with, and the exit code."""
     status = outcome(error)
     if status == "interrupted":
         reason = f" by {error}" if isinstance(error, KeyboardInterrupt) and error.args else ""
-        say(f"interrupted{reason}; the same command continues {path}")
+        say(f"interrupted{reason}; {again} continues {path}")
     elif status == "failed":
         what = one_line(error)
         if not isinstance(error, (*EXPLAINED, UsageError)):

@@ -139,6 +139,14 @@ def read_bytes(path: str | Path, inside: str | Path | None = None) -> bytes:
         return file.read()
 
 
+def is_run(folder: str | Path) -> bool:
+    """Is it the folder of a run, by what lies in it?"""
+    if os.path.lexists(os.path.join(folder, LOCK)):
+        return True
+    config, meta = (read_json(os.path.join(folder, name)) for name in (CONFIG, META))
+    return isinstance(config, dict) and isinstance(meta, dict) and "attempts" in meta
+
+
 def read_json(path: str | Path, inside: str | Path | None = None) -> Any:
     """A JSON file's content, or None without one; UsageError if broken, or of a newer format. For
     `inside`, by default its folder, see `read_bytes`."""

@@ -16,7 +16,7 @@ from typing import Any
 from vegab import provenance, snapshot
 from vegab.config import Config, flatten, show
 from vegab.exits import EXIT_CODES, UsageError, outcome
-from vegab.files import CONFIG, FORMAT, META, inode_of, read_json, write_json
+from vegab.files import CONFIG, FORMAT, META, inode_of, is_run, read_json, write_json
 
 
 class VegabPlugin:
@@ -150,27 +150,36 @@ class MetaSaver(VegabPlugin):
 
 @dataclass
 class AutomaticNamer(VegabPlugin):
-    """Names runs by a function of the command line: SAVE_PATH/NAME, with `as_prefix` NAME_ in
-    front of SAVE_PATH's last part, with `as_suffix` SAVE_PATH_NAME. An empty name, or an empty
-    SAVE_PATH, changes nothing."""
+    """Names runs by a function of the command line: NAME_ in front of SAVE_PATH's last part, with
+    `as_suffix` SAVE_PATH_NAME, with `as_prefix=False` SAVE_PATH/NAME. `namer` may also be the name
+    of one that is here. An empty name, or an empty SAVE_PATH, changes nothing; nor is there a new
+    name for a run that exists, so that its path, typed again, continues it, except as a suffix."""
 
-    namer: Callable[[argparse.Namespace], str]
-    as_prefix: bool = False
+    namer: Callable[[argparse.Namespace], str] | str
+    as_prefix: bool | None = None
     as_suffix: bool = False
 
     def __post_init__(self) -> None:
         if self.as_prefix and self.as_suffix:
             raise ValueError("a name is a prefix or a suffix, not both")
+        known = {namer.__name__: namer for namer in (timestamp_namer, kwargs_namer)}
+        namer = known.get(self.namer) if isinstance(self.namer, str) else self.namer
+        if not callable(namer):
+            raise ValueError(f"namer is {self.namer!r}; give {', '.join(known)} or a function")
+        self._namer = namer
 
     def on_parsed_args(self, args: argparse.Namespace) -> None:
-        name = self.namer(args)
+        name = self._namer(args)
         if not name or not args.save_path.strip():
             return
+        if not self.as_suffix and is_run(args.save_path):
+            return
         parent = args.save_path
-        if self.as_prefix or self.as_suffix:
+        if self.as_prefix is not False or self.as_suffix:
             parent, last = os.path.split(os.path.normpath(parent))
-            name = f"{name}_{last}" if self.as_prefix else f"{last}_{name}"
+            name = f"{last}_{name}" if self.as_suffix else f"{name}_{last}"
         args.save_path = os.path.join(parent, name)
+        self.has_named = not self.as_suffix
 
 
 def timestamp_namer(args: argparse.Namespace) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from vegab.config import Config, differences, flatten, show_differences
 from vegab.exits import UsageError
-from vegab.files import CONFIG, LOCK, META, read_json, remove_partial_files
+from vegab.files import CONFIG, LOCK, META, is_run, read_json, remove_partial_files
 from vegab.provenance import run_quietly
 
 IN_USE = "is in use by"  # in the sentence of who finds a folder locked
@@ -59,7 +59,7 @@ class RunFolder:
         try:
             self._check_writable()
             content = os.listdir(self.absolute) if os.path.exists(self.absolute) else []
-            if content and not self._is_run(content):
+            if content and not is_run(self.absolute):
                 raise UsageError(f"{self.path} holds files but no run; choose a new or empty one")
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror}; choose another SAVE_PATH") from None
@@ -84,12 +84,6 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
             _locked_here.discard(os.path.realpath(self.absolute))
-
-    def _is_run(self, content: list[str]) -> bool:
-        if LOCK in content:
-            return True
-        config, meta = read_json(self._file(CONFIG)), read_json(self._file(META))
-        return isinstance(config, dict) and isinstance(meta, dict) and "attempts" in meta
 
     def _file(self, name: str) -> str:
         return os.path.join(self.absolute, name)

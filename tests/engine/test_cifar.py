@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cifar_archive import write_cifar
 
-from src.data import get_cifar
+from src.data import DATASETS, get_cifar
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_cifar_is_read_from_data_dir(
     which: str, num_train: int, config: dict[str, Any], data_dir: Path
 ) -> None:
     write_cifar(data_dir, which)
-    cifar = get_cifar(config | {"batch_size": 8}, which)
+    cifar = get_cifar(which, False, config | {"batch_size": 8})
     assert cifar.train.batch(0, 0)[0].shape == (8, 32, 32, 3)
     assert cifar.train.steps_per_epoch == -(-num_train // 8)
     features, labels = cifar.load_test()
@@ -31,6 +31,11 @@ def test_cifar_is_read_from_data_dir(
     # Channels come last, and the first image is of one colour.
     np.testing.assert_array_equal(features[0] * 255, np.broadcast_to([10, 20, 30], (32, 32, 3)))
     assert labels.tolist() == [label % 10 for label in range(20)]
+    plain, moved = (get_cifar(which, augment).train.batch(0, 0) for augment in (False, True))
+    np.testing.assert_array_equal(plain[1], moved[1])
+    assert (plain[0] != moved[0]).any()
+    named = DATASETS[which](config | {"augmented": True, "batch_size": 32, "seed": 0})
+    np.testing.assert_array_equal(named.train.batch(0, 0)[0], moved[0])
 
 
 @pytest.mark.parametrize("keras_home", [None, "{home}/cache", "~/cache"])
@@ -46,14 +51,14 @@ def test_cifar_is_read_from_the_cache_of_keras(
     monkeypatch.delenv("KERAS_HOME", raising=False)
     if keras_home:
         monkeypatch.setenv("KERAS_HOME", keras_home.format(home=tmp_path))
-    assert get_cifar(config, "cifar10").num_classes == 10
+    assert get_cifar("cifar10", False).num_classes == 10
 
 
 def test_a_truncated_archive_is_named(config: dict[str, Any], data_dir: Path) -> None:
     archive = write_cifar(data_dir, "cifar10")
     archive.write_bytes(archive.read_bytes()[:1000])
     with pytest.raises(OSError, match=r"cifar-10-python.tar.gz cannot be read"):
-        get_cifar(config, "cifar10")
+        get_cifar("cifar10", False)
 
 
 def test_an_archive_that_would_run_code_is_refused(config: dict[str, Any], data_dir: Path) -> None:
@@ -66,5 +71,5 @@ def test_an_archive_that_would_run_code_is_refused(config: dict[str, Any], data_
     with tarfile.open(data_dir / "cifar-10-python.tar.gz", "w:gz") as tar:
         tar.add(member, "cifar-10-batches-py/data_batch_1")
     with pytest.raises(OSError, match="which no CIFAR archive does"):
-        get_cifar(config, "cifar10")
+        get_cifar("cifar10", False)
     assert not (data_dir / "executed").exists()

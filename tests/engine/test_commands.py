@@ -176,3 +176,15 @@ def test_a_shell_completes_keys_configs_and_runs(
         ["bash", "-c", script], env=os.environ | asked, capture_output=True, text=True
     )
     assert set(done.stdout.splitlines()) == {word.format(tmp_path) for word in expected}
+
+
+def test_a_runner_without_pytorch_is_refused_in_one_sentence(
+    command: Command, tmp_path: Path
+) -> None:
+    missing = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
+    (tmp_path / "torch.py").write_text(missing)
+    words = ("src/examples/torch_loop.py", "root", tmp_path / "run")
+    done = command(*words, env={"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "torch_loop.py: error: PyTorch is missing; type pip install torch\n"
+    assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ from loops import loop
 from machinery import example
 
 from engine.batches import digest
-from engine.records.features import ImageFeature, RawFeature
+from engine.records.features import Decoded, ImageFeature, RawFeature
 from engine.records.feeders import MemorySamplesFeeder, TFRecordExamplesFeeder
 from engine.records.files import (
     INDEX,
@@ -212,6 +212,52 @@ SPELLINGS: list[Any] = [
 def test_a_feature_is_named_in_several_ways(folder: Path, entry: Any) -> None:
     batch = feeder(folder, features_map={"number": entry}, shuffle=False).batch(0, 0)
     np.testing.assert_array_equal(batch["number"], [[0], [1], [2], [3]])
+
+
+def test_one_module_path_may_stand_for_all_features(folder: Path) -> None:
+    entry = {"class_type": "FixedLenFeature", "shape": [1], "dtype": "int64"}
+    features_map = {"module_path": "tensorflow", "number": entry}
+    batch = feeder(folder, features_map=features_map, shuffle=False).batch(0, 0)
+    np.testing.assert_array_equal(batch["number"], [[0], [1], [2], [3]])
+
+
+class Length(Decoded):
+    """A type of feature of one's own: how long a string is."""
+
+    def __init__(self, unit: int) -> None:
+        self.unit = unit
+
+    def decode(self, contents: Any, num_parallel: int) -> Any:
+        return tf.strings.length(contents) // self.unit
+
+
+def negative(image: Any) -> Any:
+    return 1 - image
+
+
+def test_types_of_features_and_functions_are_found_by_their_path(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", {"x": [example(s=b"abcd"), example(s=b"ab")]})
+    features_map = {"s": {"type": f"{__name__}.Length", "unit": 2}}
+    made = [feeder(folder, features_map=features_map, batch_size=2, shuffle=False) for _ in "ab"]
+    assert made[0].batch(0, 0)["s"].tolist() == [2, 1]
+    assert made[0].digest() == made[1].digest()
+    content = [ENCODED["png"](image(0))]
+    plain, changed = (
+        images(tmp_path, content),
+        images(tmp_path, content, post_op=f"{__name__}.negative"),
+    )
+    np.testing.assert_allclose(changed, 1 - plain)
+    with pytest.raises(ValueError, match=r"Path is not a type of feature; take one of .*Decoded"):
+        feeder(folder, features_map={"s": {"type": "pathlib.Path"}})
+
+
+def test_files_are_read_one_at_a_time_where_their_number_is_null(folder: Path) -> None:
+    streamed(folder)
+    batches = [
+        feeder(folder, num_parallel_reads=n, shuffle_buffer_size=1).batch(0, 0)["number"].tolist()
+        for n in (None, 1)
+    ]
+    assert batches[0] == batches[1]
 
 
 def test_values_of_no_fixed_length_are_padded(tmp_path: Path) -> None:
@@ -566,12 +612,24 @@ def test_samples_as_arrays() -> None:
         ({"x": {}}, "x has no columns"),
         ({"x": 3}, "no samples"),
         ({"x": [{"a": 1}, {"b": 1}]}, "different keys"),
-        ({"x": np.zeros(4), "batch_size": 5}, "batch_size is 5, but there are 4"),
+        (
+            {"x": np.zeros(4), "batch_size": 5, "drop_remainder": True},
+            "batch_size is 5, but there are 4",
+        ),
     ],
 )
 def test_samples_that_do_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MemorySamplesFeeder(**{"batch_size": 1} | options)
+
+
+def test_fewer_samples_in_memory_than_a_batch_has() -> None:
+    made = MemorySamplesFeeder(np.arange(4), batch_size=10, shuffle=False, feed_as_dict=False)
+    assert made.one_pass().batch(0, 0).tolist() == [0, 1, 2, 3]
+    made.until_epochs = 6
+    batches = [made.batch(step, 0).tolist() for step in range(made.total_steps(6))]
+    assert [len(batch) for batch in batches] == [10, 10, 4], "they cross the ends of passes"
+    assert [sample for batch in batches for sample in batch] == [0, 1, 2, 3] * 6
 
 
 # -------------------------------------------------------------------------------------- training

@@ -21,9 +21,11 @@ from engine.checkpoints import transfer
 from engine.checkpoints.transfer import freeze, warm_start
 from engine.devices import gpus as devices
 from engine.hooks.base import Hook
-from engine.records.build import OneLabel, exporters_of
-from engine.records.feeders import MemorySamplesFeeder
+from engine.records.build import OneLabel
+from engine.records.feeders import Feeder, MemorySamplesFeeder
+from engine.records.ranges import NOTED, REFUSED
 from src import experiment as experiments
+from src.examples import toy
 from src.experiment import build
 from vegab import UsageError, resolve
 from vegab.config import Override
@@ -90,6 +92,11 @@ def test_the_toy_trains_as_the_seed_types_it(
         ((), "SAVE_PATH is missing"),
         (("{run}", "-p", "train.epoch", "3"), "unknown key 'train.epoch'; did you mean 'epochs'?"),
         (("{run}", "--modl.type=x"), "unknown key 'modl.type'"),
+        (
+            ("{run}", "-c", "train.eval_feeder.file_patterns", "data/toy/validation-*"),
+            "-c is --checkpoint, and train.eval_feeder.file_patterns is a key of the config: write",
+        ),
+        (("{run}", "-p", "train.epochs", "12/3"), "train.epochs: 12/3 is not computed"),
         (("{run}", "-p", "train.save_checkpoint_secs", "3"), "give one of them"),
         (("{run}", "-p", "train.epochs", "0"), "train.epochs is 0; it must be at least 1"),
         (("{run}", "--delete", "train.train_feeder"), "train.train_feeder' is missing"),
@@ -184,13 +191,76 @@ def test_early_stopping_counts_steps_and_the_best_is_exported(tmp_path: Path) ->
         assert loss == pytest.approx(losses[epoch], rel=1e-6), name
 
 
-def test_checkpoints_of_an_exporter_are_kept(tmp_path: Path) -> None:
-    keep = {"keep": {"class_type": "BestCheckpointCopier", "checkpoints_to_keep": 2}}
-    changes = {"train__exporters": keep, "train__validation_secs": None}
-    train(tmp_path / "run", **changes, train__save_checkpoint_steps=1)
-    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
-    with pytest.raises(UsageError, match=r"train\.exporters\.x is a Other; choose BestExporter"):
-        exporters_of(variant(train__exporters={"x": {"type": "Other"}}), "loss", 1, {}, None)
+def test_checkpoints_of_the_best_epochs_are_kept_however_short_the_run(tmp_path: Path) -> None:
+    copier = {"class_type": "BestCheckpointCopier", "checkpoints_to_keep": 2}
+    changes: dict[str, Any] = {
+        "train__validation_secs": None,
+        "model__learning_rate": 0.5,
+        "train__exporters": {"keep": {**copier, "score_metric": "loss"}},
+    }
+    with pytest.raises(SystemExit):
+        train(tmp_path / "run", StopAt(4), **changes)
+    rows = train(tmp_path / "run", **changes)
+    best = sorted(rows, key=lambda row: float(row["val_loss"]))[:2]
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {f"model-{row['step']}.h5" for row in best}
+    train(tmp_path / "short", **changes, train__epochs=1)
+    assert (tmp_path / "short" / "checkpoints" / "model-1.h5").exists()
+
+
+def test_what_an_exporter_writes_has_its_name(tmp_path: Path) -> None:
+    feeder = {**variant()["train"]["eval_feeder"], "labels_map": None}
+    last = {"type": "FinalExporter", "name": "final_export", "serving_feeder": feeder,
+            "serving_input_receiver_fn": "serving_input_receiver_fn"}  # fmt: skip
+    train(tmp_path / "run", train__epochs=1, train__exporters={"last": last})
+    assert [path.name for path in (tmp_path / "run" / "export").iterdir()] == ["final_export"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ({"type": "Other"}, "x is a Other; choose one of BestExporter"),
+        ({"type": "FinalExporter", "nane": "a"}, "a FinalExporter has no 'nane'; it takes name"),
+        ({"type": "BestExporter", "name": "a/b"}, "give it a single word"),
+        ({"type": "BestExporter", "serving_input_receiver_fn": "mine"}, "is 'mine'"),
+        ({"type": "BestCheckpointCopier", "checkpoints_to_keep": 0}, "keep is 0"),
+        (
+            {"type": "BestCheckpointCopier", "score_metric": "los"},
+            r"train\.exporters\.x\.score_metric is 'val_los'; choose one of accuracy, loss, val_",
+        ),
+        ("BestExporter", "expected {type: "),
+    ],
+)
+def test_what_an_exporter_does_not_take_is_refused(entry: Any, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        build(variant(train__exporters={"x": entry})).with_work()
+
+
+@pytest.mark.parametrize("key", [*NOTED, *REFUSED])
+def test_what_deephub_did_and_is_not_done_here_is_said_before_the_first_step(
+    key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, said = variant(), f"{key.replace('*', 'x')}: this is not done here; "
+    if key.startswith("train.exporters.*."):
+        exporter = {"type": "BestExporter", key.rpartition(".")[2]: 1}
+        config["train"]["exporters"]["x"] = exporter
+    else:
+        config[key] = {"predict_feeder": {}}
+    if key in NOTED:
+        build(config, str(tmp_path))
+        assert said + NOTED[key] in caplog.text
+        assert not list(tmp_path.iterdir())
+    else:
+        with pytest.raises(UsageError) as refusal:
+            build(config)
+        assert str(refusal.value) == said + REFUSED[key]
+
+
+def test_half_of_early_stopping_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build(variant(train__early_stopping_metric="loss"), str(tmp_path))
+    assert "only one is given; the metric alone stops nothing" in caplog.text
+    with pytest.raises(UsageError, match=r"train\.early_stopping_metric is 'val_los'"):
+        build(variant(train__early_stopping_metric="los", monitor="loss")).with_work()
 
 
 @pytest.mark.parametrize(
@@ -284,6 +354,44 @@ def test_feeders_from_memory_and_without_labels(tmp_path: Path) -> None:
     assert without_labels.batch(0, 0).keys() == {"number"}
 
 
+class Thrice(Feeder):
+    """A feeder of one's own: three examples."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__(3, batch_size, drop_remainder=False, shuffle=False, seed=0)
+
+    def digest(self) -> str:
+        return "thrice"
+
+    def _examples(self, first: int, last: int) -> Any:
+        rows = self._rows(first, last)
+        return {"number": rows[:, np.newaxis]}, rows
+
+
+class KeepsItsPlace(toy.DebugToyModel):
+    """A model that is told where its run is, as Deephub's are."""
+
+    def __init__(self, model_dir: str, hidden_neurons: int) -> None:
+        super().__init__(hidden_neurons=hidden_neurons)
+        PLACES.append(model_dir)
+
+
+PLACES: list[str] = []
+
+
+def test_classes_of_ones_own_are_found_by_their_path(tmp_path: Path) -> None:
+    config = variant(train__epochs=2)
+    config["train"]["train_feeder"] = {"type": f"{__name__}:Thrice", "batch_size": 2}
+    model = {"module_path": __name__, "class_type": "KeepsItsPlace", "hidden_neurons": 3}
+    experiment = build(config | {"model": model}, str(tmp_path))
+    experiments.train(experiment, tmp_path, experiment.hooks(None))
+    assert [str(tmp_path)] == PLACES
+    assert [row["step"] for row in rows_of(tmp_path / "history.csv")] == ["2", "3"]
+    config["train"]["train_feeder"] = {"type": "types:SimpleNamespace"}
+    with pytest.raises(UsageError, match=r"SimpleNamespace has no steps_per_epoch; inherit from"):
+        build(config)
+
+
 def test_a_model_that_is_not_compiled_is_refused() -> None:
     config = variant() | {"model": {"type": "keras:Sequential"}}
     with pytest.raises(UsageError, match="gives a Sequential; expected a compiled Keras model"):
@@ -355,6 +463,16 @@ def test_a_warm_start_is_told_and_acts_only_without_a_commit(
     again = quick_command(*words, "-p", "train.epochs", "2")
     assert again.returncode == 0, again.stderr
     assert "warm start" not in again.stdout
+
+
+def test_a_variant_names_its_warm_start(
+    quick_command: Command, other: Path, tmp_path: Path
+) -> None:
+    words = ("bin/train.py", "toy", tmp_path / "run", "-p", "train.epochs", "1")
+    named = ("train.warm_start_check_point", other, "train.warm_start_variables_regex", "hidden")
+    done = quick_command(*words, "-p", *named[:2], "-p", *named[2:])
+    assert done.returncode == 0, done.stderr
+    assert "warm start: 2 weights taken from" in done.stdout
 
 
 def test_a_warm_start_and_fine_tuning_go_together(config: dict[str, Any], tmp_path: Path) -> None:

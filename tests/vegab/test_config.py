@@ -78,6 +78,7 @@ def test_keys_explain_themselves(registry: ConfigRegistry) -> None:
 @pytest.mark.parametrize(
     "changes, sentence",
     [
+        ({"dataset": 1}, "unknown key 'dataset' (root names every key: add it there)"),
         ({"n_filter": 1}, "unknown key 'n_filter'; did you mean 'n_filters'?"),
         ({"model": {"dept": 1}}, "unknown key 'model.dept'; did you mean 'depth'?"),
         ({"augmented": 1}, "augmented: 1 was given, true or false is expected"),
@@ -121,10 +122,25 @@ def test_tuples_become_lists_and_integers_floats(registry: ConfigRegistry) -> No
         ("optimizer", "10", "optimizer", "10"),
         ("optimizer", "", "optimizer", ""),
         ("optimizer", "100% [sure", "optimizer", "100% [sure"),
+        ("optimizer", "a # b", "optimizer", "a # b"),
+        ("optimizer", "|\n a\n b", "optimizer", "|\n a\n b"),
+        ("optimizer", "None", "optimizer", "None"),
+        ("weights", "None", "weights", None),
+        ("weights", "fix #3", "weights", "fix #3"),
+        ("weights", "a # b", "weights", "a # b"),
+        ("weights", "# a", "weights", "# a"),
+        ("weights", "*.h5", "weights", "*.h5"),
+        ("weights", "&a b", "weights", "&a b"),
+        ("weights", "note: a", "weights", "note: a"),
+        ("weights", "a\nb", "weights", "a\nb"),
+        ("weights", "a\n", "weights", "a\n"),
+        ("weights", "'a # b'", "weights", "a # b"),
         ("weights", "12:30", "weights", "12:30"),
         ("weights", "2026-05-01", "weights", "2026-05-01"),
         ("weights", "[1, {a: null}]", "weights", [1, {"a": None}]),
         ("lr_schedule", "[[10, 0.1], [20, 0.01]]", "lr_schedule", [[10, 0.1], [20, 0.01]]),
+        ("lr_schedule", "3,4", "lr_schedule", [3, 4]),
+        ("lr_schedule", "a, 0.5", "lr_schedule", ["a", 0.5]),
         ("model.depth", "5", "model.depth", 5),
         ("width", "5", "model.width", 5),
         ("model", "{width: 5}", "model", {"depth": 2, "width": 5}),
@@ -675,3 +691,80 @@ def test_two_keys_that_exclude_each_other_are_not_both_typed(with_rates: ConfigR
     typed = [Override("rate", "0.3"), Override("schedule", "[[2, 0.1]]")]
     with pytest.raises(UsageError, match="rate and schedule exclude each other"):
         with_rates.resolve("root", overrides=typed)
+
+
+# ------------------------------------------------------------------------- files of metayaml's time
+
+
+@pytest.fixture
+def variants() -> ConfigRegistry:
+    registry = ConfigRegistry()
+    registry.set_root_config({"width": 1})
+    registry.add_schema({"train": {}, "threads": None}, is_metayaml=True)
+    return registry
+
+
+def test_words_are_values_in_a_variant_and_in_all_that_it_extends(
+    variants: ConfigRegistry, tmp_path: Path
+) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "own: {a: no, b: 'no', c: On, d: None, e: [OFF, y], f: 08}\n"
+    )
+    (tmp_path / "variant.yaml").write_text("extend: base.yaml\ntrain: {shuffle: yes}\n")
+    config = variants.resolve(str(tmp_path / "variant.yaml"))
+    own = {"a": False, "b": "no", "c": True, "d": None, "e": [False, "y"], "f": 8}
+    assert config == {"train": {"shuffle": True}, "threads": None, "own": own}
+    assert load_file(tmp_path / "base.yaml")["own"]["a"] == "no", "of another kind it is a word"
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("train: {a: $(train.b)}", r"'$(train.b)' is not computed; write ${a.b} for"),
+        ("train: {a: '${1024 * 2}'}", "'${1024 * 2}' is not computed"),
+        ("""train: {a: "${cp(b, c={'d': 1})}"}""", "is not computed"),
+        ("train: {a: 'x $(b) y'}", "is not computed"),
+        (
+            "train: {a: {'${__extend__}': [b]}}",
+            "__extend__ is not known here; write extend: [files]",
+        ),
+        ("train: {'${__inherit__}': b}", "__inherit__ is not known here; write out the keys"),
+        ("train: {a: '${__del__}'}", "__del__ is not known here; write delete: [a.b]"),
+        ("own: {'${__del_all__}': [a]}", "__del_all__ is not known here"),
+        ("width: 2\n'${__del__}': a", "__del__ is not known here"),
+        ("width: {'$(a)': 2}", "'$(a)' is not computed"),
+        ("train: {mode: 0644}", "is 0644 a number or text? Write it out, or quote it"),
+        ("train: {at: 12:30}", "is 12:30 a number or text?"),
+    ],
+)
+def test_what_metayaml_would_have_computed_is_refused(
+    variants: ConfigRegistry, tmp_path: Path, text: str, sentence: str
+) -> None:
+    file = tmp_path / "variant.yaml"
+    file.write_text(text + "\n")
+    with pytest.raises(UsageError, match=re.escape(sentence)) as refusal:
+        variants.resolve(str(file))
+    assert str(refusal.value).startswith(str(file))
+
+
+def test_what_is_typed_for_a_variant_is_not_computed_either(
+    variants: ConfigRegistry, tmp_path: Path
+) -> None:
+    (tmp_path / "variant.yaml").write_text("train: {a: 1, b: {c: '${train.a}'}}\n")
+
+    def resolved(value: str, raw: bool = False) -> Any:
+        override = Override("train.new", value, raw=raw, adds=True)
+        return variants.resolve(str(tmp_path / "variant.yaml"), overrides=[override])["train"][
+            "new"
+        ]
+
+    assert resolved("${train.b.c}") == 1
+    merged = Override("train", "{a: 2, new: 3}", adds=True)
+    config = variants.resolve(str(tmp_path / "variant.yaml"), overrides=[merged])
+    assert config["train"] == {"a": 2, "b": {"c": 2}, "new": 3}, "as Deephub merged it"
+    assert resolved("$(train.a)", raw=True) == "$(train.a)"
+    for value in ("$(train.a)", "12/3.0", "(1, 2)", "3,4", "2*(3+4)"):
+        with pytest.raises(UsageError, match=r"^train\.new: .* is not computed"):
+            resolved(value)
+    for value in ("2026-10-11", "a/b", "data/train-*", "10.0.0.1"):
+        assert resolved(value) == value

@@ -837,6 +837,11 @@ def work(config, save_path):
     print("saved in", save_path)
     if config["seed"] == 13:
         raise KeyError("thirteen")
+    if config["seed"] == 14:
+        raise KeyboardInterrupt
+
+def ported(config, save_path, extra, name="", flag=False):
+    print(*config.values(), extra, name, flag)
 
 def resize(source, size: int, *, save_path="", smooth=True, scale=1.0, name="x"):
     '''Resizes a picture.
@@ -886,12 +891,81 @@ def test_plugins_are_told_of_everything(tmp_path: Path) -> None:
 
 
 def test_runs_are_named_automatically(tmp_path: Path) -> None:
-    call = "vegab.wrap(registry, work, plugins=[vegab.AutomaticNamer(vegab.kwargs_namer)])"
-    done = run_small(tmp_path, call, "root", "results", "--seed=1", "--n_filters=10")
+    namer = "vegab.AutomaticNamer(namer='kwargs_namer', as_prefix=False)"
+    call = f"vegab.wrap(registry, work, plugins=[{namer}, vegab.MetaSaver()])"
+    flags = ("--seed=1", "--n_filters=10")
+    done = run_small(tmp_path, call, "root", "results", *flags)
     assert done.stdout == "saved in results/n_filters=10_seed=1\n"
+    again = run_small(tmp_path, call, "root", "results/n_filters=10_seed=1", *flags)
+    assert again.stdout == "results/n_filters=10_seed=1 is already finished.\n"
     assert run_small(tmp_path, call, "root", "plain").stdout == "saved in plain/root\n"
+    stopped = run_small(tmp_path, call, "root", "s", "--seed=14").stderr
+    said = "the same command, with this path as SAVE_PATH, continues s/seed=14"
+    assert stopped == f"small.py: interrupted; {said}\n"
     now = timestamp_namer(argparse.Namespace())
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", now)
+
+
+def test_a_folder_of_configs_and_fixed_arguments_as_the_vegab_of_old_took_them(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "root.json").write_text('{"ids": [1], "note": "", "seed": 1}')
+    (tmp_path / "configs" / "large.json").write_text('{"seed": 4}')
+    call = "vegab.main('configs', ported, extra=3, name='a')"
+    done = run_small(tmp_path, call, "large", "run", "--ids=3,4", "--note=a # b")
+    assert done.stdout == "[3, 4] a # b 4 3 a False\n", done.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config == {"ids": [3, 4], "note": "a # b", "seed": 4}, "a MetaSaver is there unasked"
+    assert "unknown key 'extra'" in run_small(tmp_path, call, "root", "b", "--extra=3").stderr
+    wrong = run_small(tmp_path, "vegab.main('configs', ported, extras=3)", "root", "b")
+    assert "wrap() was given extras, which ported has no parameter for" in wrong.stderr
+
+
+OLD_CONFIGS = """
+from vegab import ConfigRegistry
+
+simple_CNN_configs = ConfigRegistry()
+
+simple_CNN_configs.set_root_config({
+  "n_layers": 1,
+  "n_epochs": 100,
+  "dataset": "cifar10",
+  "lr_schedule": [[10, 0.1], [20, 0.01]],
+  "n_filters": 100
+})
+
+c = simple_CNN_configs['root']
+c['dataset'] = 'cifar100'
+simple_CNN_configs['cifar100'] = c
+"""
+OLD_RUNNER = """
+import sys
+sys.path.insert(0, {root!r})
+from configs_of_old.simple_CNN import simple_CNN_configs
+from vegab import main, MetaSaver, AutomaticNamer
+
+def train(config, save_path):
+    print(config['dataset'], config['lr_schedule'], config['n_filters'], save_path)
+
+if __name__ == "__main__":
+    main(simple_CNN_configs, train,
+        plugins=[MetaSaver(), AutomaticNamer(as_prefix=True, namer="timestamp_namer")])
+"""
+
+
+def test_a_registry_and_a_runner_of_the_old_template_run(tmp_path: Path) -> None:
+    (tmp_path / "configs_of_old").mkdir()
+    (tmp_path / "configs_of_old" / "simple_CNN.py").write_text(OLD_CONFIGS)
+    (tmp_path / "train.py").write_text(OLD_RUNNER.format(root=str(ROOT)))
+    words = ("cifar100", "results/run", "--n_filters=10", "--lr_schedule=[[1, 0.5]]")
+    done = run_script(tmp_path / "train.py", *words)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "results").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_run", run.name)
+    assert done.stdout == f"cifar100 [[1, 0.5]] 10 results/{run.name}\n"
+    again = run_script(tmp_path / "train.py", words[0], f"results/{run.name}", *words[2:])
+    assert again.stdout == f"results/{run.name} is already finished.\n"
 
 
 def test_tensorboard_links_point_at_runs(tmp_path: Path) -> None:
@@ -1169,17 +1243,21 @@ def test_a_flag_that_is_a_key_of_a_schema_is_the_author_s_mistake() -> None:
 
 
 def test_an_automatic_name_can_be_a_prefix_a_suffix_or_nothing() -> None:
-    def named(save_path: str, name: str, **options: bool) -> str:
+    def named(save_path: str, name: str, **options: Any) -> str:
         args = argparse.Namespace(save_path=save_path)
         AutomaticNamer(lambda args: name, **options).on_parsed_args(args)
         assert isinstance(args.save_path, str)
         return args.save_path
 
-    assert named("results", "big") == "results/big"
+    assert named("results", "big", as_prefix=False) == "results/big"
     assert named("results/run", "big", as_prefix=True) == "results/big_run"
+    assert named("results/run", "big") == "results/big_run", "as in the vegab of old"
     assert named("results/run/", "big", as_suffix=True) == "results/run_big"
     assert named("", "big", as_suffix=True) == ""
-    for options in ({}, {"as_prefix": True}, {"as_suffix": True}):
+    for options in ({}, {"as_prefix": False}, {"as_suffix": True}):
         assert named("results/run", "", **options) == "results/run"
     with pytest.raises(ValueError, match="a prefix or a suffix, not both"):
         named("run", "big", as_prefix=True, as_suffix=True)
+    for namer in ("time", True):
+        with pytest.raises(ValueError, match=f"namer is {namer!r}; give timestamp_namer, kwargs"):
+            AutomaticNamer(namer)  # type: ignore[arg-type]

@@ -34,7 +34,8 @@ class Run:
     validates_seldom: bool = False  # are there epochs without validation?
     iterator: Any = None  # does the steps; None: the model's own training step does
     results: Mapping[str, float] = field(default_factory=dict)  # metrics of the epoch so far
-    # Set it in `after_step` to have a checkpoint saved now, and kept in `checkpoints/` as this too.
+    # Set it in `after_step` or `after_epoch` to have a checkpoint saved now, and kept in
+    # `checkpoints/` as this too.
     keep_as: str | None = None
     discard: Sequence[str] = ()  # names in `checkpoints/` that this checkpoint makes superfluous
     stop_reason: str | None = None  # set it to end the run after this epoch

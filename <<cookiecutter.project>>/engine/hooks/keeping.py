@@ -13,19 +13,25 @@ from engine.hooks.base import Hook, Run
 
 class KeepCheckpoints(Hook):
     """Keeps a checkpoint every N steps as `checkpoints/model-<steps done>.h5`, and not too many.
+    Where `every` is None, it keeps one at the end of each epoch that has the column `monitor`.
 
     The best `keep` stay by `monitor`, a column of the history, where "min" or "max" is better, or
-    "auto" goes by the name; without one the newest stay. A value is that of the epoch so far, for a
-    "val_…" column that of the epoch before. A checkpoint without a finite one counts as the worst,
-    and of two that are equally good the newer is kept. Raises ValueError if a number is below 1.
+    "auto" goes by the name; without one the newest stay. Every N steps a value is that of the epoch
+    so far, for a "val_…" column that of the epoch before. A checkpoint without a finite one counts
+    as the worst, and of two that are equally good the newer is kept. Raises ValueError if a number
+    is below 1.
     """
 
     NAME = re.compile(r"model-[0-9]+\.h5")
 
     def __init__(
-        self, every: int, keep: int = 5, monitor: str | None = None, monitor_mode: str = "auto"
+        self,
+        every: int | None,
+        keep: int = 5,
+        monitor: str | None = None,
+        monitor_mode: str = "auto",
     ) -> None:
-        require_at_least(1, every=every, keep=keep)
+        require_at_least(1, every=1 if every is None else every, keep=keep)
         self.every, self.keep = every, keep
         self.monitor, self.monitor_mode = monitor, monitor_mode
         self.kept: list[tuple[int, float | None]] = []  # steps done and value, oldest first
@@ -34,12 +40,18 @@ class KeepCheckpoints(Hook):
         super().before_training(run)
         self.lower_is_better = is_lower_better(self.monitor, self.monitor_mode)
 
-    def next_step(self, global_step: int) -> int:
-        return (global_step // self.every + 1) * self.every
+    def next_step(self, global_step: int) -> int | None:
+        return (global_step // self.every + 1) * self.every if self.every else None
 
     def after_step(self, global_step: int, last_results: Any) -> None:
-        if global_step % self.every:
-            return
+        if self.every and global_step % self.every == 0:
+            self._keep(global_step)
+
+    def after_epoch(self, epoch: int) -> None:
+        if self.every is None and self.monitor in (None, *self.run.history[-1]):
+            self._keep(self.run.global_step)
+
+    def _keep(self, global_step: int) -> None:
         self.kept.append((global_step, self._value()))
         best = sorted(self.kept, key=self._rank)[: self.keep]
         # A new one that is superfluous is saved all the same: a resume goes on from there.
@@ -67,7 +79,7 @@ class KeepCheckpoints(Hook):
         if self.monitor is None:
             return None
         of_validation = self.monitor.startswith("val_")
-        rows = self.run.history if of_validation else [self.run.results]
+        rows = self.run.history if of_validation or not self.every else [self.run.results]
         found = next((row for row in reversed(rows) if self.monitor in row), None)
         if found is None and any(rows) and not (of_validation and self.run.validates_seldom):
             raise ValueError(f"monitor is {self.monitor!r}; there are {', '.join(rows[-1])}")

@@ -1,5 +1,8 @@
 """From a variant, Deephub's form of a config, to feeders, model and hooks."""
 
+import contextlib
+import inspect
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,27 +11,44 @@ from typing import Any
 from engine.building import callbacks_of, learning_rate_schedule, refusals_named
 from engine.checkpoints import BEST, LATEST, is_lower_better
 from engine.experiment import Experiment
-from engine.hooks import EarlyStopping, Export, KeepCheckpoints, LastMetrics, LoggingHook
-from engine.hooks import base as hooks
+from engine.hooks import (
+    EarlyStopping,
+    Export,
+    Hook,
+    IntervalHook,
+    KeepCheckpoints,
+    LastMetrics,
+    LoggingHook,
+)
 from engine.records.features import class_in
 from engine.records.feeders import MemorySamplesFeeder, TFRecordExamplesFeeder
+from engine.records.ranges import NOTED, REFUSED, not_done
 from vegab import UsageError, resolve
-from vegab.config import lookup
+from vegab.config import did_you_mean, lookup
 
+log = logging.getLogger(__name__)
 FEEDERS = {kind.__name__: kind for kind in (TFRecordExamplesFeeder, MemorySamplesFeeder)}
 
+OF_FEEDERS = ("steps_per_epoch", "total_steps", "batch", "one_pass", "until_epochs")
+RECEIVER = "serving_input_receiver_fn"  # the method of Deephub's feeder by that name
+EXPORTED = {"BestExporter": BEST, "FinalExporter": LATEST}
+EXPORTERS = dict.fromkeys(EXPORTED, ("serving_feeder", RECEIVER))
+EXPORTERS["BestCheckpointCopier"] = ("checkpoints_to_keep", "score_metric")
 
-def build_variant(config: Mapping[str, Any]) -> Experiment:
+
+def build_variant(config: Mapping[str, Any], save_path: str | None = None) -> Experiment:
     """Build what a variant names; see `experiment.build`."""
+    if save_path is not None:
+        for sentence in not_done(config, NOTED):
+            log.warning("%s", sentence)
     train = config["train"]
     train_feeder = make_feeder(config, "train.train_feeder")
     train_feeder.until_epochs = train["epochs"]
     eval_feeder = make_feeder(config, "train.eval_feeder") if train["eval_feeder"] else None
     valid = OneLabel(eval_feeder.one_pass()) if eval_feeder else None
     splits = SimpleNamespace(train=OneLabel(train_feeder), valid=valid)
-    reads_records = isinstance(train_feeder, TFRecordExamplesFeeder)
-    serving = train_feeder.serving_features() if reads_records else None
-    model = make_model(config)
+    serving = getattr(train_feeder, "serving_features", lambda: None)()
+    model = make_model(config, save_path or ".")
     if train["lr_schedule"] is not None:
         model.optimizer.learning_rate = learning_rate_schedule(
             config, "train.lr_schedule", train["lr_schedule"]
@@ -36,23 +56,24 @@ def build_variant(config: Mapping[str, Any]) -> Experiment:
     with refusals_named(config, "train.train_feeder"):
         first = splits.train.batch(0, 0)
     features = first[0] if isinstance(first, tuple) else first
-    monitor = config["monitor"] or train["early_stopping_metric"] or "loss"
-    if eval_feeder and not monitor.startswith("val_"):
-        monitor = f"val_{monitor}"
+    watched = metrics_of(config)
+    monitor = watched.get("monitor") or watched.get("train.early_stopping_metric")
+    monitor = monitor or ("val_loss" if eval_feeder else "loss")
     with refusals_named(config, "monitor"):
         is_lower_better(monitor, config["monitor_mode"])
+    columns = watched | {"monitor": monitor}
     return Experiment(
         config=config,
         dataset=splits,
         model=model,
         monitor=monitor,
         callbacks=callbacks_of(config),
-        own_hooks=[
-            *hooks_of(config, monitor),
-            *exporters_of(config, monitor, splits.train.steps_per_epoch, features, serving),
-        ],
+        own_hooks=hooks_of(config, columns) + exporters_of(config, columns, features, serving),
         serving=serving,
+        watched=watched,
         changes={
+            "warm_start": train["warm_start_check_point"],
+            "warm_start_vars": train["warm_start_variables_regex"],
             "fine_tune": train["fine_tune"],
             "num_epochs": None,
             "num_steps": train_feeder.total_steps(train["epochs"]),
@@ -85,16 +106,36 @@ class OneLabel:
 def make_feeder(config: Mapping[str, Any], key: str) -> Any:
     """Return the feeder that stands at `key`."""
     try:
-        return made(config, key, FEEDERS, seed=config["seed"])
+        feeder = made(config, key, FEEDERS, seed=config["seed"])
     except OSError as error:
         raise UsageError(f"{key}: {error}") from error
+    if missing := [name for name in OF_FEEDERS if not hasattr(feeder, name)]:
+        raise UsageError(
+            f"{key}: {type(feeder).__name__} has no {missing[0]}; inherit from "
+            "engine.records.feeders.Feeder, and write digest and _examples"
+        )
+    return feeder
 
 
-def make_model(config: Mapping[str, Any]) -> Any:
+def metrics_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return which column of the history is meant, by the keys that name a metric: that of
+    validation, if there is any.
+    """
+    train = config["train"]
+    named = {"monitor": config["monitor"]}
+    named["train.early_stopping_metric"] = train["early_stopping_metric"]
+    for name, entry in train["exporters"].items():
+        named[f"train.exporters.{name}.score_metric"] = entry.get("score_metric")
+    of_validation = "val_" if train["eval_feeder"] else ""
+    names = {key: str(name).removeprefix(of_validation) for key, name in named.items() if name}
+    return {key: of_validation + name for key, name in names.items()}
+
+
+def make_model(config: Mapping[str, Any], save_path: str) -> Any:
     """Return the compiled Keras model that `model` stands for."""
     import keras
 
-    model = made(config, "model", {})
+    model = made(config, "model", {}, model_dir=save_path)
     if hasattr(model, "keras_model_fn"):
         with refusals_named(config, "model"):
             model = model.keras_model_fn()
@@ -108,29 +149,41 @@ def make_model(config: Mapping[str, Any]) -> Any:
 
 
 def made(config: Mapping[str, Any], key: str, registered: Mapping[str, Any], **more: Any) -> Any:
-    """Return what the mapping at `key` names, called with the mapping's other entries."""
+    """Return what the mapping at `key` names, called with the mapping's other entries, and with
+    what there is `more`, as far as it takes it.
+    """
     name, arguments = class_in(lookup(dict(config), key), key)
     kind = resolve(name, f"{key}.type", registered)
+    parameters: Mapping[str, inspect.Parameter] = {}
+    with contextlib.suppress(ValueError, TypeError):  # some built-in types have no signature
+        parameters = inspect.signature(kind).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in more.items():
+        # What a model's ** takes are its settings.
+        if name in parameters or (takes_any and name != "model_dir"):
+            arguments.setdefault(name, value)
     with refusals_named(config, key):
-        return kind(**arguments, **more)
+        return kind(**arguments)
 
 
-def hooks_of(config: Mapping[str, Any], monitor: str) -> list[hooks.Hook]:
+def hooks_of(config: Mapping[str, Any], watched: Mapping[str, str]) -> list[Hook]:
     """Return the hooks that a variant asks for by its keys."""
     train = config["train"]
-    chosen: list[hooks.Hook] = [
-        LastMetrics(),
-        hooks.IntervalHook(
-            [LoggingHook(tensorboard=config["tensorboard"])], train["save_summary_steps"]
-        ),
-    ]
+    logs = LoggingHook(tensorboard=config["tensorboard"])
+    chosen: list[Hook] = [LastMetrics(), IntervalHook([logs], train["save_summary_steps"])]
     decrease = train["early_stopping_steps_without_decrease"]
     increase = train["early_stopping_steps_without_increase"]
+    if bool(train["early_stopping_metric"]) != bool(decrease or increase):
+        log.warning(
+            "train.early_stopping_metric and train.early_stopping_steps_without_…: only one is "
+            "given; the metric alone stops nothing, and the steps go by the run's monitor here, "
+            "where Deephub never stopped"
+        )
     if decrease or increase:
         chosen.append(
             EarlyStopping(
                 decrease or increase,
-                monitor,
+                watched.get("train.early_stopping_metric", watched["monitor"]),
                 "min" if decrease else "max",
                 in_steps=True,
                 min_steps=train["early_stopping_min_steps"],
@@ -141,26 +194,45 @@ def hooks_of(config: Mapping[str, Any], monitor: str) -> list[hooks.Hook]:
 
 
 def exporters_of(
-    config: Mapping[str, Any], monitor: str, steps_per_epoch: int, features: Any, serving: Any
-) -> list[hooks.Hook]:
+    config: Mapping[str, Any], watched: Mapping[str, str], features: Any, serving: Any
+) -> list[Hook]:
     """Return a hook for each of `train.exporters`."""
-    train = config["train"]
-    chosen: list[hooks.Hook] = []
-    commits = {"FinalExporter": LATEST, "BestExporter": BEST}
-    for name, entry in train["exporters"].items():
-        key = f"train.exporters.{name}"
-        if Path(name).name != name:
-            raise UsageError(f"{key} names a folder in export/; give it a single word")
-        kind = class_in(entry, key)[0].rpartition(":")[2].rpartition(".")[2]
-        if kind in commits:
-            chosen.append(Export(name, commits[kind], features, serving))
-        elif kind == "BestCheckpointCopier":
-            every = train["save_checkpoint_steps"] or steps_per_epoch
-            keep = entry.get("checkpoints_to_keep", 5)
-            with refusals_named(config, key):
-                chosen.append(KeepCheckpoints(every, keep, monitor, "min"))
+    chosen: dict[str, Hook] = {}
+    for word, entry in config["train"]["exporters"].items():
+        key = f"train.exporters.{word}"
+        path, arguments = class_in(entry, key)
+        kind = path.rpartition(":")[2].rpartition(".")[2]
+        if kind not in EXPORTERS:
+            raise UsageError(f"{key} is a {kind}; choose one of {', '.join(EXPORTERS)}")
+        folder = arguments.pop("name", word)
+        known, noted = EXPORTERS[kind], [key.rpartition(".")[2] for key in (*NOTED, *REFUSED)]
+        for name in arguments.keys() - {*known, *noted}:
+            hint = did_you_mean(name, known) or f"; it takes {', '.join(('name', *known))}"
+            raise UsageError(f"{key}: a {kind} has no {name!r}{hint}")
+        if kind in EXPORTED:
+            if arguments.get(RECEIVER, RECEIVER) != RECEIVER:
+                raise UsageError(f"{key}.{RECEIVER} is {arguments[RECEIVER]!r}; it is {RECEIVER}")
+            reader = serving
+            if "serving_feeder" in arguments:
+                feeder = make_feeder(config, f"{key}.serving_feeder")
+                reader = getattr(feeder, "serving_features", lambda: None)()
+            if not isinstance(folder, str) or not folder or Path(folder).name != folder:
+                raise UsageError(f"{key} names a folder in export/; give it a single word")
+            hook: Hook = Export(folder, EXPORTED[kind], features, reader)
         else:
-            raise UsageError(
-                f"{key} is a {kind}; choose BestExporter, FinalExporter or BestCheckpointCopier"
-            )
-    return chosen
+            if folder != word:
+                log.info("%s: %s is checkpoints/ here", key, folder)
+            folder = "checkpoints/"
+            score = watched.get(f"{key}.score_metric")
+            mode = "auto" if score else config["monitor_mode"]
+            try:
+                is_lower_better(score, mode)
+            except ValueError:
+                mode = "min"  # as Deephub takes every metric
+            with refusals_named(config, key):
+                keep = arguments.get("checkpoints_to_keep", 5)
+                hook = KeepCheckpoints(None, keep, score or watched["monitor"], mode)
+        if folder in chosen:
+            raise UsageError(f"{key}: another exporter writes to {folder} already")
+        chosen[folder] = hook
+    return list(chosen.values())

@@ -22,8 +22,19 @@ DTYPES = {"int64_list": "int64", "float_list": "float32", "bytes_list": "string"
 DECODE_FORMATS = ("auto", "jpeg", "png", "gif", "bmp")
 
 
+class Decoded:
+    """What stands in a record as one string; inherit from it for a type of your own."""
+
+    def __repr__(self) -> str:  # without an address: a digest is made of it
+        return f"{type(self).__qualname__}({vars(self)})"
+
+    def decode(self, contents: tf.Tensor, num_parallel: int) -> tf.Tensor:
+        """Return the arrays, (batch, ...), of strings, (batch,); runs in a graph."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class ImageFeature:
+class ImageFeature(Decoded):
     """An encoded image.
 
     It becomes an array (height, width, channels), or (frames, height, width, channels) where
@@ -58,7 +69,6 @@ class ImageFeature:
             )
 
     def decode(self, contents: tf.Tensor, num_parallel: int) -> tf.Tensor:
-        """Return the images, (batch, ...), of encoded ones, (batch,); runs in a graph."""
         one = tf.function(
             self._decode_one, input_signature=[tf.TensorSpec([], tf.string)], autograph=False
         ).get_concrete_function()
@@ -101,7 +111,7 @@ class ImageFeature:
 
 
 @dataclass(frozen=True)
-class RawFeature:
+class RawFeature(Decoded):
     """An array as its bytes, little-endian, as `array.tobytes()` gives them."""
 
     shape: Sequence[int]
@@ -117,19 +127,24 @@ class RawFeature:
         )
 
 
-# Features that stand in a record as one string, and are decoded to an array.
-DECODED = (ImageFeature, RawFeature)
-
-
 def make_features(entries: Mapping[str, Any], where: str) -> Features:
-    """Return a map whose values are features; ValueError, naming `where`, if one cannot be made."""
+    """Return a map whose values are features; ValueError, naming `where`, if one cannot be made.
+
+    Its entry `module_path`, if that is text, is the one of each feature that has a `class_type`.
+    """
+    if isinstance(entries, Mapping) and isinstance(module := entries.get("module_path"), str):
+        entries = {
+            name: {"module_path": module, **entry} if isinstance(entry, Mapping) else entry
+            for name, entry in entries.items()
+            if name != "module_path"
+        }
     if not isinstance(entries, Mapping) or not entries:
         raise ValueError(f"{where} is {entries!r}; expected names and features, at least one")
     classes = {name: getattr(tf.io, name) for name in dir(tf.io) if name.endswith("Feature")}
-    classes = {kind.__name__: kind for kind in DECODED} | classes
+    classes = {kind.__name__: kind for kind in (ImageFeature, RawFeature)} | classes
     features = {str(n): _make(entry, f"{where}.{n}", classes) for n, entry in entries.items()}
     for name, feature in features.items():
-        dtype = "string" if isinstance(feature, DECODED) else _dtype(feature.dtype).name
+        dtype = "string" if isinstance(feature, Decoded) else _dtype(feature.dtype).name
         if dtype not in DTYPES.values():
             known = ", ".join(DTYPES.values())
             raise ValueError(f"{where}.{name}: dtype is {dtype}; a record holds {known}")
@@ -176,7 +191,7 @@ class Parser:
         dense = {}
         for name, feature in features.items():
             value = values[name]
-            if isinstance(feature, DECODED):
+            if isinstance(feature, Decoded):
                 value = feature.decode(value, self.num_parallel)
             elif isinstance(value, tf.sparse.SparseTensor):
                 value = tf.sparse.to_dense(value)
@@ -215,7 +230,7 @@ class Parser:
 def stored(features: Features) -> Features:
     """Return the features as TensorFlow parses them: what is decoded, as strings."""
     string = tf.io.FixedLenFeature([], tf.string)
-    return {k: string if isinstance(each, DECODED) else each for k, each in features.items()}
+    return {k: string if isinstance(each, Decoded) else each for k, each in features.items()}
 
 
 def held_in(serialized: bytes) -> dict[str, tuple[str, Sequence[Any]]]:
@@ -249,7 +264,7 @@ def first_line(error: Exception) -> str:
 
 def _make(entry: Any, where: str, classes: Mapping[str, type]) -> Any:
     """Return a feature, or a partition of a ragged one."""
-    kinds = tuple(classes.values())
+    kinds = (Decoded, *classes.values())
     if isinstance(entry, kinds):
         return entry
     if not isinstance(entry, Mapping):
@@ -264,8 +279,13 @@ def _make(entry: Any, where: str, classes: Mapping[str, type]) -> Any:
     except UsageError as error:
         raise ValueError(str(error)) from error
     if not (isinstance(made, type) and issubclass(made, kinds)):
-        raise ValueError(f"{where}: {name} is not a type of feature")
+        raise ValueError(
+            f"{where}: {name} is not a type of feature; take one of {', '.join(classes)}, or "
+            "inherit from engine.records.features.Decoded"
+        )
     try:
+        if isinstance(arguments.get("post_op"), str):
+            arguments["post_op"] = resolve(arguments["post_op"], f"{where}.post_op")
         for key in arguments.keys() & {"dtype", "row_splits_dtype"}:
             arguments[key] = _dtype(arguments[key])
         if arguments.get("partitions"):

@@ -40,13 +40,14 @@ class Feeder:
 
     # Passes over the data, after which there is nothing; None: it never ends.
     until_epochs: int | None = None
+    may_cross = False  # may a batch be larger than a pass?
 
     def __init__(
         self, num_examples: int, batch_size: int, drop_remainder: bool, shuffle: bool, seed: int
     ) -> None:
         require_at_least(1, batch_size=batch_size)
         require_at_least(0, seed=seed)
-        if batch_size > num_examples:
+        if batch_size > num_examples and (drop_remainder or not self.may_cross):
             raise ValueError(f"batch_size is {batch_size}, but there are {num_examples} examples")
         self.num_examples = num_examples
         self.batch_size = batch_size
@@ -157,6 +158,7 @@ class TFRecordExamplesFeeder(Feeder):
         shuffle_buffer_size: records in the window of a stream.
         num_parallel_maps: images decoded at a time; None: one for each core.
         num_parallel_reads: files of a shuffled stream read side by side; the order depends on it.
+            None: one at a time, as `tf.data` takes it.
         prefetch: batches whose records a thread reads ahead, while others are parsed.
         auto_generate_meta: write metadata and index where they are missing or outdated.
         compression: "", "GZIP" or "ZLIB".
@@ -176,7 +178,7 @@ class TFRecordExamplesFeeder(Feeder):
         shuffle: bool = True,
         shuffle_buffer_size: int = 10000,
         num_parallel_maps: int | None = None,
-        num_parallel_reads: int = 32,
+        num_parallel_reads: int | None = 32,
         prefetch: int | None = 2,
         auto_generate_meta: bool = False,
         compression: str | None = "",
@@ -185,6 +187,7 @@ class TFRecordExamplesFeeder(Feeder):
     ) -> None:
         if num_parallel_maps is None:
             num_parallel_maps = os.cpu_count() or 1
+        num_parallel_reads = 1 if num_parallel_reads is None else num_parallel_reads
         prefetch = prefetch or 0
         require_at_least(1, shuffle_buffer_size=shuffle_buffer_size)
         require_at_least(1, num_parallel_reads=num_parallel_reads)
@@ -397,8 +400,11 @@ class MemorySamplesFeeder(Feeder):
         feed_as_dict: batches are dicts: by the names of columns, or, for what has none, by the
             numbers of its columns ("0", "1", ...; an array of more than 2 dimensions is one
             column). False: batches are arrays.
-        batch_size, drop_remainder, shuffle, seed: as for `Feeder`.
+        batch_size, drop_remainder, shuffle, seed: as for `Feeder`; a batch may have more samples
+            than there are, which are then those of more passes than one.
     """
+
+    may_cross = True
 
     def __init__(
         self,

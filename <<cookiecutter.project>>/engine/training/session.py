@@ -381,10 +381,10 @@ class Session:
             self._files.lengths(self._owners),
         )
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Begin to write a checkpoint within an epoch, and keep it where a hook wants that."""
+    def save(self, snapshot: Snapshot, is_best: bool = False) -> None:
+        """Begin to write a checkpoint, and keep it where a hook wants that."""
         run = self.run
-        self._checkpoint.commit(snapshot, keep_as=run.keep_as, discard=run.discard)
+        self._checkpoint.commit(snapshot, is_best, run.keep_as, run.discard)
         run.keep_as, run.discard = None, ()
 
     def stop(self, snapshot: Snapshot, signals: SignalsToFlag) -> None:
@@ -440,7 +440,10 @@ class Session:
             ended = replace(at_end, values=cut.values, state=cut.state | changes)
         else:
             ended = self.snapshot(epoch + 1, 0, learning_rate)
-        self._checkpoint.commit(ended, is_best)
+        if cut is None:
+            self.save(ended, is_best)
+        else:  # what hooks keep is not settled while the epoch is open
+            self._checkpoint.commit(ended, is_best)
         if not (run.monitor is None or may_lack_monitor or run.monitor in run.history[-1]):
             self._checkpoint.finish()
             raise KeyError(f"monitor is {run.monitor!r}; there is {', '.join(run.history[-1])}")
