@@ -165,7 +165,13 @@ def require_registered(config: Mapping[str, Any], key: str, file: Path, table: s
     name = config[key]
     if not isinstance(name, str) or not name.isidentifier():
         return
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return  # whoever imports it says what is wrong
+    if [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)].count(table) != 1:
+        return  # entries may be added further down
+    for node in tree.body:
         targets = getattr(node, "targets", [getattr(node, "target", None)])
         value = getattr(node, "value", None)
         if isinstance(value, ast.Dict) and table in (getattr(t, "id", None) for t in targets):

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import forked
@@ -14,8 +15,10 @@ import pytest
 from machinery import ROOT, Command
 from test_fingerprint import edit_state
 
+from engine.building import require_registered
 from engine.checkpoints import verify
 from engine.training import fingerprint
+from vegab import UsageError
 from vegab.config import flatten
 
 SMALL = ("--n_filters=4", "--n_layers=1")
@@ -121,6 +124,26 @@ def test_a_mistake_does_not_wait_for_tensorflow(
         assert done.returncode == 2 and sentence in done.stderr, done.stderr
         assert "importing" not in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "is_refused"),
+    [
+        ("T = {'one': 1}", True),
+        ("T: dict[str, int] = {'one': 1}", True),
+        ("T = {'one': 1}\nT['two'] = 2", False),
+        ("T = {**others}", False),
+        ("T = dict(one=1)", False),
+        ("T = {", False),
+    ],
+)
+def test_only_a_table_that_is_written_out_refuses_a_name(
+    source: str, is_refused: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "models.py").write_text(source)
+    refusal = pytest.raises(UsageError, match="no 'two'") if is_refused else nullcontext()
+    with refusal:
+        require_registered({"model": "two"}, "model", tmp_path / "models.py", "T")
 
 
 def test_config_and_folder_in_the_wrong_order_are_noticed(command: Command, tmp_path: Path) -> None:
