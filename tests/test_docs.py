@@ -290,6 +290,14 @@ def test_the_template_s_readme(typist: Typist) -> None:
     assert not problems, "\n\n".join(problems)
 
 
+@pytest.mark.slow
+def test_the_protocols(typist: Typist) -> None:
+    typist.cwd = typist.folder / "protocols"
+    typist.cwd.mkdir()
+    problems = typist.follow(ROOT / "docs" / "protocols.md")
+    assert not problems, "\n\n".join(problems)
+
+
 @pytest.fixture(scope="module")
 def fresh(typist: Typist) -> Path:
     """The project in which all that the project's pages say is typed."""
@@ -309,7 +317,8 @@ def test_a_page_of_the_project(typist: Typist, fresh: Path, page: str) -> None:
 
 
 def all_pages() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "docs" / "decisions.md", *pages_of(IN_TEMPLATE)]
+    own = (ROOT / "README.md", ROOT / "docs" / "decisions.md", ROOT / "docs" / "protocols.md")
+    return [*own, *pages_of(IN_TEMPLATE)]
 
 
 def test_every_page_is_followed() -> None:
