@@ -439,7 +439,7 @@ def test_a_run_has_details(look: Opener, lab: Lab, page_path: Path, results: Pat
     picture = panel.locator("img")
     content = base64.b64encode((run / "eval" / "examples.png").read_bytes()).decode()
     assert picture.get_attribute("src") == f"data:image/png;base64,{content}"
-    assert picture.evaluate("picture => picture.naturalWidth") > 900
+    assert picture.evaluate("picture => picture.naturalWidth") > 500
     assert page_path.read_text().count("data:image/png;base64,iVBOR") == 1
 
     page.keyboard.press("Escape")

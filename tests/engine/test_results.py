@@ -58,6 +58,7 @@ def names_of(records: Sequence[RunRecord]) -> str:
         ("r1 seed=1", "r11"),
         ('"good one"', "r00"),
         ('"seed=1" Failed', "r21"),
+        ('"best=mse"', ""),  # that is the same in all of them
         ("n_filters=four", ""),
         ("config.best=mse seed=0", "r00 r10 r20"),
     ],
