@@ -317,7 +317,7 @@ def test_a_filter_takes_words_and_conditions(
     # The address keeps it, also with a run that is looked at.
     page.fill("#filter", "state=finished n_filters=2")
     row(page, results / "c").locator("a.run").click()
-    page.wait_for_function("location.hash.includes('?')")
+    wait_for(page, lambda: "?" in page.url)
     again = look(page_path)
     again.goto(page.url)
     again.reload()
