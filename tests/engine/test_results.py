@@ -99,6 +99,17 @@ def test_the_best_are_chosen_by_run_or_by_the_mean_over_seeds(
         selection.chosen(folder, "seed=7")
 
 
+def test_the_index_knows_when_notes_change(
+    records: list[RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "FEWEST", 1)
+    paths = [record.path for record in records]
+    assert results.read_runs(paths)[5].tags == []
+    assert (tmp_path / results.INDEX).exists()
+    results.write_notes(records[5], "", ["new"])
+    assert results.read_runs(paths)[5].tags == ["new"]
+
+
 def test_columns_are_asked_for_by_name(records: list[RunRecord]) -> None:
     table = comparison.listing(records[:1], ["run", "lr", "val_loss", "tags", "note"])
     assert (
@@ -123,6 +134,8 @@ def test_a_narrow_terminal_shows_what_tells_most(records: list[RunRecord]) -> No
         shown = [name.strip() for name in lines[0].split("  ") if name]
         left_out = note.partition("wide: ")[2].partition(";")[0].split(", ")
         assert sorted([*shown, *left_out]) == sorted(table.columns)
+        if narrow == width - 1:
+            assert left_out == ["epoch"]  # the same in all rows
     assert shown == ["run", "val_loss best"]
 
 
