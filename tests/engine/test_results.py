@@ -194,6 +194,9 @@ def test_notes_and_tags_are_kept_apart_from_what_the_run_says(
         "tags": ["b", "all"],
     }
     assert after == before
+    asked = ("--columns=tags", "--sort=-n_filters", "--format=csv", "--best=1")
+    compared = runs("compare", tmp_path, *asked).stdout.splitlines()
+    assert compared[0] == "run,tags,n_filters" and compared[1].endswith('r20,"[""all""]",8')
     listed = runs("list", tmp_path, "--where", "tag=b")
     assert listed.stdout.splitlines()[1].endswith("  b, all  odd \\x1b[31m, <b>")
     for words, said in (
