@@ -91,7 +91,7 @@ def compare(
     elif group:
         table = comparison.grouped(records, metrics)
     elif asked:
-        table = comparison.listing(records, ["run", *asked])
+        table = comparison.listing(records, ["run", *asked], sort.removeprefix("-"))
     else:
         table = comparison.comparison(records, metrics)
     if sort:

@@ -16,7 +16,7 @@ MOST_NAMED = 20  # classes; more would not be legible
 MOST_POINTS = 10_000
 LONGEST_NAME = 24  # characters
 LONGEST_WORD = 15  # characters, above a small picture
-TILE = 1.1  # inches
+TILE, A_LINE = 1.3, 4  # inches of a small picture, and how many stand in a line
 
 
 def draw_learning_curve(
@@ -177,15 +177,15 @@ def draw_classified(
     names = {n: str(name)[:LONGEST_WORD] for n, name in enumerate(class_names)}
     low, high = float(images.min()), float(images.max())
     tall = TILE * min(max(images.shape[1] / images.shape[2], 0.3), 3)
-    width, step = NUM_SHOWN * (TILE + 0.1) + 0.1, tall + 0.45
-    height = step * -(-len(order) // NUM_SHOWN) + 0.4
+    width, step = A_LINE * (TILE + 0.1) + 0.1, tall + 0.45
+    height = step * -(-len(order) // A_LINE) + 0.5
     # Placed by hand: margins that are looked for take longer than all the drawing.
     figure = Figure(figsize=(width, height))
-    told = f"{title}: label, → prediction if it is wrong, probability"
-    figure.text(0.1 / width, 1 - 0.22 / height, told, fontsize=9, parse_math=False)
+    told = f"{title}\nlabel, → prediction if it is wrong, probability"
+    figure.text(0.1 / width, 1 - 0.4 / height, told, fontsize=9, parse_math=False)
     for place, index in enumerate(order):
-        line, column = divmod(place, NUM_SHOWN)
-        left, bottom = 0.1 + column * (TILE + 0.1), height - 0.28 - (line + 1) * step
+        line, column = divmod(place, A_LINE)
+        left, bottom = 0.1 + column * (TILE + 0.1), height - 0.45 - (line + 1) * step
         axes = figure.add_axes((left / width, bottom / height, TILE / width, tall / height))
         image = (images[index].astype(np.float64) - low) / ((high - low) or 1)
         axes.imshow(image.clip(0, 1), "gray", vmin=0, vmax=1)
@@ -193,7 +193,7 @@ def draw_classified(
         true, taken = (names.get(int(n[index]), str(n[index])) for n in (label, prediction))
         share, color = f"{probability[index]:.2f}", "black" if is_right[index] else "#B34700"
         text = f"{true}\n{share}" if is_right[index] else f"{true}\n→ {taken} {share}"
-        axes.set_title(text, fontsize=7, pad=2, color=color, parse_math=False)
+        axes.set_title(text, fontsize=8, pad=2, color=color, parse_math=False)
         axes.spines[:].set(color=color, linewidth=0.5 if is_right[index] else 1.5)
     save_figure(figure, path, dpi=100, compress_level=9)  # a report of many runs has them all
 

@@ -285,6 +285,11 @@ def test_of_many_runs_some_have_names_and_no_two_of_them_look_the_same(tmp_path:
     assert all(figure.bbox.contains(*corner) for corner in legend.corners())
     assert not figure.axes[0].get_window_extent().overlaps(legend)
 
+    # The best of another metric may have no colour; its name stands above.
+    (runs[0] / "history.csv").write_text("epoch,step,val_loss,loss\n0,1,92,0.5\n")
+    (runs[20] / "history.csv").write_text("epoch,step,val_loss,loss\n0,1,72,0.9\n")
+    two, _ = drawing(runs, "val_loss", "loss")
+    assert two.axes[1].get_title(loc="left") == "best 0.5 at epoch 1, r0: n=0"
     few, _ = drawing(runs[:named])
     assert legend_texts(few) == [f"r{n}: n={n}" for n in range(named)]
 

@@ -58,6 +58,7 @@ def names_of(records: Sequence[RunRecord]) -> str:
         ("r1 seed=1", "r11"),
         ('"good one"', "r00"),
         ('"seed=1" Failed', "r21"),
+        ('"best=mse"', ""),  # that is the same in all of them
         ("n_filters=four", ""),
         ("config.best=mse seed=0", "r00 r10 r20"),
     ],
@@ -98,6 +99,17 @@ def test_the_best_are_chosen_by_run_or_by_the_mean_over_seeds(
         selection.chosen(folder, "seed=7")
 
 
+def test_the_index_knows_when_notes_change(
+    records: list[RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "FEWEST", 1)
+    paths = [record.path for record in records]
+    assert results.read_runs(paths)[5].tags == []
+    assert (tmp_path / results.INDEX).exists()
+    results.write_notes(records[5], "", ["new"])
+    assert results.read_runs(paths)[5].tags == ["new"]
+
+
 def test_columns_are_asked_for_by_name(records: list[RunRecord]) -> None:
     table = comparison.listing(records[:1], ["run", "lr", "val_loss", "tags", "note"])
     assert (
@@ -122,6 +134,8 @@ def test_a_narrow_terminal_shows_what_tells_most(records: list[RunRecord]) -> No
         shown = [name.strip() for name in lines[0].split("  ") if name]
         left_out = note.partition("wide: ")[2].partition(";")[0].split(", ")
         assert sorted([*shown, *left_out]) == sorted(table.columns)
+        if narrow == width - 1:
+            assert left_out == ["epoch"]  # the same in all rows
     assert shown == ["run", "val_loss best"]
 
 
@@ -180,6 +194,9 @@ def test_notes_and_tags_are_kept_apart_from_what_the_run_says(
         "tags": ["b", "all"],
     }
     assert after == before
+    asked = ("--columns=tags", "--sort=-n_filters", "--format=csv", "--best=1")
+    compared = runs("compare", tmp_path, *asked).stdout.splitlines()
+    assert compared[0] == "run,tags,n_filters" and compared[1].endswith('r20,"[""all""]",8')
     listed = runs("list", tmp_path, "--where", "tag=b")
     assert listed.stdout.splitlines()[1].endswith("  b, all  odd \\x1b[31m, <b>")
     for words, said in (

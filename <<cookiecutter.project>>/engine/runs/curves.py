@@ -159,8 +159,12 @@ def draw(
     groups: Groups = results.groups_of([r for r in records if r.path in drawn])
     if len(groups) > MOST_NAMED:
         best = selection.ranked(groups, next(iter(curves)))
-        groups = [*best, *(group for group in groups if group not in best)]
-    labels, title = _legend(groups, smooth, columns)
+        are_ranked = set(map(id, best))
+        groups = [*best, *(group for group in groups if id(group) not in are_ranked)]
+    names, title = _legend(groups, smooth, columns)
+    labels = names[:MOST_NAMED]
+    if (num_more := len(names) - MOST_NAMED) > 0:
+        labels.append(f"and {num_more} more")
     longest = max(len(line) for label in labels for line in label.split("\n"))
     num_lines = sum(label.count("\n") + 1 for label in labels) + title.count("\n") + bool(title)
     is_inside = num_lines <= MOST_INSIDE and longest <= LONGEST_INSIDE
@@ -179,7 +183,7 @@ def draw(
             is_far = min(finite) > 0 and max(finite) / min(finite) > FAR
             is_log = is_far if log_y is None else log_y
             means = _draw_panel(axes, groups, there, smooth, log_x, is_log)
-            _write_best(axes, metric, groups, means, labels)
+            _write_best(axes, metric, groups, means, names)
             axes.set_xlabel(next(iter(there.values())).index.name)
             axes.set_ylabel(printable(metric), parse_math=False)
         handles = [Line2D([], [], **_style(n)) for n in range(len(labels))]
@@ -197,7 +201,7 @@ def draw(
 
 
 def _legend(groups: Groups, smooth: float, columns: Sequence[str]) -> tuple[list[str], str]:
-    """Return what the curves are called, the last one for all that have no name, and a title."""
+    """Return what the curves are called, and a title."""
     is_grouped = any(len(group) > 1 for group in groups)
     first = [group[0] for group in groups]
     if columns:
@@ -226,8 +230,6 @@ def _legend(groups: Groups, smooth: float, columns: Sequence[str]) -> tuple[list
             label = f"{label} (n = {len(group)})" if len(groups) > 1 else f"n = {len(group)}"
         form: Any = {"max_lines": 3, "placeholder": " …", "break_on_hyphens": False}
         labels.append(textwrap.fill(printable(label), LONGEST_LINE, **form))
-    if (num_more := len(labels) - MOST_NAMED) > 0:
-        labels[MOST_NAMED:] = [f"and {num_more} more"]
     title = ["mean ± standard deviation"] * is_grouped + [f"smoothed by {smooth:g}"] * (smooth > 0)
     return labels, "\n".join(title)
 

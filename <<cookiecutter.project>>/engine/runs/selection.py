@@ -159,12 +159,14 @@ def matching(records: Sequence[RunRecord], text: str) -> list[RunRecord]:
     Blanks within a word stand in double quotes. Where a run has no value, only `!=` is true.
     """
     known: dict[str, Getter] = {}
+    keys: list[str] = []
     fitting = list(records)
     for word in WORD.findall(text):
         condition = CONDITION.fullmatch(word)
         if condition is None:
             wanted = word.replace('"', "").casefold()
-            fitting = [record for record in fitting if wanted in _text_of(record)]
+            keys = keys or results.differing_settings(records)
+            fitting = [record for record in fitting if wanted in _text_of(record, keys)]
             continue
         key, sign, wanted = (part.replace('"', "") for part in condition.groups())
         known = known or known_to(records)
@@ -207,9 +209,11 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _text_of(record: RunRecord) -> str:
+def _text_of(record: RunRecord, keys: Iterable[str]) -> str:
+    """Return what a run is called, and which of the settings that differ it has."""
     told = (record.path, record.state, record.config_name, record.commit or "", record.problem)
-    pairs = (f"{key}={written(value)}" for key, value in record.settings.items())
+    own = record.settings
+    pairs = (f"{key}={written(own[key])}" for key in keys if key in own)
     return "\n".join([*told, record.error, record.note, *record.tags, *pairs]).casefold()
 
 
