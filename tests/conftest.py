@@ -199,11 +199,21 @@ def bake(template: Path, environment: dict[str, str], tmp_path: Path) -> Baker:
 @pytest.fixture(scope="session")
 def project(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project generated with the defaults, not to be changed by a test."""
-    output = tmp_path_factory.mktemp("defaults")
+    return generate(template, tmp_path_factory.mktemp("defaults"))
+
+
+@pytest.fixture(scope="session")
+def core(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project without the rooms that can be left out, not to be changed by a test."""
+    return generate(template, tmp_path_factory.mktemp("core"), "rooms=core")
+
+
+def generate(template: Path, output: Path, *answers: str) -> Path:
+    """Generate a project in an empty folder, with the defaults but for `answers`."""
     home = {**os.environ, "HOME": str(output / "home")}
     (output / "home").mkdir()
     command = (sys.executable, "-m", "cookiecutter", template, "--no-input", "-o", output)
-    run(*command, cwd=output, env=home)
+    run(*command, *answers, cwd=output, env=home)
     return output / "my-research"
 
 
