@@ -1,4 +1,4 @@
-"""Make programs executable, make the git repository that was asked for, say what to type next.
+"""Leave out rooms, make programs executable and the git repository, say what to type next.
 
 Nothing here may fail the generation: cookiecutter would delete the project. Nothing here asks
 anything or touches a network.
@@ -30,6 +30,35 @@ ENVIRONMENT["GIT_TERMINAL_PROMPT"] = "0"
 
 # What a user types as a program. Unpacked from a zip file, it has lost the bit that lets it run.
 PROGRAMS = ("src/scripts/train_simple_CNN.py",)
+
+# Rooms that a project may be without, and what hangs on each besides engine/ROOM and docs/ROOM.md.
+LEFT_OUT_OF_CORE = {
+    "iterators": (
+        *("configs/gan.yaml", "configs/iterator_list.yaml", "configs/iterator_numpy.yaml"),
+        *("configs/iterator_template.yaml", "configs/iterator_tensorflow.yaml"),
+        *("configs/iterator_torch.yaml", "configs/iterator_trainer.yaml"),
+        *("configs/evaluation/outputs.yaml", "src/examples/iterators.py"),
+        "src/examples/torch_classifier.py",
+    ),
+    "records": (
+        *("bin/tfrecords.py", "configs/feeders/feeder_toy_eval.yaml"),
+        *("configs/feeders/feeder_toy_train.yaml", "configs/variants/toy.yaml", "data/toy"),
+        "src/examples/toy.py",
+    ),
+    "sweeps": ("bin/sweep.py", "configs/slurm.yaml"),
+    "any of them": ("src/examples/__init__.py", "tests/test_rooms.py"),
+}
+
+
+def leave_out(room: str, paths: tuple[str, ...]) -> None:
+    """Remove a room and what hangs on it. What the user put next to it stays."""
+    for path in map(Path, (f"engine/{room}", f"docs/{room}.md", *paths)):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if path.parent.is_dir() and not any(path.parent.iterdir()):
+            path.parent.rmdir()
 
 
 def make_executable(path: Path) -> None:
@@ -112,7 +141,10 @@ def path_to_type() -> str:
 
 
 def main() -> None:
-    """Make programs executable, make the repository and say the three commands to type next."""
+    """Do what was asked for, and say the three commands to type next."""
+    if ANSWERS["rooms"] == "core":
+        for room, paths in LEFT_OUT_OF_CORE.items():
+            leave_out(room, paths)
     for name in PROGRAMS:
         make_executable(Path(name))
     remark = make_repository() if ANSWERS["git_init"] else ""

@@ -13,6 +13,7 @@ ANSWERS = r"""<< cookiecutter | tojson >>"""
 LICENSES = ("MIT", "BSD-3-Clause", "Apache-2.0", "proprietary")
 PYTHON_VERSIONS = ("3.11", "3.12", "3.13")
 ACCELERATORS = ("cpu", "cuda")
+ROOMS = ("all", "core")
 LONGEST_NAME = 64
 
 # What the project needs, or has a folder for: a package of the same name would be in its way.
@@ -90,6 +91,7 @@ def refusal(answers: dict) -> str | None:
         "license": LICENSES,
         "python_version": PYTHON_VERSIONS,
         "accelerator": ACCELERATORS,
+        "rooms": ROOMS,
         "git_init": (True, False),
     }
     for question, possible in choices.items():

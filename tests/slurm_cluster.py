@@ -77,11 +77,11 @@ class Cluster:
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[Cluster]:
     """A cluster whose configuration, state, logs and key are in a folder; it is shut in the end."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, as whom SLURM's daemons run here")
     missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing:
         pytest.skip(f"SLURM is not installed here ({', '.join(missing)}); .ci/run shows how")
-    if os.geteuid() != 0:
-        pytest.skip("SLURM's daemons are run as root here")
     for name in ("state", *NODES):
         (folder / name).mkdir()
     ports = free_ports(1 + len(NODES))

@@ -44,7 +44,7 @@ def test_any_text_is_data(bake: Baker, tmp_path: Path, text: str) -> None:
     if "\n" in text:  # cannot be typed, but arrives this way
         baked = bake(project="hostile", description=text, author=text)
     else:
-        baked = bake(typed=f"hostile\n{text}\n{text}\n\n\n\n\n\n")
+        baked = bake(typed=f"hostile\n{text}\n{text}\n\n\n\n\n\n\n")
     project = baked.project
     assert project.name == "hostile"
 
@@ -69,7 +69,7 @@ def test_what_was_typed_survives_another_rendering(
     bake: Baker, environment: dict[str, str], text: str
 ) -> None:
     # cruft renders saved answers anew with each update.
-    first = bake(typed=f"again\n{text}\n{text}\n\n\n\n\n\n").project
+    first = bake(typed=f"again\n{text}\n{text}\n\n\n\n\n\n\n").project
     saved = next(Path(environment["HOME"], ".cookiecutter_replay").glob("*.json"))
     answers = json.loads(saved.read_text())["cookiecutter"]
     kept = {name: str(value) for name, value in answers.items() if not name.startswith("_")}

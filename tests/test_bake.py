@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -44,7 +45,8 @@ def test_replay_gives_the_same_project(bake: Baker) -> None:
 
 
 def test_answers_can_be_typed(bake: Baker) -> None:
-    lines = ["My Great Project!", "It is  great.", "A. Uthor", "a@example.org", "2", "3", "2", "n"]
+    lines = ["My Great Project!", "It is  great.", "A. Uthor", "a@example.org", "2", "3", "2"]
+    lines += ["2", "n"]
     baked = bake(typed="\n".join(lines) + "\n")
     assert baked.project.name == "My-Great-Project"
     settings = tomllib.loads((baked.project / "pyproject.toml").read_text())["project"]
@@ -52,12 +54,13 @@ def test_answers_can_be_typed(bake: Baker) -> None:
     assert settings["description"] == "It is great."
     assert settings["authors"] == [{"name": "A. Uthor"}]
     assert settings["license"] == "BSD-3-Clause"
+    assert not (baked.project / "engine" / "sweeps").exists()
     assert not (baked.project / ".git").exists()
 
 
 def test_pressing_enter_accepts_the_defaults(bake: Baker) -> None:
-    typed = bake(typed="\n" * 8)
-    assert typed.said.count("/8]") == 8, "each question is asked once, with its explanation"
+    typed = bake(typed="\n" * 9)
+    assert typed.said.count("/9]") == 9, "each question is asked once, with its explanation"
     assert "What it is about" in typed.said
     assert files_below(typed.project) == files_below(bake().project)
 
@@ -178,14 +181,103 @@ def test_the_tests_run_with_the_versions_that_projects_get(project: Path) -> Non
 
 
 # ---------------------------------------------------------------------------------------------
+# Rooms that can be left out
+
+LEFT_OUT = ("engine/iterators", "engine/records", "engine/sweeps")
+
+
+def test_core_is_a_part_of_the_whole_and_has_the_same_python(project: Path, core: Path) -> None:
+    whole, part = files_below(project), files_below(core)
+    assert part.keys() < whole.keys()
+    assert [name for name in part if name.endswith(".py") and part[name] != whole[name]] == []
+    assert not any((core / room).exists() for room in LEFT_OUT)
+    assert run("git", "status", "--porcelain", cwd=core).stdout == ""
+
+
+def test_nothing_in_core_refers_to_what_is_left_out(project: Path, core: Path) -> None:
+    gone = files_below(project).keys() - files_below(core).keys()
+    configs = {Path(name).stem for name in gone if name.startswith("configs/")}
+    modules = {name[:-3].replace("/", ".") for name in gone if name.endswith(".py")}
+    words = re.compile(
+        "|".join(
+            [
+                *map(re.escape, {*gone, *modules, "data/toy", "--launcher"}),
+                rf"train\.py ({'|'.join(configs)})\b",
+            ]
+        )
+    )
+    for file in core.rglob("*"):
+        name = str(file.relative_to(core))
+        if file.suffix in (".md", ".toml", ".yaml", ".yml", ".cff") or file.name == "Makefile":
+            text = file.read_text()
+            assert not words.search(text), (name, words.search(text))
+            for link in re.findall(r"\]\(([\w./]+)[)#]", text):
+                assert (file.parent / link).exists(), (name, link)
+        elif file.suffix == ".py":
+            for node in ast.parse(file.read_text()).body:  # not in functions, which import late
+                if isinstance(node, ast.ImportFrom):
+                    imported = {f"{node.module}.{alias.name}" for alias in node.names}
+                    assert not {node.module, *imported} & modules, name
+    settings = tomllib.loads((core / "pyproject.toml").read_text())["project"]
+    assert "optional-dependencies" not in settings
+    assert "crc32c" not in (core / "requirements.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "room"),
+    [
+        (["{iterator: a.B, dataset: a.c, batch_size: 1, num_steps: 1}"], "engine/iterators"),
+        (["{model: {type: a.B}, train: {train_feeder: {type: c}}}"], "engine/records"),
+        (["n_filters: 4", "--launcher=slurm"], "engine/sweeps"),
+    ],
+)
+def test_core_says_what_it_is_without(
+    core: Path, tmp_path: Path, words: list[str], room: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(words[0])
+    command = ("bin/train.py", tmp_path / "config.yaml", tmp_path / "run", *words[1:])
+    done = run(sys.executable, *command, cwd=core, check=False)
+    assert done.returncode == 2
+    assert f"this project was generated without {room}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_leaving_rooms_out_spares_what_the_user_put_there(bake: Baker) -> None:
+    baked = bake(rooms="core")
+    own = [baked.project / name for name in ("src/examples/mine.py", "configs/variants/mine.yaml")]
+    for file in own:
+        file.parent.mkdir()
+        file.write_text("# mine")
+    bake(rooms="core", options=("--output-dir", str(baked.output), "--overwrite-if-exists"))
+    assert [file.read_text() for file in own] == ["# mine", "# mine"]
+    assert not (baked.project / "src" / "examples" / "iterators.py").exists()
+
+
+def test_readme_says_how_large_a_project_is(project: Path, core: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    for answer, folder in (("all", project), ("core", core)):
+        row = re.search(rf"\| `{answer}`[^|]*\| ([\d,]+) \| ([\d,]+) \|", readme)
+        assert row, answer
+        files = files_below(folder)
+        lines = sum(content.count(b"\n") for name, content in files.items() if name[-3:] == ".py")
+        for said, found in zip(row.groups(), (len(files), lines), strict=True):
+            assert int(said.replace(",", "")) == pytest.approx(found, rel=0.03), (answer, found)
+
+
+# ---------------------------------------------------------------------------------------------
 # What it does
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("generated", ["project", "core"])
 @pytest.mark.parametrize(
     "command",
     [("ruff", "check", "--no-cache"), ("ruff", "format", "--no-cache", "--check"), ("mypy",)],
 )
-def test_code_is_clean(project: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_code_is_clean(
+    generated: str, request: pytest.FixtureRequest, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    project = request.getfixturevalue(generated)
     cache = {"MYPY_CACHE_DIR": str(tmp_path), **os.environ}  # that of `make lint`, from make
     run(sys.executable, "-m", *command, cwd=project, env=cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def change(path: Path, old: str, new: str) -> None:
 @pytest.fixture
 def cruft(template: Path, environment: dict[str, str], tmp_path: Path) -> Cruft:
     cruft = Cruft(template, tmp_path, environment)
-    typed = f"My Great Project!\n{TEXT}\n{TEXT}\n\n\n\n\n\n"
+    typed = f"My Great Project!\n{TEXT}\n{TEXT}\n\n\n\n\n\n\n"
     said = cruft("create", str(cruft.template), input=typed)
     assert "git add .cruft.json" in said, "what to type for a clean working tree"
     commit_all(cruft.project, "Follow the template")
@@ -64,6 +65,9 @@ def test_a_fresh_project_is_up_to_date(cruft: Cruft) -> None:
 def test_a_change_of_the_template_reaches_a_project_with_edits(cruft: Cruft) -> None:
     change(cruft.project / "pyproject.toml", 'version = "0.1.0"', 'version = "0.2.0"')
     change(cruft.project / "etc" / "README.md", "# etc", "# Notes")
+    answers = json.loads((cruft.project / ".cruft.json").read_text())
+    del answers["context"]["cookiecutter"]["rooms"]  # a project that is older than this question
+    (cruft.project / ".cruft.json").write_text(json.dumps(answers))
     commit_all(cruft.project, "Edits of the owner")
     history = run("git", "log", "--format=%H", cwd=cruft.project).stdout
 
@@ -88,3 +92,19 @@ def test_a_change_of_the_template_reaches_a_project_with_edits(cruft: Cruft) -> 
     changed = [line for line in difference.splitlines() if line.startswith("diff ")]
     assert len(changed) == 2, "the owner's two edits and nothing else"
     assert "make train" not in difference
+
+
+def test_an_update_brings_no_room_that_was_left_out(
+    template: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    cruft = Cruft(template, tmp_path, environment)
+    answers = {"project": cruft.project.name, "rooms": "core"}
+    cruft("create", str(cruft.template), "--no-input", "--extra-context", json.dumps(answers))
+    commit_all(cruft.project, "Follow the template")
+    for name in ("engine/sweeps/new.py", "src/new.py"):
+        (cruft.template / TEMPLATE_FOLDER / name).write_text("# new\n")
+    cruft.change_template("engine/iterators/__init__.py", "(EDflow)", "(such as EDflow's)")
+    cruft("update", "--skip-apply-ask")
+    assert "up to date" in cruft("check")
+    status = run("git", "status", "--porcelain", cwd=cruft.project).stdout
+    assert {line.split()[1] for line in status.splitlines()} == {".cruft.json", "src/new.py"}

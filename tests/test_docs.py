@@ -93,6 +93,8 @@ def blocks_of(page: Path) -> list[Block]:
     opened: Block | None = None
     before, section = "", 0
     for number, line in enumerate(page.read_text().splitlines(), start=1):
+        if line.startswith("#%"):  # a condition of the template's
+            continue
         if opened is not None and line == "```":
             blocks.append(opened)
             opened, before = None, ""

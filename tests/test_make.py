@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Baker, run
+from conftest import ROOT, TEMPLATE_FOLDER, Baker, run
+from ruamel.yaml import YAML
 
 
 @pytest.mark.slow
@@ -114,3 +115,48 @@ def test_an_unsuitable_python_is_refused(
     assert code != 0
     assert "No Python 3.11 to 3.13 was found" in said
     assert "install one" in said
+
+
+@pytest.mark.parametrize(
+    ("user", "there", "code", "said"),
+    [
+        ("1000", ("gcc", "chromium"), 0, "make lint\nmake test\nmake test-all\n"),
+        ("1000", ("chromium",), 1, "This needs root: apt-get install gcc libc6-dev\n"),
+        ("0", ("chromium",), 100, "apt-get update\n"),
+    ],
+    ids=["without root and SLURM", "without gcc", "packages cannot be had"],
+)
+def test_ci_passes_over_nothing_but_what_needs_root(
+    user: str, there: tuple[str, ...], code: int, said: str, tmp_path: Path
+) -> None:
+    stubs = {
+        "id": f"echo {user}",
+        "apt-get": 'echo "apt-get $1"; exit 100',
+        "make": 'echo "make $1"',
+        **dict.fromkeys(("python3", "uv", *there), "exit 0"),
+    }
+    for name, script in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "dirname").symlink_to(shutil.which("dirname") or "")
+    bash = shutil.which("bash") or ""
+    done = run(bash, ROOT / ".ci" / "run", env={"PATH": str(tmp_path)}, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("house", [ROOT, ROOT / TEMPLATE_FOLDER], ids=["template", "project"])
+def test_workflows_try_every_python_and_the_oldest_and_newest_versions(house: Path) -> None:
+    workflow = YAML(typ="safe").load((house / ".github" / "workflows" / "ci.yml").read_text())
+    jobs = workflow["jobs"]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    tried = jobs["versions"]["strategy"]["matrix"]["include"]
+    assert [(each["python"], each["resolution"]) for each in tried] == [
+        ("3.11", "lowest-direct"),
+        ("3.13", "highest"),
+    ]
+    assert "schedule" in workflow["on"] and "schedule" in jobs["pre-releases"]["if"]
+    for job in jobs.values():
+        for step in job["steps"]:
+            assert step.keys() & {"run", "uses"}
+            script = step.get("run", "").replace("${{ matrix.resolution }}", "highest")
+            assert run("bash", "-n", "-c", script, check=False).returncode == 0, script

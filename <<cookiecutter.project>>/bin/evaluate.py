@@ -162,13 +162,13 @@ def evaluate_model(folder: Path, path: Path, config: dict[str, Any]) -> None:
 
 def config_asked_for(folder: Path, file: str, split: str) -> dict[str, Any]:
     """Return the run's config with that of an -e, or none, over it."""
-    from engine import iterators
+    from engine.iterators import splits_of
 
     own = folder / CONFIG
     config = registry.resolve(file or str(own), bases=[own])
     if not file or "test_mode" not in load_file(Path(file), number_keys=[]):
         config["test_mode"] = True
-    if split not in (splits := iterators.splits_of(config)):
+    if split not in (splits := splits_of(config)):
         raise vegab.UsageError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
     return config
 
@@ -209,7 +209,7 @@ def evaluate_with_iterator(
 
 def call_callbacks(folder: Path, file: str, name: str) -> None:
     """Call the callbacks with stored outputs; neither model nor Keras is imported."""
-    from engine import iterators
+    from engine.iterators import StoredOutputs, callbacks_of, run_callbacks, splits_of
 
     output = results.newest_evaluations(folder, "meta.yaml").get(name)
     if output is None:
@@ -218,16 +218,16 @@ def call_callbacks(folder: Path, file: str, name: str) -> None:
             f"no outputs are stored as {name} in {folder / 'eval'}; "
             + (f"there are {', '.join(stored)}" if stored else "evaluate without --callbacks_only")
         )
-    meta = iterators.StoredOutputs(output).meta
+    meta = StoredOutputs(output).meta
     config = meta["config"]  # their own, and what the file says now
     if file:
         config = resolve_references(merge(config, load_file(Path(file), number_keys=[])))
-    callbacks, arguments = iterators.callbacks_of(config)
-    key, data = iterators.splits_of(config)[meta["split"]]
+    callbacks, arguments = callbacks_of(config)
+    key, data = splits_of(config)[meta["split"]]
     make = vegab.resolve(data, key)
     with refusals_named(config, key):
         data_in = make(config)
-    tell(meta, output, iterators.run_callbacks(output, data_in, config, callbacks, arguments))
+    tell(meta, output, run_callbacks(output, data_in, config, callbacks, arguments))
 
 
 def tell(meta: Mapping[str, Any], output: Path, scalars: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@
 python bin/report.py results 'other/lr_*' -o report.html
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -12,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import vegab
 from engine.runs import report as page
 from engine.runs import results, selection
-from engine.sweeps import sweep_of
 from vegab.command_line import argh  # which tells what to do where it is not installed
 
 
@@ -28,8 +28,12 @@ def report(
     """Write the page."""
     results.require_writable(output)
     records, problems = selection.chosen(patterns, where, best)
-    asked = selection.columns_in(columns)
-    size = page.write_report(records, Path(output), problems, sweep_of(records), asked)
+    asked, sweep = selection.columns_in(columns), None
+    with contextlib.suppress(vegab.UsageError):  # a project may be without this room
+        from engine.sweeps import sweep_of
+
+        sweep = sweep_of(records)
+    size = page.write_report(records, Path(output), problems, sweep, asked)
     print(f"{output}: {len(records)} run{'s' * (len(records) > 1)}, {size / 1e6:.2f} MB")
     results.tell(problems)
 

@@ -188,7 +188,6 @@ class Launch(vegab.VegabPlugin):
             return
         if launcher != "slurm":
             raise vegab.UsageError(f"launcher is {launcher!r}; it is local or slurm")
-        # Imported here: a project may be without this room.
         from engine.sweeps import slurm as launch_slurm
 
         experiment.check_ranges(args.resolved_config)

@@ -5,12 +5,14 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from engine import import_order  # noqa: F401
-from vegab import capture
+from vegab import UsageError, capture
 
 # What TensorFlow's C++ logs as it starts is no news to whoever reads along; stderr.txt has it.
 capture.hidden = re.compile(
@@ -19,6 +21,24 @@ capture.hidden = re.compile(
     rb"|To enable the following instructions: .*)\n",
     re.MULTILINE,
 )
+
+
+class AbsentRooms(MetaPathFinder):
+    """Asked where nothing else has found a module: says which room the project is without."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> None:
+        """Raise UsageError for a room that may be left out."""
+        if name in ("engine.iterators", "engine.records", "engine.sweeps"):
+            room = name.replace(".", "/")
+            raise UsageError(
+                f"this project was generated without {room}, which this needs; copy {room} from a "
+                "project generated with rooms=all"
+            )
+
+
+sys.meta_path.append(AbsentRooms())
 
 
 def lazy(room: str, file: str) -> Callable[[str], Any]:

@@ -20,8 +20,6 @@ from engine.building import (
     require_registered,
 )
 from engine.experiment import Experiment, prepare
-from engine.iterators import check_ranges_of_iterator
-from engine.records import check_ranges_of_variant
 from vegab import UsageError, resolve
 
 HERE = Path(__file__).parent
@@ -187,8 +185,12 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     """Raise UsageError for numbers that have the right type and make no sense."""
     check_common_ranges(config)
     if "iterator" in config:
+        from engine.iterators import check_ranges_of_iterator
+
         return check_ranges_of_iterator(config)
     if "train" in config:
+        from engine.records import check_ranges_of_variant
+
         return check_ranges_of_variant(config)
     keys = ("batch_size", "num_epochs", "n_filters", "n_layers", "accumulate_steps")
     require_at_least_one(config, *keys)

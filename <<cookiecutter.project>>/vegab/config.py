@@ -562,9 +562,12 @@ class ConfigRegistry:
     __setitem__ = register
 
     def add_folder(self, path: str | Path, besides: Iterable[str] = ()) -> None:
-        """Registers each file but `root` and `besides` by its stem; it is read when asked for."""
+        """Registers each file but `root` and `besides` by its stem; it is read when asked for.
+
+        A folder that is not there has none.
+        """
         others = {"root", *besides}
-        for file in sorted(Path(path).iterdir()):
+        for file in sorted(Path(path).glob("*")):
             hidden = file.name.startswith(".")
             if file.suffix in CONFIG_SUFFIXES and file.stem not in others and not hidden:
                 read = functools.partial(_read_layer, file)

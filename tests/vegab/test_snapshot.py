@@ -256,7 +256,7 @@ def test_what_git_cannot_answer_is_unknown(
     assert "src/models.py" in snapshot.take().files
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a repository to another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a repository away")
 def test_a_repository_of_another_user_is_unknown(project: Path) -> None:
     for path in [project, *project.rglob("*")]:
         os.chown(path, 1234, 1234)
