@@ -38,8 +38,6 @@ from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
 from vegab.files import LOCK
 from vegab.run_folder import living_owner
 
-OUTPUTS = ".output"
-
 
 def run(
     config: dict[str, Any],
@@ -115,7 +113,7 @@ def run(
     os.environ.pop("TF_CONFIG", None)  # a trial trains by itself
     stops: list[int] = []
     sweep_trials.require_one_of(("local", "slurm", "ray"), "launcher", launcher)
-    places = {"outputs": folder / OUTPUTS, "is_stopped": lambda: bool(stops)}
+    places = {"outputs": folder / sweep.OUTPUTS, "is_stopped": lambda: bool(stops)}
     threads = config.get("threads")
     starts: Launcher
     if launcher == "local":
@@ -264,11 +262,8 @@ def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bo
         sweeps.write_sweep(records, folder)
         print(sweep.summary(records))
         print(f"what the settings do: {folder / sweeps.SWEEP_PAGE}", flush=True)
-        for record in records:
-            if record.state == "failed":
-                say(f"{record.path} failed: {record.error}")
-        for name, how in sweeper.died.items():
-            say(f"{folder / name} is not finished: {how}")
+        for sentence in sweep.problems(folder, records):
+            say(sentence)
     for sentence in dict.fromkeys(sweeper.refused.values()):
         say(sentence.removeprefix("train.py: "))
     if is_refused:
@@ -290,6 +285,11 @@ def status(folder: str) -> None:
     print(comparison.as_text(comparison.listing(shown)), end="")
     if more := len(records) - len(shown):
         print(f"and {more} more: python bin/runs.py list {shlex.quote(folder)}")
+    more_lines = sweep.problems(place, shown)
+    with contextlib.suppress(vegab.UsageError):  # it may be typed where no SLURM is
+        more_lines += slurm.queue_of(place / sweep.OUTPUTS)
+    for line in more_lines:
+        print(line)
     print(sweep.summary(records))
 
 
@@ -300,7 +300,7 @@ def stop(folder: str) -> None:
     _, trials, _ = sweep.read(place)
     owner = living_owner(place, sweep.LOCK)
     if owner is None:
-        told = slurm.stop_all(place / OUTPUTS)
+        told = slurm.stop_all(place / sweep.OUTPUTS)
         print(f"nobody sweeps {folder}" + "; its jobs in SLURM were told to end" * told)
     end_all([place], sweep.LOCK)
     end_all([place / trial.name for trial in trials])  # they outlive a sweeper that is killed

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine import endings
 from engine.sweeps.local import SECONDS_BETWEEN, Commands, Launcher, Tell
 from vegab import ROOT, UsageError
 from vegab.execution import one_line
@@ -188,7 +189,7 @@ def train(words: list[str], place: str, environment: dict[str, str], output: str
         while True:
             while living_owner(run):
                 time.sleep(SECONDS_BETWEEN)
-            with open(os.path.join(place, output), "w") as file:
+            with open(os.path.join(place, output), "a") as file:
                 process = subprocess.Popen(
                     command,
                     cwd=place,
@@ -201,7 +202,7 @@ def train(words: list[str], place: str, environment: dict[str, str], output: str
             # Ray's cancellation is an exception between two instructions; it ends no call of wait.
             while process.poll() is None:
                 time.sleep(SECONDS_BETWEEN)
-            said = Path(place, output).read_text(errors="replace")
+            said = endings.last_line(Path(place, output).read_text(errors="replace"))
             if process.returncode != REFUSED or IN_USE not in said:
                 return process.returncode
     except KeyboardInterrupt:
