@@ -50,19 +50,25 @@ PartitionName=main Nodes=ALL Default=YES
 # MaxSubmitJobs, which SLURM itself keeps to only with a database of accounts: the controller
 # refuses in the same words. A number in the file `most` is the limit.
 SUBMISSIONS = """\
+local second, taken = 0, 0  -- the table of jobs is as old as a second
 function slurm_job_submit(asked, partitions, user)
   local file = io.open("{folder}/most")
   if not file then return slurm.SUCCESS end
   local most = tonumber(file:read("*a"))
   file:close()
-  local last = string.match(asked.array_inx or "", "-(%d+)")
-  local there = last and last + 1 or 1
+  local last = string.match(asked.array_inx or "", "%-(%d+)")
+  local new = last and last + 1 or 1
+  if os.time() > second + 1 then taken = 0 end
+  local there = new + taken
   for _, job in pairs(slurm.jobs) do
     local state = job.job_state % 256  -- the rest are flags
     if state == 0 then there = there + math.max(job.array_task_cnt or 1, 1) end
     if state == 1 or state == 2 then there = there + 1 end
   end
-  if there <= most then return slurm.SUCCESS end
+  if there <= most then
+    second, taken = os.time(), taken + new
+    return slurm.SUCCESS
+  end
   slurm.log_user("QOSMaxSubmitJobPerUserLimit")
   return 2050  -- ESLURM_ACCOUNTING_POLICY
 end

@@ -374,6 +374,6 @@ def test_a_small_site_that_nobody_tidied_trains_each_trial_to_the_bit(small: Sit
     assert "QOSMaxSubmitJobPerUserLimit" in said[0] + problems
     assert "EDITED" not in zipfile.ZipFile(folder / "code.zip").read("src/models.py").decode()
     assert exact_files(folder) == exact_files(straight)
-    assert most == 5
+    assert 4 <= most <= 5
     attempts = sum(len(attempts_in(path.parent)) for path in folder.glob("*/meta.json"))
     assert 20 <= attempts <= 24

@@ -96,7 +96,8 @@ class SlurmLauncher(Launcher):
         self.options = options_of(gpus, partition, time)
         self.max_parallel = max_parallel
         self.most = self.largest = largest_array()
-        self._pause, self._not_before, self._told = SECONDS_TO_WAIT[0], 0.0, ""
+        self._pause, self._not_before = SECONDS_TO_WAIT[0], 0.0
+        self._told: set[str] = set()  # what SLURM said
         self._ended: dict[str, tuple[str, str]] = {}  # where, and why, of those that were killed
 
     def adopted(self) -> set[str]:
@@ -181,9 +182,9 @@ class SlurmLauncher(Launcher):
 
     def _wait(self, error: NotNowError) -> None:
         """Say, once, what SLURM said, and ask it later, and ever later."""
-        if self._told != str(error):
+        if str(error) not in self._told:
             say(f"{error}; it is asked again until it does")
-        self._told = str(error)
+        self._told.add(str(error))
         self._not_before = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, SECONDS_TO_WAIT[1])
 
@@ -216,7 +217,7 @@ class SlurmLauncher(Launcher):
             return {}
         write_json(self.outputs / JOBS, before | {job: noted | {"is_whole": True}})
         self.largest = min(2 * self.largest, self.most)
-        self._pause, self._told = SECONDS_TO_WAIT[0], ""
+        self._pause = SECONDS_TO_WAIT[0]
         numbers = [f"{number}_{i}" for i in range(len(lines))] if len(lines) > 1 else [number]
         return {name: Task(job, i, numbers[i], "PENDING", "") for i, name in enumerate(commands)}
 
