@@ -32,7 +32,7 @@ from engine.sweeps import Launcher, LocalLauncher, slurm, sweep
 from engine.sweeps import definition as sweep_trials
 from src import experiment
 from vegab.command_line import argh  # which tells what to do where it is not installed
-from vegab.config import Override, UnknownKeyError, find_key, show
+from vegab.config import CONFIG_SUFFIXES, Override, UnknownKeyError, find_key, show
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
 from vegab.files import LOCK
@@ -79,7 +79,7 @@ def run(
         search: optuna: let it choose from grid and ranges by what it learns from earlier trials
         trials: so many settings to choose
         pruner: median, halving or hyperband: end trials early that are poor next to others
-        plan: a YAML file that has all these under their names
+        plan: a YAML file that has all these under their names, and may have config and overrides
         launcher: what starts the trials: local, slurm or ray
         jobs: local: trials at a time; none: as many as there are GPUs or cores for
         gpus: local: share these out, such as 0,1; slurm, ray: so many for each trial
@@ -276,6 +276,22 @@ def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bo
     return FINISHED if num_finished == len(records) else FAILED
 
 
+def with_plan(argv: list[str]) -> list[str]:
+    """Return a command line with the CONFIG and the overrides of its --plan; what is typed after
+    them takes precedence."""
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--plan")
+    plan = flags.parse_known_args(argv)[0].plan
+    if not plan:
+        return argv
+    typed = argv[:1] if argv[0] in registry or argv[0].endswith(CONFIG_SUFFIXES) else []
+    try:
+        return [*typed, *sweep_trials.words_of_plan(plan, bool(typed)), *argv[len(typed) :]]
+    except vegab.UsageError as error:
+        say(f"error: {error}")
+        sys.exit(REFUSED)
+
+
 @argh.arg("folder", metavar="FOLDER", help="of a sweep")
 def status(folder: str) -> None:
     """Print a line a trial, or of many those that need a look and the best, and one for all."""
@@ -325,4 +341,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] in (["status"], ["stop"]):
         vegab.wrap_commands(status, stop)
     else:
-        vegab.wrap(registry, run, plugins=[TYPED], opens_folder=False)
+        words = with_plan(sys.argv[1:])
+        vegab.wrap(registry, run, plugins=[TYPED], opens_folder=False, argv=words)

@@ -325,6 +325,15 @@ def test_a_plan_says_the_same_as_the_command_line(command: Command, tmp_path: Pa
     words = ("--grid", "n_filters=2,3", "--range", "dropout=0.1..0.5", "--random=2", "--seeds=2")
     assert by_plan.stdout == command("bin/sweep.py", "root", folder, *words, "--dry_run").stdout
     assert len(by_plan.stdout.splitlines()) == 8
+    more = "config: digits\noverrides: {n_layers: 1, lr_schedule: [[1, 0.01]], dropout: 0.3}\n"
+    plan.write_text("grid: {n_filters: [2, 3]}\n" + more)
+    by_plan = command("bin/sweep.py", folder, "--plan", plan, "--dropout=0.1", "--dry_run")
+    same = ("--grid", "n_filters=2,3", "--n_layers=1", "--lr_schedule=[[1, 0.01]]")
+    typed = command("bin/sweep.py", "digits", folder, *same, "--dropout=0.1", "--dry_run")
+    assert by_plan.stdout == typed.stdout
+    assert len(by_plan.stdout.splitlines()) == 2
+    other = command("bin/sweep.py", "root", folder, "--plan", plan, "--dry_run")
+    assert other.stdout.startswith("python bin/train.py root ")
     plan.write_text("grids: {n_filters: [2, 3]}\n")
     refused = command("bin/sweep.py", "root", folder, "--plan", plan)
     assert refused.returncode == 2
