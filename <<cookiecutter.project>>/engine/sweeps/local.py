@@ -20,6 +20,7 @@ from vegab import ROOT, UsageError, capture
 from vegab.provenance import usable_cores
 
 SECONDS_BETWEEN = 0.5
+KILLED, UNKNOWN = -9, 255
 MOST_DEATHS = 3  # of a trial that is killed, before it counts as one that failed
 Commands = Mapping[str, Sequence[str]]
 Tell = Callable[[Sequence[str], Mapping[str, int]], Commands]
@@ -149,7 +150,8 @@ class LocalLauncher(Launcher):
     def code_of(self, one: Any, name: str) -> int:
         one.join()
         self.places.append(self.held.pop(one))
-        return one.exitcode
+        # If the fork server was killed, nobody knows the code; where it stands, its folder says.
+        return KILLED if one.exitcode == UNKNOWN else one.exitcode
 
 
 def places_of(jobs: int | None, gpus: str, per_gpu: int, threads: int | None) -> list[str]:

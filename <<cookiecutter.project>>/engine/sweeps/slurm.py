@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from engine.checkpoints import LATEST
 from engine.sweeps import definition
-from engine.sweeps.local import MOST_DEATHS, SECONDS_BETWEEN, Commands, Launcher, Tell
+from engine.sweeps.local import KILLED, MOST_DEATHS, SECONDS_BETWEEN, Commands, Launcher, Tell
 from vegab import ROOT, UsageError
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, REFUSED
@@ -38,7 +38,6 @@ INSTALL = 'pip install "submitit>=1.5.2"'
 JOBS, LOGS = "slurm.json", "slurm"
 FLAGS = ("launcher", "nodes", "gpus", "partition", "time")  # of bin/train.py
 LARGEST_ARRAY = 1000  # whatever the site allows
-KILLED = -9
 NODES_DOWN = "Requested node configuration is not available"  # so says sbatch --test-only of them
 LIMITS = re.compile(r"\b(?:QOS|Assoc)\w+")  # sbatch names the one that was reached, if it may
 LATER = re.compile("accounting/QOS policy|timed out|unable to contact|temporarily|refused", re.I)
@@ -163,7 +162,7 @@ class SlurmLauncher(Launcher):
         state, status = ending_of(task.number)
         where = f"job {task.number} ({logs / task.number}_0_log.out): "
         self._ended[name] = where, ENDINGS.get(state, "")
-        return int(text or status or KILLED)
+        return int(text or (state == "FAILED" and status) or KILLED)
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         """Return what a function returns as soon as SLURM answers, or None if that is awaited no
