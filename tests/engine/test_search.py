@@ -231,7 +231,7 @@ def test_a_search_under_fire_chooses_none_twice_and_each_is_made_again_to_the_bi
     folder, doomed = tmp_path / "sweep", "lr=0.3"
     rates = ["0.3", *(f"{0.001 * 1.2**i:.4g}" for i in range(number - 1))]
     words = (
-        *("--num_epochs=4", "--grid", f"lr={','.join(rates)}", "--search=optuna"),
+        *("--num_epochs=30", "--grid", f"lr={','.join(rates)}", "--search=optuna"),
         *(f"--trials={number}", "--pruner=halving", "--jobs=2"),
     )
     every = ("bin/sweep.py", "iterator_numpy", folder, *words)

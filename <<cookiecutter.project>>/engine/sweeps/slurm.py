@@ -421,13 +421,12 @@ def ending_of(number: str) -> tuple[str, int]:
     """Return how SLURM says that a job has ended, such as TIMEOUT, and its exit code: 0 if it has
     none, or SLURM has forgotten the job."""
     of_sacct = ("--noheader", "--allocations", "--parsable2", "--format=State,ExitCode")
-    for command in (
-        ("scontrol", "show", "job", number, "--oneliner"),
-        ("sacct", f"--jobs={number}", *of_sacct),
+    for pattern, *command in (
+        (r"JobState=(\w+).*? ExitCode=(\d+)", "scontrol", "show", "job", number, "--oneliner"),
+        (r"(\w+).*?\|(\d+)", "sacct", f"--jobs={number}", *of_sacct),
     ):
         with contextlib.suppress(UsageError):
-            said = ask(*command)
-            if match := re.search(r"(?:JobState=|^)([A-Z_]+).*?(?:ExitCode=|\|)(\d+)", said):
+            if match := re.search(pattern, ask(*command)):
                 return match[1], int(match[2])
     return "", 0
 
