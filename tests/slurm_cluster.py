@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,38 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
+JobSubmitPlugins=lua
 PartitionName=main Nodes=ALL Default=YES
+"""
+# MaxSubmitJobs, which SLURM itself keeps to only with a database of accounts: the controller
+# refuses in the same words. A number in the file `most` is the limit.
+SUBMISSIONS = """\
+local second, taken = 0, 0  -- the table of jobs is as old as a second
+function slurm_job_submit(asked, partitions, user)
+  local file = io.open("{folder}/most")
+  if not file then return slurm.SUCCESS end
+  local most = tonumber(file:read("*a"))
+  file:close()
+  local last = string.match(asked.array_inx or "", "%-(%d+)")
+  local new = last and last + 1 or 1
+  if os.time() > second + 1 then taken = 0 end
+  local there = new + taken
+  for _, job in pairs(slurm.jobs) do
+    local state = job.job_state % 256  -- the rest are flags
+    if state == 0 then there = there + math.max(job.array_task_cnt or 1, 1) end
+    if state == 1 or state == 2 then there = there + 1 end
+  end
+  if there <= most then
+    second, taken = os.time(), taken + new
+    return slurm.SUCCESS
+  end
+  slurm.log_user("QOSMaxSubmitJobPerUserLimit")
+  return 2050  -- ESLURM_ACCOUNTING_POLICY
+end
+
+function slurm_job_modify(asked, job, partitions, user)
+  return slurm.SUCCESS
+end
 """
 
 
@@ -52,6 +84,22 @@ class Cluster:
     """A controller, and two nodes of one processor each that have host names of their own."""
 
     environment: dict[str, str]
+    folder: Path
+    daemons: dict[str, subprocess.Popen[bytes]]
+
+    def restart(self, *, seconds_away: float) -> None:
+        """End the controller, and begin it again; it knows its jobs."""
+        self.daemons["slurmctld"].terminate()
+        self.daemons["slurmctld"].wait(LIMIT)
+        time.sleep(seconds_away)
+        self.begin("slurmctld", "slurmctld", "-D")
+
+    def begin(self, name: str, *command: str) -> None:
+        """Begin a daemon."""
+        with open(self.folder / "daemons.txt", "a") as file:
+            self.daemons[name] = subprocess.Popen(
+                command, env=self.environment, stdout=file, stderr=file
+            )
 
     def ask(self, *command: str) -> str:
         """Return what a command of SLURM's says."""
@@ -75,7 +123,7 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def opened(folder: Path) -> Iterator[Cluster]:
+def opened(folder: Path, *settings: str) -> Iterator[Cluster]:
     """A cluster whose configuration, state, logs and key are in a folder; it is shut in the end."""
     if os.geteuid() != 0:
         pytest.skip("needs root, as whom SLURM's daemons run here")
@@ -95,12 +143,13 @@ def opened(folder: Path) -> Iterator[Cluster]:
     )
     for node, address in zip(NODES, addresses, strict=True):
         configuration += f"NodeName={node} NodeAddr={address} Port={ports.pop()} CPUs=1\n"
-    (folder / "slurm.conf").write_text(configuration)
+    (folder / "slurm.conf").write_text(configuration + "\n".join([*settings, ""]))
+    (folder / "job_submit.lua").write_text(SUBMISSIONS.replace("{folder}", str(folder)))
     hosts = [f"{address} {node}" for node, address in zip(NODES, addresses, strict=True)]
     (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
-    cluster = Cluster({**os.environ, "SLURM_CONF": str(folder / "slurm.conf")})
+    cluster = Cluster({**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}, folder, {})
     files = {"key": "key", "socket": "socket", "pid": "pid", "log": "log", "seed": "seed"}
     munge = [f"--{name}-file={folder}/munge.{end}" for name, end in files.items()]
     munge[1] = munge[1].replace("--socket-file", "--socket")
@@ -110,30 +159,27 @@ def opened(folder: Path) -> Iterator[Cluster]:
         in_own_name(NODES[0], folder),
         ["nsenter", f"--net=/run/netns/{cable}", *in_own_name(NODES[1], folder)],
     ]
-    daemons = []
     try:
         lay(cable, *addresses)
-        for command in commands:
-            with open(folder / "daemons.txt", "a") as file:
-                daemons.append(
-                    subprocess.Popen(command, env=cluster.environment, stdout=file, stderr=file)
-                )
+        for number, command in enumerate(commands):
+            cluster.begin("slurmctld" if command[0] == "slurmctld" else str(number), *command)
             if command[0] == "munged":
                 wait_for((folder / "munge.socket").exists)
         ready = ("sinfo", "--noheader", "--format=%T")
         wait_for(
             lambda: (
                 "idle" in run(*ready, env=cluster.environment, check=False).stdout
-                or any(daemon.poll() is not None for daemon in daemons)
+                or any(daemon.poll() is not None for daemon in cluster.daemons.values())
             )
         )
-        assert not any(daemon.poll() for daemon in daemons), (folder / "daemons.txt").read_text()
+        have_ended = any(daemon.poll() for daemon in cluster.daemons.values())
+        assert not have_ended, (folder / "daemons.txt").read_text()
         yield cluster
         cluster.ask("scancel", "--user=root", "--signal=KILL", "--full")
         cluster.ask("scancel", "--user=root")
         wait_for(lambda: not cluster.queue())
     finally:
-        for daemon in reversed(daemons):
+        for daemon in reversed(cluster.daemons.values()):
             daemon.terminate()
             daemon.wait(LIMIT)
         run("ip", "netns", "delete", cable, check=False)  # the cable goes with it

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from vegab.run_folder import living_owner
 
 EXACT = ("model.h5", "model_best.h5", "history.csv")
 LIMIT = 1800  # seconds that the tests wait for anything
@@ -66,6 +70,52 @@ def kill(*pids: int) -> None:
     for pid in filter(None, pids):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def fork_servers_of(pid: int) -> list[int]:
+    """Return the fork servers that a process has begun."""
+    with contextlib.suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [
+            int(c) for c in children if b"forkserver" in Path(f"/proc/{c}/cmdline").read_bytes()
+        ]
+    return []
+
+
+def swept_under_fire(
+    cwd: Path,
+    words: Sequence[object],
+    folder: Path,
+    num_kills: int,
+    chance: random.Random,
+    doomed: str = "",
+) -> tuple[Counter[str], str]:
+    """Give the command of a sweep again and again, and kill so many of what moves: the sweeper, a
+    trial, the fork server. In addition, kill the trial of the name `doomed` whenever it is seen.
+
+    Returns what was killed, and what the command said that was killed no more.
+    """
+    killed: Counter[str] = Counter()
+    while True:
+        sweeper = start(cwd, *words)
+        at = time.monotonic() + chance.uniform(0, 10)
+        while sweeper.poll() is None:
+            time.sleep(0.02)
+            if doomed and (owner := living_owner(folder / doomed)):
+                kill(owner["pid"])
+            if killed.total() >= num_kills or time.monotonic() < at:
+                continue
+            trials = [owner["pid"] for path in folder.glob("*=*") if (owner := living_owner(path))]
+            what = chance.choice(("sweeper", "trial", "trial", "fork server"))
+            servers = fork_servers_of(sweeper.pid)
+            found = {"sweeper": [sweeper.pid], "trial": trials, "fork server": servers}[what]
+            if found:
+                kill(chance.choice(found))
+                killed[what] += 1
+                at = time.monotonic() + chance.uniform(0.1, 4)
+        said, problems = sweeper.communicate()
+        if sweeper.returncode in (0, 1) and (doomed or "is not finished" not in problems):
+            return killed, said + problems
 
 
 def attempts_in(run: Path) -> list[int | str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -39,7 +40,9 @@ options = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard"
 cluster = Cluster()
 nodes = [cluster.add_node(**options) for _ in range(2)]
 raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
-print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
+head = nodes[0].all_processes["gcs_server"][0].process.pid
+told = {"address": cluster.address, "raylets": raylets, "head": head}
+print(json.dumps(told), flush=True)
 sys.stdin.read()
 cluster.shutdown()
 """
@@ -50,11 +53,18 @@ class Cluster:
     """A Ray cluster."""
 
     address: str
-    raylets: list[int]  # the process of each of its nodes; the first one is the head
+    raylets: list[int]  # the process of each of its nodes; the first one is the head's
+    head: int  # the process that knows all nodes
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
+    with opened() as a_cluster:
+        yield a_cluster
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[Cluster]:
     """Two nodes with a core each."""
     place = tempfile.mkdtemp(prefix="ray-")  # a socket's path is short
     Path(place, "ray").mkdir()
@@ -160,6 +170,26 @@ def test_a_sweeper_is_stopped_or_killed_and_the_same_command_goes_on(
     said, problems = third.communicate(timeout=1800)
     assert third.returncode == 0, problems
     assert said.startswith("2 trials: 2 finished")
+    assert not differing(folder, local)
+
+
+def test_a_head_that_is_gone_ends_the_sweep_which_another_one_goes_on_with(
+    project: Path, local: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = tmp_path / "headless"
+    words = (*GRID, "--launcher=ray")
+    with opened() as other:
+        first = sweep(project, folder, *words, f"--address={other.address}")
+        wait_for(lambda: list(folder.glob("*/model.h5")), first)
+        kill(other.head, other.raylets[0])
+        _, problems = first.communicate(timeout=60)
+        assert first.returncode == 75, problems
+        said = f"Ray's head at {other.address} is gone; when it is back, the same command goes on"
+        assert said in problems
+    second = sweep(project, folder, *words, f"--address={cluster.address}")
+    said, problems = second.communicate(timeout=1800)
+    assert second.returncode == 0, problems
+    assert said.startswith("3 trials: 3 finished")
     assert not differing(folder, local)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -9,9 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import slurm_cluster
@@ -98,7 +102,7 @@ def bits_of(run: Path) -> dict[str, bytes]:
 
 
 def arrays_in(folder: Path) -> list[Path]:
-    return list((folder / ".output" / "slurm").glob("[0-9]*_submission.sh"))
+    return list((folder / ".output" / "slurm").glob("*/[0-9]*_submission.sh"))
 
 
 def finish(site: Site, swept: Path, folder: Path, *words: str) -> None:
@@ -170,6 +174,8 @@ def test_jobs_that_are_stopped_or_killed_or_half_submitted_are_made_again(
     os.kill(freeze(folder / "seed=1"), signal.SIGKILL)
     said, problems = second.communicate(timeout=LIMIT)
     assert second.returncode == 0, problems  # it was started again
+    told = json.loads((folder / ".output" / "endings.json").read_text())["seed=1"]
+    assert re.match(r"job \d+ \(\S+_0_log\.out\): it died by SIGKILL .*\(death 1 of 3\)$", told)
     assert said.startswith("2 trials: 2 finished"), said
     finish(site, swept, folder, *words)
     assert attempts_in(folder / "seed=1") == ["killed", 0]
@@ -254,6 +260,7 @@ def test_a_run_on_two_nodes_is_that_of_two_workers_on_one(site: Site, tmp_path: 
     ("words", "said"),
     [
         (["--partition=nope"], "sbatch says: invalid partition specified: nope"),
+        (["--time=1:30"], "--time=1:30 is not longer than the 120 s before its end at which a job"),
         (["--time=soon"], "sbatch says: Invalid --time specification"),
         (["--gpus=two"], "gpus is 'two'; with --launcher slurm give how many"),
         (["PATH"], "finds no sbatch"),
@@ -303,5 +310,72 @@ def test_a_command_that_no_job_can_run_says_why(site: Site, settings: Path) -> N
     assert done.returncode == 1
     assert done.stdout.startswith("2 trials: 2 waiting")
     assert ".output/slurm" in done.stderr
-    logs = folder.glob(".output/slurm/*_log.out")
+    logs = list(folder.glob(".output/slurm/*/*_log.out"))
+    assert len(logs) == 2
     assert all("there is no module cuda" in log.read_text() for log in logs)
+
+
+@pytest.fixture
+def small(project: Path, tmp_path: Path) -> Iterator[Site]:
+    """A site that lets nobody have more than four tasks in an array, and five jobs in all."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    with slurm_cluster.opened(folder, "MaxArraySize=4") as a_cluster:
+        (folder / "most").write_text("5")
+        copy = tmp_path / "my-research"
+        shutil.copytree(project, copy, symlinks=True)
+        yield Site(copy, a_cluster)
+
+
+def test_a_small_site_that_nobody_tidied_trains_each_trial_to_the_bit(small: Site) -> None:
+    """Twenty trials: the login shell is killed, the controller is away, jobs lose their places, and
+    the source is edited."""
+    config, *rest = WORDS
+    seeds = ("--seeds=20", "--num_epochs=6")
+    straight, folder = (small.project / "results" / name for name in ("straight", "small"))
+    words = ("bin/sweep.py", config, str(folder), *rest, *seeds, "--launcher=slurm")
+    done = small.command("bin/sweep.py", config, str(straight), *rest, *seeds, "--jobs=2")
+    assert done.returncode == 0, done.stderr
+    most, said = 0, []
+
+    def until(condition: Callable[[], Any]) -> None:
+        nonlocal most
+        while not condition():
+            small.cluster.hurry()
+            most = max(most, len(small.cluster.queue()))
+            time.sleep(0.2)
+
+    def finished() -> int:
+        return len(list(folder.glob("*/learning_curve.png")))
+
+    def has_finished(number: int) -> bool:
+        return finished() >= number
+
+    first = small.start(*words)
+    until(lambda: finished() >= 3)
+    status = small.command("bin/sweep.py", "status", folder).stdout
+    assert re.search(r"^\d+ pending \((Resources|Priority|JobArrayTaskLimit)\): \d+", status, re.M)
+    first.kill()  # as a login node that is shut does
+    said.append(first.communicate()[1])
+    models = small.project / "src" / "models.py"
+    models.write_text(models.read_text() + "\nEDITED = True\n")
+    until(lambda: finished() >= 5)
+    second = small.start(*words, "--own_code")
+    until(lambda: finished() >= 7)
+    for _ in range(2):  # another job needs the place
+        until(lambda: any("RUNNING" in line for line in small.cluster.queue("%i %T")))
+        running = [line for line in small.cluster.queue("%i %T") if "RUNNING" in line]
+        small.cluster.ask("scontrol", "requeue", running[0].split()[0])
+        until(functools.partial(has_finished, finished() + 2))
+    small.cluster.restart(seconds_away=8)
+    until(lambda: finished() >= 12 or second.poll() is not None)
+    until(lambda: second.poll() is not None)
+    out, problems = second.communicate()
+    assert second.returncode == 0, out + problems
+    assert out.endswith("20 of 20 trials are finished\n")
+    assert "QOSMaxSubmitJobPerUserLimit" in said[0] + problems
+    assert "EDITED" not in zipfile.ZipFile(folder / "code.zip").read("src/models.py").decode()
+    assert exact_files(folder) == exact_files(straight)
+    assert 4 <= most <= 5
+    attempts = sum(len(attempts_in(path.parent)) for path in folder.glob("*/meta.json"))
+    assert 20 <= attempts <= 24

@@ -32,13 +32,11 @@ from engine.sweeps import Launcher, LocalLauncher, slurm, sweep
 from engine.sweeps import definition as sweep_trials
 from src import experiment
 from vegab.command_line import argh  # which tells what to do where it is not installed
-from vegab.config import Override, UnknownKeyError, find_key, show
+from vegab.config import CONFIG_SUFFIXES, Override, UnknownKeyError, find_key, show
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
 from vegab.files import LOCK
 from vegab.run_folder import living_owner, start_of
-
-OUTPUTS = ".output"
 
 
 def run(
@@ -81,7 +79,7 @@ def run(
         search: optuna: let it choose from grid and ranges by what it learns from earlier trials
         trials: so many settings to choose
         pruner: median, halving or hyperband: end trials early that are poor next to others
-        plan: a YAML file that has all these under their names
+        plan: a YAML file that has all these under their names, and may have config and overrides
         launcher: what starts the trials: local, slurm or ray
         jobs: local: trials at a time; none: as many as there are GPUs or cores for
         gpus: local: share these out, such as 0,1; slurm, ray: so many for each trial
@@ -115,7 +113,7 @@ def run(
     os.environ.pop("TF_CONFIG", None)  # a trial trains by itself
     stops: list[int] = []
     sweep_trials.require_one_of(("local", "slurm", "ray"), "launcher", launcher)
-    places = {"outputs": folder / OUTPUTS, "is_stopped": lambda: bool(stops)}
+    places = {"outputs": folder / sweep.OUTPUTS, "is_stopped": lambda: bool(stops)}
     threads = config.get("threads")
     starts: Launcher
     if launcher == "local":
@@ -264,11 +262,8 @@ def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bo
         sweeps.write_sweep(records, folder)
         print(sweep.summary(records))
         print(f"what the settings do: {folder / sweeps.SWEEP_PAGE}", flush=True)
-        for record in records:
-            if record.state == "failed":
-                say(f"{record.path} failed: {record.error}")
-        for name, how in sweeper.died.items():
-            say(f"{folder / name} is not finished: {how}")
+        for sentence in sweep.problems(folder, records):
+            say(sentence)
     for sentence in dict.fromkeys(sweeper.refused.values()):
         say(sentence.removeprefix("train.py: "))
     if is_refused:
@@ -281,6 +276,22 @@ def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bo
     return FINISHED if num_finished == len(records) else FAILED
 
 
+def with_plan(argv: list[str]) -> list[str]:
+    """Return a command line with the CONFIG and the overrides of its --plan; what is typed after
+    them takes precedence."""
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--plan")
+    plan = flags.parse_known_args(argv)[0].plan
+    if not plan:
+        return argv
+    typed = argv[:1] if argv[0] in registry or argv[0].endswith(CONFIG_SUFFIXES) else []
+    try:
+        return [*typed, *sweep_trials.words_of_plan(plan, bool(typed)), *argv[len(typed) :]]
+    except vegab.UsageError as error:
+        say(f"error: {error}")
+        sys.exit(REFUSED)
+
+
 @argh.arg("folder", metavar="FOLDER", help="of a sweep")
 def status(folder: str) -> None:
     """Print a line a trial, or of many those that need a look and the best, and one for all."""
@@ -290,6 +301,11 @@ def status(folder: str) -> None:
     print(comparison.as_text(comparison.listing(shown)), end="")
     if more := len(records) - len(shown):
         print(f"and {more} more: python bin/runs.py list {shlex.quote(folder)}")
+    more_lines = sweep.problems(place, shown)
+    with contextlib.suppress(vegab.UsageError):  # it may be typed where no SLURM is
+        more_lines += slurm.queue_of(place / sweep.OUTPUTS)
+    for line in more_lines:
+        print(line)
     print(sweep.summary(records))
 
 
@@ -300,7 +316,7 @@ def stop(folder: str) -> None:
     _, trials, _ = sweep.read(place)
     owner = living_owner(place, sweep.LOCK)
     if owner is None:
-        told = slurm.stop_all(place / OUTPUTS)
+        told = slurm.stop_all(place / sweep.OUTPUTS)
         print(f"nobody sweeps {folder}" + "; its jobs in SLURM were told to end" * told)
     end_all([place], sweep.LOCK)
     end_all([place / trial.name for trial in trials])  # they outlive a sweeper that is killed
@@ -330,4 +346,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] in (["status"], ["stop"]):
         vegab.wrap_commands(status, stop)
     else:
-        vegab.wrap(registry, run, plugins=[TYPED], opens_folder=False)
+        words = with_plan(sys.argv[1:])
+        vegab.wrap(registry, run, plugins=[TYPED], opens_folder=False, argv=words)

@@ -20,6 +20,7 @@ from engine.experiment import Experiment, commit_to_fork
 from engine.runs import results
 from engine.training import fingerprint
 from src import experiment
+from vegab.exits import FAILED, REFUSED
 from vegab.run_folder import RunFolder
 
 EVALUATE = Path(__file__).with_name("evaluate.py")
@@ -204,18 +205,23 @@ def suffix(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    vegab.wrap(
-        registry,
-        train,
-        plugins=[
-            vegab.AutomaticNamer(suffix, as_suffix=True),
-            Launch(),
-            vegab.MetaSaver(position=results.load_position, parent=parent),
-        ],
-        prepare=prepare,
-        extendable=fingerprint.MAY_GROW,
-        save_path_key="model.model_dir",
-        follows=workers.is_follower,
-        is_whole=results.is_whole,
-        short_flags={"c": "checkpoint", "r": "retrain", "e": "evaluation", "n": "name"},
-    )
+    try:
+        vegab.wrap(
+            registry,
+            train,
+            plugins=[
+                vegab.AutomaticNamer(suffix, as_suffix=True),
+                Launch(),
+                vegab.MetaSaver(position=results.load_position, parent=parent),
+            ],
+            prepare=prepare,
+            extendable=fingerprint.MAY_GROW,
+            save_path_key="model.model_dir",
+            follows=workers.is_follower,
+            is_whole=results.is_whole,
+            short_flags={"c": "checkpoint", "r": "retrain", "e": "evaluation", "n": "name"},
+        )
+    except SystemExit as end:
+        if end.code in (FAILED, REFUSED):
+            workers.tell_of_failure()
+        raise

@@ -1,8 +1,14 @@
 """Says how a child process has ended: with the name of the signal, and what is known to send it."""
 
 import importlib.util
+import re
 import signal
 
+# How lines of TensorFlow's and SLURM's begin, which say nothing of why a program ended.
+NOISE = re.compile(
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWEF] |[IWEF]\d{4,8} |WARNING: All log messages before"
+    r"|To enable the following instructions|srun: |slurmstepd: "
+)
 CRASHES = (signal.SIGSEGV, signal.SIGABRT)
 OF_A_SHELL = 128  # added to the number of the signal
 
@@ -13,14 +19,22 @@ def signal_of(code: int) -> int:
     return number if number in signal.valid_signals() else 0
 
 
-def ending(code: int, said: str = "") -> str:
+def last_line(said: str) -> str:
+    """Return the last line of a text that a program wrote itself, or nothing."""
+    lines = (line.strip() for line in reversed(said.splitlines()))
+    return next((line for line in lines if line and not NOISE.match(line)), "")
+
+
+def ending(code: int, said: str = "", why: str = "") -> str:
     """Return a phrase that says how a process ended, and why where that is known.
 
     `code` is the exit code: minus the number of the signal that ended it, or 128 more than that.
     Of what the process `said`, the last line is quoted.
     """
-    last = (said.strip().splitlines() or [""])[-1]
+    last = last_line(said)
     number = signal_of(code)
+    if why:
+        return f"{why}; its last line is: {last}" if last else why
     if not number:
         return last or f"it ended with exit code {code}"
     names = {each.value: each.name for each in signal.Signals}

@@ -1,6 +1,5 @@
 """What a config stands for, and the runs that it may begin with."""
 
-import json
 import logging
 import textwrap
 from collections import ChainMap
@@ -319,8 +318,7 @@ def prepare(
             with refusals_named(config, "dataset"):
                 source.settle(((stored or {}).get("counted") or {}).get(name))
     now = fingerprint.take(config, settings, built.dataset, all_workers.layout)
-    shown = {key: json.dumps(value, sort_keys=True) for key, value in now.items()}
-    all_workers.require_same(shown, "and would not make the same updates")
+    all_workers.require_same(now, "and would not make the same updates")
     inexact = fingerprint.differences(stored, now) if stored else []
     if stored and inexact and not resume_inexact:
         is_code = stored.get("code") != now["code"]

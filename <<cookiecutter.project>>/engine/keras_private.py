@@ -170,6 +170,11 @@ def set_patience(number: int, seconds_to_register: int, seconds_of_silence: int)
     )
 
 
+def tell_workers(why: str) -> None:
+    """End what the other workers do together with this one: it raises an error there."""
+    context.context().report_error_to_cluster(tf.errors.FAILED_PRECONDITION, why)
+
+
 def hosts_in(nodelist: str) -> Sequence[str]:
     """Return the names in SLURM's short form, such as n[1-3,7], in its order."""
     return slurm_cluster_resolver.expand_hostlist(nodelist)

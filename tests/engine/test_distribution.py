@@ -1,17 +1,20 @@
 """One run on several devices and by several workers: as exact as on one, and never a hang."""
 
 import filecmp
+import hashlib
 import json
 import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import forked
+import numpy as np
 import pytest
 from machinery import ROOT, Command
 
@@ -21,6 +24,7 @@ from engine.devices import workers
 from engine.runs.results import read_history as rows
 from src.experiment import build
 from vegab import UsageError
+from vegab.config import flatten
 
 LIMIT = 1800  # seconds, after which a worker counts as hung
 EXACT = ("model.h5", "model_best.h5", "history.csv")
@@ -150,6 +154,10 @@ def tf_config(kind: str, index: int, **cluster: list[str]) -> str:
         (tf_config("worker", 2, worker=["a:1", "b:2"]), "worker 2, and its cluster has 2 of"),
         (tf_config("chief", 0, worker=["a:1", "b:2"]), "chief 0, and its cluster has 0 of"),
         (tf_config("worker", 0, worker=["a:1", "b"]), "the address 'b'; expected HOST:PORT"),
+        (tf_config("worker", 0, worker=["a:1", "b:0"]), "the address 'b:0'; .* from 1 to 65535"),
+        (tf_config("worker", 0, worker=["a:99999", "b:1"]), "'a:99999'; .* from 1 to 65535"),
+        (tf_config("worker", 0, worker=["a:1", "::1:2"]), r"'::1:2'; .* \[HOST\]:PORT for IPv6"),
+        (tf_config("worker", 0, worker=["a:1", "a:1"]), "the address 'a:1' twice"),
         (
             tf_config("ps", 0, worker=["a:1"], ps=["b:2"]),
             "names ps; expected only chief and worker",
@@ -191,15 +199,94 @@ def test_workers_that_do_not_come_end_the_others(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_worker_that_dies_as_they_meet_ends_the_others(rank: int, command: Command) -> None:
-    (port,) = workers.free_ports(1)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        config = cluster(port, rank, silent.getsockname()[1])
+    """The other one says that it is there, or that all are, and no more."""
+    port, other = workers.free_ports(2)
+
+    def play() -> None:
+        if rank == 0:
+            workers._ask(1, f"127.0.0.1:{port}", workers.HERE, LIMIT)
+            return
+        silent.accept()[0].sendall(workers.GO)
+
+    with socket.create_server(("127.0.0.1", other)) as silent:
+        threading.Thread(target=play, daemon=True).start()
         script = (
             "from engine.devices import workers; workers.SECONDS_TO_REGISTER = 2; "
             "workers.strategy()"
         )
-        ended = command("-c", script, env={"TF_CONFIG": config})
+        ended = command("-c", script, env={"TF_CONFIG": cluster(port, rank, other)})
     assert ended.returncode == 75, ended.stderr
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+@pytest.mark.parametrize("word", ["--n_filters=two", "--model=refusing:build"])
+def test_a_worker_that_is_refused_tells_the_others(refused: int, word: str, tmp_path: Path) -> None:
+    """Before they have met, and after: the others end as soon as they hear of it."""
+    (tmp_path / "refusing.py").write_text(REFUSING)
+    started = []
+    for index, config in enumerate(workers.on_this_machine(2)):
+        path = Path(f"{tmp_path}/run-{index}")
+        path.mkdir()
+        words = ["bin/train.py", WORDS[0], str(tmp_path / "run"), *WORDS[1:]]
+        words += [word] if index == refused or "model" in word else []
+        env = {"TF_CONFIG": config, "PYTHONPATH": str(tmp_path), "REFUSED": str(refused)}
+        started.append(forked.start(words, ROOT, os.environ | env, str(path)))
+    started[refused].join(LIMIT)
+    at = time.monotonic()
+    codes = ends(started)
+    assert time.monotonic() - at < 15
+    assert codes == ([2, 75] if refused == 0 else [75, 2]), said(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert "another worker" in said(tmp_path / "run")
+
+
+# The data of one worker are not there, say.
+REFUSING = """
+import os
+
+from engine.devices import workers
+from src.models import build_simple_cnn
+from vegab import UsageError
+from vegab.config import flatten
+
+
+def build(config, input_shape, num_classes):
+    if workers.worker().rank == int(os.environ["REFUSED"]):
+        raise UsageError("this worker has no data")
+    return build_simple_cnn(config, input_shape, num_classes)
+"""
+
+
+def test_workers_that_differ_are_told_in_which_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours: dict[str, Any] = {"code": {"src/models.py": "1", "src/data.py": "2"}, "layout": "2"}
+    theirs = {"code": {"src/models.py": "3", "src/data.py": "2", "src/new.py": "4"}, "layout": "2"}
+
+    class Two(workers.Workers):
+        def gather_bytes(self, content: bytes) -> list[bytes]:
+            text = json.dumps(flatten(theirs), sort_keys=True).encode()
+            its = hashlib.sha256(text).digest() if len(content) == 32 else text
+            return [content, its.ljust(len(content))]
+
+        def gather(self, numbers: Any) -> Any:
+            return np.array([numbers, [500]])
+
+    monkeypatch.setattr(workers, "_stage", workers.APART)
+    Two(None).require_same(theirs, "")
+    with pytest.raises(UsageError, match=r"differ in code\.src/models\.py, code\.src/new\.py and"):
+        Two(None).require_same(ours, "and would not")
+
+
+def test_workers_meet_at_addresses_of_ipv6(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    started = []
+    addresses = [f"[::1]:{port}" for port in workers.free_ports(2)]
+    for index in range(2):
+        words = ["bin/train.py", WORDS[0], str(folder), *WORDS[1:], "--num_epochs=1"]
+        path = Path(f"{folder}-{index}")
+        path.mkdir()
+        env = {"TF_CONFIG": tf_config("worker", index, worker=addresses)}
+        started.append(forked.start(words, ROOT, os.environ | env, str(path)))
+    assert ends(started) == [0, 0], said(folder)
 
 
 def test_who_a_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +313,7 @@ def test_who_a_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_iterator_trains_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     config: dict[str, Any] = registry["iterator_numpy"]
-    monkeypatch.setenv("TF_CONFIG", cluster(1))
+    monkeypatch.setenv("TF_CONFIG", cluster(2))
     with pytest.raises(UsageError, match="a config with an iterator trains in one process"):
         build(config, together=True)
 
@@ -250,6 +337,7 @@ from engine.devices import gpus as devices
 from src.experiment import build, train as train_into
 from interruptions import StopAt
 from vegab import UsageError
+from vegab.config import flatten
 
 devices.device_names = lambda: ["CPU:0", "CPU:1"]
 config = registry["digits"] | {

@@ -5,15 +5,22 @@ import signal
 import subprocess
 import sys
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from machinery import Command
 
 from engine import endings
+from engine.sweeps import Launcher, sweep
 from engine.sweeps.definition import Trial
+from engine.sweeps.local import Commands
 from engine.sweeps.sweep import Sweeper
 
+NOISE = """\
+2026-11-30 09:25:10.572: I tensorflow/core/util/port.cc:153] oneDNN custom operations are on.
+WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
+I0000 00:00:1764494710.123456    7 gpu_device.cc:2020] Created device
+To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow"""
 TRAP = "triton is imported after TensorFlow"
 
 
@@ -54,27 +61,31 @@ def test_the_evaluation_after_training(command: Command, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("has_begun", [True, False])
 def test_a_trial(has_begun: bool, tmp_path: Any) -> None:
-    class Crashing:
-        outputs: ClassVar = tmp_path
-
-        def adopted(self) -> set[str]:
-            return set()
-
-        def is_stopped(self) -> bool:
-            return False
-
+    class Crashing(Launcher):
         def said(self, name: str) -> str:
             return "the last line"
 
-        def run(self, commands: dict[str, Any], tell: Any) -> dict[str, int]:
+        def run(self, commands: Commands, tell: Any) -> dict[str, int]:
+            self.outputs.mkdir(exist_ok=True)
             if has_begun:
                 (tmp_path / "n=1").mkdir(exist_ok=True)
+                said = f"--- attempt 1 ---\nmine\n--- attempt 2 ---\nmy own\n{NOISE}\n"
+                (tmp_path / "n=1" / "stderr.txt").write_text(said)
             return dict.fromkeys(commands, -signal.SIGSEGV)
 
     trials = [Trial("n=1", {})]
-    sweeper = Sweeper(tmp_path, lambda refused: (trials, trials), lambda trial: [], Crashing())
-    sweeper.run(retry_failed=False, show=lambda *numbers: None)
-    said = {**sweeper.died, **sweeper.refused}["n=1"]
-    assert "it died by SIGSEGV (Segmentation fault)" in said
+    launcher = Crashing(tmp_path / ".output", lambda: False)
+    sweeper = Sweeper(tmp_path, lambda refused: (trials, trials), lambda trial: [], launcher)
+    (record,) = sweeper.run(retry_failed=False, show=lambda *numbers: None)
+    (told,) = sweep.problems(tmp_path, [record])
+    assert "it died by SIGSEGV (Segmentation fault)" in told
+    assert "(death 3 of 3)" in told
+    assert ("; its last line is: my own (" in told) == has_begun
     assert bool(sweeper.died) == has_begun
-    assert bool(sweeper.refused) == ("the last line" in said) == (not has_begun)
+    assert bool(sweeper.refused) == (not has_begun)
+    assert has_begun or "the last line" in sweeper.refused["n=1"]
+
+
+def test_a_program_s_own_last_line_is_not_tensorflow_s() -> None:
+    assert endings.last_line(f"  I am the last\n\n{NOISE}\n") == "I am the last"
+    assert endings.ending(-9, NOISE, "its node failed") == "its node failed"

@@ -4,16 +4,18 @@ import json
 import math
 import os
 import random
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fault_lab import WHOLE
 from machinery import ROOT, Command
-from sweeping import kill, pid_in, start, wait_for
+from sweeping import kill, pid_in, start, swept_under_fire, wait_for
 
+from engine.sweeps import Launcher, sweep
 from engine.sweeps import definition as sweep_trials
-from engine.sweeps import sweep
 
 optuna = pytest.importorskip("optuna")
 search = pytest.importorskip("engine.sweeps.search")
@@ -218,6 +220,83 @@ def test_a_setting_that_always_dies_is_given_up(command: Command, tmp_path: Path
     assert "n_filters=3 is not finished: it died by SIGKILL" in done.stderr
     assert "all 2 combinations were chosen, fewer than --trials" in done.stdout
     assert len(json.loads((folder / "n_filters=3" / "meta.json").read_text())["attempts"]) == 3
+
+
+@pytest.mark.slow
+def test_a_search_under_fire_chooses_none_twice_and_each_is_made_again_to_the_bit(
+    command: Command, tmp_path: Path
+) -> None:
+    """With TEMPLATE_FAULT_TESTS_WHOLE=1, thirty settings and twenty kills; else a few."""
+    number, kills, made_again = (30, 20, 29) if WHOLE else (6, 4, 2)
+    folder, doomed = tmp_path / "sweep", "lr=0.3"
+    rates = ["0.3", *(f"{0.001 * 1.2**i:.4g}" for i in range(number - 1))]
+    words = (
+        *("--num_epochs=30", "--grid", f"lr={','.join(rates)}", "--search=optuna"),
+        *(f"--trials={number}", "--pruner=halving", "--jobs=2"),
+    )
+    every = ("bin/sweep.py", "iterator_numpy", folder, *words)
+    began = time.monotonic()
+    killed, said = swept_under_fire(ROOT, every, folder, kills, random.Random(1), doomed)
+    assert killed.total() == kills, "it was over before"
+    print(f"{dict(killed)} in {time.monotonic() - began:.0f} s: {said}")
+    assert f"{number - 1} of {number} trials are finished" in said
+    assert f"{folder / doomed} is not finished: it died by SIGKILL" in said
+    told, trials, chosen = sweep.read(folder)
+    identities = {sweep_trials.identity(told.config, one) for one in chosen}
+    assert len(identities) == len(chosen) == len(trials) == number
+    whole = [folder / trial.name for trial in trials if trial.name != doomed]
+    early = [path for path in whole if (path / "pruned.json").exists()]
+    assert early
+    for run in sorted(whole, key=lambda path: path not in early)[:made_again]:
+        again = command("bin/reproduce.py", run)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert "identical to the bit: history.csv" in again.stdout
+
+
+class Simulated(Launcher):
+    """Runs nothing: its trials take a time by a clock of its own, and leave what runs leave."""
+
+    def __init__(self, folder: Path, told: sweep_trials.Definition) -> None:
+        super().__init__(folder / ".output", lambda: False)
+        self.folder, self.told, self.now, self.work = folder, told, 0.0, 0.0
+        self.chance = random.Random(0)
+        self.ends: dict[str, float] = {}
+
+    def room(self) -> int:
+        return 8
+
+    def begin(self, name: str, words: Sequence[str]) -> str:
+        seconds = self.chance.uniform(1, 5)
+        self.work += seconds
+        self.ends[name] = self.now + seconds
+        return name
+
+    def ended(self, running: list[str]) -> list[str]:
+        first = min(running, key=self.ends.__getitem__)
+        self.now = self.ends[first]
+        return [first]
+
+    def code_of(self, one: str, name: str) -> int:
+        settings = dict(part.split("=") for part in name.split(","))
+        trial = sweep_trials.Trial(name, {"lr": float(settings["lr"]), "kind": settings["kind"]})
+        end(self.folder, trial, self.told)
+        return 0
+
+
+def test_workers_are_as_busy_as_in_a_search_that_does_not_wait(tmp_path: Path) -> None:
+    told = definition(grid={"kind": ["a", "b"]}, trials=60)
+    busy = []
+    for name in ("search", "unordered"):
+        folder = tmp_path / name
+        launcher, chooser = Simulated(folder, told), open_search(folder, told, room=8)
+        if name == "unordered":
+            chooser.room = lambda: 60
+        sweeper = sweep.Sweeper(folder, chooser.advance, lambda trial: [], launcher)
+        records = sweeper.run(retry_failed=False, show=lambda *numbers: None)
+        assert len(records) == 60
+        busy.append(launcher.work / (8 * launcher.now))
+    print(f"busy: {busy[0]:.3f}, unordered {busy[1]:.3f}")
+    assert busy[0] >= 0.95 * busy[1]
 
 
 @pytest.mark.parametrize(

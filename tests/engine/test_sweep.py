@@ -2,11 +2,14 @@
 
 import functools
 import json
+import math
 import multiprocessing
 import operator
 import os
+import random
 import shlex
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,13 +17,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from fault_lab import WHOLE
 from machinery import ROOT, Command
-from sweeping import EXACT, attempts_in, exact_files, is_told_to_end, kill, pid_in, start, wait_for
+from sweeping import (
+    EXACT,
+    attempts_in,
+    exact_files,
+    is_told_to_end,
+    kill,
+    pid_in,
+    start,
+    swept_under_fire,
+    wait_for,
+)
 
 from engine.devices import gpus as devices
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import local as launch
-from engine.sweeps import sweep
+from engine.sweeps import slurm, sweep
 from engine.sweeps.definition import Trial
 from engine.sweeps.sweep import FINISHED, REFUSED, Sweeper
 from vegab import UsageError
@@ -111,6 +125,27 @@ def test_sweeper_and_trials_that_are_killed_lose_nothing(
     assert second.returncode == 0, second.stdout + second.stderr
     assert second.stdout.startswith("4 trials: 4 finished")
     assert exact_files(folder) == exact_files(swept)
+
+
+@pytest.mark.slow
+def test_whatever_is_killed_each_trial_has_the_bits_of_an_undisturbed_sweep(
+    command: Command, tmp_path: Path
+) -> None:
+    """With TEMPLATE_FAULT_TESTS_WHOLE=1, forty trials and fifty kills; else a few."""
+    number, kills = (40, 50) if WHOLE else (6, 6)
+    straight, folder = tmp_path / "straight", tmp_path / "killed"
+    words = ("--num_steps=1500", f"--seeds={number}", "--jobs=2")
+    done = command("bin/sweep.py", "iterator_numpy", straight, *words)
+    assert done.returncode == 0, done.stderr
+    every = ("bin/sweep.py", "iterator_numpy", folder, *words)
+    began = time.monotonic()
+    killed, said = swept_under_fire(ROOT, every, folder, kills, random.Random(0))
+    assert killed.total() == kills, "it was over before"
+    print(f"{dict(killed)} in {time.monotonic() - began:.0f} s: {said}")
+    assert f"{number} of {number} trials are finished" in said
+    assert exact_files(folder) == exact_files(straight)
+    assert trials_in(folder) == trials_in(straight)
+    assert len(trials_in(folder)) == len(sweep.read(folder)[1]) == number
 
 
 def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_path: Path) -> None:
@@ -325,6 +360,15 @@ def test_a_plan_says_the_same_as_the_command_line(command: Command, tmp_path: Pa
     words = ("--grid", "n_filters=2,3", "--range", "dropout=0.1..0.5", "--random=2", "--seeds=2")
     assert by_plan.stdout == command("bin/sweep.py", "root", folder, *words, "--dry_run").stdout
     assert len(by_plan.stdout.splitlines()) == 8
+    more = "config: digits\noverrides: {n_layers: 1, lr_schedule: [[1, 0.01]], dropout: 0.3}\n"
+    plan.write_text("grid: {n_filters: [2, 3]}\n" + more)
+    by_plan = command("bin/sweep.py", folder, "--plan", plan, "--dropout=0.1", "--dry_run")
+    same = ("--grid", "n_filters=2,3", "--n_layers=1", "--lr_schedule=[[1, 0.01]]")
+    typed = command("bin/sweep.py", "digits", folder, *same, "--dropout=0.1", "--dry_run")
+    assert by_plan.stdout == typed.stdout
+    assert len(by_plan.stdout.splitlines()) == 2
+    other = command("bin/sweep.py", "root", folder, "--plan", plan, "--dry_run")
+    assert other.stdout.startswith("python bin/train.py root ")
     plan.write_text("grids: {n_filters: [2, 3]}\n")
     refused = command("bin/sweep.py", "root", folder, "--plan", plan)
     assert refused.returncode == 2
@@ -399,3 +443,78 @@ def test_a_trial_that_was_killed_as_it_began_begins_again(command: Command, tmp_
     done = command("bin/sweep.py", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("2 of 2 trials are finished\n")
+
+
+POLICY = "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, …)"
+
+
+@pytest.mark.parametrize(
+    ("complaint", "is_later"),
+    [
+        (f"sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: {POLICY}", True),
+        (f"sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: {POLICY}", True),
+        (f"sbatch: error: QOSMaxWallDurationPerJobLimit\nsbatch: error: {POLICY}", False),
+        (f"sbatch: error: {POLICY}", True),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv", True),
+        ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", True),
+        ("sbatch: error: Batch job submission failed: Invalid account or account/…", False),
+        ("sbatch: error: Batch job submission failed: Invalid job array specification", False),
+    ],
+)
+def test_what_slurm_refuses_is_asked_later_or_never(complaint: str, is_later: bool) -> None:
+    error = slurm._refusal(complaint, "sbatch")
+    assert isinstance(error, slurm.NotNowError) == is_later
+    assert str(error).startswith("sbatch says: ")
+    assert "error: QOS" not in str(error)
+
+
+def test_limits_of_time_are_read_as_slurm_reads_them() -> None:
+    limits = {"2": 120, "1:30": 90, "0:01:59": 119, "1-0": 86400, "1-2:03": 93780, "0": math.inf}
+    for text, seconds in (limits | {"UNLIMITED": math.inf, "soon": math.inf}).items():
+        assert slurm.seconds_of(text) == seconds, text
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "has_saved", "again"),
+    [(75, 0, False, True), (75, 3, False, False), (75, 99, True, True), (143, 2, False, True),
+     (1, 0, True, False), (0, 0, True, False)],
+)  # fmt: skip
+def test_a_job_that_gets_nowhere_is_not_queued_again_for_ever(
+    code: int, restarts: int, has_saved: bool, again: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@"')
+    (tmp_path / "scontrol").chmod(0o755)
+    mark, model = tmp_path / "job_2.run", tmp_path / "run" / "model.h5"
+    model.parent.mkdir()
+    model.write_text("")
+    mark.write_text(f"{model.parent}\n")
+    os.utime(model, (1, 1)) if not has_saved else os.utime(mark, (1, 1))
+    script = f"place={tmp_path}/job\n(exit {code})\n{slurm.QUEUE_AGAIN}"
+    env = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_JOB_ID": "7"}
+    env |= {"SLURM_RESTART_COUNT": str(restarts), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, check=False)
+    assert done.stdout.decode() == ("requeue 7_2\n" if again else "")
+    assert done.returncode == (0 if again else code)
+    assert again or (tmp_path / "job_2.code").read_text() == f"{code}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "expected"),
+    [
+        ("scontrol", "JobId=2 JobState=OUT_OF_MEMORY ExitCode=0:125 Run", ("OUT_OF_MEMORY", 0)),
+        ("scontrol", "JobId=2 JobState=FAILED Reason=x ExitCode=3:0 Run", ("FAILED", 3)),
+        ("sacct", "NODE_FAIL|1:0\n", ("NODE_FAIL", 1)),
+        ("sacct", "CANCELLED by 0|0:15\n", ("CANCELLED", 0)),
+        ("none", "", ("", 0)),
+    ],
+)
+def test_slurm_is_asked_how_a_job_ended(
+    command: str, said: str, expected: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(program: str, *words: str) -> str:
+        if program == command:
+            return said
+        raise UsageError("it has forgotten the job, or is not there")
+
+    monkeypatch.setattr(slurm, "ask", ask)
+    assert slurm.ending_of("7_2") == expected

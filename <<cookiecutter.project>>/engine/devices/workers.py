@@ -16,10 +16,11 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vegab import UsageError
+from vegab.config import flatten
 from vegab.exits import INTERRUPTED as INTERRUPTED
 
 if TYPE_CHECKING:
@@ -28,9 +29,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SECONDS_TO_COME = 300  # that the workers wait for each other at the start
+SECONDS_TO_TELL = 30  # that one that is refused waits to tell them
+HERE, REFUSED, GO = b"here", b"refused", b"go"  # what they say to the chief, and it to them
+APART, MET, ALL_KNOW = range(3)
+_stage = APART  # of this process: whether it is in TensorFlow, and all know that they are refused
 SECONDS_TO_REGISTER = 45  # once all are there, with TensorFlow's service, or all end
 SECONDS_OF_SILENCE = 20  # after which a worker is taken for dead
 FIRST_PORT, NUM_PORTS, PORTS_PER_JOB = 20_000, 12_000, 64  # below those that systems hand out
+ADDRESS = re.compile(r"(?:\[[^\s/\[\]]+\]|[^\s/:\[\]]+):([0-9]{1,5})")
 EXAMPLE = '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -66,6 +72,7 @@ def strategy() -> "tf.distribute.Strategy":
 
     from engine import keras_private
 
+    global _stage
     rank, addresses = cluster()
     _meet(rank, addresses)
     keras_private.set_patience(len(addresses), SECONDS_TO_REGISTER, SECONDS_OF_SILENCE)
@@ -79,7 +86,9 @@ def strategy() -> "tf.distribute.Strategy":
     log.info("all are there; if one dies now, this ends within %d s", SECONDS_TO_REGISTER)
     try:
         with keras_private.exiting_after(SECONDS_TO_REGISTER, INTERRUPTED):
-            return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+            met = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+        _stage = MET
+        return met
     finally:  # TensorFlow has put a handler of its own in the place of the one that was there
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
@@ -146,8 +155,14 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
     chiefs = by_type.get("chief", [])
     addresses = (*chiefs, *by_type.get("worker", []))
     for address in addresses:
-        if not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", str(address)):
-            raise UsageError(f"TF_CONFIG has the address {address!r}; expected HOST:PORT")
+        match = ADDRESS.fullmatch(str(address))
+        if not match or not 1 <= int(match[1]) <= 65535:
+            raise UsageError(
+                f"TF_CONFIG has the address {address!r}; expected HOST:PORT, or [HOST]:PORT for "
+                "IPv6, with a port from 1 to 65535"
+            )
+        if addresses.count(address) > 1:
+            raise UsageError(f"TF_CONFIG has the address {address!r} twice; give each worker one")
     if type(index) is not int or not 0 <= index < number:
         raise UsageError(
             f"TF_CONFIG says that this is {kind} {index!r}, and its cluster has {number} of that "
@@ -157,39 +172,111 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
 
 
 def _meet(rank: int, addresses: Sequence[str]) -> None:
-    """Return when all workers are there: TensorFlow's own waiting heeds no signal, and no time. The
-    chief waits for the others to listen, and they for the chief, which then is in TensorFlow.
+    """Return when all workers are there: TensorFlow's own waiting heeds no signal, and no time.
+    Each tells the chief that it is there, or refused, and waits for its answer.
     """
+    awaited = ", ".join(addresses[1:] if rank == 0 else addresses[:1])
+    log.info("worker %d of %d waits for %s", rank, len(addresses), awaited)
+    with _socket(rank, addresses) as mine:
+        if rank == 0:
+            answer, missing = _lead(mine, addresses)
+        else:
+            answer, missing = _ask(rank, addresses[0], HERE, SECONDS_TO_COME), [addresses[0]]
+    if answer == GO:
+        return
+    if answer == REFUSED:
+        log.error("another worker was refused, and says why; start all workers again")
+    else:
+        names = ", ".join(missing)
+        log.error("%s did not come in %d s; start all workers again", names, SECONDS_TO_COME)
+    raise SystemExit(INTERRUPTED)
+
+
+def _socket(rank: int, addresses: Sequence[str]) -> socket.socket:
+    """Return a socket at this worker's port, for both versions of IP; UsageError if it is taken."""
     port = int(addresses[rank].rpartition(":")[2])
-    with socket.socket() as mine:
+    both = socket.has_dualstack_ipv6()
+    mine = socket.socket(socket.AF_INET6 if both else socket.AF_INET)
+    try:
         mine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            mine.bind(("", port))
-            if rank > 0:
-                mine.listen()
-        except OSError as error:
-            raise UsageError(
-                f"worker {rank} is to listen on port {port} ({addresses[rank]}), and cannot: "
-                f"{error.strerror}; wait for who has it, or name another port for all workers"
-            ) from None
-        until = time.monotonic() + SECONDS_TO_COME
-        missing = list(addresses[1:] if rank == 0 else addresses[:1])
-        log.info("worker %d of %d waits for %s", rank, len(addresses), ", ".join(missing))
-        while missing := [address for address in missing if not _listens(address)]:
-            if time.monotonic() > until:
-                names = ", ".join(missing)
-                log.error(
-                    "%s did not come in %d s; start all workers again", names, SECONDS_TO_COME
-                )
-                raise SystemExit(INTERRUPTED)
-            time.sleep(0.2)
+        if both:
+            mine.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        mine.bind(("", port))
+    except OSError as error:
+        mine.close()
+        raise UsageError(
+            f"worker {rank} is to listen on port {port} ({addresses[rank]}), and cannot: "
+            f"{error.strerror}; wait for who has it, or name another port for all workers"
+        ) from None
+    return mine
 
 
-def _listens(address: str) -> bool:
+def _lead(
+    mine: socket.socket, addresses: Sequence[str], answer: bytes = GO
+) -> tuple[bytes, list[str]]:
+    """Hear of all other workers, and answer them; return what, and who did not come. The answer to
+    all is REFUSED as soon as it is one's own, or another worker says so."""
+    mine.listen(len(addresses))
+    mine.settimeout(0.2)
+    there: dict[int, socket.socket] = {}
+    until = time.monotonic() + (SECONDS_TO_COME if answer == GO else SECONDS_TO_TELL)
+    while len(there) < len(addresses) - 1 and time.monotonic() < until:
+        with contextlib.suppress(OSError, ValueError):
+            connection = mine.accept()[0]
+            connection.settimeout(2)
+            said, _, rank = connection.recv(64).partition(b" ")
+            there[int(rank)] = connection
+            if said == REFUSED and answer == GO:
+                answer, until = REFUSED, time.monotonic() + SECONDS_TO_TELL
+        if answer == REFUSED:
+            _answer(there.values(), answer)
+    missing = [address for rank, address in enumerate(addresses) if rank and rank not in there]
+    if answer == GO and missing:
+        answer = b""
+    _answer(there.values(), answer)
+    return answer, missing
+
+
+def _answer(connections: Iterable[socket.socket], answer: bytes) -> None:
+    for connection in connections:
+        with contextlib.suppress(OSError):
+            connection.sendall(answer)
+            connection.close()
+
+
+def _ask(rank: int, address: str, word: bytes, seconds: float) -> bytes:
+    """Tell the chief a word, and return its answer; nothing if there is none."""
     host, _, port = address.rpartition(":")
-    with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), 2):
-        return True
-    return False
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((host.strip("[]"), int(port)), 2) as chief,
+        ):
+            chief.sendall(word + b" %d" % rank)
+            chief.settimeout(max(until - time.monotonic(), 0.1))
+            if answer := chief.recv(64):
+                return answer
+        time.sleep(0.2)
+    return b""
+
+
+def tell_of_failure() -> None:
+    """Tell the other workers that this one was refused or has failed, so that they do not wait."""
+    with contextlib.suppress(UsageError):  # it was refused because of this
+        if worker().number == 1 or _stage == ALL_KNOW:
+            return
+        if _stage == MET:
+            from engine import keras_private
+
+            keras_private.tell_workers("another worker was refused or has failed")
+            return
+        rank, addresses = cluster()
+        if rank > 0:
+            _ask(rank, addresses[0], REFUSED, SECONDS_TO_TELL)
+            return
+        with _socket(rank, addresses) as mine:
+            _lead(mine, addresses, REFUSED)
 
 
 @contextlib.contextmanager
@@ -280,15 +367,19 @@ class Workers:
         rows = self.gather(np.frombuffer(content, np.uint8))
         return [row.astype(np.uint8).tobytes() for row in rows]
 
-    def require_same(self, things: Mapping[str, str], meaning: str) -> None:
-        """Raise a UsageError on all workers that names texts that differ, and their `meaning`."""
-        digests = b"".join(hashlib.sha256(text.encode()).digest() for text in things.values())
-        rows = self.gather_bytes(digests)
-        of_each = [
-            {row[begin : begin + 32] for row in rows} for begin in range(0, len(digests), 32)
-        ]
-        differing = [name for name, found in zip(things, of_each, strict=True) if len(found) > 1]
-        if differing:
+    def require_same(self, things: Mapping[str, Any], meaning: str) -> None:
+        """Raise a UsageError on all workers that names what differs of plain things, and their
+        `meaning`."""
+        global _stage
+        text = json.dumps(flatten(dict(things)), sort_keys=True).encode()
+        digests = self.gather_bytes(hashlib.sha256(text).digest())
+        if len(set(digests)) > 1:
+            longest = int(self.gather([len(text)]).max())
+            of_each = [json.loads(row) for row in self.gather_bytes(text.ljust(longest))]
+            keys = sorted({key for each in of_each for key in each})
+            texts = {key: {json.dumps(each.get(key)) for each in of_each} for key in keys}
+            differing = [key for key, found in texts.items() if len(found) > 1]
+            _stage = ALL_KNOW
             raise UsageError(
                 f"the workers differ in {', '.join(differing)} {meaning}; start the same command "
                 "on machines of one kind"

@@ -18,6 +18,7 @@ from vegab.config import Schema, checked, did_you_mean, flatten, read_text, read
 # What a sweep may be asked for, with the defaults.
 PLAN: dict[str, Any] = {"grid": {}, "range": {}, "random": 0, "seeds": 0, "folds": 0}
 PLAN |= {"search": "", "trials": 0, "pruner": ""}
+PLAN_FILE = PLAN | {"config": "", "overrides": {}}
 LONGEST_NAME = 150  # bytes, of a folder; file systems allow 255
 RANGE = re.compile(r"(?P<low>\S+?)\s*\.\.\s*(?P<high>\S+?)(?P<log>\s+log)?")
 ENGINES, PRUNERS = ("optuna",), ("median", "halving", "hyperband")
@@ -84,9 +85,18 @@ def read_known(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"{path}: {error} (its keys are {', '.join(defaults)})") from None
 
 
+def words_of_plan(path: str, is_config_typed: bool) -> list[str]:
+    """Return the CONFIG that a plan names, unless one was typed, and its overrides, as words."""
+    plan = read_known(Path(path), PLAN_FILE)
+    config = [plan["config"]] if plan.get("config") and not is_config_typed else []
+    overrides = flatten(plan.get("overrides", {}))
+    return [*config, *(f"--{key}={show(value)}" for key, value in overrides.items())]
+
+
 def with_plan(path: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Return what a plan asks for in addition to the command line, which takes precedence."""
-    plan = read_known(Path(path), PLAN)
+    plan = read_known(Path(path), PLAN_FILE)
+    plan = {key: value for key, value in plan.items() if key in PLAN}
     for key in ("grid", "range"):
         for name, value in plan.pop(key, {}).items():
             if key == "grid" and not isinstance(value, list):

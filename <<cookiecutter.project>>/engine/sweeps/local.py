@@ -14,11 +14,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from engine import endings
 from engine.devices import gpus as devices
-from vegab import ROOT, UsageError
+from vegab import ROOT, UsageError, capture
 from vegab.provenance import usable_cores
 
 SECONDS_BETWEEN = 0.5
+KILLED, UNKNOWN = -9, 255
+MOST_DEATHS = 3  # of a trial that is killed, before it counts as one that failed
 Commands = Mapping[str, Sequence[str]]
 Tell = Callable[[Sequence[str], Mapping[str, int]], Commands]
 
@@ -48,9 +51,21 @@ class Launcher:
     def said(self, name: str) -> str:
         """Return the last line that a command wrote before its run folder was open."""
         with suppress(OSError):
-            if text := self.output(name).read_text(errors="replace").strip():
-                return text.splitlines()[-1]
+            if line := endings.last_line(self.output(name).read_text(errors="replace")):
+                return line
         return f"{name} ended before it said anything"
+
+    def how(self, name: str, code: int, why: str = "") -> str:
+        """Return a phrase that says how a command was ended, and `why` where that is known."""
+        said = ""
+        with suppress(OSError):
+            errors = self.outputs.parent / name / capture.FILES[1]
+            said = (
+                capture.ATTEMPT.split(errors.read_bytes())[-1]
+                .partition(b"\n")[2]
+                .decode(errors="replace")
+            )
+        return endings.ending(code, said, why)
 
     def output(self, name: str) -> Path:
         """Return the file for what a command says."""
@@ -113,9 +128,8 @@ class LocalLauncher(Launcher):
         return self.num_parallel
 
     def begin(self, name: str, words: Sequence[str]) -> Any:
-        gpu, output = self.places.pop(0), self.output(name)
-        output.unlink(missing_ok=True)
-        arguments = (list(words), str(output), gpu, self.is_shared)
+        gpu = self.places.pop(0)
+        arguments = (list(words), str(self.output(name)), gpu, self.is_shared)
         process = self._processes.Process(target=_run, args=arguments)
         with _apart():
             before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the terminal
@@ -136,7 +150,8 @@ class LocalLauncher(Launcher):
     def code_of(self, one: Any, name: str) -> int:
         one.join()
         self.places.append(self.held.pop(one))
-        return one.exitcode
+        # If the fork server was killed, nobody knows the code; where it stands, its folder says.
+        return KILLED if one.exitcode == UNKNOWN else one.exitcode
 
 
 def places_of(jobs: int | None, gpus: str, per_gpu: int, threads: int | None) -> list[str]:

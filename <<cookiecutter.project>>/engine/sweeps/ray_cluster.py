@@ -11,14 +11,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine import endings
 from engine.sweeps.local import SECONDS_BETWEEN, Commands, Launcher, Tell
 from vegab import ROOT, UsageError
-from vegab.execution import one_line
+from vegab.execution import one_line, say
 from vegab.exits import INTERRUPTED, REFUSED
 from vegab.provenance import ENVIRONMENT
 from vegab.run_folder import IN_USE, living_owner
@@ -28,6 +30,7 @@ OF_THE_NODE = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
 FROM_THE_SHELL = ("DATA_DIR", "KERAS_HOME", "PYTHONPATH")
 SHARE = re.compile(r"\d*|0?\.\d+")  # of GPUs: several, or a part of one
 SECONDS_TO_ANSWER = 5
+SECONDS_OF_SILENCE = 20  # after which the head counts as gone; Ray itself ends the process after 60
 # A server of gRPC, as Ray's are, answers the one with the other, both of HTTP/2.
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 SETTINGS_FRAME = 4
@@ -125,6 +128,8 @@ class RayLauncher(Launcher):
                 where = repr(self.address)
                 raise UsageError(f"Ray cannot be used at {where}: {one_line(error)}") from None
             signal.signal(signal.SIGTERM, handler)  # Ray has one of its own
+            if self.address != "local":
+                threading.Thread(target=self._watch, daemon=True).start()
         cores = [node["CPU"] for node in self._nodes()] or [1]
         self.num_cpus = min(self.threads or (1 if self.num_gpus else min(cores)), max(cores))
         if not self._room():
@@ -133,6 +138,20 @@ class RayLauncher(Launcher):
                 f"each trial is to have {self.num_gpus:g} GPUs, but no node of Ray has more than "
                 f"{most:g}; give a smaller --gpus"
             )
+
+    def _watch(self) -> None:
+        """End this process when the head is gone: calls of Ray's then wait, and end it without a
+        word. All that it has to know is on the disk."""
+        address = self.address
+        if address == "auto":
+            address = self._ray.get_runtime_context().gcs_address
+        heard = time.monotonic()
+        while time.monotonic() < heard + SECONDS_OF_SILENCE:
+            time.sleep(SECONDS_TO_ANSWER)
+            if _answers(address):
+                heard = time.monotonic()
+        say(f"Ray's head at {address} is gone; when it is back, the same command goes on")
+        os._exit(INTERRUPTED)
 
     def _nodes(self) -> list[dict[str, float]]:
         """Return what each living node that computes has, by resource."""
@@ -148,19 +167,22 @@ class RayLauncher(Launcher):
 
 def _require_answer(address: str) -> None:
     """Raise UsageError if no Ray listens: to find that out, Ray itself takes two minutes."""
+    if not _answers(address):
+        raise UsageError(
+            f"no Ray listens at {address!r}; give the address that `ray start --head` tells, "
+            "such as head:6379, or none to start one on this machine"
+        )
+
+
+def _answers(address: str) -> bool:
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER) as server:
             server.settimeout(SECONDS_TO_ANSWER)
             server.sendall(GREETING)
-            if server.recv(4)[3:] == bytes([SETTINGS_FRAME]):
-                return
+            return server.recv(4)[3:] == bytes([SETTINGS_FRAME])
     except (OSError, ValueError, OverflowError):
-        pass
-    raise UsageError(
-        f"no Ray listens at {address!r}; give the address that `ray start --head` tells, "
-        "such as head:6379, or none to start one on this machine"
-    )
+        return False
 
 
 def _task() -> Callable[..., int]:
@@ -188,7 +210,7 @@ def train(words: list[str], place: str, environment: dict[str, str], output: str
         while True:
             while living_owner(run):
                 time.sleep(SECONDS_BETWEEN)
-            with open(os.path.join(place, output), "w") as file:
+            with open(os.path.join(place, output), "a") as file:
                 process = subprocess.Popen(
                     command,
                     cwd=place,
@@ -201,7 +223,7 @@ def train(words: list[str], place: str, environment: dict[str, str], output: str
             # Ray's cancellation is an exception between two instructions; it ends no call of wait.
             while process.poll() is None:
                 time.sleep(SECONDS_BETWEEN)
-            said = Path(place, output).read_text(errors="replace")
+            said = endings.last_line(Path(place, output).read_text(errors="replace"))
             if process.returncode != REFUSED or IN_USE not in said:
                 return process.returncode
     except KeyboardInterrupt:

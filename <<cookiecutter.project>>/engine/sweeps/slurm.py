@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import functools
 import io
+import math
 import os
 import re
 import secrets
@@ -17,13 +18,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.checkpoints import LATEST
 from engine.sweeps import definition
-from engine.sweeps.local import SECONDS_BETWEEN, Commands, Launcher, Tell
+from engine.sweeps.local import KILLED, MOST_DEATHS, SECONDS_BETWEEN, Commands, Launcher, Tell
 from vegab import ROOT, UsageError
+from vegab.execution import say
+from vegab.exits import FAILED, FINISHED, REFUSED
 from vegab.files import read_json, write_json
 
 SITE = ROOT / "configs" / "slurm.yaml"
@@ -33,17 +37,38 @@ DEFAULTS |= {"seconds_to_commit": 120, "setup": [], "sbatch": {}}
 INSTALL = 'pip install "submitit>=1.5.2"'
 JOBS, LOGS = "slurm.json", "slurm"
 FLAGS = ("launcher", "nodes", "gpus", "partition", "time")  # of bin/train.py
-LARGEST_ARRAY = 1000  # SLURM's own limit is 1,001 tasks, where the site has set no other
-KILLED = -9
-NOT_NOW = "Requested node configuration is not available"  # so says sbatch of nodes that are down
+LARGEST_ARRAY = 1000  # whatever the site allows
+NODES_DOWN = "Requested node configuration is not available"  # so says sbatch --test-only of them
+LIMITS = re.compile(r"\b(?:QOS|Assoc)\w+")  # sbatch names the one that was reached, if it may
+LATER = re.compile("accounting/QOS policy|timed out|unable to contact|temporarily|refused", re.I)
+SECONDS_TO_WAIT = (2, 300)  # at first, and at most, until SLURM is asked again that said no
+MOST_NUMBERS = 8  # of jobs that a line of `status` names
 LOOKS = 10  # so many waits for each squeue, which burdens a cluster
-# 75: it has saved a checkpoint; 138 and 143: SIGUSR1 or SIGTERM came before it had begun.
-QUEUE_AGAIN = """\
+ENDINGS = {
+    "OUT_OF_MEMORY": "it ran out of memory; ask for more by mem in configs/slurm.yaml",
+    "TIMEOUT": "its time was up before it had saved a checkpoint; give a longer --time",
+    "NODE_FAIL": "its node failed",
+    "CANCELLED": "it was cancelled",
+}
+# 75: it has saved a checkpoint; 138 and 143: SIGUSR1 or SIGTERM came before it had begun. A run
+# that gets nowhere is not queued again for ever.
+QUEUE_AGAIN = f"""\
 code=$?
-task=${SLURM_ARRAY_TASK_ID:-}
+task=${{SLURM_ARRAY_TASK_ID:-}}
+mine=${{place}}_${{task:-0}}
 case $code in
-  75|138|143) scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${task:+_$task}" && exit ;;
-esac"""
+  75|138|143)
+    restarts=${{SLURM_RESTART_COUNT:-0}}
+    if [ $restarts -lt {MOST_DEATHS} ] || [ "$(cat "$mine.run")/{LATEST}" -nt "$mine.run" ]
+    then scontrol requeue "${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{task:+_$task}}" && exit
+    fi ;;
+esac
+echo $code > "$mine.code"
+exit $code"""
+
+
+class NotNowError(UsageError):
+    """SLURM takes no job or does not answer, but will later."""
 
 
 class Task(NamedTuple):
@@ -53,6 +78,7 @@ class Task(NamedTuple):
     position: int  # in the array
     number: str  # what SLURM calls it, such as 12_3; "" while that is not known
     state: str  # such as PENDING or RUNNING
+    reason: str  # why it waits
 
 
 class SlurmLauncher(Launcher):
@@ -68,15 +94,19 @@ class SlurmLauncher(Launcher):
         super().__init__(**options)
         self.options = options_of(gpus, partition, time)
         self.max_parallel = max_parallel
+        self.most = self.largest = largest_array()
+        self._pause, self._not_before = SECONDS_TO_WAIT[0], 0.0
+        self._told: set[str] = set()  # what SLURM said
+        self._ended: dict[str, tuple[str, str]] = {}  # where, and why, of those that were killed
 
     def adopted(self) -> set[str]:
-        return set(tasks_of(self.outputs))
+        return set(self._tasks())
 
     def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
         """See `Launcher.run`. What an earlier launcher has submitted is not submitted again."""
         self.outputs.mkdir(exist_ok=True)
         self._take_back()
-        there = tasks_of(self.outputs)
+        there = self._tasks()
         queued = {name: task for name, task in there.items() if name in commands}
         codes: dict[str, int] = {}
         while True:
@@ -84,10 +114,15 @@ class SlurmLauncher(Launcher):
             was_stopped = self.is_stopped()
             if was_stopped:
                 stop(queued.values())
-            elif waiting and not (queued and self.max_parallel):
-                queued |= self._submit({name: commands[name] for name in waiting[:LARGEST_ARRAY]})
-                continue
-            if not queued:
+            elif waiting and time.monotonic() >= self._not_before:
+                # An array keeps to --max_parallel by itself; others take the places that it leaves.
+                some = waiting[: self.largest]
+                if queued and self.max_parallel:
+                    some = some[: max(self.max_parallel - len(queued), 0)]
+                if some and (new := self._submit({name: commands[name] for name in some})):
+                    queued |= new
+                    continue
+            if not queued and (was_stopped or not waiting):
                 break
             for _ in range(LOOKS):
                 running = [name for name, task in queued.items() if task.state != "PENDING"]
@@ -97,51 +132,109 @@ class SlurmLauncher(Launcher):
                     break
             with contextlib.suppress(UsageError):  # SLURM's controller may be away for a while
                 there = tasks_of(self.outputs)
-                for name in queued.keys() - there.keys():
-                    task = queued.pop(name)
-                    file = self.outputs / LOGS / f"{task.job}_{task.position}.code"
-                    text = file.read_text().strip() if file.exists() else ""
-                    if text or not self.is_stopped():
-                        codes[name] = int(text or KILLED)
+                ended = queued.keys() - there.keys()
+                for name in ended:
+                    code = self._code_of(name, queued.pop(name))
+                    if code is not None:
+                        codes[name] = code
                 queued = {name: there[name] for name in queued}
+                if ended:  # there is room again
+                    self._not_before = 0
+                    self._note({task.job for task in there.values()})
         tell([], codes)
-        jobs = read_json(self.outputs / JOBS) or {}
-        write_json(self.outputs / JOBS, {task.job: jobs[task.job] for task in there.values()})
         return codes
 
     def said(self, name: str) -> str:
         return f"{super().said(name)} ({self.outputs / LOGS} holds what the jobs said)"
 
+    def how(self, name: str, code: int, why: str = "") -> str:
+        where, why = self._ended.get(name, ("", why))
+        return where + super().how(name, code, why)
+
+    def _code_of(self, name: str, task: Task) -> int | None:
+        """Return the exit code of a job that has ended, after noting why it was killed, if it was;
+        None if it was stopped before it had begun."""
+        logs = self.outputs / LOGS / task.job
+        file = logs / f"{task.job}_{task.position}.code"
+        text = file.read_text().strip() if file.exists() else ""
+        if text in map(str, (FINISHED, FAILED, REFUSED)) or (self.is_stopped() and not text):
+            return int(text) if text else None
+        state, status = ending_of(task.number)
+        where = f"job {task.number} ({logs / task.number}_0_log.out): "
+        self._ended[name] = where, ENDINGS.get(state, "")
+        return int(text or (state == "FAILED" and status) or KILLED)
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """Return what a function returns as soon as SLURM answers, or None if that is awaited no
+        longer."""
+        while not self.is_stopped():
+            try:
+                return call()
+            except NotNowError as error:
+                self._wait(error)
+                while time.monotonic() < self._not_before and not self.is_stopped():
+                    time.sleep(SECONDS_BETWEEN)
+        return None
+
+    def _tasks(self) -> dict[str, Task]:
+        return self._patiently(functools.partial(tasks_of, self.outputs)) or {}
+
+    def _wait(self, error: NotNowError) -> None:
+        """Say, once, what SLURM said, and ask it later, and ever later."""
+        if str(error) not in self._told:
+            say(f"{error}; it is asked again until it does")
+        self._told.add(str(error))
+        self._not_before = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, SECONDS_TO_WAIT[1])
+
     def _submit(self, commands: Commands) -> dict[str, Task]:
         """Submit an array, and return its tasks. It is noted before, and again when it is whole,
-        after submitit has written what jobs wait for: what was cut short is taken back.
+        after submitit has written what jobs wait for: what was cut short is taken back. If SLURM
+        does not take it now, the next one is smaller.
         """
         job = f"{_safe(self.outputs.resolve().parent.name)}-{secrets.token_hex(4)}"
-        lines = []
-        for name, words in commands.items():
-            output = self.output(name)
-            output.unlink(missing_ok=True)
-            lines.append(f"{line_of(words, self.options)} > {shlex.quote(str(output))} 2>&1")
+        lines = {
+            words[
+                1
+            ]: f"{line_of(words, self.options)} >> {shlex.quote(str(self.output(name)))} 2>&1"
+            for name, words in commands.items()
+        }
         before = read_json(self.outputs / JOBS) or {}
         noted = {"commands": list(commands), "is_whole": False}
         write_json(self.outputs / JOBS, before | {job: noted})
+        logs = self.outputs / LOGS / job
         try:
-            submit(self.options, job, lines, self.outputs / LOGS, self.max_parallel)
-        except UsageError:
-            write_json(self.outputs / JOBS, before)
-            raise
+            number = submit(self.options, job, lines, logs, self.max_parallel)
+        except UsageError as error:
+            shutil.rmtree(logs)
+            if not isinstance(error, NotNowError):
+                write_json(self.outputs / JOBS, before)
+                raise
+            self._wait(error)
+            self._take_back()  # it may have been taken, and only the answer was lost
+            self.largest = max(self.largest // 2, 1)
+            return {}
         write_json(self.outputs / JOBS, before | {job: noted | {"is_whole": True}})
-        return {name: Task(job, i, "", "PENDING") for i, name in enumerate(commands)}
+        self.largest = min(2 * self.largest, self.most)
+        self._pause = SECONDS_TO_WAIT[0]
+        numbers = [f"{number}_{i}" for i in range(len(lines))] if len(lines) > 1 else [number]
+        return {name: Task(job, i, numbers[i], "PENDING", "") for i, name in enumerate(commands)}
 
     def _take_back(self) -> None:
         """Cancel what was not submitted as a whole; what runs of it saves a checkpoint."""
         jobs = read_json(self.outputs / JOBS) or {}
-        whole = {job: noted for job, noted in jobs.items() if noted["is_whole"]}
-        for job in jobs.keys() - whole.keys():
-            ask("scancel", f"--name={job}")
-        while any(task.job not in whole for task in tasks_of(self.outputs).values()):
+        torn = [job for job, noted in jobs.items() if not noted["is_whole"]]
+        for job in torn:
+            self._patiently(functools.partial(ask, "scancel", f"--name={job}"))
+        while torn and any(task.job in torn for task in self._tasks().values()):
             time.sleep(SECONDS_BETWEEN)
-        write_json(self.outputs / JOBS, whole)
+        if torn and not self.is_stopped():
+            self._note(jobs.keys() - set(torn))
+
+    def _note(self, jobs: Collection[str]) -> None:
+        """Forget other arrays than these."""
+        noted = read_json(self.outputs / JOBS) or {}
+        write_json(self.outputs / JOBS, {job: noted[job] for job in noted if job in jobs})
 
 
 def submit_run(
@@ -156,7 +249,7 @@ def submit_run(
     words = own_flags.parse_known_args(argv)[1]
     run = Path(os.path.normpath(save_path))
     logs = run.parent / ".slurm"
-    number = submit(options, _safe(run.name), [line_of(words, options)], logs)
+    number = submit(options, _safe(run.name), {save_path: line_of(words, options)}, logs)
     return f"job {number} trains {run}; what it says: {logs / f'{number}_0_log.out'}"
 
 
@@ -182,14 +275,22 @@ def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str
         "signal": f"USR1@{site['seconds_to_commit']}",
         "requeue": True,
     }
+    lead = int(site["seconds_to_commit"])
+    if seconds_of(str(asked.get("time", ""))) <= lead:
+        raise UsageError(
+            f"--time={asked['time']} is not longer than the {lead} s before its end at which a job "
+            "is told to save a checkpoint (seconds_to_commit in configs/slurm.yaml); give more"
+        )
     flags = [
         f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
         for key, value in asked.items()
     ]
     try:
         ask("sbatch", "--test-only", *flags, "--wrap=true")
+    except NotNowError:
+        pass  # it is waited for
     except UsageError as error:
-        if NOT_NOW not in str(error):
+        if NODES_DOWN not in str(error):
             raise
     return asked | {"setup": site["setup"]}
 
@@ -202,16 +303,56 @@ def line_of(words: Sequence[str], options: Mapping[str, Any]) -> str:
     return line + " --gpus=$CUDA_VISIBLE_DEVICES" * (options.get("gpus_per_node", 0) > 1)
 
 
+def seconds_of(limit: str) -> float:
+    """Return the seconds that SLURM takes a limit of time for; infinity if it is none, or not one
+    of SLURM's, which then says so: minutes, minutes:seconds, or days-hours:minutes:seconds."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    if not match:
+        return math.inf
+    days, *rest = (int(part or 0) for part in match.groups())
+    if match[1] or match[4]:
+        hours, minutes, seconds = rest
+    else:
+        hours, (minutes, seconds, _) = 0, rest
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds or math.inf
+
+
+def largest_array() -> int:
+    """Return how many tasks an array may have here."""
+    size = None
+    with contextlib.suppress(NotNowError):
+        size = re.search(r"MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"))
+    return max(min(int(size[1]), LARGEST_ARRAY), 1) if size else LARGEST_ARRAY
+
+
+def queue_of(outputs: Path) -> list[str]:
+    """Return a line for each state of jobs in the queue, with what those wait for that wait."""
+    found: dict[str, list[str]] = {}
+    for task in tasks_of(outputs).values():
+        reason = f" ({task.reason})" if task.reason not in ("None", "") else ""
+        found.setdefault(f"{task.state.lower()}{reason}", []).append(task.number)
+    return [
+        f"{len(numbers)} {state}: {', '.join(numbers[:MOST_NUMBERS])}"
+        + ", …" * (len(numbers) > MOST_NUMBERS)
+        for state, numbers in found.items()
+    ]
+
+
 def submit(
-    options: Mapping[str, Any], name: str, lines: Sequence[str], logs: Path, max_parallel: int = 0
+    options: Mapping[str, Any],
+    name: str,
+    lines: Mapping[str, str],
+    logs: Path,
+    max_parallel: int = 0,
 ) -> str:
-    """Submit a job for each of the lines, which are for a shell, and return its number.
+    """Submit a job for each of the lines, which are for a shell, by the run folder that they train
+    in, and return its number.
 
     The folder `logs` gets batch scripts, what jobs say, and exit codes. Raises UsageError.
     """
     import submitit
 
-    code_file = f"{shlex.quote(str(logs.absolute() / name))}_${{task:-0}}.code"
+    place = shlex.quote(str(logs.absolute() / name))
     cpus = options.get("cpus_per_task")
     executor = submitit.SlurmExecutor(logs)
     executor.update_parameters(
@@ -222,18 +363,21 @@ def submit(
         time=None,  # submitit's is 5 minutes
         wckey=None,
         stderr_to_stdout=True,
-        srun_args=[f"--cpus-per-task={cpus}"] if cpus else [],  # srun does not take it over
+        # srun does not take these over.
+        srun_args=["--open-mode=append", *([f"--cpus-per-task={cpus}"] if cpus else [])],
         setup=[*options["setup"], "set +e"],
-        teardown=[QUEUE_AGAIN, f"echo $code > {code_file}", "exit $code"],
+        teardown=[QUEUE_AGAIN.replace("$?", f"$? place={place}", 1)],
         additional_parameters={key: options[key] for key in options if key != "setup"},
     )
     # The task becomes the run: SLURM's signals reach nothing else.
-    starts = [functools.partial(os.execv, "/bin/sh", ["sh", "-c", line]) for line in lines]
+    mark = f"{place}_${{SLURM_ARRAY_TASK_ID:-0}}.run"  # whose time says when this attempt began
+    shells = [f"echo {shlex.quote(run)} > {mark}; {line}" for run, line in lines.items()]
+    starts = [functools.partial(os.execv, "/bin/sh", ["sh", "-c", shell]) for shell in shells]
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             jobs = executor.submit_array(starts)
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        raise UsageError(_first_line(str(error), "sbatch")) from None
+        raise _refusal(str(error), "sbatch") from None
     return jobs[0].job_id.partition("_")[0]
 
 
@@ -243,11 +387,11 @@ def tasks_of(outputs: Path) -> dict[str, Task]:
     if not jobs:
         return {}
     found = {}
-    words = ("--noheader", "--array", f"--name={','.join(jobs)}", "--format=%j %K %T %i")
+    words = ("--noheader", "--array", f"--name={','.join(jobs)}", "--format=%j %K %T %i %r")
     for line in ask("squeue", *words).splitlines():
-        job, position, state, number = line.split()
+        job, position, state, number, reason = line.split(maxsplit=4)
         index = int(position) if position.isdecimal() else 0  # a job that is no array
-        found[jobs[job]["commands"][index]] = Task(job, index, number, state)
+        found[jobs[job]["commands"][index]] = Task(job, index, number, state, reason)
     return found
 
 
@@ -273,17 +417,40 @@ def stop_all(outputs: Path) -> bool:
     return was_there
 
 
+def ending_of(number: str) -> tuple[str, int]:
+    """Return how SLURM says that a job has ended, such as TIMEOUT, and its exit code: 0 if it has
+    none, or SLURM has forgotten the job."""
+    of_sacct = ("--noheader", "--allocations", "--parsable2", "--format=State,ExitCode")
+    for pattern, *command in (
+        (r"JobState=(\w+).*? ExitCode=(\d+)", "scontrol", "show", "job", number, "--oneliner"),
+        (r"(\w+).*?\|(\d+)", "sacct", f"--jobs={number}", *of_sacct),
+    ):
+        with contextlib.suppress(UsageError):
+            if match := re.search(pattern, ask(*command)):
+                return match[1], int(match[2])
+    return "", 0
+
+
 def ask(*command: str) -> str:
     """Return what a command of SLURM's says. Raises UsageError with its complaint, if any."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UsageError(f"{command[0]}: {error.strerror}") from None
     if done.returncode != 0:
-        raise UsageError(_first_line(done.stderr, command[0]))
+        raise _refusal(done.stderr, command[0])
     return done.stdout
 
 
-def _first_line(complaint: str, program: str) -> str:
-    line = (complaint.strip().splitlines() or ["nothing"])[0]
-    return f"{program} says: {line.removeprefix(f'{program}: ').removeprefix('error: ')}"
+def _refusal(complaint: str, program: str) -> UsageError:
+    """Return the error for what SLURM complains of. A limit on what is submitted says "later", one
+    on what a job asks for "never"."""
+    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in complaint.strip().splitlines()]
+    limits = LIMITS.findall(complaint)
+    is_later = "SubmitJob" in "".join(limits) if limits else LATER.search(complaint)
+    return (NotNowError if is_later else UsageError)(
+        f"{program} says: {'; '.join(lines) or 'nothing'}"
+    )
 
 
 def _safe(name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from engine import endings
 from engine.runs import RunRecord, results, selection
 from engine.sweeps.definition import PLAN, Definition, Settings, Trial, trials_of
-from engine.sweeps.local import SECONDS_BETWEEN
+from engine.sweeps.local import MOST_DEATHS, SECONDS_BETWEEN
 from vegab import UsageError
 from vegab.config import differences, show, show_differences
 from vegab.exits import FINISHED, INTERRUPTED, REFUSED
@@ -26,11 +26,14 @@ from vegab.run_folder import IN_USE, living_owner, refuse_links, take_lock
 from vegab.snapshot import CODE
 
 SWEEP, LOCK, LOG, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.log", "sweep.html"
+OUTPUTS, ENDINGS = (
+    ".output",
+    "endings.json",
+)  # what trials said, and how those ended that did not finish
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
 # Is told how many trials run, are done and have failed, and the best so far.
 Show = Callable[[int, int, int, str], None]
 MOST_LINES, NUM_BEST = 40, 10  # of `status`
-MOST_DEATHS = 3  # of a trial that is killed, before it counts as one that failed
 
 
 def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Trial]]:
@@ -150,6 +153,19 @@ def summary(records: Sequence[RunRecord]) -> str:
     return f"{len(records)} trials: {text}{best}"
 
 
+def problems(folder: Path, records: Sequence[RunRecord]) -> list[str]:
+    """Return a sentence for each trial that failed, or ended otherwise before it was finished."""
+    noted = read_json(folder / OUTPUTS / ENDINGS) or {}
+    found = []
+    for record in records:
+        how = noted.get(os.path.basename(record.path))
+        if record.state == "failed":
+            found.append(f"{record.path} failed: {record.error}")
+        elif how and record.state != "finished":
+            found.append(f"{record.path} is not finished: {how}")
+    return found
+
+
 def write_sweep(records: Sequence[RunRecord], folder: Path) -> None:
     """Write `sweep.html` into a sweep's folder, unless none of its trials has begun."""
     from engine.runs import write_report
@@ -189,7 +205,7 @@ class Sweeper:
     command_of: Callable[[Trial], Sequence[str]]  # returns the words after bin/train.py
     launcher: Any  # starts them; see `engine.sweeps.local`
     refused: dict[str, str] = field(default_factory=dict)  # what those said that left no folder
-    died: dict[str, str] = field(default_factory=dict)  # how, of those that left a folder
+    died: set[str] = field(default_factory=set)  # those that left a folder
     num_refusals: int = 0  # of bin/train.py itself
 
     def run(self, retry_failed: bool, show: Show) -> list[RunRecord]:
@@ -200,7 +216,7 @@ class Sweeper:
         tried: set[str] = set()
         deaths: Counter[str] = Counter()
         while True:
-            every, ready = self.advance(self.refused.keys() | self.died.keys())
+            every, ready = self.advance(self.refused.keys() | self.died)
             records = states_of(self.folder, every)
             states = {trial.name: r.state for trial, r in zip(every, records, strict=True)}
             adopted = self.launcher.adopted()
@@ -230,18 +246,25 @@ class Sweeper:
                     continue
                 has_begun = code in (FINISHED, INTERRUPTED) or (self.folder / name).exists()
                 is_dead = endings.signal_of(code) or code == INTERRUPTED
+                how = ""
                 if is_dead and not self.launcher.is_stopped():
                     deaths[name] += 1
+                    how = f"{self.launcher.how(name, code)} (death {deaths[name]} of {MOST_DEATHS})"
+                    self._note(name, how)
                     if deaths[name] < MOST_DEATHS:
                         continue  # killed by whatever it was, it goes on
                 tried.add(name)
                 if code == REFUSED or not has_begun:
                     said = self.launcher.said(name)
-                    how = f"{name}: {endings.ending(code)} ({said})"
-                    self.refused[name] = how if deaths[name] else said
+                    self.refused[name] = f"{name}: {how} ({said})" if how else said
                     self.num_refusals += code == REFUSED
-                elif deaths[name]:
-                    self.died[name] = f"{endings.ending(code)}, for the {deaths[name]}rd time"
+                elif how:
+                    self.died.add(name)
+
+    def _note(self, name: str, how: str) -> None:
+        """Keep how a trial ended, for `problems`."""
+        path = self.folder / OUTPUTS / ENDINGS
+        write_json(path, (read_json(path) or {}) | {name: how})
 
     def _tell(self, running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
         """Say how it stands; return commands that may follow because others have ended."""
@@ -252,7 +275,7 @@ class Sweeper:
             self._best = ranked([*self._best, *results.read_runs(paths)])[:1]
             self._num_done += sum(codes[name] == FINISHED for name in ended)
             self._num_failed += sum(codes[name] not in (FINISHED, INTERRUPTED) for name in ended)
-            ready = self.advance(self.refused.keys() | self.died.keys())[1]
+            ready = self.advance(self.refused.keys() | self.died)[1]
             new = [trial for trial in ready if trial.name not in self._begun]
             self._begun |= {trial.name for trial in new}
         best = "".join(map(_reached, self._best))
