@@ -110,6 +110,25 @@ class Hook:
         """Take back what `get_state` returned at the latest checkpoint."""
 
 
+class WriterHook(Hook):
+    """Flushes its `writer`, if there is one, after each epoch, and closes it at the end."""
+
+    only_tells = True
+    writer: Any = None
+
+    def after_epoch(self, epoch: int) -> None:
+        if self.writer is not None:
+            self.writer.flush()
+
+    def after_training(self) -> None:
+        if self.writer is not None:  # a later hook's failure comes here again
+            self.writer.close()
+        self.writer = None
+
+    def at_exception(self, error: BaseException) -> None:
+        self.after_training()
+
+
 def give_addresses(thing: Any, root: Path) -> None:
     """Set the attributes by which hooks and iterators find the run folder and what is in it."""
     thing.root = str(root)
@@ -118,10 +137,8 @@ def give_addresses(thing: Any, root: Path) -> None:
 
 
 class Hooks:
-    """Calls hooks in their order, each when it wants to act; one that fails is named.
-
-    Those that are `seldom` act at every `hook_freq`-th step only, beginning with the first. A
-    process that is not the chief writes nothing.
+    """Calls hooks in their order, each when it wants to act; one that fails is named. Those that
+    are `seldom` act at every `hook_freq`-th step only, beginning with the first.
     """
 
     def __init__(
@@ -284,8 +301,8 @@ class IntervalHook(Hook):
         self.max_interval = max_interval
         # EDflow writes float("inf") for never.
         self.modify_each = 1 if modify_each is None else int(min(modify_each, sys.maxsize))
-        require_at_least(1, interval=interval, max_interval=max_interval)
-        require_at_least(1, modify_each=self.modify_each)
+        modify_each = self.modify_each
+        require_at_least(1, interval=interval, max_interval=max_interval, modify_each=modify_each)
         require_at_least(0, start=start)
 
     def next_step(self, global_step: int) -> int:

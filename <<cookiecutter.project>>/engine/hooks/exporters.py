@@ -1,5 +1,4 @@
-"""A trained model as others can use it: a SavedModel that needs nothing of this project, a `.keras`
-file, its weights, and ONNX."""
+"""Writes a trained model for others: its weights, and as a `.keras` file, SavedModel and ONNX."""
 
 import importlib.util
 import logging
@@ -113,10 +112,7 @@ def _save_onnx(model: keras.Model, features: Any, path: Path) -> None:
 
 
 class Export(Hook):
-    """Exports the model when training has ended, be it early, to `export/<name>`.
-
-    `commit` is `model.h5`, the latest, or `model_best.h5`; for the others see `export`.
-    """
+    """Exports a checkpoint, `model.h5` or `model_best.h5`, to `export/<name>` after training."""
 
     def __init__(self, name: str, commit: str, features: Any, serving: Any) -> None:
         self.name, self.commit, self.features, self.serving = name, commit, features, serving
@@ -138,9 +134,8 @@ class Export(Hook):
 
 
 def specs_of(model: keras.Model, features: Any) -> dict[str, tf.TensorSpec]:
-    """Return shape and dtype of each feature by name, with any number of examples.
-
-    A functional model says which other dimensions may vary, too.
+    """Return shape and dtype of each feature by name, with any number of examples; a functional
+    model says which other dimensions may vary, too.
     """
     values = named(features, "inputs")
     inputs = getattr(model, "inputs", None) or []
