@@ -509,9 +509,7 @@ def _end_of(epoch: int, candidates: Iterable[Path]) -> Path | None:
 
 def load_weights(path: Path, model: keras.Model) -> None:
     """Assign the weights of a checkpoint. Raises ValueError if they are another model's."""
-    with h5py.File(path, "r") as file:
-        saved = by_unique_path(weights_in(file))
-    wanted = by_unique_path(model.weights)
+    saved, wanted = by_unique_path(weights_in(path)), by_unique_path(model.weights)
     _require_same({path: value.shape for path, value in saved.items()}, wanted, path)
     for name, weight in wanted.items():
         weight.assign(saved[name])

@@ -168,15 +168,14 @@ def datasets_in(file: h5py.File, group: str) -> list[tuple[str, h5py.Dataset]]:
     return [(str(each.attrs["path"]), each) for each in file[STATE].get(group, {}).values()]
 
 
-def weights_in(file: h5py.File) -> list[tuple[str, np.ndarray]]:
+def weights_in(path: Path) -> list[tuple[str, np.ndarray]]:
     """Return path and value of the weights to use: those at the end of training, if they differ."""
-    if "weights" not in file[STATE]:
-        return [(path, value_of(dataset)) for path, dataset in datasets_in(file, "weights")]
-    ends = file.get(WEIGHTS_AT_END, {})
-    return [
-        (str(dataset.attrs["path"]), value_of(ends.get(name, dataset)))
-        for name, dataset in file[STATE]["weights"].items()
-    ]
+    with h5py.File(path, "r") as file:
+        ends = file.get(WEIGHTS_AT_END, {})
+        return [
+            (name, value_of(ends.get(f"{index:05}", dataset)))
+            for index, (name, dataset) in enumerate(datasets_in(file, "weights"))
+        ]
 
 
 def value_of(dataset: h5py.Dataset) -> np.ndarray:

@@ -61,17 +61,15 @@ class Hook:
     def before_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch, counted from 0.
 
-        What it changes, such as the learning rate, holds in a resumed run as well: at an epoch's
-        beginning it is called after the state is restored. Where a run goes on within an epoch, it
-        is called before, and restoring brings back what has become of the change.
+        What it changes, such as the learning rate, holds in a resumed run as well: where one goes
+        on within an epoch, it is called before the state is restored, at its beginning after that.
         """
 
     def next_step(self, global_step: int) -> int | None:
         """Return the next number of steps done, above `global_step`, at which to act.
 
-        `after_step` is then called with that number, and `before_step` with the one below it. None:
-        a hook that has a `before_step` acts at every step, another one whenever a call of many
-        steps ends.
+        `after_step` is called with that number, `before_step` with the one below it. None: a hook
+        with a `before_step` acts at every step, another one whenever a call of many steps ends.
         """
         return None
 
@@ -80,9 +78,8 @@ class Hook:
     ) -> None:
         """Called before a step, when `global_step` steps are done.
 
-        `fetches` are nested functions that the step will call: what is changed here is what it
-        does. `feeds` is a copy of the batch, which the step is given: change it as you like.
-        `batch` is as the data has it: leave it as it is.
+        `fetches`, nested functions that the step will call, and `feeds`, a copy of the batch that
+        it is given, may be changed. `batch` is as the data has it: leave it as it is.
         """
 
     def after_step(self, global_step: int, last_results: Any) -> None:

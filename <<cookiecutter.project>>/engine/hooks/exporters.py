@@ -34,15 +34,10 @@ def export(
     `tf.train.Example`s without labels: strings of shape (batch,). Both return the model's outputs
     by name.
 
-    Args:
-        model: with its weights.
-        features: of a batch: an array, or nested ones.
-        serving: what a feeder's `serving_features()` returns, or None.
-        output: the folder to make; an empty one may be there.
-        replace: put it in the place of one that is there.
-
-    Return what each signature takes, by name; and why forms are not there, by theirs. Raises
-    FileExistsError if the folder is there and not empty; OSError if no form can be written.
+    `features` are those of a batch: an array, or nested ones. `serving` is what a feeder's
+    `serving_features()` returns, or None. Return what each signature takes, by name, and why forms
+    are not there, by theirs. Raises FileExistsError if the folder `output` is there and not empty,
+    unless it is to `replace` it; OSError if no form can be written.
     """
     is_taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if is_taken and not replace:

@@ -79,9 +79,8 @@ class Guard:
         self.found: list[str] = []
 
     def look(self, traced: Any) -> None:
-        """Look at a step, a concrete function.
-
-        Raises UsageError if it uses what no checkpoint can hold, and that is not allowed.
+        """Look at a step, a concrete function; UsageError if no checkpoint can hold what it uses,
+        and that is not allowed.
         """
         self._has_graph = self.has_news = True
         self._reached = []

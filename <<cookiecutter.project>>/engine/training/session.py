@@ -343,12 +343,12 @@ class Session:
                 log.warning("the checkpoint has the state of %s, which is not there", path)
             elif states[path].is_model or self._restores is RESTORE_ALL:
                 states[path].put(value)
-        if self._restores is RESTORE_WEIGHTS:
-            self.work.steps.set_weights(self._state["steps"])
-        else:
-            self.work.steps.set_state(self._state["steps"])
+        if self._restores is RESTORE_ALL:
+            callback_state.put(self.work.steps, self._state["steps"])
             callback_state.put_all(self.hooks.hooks, self._state["hooks"])
             callback_state.put_all(self._callbacks, self._state["callbacks"])
+        elif self.work.iterator is not None:
+            self.work.iterator.set_weights(self._state["steps"]["iterator"])
         if self._rate is not None:
             self.work.model.optimizer.learning_rate = self._rate
 
@@ -368,7 +368,7 @@ class Session:
                 "global_step": run.global_step,
                 "learning_rate": learning_rate if step else 0.0,
                 "results": run.results if step else {},
-                "steps": self.work.steps.get_state(),
+                "steps": callback_state.get(self.work.steps),
                 "best_epoch": run.best_epoch,
                 "is_cut": False,
                 "stop_reason": run.stop_reason,

@@ -203,16 +203,6 @@ class Steps:
         """The rate in force, if there is one."""
         return float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
 
-    def get_state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds in addition to variables: nothing."""
-        return {}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `get_state` returned."""
-
-    def set_weights(self, state: Mapping[str, Any]) -> None:
-        """Take the weights out of what `get_state` returned in another run."""
-
     def run(
         self, epoch: int, step: int, until: int, then: int, before: Before | None = None
     ) -> Call:
