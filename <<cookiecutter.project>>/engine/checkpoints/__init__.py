@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from engine import lazy
 
 if TYPE_CHECKING:
-    from engine.checkpoints import callback_state, differences, transfer
+    from engine.checkpoints import callback_state, transfer
     from engine.checkpoints.checkpoint import (
         HISTORY_CSV,
         LOOP_STATE,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
         BEST,
         LATEST,
         PREVIOUS,
-        STATE,
         Commit,
         DamagedCheckpointError,
         commit_after,

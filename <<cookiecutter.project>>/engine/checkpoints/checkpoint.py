@@ -1,14 +1,12 @@
-"""One atomic commit of everything that a run needs to go on.
+"""Writes and reads one atomic checkpoint of everything that a run needs to go on.
 
-`model.h5` is the commit. It is an ordinary Keras HDF5 file, so that `keras.models.load_model` opens
-it, with two additions: the group `training_state` (optimizer, seeds, position, history, hooks), and
-in the first 512 bytes, which HDF5 leaves to its user, the SHA-256 of all bytes that follow. It is
-written under another name, synced, and renamed: from the first commit on there is at every instant
-a whole `model.h5`, the old or the new.
+`model.h5` is an ordinary Keras HDF5 file, so that `keras.models.load_model` opens it, with two
+additions: the group `training_state` (optimizer, seeds, position, history, hooks), and in the first
+512 bytes, which HDF5 leaves to its user, the SHA-256 of all bytes that follow. It is written under
+another name, synced, and renamed: at every instant there is a whole `model.h5`, the old or the new.
 
-`model_previous.h5` is the commit before, `model_best.h5` the best one. `history.csv` and
-`loop_state.pkl` are views for people and for other programs: they are written from the commit and
-never read back to resume.
+`model_previous.h5` is the one before, `model_best.h5` the best one. `history.csv` and
+`loop_state.pkl` are views for people and other programs, which are never read back to resume.
 """
 
 import contextlib
@@ -18,7 +16,7 @@ import os
 import pickle
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,27 +187,23 @@ class Checkpoint:
         keep_as: str | None = None,
         discard: Sequence[str] = (),
     ) -> None:
-        """Start to make a snapshot the latest commit, perhaps the best one, too.
+        """Start to make a snapshot the latest checkpoint, perhaps the best one, too.
 
         In `checkpoints/` it is kept as `keep_as`, and the names to `discard` are superfluous then.
-        A worker that is not the chief writes nothing. An earlier commit is finished first; raises
-        what `wait` does.
+        Only the chief writes. An earlier one is finished first; raises what `wait` does.
         """
         self.wait()
         self._last = snapshot
-        if not self._workers.is_chief:
-            return
-        self._pending = self._executor.submit(self._write, snapshot, is_best, keep_as, discard)
+        if self._workers.is_chief:
+            self._pending = self._executor.submit(self._write, snapshot, is_best, keep_as, discard)
 
     def hold(self, state: Mapping[str, Any]) -> None:
         """Take a state that was read, and restored, for that of the last commit."""
         self._last = self.snapshot(state)
 
     def commit_end(self) -> None:
-        """Write the last checkpoint again, if the weights are not those of the last step any more.
-
-        A run that goes on begins with those of the last step; evaluation, and Keras, are given what
-        the training has ended with.
+        """Write the last checkpoint again, if the weights are not those of the last step any more:
+        a run that goes on begins with these, evaluation and Keras with what training ended with.
         """
         last, weights = self._last, self._groups.get("weights", {})
         if last is None or not weights:
@@ -227,8 +221,8 @@ class Checkpoint:
             write_atomically(self.folder / LATEST, content)
 
     def wait(self) -> None:
-        """Return when the commit that was started last is on disk, or raise what it has: OSError,
-        FloatingPointError. The commits that were there stay as they were.
+        """Return when the last checkpoint is on the disk, or raise its OSError or
+        FloatingPointError, after which those that were there are as before.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -237,23 +231,21 @@ class Checkpoint:
     def finish(self) -> None:
         """Have the last commit on the disk, and the views too. Raises OSError if that fails."""
         self.wait()
-        if not self._workers.is_chief:
-            return
-        for name in (HISTORY_CSV, LOOP_STATE):
-            sync_to_disk(self.folder / name)
-        sync_to_disk(self.folder)
+        if self._workers.is_chief:
+            for path in (self.folder / HISTORY_CSV, self.folder / LOOP_STATE, self.folder):
+                sync_to_disk(path)
 
     def close(self) -> None:
         """Finish what was started, and let the writing thread go. Raises nothing."""
         self._executor.shutdown()
 
     def read(self) -> dict[str, Any] | None:
-        """Find the latest good commit and return its state; None if there is none.
+        """Find the latest good checkpoint and return its state; None if there is none.
 
-        A damaged file is set aside under the name `*.damaged` and the commit before it is used. The
-        chief writes the views again, and the best commit where it can be: what was lost or edited
-        is right again. Other workers read the same commit. Raises DamagedCheckpointError if there
-        are commits, and none of them is good, or another worker does not find the chief's.
+        A corrupt file is set aside under the name `*.damaged` and the one before it is used. The
+        chief writes the views again, and the best checkpoint where it can be; other workers read
+        the chief's. Raises DamagedCheckpointError if there are checkpoints, and none of them is
+        good, or another worker does not find the chief's.
         """
         if self._workers.is_chief:
             self.found = latest_good(self.folder)
@@ -262,13 +254,13 @@ class Checkpoint:
         if self.found is None:
             return None
         state = read_state(self.found)
-        self._history.follow(state["history"])
-        if not self._workers.is_chief:
-            return state
-        if state["best_epoch"] is not None:
-            look_after_best(self.folder, state["best_epoch"])
-        self._write_views(_without_history(state), state["history"], list(self._history.columns))
-        self._rows_in_csv = None  # the last row may be taken back, as that of an epoch cut short
+        rows = state["history"]
+        self._history.follow(rows)
+        if self._workers.is_chief:
+            if state["best_epoch"] is not None:
+                look_after_best(self.folder, state["best_epoch"])
+            self._write_views(_without_history(state), rows, list(self._history.columns))
+            self._rows_in_csv = None  # the last row may be taken back, of an epoch cut short
         return state
 
     def read_other(self, path: Path) -> dict[str, Any]:
@@ -296,11 +288,10 @@ class Checkpoint:
         )
 
     def take_along(self, state: Mapping[str, Any], best_epoch: int | None) -> None:
-        """Link, of the run whose commit was read, the best commit until then and those it kept.
+        """Link, of the run whose checkpoint was read, the best one until then and those it kept.
 
-        A folder `checkpoints` without a run around it, and other runs' commits in it, are left.
-        `state` is that of the commit that was read, `best_epoch` the best by the monitor of this
-        run: if its commit is gone, there is no best commit until an epoch is better.
+        A folder `checkpoints` without a run around it, and other runs' checkpoints in it, are left.
+        `state` is that of the checkpoint which was read, `best_epoch` the best by our monitor.
         """
         path = self.found
         assert path is not None
@@ -314,12 +305,9 @@ class Checkpoint:
                 link(commit.path, self.folder / KEPT / commit.path.name)
         if best_epoch is None:
             return
-        for candidate, its in [(path, state), *((commit.path, commit.state) for commit in earlier)]:
-            if _is_end_of(its, best_epoch):
-                with contextlib.suppress(DamagedCheckpointError):
-                    verify(candidate)
-                    link(candidate, self.folder / BEST)
-                    return
+        if found := _end_of(best_epoch, [path, *(commit.path for commit in earlier)]):
+            link(found, self.folder / BEST)
+            return
         log.info(
             f"the weights of epoch {best_epoch + 1}, the best so far, are not kept in {run}; the "
             f"next better epoch makes {BEST}"
@@ -498,32 +486,30 @@ def look_after_best(folder: Path, best_epoch: int) -> None:
     except DamagedCheckpointError:
         harm = "is damaged"
         os.replace(path, path.with_name(f"{path.name}.damaged"))
-    for candidate in (folder / LATEST, folder / PREVIOUS):
-        try:
-            verify(candidate)
-            state = read_state(candidate)
-        except OSError:
-            continue
-        if _is_end_of(state, best_epoch):
-            link(candidate, path)
-            log.warning("%s %s; it is made anew from %s", path, harm, candidate.name)
-            return
+    if found := _end_of(best_epoch, (folder / LATEST, folder / PREVIOUS)):
+        link(found, path)
+        log.warning("%s %s; it is made anew from %s", path, harm, found.name)
+        return
     log.warning(
         f"{path} {harm} and cannot be made anew: the weights of epoch {best_epoch + 1}, the best "
         "so far, are lost; training goes on, and the next better epoch makes it again"
     )
 
 
-def _is_end_of(state: Mapping[str, Any], epoch: int) -> bool:
-    has_ended = state["step"] == 0 or state["is_cut"]
-    return has_ended and len(state["history"]) == epoch + 1
+def _end_of(epoch: int, candidates: Iterable[Path]) -> Path | None:
+    """Return the first whole checkpoint among the candidates that is of the end of an epoch."""
+    for path in candidates:
+        with contextlib.suppress(OSError, RuntimeError):  # missing or corrupt
+            state = read_state(path)
+            if (state["step"] == 0 or state["is_cut"]) and len(state["history"]) == epoch + 1:
+                verify(path)
+                return path
+    return None
 
 
 def load_weights(path: Path, model: keras.Model) -> None:
     """Assign the weights of a checkpoint. Raises ValueError if they are another model's."""
-    with h5py.File(path, "r") as file:
-        saved = by_unique_path(weights_in(file))
-    wanted = by_unique_path(model.weights)
+    saved, wanted = by_unique_path(weights_in(path)), by_unique_path(model.weights)
     _require_same({path: value.shape for path, value in saved.items()}, wanted, path)
     for name, weight in wanted.items():
         weight.assign(saved[name])
@@ -561,10 +547,10 @@ def _assign(
 
 
 def by_unique_path(variables: Any) -> dict[str, Any]:
-    """Return variables, or pairs of path and value, by paths that tell each from all others.
+    """Return variables, or pairs of path and value, by paths that are the same in each process.
 
-    The numbers are dropped that Keras adds to a name when a process makes a second layer of a kind;
-    of those with one path, each after the first gets a number by its place.
+    The numbers that Keras adds to names by how many layers there were are dropped; of those with
+    one path, each after the first gets a number by its place.
     """
     if isinstance(variables, Mapping):
         return dict(variables)

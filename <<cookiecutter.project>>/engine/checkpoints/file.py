@@ -99,10 +99,8 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def is_done(state: Mapping[str, Any], num_epochs: int | None, num_steps: int | None) -> bool:
-    """Whether nothing is left to train for a run that asks for so many epochs or, where that is
-    not None, steps.
-
-    An epoch whose steps are all done is open until its end, as its validation, is done, too.
+    """Whether nothing is left to train of so many epochs or, if that is not None, steps. An epoch
+    whose steps are all done is open until its validation is done, too.
     """
     if state["stop_reason"]:
         return True
@@ -170,15 +168,14 @@ def datasets_in(file: h5py.File, group: str) -> list[tuple[str, h5py.Dataset]]:
     return [(str(each.attrs["path"]), each) for each in file[STATE].get(group, {}).values()]
 
 
-def weights_in(file: h5py.File) -> list[tuple[str, np.ndarray]]:
+def weights_in(path: Path) -> list[tuple[str, np.ndarray]]:
     """Return path and value of the weights to use: those at the end of training, if they differ."""
-    if "weights" not in file[STATE]:
-        return [(path, value_of(dataset)) for path, dataset in datasets_in(file, "weights")]
-    ends = file.get(WEIGHTS_AT_END, {})
-    return [
-        (str(dataset.attrs["path"]), value_of(ends.get(name, dataset)))
-        for name, dataset in file[STATE]["weights"].items()
-    ]
+    with h5py.File(path, "r") as file:
+        ends = file.get(WEIGHTS_AT_END, {})
+        return [
+            (name, value_of(ends.get(f"{index:05}", dataset)))
+            for index, (name, dataset) in enumerate(datasets_in(file, "weights"))
+        ]
 
 
 def value_of(dataset: h5py.Dataset) -> np.ndarray:
@@ -201,29 +198,28 @@ def names_in(group: h5py.Group, attribute: str) -> list[str]:
 
 
 def _refuse_foreign(file: h5py.File) -> None:
-    """Refuse what no commit of ours has: data kept elsewhere, or larger than the file. A digest
+    """Refuse what no checkpoint of ours has: data kept elsewhere, or larger than the file. A digest
     shows that a file is whole, not who made it; HDF5 follows links to other files.
     """
-    path = file.filename
-    size, seen = os.path.getsize(path), set()
+    size, seen = os.path.getsize(file.filename), set()
+
+    def refuse_if(is_foreign: bool, what: str) -> None:
+        if is_foreign:
+            raise DamagedCheckpointError(f"{file.filename} is no checkpoint of ours: {what}")
 
     def look(group: h5py.Group) -> None:
-        if (address := h5py.h5o.get_info(group.id).addr) in seen:
-            what = f"the group {group.name} is in it twice"
-            raise DamagedCheckpointError(f"{path} is no checkpoint of ours: {what}")
+        address = h5py.h5o.get_info(group.id).addr
+        refuse_if(address in seen, f"the group {group.name} is in it twice")
         seen.add(address)
         for name in group:
-            link = group.get(name, getlink=True)
             place = f"{group.name.rstrip('/')}/{name}"
-            if not isinstance(link, h5py.HardLink):
-                raise DamagedCheckpointError(f"{path} is no checkpoint of ours: {place} is a link")
-            item = group[name]
-            if isinstance(item, h5py.Group):
+            is_hard = isinstance(group.get(name, getlink=True), h5py.HardLink)
+            refuse_if(not is_hard, f"{place} is a link")
+            if isinstance(item := group[name], h5py.Group):
                 look(item)
-            elif item.external or item.is_virtual or item.nbytes > size:
-                raise DamagedCheckpointError(
-                    f"{path} is no checkpoint of ours: {place} is not within the file"
-                )
+            else:
+                is_outside = item.external or item.is_virtual or item.nbytes > size
+                refuse_if(is_outside, f"{place} is not within the file")
 
     look(file)
 

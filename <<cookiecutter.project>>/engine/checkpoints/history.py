@@ -1,7 +1,4 @@
-"""The history: rows in memory, an array in the commit, lines of text in `history.csv`.
-
-And which of its epochs is the best.
-"""
+"""Keeps a run's history as rows, an array and text, and tells which of its epochs is the best."""
 
 import csv
 import io
@@ -79,8 +76,8 @@ HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "dice", "r
 
 
 def is_lower_better(monitor: str | None, mode: str = "auto") -> bool:
-    """Whether less of a metric is better, by `mode` ("min", "max"), or in "auto" by its name.
-    Raises ValueError if the name does not tell; where there is none, there is nothing to tell.
+    """Whether less of a metric is better, by `mode` ("min", "max"), or in "auto" by its name;
+    ValueError if that does not tell.
     """
     if monitor is None or mode != "auto":
         return mode != "max"
@@ -95,13 +92,10 @@ def best_of(history: Sequence[Row], monitor: str | None, lower_is_better: bool) 
     """Return the first epoch with the best finite `monitor`, or None if there is none."""
     if monitor is None:
         return None
+    found = [row for row in history if math.isfinite(row.get(monitor, math.nan))]
     sign = 1 if lower_is_better else -1
-    figures = [
-        (sign * row[monitor], row["epoch"])
-        for row in history
-        if math.isfinite(row.get(monitor, math.nan))
-    ]
-    return min(figures)[1] if figures else None
+    best = min(found, key=lambda row: (sign * row[monitor], row["epoch"]), default=None)
+    return best["epoch"] if best else None
 
 
 def is_best(

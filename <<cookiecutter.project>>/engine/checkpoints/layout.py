@@ -1,9 +1,8 @@
-"""Where everything lies in a commit's HDF5 file, so that writing one is no more than copying.
+"""Lays out a checkpoint's HDF5 file, so that writing one is no more than copying.
 
-HDF5 and Keras lay out the file once, with all values zero. What is left of that are the bytes
-between the arrays, and each array's place; a commit is these bytes with the arrays of the moment
-copied into their places. That takes a tenth of the time that HDF5 would, and the training is not
-held up by it.
+HDF5 and Keras write the file once, with all values zero. What is kept of that are the bytes between
+the arrays, and each array's place; a checkpoint is these bytes with the arrays of the moment in
+their places. That takes a tenth of the time that HDF5 would.
 """
 
 import hashlib
@@ -51,14 +50,13 @@ class _Sparse(NamedTuple):
 
 
 class CommitLayout:
-    """Puts checkpoints of one model together.
+    """Puts checkpoints of one model, all of whose variables are made, together.
 
     The group `training_state` has every variable by its path. What `keras.models.load_model` reads
     is written by Keras, and its datasets are the same as ours: links to one array. They are arrays
     of their own where Keras cannot read ours (bfloat16), and `at_end`, in the last checkpoint of a
     run whose weights have changed after the last step. `unreadable` says why `load_model` cannot
-    open the file, if so. The model, all of whose variables are made, is described as it is now, so
-    this comes before anything is restored.
+    open the file, if so. The model is described as it is now, before anything is restored.
     """
 
     def __init__(
@@ -86,7 +84,7 @@ class CommitLayout:
                     is_shared = bool(copies) and not at_end and dtype == _stored(dtype)
                     if is_shared:
                         file[name] = file[copies[0]]
-                        _link(file, copies)
+                        _link(file, copies, name)
                     else:
                         zeros = np.zeros((*each, *variable.shape), _stored(dtype))
                         file.create_dataset(name, data=zeros)
@@ -113,9 +111,8 @@ class CommitLayout:
     ) -> np.ndarray:
         """Return the bytes of a checkpoint, uint8; they depend only on model and arguments.
 
-        These are an array for each variable, in the order of the groups; JSON values and arrays;
-        float64 of shape (num_rows, num_columns); an array for each weight, if the training has
-        ended with others.
+        Values are in the order of the groups, the state is JSON values and arrays, the history
+        float64 of shape (num_rows, num_columns), and `at_end` the weights that training ended with.
         """
         arrays: list[np.ndarray] = []
         text = json.dumps(_take_arrays(state, arrays)).encode()
@@ -171,10 +168,8 @@ def _without_arrays(content: io.BytesIO, names: Sequence[str]) -> tuple[_Sparse,
 
 
 def _write_model(model: keras.Model, file: h5py.File) -> tuple[list[list[str]], str]:
-    """Write what `model.save("model.h5")` does, without the optimizer.
-
-    Return the datasets of each of `model.weights`, and "". Where Keras cannot write the model: no
-    datasets, and the reason, with nothing in the file. The live model stays as it is.
+    """Write what `model.save("model.h5")` does, without the optimizer; return the datasets of each
+    of `model.weights`, and "", or, with nothing written, why Keras cannot write the model.
     """
     none: list[list[str]] = [[] for _ in model.weights]
     if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
@@ -218,12 +213,12 @@ def _datasets_of_weights(model: keras.Model, file: h5py.File) -> dict[int, list[
     return found
 
 
-def _link(file: h5py.File, copies: Sequence[str]) -> None:
-    """Have several datasets be one."""
-    for copy in copies[1:]:
-        if file[copy].id != file[copies[0]].id:
+def _link(file: h5py.File, copies: Sequence[str], name: str) -> None:
+    """Have several datasets be another one."""
+    for copy in copies:
+        if file[copy].id != file[name].id:
             del file[copy]
-            file[copy] = file[copies[0]]
+            file[copy] = file[name]
 
 
 def _own_copy(file: h5py.File, index: int, variable: Any, copies: Sequence[str]) -> str:
@@ -231,9 +226,7 @@ def _own_copy(file: h5py.File, index: int, variable: Any, copies: Sequence[str])
     name = f"{commits.WEIGHTS_AT_END}/{index:05}"
     zeros = np.zeros(tuple(variable.shape), _readable(_dtype(variable)))
     file.create_dataset(name, data=zeros).attrs["path"] = path_of(variable)
-    for copy in copies:
-        del file[copy]
-        file[copy] = file[name]
+    _link(file, copies, name)
     return name
 
 

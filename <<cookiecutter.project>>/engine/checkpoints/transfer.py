@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import h5py
 import keras
 import numpy as np
 
@@ -38,13 +37,17 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Tak
     path = checkpoint / LATEST if checkpoint.is_dir() else checkpoint
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    saved = _from_keras(model, path) if path.name.endswith(KERAS_FILES) else _from_commit(path)
+    if path.name.endswith(KERAS_FILES):
+        saved = _from_keras(model, path)
+    else:
+        verify(path)
+        saved = dict(weights_in(path))
     taken = sorted(wanted.keys() & saved.keys())
     if not taken:
+        names = _some([weight.path for weight in model.weights])
         raise ValueError(
-            f"{path} has no weight for {pattern!r}; the model's are "
-            f"{_some([weight.path for weight in model.weights])}, "
-            f"the file's {_some(sorted(saved))}"
+            f"{path} has no weight for {pattern!r}; the model's are {names}, the file's "
+            f"{_some(sorted(saved))}"
         )
     for name in taken:
         if saved[name].shape != wanted[name].shape:
@@ -57,18 +60,9 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Tak
     return Taken(taken, sorted({weight.path for weight in model.weights} - {*taken}))
 
 
-def _from_commit(path: Path) -> dict[str, np.ndarray]:
-    """Return the weights of a commit by path."""
-    verify(path)
-    with h5py.File(path, "r") as file:
-        return dict(weights_in(file))
-
-
 def _from_keras(model: keras.Model, path: Path) -> dict[str, np.ndarray]:
-    """Return what Keras finds in a file of its own for the weights of a model, by path.
-
-    Such a file knows layers, not paths: Keras reads it into the model, and what it has not touched
-    is still not a number afterwards.
+    """Return what Keras finds in a file of its own for the weights of a model, by path. Such a file
+    knows layers, not paths: Keras reads it into the model, and what it has not touched stays NaN.
     """
     before = [array_of(weight) for weight in model.weights]
     floats = [w for w in model.weights if np.issubdtype(array_of(w).dtype, np.floating)]

@@ -61,17 +61,15 @@ class Hook:
     def before_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch, counted from 0.
 
-        What it changes, such as the learning rate, holds in a resumed run as well: at an epoch's
-        beginning it is called after the state is restored. Where a run goes on within an epoch, it
-        is called before, and restoring brings back what has become of the change.
+        What it changes, such as the learning rate, holds in a resumed run as well: where one goes
+        on within an epoch, it is called before the state is restored, at its beginning after that.
         """
 
     def next_step(self, global_step: int) -> int | None:
         """Return the next number of steps done, above `global_step`, at which to act.
 
-        `after_step` is then called with that number, and `before_step` with the one below it. None:
-        a hook that has a `before_step` acts at every step, another one whenever a call of many
-        steps ends.
+        `after_step` is called with that number, `before_step` with the one below it. None: a hook
+        with a `before_step` acts at every step, another one whenever a call of many steps ends.
         """
         return None
 
@@ -80,9 +78,8 @@ class Hook:
     ) -> None:
         """Called before a step, when `global_step` steps are done.
 
-        `fetches` are nested functions that the step will call: what is changed here is what it
-        does. `feeds` is a copy of the batch, which the step is given: change it as you like.
-        `batch` is as the data has it: leave it as it is.
+        `fetches`, nested functions that the step will call, and `feeds`, a copy of the batch that
+        it is given, may be changed. `batch` is as the data has it: leave it as it is.
         """
 
     def after_step(self, global_step: int, last_results: Any) -> None:
@@ -110,6 +107,25 @@ class Hook:
         """Take back what `get_state` returned at the latest checkpoint."""
 
 
+class WriterHook(Hook):
+    """Flushes its `writer`, if there is one, after each epoch, and closes it at the end."""
+
+    only_tells = True
+    writer: Any = None
+
+    def after_epoch(self, epoch: int) -> None:
+        if self.writer is not None:
+            self.writer.flush()
+
+    def after_training(self) -> None:
+        if self.writer is not None:  # a later hook's failure comes here again
+            self.writer.close()
+        self.writer = None
+
+    def at_exception(self, error: BaseException) -> None:
+        self.after_training()
+
+
 def give_addresses(thing: Any, root: Path) -> None:
     """Set the attributes by which hooks and iterators find the run folder and what is in it."""
     thing.root = str(root)
@@ -118,10 +134,8 @@ def give_addresses(thing: Any, root: Path) -> None:
 
 
 class Hooks:
-    """Calls hooks in their order, each when it wants to act; one that fails is named.
-
-    Those that are `seldom` act at every `hook_freq`-th step only, beginning with the first. A
-    process that is not the chief writes nothing.
+    """Calls hooks in their order, each when it wants to act; one that fails is named. Those that
+    are `seldom` act at every `hook_freq`-th step only, beginning with the first.
     """
 
     def __init__(
@@ -284,8 +298,8 @@ class IntervalHook(Hook):
         self.max_interval = max_interval
         # EDflow writes float("inf") for never.
         self.modify_each = 1 if modify_each is None else int(min(modify_each, sys.maxsize))
-        require_at_least(1, interval=interval, max_interval=max_interval)
-        require_at_least(1, modify_each=self.modify_each)
+        modify_each = self.modify_each
+        require_at_least(1, interval=interval, max_interval=max_interval, modify_each=modify_each)
         require_at_least(0, start=start)
 
     def next_step(self, global_step: int) -> int:

@@ -1,5 +1,4 @@
-"""A trained model as others can use it: a SavedModel that needs nothing of this project, a `.keras`
-file, its weights, and ONNX."""
+"""Writes a trained model for others: its weights, and as a `.keras` file, SavedModel and ONNX."""
 
 import importlib.util
 import logging
@@ -35,15 +34,10 @@ def export(
     `tf.train.Example`s without labels: strings of shape (batch,). Both return the model's outputs
     by name.
 
-    Args:
-        model: with its weights.
-        features: of a batch: an array, or nested ones.
-        serving: what a feeder's `serving_features()` returns, or None.
-        output: the folder to make; an empty one may be there.
-        replace: put it in the place of one that is there.
-
-    Return what each signature takes, by name; and why forms are not there, by theirs. Raises
-    FileExistsError if the folder is there and not empty; OSError if no form can be written.
+    `features` are those of a batch: an array, or nested ones. `serving` is what a feeder's
+    `serving_features()` returns, or None. Return what each signature takes, by name, and why forms
+    are not there, by theirs. Raises FileExistsError if the folder `output` is there and not empty,
+    unless it is to `replace` it; OSError if no form can be written.
     """
     is_taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if is_taken and not replace:
@@ -113,10 +107,7 @@ def _save_onnx(model: keras.Model, features: Any, path: Path) -> None:
 
 
 class Export(Hook):
-    """Exports the model when training has ended, be it early, to `export/<name>`.
-
-    `commit` is `model.h5`, the latest, or `model_best.h5`; for the others see `export`.
-    """
+    """Exports a checkpoint, `model.h5` or `model_best.h5`, to `export/<name>` after training."""
 
     def __init__(self, name: str, commit: str, features: Any, serving: Any) -> None:
         self.name, self.commit, self.features, self.serving = name, commit, features, serving
@@ -138,9 +129,8 @@ class Export(Hook):
 
 
 def specs_of(model: keras.Model, features: Any) -> dict[str, tf.TensorSpec]:
-    """Return shape and dtype of each feature by name, with any number of examples.
-
-    A functional model says which other dimensions may vary, too.
+    """Return shape and dtype of each feature by name, with any number of examples; a functional
+    model says which other dimensions may vary, too.
     """
     values = named(features, "inputs")
     inputs = getattr(model, "inputs", None) or []

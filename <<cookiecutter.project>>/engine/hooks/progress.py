@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from engine import pictures as figures
 from engine.checkpoints import csv_lines
-from engine.hooks.base import Hook, Run, log
+from engine.hooks.base import Hook, Run, WriterHook, log
 from vegab.files import write_atomically
 
 
@@ -60,9 +60,8 @@ class EpochLog(Hook):
             file.write(csv_lines(self.COLUMNS, [timing], header=False))
 
     def _table(self, epoch: int, time_taken: str) -> tuple[str, str]:
-        """Return the line with the names of the metrics, and the one with their values below.
-
-        Of more than fit, those that come last are left out, the monitored one never.
+        """Return a line with the names of metrics, and one with their values below. Of more than
+        fit, those that come last are left out, the monitored one never.
         """
         last = str(self.run.num_epochs)
         first = f"epoch {epoch + 1:{len(last)}}/{last}"
@@ -175,10 +174,8 @@ class LearningCurve(Hook):
         self.next_at = end + max(self.SECONDS_BETWEEN, (end - start) / self.SHARE_OF_TIME)
 
 
-class TensorBoard(Hook):
+class TensorBoard(WriterHook):
     """Writes the history to `tb`: one entry in TensorBoard, a tag for each metric."""
-
-    only_tells = True
 
     def __init__(self, prefix: str | None = None) -> None:
         self.prefix = prefix
@@ -189,21 +186,13 @@ class TensorBoard(Hook):
         super().before_training(run)
         if self.prefix is None:
             self.prefix = "" if run.iterator is None else "epoch_"
-        self.writer: Any = Writer(str(run.root / "tb"))
+        self.writer = Writer(str(run.root / "tb"))
 
     def after_epoch(self, epoch: int) -> None:
         for key, value in self.run.history[-1].items():
             if key not in ("epoch", "step"):
                 self.writer.add_scalar(f"{self.prefix}{key}", value, step=epoch + 1)
-        self.writer.flush()
-
-    def after_training(self) -> None:
-        if self.writer is not None:  # a later hook's failure comes here again
-            self.writer.close()
-        self.writer = None
-
-    def at_exception(self, error: BaseException) -> None:
-        self.after_training()
+        super().after_epoch(epoch)
 
 
 class LastMetrics(Hook):
@@ -217,17 +206,13 @@ class LastMetrics(Hook):
             self.after_epoch(run.history[-1]["epoch"])
 
     def after_epoch(self, epoch: int) -> None:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for split, is_valid in (("train", False), ("validation", True)):
             for row in reversed(self.run.history):
-                metrics = {
-                    key.removeprefix("val_"): value
-                    for key, value in row.items()
-                    if key.startswith("val_") is is_valid
-                }
-                if metrics:
+                names = [name for name in row if name.startswith("val_") is is_valid]
+                if names:
                     place = {"split": split, "epoch": row["epoch"], "step": row["step"]}
-                    rows.append(place | metrics)
+                    rows.append(place | {name.removeprefix("val_"): row[name] for name in names})
                     break
         columns = list(dict.fromkeys(key for row in rows for key in row))
         write_atomically(self.run.root / "metrics.csv", csv_lines(columns, rows), sync=False)

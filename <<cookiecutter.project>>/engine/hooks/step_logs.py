@@ -11,12 +11,12 @@ import tensorflow as tf
 
 from engine import pictures as figures
 from engine.batches import Array
-from engine.hooks.base import Hook, log
+from engine.hooks.base import WriterHook, log
 from engine.trees import by_path
 from vegab.files import write_atomically
 
 
-class LoggingHook(Hook):
+class LoggingHook(WriterHook):
     """Logs scalars, images and figures, under the step's number as `before_step` sees it.
 
     What there is: an operation of the iterator returns {"scalars": …, "images": …, "figures": …},
@@ -34,7 +34,6 @@ class LoggingHook(Hook):
     returns has "validation/" before its name.
     """
 
-    only_tells = True
     VALIDATION = "validation/"
 
     def __init__(
@@ -42,7 +41,6 @@ class LoggingHook(Hook):
     ) -> None:
         self.log_ops = [name.removeprefix("train/") for name in log_ops]
         self.tensorboard = tensorboard
-        self._writer: Any = None
 
     def after_step(self, global_step: int, last_results: Any) -> None:
         step = global_step - 1
@@ -55,18 +53,6 @@ class LoggingHook(Hook):
         pictures |= {name: self._save_figure(name, step, f) for name, f in logs["figures"].items()}
         if self.tensorboard and (scalars or pictures):
             self._write(step, scalars, pictures)
-
-    def after_epoch(self, epoch: int) -> None:
-        if self._writer is not None:
-            self._writer.flush()
-
-    def after_training(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def at_exception(self, error: BaseException) -> None:
-        self.after_training()
 
     def _logs(self, step: int, last_results: Any) -> dict[str, dict[str, Any]]:
         """Return by kind what there is to log, by its name."""
@@ -104,12 +90,10 @@ class LoggingHook(Hook):
         file_name = re.sub(r"[^\w.-]", "_", name)
         return Path(self.train, f"{file_name}_{step:08d}.png")
 
-    def _write(
-        self, step: int, scalars: Mapping[str, float], pictures: Mapping[str, Array]
-    ) -> None:
-        if self._writer is None:
-            self._writer = tf.summary.create_file_writer(str(Path(self.root, "tb")))
-        with self._writer.as_default(step):
+    def _write(self, step: int, scalars: dict[str, float], pictures: dict[str, Array]) -> None:
+        if self.writer is None:
+            self.writer = tf.summary.create_file_writer(str(Path(self.root, "tb")))
+        with self.writer.as_default(step):
             for name, value in scalars.items():
                 tf.summary.scalar(name, value)
             for name, picture in pictures.items():

@@ -45,11 +45,9 @@ class EarlyStopping(Hook):
 
     def after_epoch(self, epoch: int) -> None:
         monitor, row = self.monitor or self.run.monitor, self.run.history[-1]
-        if monitor is None:
+        if monitor is None or (monitor not in row and self.run.validates_seldom):
             return
         if monitor not in row:
-            if self.run.validates_seldom:
-                return
             raise ValueError(f"monitor is {monitor!r}; the history has {', '.join(row)}")
         if self.stop_on_nan and not math.isfinite(row[monitor]):
             self.run.stop_reason = f"{monitor} is {row[monitor]}"

@@ -62,10 +62,6 @@ class IteratorSteps:
         self._sums = {name: list(pair) for name, pair in state["sums"].items()}
         self.iterator.set_state(state["iterator"])
 
-    def set_weights(self, state: Mapping[str, Any]) -> None:
-        """Take the weights out of what `get_state` returned in another run."""
-        self.iterator.set_weights(state["iterator"])
-
     def run(
         self, epoch: int, step: int, until: int, then: int, before: Before | None = None
     ) -> Call:

@@ -8,7 +8,7 @@ from engine import lazy
 if TYPE_CHECKING:
     from engine.records import features, files, images
     from engine.records.build import build_variant
-    from engine.records.files import INDEX, LABELS, METADATA, MetadataError
+    from engine.records.files import LABELS, MetadataError
     from engine.records.ranges import check_ranges_of_variant
 else:
     __getattr__ = lazy(__name__, __file__)

@@ -57,18 +57,15 @@ def build_variant(config: Mapping[str, Any], save_path: str | None = None) -> Ex
         first = splits.train.batch(0, 0)
     features = first[0] if isinstance(first, tuple) else first
     watched = metrics_of(config)
-    monitor = watched.get("monitor") or watched.get("train.early_stopping_metric")
-    monitor = monitor or ("val_loss" if eval_feeder else "loss")
     with refusals_named(config, "monitor"):
-        is_lower_better(monitor, config["monitor_mode"])
-    columns = watched | {"monitor": monitor}
+        is_lower_better(watched["monitor"], config["monitor_mode"])
     return Experiment(
         config=config,
         dataset=splits,
         model=model,
-        monitor=monitor,
+        monitor=watched["monitor"],
         callbacks=callbacks_of(config),
-        own_hooks=hooks_of(config, columns) + exporters_of(config, columns, features, serving),
+        own_hooks=hooks_of(config, watched) + exporters_of(config, watched, features, serving),
         serving=serving,
         watched=watched,
         changes={
@@ -85,9 +82,7 @@ def build_variant(config: Mapping[str, Any], save_path: str | None = None) -> Ex
 
 
 class OneLabel:
-    """A feeder's batches, with the only label as it is instead of by its name. Keras takes labels
-    by name only where the model's outputs have names.
-    """
+    """A feeder's batches, an only label without its name, which Keras takes of named outputs."""
 
     def __init__(self, source: Any) -> None:
         self.source = source
@@ -118,14 +113,12 @@ def make_feeder(config: Mapping[str, Any], key: str) -> Any:
 
 
 def metrics_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return which column of the history is meant, by the keys that name a metric: that of
-    validation, if there is any.
-    """
+    """Return columns of the history, of validation if there is any, by the keys that name them."""
     train = config["train"]
-    named = {"monitor": config["monitor"]}
-    named["train.early_stopping_metric"] = train["early_stopping_metric"]
+    named = {"train.early_stopping_metric": train["early_stopping_metric"]}
     for name, entry in train["exporters"].items():
         named[f"train.exporters.{name}.score_metric"] = entry.get("score_metric")
+    named["monitor"] = config["monitor"] or train["early_stopping_metric"] or "loss"
     of_validation = "val_" if train["eval_feeder"] else ""
     names = {key: str(name).removeprefix(of_validation) for key, name in named.items() if name}
     return {key: of_validation + name for key, name in names.items()}
@@ -149,9 +142,7 @@ def make_model(config: Mapping[str, Any], save_path: str) -> Any:
 
 
 def made(config: Mapping[str, Any], key: str, registered: Mapping[str, Any], **more: Any) -> Any:
-    """Return what the mapping at `key` names, called with the mapping's other entries, and with
-    what there is `more`, as far as it takes it.
-    """
+    """Call what the mapping at `key` names with its other entries, and what it takes of `more`."""
     name, arguments = class_in(lookup(dict(config), key), key)
     kind = resolve(name, f"{key}.type", registered)
     parameters: Mapping[str, inspect.Parameter] = {}
@@ -172,17 +163,17 @@ def hooks_of(config: Mapping[str, Any], watched: Mapping[str, str]) -> list[Hook
     logs = LoggingHook(tensorboard=config["tensorboard"])
     chosen: list[Hook] = [LastMetrics(), IntervalHook([logs], train["save_summary_steps"])]
     decrease = train["early_stopping_steps_without_decrease"]
-    increase = train["early_stopping_steps_without_increase"]
-    if bool(train["early_stopping_metric"]) != bool(decrease or increase):
+    steps = decrease or train["early_stopping_steps_without_increase"]
+    if bool(train["early_stopping_metric"]) != bool(steps):
         log.warning(
             "train.early_stopping_metric and train.early_stopping_steps_without_…: only one is "
             "given; the metric alone stops nothing, and the steps go by the run's monitor here, "
             "where Deephub never stopped"
         )
-    if decrease or increase:
+    if steps:
         chosen.append(
             EarlyStopping(
-                decrease or increase,
+                steps,
                 watched.get("train.early_stopping_metric", watched["monitor"]),
                 "min" if decrease else "max",
                 in_steps=True,

@@ -188,16 +188,14 @@ class Parser:
         return first, self._dense(self.labels, values)
 
     def _dense(self, features: Features, values: Mapping[str, Any]) -> dict[str, tf.Tensor]:
-        dense = {}
-        for name, feature in features.items():
-            value = values[name]
-            if isinstance(feature, Decoded):
-                value = feature.decode(value, self.num_parallel)
+        dense = {name: values[name] for name in features}
+        for name, value in dense.items():
+            if isinstance(feature := features[name], Decoded):
+                dense[name] = feature.decode(value, self.num_parallel)
             elif isinstance(value, tf.sparse.SparseTensor):
-                value = tf.sparse.to_dense(value)
+                dense[name] = tf.sparse.to_dense(value)
             elif isinstance(value, tf.RaggedTensor):
-                value = value.to_tensor()
-            dense[name] = value
+                dense[name] = value.to_tensor()
         return dense
 
     def missing(self, found: set[str]) -> dict[str, str]:
@@ -288,12 +286,10 @@ def _make(entry: Any, where: str, classes: Mapping[str, type]) -> Any:
             arguments["post_op"] = resolve(arguments["post_op"], f"{where}.post_op")
         for key in arguments.keys() & {"dtype", "row_splits_dtype"}:
             arguments[key] = _dtype(arguments[key])
-        if arguments.get("partitions"):
+        if parts := arguments.get("partitions"):
             nested = vars(tf.io.RaggedFeature).items()
             partitions = {name: kind for name, kind in nested if isinstance(kind, type)}
-            arguments["partitions"] = [
-                _make(part, "partitions", partitions) for part in arguments["partitions"]
-            ]
+            arguments["partitions"] = [_make(part, "partitions", partitions) for part in parts]
         return made(**arguments)
     except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
         text = str(error).replace("__new__() ", "").replace("__init__() ", "")
@@ -322,8 +318,7 @@ def _keys(name: str, feature: Any) -> list[str]:
     if isinstance(feature, tf.io.FixedLenFeature) and feature.default_value is not None:
         return []
     if isinstance(feature, tf.io.SparseFeature):
-        index = feature.index_key
-        return [*([index] if isinstance(index, str) else index), feature.value_key]
+        return [*tf.nest.flatten(feature.index_key), feature.value_key]
     if isinstance(feature, tf.io.RaggedFeature):
         parts = [part.key for part in feature.partitions if hasattr(part, "key")]
         return [feature.value_key or name, *parts]

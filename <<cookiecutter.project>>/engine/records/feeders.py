@@ -79,17 +79,18 @@ class Feeder:
                 f"there are {end or 'endless'} steps in all"
             )
         first = number * self.batch_size
-        last = first + self.batch_size
-        if self.until_epochs is not None:
-            last = min(last, self.until_epochs * self.num_examples)
-        return self._examples(first, last)
+        return self._examples(first, min(first + self.batch_size, self._end))
+
+    @property
+    def _end(self) -> int:
+        """Position in the stream after which there is nothing."""
+        return (self.until_epochs or sys.maxsize) * self.num_examples
 
     def one_pass(self) -> Self:
         """Return a feeder of epoch 0 only, in order; the last batch may be smaller."""
         feeder = copy.copy(self)
-        feeder.shuffle, feeder.drop_remainder = False, False
-        feeder.until_epochs = 1
-        feeder._orders = {}
+        feeder.shuffle = feeder.drop_remainder = False
+        feeder.until_epochs, feeder._orders = 1, {}
         return feeder
 
     def digest(self) -> str:
@@ -249,8 +250,8 @@ class TFRecordExamplesFeeder(Feeder):
         """Return a SHA-256 (hex) of the files' metadata and the options; reads no records."""
         lines = [f"{path.name} {info}" for path, info in zip(self.paths, self._infos, strict=True)]
         lines += [self._options(), self.compression, self.on_corrupt, str(self.max_examples)]
-        lines += [described(self._parser.features), described(self._parser.labels)]
-        lines += [str(self.random_access)]
+        maps = self._parser.features, self._parser.labels
+        lines += [*map(described, maps), str(self.random_access)]
         if not self.random_access and self.shuffle:
             lines += [f"{self._stream.window} {self._stream.side_by_side}"]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -273,7 +274,7 @@ class TFRecordExamplesFeeder(Feeder):
         return tf.function(self._parser.parse, autograph=False).get_concrete_function(texts)
 
     def _examples(self, first: int, last: int) -> Any:
-        end = (self.until_epochs or sys.maxsize) * self.num_examples
+        end = self._end
         starts = [first + number * self.batch_size for number in range(1, self.prefetch + 1)]
         following = [(n, min(n + self.batch_size, end)) for n in starts if n < end]
         return self._parsed(self._ahead.take((first, last), *following))
@@ -292,7 +293,6 @@ class TFRecordExamplesFeeder(Feeder):
         return Records.of(self._first_sound(row) for row in rows.tolist())
 
     def _first_sound(self, row: int) -> Record:
-        """Return the record at `row`, or the next one that is not corrupt."""
         for _, record in self._sound(row):
             return record
         raise ValueError(f"each record of {self._named()} is corrupt")
@@ -310,7 +310,6 @@ class TFRecordExamplesFeeder(Feeder):
                 self._seen_corrupt(error)
 
     def _seen_corrupt(self, error: tfrecords.RecordError) -> None:
-        """Count a corrupt record, or raise the error."""
         if self.on_corrupt == "fail":
             raise error
         place = (error.path, error.offset)
@@ -380,7 +379,7 @@ def matching_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def _is_described(path: Path, compression: str) -> bool:
-    """Return whether metadata and index of a file are there; corrupt ones are said elsewhere."""
+    """Return whether metadata and index of a file are there."""
     try:
         tfrecords.file_info(path)
     except tfrecords.MetadataError:
@@ -419,14 +418,11 @@ class MemorySamplesFeeder(Feeder):
         self.x = _columns(x, "x", feed_as_dict)
         self.y = None if y is None else _columns(y, "y", feed_as_dict)
         (first, array), *others = self._arrays()
-        num_samples = len(array)
         for name, other in others:
-            if len(other) != num_samples:
-                raise ValueError(
-                    f"{first} has {num_samples} samples and {name} has {len(other)}; expected as "
-                    "many"
-                )
-        super().__init__(num_samples, batch_size, drop_remainder, shuffle, seed)
+            if len(other) != len(array):
+                sizes = f"{first} has {len(array)} samples and {name} has {len(other)}"
+                raise ValueError(f"{sizes}; expected as many")
+        super().__init__(len(array), batch_size, drop_remainder, shuffle, seed)
 
     def digest(self) -> str:
         """Return a SHA-256 (hex) of the samples, to the last byte, and the options."""

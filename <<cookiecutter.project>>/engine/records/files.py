@@ -105,8 +105,8 @@ def read_metadata(folder: Path) -> dict[str, FileInfo]:
 
 
 def file_info(path: Path, deep: bool = False) -> FileInfo:
-    """Return what the metadata says of a file of that size and, if `deep`, MD5, for which it is
-    read. Raises MetadataError if something is missing, corrupt or has changed.
+    """Return what the metadata says of a file; MetadataError if it is not of this size or, if
+    `deep`, which reads the file, of this MD5, or if something is missing or corrupt.
     """
     info = read_metadata(path.parent).get(path.name)
     of_folder = generate_command(path.parent)
@@ -119,14 +119,12 @@ def file_info(path: Path, deep: bool = False) -> FileInfo:
     if info is None:
         raise MetadataError(f"{path} is not in {METADATA}; type: {command}")
     size = path.stat().st_size
-    reason = ""
-    if size != info.file_size:
-        reason = f"{size} bytes, but its metadata is of {info.file_size}"
-    elif deep and _md5(path) != info.md5_hash:
+    reason = f"{size} bytes, but its metadata is of {info.file_size}"
+    if size == info.file_size:
+        if not deep or _md5(path) == info.md5_hash:
+            return info
         reason = "the size that its metadata says, but other bytes (MD5)"
-    if reason:
-        raise MetadataError(f"{path} has {reason}; if the file is right, type: {command}")
-    return info
+    raise MetadataError(f"{path} has {reason}; if the file is right, type: {command}")
 
 
 def generate(
@@ -199,8 +197,8 @@ def compression_of(path: Path) -> str:
 
 
 def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
-    """Yield each record's offset in bytes (as unpacked) and its data, in order, one at a time.
-    Raises RecordError at the first record that is torn or has another CRC; those before it come.
+    """Yield each record's offset in bytes (as unpacked) and its data; RecordError at the first that
+    is torn or has another CRC.
     """
     require_compression(compression)
     with open(path, "rb", buffering=PIECE) as file:
@@ -252,7 +250,6 @@ def header(length: int) -> bytes:
 
 
 def _records(path: Path, file: Any, compression: str, size: int) -> Iterator[tuple[int, bytes]]:
-    """Yield offset and data of the records of a file of `size` bytes."""
     stream: Any = file
     if compression and size:
         stream = io.BufferedReader(_Unpacked(file, compression), PIECE)
@@ -315,12 +312,12 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not self._unpacked:
             packed = self._inflate.unused_data or self._file.read(2**14)
-            if not packed and not self._inflate.eof:
-                raise EOFError("the compressed data end early")
-            if not packed:
-                return 0
             if self._inflate.eof:  # what follows has to be compressed, too
+                if not packed:
+                    return 0
                 self._inflate = zlib.decompressobj(self._bits)
+            elif not packed:
+                raise EOFError("the compressed data end early")
             self._unpacked = self._inflate.decompress(packed)
         number = min(len(buffer), len(self._unpacked))
         buffer[:number], self._unpacked = self._unpacked[:number], self._unpacked[number:]
@@ -348,9 +345,8 @@ def _parsed(path: Path, *_: int) -> Mapping[str, FileInfo]:
 
 def _entry(entry: Mapping[str, Any]) -> FileInfo:
     info = FileInfo(**entry)
-    numbers = (info.total_records, info.file_size)
-    are_counts = all(type(number) is int and number >= 0 for number in numbers)
-    if not are_counts or not isinstance(info.md5_hash, str):
+    counts = (info.total_records, info.file_size)
+    if any(type(n) is not int or n < 0 for n in counts) or not isinstance(info.md5_hash, str):
         raise ValueError(f"{entry} is not a number of records, one of bytes, and an MD5")
     return info
 
@@ -430,7 +426,7 @@ def _save(folder: Path, scanned: Mapping[str, _Scanned]) -> None:
         entries = before | {name: info for name, (info, _) in scanned.items()}
         found: dict[str, np.ndarray | None] = {}
         with contextlib.suppress(FileNotFoundError):
-            found |= _loaded(*_identity(folder / INDEX))
+            found.update(_loaded(*_identity(folder / INDEX)))
         found |= {name: offsets for name, (_, offsets) in scanned.items()}
         index = {name: offsets for name, offsets in found.items() if offsets is not None}
         # The index comes first: it is only used where it agrees with the metadata.
@@ -459,8 +455,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Let no other process that asks for the lock write into the folder meanwhile."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        # A file system without locks is used without.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a file system without locks is used without
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -28,10 +28,7 @@ class Picture(NamedTuple):
 
 
 def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
-    """Return the pictures in a folder, sorted by label and name, and the names of the labels.
-
-    Each subfolder is a label, and has at least one picture; hidden files are none.
-    """
+    """Return the pictures in a folder, sorted by label and name, and the labels: its subfolders."""
     entries = [entry for entry in folder.iterdir() if entry.name[0] != "."]
     labels = sorted(entry.name for entry in entries if entry.is_dir())
     if not labels:
@@ -53,18 +50,17 @@ def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
 def split_and_shuffle(pictures: Sequence[Picture], share: float) -> dict[str, list[Picture]]:
     """Divide pictures into "train" and, where the share for it is above 0, "validation".
 
-    A picture's name decides where it goes, so that of pictures that come later about the share goes
-    to validation. The order in each is a function of the names. Raises PictureError if nothing is
-    left for training.
+    Place and order are functions of the names, so that of pictures that come later about the share
+    goes to validation. Raises PictureError if nothing is left for training.
     """
     number = max(1, round(share * len(pictures))) if share else 0
     if number >= len(pictures):
         raise PictureError(f"{number} of {len(pictures)} pictures for validation leave none")
     ranked = sorted(pictures, key=lambda picture: _hash(picture.name))
-    splits = {"train": ranked[number:], "validation": ranked[:number]}
+    splits = {"train": ranked[number:]} | ({"validation": ranked[:number]} if number else {})
     for split in splits.values():
         split.sort(key=lambda picture: _hash(f"0/{picture.name}"))
-    return {name: split for name, split in splits.items() if split}
+    return splits
 
 
 def number_of_shards(pictures: Sequence[Picture]) -> int:
@@ -82,34 +78,29 @@ def write_pictures(
 ) -> dict[str, int]:
     """Write records, labels, metadata and index; return how many records each split has.
 
-    The folder `output` is there when all are written, and not before. Each split has as many files
-    as `shards` says, at least 1 and at most one a picture. `progress` goes through the pictures of
-    a file, and may show where the work stands. Raises PictureError for the first file that is not a
-    picture; nothing is written then.
+    The folder `output` is there when all are written. Each split has as many files as `shards`
+    says, from 1 to one a picture. `progress` goes through the pictures of a file, and may show
+    where the work stands. Raises PictureError for the first file that is not a picture.
     """
     output = output.resolve()
     with replacing_folder(output) as partial:
-        numbers = {}
         files = []
         for split, pictures in splits.items():
-            numbers[split] = 0
             for shard in range(shards[split]):
                 files.append(partial / f"{split}-{shard:05}-of-{shards[split]:05}")
                 first, last = (len(pictures) * n // shards[split] for n in (shard, shard + 1))
-                records = map(record_of, progress(pictures[first:last]))
-                numbers[split] += write_records(files[-1], records)
+                write_records(files[-1], map(record_of, progress(pictures[first:last])))
         (partial / LABELS).write_text("".join(f"{label}\n" for label in labels))
         generate(files)
-    return numbers
+    return {split: len(pictures) for split, pictures in splits.items()}
 
 
 def record_of(picture: Picture) -> bytes:
     """Return a picture as a serialized Example, with its bytes as they are.
 
-    Its features are image/encoded (bytes), image/format (bytes: jpeg, png, gif or bmp),
-    image/height, image/width and image/channels (int64), image/label (int64), image/label_name and
-    image/filename (bytes). Of an animated GIF they are those of the first picture. Raises
-    PictureError if the file cannot be decoded.
+    Its features are image/encoded, image/format (jpeg, png, gif or bmp), image/label_name and
+    image/filename (bytes), image/height, image/width, image/channels and image/label (int64). Of an
+    animated GIF they are those of the first picture. Raises PictureError if it cannot be decoded.
     """
     import tensorflow as tf
 
@@ -120,20 +111,17 @@ def record_of(picture: Picture) -> bytes:
     if kind is None:
         raise PictureError(f"{picture.path} is no JPEG, PNG, GIF or BMP file")
     try:
-        height, width, channels = tf.io.decode_image(encoded, expand_animations=False).shape
+        shape = tf.io.decode_image(encoded, expand_animations=False).shape
     except tf.errors.InvalidArgumentError as error:
-        raise PictureError(
-            f"{picture.path} is no {kind} that can be read: {first_line(error)}"
-        ) from error
+        reason = first_line(error)
+        raise PictureError(f"{picture.path} is no {kind} that can be read: {reason}") from error
     values = {
         "encoded": encoded,
         "format": kind.encode(),
         "label_name": os.fsencode(picture.name.partition("/")[0]),
         "filename": os.fsencode(picture.name),
-        "height": height,
-        "width": width,
-        "channels": channels,
         "label": picture.label,
+        **dict(zip(("height", "width", "channels"), shape, strict=True)),
     }
     features = tf.train.Features()
     for name, value in values.items():

@@ -43,10 +43,9 @@ def check_ranges_of_variant(config: Mapping[str, Any]) -> None:
         raise UsageError(sentence)
     if not train["train_feeder"]:
         raise UsageError("the key 'train.train_feeder' is missing: {type: a feeder, …}")
-    numbers = ("save_checkpoint_steps", "early_stopping_hook_run_every_steps")
-    given = [key for key in numbers if train[key] is not None]
     steps = [f"early_stopping_steps_without_{change}" for change in ("decrease", "increase")]
-    given += [key for key in steps if train[key] is not None]
+    may_lack = ("save_checkpoint_steps", "early_stopping_hook_run_every_steps", *steps)
+    given = [key for key in may_lack if train[key] is not None]
     require_at_least_one(train, "epochs", "save_summary_steps", *given, section="train.")
     for one, other in (steps, ("save_checkpoint_steps", "save_checkpoint_secs")):
         if train[one] is not None and train[other] is not None:

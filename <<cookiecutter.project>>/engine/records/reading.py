@@ -37,10 +37,7 @@ class Records(NamedTuple):
 class Indexed:
     """Records of uncompressed files at hand by their numbers among all; threads may share it.
 
-    Args:
-        paths: the files.
-        indexes: offsets of each file's records and its end.
-        counts: how many records of each file belong to the data.
+    Of each file there are the offsets of its records and its end, and how many are of the data.
     """
 
     def __init__(self, paths: list[Path], indexes: list[Array], counts: list[int]) -> None:

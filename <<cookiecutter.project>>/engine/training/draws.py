@@ -1,8 +1,7 @@
-"""Lets a resumed run draw what TensorFlow's own random operations would have drawn.
+"""Replaces TensorFlow's own random operations, whose counters are in kernels, out of reach.
 
-Their counters are in the kernels, where nobody can read them. While a step is traced, each of them
-is therefore replaced by a draw without a state, by a seed that a generator gives whose state is a
-variable. The numbers are others than TensorFlow's would be.
+While a step is traced, each of them becomes a draw without a state, by a seed that a generator
+gives whose state is a variable. The numbers are others than TensorFlow's would be.
 """
 
 import contextlib

@@ -1,8 +1,7 @@
-"""What has to be the same for a resumed run to end bit for bit as if it had never stopped.
+"""Takes and compares what has to be the same for a resumed run to have the same bits.
 
-Some of it can be set, and is: a resumed process takes over the number of threads, oneDNN and
-determinism from the commit, before TensorFlow starts. The rest is compared, and a difference is
-named: bits change with another version, another processor, other data or other code.
+Some of it can be set: a resumed process takes over the number of threads, oneDNN and determinism
+from the checkpoint, before TensorFlow starts. Of the rest, a difference is named.
 """
 
 import contextlib
@@ -22,13 +21,13 @@ from vegab.provenance import usable_cores
 
 Fingerprint = dict[str, Any]
 
-# Changing these alone continues a run instead of making another of it.
+# Changing only these continues a run instead of making another of it.
 MAY_GROW = ("num_epochs", "num_steps", "train.epochs")
 # What the numbers of TensorFlow, oneDNN and NumPy depend on, of all that a processor can do.
 # TensorFlow, too, chooses by them whether it uses oneDNN, where the environment does not say.
 FEATURES = ("sse4_2", "avx", "avx2", "fma", "avx512", "avx_vnni", "amx", "asimd", "sve", "bf16")
 # What TensorFlow takes from the environment when it is imported, or at its first step; "" or
-# nothing, as in a commit that is older than a key: its own choice.
+# nothing, as in a checkpoint that is older than a key: its own choice.
 READ_AT_IMPORT = {
     "onednn": "TF_ENABLE_ONEDNN_OPTS",
     "onednn_isa": "ONEDNN_MAX_CPU_ISA",
@@ -59,8 +58,8 @@ def of(commit: Path) -> Fingerprint | None:
 def settings_of(
     config: Mapping[str, Any], stored: Fingerprint | None, start: Fingerprint | None = None
 ) -> dict[str, Any]:
-    """Return what can be set: as the run's own commit has it, or for a new run as config and
-    machine say. What the config leaves open is as in `start`, the commit that a fork begins with.
+    """Return what can be set: as the run's own checkpoint has it, or for a new run as config and
+    machine say; what the config leaves open is as in `start`, which a fork begins with.
     """
     if stored is not None:
         return stored["settings"]
@@ -80,10 +79,10 @@ def read_at_import() -> dict[str, str]:
 
 
 def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Set what `settings_of` returned and import TensorFlow, before anything else does.
+    """Set what `settings_of` returned and import TensorFlow; return the settings as they are now.
 
-    Return the settings as they are now. Where TensorFlow has started already, as in a notebook, the
-    number of threads stays as it was; 0 means TensorFlow's own choice.
+    Where TensorFlow has started already, as in a notebook, the number of threads stays; 0 means
+    TensorFlow's own choice.
     """
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # or ~/.keras/keras.json decides
     if backend != "tensorflow":
@@ -111,10 +110,8 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
 def take(
     config: Mapping[str, Any], settings: Mapping[str, Any], dataset: Any, layout: str
 ) -> Fingerprint:
-    """Return the fingerprint of a run that is about to start or to go on.
-
-    `dataset` has training batches as `train`, and arrays or batches as `valid`, or None. `layout`
-    says how many devices and workers share the work.
+    """Return the fingerprint of a run that is about to start or to go on, on batches `train` and
+    `valid` (or None) of a dataset; `layout` says how many devices and workers share the work.
     """
     import keras
     import numpy as np

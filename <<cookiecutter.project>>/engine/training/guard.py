@@ -52,14 +52,10 @@ _made_of_torch: list["weakref.ref[Any]"] = []
 class Guard:
     """Looks at each step of training and validation that is traced.
 
-    Args:
-        model: compiled; with an iterator, which does the steps in its place: any object.
-        data: what batches come from.
-        allows_inexact: note what cannot be saved instead of refusing it.
-
-    Attributes:
-        found: a phrase for each thing that no checkpoint holds.
-        has_news: whether a trace came since this was set to False, which may use more variables.
+    The model is compiled; with an iterator, which does the steps in its place, it is any object.
+    `data` are what batches come from. With `allows_inexact`, what cannot be saved is not refused:
+    `found` has a phrase for each such thing. `has_news` says whether a trace came since this was
+    set to False, which may use more variables.
     """
 
     def __init__(
@@ -83,9 +79,8 @@ class Guard:
         self.found: list[str] = []
 
     def look(self, traced: Any) -> None:
-        """Look at a step, a concrete function.
-
-        Raises UsageError if it uses what no checkpoint can hold, and that is not allowed.
+        """Look at a step, a concrete function; UsageError if no checkpoint can hold what it uses,
+        and that is not allowed.
         """
         self._has_graph = self.has_news = True
         self._reached = []
@@ -132,9 +127,8 @@ class Guard:
         return groups | {"others": self._others(groups, takes_all)}
 
     def load_others(self, path: Path, states: Mapping[str, Any]) -> None:
-        """Give model and iterator what a checkpoint has of them besides weights, for evaluation.
-
-        `states` are what the method `states` gave when it was made.
+        """Give model and iterator, for evaluation, what a checkpoint has of them besides weights,
+        and the `states` that it has.
         """
         saved = read_others(path)
         wanted = self.variables()["others"] if saved else {}
@@ -209,9 +203,7 @@ class Guard:
         return passed_by
 
     def require_reached(self) -> None:
-        """Raise UsageError for what PyTorch has made while an iterator was built, and hangs on
-        nothing known, unless that is allowed.
-        """
+        """Raise UsageError for what PyTorch made with an iterator, and hangs on nothing known."""
         gc.collect()  # what only cycles hold is not used any more
         alive = [thing for ref in _made_of_torch if (thing := ref()) is not None]
         owners = self._steps | self._data if alive else {}
@@ -291,13 +283,12 @@ def noting_torch() -> Iterator[None]:
 def _draws(graph: Any) -> list[Unsaved]:
     """Return the operations that draw from, or keep, what is in no variable."""
     found = [op for op in _operations(graph) if _kind(op).draws or op.type in CALLS_PYTHON]
-    unsaved = []
-    for op in _read(found):
-        what, remedy = f"the random state of {op.type}", RANDOM
-        if op.type in CALLS_PYTHON:
-            what, remedy = f"what the Python function of {op.type} keeps", PYTHON
-        unsaved.append(Unsaved(what + _line_of(op), remedy))
-    return unsaved
+    return [
+        Unsaved(f"what the Python function of {op.type} keeps{_line_of(op)}", PYTHON)
+        if op.type in CALLS_PYTHON
+        else Unsaved(f"the random state of {op.type}{_line_of(op)}", RANDOM)
+        for op in _read(found)
+    ]
 
 
 def _operations(graph: Any) -> Iterator[Any]:

@@ -47,10 +47,7 @@ class Reached(NamedTuple):
 
 
 def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[Reached]:
-    """Yield all that hangs on the owners, each thing once; the nearest come first.
-
-    `passed_by` are things that are not looked into.
-    """
+    """Yield all that hangs on the owners, each thing once, the nearest first; not `passed_by`."""
     seen = {id(thing) for thing in passed_by}
     waiting = deque(Reached(name, owner) for name, owner in owners.items())
     while waiting and len(seen) < MOST_OBJECTS:
@@ -75,9 +72,8 @@ def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[R
 
 
 def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what hangs on a thing, with the way to it; what people name first.
-
-    Only what is there: to ask a thing for an attribute may wake what stands for something else.
+    """Yield what hangs on a thing, with the way to it; what people name first. Only what is there:
+    to ask a thing for an attribute may wake what stands for something else.
     """
     kind = type(thing)
     if issubclass(kind, dict) and dict.__len__(thing) < MOST_ITEMS:
@@ -150,9 +146,8 @@ def is_of_project(kind: type) -> bool:
 
 @functools.cache
 def attributes_of_project(kind: type) -> list[str]:
-    """Return the names of attributes that only the researcher's part of a class uses.
-
-    There are none if that part has a `get_state`: it says itself what is to be saved.
+    """Return the names of attributes that only the researcher's part of a class uses; none if that
+    part has a `get_state`, which says what is to be saved.
     """
     own: set[str] = set()
     others: set[str] = set()
@@ -185,22 +180,17 @@ def is_own(file_name: str) -> bool:
 
 
 class State(NamedTuple):
-    """How to take the state out of a thing, as JSON values and arrays, and to put it back.
-
-    `tensors` are the ids of PyTorch's that it holds; `is_model` says whether it is a module.
-    """
+    """How to take the state out of a thing, as JSON values and arrays, and to put it back."""
 
     get: Callable[[], Any]
     put: Callable[[Any], None]
-    tensors: frozenset[int] = frozenset()
-    is_model: bool = False
+    tensors: frozenset[int] = frozenset()  # ids of PyTorch's that it holds
+    is_model: bool = False  # of PyTorch
 
 
 def state_of(thing: Any) -> State | None:
-    """Return how to save what is neither a variable nor made of plain values, or None.
-
-    These are generators of random numbers, tables, and all that has a `state_dict`, as PyTorch's
-    modules, optimizers, schedulers and scalers.
+    """Return how to save a generator of random numbers, a table, or what has a `state_dict`, as
+    PyTorch's modules, optimizers, schedulers and scalers; None for anything else.
     """
     torch = sys.modules.get("torch")
     if isinstance(thing, np.random.Generator):

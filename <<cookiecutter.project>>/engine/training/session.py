@@ -70,15 +70,14 @@ def work_on(
 
     Args:
         model: compiled; with an iterator, which does the steps in its place: any object.
-        train: what `batch_source` takes.
-        valid: the same, to validate on; None: there is no validation.
+        train, valid: what `batch_source` takes; without `valid` there is no validation.
         seed: of the order of batches, where the data does not decide it.
         allow_inexact: note what a resumed run would not restore, instead of refusing it.
 
     Raises UsageError if a step uses what no checkpoint holds, and that is not allowed; ValueError
     if model and data do not fit.
     """
-    source = batch_source(train, seed=seed)
+    source, validation = batch_source(train, seed=seed), None
     guard = Guard(model, iterator, [source, valid], allow_inexact)
     if iterator is not None:
         guard.require_reached()
@@ -88,10 +87,10 @@ def work_on(
         return Work(model, source, steps, validation, guard, iterator)
     steps = Steps(model, source, _look_at_batches(callbacks), num_steps, guard.look)
     steps.compile()
-    validation = Validation(model, valid, guard.look) if valid is not None else None
-    names = steps.names
-    if validation is not None:
-        names = [*names, *(f"val_{name}" for name in validation.compile().names)]
+    names = list(steps.names)
+    if valid is not None:
+        validation = Validation(model, valid, guard.look)
+        names += [f"val_{name}" for name in validation.compile().names]
     methods = [getattr(type(each), name) for each in callbacks for name in BEFORE_STEPS]
     methods += [type(hook).before_training for hook in hooks if hasattr(hook, "before_training")]
     # Others than Keras' callbacks and this project's hooks may change what was traced.
@@ -194,9 +193,9 @@ class Session:
         # Callbacks ask for a Keras model, also where an iterator trains something else.
         is_keras = isinstance(work.model, keras.Model)
         self._keras_model = work.model if is_keras else keras.Sequential()
-        self._logs = _LastLogs()
+        last = keras.callbacks.LambdaCallback(on_epoch_end=self._take_logs)
         self.callbacks = keras.callbacks.CallbackList(
-            [*callbacks, self._logs], model=self._keras_model, verbose=0,
+            [*callbacks, last], model=self._keras_model, verbose=0,
             epochs=num_epochs, steps=steps_per_epoch,
         )  # fmt: skip
         for callback in callbacks:
@@ -235,6 +234,9 @@ class Session:
             self._rate = start.rate(other["epoch"])
         return other | {"best_epoch": best_epoch}
 
+    def _take_logs(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
+        self._logs = dict(logs or {})  # as the callbacks before leave them
+
     def _root_of(self, folder: Path, callbacks: Sequence[Any]) -> Path:
         """Return where hooks and callbacks write: what other workers do is thrown away."""
         if self.workers.is_chief:
@@ -246,12 +248,11 @@ class Session:
     def _tell(self, inexact: Sequence[str]) -> None:
         """Say, here and in the checkpoints, what is not exact."""
         unsaved = self.work.guard.found
-        for found, what in (
-            (inexact, "from here on the run is not bit for bit the same:"),
-            (unsaved, "a resumed run will have other bits, for no checkpoint holds"),
-        ):
-            if found:
-                log.warning("%s %s", what, "; ".join(found))
+        if inexact:
+            log.warning("from here on the run is not bit for bit the same: %s", "; ".join(inexact))
+        if unsaved:
+            names = "; ".join(unsaved)
+            log.warning("a resumed run will have other bits, for no checkpoint holds %s", names)
         if differs := [*inexact, *unsaved]:
             entry = {"global_step": self._state["global_step"], "differs": differs}
             self._state["inexact"].append(entry)
@@ -274,7 +275,7 @@ class Session:
                     work.steps.compile()
                     self._checkpoint.prepare()
                 others = self._state.get("others", {})
-                lacks = {*others} - {*work.guard.states()} if others else set()
+                lacks = bool(others) and not others.keys() <= work.guard.states().keys()
                 if work.iterator is not None and (lacks or not checkpoint.fits(self._restores)):
                     work.steps.dry_run()  # what a first step makes has to be there to be restored
                     checkpoint.prepare()
@@ -329,10 +330,10 @@ class Session:
         if self._is_new:
             return
         self._restore()
-        if self.step:
-            log.info("continuing after step %d of epoch %d", self.step, self.epoch + 1)
-        else:
-            log.info("continuing after epoch %d", self.epoch)
+        place = (
+            f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
+        )
+        log.info("continuing after %s", place)
 
     def _restore(self) -> None:
         self._checkpoint.restore(self._restores)
@@ -342,12 +343,12 @@ class Session:
                 log.warning("the checkpoint has the state of %s, which is not there", path)
             elif states[path].is_model or self._restores is RESTORE_ALL:
                 states[path].put(value)
-        if self._restores is RESTORE_WEIGHTS:
-            self.work.steps.set_weights(self._state["steps"])
-        else:
-            self.work.steps.set_state(self._state["steps"])
+        if self._restores is RESTORE_ALL:
+            callback_state.put(self.work.steps, self._state["steps"])
             callback_state.put_all(self.hooks.hooks, self._state["hooks"])
             callback_state.put_all(self._callbacks, self._state["callbacks"])
+        elif self.work.iterator is not None:
+            self.work.iterator.set_weights(self._state["steps"]["iterator"])
         if self._rate is not None:
             self.work.model.optimizer.learning_rate = self._rate
 
@@ -367,7 +368,7 @@ class Session:
                 "global_step": run.global_step,
                 "learning_rate": learning_rate if step else 0.0,
                 "results": run.results if step else {},
-                "steps": self.work.steps.get_state(),
+                "steps": callback_state.get(self.work.steps),
                 "best_epoch": run.best_epoch,
                 "is_cut": False,
                 "stop_reason": run.stop_reason,
@@ -400,11 +401,10 @@ class Session:
         """Add an epoch to the history, with what callbacks have added to its logs; return whether
         it is the best so far.
         """
-        run, logs = self.run, self._logs.of_epoch
-        more = floats({n: v for n, v in logs.items() if n not in row and not isinstance(v, str)})
-        row = row | more
-        run.history.append(row)
-        if run.monitor is None or run.monitor not in row:
+        run, logs = self.run, self._logs
+        more = {n: v for n, v in logs.items() if n not in row and not isinstance(v, str)}
+        run.history.append(row | floats(more))
+        if run.monitor is None or run.monitor not in run.history[-1]:
             return False
         if better := is_best(run.history, run.best_epoch, run.monitor, self._lower_is_better):
             run.best_epoch = row["epoch"]
@@ -421,28 +421,19 @@ class Session:
     ) -> bool:
         """Save the end of an epoch; return whether the run ends with it.
 
-        Args:
-            step: steps done in it.
-            learning_rate: at its beginning.
-            may_lack_monitor: whether the history may have no column `monitor`, for there was no
-                validation.
-            cut: of an epoch that `num_steps` cuts short, a copy from before its validation. More
-                steps, if they come, belong to this epoch: it stays open.
-
-        Raises KeyError if the history has no column `monitor`.
+        Of an epoch that `num_steps` cuts short, `cut` is a copy from before its validation: if more
+        steps come, they belong to this epoch. Raises KeyError if the history has no column
+        `monitor`, unless it `may_lack_monitor`, for there was no validation.
         """
         run = self.run
         if self._keras_model.stop_training:
             run.stop_reason = run.stop_reason or "a Keras callback stopped the training"
-        if cut is not None:
+        if cut is None:
+            self.save(self.snapshot(epoch + 1, 0, learning_rate), is_best)
+        else:  # what hooks keep is not settled while the epoch is open
             at_end = self.snapshot(epoch, step, learning_rate)
             changes = {"best_epoch": run.best_epoch, "is_cut": True}
             ended = replace(at_end, values=cut.values, state=cut.state | changes)
-        else:
-            ended = self.snapshot(epoch + 1, 0, learning_rate)
-        if cut is None:
-            self.save(ended, is_best)
-        else:  # what hooks keep is not settled while the epoch is open
             self._checkpoint.commit(ended, is_best)
         if not (run.monitor is None or may_lack_monitor or run.monitor in run.history[-1]):
             self._checkpoint.finish()
@@ -450,18 +441,6 @@ class Session:
         if run.stop_reason:
             log.info("stopped after epoch %d: %s", epoch + 1, run.stop_reason)
         return bool(run.stop_reason)
-
-
-class _LastLogs(keras.callbacks.Callback):
-    """Keeps the logs of an epoch as the callbacks before it leave them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of_epoch: Mapping[str, Any] = {}
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Keep them."""
-        self.of_epoch = dict(logs or {})
 
 
 def new_run() -> dict[str, Any]:

@@ -39,9 +39,8 @@ class SignalsToFlag:
         return signal.Signals(number).name if number else None
 
     def agree(self, *decisions: int) -> list[int]:
-        """Return what the chief has decided, and hear of signals to other workers.
-
-        All workers call it at the same place of the loop; one alone decides for itself.
+        """Return what the chief has decided, and hear of signals to other workers, all of which
+        call it at the same place of the loop.
         """
         rows = self.workers.gather([self._received, *decisions])
         self._agreed = int(rows[:, 0].max())

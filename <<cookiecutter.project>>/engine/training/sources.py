@@ -1,7 +1,4 @@
-"""Finds the code that a run depends on, by reading the imports of what its config names.
-
-What a process happens to have imported does not matter. Comments and docstrings are no change.
-"""
+"""Finds the code that a run depends on, by reading the imports of what its config names."""
 
 import ast
 import contextlib
@@ -34,9 +31,8 @@ class Source(NamedTuple):
 
 
 def digests(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return a SHA-256 for each file of the project that a config leads to, by its path there.
-
-    The machinery's files have one in common, under the name "engine".
+    """Return a SHA-256 for each file of the project that a config leads to, by its path there, and
+    one for the machinery under the name "engine". Comments and docstrings are no change.
     """
     found: dict[str, str] = {}
     of_engine: dict[str, str] = {}

@@ -52,12 +52,9 @@ class _Group(NamedTuple):
 
 
 class _Traces:
-    """A step of training or validation, compiled.
-
-    One function does all batches that are like the first ones of the data. Where a batch has
-    another size than these, there is a function for which this dimension is open. So it depends on
-    nothing but the batch which function does it, in every process, and lengths that vary cost one
-    trace.
+    """A step of training or validation, compiled: a function for all batches that are like the
+    first ones of the data, and one with an open dimension for those of another size. So which one
+    does a batch depends on nothing else, in every process, and lengths that vary cost one trace.
     """
 
     def __init__(
@@ -76,6 +73,7 @@ class _Traces:
         self._loops = False
         self.names: list[str] = []  # of the metrics that a step returns, as far as it is known
         self._traced: dict[str, Any] = {}
+        self.get(self.base)
 
     @property
     def varies(self) -> bool:
@@ -179,13 +177,12 @@ class Steps:
         self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
 
     def compile(self) -> None:
-        """Compile for the first batch, if that is not done; what a train step makes for itself is
-        made thereby, as variables of a second optimizer, which have to be there to be restored.
+        """Compile for the first batch, if that is not done, which makes what a step makes itself,
+        such as a second optimizer's variables, to be restored.
         """
         if self._traces is None:
             self._traces = _Traces(self.model, self.model.train_step, self.source, self._look)
             self._usual = "" if self._traces.varies else str(self._traces.base)
-            self._traces.get(self._traces.base)
 
     @property
     def names(self) -> list[str]:
@@ -206,23 +203,11 @@ class Steps:
         """The rate in force, if there is one."""
         return float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
 
-    def get_state(self) -> dict[str, Any]:
-        """Return what is to be committed beside the variables: nothing."""
-        return {}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `get_state` returned."""
-
-    def set_weights(self, state: Mapping[str, Any]) -> None:
-        """Take the weights out of what `get_state` returned in another run."""
-
     def run(
         self, epoch: int, step: int, until: int, then: int, before: Before | None = None
     ) -> Call:
-        """Run steps of `epoch` from `step` on, at least one, and none from `until` on.
-
-        `then` is where the next call is to stop, if it begins at `until`: its batches are made
-        ready. With `before`, one step alone is run.
+        """Run steps of `epoch` from `step` on, at least one, and none from `until` on; with
+        `before`, only one. The batches of the next call, to stop at `then`, are made ready.
         """
         group = self._take(epoch, step, step + 1 if before else until)
         after, steps_per_epoch = step + group.num_steps, self.source.steps_per_epoch
@@ -463,13 +448,11 @@ def culprit(model: keras.Model, batch: Any) -> str:
         return "model"
     x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
 
-    def forward() -> Any:
-        return model(x, training=True)
-
-    def loss() -> Any:
-        return model.compute_loss(x, y, forward(), weight, training=True)
-
-    for key, part in (("model", forward), ("loss", loss)):
+    parts: dict[str, Callable[[], Any]] = {
+        "model": lambda: model(x, training=True),
+        "loss": lambda: model.compute_loss(x, y, model(x, training=True), weight, training=True),
+    }
+    for key, part in parts.items():
         try:
             tf.function(part, autograph=False).get_concrete_function()
         except Exception:
@@ -528,11 +511,7 @@ def _shapes(batch: Any) -> list[tuple[int, ...]]:
 
 
 class Validation:
-    """Evaluates a model, compiled once for all epochs, and stops when asked to.
-
-    `examples` are what `batch_source` takes, of which epoch 0 is used; `look` is called with each
-    step that is traced, a concrete function.
-    """
+    """Evaluates a model on epoch 0 of what `batch_source` takes, compiled once for all epochs."""
 
     def __init__(self, model: keras.Model, examples: Any, look: Look | None = None) -> None:
         self.model, self.source, self._look = model, batch_source(examples, shuffle=False), look
@@ -542,7 +521,6 @@ class Validation:
         """Trace the step for the first batches, which makes variables that are not there yet."""
         if self._traces is None:
             self._traces = _Traces(self.model, self.model.test_step, self.source, self._look)
-            self._traces.get(self._traces.base)
         return self._traces
 
     def run(
