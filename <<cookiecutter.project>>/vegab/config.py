@@ -531,9 +531,8 @@ class ConfigRegistry:
         kind that `is_metayaml`, with all that they extend, are read as `load_file` says.
         """
         with _as_value_error(title):
-            kind = _schema_of(config)
-        asked = (title, tuple(required), True, tuple(closed), is_metayaml)
-        self._schemas.append(Schema(kind.defaults, kind.keys, *asked))
+            kind = _schema_of(config)._replace(title=title, is_open=True, is_metayaml=is_metayaml)
+        self._schemas.append(kind._replace(required=tuple(required), closed=tuple(closed)))
 
     @property
     def schemas(self) -> list[Schema]:
