@@ -25,7 +25,6 @@ from engine.building import quiet_libraries, require_at_least_one
 from engine.runs import resume_check
 from src import experiment
 
-EXACT = ("model.h5", "model_best.h5", "history.csv")
 KILLED = -signal.SIGKILL
 
 
@@ -59,28 +58,23 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2, quick: bo
         alone: Any = get_context("spawn")  # a process that has nothing in common with the others
         print(f"training without a kill, and with kills after the steps {stops} …", flush=True)
         trainings = [(alone, straight, [0]), (processes, again, [0])]
+        comparisons = [(again, "two runs without a kill differ", NOT_REPEATABLE)]
         if quick:
-            trainings = [(processes, straight, [0])]
-        runs = [
-            threads.submit(attempts, process, config, path, ends, quick)
-            for process, path, ends in [*trainings, (processes, killed, [*stops, 0])]
-        ]
+            trainings, comparisons = [(processes, straight, [0])], []
+        trainings.append((processes, killed, [*stops, 0]))
+        comparisons.append((killed, f"killed after the steps {stops}, it differs", STATE_LOST))
+        runs = [threads.submit(attempts, *training, config, quick) for training in trainings]
         for run in runs:
             run.result()
         said = straight.with_suffix(".txt").read_text(errors="replace").splitlines()
         reasons += [line for line in said if resume_check.NOT_SAVED in line]
-        for other, what, otherwise in (
-            (again, "two runs without a kill differ", NOT_REPEATABLE),
-            (killed, f"killed after the steps {stops}, it differs", STATE_LOST),
-        ):
-            if quick and other is again:
-                continue
+        for other, what, otherwise in comparisons:
             if difference := checkpoints.first_difference(straight, other):
                 print(f"{what}: {difference}")
                 for reason in reasons or [otherwise]:
                     print(f"likely cause: {reason}")
                 raise SystemExit(1)
-    print(f"identical: {', '.join(EXACT)}, killed after the steps {stops}")
+    print(f"identical: model.h5, model_best.h5, history.csv, killed after the steps {stops}")
     for reason in reasons:
         print(f"yet it may not always be: {reason}")
 
@@ -132,7 +126,7 @@ def another_hash_seed() -> str:
 
 
 def attempts(
-    processes: Any, config: dict[str, Any], save_path: Path, stops: list[int], is_quick: bool
+    processes: Any, save_path: Path, stops: list[int], config: dict[str, Any], is_quick: bool
 ) -> None:
     """Train in one process after another, each of which dies at its step (0: lives)."""
     output = save_path.with_suffix(".txt")

@@ -77,16 +77,14 @@ def evaluate_run(
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         files = files or [""]
         configs = [config_asked_for(folder, file, split) for file in files]
-        names = [name or (Path(file).stem if file else split) for file in files]
+        names = [name or Path(file).stem or split for file in files]
         for each in names:
             if each.startswith(".") or Path(each).name != each:
                 what = f"outputs cannot be stored as {each!r}"
                 raise vegab.UsageError(f"{what}; give --name a single word")
             if names.count(each) > 1:
-                raise vegab.UsageError(
-                    f"several evaluations would be stored as {each}; give their files other "
-                    "names, and no --name"
-                )
+                what = f"several evaluations would be stored as {each}"
+                raise vegab.UsageError(f"{what}; give their files other names, and no --name")
         for file, own, each in zip(files, configs, names, strict=True):
             if callbacks_only:
                 call_callbacks(folder, file, each)
@@ -176,7 +174,7 @@ def config_asked_for(folder: Path, file: str, split: str) -> dict[str, Any]:
 def evaluate_with_iterator(
     folder: Path, checkpoint: str, config: dict[str, Any], file: str, name: str, split: str
 ) -> None:
-    """Store what the iterator makes of a split by one or more commits; call the callbacks."""
+    """Store what the iterator makes of a split by one or more checkpoints; call the callbacks."""
     from engine.iterators import callbacks_of, evaluation, run_callbacks
 
     if checkpoint not in ("best", "latest"):
@@ -214,10 +212,8 @@ def call_callbacks(folder: Path, file: str, name: str) -> None:
     output = results.newest_evaluations(folder, "meta.yaml").get(name)
     if output is None:
         stored = sorted(path.parent.name for path in folder.glob("eval/[!.]*/meta.yaml"))
-        raise vegab.UsageError(
-            f"no outputs are stored as {name} in {folder / 'eval'}; "
-            + (f"there are {', '.join(stored)}" if stored else "evaluate without --callbacks_only")
-        )
+        hint = f"there are {', '.join(stored)}" if stored else "evaluate without --callbacks_only"
+        raise vegab.UsageError(f"no outputs are stored as {name} in {folder / 'eval'}; {hint}")
     meta = StoredOutputs(output).meta
     config = meta["config"]  # their own, and what the file says now
     if file:
@@ -232,11 +228,10 @@ def call_callbacks(folder: Path, file: str, name: str) -> None:
 
 def tell(meta: Mapping[str, Any], output: Path, scalars: Mapping[str, Any]) -> None:
     """Print the line that an evaluation ends with."""
-    figures = {f"{name}/{key}": v for name, items in scalars.items() for key, v in items.items()}
-    shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+    shown = [f"{name}/{k} {v:.4g}" for name, items in scalars.items() for k, v in items.items()]
     print(
         f"{meta['split']}, {meta['num_examples']} examples, {meta['checkpoint']} of step "
-        f"{meta['global_step']}, in {output}" + (f":  {shown}" if shown else "")
+        f"{meta['global_step']}, in {output}" + "  ".join([":", *shown] if shown else [])
     )
 
 

@@ -162,8 +162,7 @@ def bar(unit: str) -> Callable[[Any], Iterable[Any]]:
     """Return what shows on a terminal how far one has gone through a list."""
     from tqdm import tqdm
 
-    form = {"disable": None, "leave": False, "dynamic_ncols": True}
-    return functools.partial(tqdm, unit=f" {unit}", **form)
+    return functools.partial(tqdm, unit=f" {unit}", disable=None, leave=False, dynamic_ncols=True)
 
 
 def main() -> NoReturn:
@@ -171,14 +170,9 @@ def main() -> NoReturn:
     # TensorFlow only unpacks here: it needs no GPU, and nothing that it would tell of itself.
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
     os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", **quiet}
-    vegab.wrap_commands(
-        generate_metadata,
-        validate,
-        total_examples,
-        inspect,
-        from_images,
-        explained=(OSError, MetadataError, image_records.PictureError),
-    )
+    commands = generate_metadata, validate, total_examples, inspect, from_images
+    explained = (OSError, MetadataError, image_records.PictureError)
+    vegab.wrap_commands(*commands, explained=explained)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,6 @@ from src import experiment
 from vegab.exits import FAILED, REFUSED
 from vegab.run_folder import RunFolder
 
-EVALUATE = Path(__file__).with_name("evaluate.py")
-
 
 def train(
     config: dict[str, Any],
@@ -79,18 +77,14 @@ def train(
     if isinstance(prepared.dataset, Dataset):
         hooks.append(UnreadSettings(prepared.config, registry.get_root_config()))
     with workers.ends_with_the_others():
-        experiment.train(
-            prepared,
-            Path(save_path),
-            hooks,
-            start_from=start_of(save_path, checkpoint, fork, from_epoch),
-            retrain=retrain,
-        )
+        start = start_of(save_path, checkpoint, fork, from_epoch)
+        experiment.train(prepared, Path(save_path), hooks, start_from=start, retrain=retrain)
     if workers.is_follower():
         return
     print(f"{save_path} is finished; next: python bin/evaluate.py {shlex.quote(save_path)}")
+    program = Path(__file__).with_name("evaluate.py")
     for file in evaluation:
-        command = [sys.executable, str(EVALUATE), save_path, "-e", file]
+        command = [sys.executable, str(program), save_path, "-e", file]
         code = subprocess.run(command, check=False).returncode
         if code != 0:
             reason = endings.ending(code) if endings.signal_of(code) else "what it said is above"
@@ -128,13 +122,9 @@ def prepare(
             raise vegab.UsageError(f"-e {file}: there is no such file")
     devices.choose_gpus(gpus)
     with workers.ends_with_the_others():
-        prepared = experiment.build(
-            config,
-            save_path,
-            resume_inexact=resume_inexact,
-            start=None if retrain else start,
-            together=True,
-        ).with_work(allow_inexact)
+        asked = {"start": None if retrain else start, "resume_inexact": resume_inexact}
+        prepared = experiment.build(config, save_path, **asked, together=True)
+        prepared = prepared.with_work(allow_inexact)
         if start:
             prepared.check_start(start, retrain, *given)
     if start and not retrain:
@@ -159,21 +149,17 @@ def commit_of(checkpoint: str) -> Path:
     """Return the file that --checkpoint names: a commit, or the latest one of a run folder."""
     path = Path(checkpoint, checkpoints.LATEST) if Path(checkpoint).is_dir() else Path(checkpoint)
     if not path.is_file():
-        raise vegab.UsageError(
-            f"there is no checkpoint {path}; give a run folder, its model.h5 or one in its "
-            "checkpoints/"
-        )
+        hint = "give a run folder, its model.h5 or one in its checkpoints/"
+        raise vegab.UsageError(f"there is no checkpoint {path}; {hint}")
     return path
 
 
 def parent(args: argparse.Namespace) -> dict[str, Any]:
     """Return which run --fork names, and where in it this one begins; without it, {}."""
-    fork = args.flags["fork"]
-    if not fork:
+    if not (fork := args.flags["fork"]):
         return {}
     commit = commit_to_fork(Path(fork), args.flags["from_epoch"])
-    step = commit.state["global_step"]
-    return {"path": fork, "from_epoch": commit.epoch, "from_step": step}
+    return {"path": fork, "from_epoch": commit.epoch, "from_step": commit.state["global_step"]}
 
 
 class Launch(vegab.VegabPlugin):

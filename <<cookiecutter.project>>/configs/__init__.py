@@ -48,9 +48,7 @@ registry.set_root_config(
         "accumulate_steps": Key(1, "average the gradients of N steps"),
         "learning_rate": Key(None, "null: 0.001, or lr_schedule's", instead_of="lr_schedule"),
         "lr_schedule": Key(
-            None,
-            "[[until_epoch, rate], …], or {class: path, …}",
-            instead_of="learning_rate",
+            None, "[[until_epoch, rate], …], or {class: path, …}", instead_of="learning_rate"
         ),
         "fine_tune": Key(None, "train only weights whose path matches this"),
         "jit_compile": Key(False, "compile with XLA; needs --no_deterministic"),
@@ -88,12 +86,7 @@ registry.add_schema(
         "monitor": Key(None, "column of history.csv that decides which epoch is the best"),
         **COMMON,
     },
-    required=[
-        ("iterator",),
-        ("datasets", "dataset"),
-        ("batch_size",),
-        ("num_steps", "num_epochs"),
-    ],
+    required=[("iterator",), ("datasets", "dataset"), ("batch_size",), ("num_steps", "num_epochs")],
     title="keys of a config with an iterator",
 )
 
@@ -123,11 +116,7 @@ VARIANT = {
     **COMMON,
 }
 registry.add_schema(
-    VARIANT,
-    required=[("model",), ("train",)],
-    closed=("train",),
-    title="keys of a variant",
-    is_metayaml=True,
+    VARIANT, [("model",), ("train",)], "keys of a variant", closed=("train",), is_metayaml=True
 )
 
 registry.register(

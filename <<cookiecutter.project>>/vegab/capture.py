@@ -131,8 +131,7 @@ class Capture:
         self.folder = Path(folder)
 
     def append(self, text: str) -> bool:
-        """Adds a text to stderr.txt, and says whether it could. It is only repeated on the terminal
-        before `stop`."""
+        """Adds a text to stderr.txt, and, before `stop`, the terminal; says whether it could."""
         with contextlib.suppress(OSError):  # a full disk
             if self.folder:
                 flush()
@@ -206,8 +205,7 @@ def write_all(file: int, data: bytes) -> None:
 
 
 def collapse(text: str) -> str:
-    """What a terminal would show: text overwritten after a carriage return, a backspace or a move
-    up is replaced. A progress bar leaves its last state."""
+    """What a terminal would show, where text was overwritten. A bar leaves its last state."""
     lines, row, column = [""], 0, 0
     for part in CONTROLS.split(text):
         if part == "\n":
@@ -229,10 +227,7 @@ def collapse(text: str) -> str:
 
 def collapse_file(path: Path) -> None:
     """The same for a file, atomically, from the first line that has something overwritten."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return
+    data = path.read_bytes() if path.exists() else b""
     first = re.search(rb"\r(?!\n)|\x08|\x1b\[A", data)
     if first:
         start = data.rfind(b"\n", 0, first.start()) + 1
@@ -302,7 +297,7 @@ class _Follower:
                     self.draw(message["bar"], message["after"])
             self.echo()
         if self.bar.strip():
-            self.show("\n")
+            self.send(1, b"\n")
 
     def receive(self) -> dict[str, Any]:
         with contextlib.suppress(OSError):
@@ -324,26 +319,22 @@ class _Follower:
         if i == 1 and hidden:
             data = hidden.sub(b"", data)
         if self.bar and self.at_line_start:
-            self.show("\r\x1b[K")
+            self.send(1, b"\r\x1b[K")
         self.send(i, data)
         if self.real[i] != -1 and os.isatty(self.real[i]):
             self.at_line_start = data.endswith(b"\n") if data else self.at_line_start
         if self.bar and self.at_line_start:
-            self.show(self.bar)
+            self.send(1, self.bar.encode())
 
     def draw(self, text: str, printed: Sequence[int]) -> None:
-        """Adds text to the bar's line; lines that it completes stay above it, and below what was
-        printed before."""
-        if "\n" in text:
+        """Adds text to the bar's line; lines that it completes stay above it."""
+        if "\n" in text:  # what was printed before comes above these lines
             self.echo(printed)
         *complete, bar = collapse(self.bar + text if self.bar else text).split("\n")
         if self.at_line_start:
             above = "".join(f"{line.rstrip()}\n" for line in complete)
-            self.show(f"\r\x1b[K{above}{bar.rstrip()}")
+            self.send(1, f"\r\x1b[K{above}{bar.rstrip()}".encode())
         self.bar = bar.rstrip()
-
-    def show(self, text: str) -> None:
-        self.send(1, text.encode())
 
     def send(self, i: int, data: bytes) -> None:
         try:

@@ -28,6 +28,7 @@ from vegab.config import (
     Config,
     ConfigRegistry,
     Draft,
+    Key,
     Override,
     Schema,
     UnknownKeyError,
@@ -89,8 +90,8 @@ def wrap(
     describes the program. One that takes the config only, `func(config, *, …)`, has no run folder.
 
     Args:
-        config_registry: see above; or a folder with `root.yaml`, for `config_from_folder`.
-        func: see above.
+        config_registry: or a folder with `root.yaml`, for `config_from_folder`.
+        func: the function, as above.
         plugins: they are told in their order; None: a MetaSaver, where there is a run folder.
         prepare: `prepare(config)` runs before the run folder is touched; it is also given
             `save_path` and the flags of `func` that it has parameters for. Its result is
@@ -107,10 +108,9 @@ def wrap(
             lost what it could be continued from.
         fixed: further arguments of `func`, which are no flags then.
     """
-    if isinstance(config_registry, ConfigRegistry):
-        registry = config_registry
-    else:
-        registry = config_from_folder(config_registry)
+    if isinstance(config_registry, str | Path):
+        config_registry = config_from_folder(config_registry)
+    registry = config_registry
     parameters = inspect.signature(func).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for name in fixed.keys() - {p.name for p in parameters}:
@@ -120,9 +120,8 @@ def wrap(
 
     def program(arguments: list[str]) -> int:
         flags = _flags_of(func, short_flags, skip=1 + has_folder + (prepare is not None))
-        flags = {name: flag for name, flag in flags.items() if name not in fixed}
-        if not opens_folder:
-            flags.pop("dry_run")
+        given = fixed.keys() | (set() if opens_folder else {"dry_run"})
+        flags = {name: flag for name, flag in flags.items() if name not in given}
         _refuse_clashes(flags, registry.schemas)
         told = {} if opens_folder else _explanations(func)
         options = _options()
@@ -160,12 +159,10 @@ def wrap(
             print(_as_yaml(config, differences(draft.named(), config)))
             return FINISHED
         _tell(told_plugins, args, keywords, flags)
-        keywords |= fixed
+        keywords |= fixed if opens_folder else {**fixed, "dry_run": args.dry_run}
         if not has_folder or not opens_folder:
             places = [args.save_path] if has_folder else []
-            asked = {} if opens_folder else {"dry_run": args.dry_run}
-            call = functools.partial(func, config, *places, **keywords, **asked)
-            return _call_without_folder(call)
+            return _call_without_folder(functools.partial(func, config, *places, **keywords))
         folder = RunFolder(args.save_path, config, extendable, registry.completed, is_whole)
         if follows is not None and follows():
             return accompany(func, folder, keywords, prepare)
@@ -358,9 +355,6 @@ class _CommandsParser(_Parser):
 class _Version(argparse.Action):
     """Prints which project this is, and ends."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **options)
-
     def __call__(self, *ignored: Any) -> NoReturn:
         import tomllib  # only here
 
@@ -368,11 +362,8 @@ class _Version(argparse.Action):
             project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         except (OSError, ValueError, KeyError):
             project = {"name": ROOT.name, "version": "without a version"}
-        commit = (
-            f", commit {found}"
-            if (found := provenance.git_words("rev-parse", "--short", "HEAD"))
-            else ""
-        )
+        found = provenance.git_words("rev-parse", "--short", "HEAD")
+        commit = f", commit {found}" if found else ""
         print(f"{project['name']} {project['version']}{commit}, Python {sys.version.split()[0]}")
         sys.exit()
 
@@ -403,10 +394,9 @@ def _complete(parser: argparse.ArgumentParser, keys: Iterable[str] = ()) -> None
 
 def _options() -> _Parser:
     options = _Parser(add_help=False, allow_abbrev=False)
-    options.add_argument("--version", action=_Version, help="print the project's version")
+    options.add_argument("--version", action=_Version, nargs=0, help="print the project's version")
     add = functools.partial(options.add_argument, type=str.upper, choices=LEVELS, default="INFO")
-    about = "DEBUG, INFO, WARNING, ERROR or CRITICAL"
-    add("-l", "--log_level", metavar="LEVEL", help=about)
+    add("-l", "--log_level", metavar="LEVEL", help="DEBUG, INFO, WARNING, ERROR or CRITICAL")
     return options
 
 
@@ -616,7 +606,7 @@ def _refuse_clashes(flags: _Flags, schemas: Iterable[Schema] = ()) -> None:
 
 def _read_flags(flags: _Flags, overrides: list[Override]) -> dict[str, Any]:
     """The value of every flag. Raises UsageError if one that has no default is missing."""
-    draft = Draft(Schema({name: flag.sample for name, flag in flags.items()}, {}), None)
+    draft = Draft(Schema({name: flag.sample for name, flag in flags.items()}), None)
     given: dict[str, Any] = {}
     for override in overrides:
         if override.key in flags and flags[override.key].repeats:
@@ -651,10 +641,12 @@ def _tables_of(registry: ConfigRegistry, arguments: Iterable[str]) -> Iterator[_
         sections: dict[str, list[tuple[str, str]]] = {}
         heading = schema.title or "keys and their defaults"
         for key, default in flatten(schema.defaults).items():
-            row = (f"--{key}={as_text(changes.get(key, default))}", schema.helps.get(key, ""))
-            heading = schema.sections.get(key, heading)
+            about = schema.keys.get(key, Key(default))
+            row = (f"--{key}={as_text(changes.get(key, default))}", about.help)
+            heading = about.section or heading
             section = key.rpartition(".")[0]
-            title = ": ".join(filter(None, (section, schema.helps.get(section)))) or heading
+            of_section = schema.keys.get(section, Key(None)).help
+            title = ": ".join(filter(None, (section, of_section))) or heading
             sections.setdefault(title, []).append(row)
         yield from sections.items()
 

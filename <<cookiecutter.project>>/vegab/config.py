@@ -75,13 +75,11 @@ class Schema(NamedTuple):
     """A kind of config: the keys that the program knows, with their defaults and explanations."""
 
     defaults: Config
-    helps: dict[str, str]
+    keys: dict[str, Key] = {}  # noqa: RUF012  # by their dotted names, as far as they are explained
     title: str = ""
     required: tuple[tuple[str, ...], ...] = ()
     is_open: bool = False  # may a config of this kind have keys of its own?
     closed: tuple[str, ...] = ()  # top-level keys whose mappings have none, even so
-    instead: tuple[tuple[str, str], ...] = ()  # keys, and those whose place they take when typed
-    sections: dict[str, str] = {}  # noqa: RUF012  # keys that a heading of --help stands above
     is_metayaml: bool = False  # were its files read by metayaml before?
 
     def resolved(self, config: Config, strict: bool = True) -> Config:
@@ -466,11 +464,11 @@ def _pop_texts(config: Config, key: str, what: str, path: Path) -> list[str]:
     return texts
 
 
-def comments_as_help(text: str) -> dict[str, str]:
+def comments_as_help(text: str) -> dict[str, Key]:
     """Dotted key -> the comment at the end of its line."""
     from ruamel.yaml import YAML
 
-    helps: dict[str, str] = {}
+    keys: dict[str, Key] = {}
 
     def walk(mapping: Any, prefix: str) -> None:
         for name, value in mapping.items():
@@ -478,12 +476,12 @@ def comments_as_help(text: str) -> dict[str, str]:
             # Lines of their own may follow; that of a block of text is kept apart.
             comment = after.value if after else (below or [""])[0]
             if isinstance(comment, str) and (first := comment.split("\n")[0].strip("# ")):
-                helps[prefix + name] = first
+                keys[prefix + name] = Key(value, first)
             if isinstance(value, dict):
                 walk(value, f"{prefix}{name}.")
 
     walk(YAML().load(text), "")
-    return helps
+    return keys
 
 
 def _first_comment(path: Path) -> str:
@@ -498,7 +496,7 @@ class ConfigRegistry:
     """Named configs over one root, which is their schema; `add_schema` adds kinds besides it."""
 
     def __init__(self) -> None:
-        self._root = Schema({}, {})
+        self._root = Schema({})
         self._schemas: list[Schema] = []
         # name -> what reads the config (perhaps as metayaml did), and the line that says what it is
         self._named: dict[str, tuple[Callable[[bool], Layer], Callable[[], str]]] = {}
@@ -533,9 +531,8 @@ class ConfigRegistry:
         kind that `is_metayaml`, with all that they extend, are read as `load_file` says.
         """
         with _as_value_error(title):
-            kind = _schema_of(config)._replace(title=title, is_open=True)
-        kind = kind._replace(required=tuple(required), closed=tuple(closed))
-        self._schemas.append(kind._replace(is_metayaml=is_metayaml))
+            kind = _schema_of(config)._replace(title=title, is_open=True, is_metayaml=is_metayaml)
+        self._schemas.append(kind._replace(required=tuple(required), closed=tuple(closed)))
 
     @property
     def schemas(self) -> list[Schema]:
@@ -551,10 +548,9 @@ class ConfigRegistry:
         """Registers what differs from root. Raises ValueError for a name or key that cannot be."""
         with _as_value_error(name):
             kind = self._kind_of(config)
+            layer = Layer(plain(config, "", [] if kind.is_open else None))
             try:
-                changes = _checked_layer(
-                    kind, Layer(plain(config, "", [] if kind.is_open else None))
-                )
+                changes = _checked_layer(kind, layer)
             except UnknownKeyError as error:
                 raise UsageError(f"{error} (root names every key: add it there)") from None
         self._add(name, lambda _: Layer(changes), lambda: help)
@@ -646,23 +642,17 @@ class ConfigRegistry:
 
 def _schema_of(config: Config) -> Schema:
     """The defaults as plain data, with what each value that is a `Key` says."""
-    helps: dict[str, str] = {}
-    instead: list[tuple[str, str]] = []
-    sections: dict[str, str] = {}
+    keys: dict[str, Key] = {}
 
     def without_keys(value: Any, key: str) -> Any:
         if isinstance(value, Key):
-            helps[key] = value.help
-            instead.extend([(key, value.instead_of)] if value.instead_of else [])
-            sections.update({key: value.section} if value.section else {})
-            value = value.default
+            keys[key], value = value, value.default
         if not isinstance(value, dict):
             return value
         prefix = f"{key}." if key else ""
         return {name: without_keys(item, f"{prefix}{name}") for name, item in value.items()}
 
-    defaults = plain(without_keys(config, ""), "")
-    return Schema(defaults, helps, instead=tuple(instead), sections=sections)
+    return Schema(plain(without_keys(config, ""), ""), keys)
 
 
 def _read_layer(path: Path, is_metayaml: bool) -> Layer:
@@ -703,7 +693,7 @@ def config_from_folder(path: str | Path) -> ConfigRegistry:
         raise ValueError(f"{folder} has no root.yaml, which names every key and its default")
     registry = ConfigRegistry()
     registry.set_root_config(load_file(root))
-    registry._root.helps.update(comments_as_help(read_text(root)))
+    registry._root.keys.update(comments_as_help(read_text(root)))
     registry.add_folder(folder)
     return registry
 
@@ -780,11 +770,12 @@ class Draft:
             config = merge(config, change)
             if lookup(change, key) is not None:
                 typed.add(key)
-        for key, other in self.kind.instead:
-            if {key, other} <= typed:
+        for key, about in self.kind.keys.items():
+            if key not in typed or not (other := about.instead_of):
+                continue
+            if other in typed:
                 raise UsageError(f"{key} and {other} exclude each other; give one of them")
-            if key in typed:
-                config = merge(config, {other: self.kind.defaults[other]})
+            config = merge(config, {other: self.kind.defaults[other]})
         config = self.kind.resolved(config)
         if self.kind.defaults:
             expected = self.kind.expected()

@@ -20,6 +20,7 @@ from vegab.plugins import VegabPlugin
 from vegab.run_folder import RunFolder
 
 Func = Callable[..., Any]
+Plugins = Sequence[VegabPlugin]
 # Exceptions whose message says it all: their traceback goes to stderr.txt only.
 EXPLAINED = (OSError, FloatingPointError)
 _IGNORED_AT_START = [
@@ -28,11 +29,7 @@ _IGNORED_AT_START = [
 
 
 def execute(
-    func: Func,
-    folder: RunFolder,
-    keywords: Config,
-    plugins: Sequence[VegabPlugin],
-    prepare: Func | None,
+    func: Func, folder: RunFolder, keywords: Config, plugins: Plugins, prepare: Func | None
 ) -> int:
     """Calls `func(config, save_path[, prepare(config)], **keywords)`; returns the exit code.
 
@@ -47,9 +44,9 @@ def execute(
     try:
         try:
             arguments += _prepared(prepare, folder, keywords)
+        except UsageError:
+            raise
         except Exception as failure:  # what the user did not cause belongs to the run's story
-            if isinstance(failure, UsageError):
-                raise
             error = failure
         folder.open()
     except BaseException as refusal:
@@ -95,16 +92,24 @@ def execute(
     folder.close()
     if unwritten:
         sys.stderr.write(_tracebacks(unwritten))
-    # A name that was made for this run would be another the next time.
-    has_new_name = any(getattr(plugin, "has_named", False) for plugin in plugins)
-    again = "the same command" + ", with this path as SAVE_PATH," * has_new_name
-    return _last_word(error, folder.path, bool(unwritten), again)
+    status = outcome(error)
+    if status == "interrupted":
+        reason = f" by {error}" if isinstance(error, KeyboardInterrupt) and error.args else ""
+        # A name that was made for this run would be another the next time.
+        has_new_name = any(getattr(plugin, "has_named", False) for plugin in plugins)
+        again = "the same command" + ", with this path as SAVE_PATH," * has_new_name
+        say(f"interrupted{reason}; {again} continues {folder.path}")
+    elif status == "failed":
+        what = one_line(error)
+        if not isinstance(error, (*EXPLAINED, UsageError)):
+            what = f"{type(error).__name__}: {what}"
+        where = "above" if unwritten else f"in {os.path.join(folder.path, 'stderr.txt')}"
+        say(f"failed: {what} (traceback {where})")
+    return EXIT_CODES[status]
 
 
 def accompany(func: Func, folder: RunFolder, keywords: Config, prepare: Func | None) -> int:
-    """As `execute`, beside the process that writes the run folder: this one only reads there. What
-    it says goes where it always went, and plugins are told nothing.
-    """
+    """As `execute`, beside the process that writes the run folder. Plugins are told nothing."""
     folder.check(writes=False)
     _signals(_interrupt)
     error: BaseException | None = None
@@ -150,21 +155,6 @@ def _tracebacks(errors: Sequence[BaseException]) -> str:
         trace = error.__traceback__ and error.__traceback__.tb_next  # without our own frame
         texts += traceback.format_exception(type(error), error, trace)
     return "".join(texts)
-
-
-def _last_word(error: BaseException | None, path: str, traceback_is_above: bool, again: str) -> int:
-    """The one line that the terminal ends with, and the exit code."""
-    status = outcome(error)
-    if status == "interrupted":
-        reason = f" by {error}" if isinstance(error, KeyboardInterrupt) and error.args else ""
-        say(f"interrupted{reason}; {again} continues {path}")
-    elif status == "failed":
-        what = one_line(error)
-        if not isinstance(error, (*EXPLAINED, UsageError)):
-            what = f"{type(error).__name__}: {what}"
-        where = "above" if traceback_is_above else f"in {os.path.join(path, 'stderr.txt')}"
-        say(f"failed: {what} (traceback {where})")
-    return EXIT_CODES[status]
 
 
 def one_line(error: BaseException | None) -> str:

@@ -116,16 +116,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def leads_out(name: Any) -> bool:
-    """Whether a relative path, which somebody else may have written, leads out of its folder, or is
-    none."""
+    """Does a path that somebody else may have written lead out of its folder, or is it none?"""
     path = Path(name) if isinstance(name, str) else Path()
     return path.is_absolute() or ".." in path.parts or not path.parts or "\0" in str(path)
 
 
 def read_bytes(path: str | Path, inside: str | Path | None = None) -> bytes:
     """A file's content, which somebody else may have made: OSError if it is a pipe, which would be
-    waited for, or very large, or if a link leads out of the folder `inside`, whose content it would
-    be taken for."""
+    waited for, or very large, or if a link leads out of the folder `inside`."""
     real = os.path.realpath(path)
     if inside is not None and not real.startswith(os.path.join(os.path.realpath(inside), "")):
         raise OSError(errno.ELOOP, "it is a link that leads out of the folder", str(path))

@@ -57,7 +57,6 @@ class MetaSaver(VegabPlugin):
         self.position, self.parent = position, parent
         self._args = argparse.Namespace()
         self._folder: Path | None = None
-        self._inode: int | None = None
 
     def on_parsed_args(self, args: argparse.Namespace) -> None:
         self._args = args
@@ -94,16 +93,19 @@ class MetaSaver(VegabPlugin):
         script = Path(sys.argv[0])
         if script.suffix == ".py" and script.is_file():
             shutil.copyfile(script, folder / script.name)
-        self._keep(code, folder)
+        # What a later attempt ran, if it is something else, goes to a file of its own.
+        copies = {a["code"]["sha256"]: snapshot.name_of(a) for a in attempts if "code" in a}
+        sha256 = code.record["sha256"]
+        if sha256 not in copies:
+            copies[sha256] = f"code_attempt_{len(attempts)}.zip" if copies else snapshot.CODE
+            snapshot.keep(code, folder / copies[sha256])
+        attempts[-1]["code"] = {"file": copies[sha256], "sha256": sha256}
         write_json(folder / META, self._meta)
 
     def on_after_call(self, config: Config, save_path: str) -> None:
-        self._close(None)
+        self.on_failure(config, save_path, None)
 
-    def on_failure(self, config: Config, save_path: str, error: BaseException) -> None:
-        self._close(error)
-
-    def _close(self, error: BaseException | None) -> None:
+    def on_failure(self, config: Config, save_path: str, error: BaseException | None) -> None:
         if self._folder is None or inode_of(self._folder) != self._inode:
             return  # it was renamed or replaced meanwhile: nothing is written into another's
         status = outcome(error)
@@ -136,16 +138,6 @@ class MetaSaver(VegabPlugin):
         with contextlib.suppress(Exception):  # the record of a run must not stop it
             return self.position(str(self._folder)) if self.position else None
         return None
-
-    def _keep(self, code: snapshot.Snapshot, folder: Path) -> None:
-        # What a later attempt ran, if it is something else, goes to a file of its own.
-        attempts = self._meta["attempts"]
-        copies = {a["code"]["sha256"]: snapshot.name_of(a) for a in attempts if "code" in a}
-        sha256 = code.record["sha256"]
-        if sha256 not in copies:
-            copies[sha256] = f"code_attempt_{len(attempts)}.zip" if copies else snapshot.CODE
-            snapshot.keep(code, folder / copies[sha256])
-        attempts[-1]["code"] = {"file": copies[sha256], "sha256": sha256}
 
 
 @dataclass

@@ -83,9 +83,8 @@ def describe_git(
     """What git says of the source: for meta.json (None without a repository), the uncommitted part
     of these files as a patch, and which files are as committed.
 
-    What git cannot answer is `unknown`, with its words, and `dirty` then None. `git apply` takes
-    the patch; new files are in it, but for those in repositories of their own. If it does not
-    apply, `patch` says why.
+    What git cannot answer is `unknown`, with its words, and `dirty` then None. If `git apply` does
+    not take the patch, or it lacks files, `patch` says why.
     """
     about: dict[str, Any] = {"commit": None, "branch": None, "dirty": None, "diff": ""}
     try:

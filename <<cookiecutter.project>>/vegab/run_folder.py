@@ -85,9 +85,6 @@ class RunFolder:
             self._lock = None
             _locked_here.discard(os.path.realpath(self.absolute))
 
-    def _file(self, name: str) -> str:
-        return os.path.join(self.absolute, name)
-
     def _check_writable(self) -> None:
         place = self.absolute
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -101,7 +98,7 @@ class RunFolder:
             raise UsageError(f"{shown} is not writable; choose another SAVE_PATH")
 
     def _check_config(self) -> None:
-        before, meta = read_json(self._file(CONFIG)), read_json(self._file(META)) or {}
+        before, meta = (read_json(Path(self.absolute, name)) for name in (CONFIG, META))
         if not isinstance(before, dict):
             return
         changes = differences(self.completed(before), self.config)
@@ -115,17 +112,15 @@ class RunFolder:
                 f"{self.path} holds a run with another config ({show_differences(refused)}); "
                 "choose another SAVE_PATH"
             )
-        is_finished = meta.get("status") == "finished"
-        if is_finished and self.is_whole(self.path) and not changes:
-            raise AlreadyFinished(self._finished_sentence(meta))
-
-    def _finished_sentence(self, meta: dict[str, Any]) -> str:
+        meta = meta or {}
+        if meta.get("status") != "finished" or not self.is_whole(self.path) or changes:
+            return
         position = (meta.get("attempts") or [{}])[-1].get("to") or {}
         reached = ", ".join(f"{name} {value}" for name, value in position.items())
         numbers = [k for k, value in flatten(self.config).items() if type(value) in (int, float)]
         growing = " or ".join(f"--{key}" for key in numbers if key in self.extendable)
         sentence = f"{self.path} is already finished" + (f" ({reached})." if reached else ".")
-        return sentence + (f" A larger {growing} continues it." if growing else "")
+        raise AlreadyFinished(sentence + f" A larger {growing} continues it." * bool(growing))
 
 
 def take_lock(

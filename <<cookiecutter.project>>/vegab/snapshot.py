@@ -112,9 +112,9 @@ def _digest(files: Files) -> str:
 
 
 def read(path: Path) -> Files:
-    """Returns what a snapshot holds, by name; of an older run, what its folder code/ holds. Reads
-    only: nothing is unpacked, links are not followed, and what Python has compiled, which may be
-    of other source, is not in it. Raises UsageError if that fails.
+    """Returns what a snapshot holds, by name; of an older run, what its folder code/ holds. Links
+    are not followed, and what Python has compiled, perhaps from other source, is not in it. Raises
+    UsageError if that fails.
     """
     try:
         if path.is_dir() and not path.is_symlink():
@@ -145,11 +145,8 @@ def differing(one: Files, other: Files) -> list[str]:
 
 def differing_source(one: Files, other: Files) -> list[str]:
     """The same without prose, tests and data."""
-    return [
-        name
-        for name in differing(one, other)
-        if not name.endswith(".md") and not name.startswith((*PROSE, "data/"))
-    ]
+    names = (name for name in differing(one, other) if not name.endswith(".md"))
+    return [name for name in names if not name.startswith((*PROSE, "data/"))]
 
 
 # ------------------------------------------------------------------------------------ what is kept

@@ -66,7 +66,7 @@ def test_every_read_is_a_deep_copy(registry: ConfigRegistry) -> None:
 
 def test_keys_explain_themselves(registry: ConfigRegistry) -> None:
     (root,) = registry.schemas
-    assert root.helps == {
+    assert {key: about.help for key, about in root.keys.items()} == {
         "n_filters": "filters of the first layer",
         "model": "the network",
         "model.depth": "layers",
@@ -298,7 +298,7 @@ def test_a_folder_is_a_registry(tmp_path: Path) -> None:
     assert registry["wide"]["n_filters"] == 64
     assert registry["deep"]["model"] == {"depth": 9, "sizes": [1, 2]}
     assert registry.summary("wide") == "Wider than the rest."
-    assert registry.schemas[0].helps == {
+    assert {key: about.help for key, about in registry.schemas[0].keys.items()} == {
         "n_filters": "filters of the first layer",
         "note": "not a comment: the first one",
         "model": "the network",

@@ -80,7 +80,7 @@ def read_known(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise UsageError(f"{show(content)} was given, a mapping is expected")
         given = {str(key): value for key, value in content.items() if value is not None}
-        return checked(Schema(defaults, {}), defaults, given, is_open=False, is_resolved=True)
+        return checked(Schema(defaults), defaults, given, is_open=False, is_resolved=True)
     except UsageError as error:
         raise UsageError(f"{path}: {error} (its keys are {', '.join(defaults)})") from None
 
