@@ -46,7 +46,11 @@ LEFT_OUT_OF_CORE = {
         "src/examples/toy.py",
     ),
     "sweeps": ("bin/sweep.py", "configs/slurm.yaml"),
-    "any of them": ("src/examples/__init__.py", "tests/test_rooms.py"),
+    "any of them": (
+        "src/examples/__init__.py",
+        "src/examples/torch_loop.py",
+        "tests/test_rooms.py",
+    ),
 }
 
 

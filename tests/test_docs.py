@@ -416,5 +416,5 @@ def test_files_that_are_named_exist(project: Path) -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-def test_a_readme_is_a_page() -> None:
-    assert len((IN_TEMPLATE / "README.md").read_text().splitlines()) <= 140
+def test_a_readme_is_a_page(project: Path) -> None:
+    assert len((project / "README.md").read_text().splitlines()) <= 140

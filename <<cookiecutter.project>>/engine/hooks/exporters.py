@@ -138,9 +138,9 @@ def specs_of(model: keras.Model, features: Any) -> dict[str, tf.TensorSpec]:
     shapes = {name: tensor.shape for name, tensor in zip(names, inputs, strict=True)}
     specs = {}
     for name, array in ((name, np.asarray(value)) for name, value in values.items()):
-        _, *shape = shapes.get(name, array.shape)
+        shape: Any = shapes.get(name, array.shape)
         dtype = tf.string if array.dtype.kind in "SUO" else tf.as_dtype(array.dtype)
-        specs[name] = tf.TensorSpec([None, *shape], dtype, name=name)
+        specs[name] = tf.TensorSpec([None, *shape[1:]], dtype, name=name)
     return specs
 
 

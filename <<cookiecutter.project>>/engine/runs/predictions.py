@@ -192,7 +192,7 @@ def classes_of(output: Array, label: Array | None, are_logits: bool) -> Classes 
     label = label.astype(np.int64)
     if number > 1 and (label.sum(axis=-1) == 1).all():
         return _best_of(output, label.argmax(axis=-1))
-    if are_logits or np.fmin.reduce(output, axis=None) < 0 or np.fmax.reduce(output, axis=None) > 1:
+    if are_logits or (output < 0).any() or (output > 1).any():
         with np.errstate(over="ignore"):
             output = 1 / (1 + np.exp(-output))
     prediction = (output > 0.5).astype(np.int64)
@@ -205,8 +205,8 @@ def classes_of(output: Array, label: Array | None, are_logits: bool) -> Classes 
 def _best_of(scores: Array, label: Array) -> Classes:
     """Return the class with the highest of the scores (..., number): probabilities, or logits."""
     probability = scores.max(axis=-1)
-    error = np.fmax.reduce(np.abs(scores.sum(axis=-1) - 1), axis=None)  # NaN does not count
-    if np.fmin.reduce(scores, axis=None) < 0 or error > 0.01:
+    errors = np.abs(scores.sum(axis=-1) - 1)
+    if (scores < 0).any() or (errors > 0.01).any():  # NaN does not count
         probability = 1 / np.exp(scores - probability[..., np.newaxis]).sum(axis=-1)
     return Classes(label, scores.argmax(axis=-1), probability, scores.shape[-1])
 

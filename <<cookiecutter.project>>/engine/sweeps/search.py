@@ -16,7 +16,6 @@ import optuna
 from optuna import distributions
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from engine.checkpoints import shortest
 from engine.runs import results
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
@@ -209,5 +208,7 @@ def _frozen(
 def curve_in(history: Sequence[Mapping[str, Any]], definition: Definition) -> Curve:
     """Return epochs done and what is monitored, for each row of a history that has it."""
     key = str(definition.monitor)
+    from engine.checkpoints import shortest  # with NumPy
+
     # As history.csv has it, so that a trial that is going on is judged as it will stand there.
     return [(int(row["epoch"]) + 1, float(shortest(row[key]))) for row in history if key in row]

@@ -225,7 +225,9 @@ class Steps:
             seconds = (time.perf_counter() - start) / group.num_steps
             self.size = int(min(max(self._seconds / seconds, 1), self.MOST_STEPS))
         figures = floats(results)
-        return Call(after, figures, None if finite.all() else step + int(finite.argmin()), figures)
+        return Call(
+            after, figures, None if finite.all() else step + int(np.argmin(finite)), figures
+        )
 
     def close(self) -> None:
         """Let the thread go that makes batches ready."""
