@@ -207,8 +207,8 @@ def _frozen(
 
 def curve_in(history: Sequence[Mapping[str, Any]], definition: Definition) -> Curve:
     """Return epochs done and what is monitored, for each row of a history that has it."""
-    key = str(definition.monitor)
     from engine.checkpoints import shortest  # with NumPy
 
+    key = str(definition.monitor)
     # As history.csv has it, so that a trial that is going on is judged as it will stand there.
     return [(int(row["epoch"]) + 1, float(shortest(row[key]))) for row in history if key in row]

@@ -22,7 +22,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.checkpoints import LATEST
 from engine.sweeps import definition
 from engine.sweeps.local import KILLED, MOST_DEATHS, SECONDS_BETWEEN, Commands, Launcher, Tell
 from vegab import ROOT, UsageError
@@ -59,7 +58,7 @@ mine=${{place}}_${{task:-0}}
 case $code in
   75|138|143)
     restarts=${{SLURM_RESTART_COUNT:-0}}
-    if [ $restarts -lt {MOST_DEATHS} ] || [ "$(cat "$mine.run")/{LATEST}" -nt "$mine.run" ]
+    if [ $restarts -lt {MOST_DEATHS} ] || [ "$(cat "$mine.run")/model.h5" -nt "$mine.run" ]
     then scontrol requeue "${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{task:+_$task}}" && exit
     fi ;;
 esac
