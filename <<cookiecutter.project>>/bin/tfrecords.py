@@ -1,13 +1,13 @@
 # PYTHON_ARGCOMPLETE_OK
 """Look after TFRecord files: their metadata, what is in them, and records made of pictures."""
 
+import fnmatch
 import functools
 import itertools
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,11 +123,8 @@ def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
     for pattern in patterns:
         hits, files = tfrecords.matching(pattern)
         for folder in {path.parent for path in (*files, Path(pattern))} if listed else ():
-            files |= {
-                folder / name
-                for name in tfrecords.read_metadata(folder)
-                if fnmatchcase(name, Path(pattern).name)
-            }
+            names = fnmatch.filter(tfrecords.read_metadata(folder), Path(pattern).name)
+            files |= {folder / name for name in names}
         # A shell that has expanded a pattern names folders and companions, too.
         if not files and (len(patterns) == 1 or not hits):
             hint = f"; name the files in it, as in '{pattern}/*'" if Path(pattern).is_dir() else ""

@@ -139,14 +139,14 @@ def prepare(
 
 
 def start_of(save_path: str, checkpoint: str, fork: str, from_epoch: int) -> Path | None:
-    """Return the commit of another run to begin with; None if the run has one of its own."""
+    """Return the checkpoint of another run to begin with; None if the run has its own."""
     if Path(save_path, checkpoints.LATEST).exists() or not (checkpoint or fork):
         return None
     return commit_to_fork(Path(fork), from_epoch).path if fork else commit_of(checkpoint)
 
 
 def commit_of(checkpoint: str) -> Path:
-    """Return the file that --checkpoint names: a commit, or the latest one of a run folder."""
+    """Return the file that --checkpoint names: a checkpoint, or a run folder's latest one."""
     path = Path(checkpoint, checkpoints.LATEST) if Path(checkpoint).is_dir() else Path(checkpoint)
     if not path.is_file():
         hint = "give a run folder, its model.h5 or one in its checkpoints/"

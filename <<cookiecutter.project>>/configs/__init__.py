@@ -125,30 +125,5 @@ registry.register(
     help="the bundled digits: about 11 s on two cores, 98 to 99 % right on the test set",
 )
 
-registry.register(
-    "cifar10",
-    {
-        "dataset": "cifar10",
-        "n_layers": 3,
-        "batch_size": 128,
-        "num_epochs": 60,
-        "lr_schedule": [[30, 0.001], [50, 0.0003], [60, 0.0001]],
-    },
-    help="60,000 photographs of 10 kinds of things, 170 MB to download",
-)
-
-registry.register(
-    "cifar100",
-    {
-        "dataset": "cifar100",
-        "n_filters": 64,
-        "n_layers": 3,
-        "batch_size": 128,
-        "num_epochs": 80,
-        "lr_schedule": [[40, 0.001], [65, 0.0003], [80, 0.0001]],
-    },
-    help="the same number of 100 kinds, 169 MB to download",
-)
-
 registry.add_folder(Path(__file__).parent, besides=["slurm"])  # which is no config
 registry.add_folder(Path(__file__).parent / "variants")

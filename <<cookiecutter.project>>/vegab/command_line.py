@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -80,7 +81,6 @@ def wrap(
     opens_folder: bool = True,
     follows: Callable[[], bool] | None = None,
     is_whole: Callable[[str], bool] = lambda path: True,
-    argv: Sequence[str] | None = None,
     **fixed: Any,
 ) -> NoReturn:
     """Runs `func(config, save_path[, prepared][, **flags])` as a program, and ends the process.
@@ -168,7 +168,7 @@ def wrap(
             return accompany(func, folder, keywords, prepare)
         return execute(func, folder, keywords, told_plugins, prepare)
 
-    _exit(program, argv)
+    _exit(program)
 
 
 main = wrap
@@ -176,15 +176,14 @@ main = wrap
 
 def _take_save_path(args: argparse.Namespace, config: Config, key: str) -> Config:
     """Finds SAVE_PATH, perhaps at a key of the config, and returns the config without that."""
-    found = None
+    found, typed = None, args.save_path
     with contextlib.suppress(KeyError):
         found, config = lookup(config, key), without(config, key)
-    if found is not None and not isinstance(found, str):
+    if not isinstance(found, str | None):
         raise UsageError(f"{key}: {show(found)} was given, a folder is expected")
-    typed = args.save_path
     if typed is None and found is None:
-        also = f", or -p {key} PATH" if key else ""
-        raise UsageError(f"SAVE_PATH is missing; give the folder of the run{also} (see --help)")
+        missing = f"SAVE_PATH is missing; give the folder of the run, or -p {key} PATH"
+        raise UsageError(f"{missing} (see --help)")
     if typed and found and os.path.abspath(typed) != os.path.abspath(found):
         raise UsageError(f"SAVE_PATH is {typed} and {key} is {found}; give one of them")
     args.save_path = found if typed is None else typed
@@ -194,7 +193,6 @@ def _take_save_path(args: argparse.Namespace, config: Config, key: str) -> Confi
 def wrap_no_config_registry(
     func: Callable[..., Any],
     plugins: Sequence[VegabPlugin] = (),
-    argv: Sequence[str] | None = None,
     *,
     short_flags: Mapping[str, str] = {},
 ) -> NoReturn:
@@ -242,13 +240,11 @@ def wrap_no_config_registry(
         folder = RunFolder(str(keywords.pop("save_path")), keywords, (), defaults.__or__)
         return execute(call, folder, {}, plugins, None)
 
-    _exit(program, argv)
+    _exit(program)
 
 
 def wrap_commands(
-    *commands: Callable[..., Any],
-    explained: tuple[type[BaseException], ...] = (OSError,),
-    argv: Sequence[str] | None = None,
+    *commands: Callable[..., Any], explained: tuple[type[BaseException], ...] = (OSError,)
 ) -> NoReturn:
     """Makes a program of functions, one a subcommand, and ends the process.
 
@@ -270,15 +266,15 @@ def wrap_commands(
         dispatch = functools.partial(argh.dispatch, parser, arguments, completion=False)
         return _call_without_folder(dispatch, explained)
 
-    _exit(program, argv)
+    _exit(program)
 
 
-def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> NoReturn:
+def _exit(program: Callable[[list[str]], int]) -> NoReturn:
     """Ends the process with what the program returns; a UsageError becomes its sentence."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no text is worth a crash
             stream.reconfigure(errors="backslashreplace")
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = sys.argv[1:]
     try:
         snapshot.go_back(arguments)
         code = program(arguments)
@@ -419,9 +415,7 @@ def _parse_twice(
         arguments = os.environ.get("COMP_LINE", "").split()
         draft = registry.draft(next(filter(registry.__contains__, arguments), None))
         _complete(parser, [*flatten(draft.names), *flags])
-    known: Config = {}
-    for schema in reversed(registry.schemas):
-        known |= schema.defaults
+    known = dict(ChainMap(*(schema.defaults for schema in registry.schemas)))
     # A first look, before it is known which keys are true or false.
     words, guessed = _split(arguments, known, known, flags, is_strict=False)
     keys = [override.key for override in guessed if override.key not in flags]

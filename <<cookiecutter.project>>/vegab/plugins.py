@@ -128,11 +128,12 @@ class MetaSaver(VegabPlugin):
         parent = self.parent(self._args) if self.parent else {}
         if not parent and named.name == CONFIG:
             parent = {"path": str(named.parent)}
-        return {
-            "config": config,
-            "flags": getattr(self._args, "given_flags", {}),
-            "parent": _with_start(parent),
-        }
+        known = None  # which it stays if the parent is not a run folder
+        with contextlib.suppress(KeyError, IndexError, TypeError, UsageError):
+            first = read_json(Path(parent["path"]) / META)["attempts"][0]
+            known = {**parent, "started": first.get("start"), "commit": first.get("git_commit")}
+        flags = getattr(self._args, "given_flags", {})
+        return {"config": config, "flags": flags, "parent": known}
 
     def _position(self) -> dict[str, Any] | None:
         with contextlib.suppress(Exception):  # the record of a run must not stop it
@@ -206,14 +207,6 @@ class TensorBoardLinker(VegabPlugin):
             if not os.path.lexists(link):
                 link.symlink_to(os.path.relpath(target, self.folder.resolve()))
                 return
-
-
-def _with_start(parent: dict[str, Any]) -> dict[str, Any] | None:
-    """A parent with the start and the commit of its first attempt; None if it is no run folder."""
-    with contextlib.suppress(KeyError, IndexError, TypeError, UsageError):
-        first = read_json(Path(parent["path"]) / META)["attempts"][0]
-        return {**parent, "started": first.get("start"), "commit": first.get("git_commit")}
-    return None
 
 
 def _now() -> str:

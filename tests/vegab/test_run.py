@@ -1226,8 +1226,8 @@ def test_a_wrong_letter_is_the_author_s_mistake(letters: dict[str, str], sentenc
     def work(config: dict[str, Any], *, note: str = "") -> None: ...
 
     for wrapped in (
-        lambda: wrap(ConfigRegistry(), work, short_flags=letters, argv=["x"]),
-        lambda: wrap_no_config_registry(work, argv=["x"], short_flags=letters),
+        lambda: wrap(ConfigRegistry(), work, short_flags=letters),
+        lambda: wrap_no_config_registry(work, short_flags=letters),
     ):
         with pytest.raises(ValueError, match=sentence):
             wrapped()
@@ -1239,7 +1239,7 @@ def test_a_flag_that_is_a_key_of_a_schema_is_the_author_s_mistake() -> None:
     registry = ConfigRegistry()
     registry.add_schema({"note": ""})
     with pytest.raises(ValueError, match="the name 'note' is taken"):
-        wrap(registry, work, argv=["x"])
+        wrap(registry, work)
 
 
 def test_an_automatic_name_can_be_a_prefix_a_suffix_or_nothing() -> None:
