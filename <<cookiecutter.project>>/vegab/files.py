@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ PLACE = ".code"  # where unpacked snapshots lie in the project, see `snapshot`
 PROJECT = ROOT.parents[1] if ROOT.parent.name == PLACE else ROOT
 LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"  # what makes a folder that of a run
 PARTIAL = ".partial"  # ends the name of a file that is being written
-SECONDS_TO_WRITE = 60  # a file that nobody has touched for so long is no longer written
 LARGEST_READ = 300_000_000  # bytes; the history of a million epochs has 83 million
 FORMAT = 1  # of meta.json, whose number counts for config.json, too, and of sweep.json
 
@@ -46,12 +44,12 @@ def replacing(path: str | Path, sync: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_partial_files(folder: Path) -> None:
-    """Removes what processes that were killed had begun to write in a folder, and one below it."""
-    for path in (*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")):
-        with contextlib.suppress(OSError):
-            if path.is_file() and time.time() - path.stat().st_mtime > SECONDS_TO_WRITE:
-                path.unlink()
+def remove_partial_files(folder: Path, *names: str) -> None:
+    """Removes what a process that was killed had begun to write: of these files, which nobody else
+    may write meanwhile, or of all in a folder."""
+    for path in (path for name in names or "*" for path in folder.glob(f".{name}.*{PARTIAL}")):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_atomically(path: str | Path, content: str | bytes, sync: bool = True) -> None:

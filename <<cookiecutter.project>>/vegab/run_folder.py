@@ -76,7 +76,8 @@ class RunFolder:
         """Makes the folder and takes the lock. Raises UsageError if another process was faster."""
         self._lock = take_lock(self.absolute, LOCK, self.path, self._check_config)
         _locked_here.add(os.path.realpath(self.absolute))
-        remove_partial_files(Path(self.absolute))
+        for folder in (Path(self.absolute), Path(self.absolute, "checkpoints")):
+            remove_partial_files(folder)
 
     def close(self) -> None:
         """Gives the lock back. The file stays: who removes a lock file takes it from another."""

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import google_crc32c
 
-from vegab.files import replacing, write_atomically
+from vegab.files import remove_partial_files, replacing, write_atomically
 
 if TYPE_CHECKING:  # it is imported where it is used, so that bin/tfrecords.py answers at once
     import numpy as np
@@ -422,6 +422,7 @@ class _HashedFile(io.FileIO):
 def _save(folder: Path, scanned: Mapping[str, _Scanned]) -> None:
     """Add what was found to metadata and index, beside what another process may have added."""
     with _locked(folder):
+        remove_partial_files(folder, METADATA, INDEX)
         before = read_metadata(folder)
         entries = before | {name: info for name, (info, _) in scanned.items()}
         found: dict[str, np.ndarray | None] = {}
