@@ -140,7 +140,7 @@ def test_whatever_is_killed_each_trial_has_the_bits_of_an_undisturbed_sweep(
     every = ("bin/sweep.py", "iterator_numpy", folder, *words)
     began = time.monotonic()
     killed, said = swept_under_fire(ROOT, every, folder, kills, random.Random(0))
-    assert killed.total() == kills, "it was over before"
+    assert killed.total() == kills, said
     print(f"{dict(killed)} in {time.monotonic() - began:.0f} s: {said}")
     assert f"{number} of {number} trials are finished" in said
     assert exact_files(folder) == exact_files(straight)

@@ -132,11 +132,17 @@ class LocalLauncher(Launcher):
         arguments = (list(words), str(self.output(name)), gpu, self.is_shared)
         process = self._processes.Process(target=_run, args=arguments)
         with _apart():
-            before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the terminal
-            with chdir(ROOT):  # where it imports from first, and that may be a snapshot
-                forkserver.ensure_running()
-            signal.signal(signal.SIGHUP, before)
-            process.start()
+            for deaths in range(MOST_DEATHS):  # of the fork server
+                before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the terminal
+                with chdir(ROOT):  # where it imports from first, and that may be a snapshot
+                    forkserver.ensure_running()
+                signal.signal(signal.SIGHUP, before)
+                try:
+                    process.start()
+                    break
+                except (EOFError, OSError):
+                    if deaths + 1 == MOST_DEATHS:
+                        raise
         self.held[process] = gpu
         return process
 
