@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
@@ -143,6 +144,7 @@ class LocalLauncher(Launcher):
                 except (EOFError, OSError):
                     if deaths + 1 == MOST_DEATHS:
                         raise
+                    time.sleep(SECONDS_BETWEEN)  # it may not be known yet that it is dead
         self.held[process] = gpu
         return process
 
