@@ -96,23 +96,25 @@ def swept_under_fire(
     Returns what was killed, and what the command said that was killed no more.
     """
     killed: Counter[str] = Counter()
+    kinds = ("sweeper", "trial", "trial", "fork server")
+    what = "trial"  # to be killed as soon as there is one
     while True:
         sweeper = start(cwd, *words)
-        at = time.monotonic() + chance.uniform(0, 10)
+        at = time.monotonic()
         while sweeper.poll() is None:
             time.sleep(0.02)
-            if doomed and (owner := living_owner(folder / doomed)):
-                kill(owner["pid"])
+            if doomed and living_owner(folder / doomed):
+                kill(pid_in(folder / doomed))
             if killed.total() >= num_kills or time.monotonic() < at:
                 continue
-            trials = [owner["pid"] for path in folder.glob("*=*") if (owner := living_owner(path))]
-            what = chance.choice(("sweeper", "trial", "trial", "fork server"))
+            trials = [pid_in(path) for path in folder.glob("*=*") if living_owner(path)]
             servers = fork_servers_of(sweeper.pid)
             found = {"sweeper": [sweeper.pid], "trial": trials, "fork server": servers}[what]
+            found = [pid for pid in found if pid]
             if found:
                 kill(chance.choice(found))
                 killed[what] += 1
-                at = time.monotonic() + chance.uniform(0.1, 4)
+                what, at = chance.choice(kinds), time.monotonic() + chance.uniform(0, 1)
         said, problems = sweeper.communicate()
         if sweeper.returncode in (0, 1) and (doomed or "is not finished" not in problems):
             return killed, said + problems

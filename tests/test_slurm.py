@@ -175,7 +175,7 @@ def test_jobs_that_are_stopped_or_killed_or_half_submitted_are_made_again(
     said, problems = second.communicate(timeout=LIMIT)
     assert second.returncode == 0, problems  # it was started again
     told = json.loads((folder / ".output" / "endings.json").read_text())["seed=1"]
-    assert re.match(r"job \d+ \(\S+_0_log\.out\): it died by SIGKILL .*\(death 1 of 3\)$", told)
+    assert re.match(r"job \d+_1 \(\S+_0_log\.out\): it died by SIGKILL .*\(death 1 of 3\)$", told)
     assert said.startswith("2 trials: 2 finished"), said
     finish(site, swept, folder, *words)
     assert attempts_in(folder / "seed=1") == ["killed", 0]

@@ -237,7 +237,7 @@ def test_a_search_under_fire_chooses_none_twice_and_each_is_made_again_to_the_bi
     every = ("bin/sweep.py", "iterator_numpy", folder, *words)
     began = time.monotonic()
     killed, said = swept_under_fire(ROOT, every, folder, kills, random.Random(1), doomed)
-    assert killed.total() == kills, "it was over before"
+    assert killed.total() == kills, said
     print(f"{dict(killed)} in {time.monotonic() - began:.0f} s: {said}")
     assert f"{number - 1} of {number} trials are finished" in said
     assert f"{folder / doomed} is not finished: it died by SIGKILL" in said

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
@@ -132,11 +133,18 @@ class LocalLauncher(Launcher):
         arguments = (list(words), str(self.output(name)), gpu, self.is_shared)
         process = self._processes.Process(target=_run, args=arguments)
         with _apart():
-            before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the terminal
-            with chdir(ROOT):  # where it imports from first, and that may be a snapshot
-                forkserver.ensure_running()
-            signal.signal(signal.SIGHUP, before)
-            process.start()
+            for deaths in range(MOST_DEATHS):  # of the fork server
+                before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the terminal
+                with chdir(ROOT):  # where it imports from first, and that may be a snapshot
+                    forkserver.ensure_running()
+                signal.signal(signal.SIGHUP, before)
+                try:
+                    process.start()
+                    break
+                except (EOFError, OSError):
+                    if deaths + 1 == MOST_DEATHS:
+                        raise
+                    time.sleep(SECONDS_BETWEEN)  # it may not be known yet that it is dead
         self.held[process] = gpu
         return process
 
