@@ -444,7 +444,7 @@ class Checkpoint:
         elif known < len(rows):
             with open(path, "a") as file:
                 file.write(csv_lines(columns, rows[known:], header=False))
-        plain = pickle.dumps(_plain_values(position), protocol=4)
+        plain = pickle.dumps(map_leaves(position, _plain), protocol=4)
         write_atomically(self.folder / LOOP_STATE, plain, sync=False)
         self._rows_in_csv, self._columns_in_csv = len(rows), columns
 
@@ -600,12 +600,8 @@ def _without_history(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key != "history"}
 
 
-def _plain_values(value: Any) -> Any:
-    """Return JSON values with the shape of each array in its place."""
-
-    def plain(leaf: Any) -> Any:
-        if not isinstance(leaf, np.ndarray | np.generic):
-            return leaf
-        return f"{leaf.dtype} of shape {leaf.shape}" if leaf.shape else leaf.item()
-
-    return map_leaves(value, plain)
+def _plain(leaf: Any) -> Any:
+    """Return a JSON value as it is, of an array its dtype and shape."""
+    if not isinstance(leaf, np.ndarray | np.generic):
+        return leaf
+    return f"{leaf.dtype} of shape {leaf.shape}" if leaf.shape else leaf.item()

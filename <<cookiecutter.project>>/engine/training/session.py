@@ -187,9 +187,6 @@ class Session:
         work.guard.around = {"callbacks": callbacks, "hooks": self.hooks.hooks}
         self._files.cut(self._checkpoint.digest, self._owners)
         self._files.listen()
-        for callback in callbacks:
-            if isinstance(callback, keras.callbacks.CSVLogger) and not self._is_new:
-                callback.append = True  # it would begin the file again
         # Callbacks ask for a Keras model, also where an iterator trains something else.
         is_keras = isinstance(work.model, keras.Model)
         self._keras_model = work.model if is_keras else keras.Sequential()
@@ -199,6 +196,8 @@ class Session:
             epochs=num_epochs, steps=steps_per_epoch,
         )  # fmt: skip
         for callback in callbacks:
+            if isinstance(callback, keras.callbacks.CSVLogger) and not self._is_new:
+                callback.append = True  # it would begin the file again
             if isinstance(callback, keras.callbacks.SwapEMAWeights):
                 # After the last epoch it would overwrite the last step's weights, from which a
                 # run that is extended goes on.
