@@ -145,11 +145,6 @@ class Checkpoint:
             self.wait()  # what is being written has the variables of before
             self.prepare()
 
-    @property
-    def digest(self) -> str:
-        """That of the checkpoint which was read, or ""."""
-        return digest_of(self.found)
-
     def snapshot(
         self, state: Mapping[str, Any], files: Mapping[str, int] | None = None
     ) -> Snapshot:

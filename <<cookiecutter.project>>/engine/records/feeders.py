@@ -146,9 +146,8 @@ class TFRecordExamplesFeeder(Feeder):
     SparseFeature) is padded with zeros or empty strings to the longest of the batch.
 
     Raises FileNotFoundError if a pattern matches no file; MetadataError, which says what to run, if
-    metadata are missing or outdated; ValueError if a value is out of range, a type of feature
-    cannot be found, or the records do not hold what the maps say; RecordError, which `batch` raises
-    too, if a record is corrupt.
+    metadata are missing or outdated; ValueError if a value is out of range, there is no such type
+    of feature, or records do not hold what the maps say; RecordError, as `batch`, for corrupt ones.
 
     Args:
         file_patterns: a glob, or several; the files of all of them, sorted.
