@@ -1,9 +1,8 @@
-"""Batch sources over TFRecord files and over what is in memory.
+"""Feeds batches of examples from TFRecord files and from memory.
 
-A feeder is an endless stream: one pass over the examples after the other, each in an order of its
-own, cut into batches. Batches cross the ends of passes: 8 examples in batches of 6 are 7 batches
-in 5 passes. The batch at a step of an epoch is a function of the seed and of that position alone,
-so there is no state to save.
+A feeder is an endless stream of passes over the examples, each in an order of its own, cut into
+batches, which cross the ends of passes: 8 examples in batches of 6 are 7 batches in 5 passes. The
+batch at a step of an epoch depends only on the seed and that position: there is no state to save.
 """
 
 import copy
