@@ -1,8 +1,8 @@
-"""What a callback or hook remembers between epochs, taken out and put back.
+"""Takes out, and puts back, what a callback or hook remembers between epochs.
 
-Keras saves none of it. For Keras' own callbacks, and those that inherit from them, the fields are
-listed here: among the others are clocks, and paths that a stranger's checkpoint must not set. A
-callback of one's own takes part by `get_state` and `set_state`.
+Of Keras' own callbacks, and those that inherit from them, the fields are listed here: among others
+are clocks, and paths that a stranger's checkpoint must not set. A callback of one's own takes part
+by `get_state` and `set_state`.
 """
 
 import logging

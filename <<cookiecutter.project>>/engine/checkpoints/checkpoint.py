@@ -16,7 +16,7 @@ import os
 import pickle
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,11 +144,6 @@ class Checkpoint:
         if self._layout is None or {*now} != {*self._groups["others"]}:
             self.wait()  # what is being written has the variables of before
             self.prepare()
-
-    @property
-    def digest(self) -> str:
-        """That of the checkpoint which was read, or ""."""
-        return digest_of(self.found)
 
     def snapshot(
         self, state: Mapping[str, Any], files: Mapping[str, int] | None = None
@@ -315,41 +310,54 @@ class Checkpoint:
 
     def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
         """Assign groups of variables of the commit that was read; ValueError if they are others."""
-        path = self.found
-        assert path is not None
-        with h5py.File(path, "r") as file:
-            for group in groups:
-                saved, wanted = saved_variables(file, group), self._groups[group]
-                if group == "others":
-                    if late := sorted(saved.keys() - wanted.keys()):
-                        log.warning(
-                            "%s is in the checkpoint, but is not there before the first step: a "
-                            "resumed run may differ; make it earlier",
-                            ", ".join(late),
-                        )
-                    names = [name for name in wanted if name in saved]
-                    saved, wanted = ({n: each[n] for n in names} for each in (saved, wanted))
-                _assign(saved, wanted, path, self._workers)
+        for group, saved, wanted in self._saved_and_wanted(groups):
+            if group == "others":
+                if late := sorted(saved.keys() - wanted.keys()):
+                    log.warning(
+                        "%s is in the checkpoint, but is not there before the first step: a "
+                        "resumed run may differ; make it earlier",
+                        ", ".join(late),
+                    )
+                names = [name for name in wanted if name in saved]
+                saved, wanted = ({n: each[n] for n in names} for each in (saved, wanted))
+            self._assign(saved, wanted)
         if "optimizer" not in groups:
             self._layout = None  # the first steps may make variables that are not there yet
 
     def fits(self, groups: Sequence[str]) -> bool:
         """Whether there is nothing to restore, or every variable that `restore` asks for."""
-        if self.found is None:
-            return True
-        with h5py.File(self.found, "r") as file:
-            return all(saved_variables(file, g).keys() == self._groups[g].keys() for g in groups)
+        return self.found is None or all(
+            saved.keys() == wanted.keys() for _, saved, wanted in self._saved_and_wanted(groups)
+        )
 
     def require_fit(self, groups: Sequence[str]) -> None:
         """Raise a ValueError, naming what is not the same, if `restore` would not succeed."""
-        path = self.found
-        assert path is not None
-        with h5py.File(path, "r") as file:
+        for group, saved, wanted in self._saved_and_wanted(groups):
+            # What only a first step makes is not there yet.
+            if group in RESTORE_WEIGHTS or wanted.keys() - saved.keys():
+                self._compare(saved, wanted)
+
+    def _saved_and_wanted(
+        self, groups: Sequence[str]
+    ) -> Iterator[tuple[str, dict[str, h5py.Dataset], dict[str, Any]]]:
+        """Yield each group with its variables in the checkpoint that was read, and in the model."""
+        with h5py.File(self.found, "r") as file:
             for group in groups:
-                saved, wanted = saved_variables(file, group), self._groups[group]
-                # What only a first step makes is not there yet.
-                if group in RESTORE_WEIGHTS or wanted.keys() - saved.keys():
-                    _compare(saved, wanted, path)
+                yield group, saved_variables(file, group), self._groups[group]
+
+    def _assign(self, saved: Mapping[str, h5py.Dataset], wanted: Mapping[str, Any]) -> None:
+        self._compare(saved, wanted)
+        for name, variable in wanted.items():
+            value, has_replicas = value_of(saved[name]), replicas.NUM_REPLICAS in saved[name].attrs
+            if replicas.has_one_each(variable):
+                each = value if has_replicas else value[np.newaxis]
+                replicas.assign(variable, each, self._workers)
+            else:
+                variable.assign(value.sum(axis=0, dtype=value.dtype) if has_replicas else value)
+
+    def _compare(self, saved: Mapping[str, h5py.Dataset], wanted: Mapping[str, Any]) -> None:
+        shapes = {n: each.shape[replicas.NUM_REPLICAS in each.attrs :] for n, each in saved.items()}
+        _require_same(shapes, wanted, self.found)
 
     def _write(
         self, snapshot: Snapshot, is_best: bool, keep_as: str | None, discard: Sequence[str]
@@ -431,7 +439,7 @@ class Checkpoint:
         elif known < len(rows):
             with open(path, "a") as file:
                 file.write(csv_lines(columns, rows[known:], header=False))
-        plain = pickle.dumps(_plain_values(position), protocol=4)
+        plain = pickle.dumps(map_leaves(position, _plain), protocol=4)
         write_atomically(self.folder / LOOP_STATE, plain, sync=False)
         self._rows_in_csv, self._columns_in_csv = len(rows), columns
 
@@ -534,18 +542,6 @@ def _tensor(variable: Any) -> tf.Tensor:
     return tf.convert_to_tensor(variable.value if is_of_keras else variable)
 
 
-def _assign(
-    saved: Mapping[str, h5py.Dataset], wanted: Mapping[str, Any], path: Path, workers: Workers
-) -> None:
-    _compare(saved, wanted, path)
-    for name, variable in wanted.items():
-        value, has_replicas = value_of(saved[name]), replicas.NUM_REPLICAS in saved[name].attrs
-        if replicas.has_one_each(variable):
-            replicas.assign(variable, value if has_replicas else value[np.newaxis], workers)
-        else:
-            variable.assign(value.sum(axis=0, dtype=value.dtype) if has_replicas else value)
-
-
 def by_unique_path(variables: Any) -> dict[str, Any]:
     """Return variables, or pairs of path and value, by paths that are the same in each process.
 
@@ -576,16 +572,8 @@ def saved_variables(file: h5py.File, group: str) -> dict[str, h5py.Dataset]:
     return by_unique_path(datasets_in(file, group))
 
 
-def _compare(saved: Mapping[str, h5py.Dataset], wanted: Mapping[str, Any], path: Path) -> None:
-    shapes = {
-        name: dataset.shape[replicas.NUM_REPLICAS in dataset.attrs :]
-        for name, dataset in saved.items()
-    }
-    _require_same(shapes, wanted, path)
-
-
 def _require_same(
-    saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any], path: Path
+    saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any], path: Path | None
 ) -> None:
     shapes = {name: tuple(variable.shape) for name, variable in wanted.items()}
     if differing := sorted(f"{n} {shape}" for n, shape in {*saved.items()} ^ {*shapes.items()}):
@@ -607,12 +595,8 @@ def _without_history(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key != "history"}
 
 
-def _plain_values(value: Any) -> Any:
-    """Return JSON values with the shape of each array in its place."""
-
-    def plain(leaf: Any) -> Any:
-        if not isinstance(leaf, np.ndarray | np.generic):
-            return leaf
-        return f"{leaf.dtype} of shape {leaf.shape}" if leaf.shape else leaf.item()
-
-    return map_leaves(value, plain)
+def _plain(leaf: Any) -> Any:
+    """Return a JSON value as it is, of an array its dtype and shape."""
+    if not isinstance(leaf, np.ndarray | np.generic):
+        return leaf
+    return f"{leaf.dtype} of shape {leaf.shape}" if leaf.shape else leaf.item()

@@ -1,4 +1,4 @@
-"""To begin with weights of another run, and to train some weights only."""
+"""Gives a model weights of another run, and trains only some weights."""
 
 import re
 import warnings
@@ -25,13 +25,12 @@ class Taken(NamedTuple):
 
 
 def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Taken:
-    """Assign weights of a checkpoint to those of a model that have the same path.
+    """Assign weights of a checkpoint to those of a model, trained or not, that have the same path.
 
-    The averages of batch normalisation count among them, and weights that are not to be trained.
-    The checkpoint is a commit, a run folder (its latest commit), a `.keras` or `.weights.h5` file.
-    The pattern, a regular expression such as `.*kernel` or `(?!head)`, has to match the beginning
-    of a weight's path. Raises ValueError if it is none, no weight is taken, or one has another
-    shape; OSError if the file cannot be read.
+    The checkpoint is one of ours, a run folder (its latest), a `.keras` or `.weights.h5` file. The
+    pattern, a regular expression such as `.*kernel` or `(?!head)`, has to match the beginning of a
+    weight's path. Raises ValueError if it is none, no weight is taken, or one has another shape;
+    OSError if the file cannot be read.
     """
     wanted = {w.path: w for w in model.weights if matching(pattern, w.path, "--warm_start_vars")}
     path = checkpoint / LATEST if checkpoint.is_dir() else checkpoint
@@ -125,6 +124,6 @@ def shown(result: Taken, checkpoint: Path) -> str:
     return f"warm start: {len(result.taken)} weights taken from {checkpoint}{left}"
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
-    more = f", … ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more if names else "none"
+def _some(names: Sequence[str]) -> str:
+    more = f", … ({len(names)} in all)" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more if names else "none"

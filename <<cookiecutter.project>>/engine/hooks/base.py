@@ -165,10 +165,6 @@ class Hooks:
             self._call(hook, "before_training", run)
             self._started.append(hook)
 
-    def get_state(self) -> dict[str, Any]:
-        """Return the states of all that have one."""
-        return callback_state.get_all(self.hooks)
-
     def call(self, method: str, *arguments: Any) -> None:
         """Call a method of all hooks that have it; an error names the hook."""
         for hook in self._every:

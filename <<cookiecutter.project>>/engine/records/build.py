@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from engine.batches import parts_of
 from engine.building import callbacks_of, learning_rate_schedule, refusals_named
 from engine.checkpoints import BEST, LATEST, is_lower_better
 from engine.experiment import Experiment
@@ -54,8 +55,7 @@ def build_variant(config: Mapping[str, Any], save_path: str | None = None) -> Ex
             config, "train.lr_schedule", train["lr_schedule"]
         )
     with refusals_named(config, "train.train_feeder"):
-        first = splits.train.batch(0, 0)
-    features = first[0] if isinstance(first, tuple) else first
+        features = parts_of(splits.train.batch(0, 0))["x"]
     watched = metrics_of(config)
     with refusals_named(config, "monitor"):
         is_lower_better(watched["monitor"], config["monitor_mode"])

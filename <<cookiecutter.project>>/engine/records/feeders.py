@@ -1,9 +1,8 @@
-"""Batch sources over TFRecord files and over what is in memory.
+"""Feeds batches of examples from TFRecord files and from memory.
 
-A feeder is an endless stream: one pass over the examples after the other, each in an order of its
-own, cut into batches. Batches cross the ends of passes: 8 examples in batches of 6 are 7 batches
-in 5 passes. The batch at a step of an epoch is a function of the seed and of that position alone,
-so there is no state to save.
+A feeder is an endless stream of passes over the examples, each in an order of its own, cut into
+batches, which cross the ends of passes: 8 examples in batches of 6 are 7 batches in 5 passes. The
+batch at a step of an epoch depends only on the seed and that position: there is no state to save.
 """
 
 import copy
@@ -146,9 +145,8 @@ class TFRecordExamplesFeeder(Feeder):
     SparseFeature) is padded with zeros or empty strings to the longest of the batch.
 
     Raises FileNotFoundError if a pattern matches no file; MetadataError, which says what to run, if
-    metadata are missing or outdated; ValueError if a value is out of range, a type of feature
-    cannot be found, or the records do not hold what the maps say; RecordError, which `batch` raises
-    too, if a record is corrupt.
+    metadata are missing or outdated; ValueError if a value is out of range, there is no such type
+    of feature, or records do not hold what the maps say; RecordError, as `batch`, for corrupt ones.
 
     Args:
         file_patterns: a glob, or several; the files of all of them, sorted.

@@ -1,14 +1,11 @@
-"""TFRecord files: records read in order, and the metadata and index beside them.
+"""Reads and writes TFRecord files, and the metadata and index next to them, without TensorFlow.
 
-A record is framed by a uint64 (little-endian), its length, a uint32, the masked CRC32C of these
-eight bytes, then the data, and a uint32, the masked CRC32C of the data. No byte is handed on whose
-CRC was not compared.
+A record is a uint64 (little-endian), its length; a uint32, the masked CRC32C of these eight bytes;
+the data; a uint32, the masked CRC32C of the data. No byte is used whose CRC was not compared.
 
 `_tfrecord_metadata.json` says of each file in its folder how many records it holds, and what it was
-when they were counted. `_tfrecord_index.npz` says where each record of an uncompressed file begins.
-It is a view: made from the files, and not used where it does not fit them.
-
-Nothing here imports TensorFlow.
+when they were counted. `_tfrecord_index.npz` says where each record of an uncompressed file begins,
+and is not used where it does not fit the files.
 """
 
 import array
@@ -206,8 +203,8 @@ def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
 
 
 def require_sound(path: Path, start: int, size: int, frame: bytes) -> None:
-    """Raise a RecordError unless a record, `frame`, is whole and has the right CRCs. It was read
-    from `start` on, and `size` is its length in bytes according to the index.
+    """Raise a RecordError unless `frame`, read from `start` on, is whole and has the right CRCs;
+    by the index it has `size` bytes.
     """
     if len(frame) < size:
         raise RecordError(path, start, TORN)
@@ -282,7 +279,7 @@ def _read(stream: Any, size: int, path: Path, offset: int) -> bytes:
 
 
 def _checked_length(path: Path, offset: int, frame: bytes) -> int:
-    """Return the length of the data of a record, of which `frame` holds at least the header."""
+    """Return the length of a record's data; `frame` begins with the header."""
     if len(frame) < HEADER.size:
         raise RecordError(path, offset, TORN)
     length, _ = HEADER.unpack_from(frame)

@@ -28,11 +28,8 @@ _hooked: list[bool] = []
 
 
 class AppendedFiles:
-    """The files of one run that others than the project append to while it trains.
-
-    Args:
-        root: the run folder.
-        passed_by: what callbacks and hooks lead to and appends to nothing, as the model.
+    """The files of one run, in the folder `root`, that others than the project append to while it
+    trains. What is `passed_by`, as the model, appends to nothing.
     """
 
     def __init__(self, root: Path, passed_by: Sequence[Any] = ()) -> None:
@@ -45,10 +42,8 @@ class AppendedFiles:
         self._before: set[str] = set()
 
     def cut(self, checkpoint: str, owners: Iterable[Any]) -> None:
-        """Cut all files back to what they were at a checkpoint, named by its digest.
-
-        Outside of the run folder only those that callbacks and hooks name: the list is on the disk,
-        where a stranger may have written it.
+        """Cut files back to what they were at a checkpoint, named by its digest; outside of the run
+        folder only those that callbacks and hooks name, for a stranger may have written the list.
         """
         texts = [
             os.path.abspath(value)

@@ -19,6 +19,7 @@ from engine.checkpoints import (
     Snapshot,
     best_of,
     callback_state,
+    digest_of,
     is_best,
     is_done,
     is_lower_better,
@@ -185,11 +186,8 @@ class Session:
             self.hooks = Hooks([*hooks, *iterator.hooks], iterator.hooks, iterator.hook_freq)
         self._owners = [*self.hooks.hooks, *callbacks]
         work.guard.around = {"callbacks": callbacks, "hooks": self.hooks.hooks}
-        self._files.cut(self._checkpoint.digest, self._owners)
+        self._files.cut(digest_of(self._checkpoint.found), self._owners)
         self._files.listen()
-        for callback in callbacks:
-            if isinstance(callback, keras.callbacks.CSVLogger) and not self._is_new:
-                callback.append = True  # it would begin the file again
         # Callbacks ask for a Keras model, also where an iterator trains something else.
         is_keras = isinstance(work.model, keras.Model)
         self._keras_model = work.model if is_keras else keras.Sequential()
@@ -199,6 +197,8 @@ class Session:
             epochs=num_epochs, steps=steps_per_epoch,
         )  # fmt: skip
         for callback in callbacks:
+            if isinstance(callback, keras.callbacks.CSVLogger) and not self._is_new:
+                callback.append = True  # it would begin the file again
             if isinstance(callback, keras.callbacks.SwapEMAWeights):
                 # After the last epoch it would overwrite the last step's weights, from which a
                 # run that is extended goes on.
@@ -330,10 +330,10 @@ class Session:
         if self._is_new:
             return
         self._restore()
-        place = (
-            f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
-        )
-        log.info("continuing after %s", place)
+        if self.step:
+            log.info("continuing after step %d of epoch %d", self.step, self.epoch + 1)
+        else:
+            log.info("continuing after epoch %d", self.epoch)
 
     def _restore(self) -> None:
         self._checkpoint.restore(self._restores)
@@ -373,7 +373,7 @@ class Session:
                 "is_cut": False,
                 "stop_reason": run.stop_reason,
                 "history": run.history,
-                "hooks": self.hooks.get_state(),
+                "hooks": callback_state.get_all(self.hooks.hooks),
                 "callbacks": callback_state.get_all(self._callbacks),
                 "others": {path: state.get() for path, state in guard.states().items()},
                 "inexact": self._state["inexact"],
@@ -398,9 +398,7 @@ class Session:
         raise SystemExit(INTERRUPTED)
 
     def add_row(self, row: dict[str, Any]) -> bool:
-        """Add an epoch to the history, with what callbacks have added to its logs; return whether
-        it is the best so far.
-        """
+        """Add an epoch, and what callbacks have added to its logs; return whether it is best."""
         run, logs = self.run, self._logs
         more = {n: v for n, v in logs.items() if n not in row and not isinstance(v, str)}
         run.history.append(row | floats(more))

@@ -1,8 +1,8 @@
-"""Many steps in one compiled call, on batches that are made ready while the call before runs.
+"""Runs many steps in one compiled call, on batches that are made ready while the one before runs.
 
 How steps are grouped changes no bit of the result: every step is a compiled function of its batch
-and of the model's variables, and which one that is depends on nothing but the step's place in the
-run and the shapes of its batch. As in `model.fit`, AutoGraph converts nothing.
+and of the model's variables, and which one that is depends only on the step's place in the run and
+the shapes of its batch. As in `model.fit`, AutoGraph converts nothing.
 """
 
 import functools
@@ -81,10 +81,9 @@ class _Traces:
         return any(None in spec.shape for spec in keras.tree.flatten(self.base))
 
     def spec_of(self, batch: Any, name: str, number_too: bool = False) -> Any:
-        """Return what the function that does a batch takes: what is there, with open dimensions.
-
-        With `number_too`, the number of examples is one of these, too; see `get`. Raises a
-        ValueError with the batch's `name` if it has another structure than the first one.
+        """Return what the function that does a batch takes: what is there, with open dimensions,
+        with `number_too` also of the number of examples; see `get`. Raises a ValueError with the
+        batch's `name` if it has another structure than the first one.
         """
         try:
             opened = functools.partial(_opened, number_too=number_too)
@@ -417,12 +416,10 @@ def floats(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None) -> dict[str, Any]:
-    """Make the variables that come into being with the first batch, and change none.
-
-    These are the weights of a subclassed model, the metrics' and the optimizer's. With `fine_tune`,
-    only weights whose path it matches are trained. Returns what a test step returns, or {} for a
-    model that cannot be tested. Raises ValueError if model and batch do not fit, or `fine_tune`
-    matches no weight.
+    """Make the variables that come into being with the first batch, and change none: the weights of
+    a subclassed model, the metrics' and the optimizer's. With `fine_tune`, only weights whose path
+    it matches are trained. Returns what a test step returns, or {} for a model that cannot be
+    tested. Raises ValueError if model and batch do not fit, or `fine_tune` matches no weight.
     """
     batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
     results: dict[str, Any] = {}
