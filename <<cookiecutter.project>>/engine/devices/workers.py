@@ -177,10 +177,8 @@ def _meet(rank: int, addresses: Sequence[str]) -> None:
         log.info("worker %d of %d waits for %s", rank, len(addresses), ", ".join(missing))
         while missing := [address for address in missing if not _listens(address)]:
             if time.monotonic() > until:
-                names = ", ".join(missing)
-                log.error(
-                    "%s did not come in %d s; start all workers again", names, SECONDS_TO_COME
-                )
+                what = f"did not come in {SECONDS_TO_COME} s; start all workers again"
+                log.error("%s %s", ", ".join(missing), what)
                 raise SystemExit(INTERRUPTED)
             time.sleep(0.2)
 
