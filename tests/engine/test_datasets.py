@@ -162,7 +162,7 @@ def test_indices_count_from_the_end_and_come_in_slices_and_lists() -> None:
         with pytest.raises(IndexError, match=f"index {index} of Numbers with 5 examples"):
             dataset[index]
     with pytest.raises(TypeError):
-        dataset[1.5]  # type: ignore[call-overload]
+        dataset[1.5]  # type: ignore[index]
 
 
 def test_an_index_error_in_get_example_does_not_end_a_loop_over_the_dataset() -> None:

@@ -119,8 +119,7 @@ def sum_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 def has_one_each(variable: Any) -> bool:
     """Whether each replica has a value of its own for a variable, as for metrics."""
-    value = getattr(variable, "value", variable)
-    synchronization = getattr(value, "synchronization", None)
+    synchronization = getattr(getattr(variable, "value", variable), "synchronization", None)
     return len(components(variable)) > 0 and synchronization == tf.VariableSynchronization.ON_READ
 
 

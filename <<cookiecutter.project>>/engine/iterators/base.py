@@ -386,20 +386,20 @@ class TFHookedModelIterator(PyHookedModelIterator):
         results = call_leaves(others, self.model, **feed_dict)
         if "step_ops" in fetches:
             self._step_variable.assign(self._global_step)
-            computed = self._traced_by(fetches["step_ops"], feed_dict, lambda f, feeds: f(feeds))
             results["step_ops"] = keras.tree.map_structure(
-                lambda value: value.numpy() if isinstance(value, tf.Tensor) else value, computed
+                lambda value: value.numpy() if isinstance(value, tf.Tensor) else value,
+                self._run_compiled(fetches["step_ops"], feed_dict),
             )
         return results
 
     def make_variables(self, batch: Feeds) -> None:
-        self._trace(self.step_ops(), batch)
+        self._run_compiled(self.step_ops(), batch, only_trace=True)
 
     def look_at_traces(self, look: Callable[[Any], None], batch: Feeds) -> None:
         """Trace what is known beforehand; call a function with that and with all later traces."""
         for split, ops in self.known_ops():
             self._split = split
-            self._trace(ops, batch)
+            self._run_compiled(ops, batch, only_trace=True)
         self._split = "train"
         self._look = look
         for traced in self._traced:
@@ -409,36 +409,29 @@ class TFHookedModelIterator(PyHookedModelIterator):
         """Yield split and functions of each kind of step that is known before the first."""
         yield "train", self.step_ops()
 
-    def _trace(self, ops: Any, batch: Feeds) -> None:
-        self._traced_by(ops, batch, lambda function, feeds: function.get_concrete_function(feeds))
+    def of_position(self) -> list[Any]:
+        return [self._step_variable]
 
-    def _traced_by(self, ops: Any, batch: Feeds, call: Callable[[Any, Any], Any]) -> Any:
-        """Return what a call of the compiled functions gives, and note what it has traced."""
-        function, feeds = self._compile(ops), map_leaves(batch, tf.convert_to_tensor)
+    def _run_compiled(self, ops: Any, batch: Feeds, only_trace: bool = False) -> Any:
+        """Call functions, compiled, or only trace them; note what is traced."""
+        key = (self.is_training, *leaves(ops))
+        if key not in self._compiled:
+            if len(self._compiled) == self.MOST_COMPILED:
+                self.logger.warning(
+                    f"step_ops has returned {self.MOST_COMPILED} sets of functions, each of which "
+                    "is compiled; return the same ones at every step"
+                )
+            self._compiled[key] = tf.function(
+                lambda feeds: call_leaves(ops, self.model, **feeds), autograph=False
+            )
+        function, feeds = self._compiled[key], map_leaves(batch, tf.convert_to_tensor)
         num_traces = function.experimental_get_tracing_count()
-        result = call(function, feeds)
+        result = (function.get_concrete_function if only_trace else function)(feeds)
         if function.experimental_get_tracing_count() != num_traces:
             self._traced.append(function.get_concrete_function(feeds))
             if self._look is not None:
                 self._look(self._traced[-1])
         return result
-
-    def of_position(self) -> list[Any]:
-        return [self._step_variable]
-
-    def _compile(self, ops: Any) -> Any:
-        key = (self.is_training, *leaves(ops))
-        if key not in self._compiled:
-            if len(self._compiled) == self.MOST_COMPILED:
-                self.logger.warning(
-                    "step_ops has returned %d sets of functions, each of which is compiled; return "
-                    "the same ones at every step",
-                    self.MOST_COMPILED,
-                )
-            self._compiled[key] = tf.function(
-                lambda feeds: call_leaves(ops, self.model, **feeds), autograph=False
-            )
-        return self._compiled[key]
 
 
 def figures_in(results: Any) -> dict[str, float]:

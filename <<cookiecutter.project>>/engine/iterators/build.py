@@ -119,18 +119,13 @@ def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
 
 def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> SimpleNamespace:
     """Return training and validation data as batches."""
-
-    def batches(split: str, batch_size: int, **arguments: Any) -> ExampleBatches | None:
-        if split not in datasets:
-            return None
-        of_all = {"seed": config["seed"], "num_workers": config["n_data_processes"]}
-        return ExampleBatches(datasets[split], batch_size, **of_all, **arguments)
-
     size, most = config["batch_size"], config["max_batches_per_epoch"]
-    return SimpleNamespace(
-        train=batches("train", size, max_batches=most),
-        valid=batches("validation", config["test_batch_size"] or size, shuffle=False),
-    )
+    shared = {"seed": config["seed"], "num_workers": config["n_data_processes"]}
+    train, valid = ExampleBatches(datasets["train"], size, max_batches=most, **shared), None
+    if "validation" in datasets:
+        size = config["test_batch_size"] or size
+        valid = ExampleBatches(datasets["validation"], size, shuffle=False, **shared)
+    return SimpleNamespace(train=train, valid=valid)
 
 
 def of_iterators(config: Mapping[str, Any], iterator: Any, valid: Any) -> list[Hook]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Self, overload
+from typing import Any, Self
 
 import numpy as np
 
@@ -80,13 +80,7 @@ class DatasetMixin:
         """
         return _generator_in_hand.get() or example_generator(0, 0, NO_INDEX)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice | Sequence[int] | Array) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice | Sequence[int] | Array) -> Example | list[Example]:
+    def __getitem__(self, index: int | slice | Sequence[int] | Array) -> Any:
         """Return the example at `index`, or the list of those at the indices of a slice or list."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
@@ -198,11 +192,11 @@ class CsvDataset(DatasetMixin):
         return _labels_at(self.labels, index)
 
 
+@dataclass(eq=False)
 class LabelDataset(DatasetMixin):
     """The labels of `data` as examples; the examples themselves are not loaded."""
 
-    def __init__(self, data: DatasetMixin) -> None:
-        self.data = data
+    data: DatasetMixin
 
     def get_example(self, index: int) -> Example:
         return _labels_at(self.labels, index)
@@ -249,9 +243,22 @@ def make_examples(
     as they were. Raises RuntimeError, with the reason, if an example cannot be made.
     """
     states = random.getstate(), np.random.get_state()
+    token = _generator_in_hand.set(None)
+    examples = []
     try:
-        return [_make_example(dataset, int(index), seed, epoch) for index in indices]
+        for index in map(int, indices):
+            generator = example_generator(seed, epoch, index)
+            random.seed(int(generator.integers(2**32)))
+            np.random.seed(int(generator.integers(2**32)))
+            _generator_in_hand.set(generator)
+            try:
+                examples.append(dataset[index])
+            except Exception as error:
+                what = f"example {index} of {type(dataset).__name__}: {type(error).__name__}"
+                raise RuntimeError(f"{what}: {error}") from error
+        return examples
     finally:
+        _generator_in_hand.reset(token)
         random.setstate(states[0])
         np.random.set_state(states[1])
 
@@ -312,23 +319,16 @@ class ExampleBatches:
         require_at_least(1, max_batches=1 if max_batches is None else max_batches)
         require_at_least(0, num_workers=num_workers)
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.shuffle, self.num_workers, self.max_batches = shuffle, num_workers, max_batches
+        self.shuffle, self.num_workers = shuffle, num_workers
+        self.steps_per_epoch = min(self._all.steps_per_epoch, max_batches or len(dataset))
         self._processes = Processes(dataset, num_workers, "set n_data_processes to 0")
         self._ahead = Ahead(self._part, "examples", max(2 * num_workers, 1))
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch, as a PyDataset does."""
         return self.steps_per_epoch
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        """Return the batch at `step` of epoch 0."""
         return self.batch(0, step)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of batches in an epoch, the last and perhaps smaller one included."""
-        steps = self._all.steps_per_epoch
-        return steps if self.max_batches is None else min(steps, self.max_batches)
 
     def batch(self, epoch: int, step: int) -> dict[str, Any]:
         """Return the batch at `step` of `epoch`, both counted from 0.
@@ -339,7 +339,8 @@ class ExampleBatches:
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch with {self.steps_per_epoch} steps")
         if not self.num_workers:
-            return stack(make_examples(self.dataset, self._indices(epoch, step), self.seed, epoch))
+            indices = self._all.batch(epoch, step)
+            return stack(make_examples(self.dataset, indices, self.seed, epoch))
         # The workers make the next batch while the model learns from this one.
         following = divmod(epoch * self.steps_per_epoch + step + 1, self.steps_per_epoch)
         parts = self._parts(epoch, step)
@@ -354,12 +355,9 @@ class ExampleBatches:
         self._ahead.forget()
         self._processes.close()
 
-    def _indices(self, epoch: int, step: int) -> Array:
-        return self._all.batch(epoch, step)
-
     def _parts(self, epoch: int, step: int) -> list[tuple[Any, ...]]:
         """Return epoch and indices of what each of the workers makes of a batch."""
-        indices = self._indices(epoch, step)
+        indices = self._all.batch(epoch, step)
         parts = np.array_split(indices, min(self.num_workers, len(indices)))
         return [(epoch, *part.tolist()) for part in parts]
 
@@ -396,20 +394,6 @@ def _as_array(column: Any) -> Array:
     array = column.to_numpy()
     is_text = array.dtype == object and all(isinstance(entry, str) for entry in array)
     return array.astype(np.str_) if is_text else array
-
-
-def _make_example(dataset: DatasetMixin, index: int, seed: int, epoch: int) -> Example:
-    generator = example_generator(seed, epoch, index)
-    random.seed(int(generator.integers(2**32)))
-    np.random.seed(int(generator.integers(2**32)))
-    token = _generator_in_hand.set(generator)
-    try:
-        return dataset[index]
-    except Exception as error:
-        what = f"example {index} of {type(dataset).__name__}: {type(error).__name__}"
-        raise RuntimeError(f"{what}: {error}") from error
-    finally:
-        _generator_in_hand.reset(token)
 
 
 def _stacked(path: Path, values: Sequence[Any], number: int) -> Array:

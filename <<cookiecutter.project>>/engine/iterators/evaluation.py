@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +64,7 @@ def evaluate_split(
     iterator, config = experiment.iterator, experiment.config
     assert iterator is not None
     dataset, size = iterator.datasets[split], config["test_batch_size"] or config["batch_size"]
-    num_workers = config["n_data_processes"]
-    batches = ExampleBatches(dataset, size, config["seed"], False, num_workers)
+    batches = ExampleBatches(dataset, size, config["seed"], False, config["n_data_processes"])
     with contextlib.closing(batches):
         iterator.set_position(0, 0, 0, split)
         state = restore(iterator, checkpoint, batches.batch(0, 0))
@@ -137,8 +135,7 @@ class EvaluateEpochs(Hook):
         for earlier in Path(self.eval).glob("epoch-*"):
             if earlier != output:
                 clean(earlier)
-        data_in = iterator.datasets["validation"]
-        run_callbacks(output, data_in, self._config, *self._callbacks)
+        run_callbacks(output, iterator.datasets["validation"], self._config, *self._callbacks)
 
 
 def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,31 +150,26 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
         state = checkpoint.read_other(path)
         iterator.begin(str(path))
         checkpoint.prepare_for(checkpoints.RESTORE_WEIGHTS, lambda: _evaluate(iterator, batch))
-        _restore(checkpoint, iterator, path, state)
+        if "iterator" not in state["steps"]:
+            raise ValueError(f"{path} is of a run without an iterator")
+        if checkpoint.fits(checkpoints.RESTORE_ALL):
+            checkpoint.restore(checkpoints.RESTORE_ALL)
+        else:
+            checkpoint.require_fit(("weights",))
+            _assign_found(path, iterator.variables()["variables"])
+        if checkpoint.model is not None:
+            checkpoints.load_weights(path, checkpoint.model)
+        Guard(iterator.model, iterator).load_others(path, state.get("others", {}))
+        try:
+            iterator.set_state(state["steps"]["iterator"])
+        except KeyError:
+            iterator.set_weights(state["steps"]["iterator"])  # another iterator, the same model
     except REFUSALS as error:
         reason = " ".join(str(error).replace(str(path), path.name).split())
         raise OtherModelError(reason) from error
     finally:
         checkpoint.close()
     return state
-
-
-def _restore(checkpoint: Any, iterator: Any, path: Path, state: Mapping[str, Any]) -> None:
-    steps = state["steps"]
-    if "iterator" not in steps:
-        raise ValueError(f"{path} is of a run without an iterator")
-    if checkpoint.fits(checkpoints.RESTORE_ALL):
-        checkpoint.restore(checkpoints.RESTORE_ALL)
-    else:
-        checkpoint.require_fit(("weights",))
-        _assign_found(path, iterator.variables()["variables"])
-    if checkpoint.model is not None:
-        checkpoints.load_weights(path, checkpoint.model)
-    Guard(iterator.model, iterator).load_others(path, state.get("others", {}))
-    try:
-        iterator.set_state(steps["iterator"])
-    except KeyError:
-        iterator.set_weights(steps["iterator"])  # another iterator over the same model
 
 
 def _assign_found(path: Path, variables: list[Any]) -> None:
@@ -229,7 +221,9 @@ def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -
     seen: set[int] = set()
     for path in itertools.chain(paths, _as_they_come(run) if config.get("eval_forever") else ()):
         if path.exists() or not config.get("eval_all"):  # else it was superfluous by now
-            with held(path, run) as checkpoint:
+            with tempfile.TemporaryDirectory(prefix=".evaluating-", dir=run) as name:
+                checkpoint = Path(name, path.name)
+                link(path, checkpoint)
                 step = checkpoints.read_state(checkpoint)["global_step"]
                 if step not in seen:
                     seen.add(step)
@@ -240,7 +234,8 @@ def _as_they_come(run: Path) -> Iterator[Path]:
     latest, looked_at, is_over = run / checkpoints.LATEST, None, False
     while not is_over:
         # Asked first: the last checkpoint is there before the run says that it has ended.
-        is_over = has_ended(run)
+        meta = read_json(run / RUN_META) or {}
+        is_over = meta.get("status") in ("finished", "failed", "interrupted")
         status = os.stat(latest) if latest.exists() else None
         now = (status.st_ino, status.st_mtime_ns) if status else None
         if status and now != looked_at:
@@ -254,18 +249,3 @@ def _as_they_come(run: Path) -> Iterator[Path]:
                 log.info("waiting for a checkpoint after step %d of %s", step, run)
         if not is_over:
             time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def has_ended(run: Path) -> bool:
-    """Whether a run says that it has ended, however it has."""
-    meta = read_json(run / RUN_META) or {}
-    return meta.get("status") in ("finished", "failed", "interrupted")
-
-
-@contextmanager
-def held(path: Path, folder: Path) -> Iterator[Path]:
-    """Give a checkpoint a second name in `folder`, which training does not replace."""
-    with tempfile.TemporaryDirectory(prefix=".evaluating-", dir=folder) as name:
-        second = Path(name, path.name)
-        link(path, second)
-        yield second

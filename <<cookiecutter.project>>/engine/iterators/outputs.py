@@ -192,11 +192,18 @@ class StoredOutputs(DatasetMixin):
     def get_example(self, index: int) -> Example:
         example: Example = {}
         for key, kind in self.meta["outputs"].items():
+            path = self.folder / OUTPUTS / key / f"{index:06d}"
+            if kind == "number":
+                value = self.labels[key][index]
+            elif kind == "text":
+                value = path.with_suffix(".txt").read_bytes().decode()
+            else:  # mapped to memory, each would keep a file open
+                value = np.load(path.with_suffix(".npy"), allow_pickle=False)
             *parents, name = key.split("/")
             place = example
             for parent in parents:
                 place = place.setdefault(parent, {})
-            place[name] = self._read(key, kind, index)
+            place[name] = value
         return example
 
     @cached_property
@@ -206,15 +213,6 @@ class StoredOutputs(DatasetMixin):
             name: np.load(self.folder / LABELS / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             for name in self.meta["labels"]
         }
-
-    def _read(self, key: str, kind: str, index: int) -> Any:
-        path = self.folder / OUTPUTS / key / f"{index:06d}"
-        if kind == "number":
-            return self.labels[key][index]
-        if kind == "text":
-            return path.with_suffix(".txt").read_bytes().decode()
-        # Mapped to memory, each would keep a file open.
-        return np.load(path.with_suffix(".npy"), allow_pickle=False)
 
 
 def run_callbacks(

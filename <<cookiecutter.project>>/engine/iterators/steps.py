@@ -21,7 +21,7 @@ STEP_STREAM = 3  # of random numbers that a step draws
 
 
 class IteratorSteps:
-    """Runs an iterator step by step; what a step draws at random depends on seed and step."""
+    """Runs an iterator as `Steps` runs a model; what a step draws depends on seed and step."""
 
     one_by_one = True
     size = 1
@@ -50,22 +50,18 @@ class IteratorSteps:
 
     @property
     def learning_rate(self) -> float | None:
-        """The rate in force, if the iterator tells it."""
         return self.iterator.learning_rate
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds in addition to variables."""
         return {"sums": self._sums, "iterator": self.iterator.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `get_state` returned."""
         self._sums = {name: list(pair) for name, pair in state["sums"].items()}
         self.iterator.set_state(state["iterator"])
 
     def run(
         self, epoch: int, step: int, until: int, then: int, before: Before | None = None
     ) -> Call:
-        """Run one step of `epoch`; the arguments are those of `Steps.run`."""
         iterator = self.iterator
         global_step = epoch * self.source.steps_per_epoch + step
         batch = self.source.batch(epoch, step)
@@ -91,7 +87,6 @@ class IteratorSteps:
         )
 
     def close(self) -> None:
-        """Let the processes go that make batches ready."""
         if hasattr(self.source, "close"):
             self.source.close()
 

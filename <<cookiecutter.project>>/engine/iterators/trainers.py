@@ -121,7 +121,7 @@ class TFBaseTrainer(TFHookedModelIterator):
         return 1.0
 
     def _turn(self, entry: int | None, parts: Sequence[str] | None) -> Callable[..., Any]:
-        """Return what trains some parts: always the same object, as `_compile` asks."""
+        """Return what trains some parts: always the same object, so that it is compiled once."""
         return self._turns.setdefault((entry, parts), partial(self._train, entry, parts))
 
     def _train(
