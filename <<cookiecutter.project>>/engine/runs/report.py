@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from engine.runs import results, selection
-from engine.runs.effects import clipped, effects_of
+from engine.runs.effects import LARGEST, clipped, effects_of
 from engine.runs.results import RunRecord
 from vegab.files import read_bytes, write_atomically
 
@@ -28,7 +28,6 @@ MOST_VALUES = 500_000  # of all curves together, some 9 bytes each
 FEWEST_ROWS = 16  # of a curve, however many there are
 MOST_CLASSES = 100  # a larger confusion matrix could not be read, and would be megabytes
 LONGEST_SETTING = 2_000  # characters
-LARGEST_WHOLE = 2**53  # above it JavaScript's numbers have gaps
 LINKED = (
     "history.csv", "learning_curve.png", "stdout.txt", "stderr.txt", "config.json", "meta.json",
     "eval/*.csv", "eval/*.png",
@@ -187,7 +186,7 @@ def _rounded(value: float | None) -> float | int | None:
     if value is None or not math.isfinite(value):
         return None
     short = float(f"{value:.6g}")
-    return int(short) if short.is_integer() and abs(short) < LARGEST_WHOLE else short
+    return int(short) if short.is_integer() and abs(short) < LARGEST else short
 
 
 def _metrics_of(
@@ -245,12 +244,12 @@ def _add_examples(runs: Sequence[dict[str, Any]], images: dict[str, Any], space:
             continue
         new = {digest: picture for digest, picture in pictures.items() if digest not in images}
         size = len(_as_json([details, new])) if details else 0
-        if size > space:
+        if size <= space:
+            space -= size
+            run |= details
+            images |= new
+        else:
             left_out += 1
-            continue
-        space -= size
-        run |= details
-        images |= new
     return left_out
 
 
@@ -288,10 +287,9 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, str):  # a file's name may be no UTF-8
         return value.encode(errors="replace").decode()
-    is_large = isinstance(value, int) and abs(value) > LARGEST_WHOLE
-    if is_large or (isinstance(value, float) and not math.isfinite(value)):
-        return str(value)
-    return value
+    is_large = isinstance(value, int) and abs(value) > LARGEST
+    is_infinite = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if is_large or is_infinite else value
 
 
 def _as_json(data: Any) -> str:
