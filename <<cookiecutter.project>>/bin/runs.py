@@ -14,14 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from engine.runs import comparison, results, selection
+from engine.runs.comparison import as_csv, as_latex, as_markdown
 from vegab.command_line import argh  # which tells what to do where it is not installed
 from vegab.execution import printable
 
-FORMS = {
-    "csv": comparison.as_csv,
-    "markdown": comparison.as_markdown,
-    "latex": comparison.as_latex,
-}
+FORMS = {"csv": as_csv, "markdown": as_markdown, "latex": as_latex}
 SORT = "by this column; --sort=-COLUMN: the other way round"
 SECONDS_BETWEEN = 2.0
 
@@ -42,11 +39,10 @@ def list_runs(
     while True:
         records, problems = selection.chosen(patterns, where, best)
         asked = selection.columns_in(columns)
-        table = comparison.listing(records, asked and ["run", *asked], sort.removeprefix("-"))
-        if sort:
-            table = comparison.sorted_table(table, sort)
+        table = comparison.listing(records, asked, sort.removeprefix("-"))
+        text = comparison.as_text(comparison.sorted_table(table, sort), width_for(asked))
         clear = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
-        print(clear + comparison.as_text(table, width_for(asked)), end="", flush=True)
+        print(clear + text, end="", flush=True)
         if not watch:
             break
         results.tell([], problems)
@@ -91,11 +87,10 @@ def compare(
     elif group:
         table = comparison.grouped(records, metrics)
     elif asked:
-        table = comparison.listing(records, ["run", *asked], sort.removeprefix("-"))
+        table = comparison.listing(records, asked, sort.removeprefix("-"))
     else:
         table = comparison.comparison(records, metrics)
-    if sort:
-        table = comparison.sorted_table(table, sort)
+    table = comparison.sorted_table(table, sort)
     if asked and is_grouped:
         table = comparison.picked(table, asked)
     provenance = results.provenance_of(records)
@@ -110,7 +105,7 @@ def compare(
         results.write_with_provenance(Path(output), content, provenance)
     else:
         print(text, end="")
-    results.tell(problems, [*problems_of(records), *doubts])
+    results.tell(problems, [*results.problems_of(records), *doubts])
 
 
 def width_for(asked: Sequence[str]) -> int:
@@ -124,7 +119,7 @@ def diff(one: str, other: str) -> None:
     """Print what differs between two runs: config, command, packages, machine, data, code."""
     records = [the_run(one), the_run(other)]
     print(comparison.difference(*records), end="")
-    results.tell([], problems_of(records))
+    results.tell([], results.problems_of(records))
 
 
 @argh.arg("run", metavar="RUN", help="a run folder")
@@ -157,11 +152,6 @@ def the_run(name: str) -> results.RunRecord:
     if len(found) > 1:
         raise vegab.UsageError(f"{name} holds {len(found)} runs; name one of them")
     return found[0]
-
-
-def problems_of(records: Sequence[results.RunRecord]) -> list[str]:
-    """Return a sentence for each run that cannot be read in full."""
-    return [f"{record.path}: {record.problem}" for record in records if record.problem]
 
 
 if __name__ == "__main__":

@@ -39,14 +39,12 @@ def draw_learning_curve(
     )  # fmt: skip
     epochs = [row["epoch"] + 1 for row in history]
     explained: set[str] = set()
+    # Told apart by line style as well as by colour, for print and for the colour-blind.
+    looks = (("", "#0072B2", "-", "train"), ("val_", "#D55E00", "--", "validation"))
     for index, metric in enumerate(metrics, start=1):
         axes = figure.add_subplot(1, len(metrics), index)
-        # Told apart by line style as well as by colour, for print and for the colour-blind.
-        for key, color, line, label in (
-            (metric, "#0072B2", "-", "train"),
-            (f"val_{metric}", "#D55E00", "--", "validation"),
-        ):
-            if key not in columns:
+        for prefix, color, line, label in looks:
+            if (key := prefix + metric) not in columns:
                 continue
             values = [row.get(key, float("nan")) for row in history]
             axes.plot(epochs, values, color=color, linestyle=line, marker=".", label=label)
@@ -56,9 +54,8 @@ def draw_learning_curve(
         if best_epoch is not None:
             name = f"best epoch ({best_epoch + 1})"
             axes.axvline(best_epoch + 1, color="0.6", linewidth=1, zorder=0, label=name)
-        axes.set_title(
-            metric, fontsize=10, y=1.0, parse_math=False
-        )  # else matplotlib looks for what is in its way
+        # Without y, matplotlib looks for what is in the title's way.
+        axes.set_title(metric, fontsize=10, y=1.0, parse_math=False)
         axes.set_xlabel("epoch")
         axes.ticklabel_format(axis="y", scilimits=(-4, 5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -162,8 +159,7 @@ def draw_classified(
     path: Path,
     title: str,
 ) -> None:
-    """Draw pictures with what they are and what a model takes them for into a PNG file: mistakes
-    first, and of these the ones that it is surest of.
+    """Draw pictures with labels and predictions into a PNG file: the surest mistakes first.
 
     Pictures have the shape (num_images, height, width, 1 or 3); the least value becomes black and
     the largest white. `classes` are their labels, predictions, and probabilities of these.
@@ -206,9 +202,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save_figure(figure: "Figure", path: Path, dpi: int = 150, compress_level: int = 1) -> None:
-    """Write a PNG; whoever has the old one open never sees half of the new. The default takes half
-    the time and a tenth more bytes.
-    """
+    """Write a PNG in one step. The default level takes half the time, and a tenth more bytes."""
     with replacing(path, sync=False) as temporary:
         options = {"compress_level": compress_level}
         figure.savefig(temporary, format="png", dpi=dpi, pil_kwargs=options)

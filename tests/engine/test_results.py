@@ -117,6 +117,8 @@ def test_columns_are_asked_for_by_name(records: list[RunRecord]) -> None:
         .splitlines()[1]
         .endswith(',0.1,0.4,"[""paper"", ""old""]",the good one')
     )
+    for names in (["run", "lr"], ["lr"], ["lr", "run"]):
+        assert comparison.listing(records, names, "lr").columns == ["run", "lr"]
     shown = comparison.as_text(comparison.listing(records))
     assert "paper, old  the good one" in shown and "problem" not in shown
 

@@ -39,17 +39,14 @@ class Table(NamedTuple):
 
 
 def listing(records: Sequence[RunRecord], columns: Sequence[str] = (), more: str = "") -> Table:
-    """Return a line a run: what it is, how far it is, how good, how old; or these columns of it. A
-    column `more` is added if it is not there.
-    """
+    """Return a line a run: its name, how far it is, how good, how old; or these columns, `more`."""
     known = selection.known_to(records)
-    if not columns:
-        columns = [
-            name
-            for name, get in selection.OWN.items()
-            if name not in selection.OFTEN_EMPTY or any(map(get, records))
-        ]
-    columns = [*columns, *([more] if more and more not in columns else [])]
+    columns = columns or [
+        name
+        for name, get in selection.OWN.items()
+        if name not in selection.OFTEN_EMPTY or any(map(get, records))
+    ]
+    columns = list(dict.fromkeys(filter(None, ["run", *columns, more])))
     return Table(columns, _rows(records, columns, known))
 
 
@@ -65,9 +62,8 @@ def comparison(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
     known = selection.known_to(records)
     told = [name for name in ("tags", "note") if any(map(known[name], records))]
     settings = _setting_columns(known, results.differing_settings(records))
-    return listing(
-        records, ["run", "state", "epoch", *settings, *_metric_columns(records, metrics), *told]
-    )
+    columns = ["state", "epoch", *settings, *_metric_columns(records, metrics), *told]
+    return listing(records, columns)
 
 
 def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
@@ -79,9 +75,8 @@ def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
     rows = []
     for group, own in zip(groups, _rows([g[0] for g in groups], settings, known), strict=True):
         states = Counter(record.state for record in group)
-        shown = ", ".join(
-            state if len(states) == 1 else f"{number} {state}" for state, number in states.items()
-        )
+        counted = [f"{number} {state}" for state, number in states.items()]
+        shown = ", ".join(counted if len(states) > 1 else states)
         shown += "" if group[0].config else f": {group[0].path}"
         every = [results.values_of(record) for record in group if record.state == "finished"]
         means = (mean_of([values[key] for values in every if key in values]) for key in columns)
@@ -101,7 +96,7 @@ def for_paper(
     metrics = selection.metrics_of(records, asked)
     if not asked:
         tested = [metric for metric in metrics if metric.startswith("test_")]
-        metrics = tested or [monitor for monitor in [selection.main_monitor(records)] if monitor]
+        metrics = tested or list(filter(None, [selection.main_monitor(records)]))
     records = [record for record in records if record.state == "finished"]
     settings = _rows(records, [*rows, *([by] if by else [])], known)
     cells: dict[tuple[Any, ...], dict[Any, list[RunRecord]]] = {}
@@ -140,25 +135,18 @@ def for_paper(
 
 
 def _frozen(cell: Any) -> Any:
-    """Return a cell that can be a key: the text of one with a list."""
     has_parts = isinstance(cell, Cell) and isinstance(cell.value, list | dict)
     return Cell(cell.text, cell.text) if has_parts else cell
 
 
 def _setting_columns(known: Container[str], settings: Sequence[str]) -> list[str]:
     """Return the names of columns; settings are told apart from what else has their name."""
-    names = [(f"config.{key}", key) for key in settings]
-    return [full if full in known else key for full, key in names]
+    return [f"config.{key}" if f"config.{key}" in known else key for key in settings]
 
 
 def _metric_columns(records: Sequence[RunRecord], metrics: Sequence[str]) -> list[str]:
-    every = (
-        record.metrics[key].by_column(key)
-        for key in metrics
-        for record in records
-        if key in record.metrics
-    )
-    return list(dict.fromkeys(column for columns in every for column in columns))
+    found = [(key, r.metrics[key]) for key in metrics for r in records if key in r.metrics]
+    return list(dict.fromkeys(column for key, metric in found for column in metric.by_column(key)))
 
 
 def _place_of(table: Table, name: str) -> int:
@@ -179,6 +167,8 @@ def picked(table: Table, names: Sequence[str]) -> Table:
 
 def sorted_table(table: Table, column: str) -> Table:
     """Sort by a column (a metric's is its best), empty cells last; after a `-`, turned around."""
+    if not column:
+        return table
     place = _place_of(table, column.removeprefix("-"))
     there = [row for row in table.rows if row[place] is not None]
     others = [row for row in table.rows if row[place] is None]
@@ -229,13 +219,14 @@ def as_text(table: Table, width: int = 0) -> str:
             blank = " " * (widths[place] - _width(row[place]))
             cells.append(blank + row[place] if right[place] else row[place] + blank)
         text += "  ".join(cells).rstrip() + "\n"
-    left_out = [name for place, name in enumerate(table.columns) if place not in places]
-    note = (
-        f"left out, for the terminal is {width} wide: {', '.join(left_out)}; name columns in "
-        "--columns, or see all with | less -S"
-    )
-    notes = [_note_of(table), note if left_out else ""]
-    return text + "".join(f"{printable(line)}\n" for line in notes if line)
+    text += f"{note}\n" if (note := _note_of(table)) else ""
+    if left_out := [name for place, name in enumerate(table.columns) if place not in places]:
+        text += printable(
+            f"left out, for the terminal is {width} wide: {', '.join(left_out)}; name columns in "
+            "--columns, or see all with | less -S"
+        )
+        text += "\n"
+    return text
 
 
 def _note_of(table: Table) -> str:
@@ -245,16 +236,17 @@ def _note_of(table: Table) -> str:
 
 def as_csv(table: Table) -> str:
     """Return CSV with all digits; a mean takes three columns."""
+
+    def safe(cell: Any) -> str:
+        value = "" if cell is None else _value(cell)
+        # In a table, a text that begins like a formula would be one.
+        is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
+        return f"'{value}" if is_formula else written(value)
+
     plain = _without_means(table)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(plain.columns)
-    for row in plain.rows:
-        values = ["" if cell is None else _value(cell) for cell in row]
-        # In a table, a text that begins like a formula would be one.
-        is_formula = [isinstance(v, str) and v.startswith(("=", "+", "-", "@")) for v in values]
-        cells = zip(values, is_formula, strict=True)
-        writer.writerow([f"'{value}" if is_one else written(value) for value, is_one in cells])
+    rows = [plain.columns, *([*map(safe, row)] for row in plain.rows)]
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
@@ -328,9 +320,7 @@ def _shown(
 
 
 def mean_and_spread(cell: Mean, has_number: bool = True) -> str:
-    """Write a mean with as many decimals as the two digits of its standard deviation have, and of
-    how many runs it is.
-    """
+    """Write a mean with as many decimals as two digits of its deviation have, and of how many."""
     number = f" ({cell.num_runs})" * has_number
     if not cell.std:
         return f"{cell.mean:.4g}{'' if cell.std is None else ' ± 0'}{number}"
@@ -342,8 +332,7 @@ def mean_and_spread(cell: Mean, has_number: bool = True) -> str:
 
 def _cells_of(table: Table) -> list[list[Any]]:
     """Return the cells with a value, by column."""
-    places = range(len(table.columns))
-    return [[row[i] for row in table.rows if row[i] is not None] for i in places]
+    return [[row[i] for row in table.rows if row[i] is not None] for i in range(len(table.columns))]
 
 
 def _to_the_right(table: Table) -> list[bool]:
@@ -359,10 +348,8 @@ def _to_the_right(table: Table) -> list[bool]:
 def _width(text: str) -> int:
     if text.isascii():
         return len(text)
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
+    shown = [c for c in text if not unicodedata.combining(c)]
+    return len(shown) + sum(unicodedata.east_asian_width(c) in "WF" for c in shown)
 
 
 MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", **{c: f"\\{c}" for c in "\\|`*_[]"}})
@@ -387,12 +374,10 @@ LATEX = str.maketrans(
 def difference(one: RunRecord, other: RunRecord) -> str:
     """Return what differs between two runs: config, command, environment, data and code."""
     first, second = (results.read_json(record.path, "meta.json", []) for record in (one, other))
-    if one.config and other.config:
-        config = _changes(one.config, other.config)
-    else:
-        config = [f"  {record.path}: {record.problem}" for record in (one, other) if record.problem]
+    is_readable = one.config and other.config
+    unreadable = [f"  {problem}" for problem in results.problems_of([one, other])]
     sections = {
-        "config": config,
+        "config": _changes(one.config, other.config) if is_readable else unreadable,
         "command": _changes({"command": one.command}, {"command": other.command}),
         "packages": _changes(first.get("packages") or {}, second.get("packages") or {}),
         "environment": _changes(_environment(first), _environment(second)),
@@ -407,8 +392,8 @@ def difference(one: RunRecord, other: RunRecord) -> str:
     return "\n".join(shown) + "\n"
 
 
-def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    changes = differences(dict(one), dict(other))
+def _changes(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    changes = differences(one, other)
     return [f"  {key}: {show(old)} -> {show(new)}" for key, (old, new) in sorted(changes.items())]
 
 

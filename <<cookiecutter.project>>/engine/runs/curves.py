@@ -32,7 +32,7 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v")
 MOST_NAMED = 10  # curves, the best; the rest is grey
 FAR = 100  # times the least value, the greatest needs a logarithmic axis
-MOST_INSIDE = 5  # lines of a legend that is not beside the panels
+MOST_INSIDE = 5  # lines of a legend that is not next to the panels
 LONGEST_INSIDE = 28  # characters of such a line
 LONGEST_LINE = 44
 LONGEST_TITLE = 64
@@ -71,7 +71,7 @@ def curves_of(
         )
     curves: dict[str, Curves] = {metric: {} for metric in metrics}
     for record in records:
-        rows = [{"epoch": n} | row for n, row in enumerate(histories.get(record.path, []))]
+        rows = histories.get(record.path, [])
         for metric in metrics if rows else ():
             points = {row[x]: row[metric] for row in rows if x in row and metric in row}
             if metric not in columns and metric in record.metrics:
@@ -127,7 +127,7 @@ def smoothed(values: "pd.Series", weight: float) -> "pd.Series":
 def mean_of(curves: Sequence["pd.Series"]) -> tuple["pd.Series", "pd.Series"]:
     """Return mean and standard deviation (n - 1) over the curves that reach each point.
 
-    Where one of the curves is NaN, the mean is; where one curve is alone, the deviation is.
+    Where one of the curves is NaN, the mean is; where there is only one, the deviation is.
     """
     import pandas as pd
 
@@ -204,22 +204,19 @@ def _legend(groups: Groups, smooth: float, columns: Sequence[str]) -> tuple[list
     """Return what the curves are called, and a title."""
     is_grouped = any(len(group) > 1 for group in groups)
     first = [group[0] for group in groups]
-    if columns:
-        known = selection.known_to(first)
-        getters = [(name, selection.find(known, name)) for name in columns]
-    else:
-        keys = results.differing_settings(first, not is_grouped)
-        getters = [(key, selection.of_setting(key)) for key in keys]
-    told = {
-        f"{name}=": [comparison.text_of(get(record)) for record in first] for name, get in getters
+    known = selection.known_to(first) if columns else {}
+    getters = {f"{name}=": selection.find(known, name) for name in columns} or {
+        f"{key}=": selection.of_setting(key)
+        for key in results.differing_settings(first, not is_grouped)
     }
+    told = {key: [comparison.text_of(get(r)) for r in first] for key, get in getters.items()}
     if not columns:  # what tells most curves apart comes first
         told = dict(sorted(told.items(), key=lambda item: max(Counter(item[1]).values())))
-    names = [Path(record.path).name for record in first]
+    names = Counter(Path(record.path).name for record in first)
     labels = []
     for index, group in enumerate(groups):
-        path, name = group[0].path, names[index]
-        name = path if names.count(name) > 1 else name
+        path = group[0].path
+        name = path if names[Path(path).name] > 1 else Path(path).name
         parts = [key + values[index] for key, values in told.items() if values[index]]
         if is_grouped:
             label = ", ".join(parts) or path
@@ -243,18 +240,17 @@ def _write_best(
 ) -> None:
     """Write above a panel its best value, where that is, and whose, if there are several curves."""
     is_lower = results.is_lower_better_in(groups[0][0].config, metric)
-    drawn = {index: mean for index, mean in means.items() if mean.notna().any()}
-    best = {index: mean.min() if is_lower else mean.max() for index, mean in drawn.items()}
-    if not best:  # gaps only
+    drawn = [index for index, mean in means.items() if mean.notna().any()]
+    if not drawn:  # gaps only
         return
-    index = (min if is_lower else max)(best, key=lambda one: best[one])
+    best = {index: means[index].min() if is_lower else means[index].max() for index in drawn}
+    index = (min if is_lower else max)(drawn, key=best.__getitem__)
     mean = means[index]
     place = mean.idxmin() if is_lower else mean.idxmax()
     where = "" if mean.index.name == TEST_SET else f" at {mean.index.name} {place:.0f}"
     whose = f", {labels[index].splitlines()[0]}" if len(means) > 1 else ""
-    title = textwrap.shorten(
-        f"best {best[index]:.4g}{where}{whose}", LONGEST_TITLE, placeholder=" …"
-    )
+    title = f"best {best[index]:.4g}{where}{whose}"
+    title = textwrap.shorten(title, LONGEST_TITLE, placeholder=" …")
     axes.set_title(title, fontsize=8, loc="left", parse_math=False)
 
 
@@ -325,10 +321,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _marked(x: "np.ndarray", y: "np.ndarray", index: int) -> list[int]:
-    """Return the points that get a marker: all of a few, else some, and those without neighbours.
-
-    `x` is as far apart as it is drawn. Curves of another index are marked elsewhere.
-    """
+    """Return the points to mark: all of a few, else some by the index, and what stands alone."""
     import numpy as np
 
     there = np.flatnonzero(np.isfinite(y))

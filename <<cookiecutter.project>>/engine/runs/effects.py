@@ -41,8 +41,7 @@ class Axis(NamedTuple):
 def effects_of(records: Sequence[RunRecord], monitor: str | None) -> dict[str, Any] | None:
     """Return what a page shows of settings, as JSON values; None if there is nothing to compare.
 
-    Finished runs with a finite value of the metric `monitor` count; it is told how many others
-    there are. Runs are named by their place in `records`.
+    Finished runs with a finite value of `monitor` count. Runs are named by their place.
     """
     if len(records) < 2 or monitor is None:
         return None
@@ -93,24 +92,21 @@ def _axes_of(
     settings: Sequence[Mapping[str, Any]], varied: Sequence[str]
 ) -> tuple[list[Axis], list[str]]:
     """Return an axis for each setting that can be drawn, of those that differ, and which cannot."""
-    axes, undrawn, most_alike = [], [], {}
+    axes, undrawn, most_alike = {}, [], {}
     for key in varied:
         values = [own.get(key, ...) for own in settings]
         counts = Counter(map(_identity, values))
         has_words = not all(map(_is_number, values))
         if len(counts) < 2 or (has_words and len(counts) > MOST_WORDS):
             undrawn.append(f"{key} ({len(counts)} value{'s' * (len(counts) != 1)})")
-            continue
-        axis = _axis_of(key, values)
-        if len(set(axis.level_of)) == len(values):
+        elif len(set((axis := _axis_of(key, values)).level_of)) == len(values):
             undrawn.append(f"{key} (one run a value)")
-            continue
-        axes.append(axis)
-        most_alike[key] = max(counts.values())
+        else:
+            axes[key], most_alike[key] = axis, max(counts.values())
     # Of too many, those that tell most runs apart stay, in the order in which they stand.
-    chosen = sorted(most_alike, key=lambda key: most_alike[key])[:MOST_SETTINGS]
-    undrawn += [axis.key for axis in axes if axis.key not in chosen]
-    return [axis for axis in axes if axis.key in chosen], undrawn
+    chosen = sorted(axes, key=most_alike.__getitem__)[:MOST_SETTINGS]
+    undrawn += [key for key in axes if key not in chosen]
+    return [axis for key, axis in axes.items() if key in chosen], undrawn
 
 
 def _axis_of(key: str, values: Sequence[Any]) -> Axis:
@@ -118,12 +114,12 @@ def _axis_of(key: str, values: Sequence[Any]) -> Axis:
 
     numbers = sorted({value for value in values if _is_number(value)})
     positive = [number for number in numbers if number > 0]
-    scale = "log" if _is_logarithmic(positive) else "linear"
+    scale, are_few = "log" if _is_logarithmic(positive) else "linear", len(numbers) <= MOST_VALUES
     if not all(map(_is_number, values)):
         scale = "words"
     elif len(positive) < len(numbers):  # 0 has no place on a logarithmic axis
-        scale = "words" if scale == "log" and len(numbers) <= MOST_VALUES else "linear"
-    if scale == "words" or len(numbers) <= MOST_VALUES:
+        scale = "words" if scale == "log" and are_few else "linear"
+    if scale == "words" or are_few:
         value_of = {_identity(value): value for value in values}
         # Numbers come first, then words, then nothing.
         each = sorted(value_of, key=lambda one: (isinstance(one, str), one == "", one))
@@ -175,9 +171,7 @@ def _is_logarithmic(values: Sequence[float]) -> bool:
 
 
 def _shown(axis: Axis, values: Sequence[float], num_groups: int) -> dict[str, Any]:
-    """Return an axis with the means of its levels. Where each of the groups of runs has a level of
-    its own, the values were drawn at random.
-    """
+    """Return an axis with the means of its levels; one for each of the groups: drawn at random."""
     means = _means_of(values, axis.level_of, len(axis.levels))
     levels = [level | mean for level, mean in zip(axis.levels, means, strict=True)]
     is_drawn = axis.scale != "words" and len(levels) == num_groups

@@ -49,10 +49,7 @@ class Classes(NamedTuple):
 
 
 def predict(model: Any, source: Any) -> Predictions:
-    """Predict the examples of a batch source in its order, as many as can be looked at.
-
-    Whatever the model raises comes through.
-    """
+    """Predict the examples of a batch source in its order, as many as can be looked at."""
     import keras
     import tensorflow as tf
 
@@ -123,8 +120,7 @@ def write(
 ) -> list[str]:
     """Write the table of predictions, and what there is to see of each output, into a folder.
 
-    Return a sentence for whatever a reader may miss. `class_names` may be empty; `are_logits` is
-    for `classes_of`.
+    Return a sentence for whatever a reader may miss. `class_names` may be empty.
     """
     features, labels, outputs, left_out, num_examples = found
     notes = [f"{name} has no row for each example, and is left out" for name in sorted(left_out)]
@@ -144,23 +140,20 @@ def write(
         if label is not None and label.size == output.size:
             label = label.reshape(output.shape)
             target = {"target": label}
-        classes = classes_of(output, label, are_logits)
+        classes, examples = classes_of(output, label, are_logits), path("examples.png")
         if not classes:
             own = {"label": label, "prediction": output}
         else:
-            own = {key: getattr(classes, key) for key in ("label", "prediction", "probability")}
+            own = dict(zip(("label", "prediction", "probability"), classes[:3], strict=True))
             names = class_names if len(class_names) == classes.number else range(classes.number)
             notes += _write_classes(path, heading, classes, names)
         if classes and output.ndim == 4 and output.shape[-1] > 1 and not classes.several_at_once:
             maps = {"target": classes.label, "output": classes.prediction}
-            pictures.draw_examples(rows | maps, path("examples.png"), heading, names)
+            pictures.draw_examples(rows | maps, examples, heading, names)
         elif _are_pictures(output):
-            shown = rows | target | {"output": output}
-            pictures.draw_examples(shown, path("examples.png"), heading)
+            pictures.draw_examples(rows | target | {"output": output}, examples, heading)
         elif classes and not start and rows and classes.label.ndim == 1:
-            pictures.draw_classified(
-                rows["input"], classes[:3], names, path("examples.png"), heading
-            )
+            pictures.draw_classified(rows["input"], classes[:3], names, examples, heading)
         elif not classes and target and "O" not in (output.dtype.kind, target["target"].dtype.kind):
             _write_residuals(path, heading, target["target"], output)
         columns |= {f"{start}{key}": array for key, array in own.items() if array is not None}
@@ -172,12 +165,10 @@ def write(
 def classes_of(output: Array, label: Array | None, are_logits: bool) -> Classes | None:
     """Return the classes that an output and its labels mean; None if they mean none.
 
-    Labels are integers in [0, number) for an output (..., number), and up to half of them others,
-    as those that a loss ignores; or of the output's shape and all 0 or 1: one-hot, several at once,
-    or for an output (..., 1) or (examples,) that of two classes.
-
-    Both have the shape (examples, ...). Outputs are logits if one of them is not in [0, 1], or if
-    `are_logits` says so.
+    Both have the shape (examples, ...). Labels are integers in [0, number) for an output
+    (..., number), and up to half of them others, as those that a loss ignores; or of the output's
+    shape and all 0 or 1: one-hot, several at once, or for an output (..., 1) or (examples,) that
+    of two classes. Outputs are logits if one is not in [0, 1], or if `are_logits` says so.
     """
     if label is None or not label.size or output.dtype.kind != "f" or label.dtype.kind == "O":
         return None

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from engine.runs import results, selection
-from engine.runs.effects import clipped, effects_of
+from engine.runs.effects import LARGEST, clipped, effects_of
 from engine.runs.results import RunRecord
 from vegab.files import read_bytes, write_atomically
 
@@ -28,7 +28,6 @@ MOST_VALUES = 500_000  # of all curves together, some 9 bytes each
 FEWEST_ROWS = 16  # of a curve, however many there are
 MOST_CLASSES = 100  # a larger confusion matrix could not be read, and would be megabytes
 LONGEST_SETTING = 2_000  # characters
-LARGEST_WHOLE = 2**53  # above it JavaScript's numbers have gaps
 LINKED = (
     "history.csv", "learning_curve.png", "stdout.txt", "stderr.txt", "config.json", "meta.json",
     "eval/*.csv", "eval/*.png",
@@ -78,31 +77,30 @@ def data_of(
     sizes = [(record.epoch, len(record.metrics) + 3) for record in records]
     # One is read after the other: together they would need hundreds of megabytes.
     curves, stride = thinned(map(_history_of, records), sizes)
-    runs = [
-        _run_of(record, folder, differing) | {"history": curve}
-        for record, curve in zip(records, curves, strict=True)
-    ]
     monitor = selection.main_monitor(records)
-    notes = _plain(problems)
-    images: dict[str, Any] = {}
-    data = {
-        "provenance": _plain(results.provenance_of(records)),
-        "monitor": monitor,
-        "sweep": _plain(sweep),
-        "metrics": _metrics_of(records, curves),
-        "settings": {"differing": _plain(differing), "common": _plain(common)},
-        "effects": _plain(effects_of(records, monitor)),
-        "runs": runs,
-        "images": images,
-        "notes": notes,
-    }
+    data = _plain(
+        {
+            "provenance": results.provenance_of(records),
+            "monitor": monitor,
+            "sweep": sweep,
+            "metrics": _metrics_of(records, curves),
+            "settings": {"differing": differing, "common": common},
+            "effects": effects_of(records, monitor),
+            "runs": [_run_of(record, folder, differing) for record in records],
+            "images": {},
+            "notes": problems,
+        }
+    )
+    runs, notes = data["runs"], data["notes"]
+    for run, curve in zip(runs, curves, strict=True):
+        run["history"] = curve
     if stride > 1:
         notes.append(
             "Long curves are thinned, so that the page stays small: of the longest runs one epoch "
             f"in {stride} is drawn, and the best and the last ones. Each history.csv has them all."
         )
     space = LARGEST_PAGE - len(page_of(data)) - SPACE_FOR_NOTES
-    if left_out := _add_examples(runs, images, space):
+    if left_out := _add_examples(runs, data["images"], space):
         notes.append(
             f"Examples and confusion matrices of {_count(left_out)} are left out, so that the page "
             f"has less than {LARGEST_PAGE / 1e6:.0f} MB; a report on fewer runs has them."
@@ -117,40 +115,31 @@ def _count(runs: int) -> str:
 
 
 def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[str, Any]:
-    settings = record.settings
-    evaluations, problem = _evaluations_of(Path(record.path))
-    told = "; ".join(filter(None, (record.problem, problem)))
-    relative = os.path.relpath(os.path.abspath(record.path), os.path.abspath(folder))
+    settings, run = record.settings, Path(record.path)
+    evaluations, problem = _evaluations_of(run)
+    again = shlex.join(["python", "bin/reproduce.py", record.path])
     entry = vars(record) | {
-        "problem": told,
+        "problem": "; ".join(filter(None, (record.problem, problem))),
+        # The command that makes the run again, or goes on with one that has not finished.
+        "again": again if record.state == "finished" else record.command,
         # The dot: a name with a colon is a folder, not the scheme of an address.
-        "again": _again(record),
-        "href": f"./{quote(os.fsencode(relative))}/",
+        "href": f"./{quote(os.fsencode(os.path.relpath(run, folder)))}/",
         "has_config": bool(record.config),
         "settings": {k: clipped(settings[k], LONGEST_SETTING) for k in differing if k in settings},
         "evaluations": evaluations,
         "files": [
-            str(path.relative_to(record.path))
-            for pattern in LINKED
-            for path in sorted(Path(record.path).glob(pattern))
+            str(path.relative_to(run)) for pattern in LINKED for path in sorted(run.glob(pattern))
         ],
     }
     del entry["config"]
-    return _plain(entry)
-
-
-def _again(record: RunRecord) -> str:
-    """Return the command that makes a run again, or goes on with one that has not finished."""
-    again = shlex.join(["python", "bin/reproduce.py", record.path])
-    return again if record.state == "finished" else record.command
+    return entry
 
 
 def _history_of(record: RunRecord) -> list[dict[str, float]]:
     try:
-        rows = results.read_history(record.path)
+        return results.read_history(record.path)
     except (OSError, ValueError):  # the record's problem says so
         return []
-    return [{"epoch": index} | row for index, row in enumerate(rows)]
 
 
 def thinned(
@@ -161,7 +150,7 @@ def thinned(
     Of each run every 2^n-th epoch stays, so that runs of other lengths have them too, the last one,
     and those where a column has its least and its largest value. `sizes` says how many rows and
     columns each history has. The curves are values by column, None where there is no number; epochs
-    count from 1, as in what a run prints. Return the largest of the 2^n, too.
+    count from 1. Return the largest of the 2^n, too.
     """
     most_rows = longest = max((num_rows for num_rows, _ in sizes), default=0)
 
@@ -197,7 +186,7 @@ def _rounded(value: float | None) -> float | int | None:
     if value is None or not math.isfinite(value):
         return None
     short = float(f"{value:.6g}")
-    return int(short) if short.is_integer() and abs(short) < LARGEST_WHOLE else short
+    return int(short) if short.is_integer() and abs(short) < LARGEST else short
 
 
 def _metrics_of(
@@ -214,7 +203,7 @@ def _metrics_of(
 
 
 def _evaluations_of(run: Path) -> tuple[list[dict[str, Any]], str]:
-    """Return the figures that bin/evaluate.py has written, and what could not be read."""
+    """Return the metrics that bin/evaluate.py has written, and what could not be read."""
     evaluations, problems = [], []
     paths = [run / results.TEST, run / "eval/validation.json"]
     # Of each evaluation of an iterator, what callbacks made of the latest step.
@@ -240,13 +229,11 @@ def _evaluation_in(path: Path, run: Path) -> dict[str, Any]:
         if number := content.pop("num_examples", None):
             about += f", {number} examples"
     numbers = {k: v for k, v in content.items() if v is None or isinstance(v, int | float)}
-    return {"split": split, "about": about, "figures": _plain(numbers)}
+    return {"split": split, "about": about, "figures": numbers}
 
 
 def _add_examples(runs: Sequence[dict[str, Any]], images: dict[str, Any], space: int) -> int:
-    """Add examples and confusion matrices to runs as the page shows them, and their pictures to
-    `images`, while there is space (bytes); return how many runs have none.
-    """
+    """Add examples and confusion matrices while there is space; return how many runs have none."""
     left_out = 0
     for run in runs:
         try:
@@ -257,12 +244,12 @@ def _add_examples(runs: Sequence[dict[str, Any]], images: dict[str, Any], space:
             continue
         new = {digest: picture for digest, picture in pictures.items() if digest not in images}
         size = len(_as_json([details, new])) if details else 0
-        if size > space:
+        if size <= space:
+            space -= size
+            run |= details
+            images |= new
+        else:
             left_out += 1
-            continue
-        space -= size
-        run |= details
-        images |= new
     return left_out
 
 
@@ -272,12 +259,12 @@ def _predictions_of(run: Path) -> tuple[dict[str, Any], dict[str, str]]:
     details: dict[str, Any] = {}
     images: dict[str, str] = {}
     if not path.exists():
-        return {}, {}
+        return details, images
     import pandas as pd
 
     table = pd.read_csv(io.BytesIO(read_bytes(path, run)))
     if "prediction" not in table or "probability" not in table:  # not of classes
-        return {}, {}
+        return details, images
     labels, predictions = (table[key].to_numpy(int) for key in ("label", "prediction"))
     num_classes = int(max(labels.max(), predictions.max())) + 1
     if num_classes <= MOST_CLASSES and min(labels.min(), predictions.min()) >= 0:
@@ -300,10 +287,9 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, str):  # a file's name may be no UTF-8
         return value.encode(errors="replace").decode()
-    is_large = isinstance(value, int) and abs(value) > LARGEST_WHOLE
-    if is_large or (isinstance(value, float) and not math.isfinite(value)):
-        return str(value)
-    return value
+    is_large = isinstance(value, int) and abs(value) > LARGEST
+    is_infinite = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if is_large or is_infinite else value
 
 
 def _as_json(data: Any) -> str:

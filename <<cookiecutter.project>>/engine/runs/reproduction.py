@@ -34,7 +34,7 @@ from vegab.run_folder import refuse_links
 NOT_FOR_THE_TRAINING = ("evaluation", "name", "own_code", "resume_inexact", "fork", "from_epoch")
 # Of another machine, or of no consequence.
 NOT_TAKEN_OVER = re.compile(r"SLURM_JOB_ID|CUDA_VISIBLE_DEVICES|TF_CPP_\w+")
-# Of a commit's state: where it was made, which is compared apart.
+# Of a checkpoint's state: where it was made, which is compared apart.
 RECORD = ("fingerprint", "inexact")
 MOST_NAMES = 5
 PRUNING = "engine.sweeps.StopPoorTrial"  # the hook that bin/sweep.py adds
@@ -51,10 +51,10 @@ class Original:
     config: dict[str, Any]
     meta: dict[str, Any]
     status: str  # finished, interrupted, failed or died
-    state: dict[str, Any]  # of its latest commit
+    state: dict[str, Any]  # of its latest checkpoint
     rows: list[Cells]  # the history as text, of the epochs that are to be compared
     is_whole: bool  # is that all of a finished run?
-    place: tuple[int, int]  # epoch and step of the commit that is to be compared last
+    place: tuple[int, int]  # epoch and step of the checkpoint that is to be compared last
     global_step: int  # steps done then
     code: snapshot.Snapshot  # its source as it ran
     commit: str | None  # git's, when the run began
@@ -62,8 +62,8 @@ class Original:
     other_code: list[str]  # a phrase for each later attempt that ran other source
     typed_in: Path  # where its command was typed, in the project as it is now
     flags: dict[str, Any]  # that it began with
-    start: Path | None  # the commit of another run that it began with
-    fingerprint: dict[str, Any]  # what its bits depend on, as the commit has it
+    start: Path | None  # the checkpoint of another run that it began with
+    fingerprint: dict[str, Any]  # what its bits depend on, as the checkpoint has it
 
     @property
     def num_workers(self) -> int:
@@ -84,8 +84,9 @@ class Original:
 
 
 def read(folder: Path, epochs: int) -> Original:
-    """Look whether a run can be made again, and touch nothing. Raises UsageError if it cannot be.
-    `epochs` says how many are to be compared, from the first on; 0: all that it has.
+    """Return what makes a run again; UsageError if it cannot be made. Nothing is touched.
+
+    The first `epochs` are to be compared; 0: all that it has.
     """
     trust.confine()  # the process that runs it again, too
     refuse_links(folder, folder)
@@ -138,7 +139,7 @@ def read(folder: Path, epochs: int) -> Original:
 
 
 def last_state(folder: Path) -> dict[str, Any]:
-    """Return the state in the latest commit, once it and the best one are known to be whole."""
+    """Return the state in the latest checkpoint, once it and the best one are known to be whole."""
     if not (folder / checkpoints.LATEST).is_file():
         raise UsageError(f"{folder} has no {checkpoints.LATEST}; there is nothing to compare")
     try:
@@ -151,7 +152,7 @@ def last_state(folder: Path) -> dict[str, Any]:
 
 
 def history_of(folder: Path, state: Mapping[str, Any]) -> list[Cells]:
-    """Return the rows of `history.csv`; where a kill left some of them out, those of the commit."""
+    """Return the rows of `history.csv`; those that a kill left out are the checkpoint's."""
     try:
         rows, committed = rows_in(folder), committed_rows(state)
     except ValueError as error:
@@ -160,7 +161,7 @@ def history_of(folder: Path, state: Mapping[str, Any]) -> list[Cells]:
 
 
 def committed_rows(state: Mapping[str, Any]) -> list[Cells]:
-    """Return the history of a commit as `history.csv` has it."""
+    """Return the history of a checkpoint as `history.csv` has it."""
     rows = state["history"]
     columns = dict.fromkeys(column for row in rows for column in row)
     return list(csv.DictReader(checkpoints.csv_lines(list(columns), rows).splitlines()))
@@ -168,7 +169,7 @@ def committed_rows(state: Mapping[str, Any]) -> list[Cells]:
 
 def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, snapshot.Snapshot]:
     """Return the attempt with which the run began, from 0, and its source."""
-    # One that finds nothing committed begins the run again.
+    # One that finds no checkpoint begins the run again.
     attempts = meta["attempts"]
     begun = max((i for i, attempt in enumerate(attempts) if attempt.get("from") == {}), default=0)
     names = [snapshot.name_of(attempt) for attempt in attempts[begun:] if "code" in attempt]
@@ -176,7 +177,7 @@ def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, snapshot.Snapsh
 
 
 def own_file(folder: Path, name: str) -> Path:
-    """Return the path of a file in a run folder, which its meta.json names."""
+    """Return the path of a file that a meta.json names; UsageError if it leads out."""
     if leads_out(name):
         raise UsageError(f"{folder}: its meta.json names {name!r}, outside of the folder")
     return folder / name
@@ -189,7 +190,7 @@ def other_code(
     found = []
     for attempt in attempts:
         name = snapshot.name_of(attempt) if "code" in attempt else snapshot.CODE
-        went_on = attempt.get("from") is None or attempt.get("from") != attempt.get("to")
+        went_on = attempt.get("from") is None or attempt["from"] != attempt.get("to")
         if went_on and (path := own_file(folder, name)).exists():
             files = snapshot.differing_source(code.files, snapshot.load(path).files)
             found += [f"a later attempt ran other code ({name}: {listed(files)})"] if files else []
@@ -199,7 +200,7 @@ def other_code(
 def start_of(
     folder: Path, typed_in: Path, parent: Mapping[str, Any], checkpoint: str | None
 ) -> Path | None:
-    """Return the commit that --fork or --checkpoint began with, or None."""
+    """Return the checkpoint that --fork or --checkpoint began with, or None."""
     if "from_step" in parent:
         place, steps = typed_in / parent["path"], parent["from_step"]
         what = f"{folder} began with the state of {parent['path']} after step {steps}"
@@ -226,32 +227,28 @@ def start_of(
 
 def refuse_what_is_missing(original: Original) -> None:
     """Refuse a run whose weights to begin with, or whose GPUs, are not there."""
-    weights = original.flags.get("warm_start")
+    folder, weights = original.folder, original.flags.get("warm_start")
     if weights and not (original.typed_in / weights).exists():
-        raise UsageError(
-            f"{original.folder} began with --warm_start={weights}, which is not there any more"
-        )
+        raise UsageError(f"{folder} began with --warm_start={weights}, which is not there any more")
     if original.num_workers > 1 and "GPU" in original.fingerprint.get("devices", []):
         raise UsageError(
-            f"{original.folder} was trained by {original.fingerprint['layout']}, on GPUs; give its "
-            "command there with another folder, and compare both model.h5 by cmp"
+            f"{folder} was trained by {original.fingerprint['layout']}, on GPUs; give its command "
+            "there with another folder, and compare both model.h5 by cmp"
         )
     gpus = str(original.flags.get("gpus", ""))
     wanted = [int(part) for part in gpus.split(",") if part.isdigit()]
     if wanted and max(wanted) >= (present := len(ask_nvidia_smi("name"))):
-        raise UsageError(
-            f"{original.folder} ran with --gpus={gpus}; here {present or 'no'} GPUs are to be seen"
-        )
+        raise UsageError(f"{folder} ran with --gpus={gpus}; here {present or 'no'} GPUs are seen")
 
 
 def restore(original: Original, place: Path) -> list[str]:
     """Put source and config of a run into a folder; return lines on what is not from its folder."""
     project = place / "code"
     found = [restore_unchanged(original, entry, project) for entry in left_out(original)]
-    linked = snapshot.unpack(original.code, project)
-    found += [f"{listed(linked)} from the project as it is now"] if linked else []
-    found = list(filter(None, found))
-    lines = [f"not from the run folder: {'; '.join(found)}"] if found else []
+    if linked := snapshot.unpack(original.code, project):
+        found.append(f"{listed(linked)} from the project as it is now")
+    told = "; ".join(filter(None, found))
+    lines = [f"not from the run folder: {told}"] if told else []
     config = dict(original.config)
     threads = (original.fingerprint.get("settings") or {}).get("threads")
     if threads and "threads" in config:
@@ -260,8 +257,8 @@ def restore(original: Original, place: Path) -> list[str]:
             config["threads"] = threads
             lines.append(f"threads: {threads} as then, not {of_its_own}")
     if (epoch := results.pruned_at(original.folder)) and original.is_whole:
-        named = [(hook, hook.get("class") == PRUNING) for hook in config["hooks"]]
-        config["hooks"] = [hook | ({"epoch": epoch} if is_it else {}) for hook, is_it in named]
+        ends = {PRUNING: {"epoch": epoch}}
+        config["hooks"] = [hook | ends.get(hook.get("class"), {}) for hook in config["hooks"]]
     if original.stop:
         shutil.copy(STOP, project)
         config["callbacks"] = [*config["callbacks"], original.stop]
@@ -270,7 +267,7 @@ def restore(original: Original, place: Path) -> list[str]:
 
 
 def left_out(original: Original) -> list[dict[str, Any]]:
-    """Return entries of what the snapshot does not have; those of an older run are of its meta."""
+    """Return entries of what the snapshot lacks; an older run names them in its meta.json."""
     old = original.meta.get("files_too_large_to_copy") or []
     entries = original.code.record.setdefault("left_out", [{"path": name} for name in old])
     return [entry for entry in entries if entry.get("why") != "secret"]
@@ -294,8 +291,9 @@ def restore_unchanged(original: Original, entry: Mapping[str, Any], project: Pat
 
 
 def run_again(original: Original, place: Path, show: Callable[[int], object]) -> int:
-    """Run what `restore` has put there into `place/run`, and return the exit code. It is stopped
-    after the epochs to compare. `show` is called with the epochs done, often.
+    """Run what `restore` has put there into `place/run` until the epochs to compare are done.
+
+    Return the exit code. `show` is called with the epochs done, often.
     """
     children = begin(original, place)
     chief, wanted = children[0], len(original.rows)
@@ -407,10 +405,10 @@ def compare(original: Original, again: Path) -> Result:
 
 
 def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, Path]], str]:
-    """Return the commits to compare of both runs; and a sentence, if none has the weights."""
+    """Return the checkpoints to compare of both runs; and a sentence, if none has the weights."""
     folder, (epoch, step) = original.folder, original.place
     ones, others = checkpoints.commits_of(folder), checkpoints.commits_of(again)
-    # Of several names of one commit the first counts, which is that of the latest.
+    # Of several names of one checkpoint the first counts, which is that of the latest.
     there = {(c.state["epoch"], c.state["step"]): c.path for c in reversed(others)}
     is_own_end = original.place == (original.state["epoch"], original.state["step"])
     if original.is_whole or (is_own_end and there.get((epoch, step)) == again / checkpoints.LATEST):
@@ -421,14 +419,13 @@ def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, 
         pairs = [(folder / name, again / name) for name in names]
         return [pair for pair in pairs if pair[0].exists() or pair[1].exists()], ""
     if is_own_end:
-        ones = [commit for commit in ones if commit.path.name == checkpoints.LATEST]
+        ones = [c for c in ones if c.path.name == checkpoints.LATEST]
     else:
-        ones = [commit for commit in ones if commit.ends_epoch and commit.epoch == epoch]
-    for commit in ones:
+        ones = [c for c in ones if c.ends_epoch and c.epoch == epoch]
+    for one in ones:
         # One of an epoch's last step is made before the epoch's end, and is another one.
-        place = commit.state["epoch"], commit.state["step"]
-        if place in there:
-            return [(commit.path, there[place])], ""
+        if other := there.get((one.state["epoch"], one.state["step"])):
+            return [(one.path, other)], ""
     why = "were not kept when it was run again" if ones else f"are not kept in {folder}"
     weights = f"the weights after epoch {epoch}" + f", step {step}," * bool(step)
     return [], f"{weights} {why}, and were not compared"
@@ -447,7 +444,6 @@ def surroundings(original: Original, again: Path) -> str:
 
 
 def line_of(found: Sequence[str], names: str) -> str:
-    """Return a line that says whether what has these names is as it was."""
     return f"not as it was then: {'; '.join(found)}" if found else f"{names} are the same"
 
 
@@ -461,11 +457,9 @@ def causes(original: Original, again: Path | None) -> list[str]:
     keys: tuple[str, ...] = ("code", "data", "versions", "processor", *SURROUNDINGS[1:])
     if not now:
         keys, now = ("processor",), {"processor": fingerprint.processor_features()}
-    elif "code" in now:
-        now["code"].pop(STOP.name, None)  # which was laid beside it
-    for key in keys:
-        if key in then:
-            found += fingerprint.differences({key: then[key]}, {key: now.get(key)})
+    now.get("code", {}).pop(STOP.name, None)  # which was laid next to it
+    for key in [key for key in keys if key in then]:
+        found += fingerprint.differences({key: then[key]}, {key: now.get(key)})
     if original.config.get("deterministic") is False and "GPU" in then.get("devices", []):
         found.append("it ran with operations that are not deterministic (deterministic: false)")
     python = original.meta.get("python")
@@ -488,14 +482,12 @@ def differing_packages(then: Mapping[str, str], told: Mapping[str, str]) -> list
 
 
 def edited_cell(original: Original) -> str:
-    """Return a sentence if `history.csv` is not what the commit says, or "" if it is."""
+    """Return a sentence if `history.csv` is not what the checkpoint says, or "" if it is."""
     committed = committed_rows(original.state)[: len(original.rows)]
-    difference = history_difference(original.rows, committed)
-    what = "history.csv was changed after the run: its model.h5 has"
-    return f"{what} {difference.other}" if difference else ""
+    found = history_difference(original.rows, committed)
+    return f"history.csv was changed after the run: its model.h5 has {found.other}" if found else ""
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names with commas, not too many of them."""
     more = len(names) - MOST_NAMES
     return ", ".join(names[:MOST_NAMES]) + f" and {more} more" * (more > 0)

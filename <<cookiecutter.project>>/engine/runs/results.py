@@ -1,4 +1,4 @@
-"""Reads run folders back: what each is, its config, history and figures. Needs no Keras.
+"""Reads run folders back: what each is, its config, history and metrics. Needs no Keras.
 
 pandas and NumPy are imported where they are used, so that the command line answers at once.
 """
@@ -47,14 +47,8 @@ NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 SET = re.compile("^(val|test)_")
 # Columns of the history that say nothing of how good the model is.
 NO_METRICS = ("epoch", "step", "learning_rate")
-OF_ANOTHER_FORM = (
-    ArithmeticError,
-    AttributeError,
-    KeyError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)  # what such a file raises
+# What a file of another form raises.
+OF_ANOTHER_FORM = (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
 
 class Metric(NamedTuple):
@@ -137,30 +131,22 @@ def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(found.values()), problems
 
 
-def _is_run(folder: str) -> bool:
-    return any(os.path.exists(f"{folder}/{name}") for name in (LOCK, META))
-
-
 def _runs_below(folder: str, around: frozenset[str] = frozenset()) -> list[str]:
-    """Return the folder if it is a run, else the runs below it, sorted. Links are followed, but not
-    back to a folder that is `around` this one."""
-    if _is_run(folder):
+    """Return the folder if it is a run, else the runs below; no link leads back `around` it."""
+    if any(os.path.exists(f"{folder}/{name}") for name in (LOCK, META)):
         return [folder]
     if (real := os.path.realpath(folder)) in around:
         return []
     try:
-        there = (name for name in os.listdir(folder) if not name.startswith("."))
-        names = sorted(there, key=naturally)
+        names = sorted(os.listdir(folder), key=naturally)
     except OSError:  # a file, or a folder that may not be read
         return []
-    paths = [os.path.join(folder, name) for name in names]
+    paths = [os.path.join(folder, name) for name in names if not name.startswith(".")]
     return [run for path in paths for run in _runs_below(path, around | {real})]
 
 
 def naturally(name: str) -> list[str | float]:
-    """Return what a name is sorted by so that the numbers in it count: lr_2 comes before lr_10, and
-    0.003 before 0.01.
-    """
+    """Return what sorts names by the numbers in them: lr_2 before lr_10, 0.003 before 0.01."""
     parts = NUMBER.split(name)
     return [float(part) if index % 2 else part for index, part in enumerate(parts)]
 
@@ -172,7 +158,8 @@ def read_runs(paths: Sequence[str]) -> list[RunRecord]:
     lies in. This is a cache: deleting it loses nothing, and where it cannot be read or written, the
     runs are read one by one.
     """
-    records = [RunRecord(path, **entry) for path, entry in _entries(paths)]
+    entries = _entries(paths)
+    records = [RunRecord(path, **entries[path]) for path in paths]
     for record in records:
         record.metrics = {key: Metric(*value) for key, value in record.metrics.items()}
         # One that is finished is not taken up again but by a longer one, which says so at once.
@@ -180,7 +167,7 @@ def read_runs(paths: Sequence[str]) -> list[RunRecord]:
             record.state = state_now(record.path, record.state)
         if record.end and record.state in ("running", "died"):
             until = time.time()
-            if record.state == "died":  # it was alive until its last commit, as its files know
+            if record.state == "died":  # it was alive until its last checkpoint, as its files know
                 state = Path(record.path, "loop_state.pkl")
                 until = state.stat().st_mtime if state.exists() else 0.0
             record.seconds += max(0.0, until - _time(record.end).timestamp())
@@ -194,6 +181,11 @@ def runs_matching(patterns: Sequence[str]) -> tuple[list[RunRecord], list[str]]:
     return read_runs(paths), problems
 
 
+def problems_of(records: Sequence[RunRecord]) -> list[str]:
+    """Return a sentence for each run that cannot be read in full."""
+    return [f"{record.path}: {record.problem}" for record in records if record.problem]
+
+
 def tell(problems: Sequence[str], others: Sequence[str] = ()) -> None:
     """Print what is not right in addition to what is; with `problems`, exit with code 1."""
     sys.stdout.flush()
@@ -203,8 +195,8 @@ def tell(problems: Sequence[str], others: Sequence[str] = ()) -> None:
         sys.exit(1)
 
 
-def _entries(paths: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return each run's path and the arguments of its `RunRecord`."""
+def _entries(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the arguments of the `RunRecord` of each path."""
     by_folder: dict[str, list[str]] = {}
     for path in paths:
         by_folder.setdefault(os.path.dirname(path), []).append(os.path.basename(path))
@@ -224,7 +216,7 @@ def _entries(paths: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
             with suppress(OSError):
                 write_atomically(index, json.dumps(known), sync=False)
         entries |= {os.path.join(folder, name): known[name][1] for name in names}
-    return [(path, entries[path]) for path in paths]
+    return entries
 
 
 def _stamp(run: str) -> str:
@@ -328,17 +320,15 @@ def _of_history(
 
 
 def _metric(config: dict[str, Any], key: str, history: list[dict[str, float]]) -> Metric | None:
-    cells = ((row.get(key, math.nan), index) for index, row in enumerate(history))
-    values = [(cell, index) for cell, index in cells if math.isfinite(cell)]
-    if not values:
+    epochs = [n for n, row in enumerate(history) if math.isfinite(row.get(key, math.nan))]
+    if not epochs:
         return None
-    sign = 1 if is_lower_better_in(config, key) else -1
-    best, epoch = min(values, key=lambda pair: sign * pair[0])  # the first of equal ones
-    return Metric(best, epoch, values[-1][0])
+    pick = min if is_lower_better_in(config, key) else max
+    best = pick(epochs, key=lambda epoch: history[epoch][key])  # the first of equal ones
+    return Metric(history[best][key], best, history[epochs[-1]][key])
 
 
 def _of_test(run: str) -> dict[str, Metric]:
-    """Return the metrics that bin/evaluate.py has found on the test set."""
     return {
         f"test_{key}": Metric(value, None, value)
         for key, value in (files.read_json(f"{run}/{TEST}", run) or {}).items()
@@ -357,9 +347,7 @@ def write_notes(record: RunRecord, note: str, tags: Sequence[str]) -> None:
 
 
 def is_lower_better_in(config: dict[str, Any], metric: str) -> bool:
-    """Whether less of a metric is better: by the config's `monitor_mode`, if it is what is
-    monitored, of whichever set, or by its name.
-    """
+    """Whether less of a metric is better: by `monitor_mode`, if it is monitored, or by its name."""
     from engine.checkpoints import is_lower_better  # with NumPy
 
     monitored, own = (SET.sub("", str(name)) for name in (config.get("monitor"), metric))
@@ -376,25 +364,23 @@ def _time(text: Any) -> datetime:
 
 
 def read_history(run: str | Path) -> list[dict[str, float]]:
-    """Return the rows of a run's `history.csv` by column, with epochs from 0; cells that a row
-    lacks are not in it.
+    """Return the rows of a run's `history.csv` by column, with epochs from 0, without empty cells.
 
     A last line that is being written this instant is left out. Raises ValueError if there is
     something else than numbers in it, OSError if it cannot be read.
     """
     rows = []
-    for number, row in enumerate(rows_in(Path(run)), start=2):
+    for epoch, row in enumerate(rows_in(Path(run)), start=1):
         try:
             cells = {key: float(cell) for key, cell in row.items() if cell != ""}
-            rows.append(cells | ({"epoch": cells["epoch"] - 1} if "epoch" in cells else {}))
         except (TypeError, ValueError) as error:  # too few cells, too many, or no number
-            raise ValueError(f"line {number} of history.csv is damaged ({error})") from None
+            raise ValueError(f"line {epoch + 1} of history.csv is damaged ({error})") from None
+        rows.append(cells | {"epoch": cells.get("epoch", epoch) - 1})
     return rows
 
 
 def is_whole(run: str) -> bool:
-    """Whether a finished run has its latest checkpoint. If it has the previous one only, it goes on
-    from there; UsageError if both are gone or damaged."""
+    """Whether a finished run has its latest checkpoint; UsageError if the previous is gone, too."""
     from engine import checkpoints  # with h5py
 
     problems: list[str] = []
@@ -435,14 +421,12 @@ def differing_settings(records: Sequence[RunRecord], repetitions: bool = True) -
 
 
 def is_repetition(key: str) -> bool:
-    """Return whether a setting makes no other kind of run, but the same again: a seed or a fold."""
+    """Whether a setting makes no other kind of run, only the same again: a seed or a fold."""
     return key.endswith("seed") or key.rpartition(".")[2] == "fold"
 
 
 def groups_of(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Return runs with the same settings, but for seeds and folds, together; a run whose config
-    cannot be read is a group of its own.
-    """
+    """Return runs that differ only by seeds and folds together, one without a config on its own."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         settings = record.settings.items()
@@ -476,9 +460,7 @@ def write_with_provenance(path: Path, content: bytes, provenance: dict[str, Any]
 
 
 def require_writable(output: str, *suffixes: str) -> None:
-    """Raise UsageError for a file that could not be written, before anything is read or drawn, or
-    whose name ends with none of the `suffixes`, if there are any.
-    """
+    """Raise UsageError for a file that cannot be written, or has none of the `suffixes`, if any."""
     target = Path(output)
     if suffixes and target.suffix.lower() not in suffixes:
         raise UsageError(f"--output={output} ends with none of {', '.join(suffixes)}")
@@ -520,7 +502,7 @@ def load_meta(run: str | Path) -> dict[str, Any]:
 
 
 def load_position(run: str | Path) -> dict[str, Any]:
-    """Return epochs and steps done, as plain values, or {} before the first commit.
+    """Return epochs and steps done, as plain values, or {} before the first checkpoint.
 
     Raises pickle.UnpicklingError if `loop_state.pkl` holds anything but plain values; nothing in it
     is executed.

@@ -170,10 +170,7 @@ def matching(records: Sequence[RunRecord], text: str) -> list[RunRecord]:
             continue
         key, sign, wanted = (part.replace('"', "") for part in condition.groups())
         known = known or known_to(records)
-        get, number = find(known, key), _number(wanted)
-        if number is None and sign not in ("=", "!="):
-            raise UsageError(f"{word!r}: a number is expected after {sign}")
-        test = _test(sign, wanted, number)
+        get, test = find(known, key), _test(word, sign, wanted)
         fitting = [record for record in fitting if test(_values(get, record))]
     return fitting
 
@@ -187,8 +184,15 @@ def _values(get: Getter, record: RunRecord) -> Sequence[Any]:
     return [] if value is None else [value.value if isinstance(value, Cell) else value]
 
 
-def _test(sign: str, wanted: str, number: float | None) -> Callable[[Sequence[Any]], bool]:
+def _test(word: str, sign: str, wanted: str) -> Callable[[Sequence[Any]], bool]:
+    """Return whether one of a run's values fits; for `!=`, whether none is equal."""
     compare, text = COMPARISONS[sign], _folded(wanted)
+    number: float | None = None
+    try:
+        number = float(wanted)
+    except ValueError:
+        if sign not in ("=", "!="):
+            raise UsageError(f"{word!r}: a number is expected after {sign}") from None
 
     def holds(value: Any) -> bool:
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -202,13 +206,6 @@ def _folded(text: str) -> str:
     return "".join(text.casefold().split())
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
 def _text_of(record: RunRecord, keys: Iterable[str]) -> str:
     """Return what a run is called, and which of the settings that differ it has."""
     told = (record.path, record.state, record.config_name, record.commit or "", record.problem)
@@ -220,12 +217,11 @@ def _text_of(record: RunRecord, keys: Iterable[str]) -> str:
 def metrics_of(records: Sequence[RunRecord], asked: Sequence[str]) -> list[str]:
     """Return the metrics asked for, or all that a run has; UsageError for one that no run has."""
     known = list(dict.fromkeys(metric for record in records for metric in record.metrics))
-    for metric in asked:
-        if metric not in known:
-            raise UsageError(
-                f"no run has the metric {metric!r}{did_you_mean(metric, known)} "
-                f"(there are {', '.join(known) or 'none yet'})"
-            )
+    if unknown := [metric for metric in asked if metric not in known]:
+        raise UsageError(
+            f"no run has the metric {unknown[0]!r}{did_you_mean(unknown[0], known)} "
+            f"(there are {', '.join(known) or 'none yet'})"
+        )
     return list(asked) or known
 
 
@@ -238,9 +234,7 @@ def main_monitor(records: Iterable[RunRecord]) -> str | None:
 def ranked(
     groups: Iterable[Sequence[RunRecord]], metric: str | None = None
 ) -> list[Sequence[RunRecord]]:
-    """Return the groups of runs that did not fail and have values of a metric, by default what most
-    of them monitor: those with the best mean first.
-    """
+    """Return the groups with values of a metric, by default what most runs monitor, best first."""
     groups = list(groups)
     metric = metric or main_monitor(record for group in groups for record in group)
     found = []
@@ -259,11 +253,9 @@ def chosen(
     metric: str | None = None,
     by_group: bool = False,
 ) -> tuple[list[RunRecord], list[str]]:
-    """Return the runs that patterns mean and a filter takes, the `best` of them if it is not 0, and
-    what `find_runs` says of the other patterns.
-
-    With `by_group`, runs that differ only by seeds and folds are chosen together, by their mean.
-    UsageError if there is no such run.
+    """Return the runs that patterns and a filter choose, the `best` of them unless that is 0, and
+    what `find_runs` says. With `by_group`, runs that differ only by seeds and folds are chosen
+    together, by their mean. UsageError if there is no such run.
     """
     records, problems = results.runs_matching(patterns)
     fitting = matching(records, where)
