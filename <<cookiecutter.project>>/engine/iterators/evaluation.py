@@ -85,7 +85,13 @@ def store_outputs(
             iterator.set_position(global_step, epoch, step, split)
             sow(config["seed"], step)
             size = min(batches.batch_size, len(dataset) - writer.num_examples)
-            writer.add(_evaluate(iterator, batch), size)
+            outputs = iterator.evaluate(batch)
+            if not isinstance(outputs, Mapping):
+                raise NoOutputsError(
+                    f"eval_op of {type(iterator).__name__} returns a {type(outputs).__name__}; "
+                    "expected a dictionary with an array or a list for each output"
+                )
+            writer.add(outputs, size)
         writer.add_labels(getattr(dataset, "labels", None) or {})
         name = f"{type(iterator).__module__}:{type(iterator).__name__}"
         callbacks = own_callbacks(iterator, iterator.model) | config["eval_callbacks"]
@@ -149,7 +155,7 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
     try:
         state = checkpoint.read_other(path)
         iterator.begin(str(path))
-        checkpoint.prepare_for(checkpoints.RESTORE_WEIGHTS, lambda: _evaluate(iterator, batch))
+        checkpoint.prepare_for(checkpoints.RESTORE_WEIGHTS, lambda: iterator.evaluate(batch))
         if "iterator" not in state["steps"]:
             raise ValueError(f"{path} is of a run without an iterator")
         if checkpoint.fits(checkpoints.RESTORE_ALL):
@@ -195,16 +201,6 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
         if others := sorted(saved.keys() - wanted.keys()):
             names = ", ".join(others[:6])
             log.warning("%s has variables that evaluation does not use: %s", path.name, names)
-
-
-def _evaluate(iterator: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    outputs = iterator.evaluate(batch)
-    if not isinstance(outputs, Mapping):
-        raise NoOutputsError(
-            f"eval_op of {type(iterator).__name__} returns a {type(outputs).__name__}; expected a "
-            "dictionary with an array or a list for each output"
-        )
-    return outputs
 
 
 def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -> Iterator[Path]:
