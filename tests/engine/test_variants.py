@@ -161,8 +161,8 @@ def test_the_last_figures_of_each_split_are_there_after_a_resume(tmp_path: Path)
     look = Look()
     train(run, look, **changes)
     assert [line.split(",")[:3] for line in look.seen[1:]] == [
-        ["train", "2", "3"],
-        ["validation", "2", "3"],
+        ["train", "3", "3"],
+        ["validation", "3", "3"],
     ]
     rows = {row["split"]: row for row in rows_of(run / "metrics.csv")}
     last = rows_of(run / "history.csv")[-1]
@@ -349,7 +349,7 @@ def test_feeders_from_memory_and_without_labels(tmp_path: Path) -> None:
     config["train"] |= {"train_feeder": {**feeder, "y": [0, 1, 2, 3]}, "eval_feeder": {}}
     experiment = build(config, str(tmp_path))
     experiments.train(experiment, tmp_path, experiment.hooks(None))
-    assert (tmp_path / "history.csv").read_text().splitlines()[-1].startswith("1,4,")
+    assert (tmp_path / "history.csv").read_text().splitlines()[-1].startswith("2,4,")
     without_labels = OneLabel(MemorySamplesFeeder({"number": numbers}, batch_size=2))
     assert without_labels.batch(0, 0).keys() == {"number"}
 
