@@ -69,9 +69,10 @@ class Processes:
             except BrokenProcessPool:
                 # A batch scheduler sends its SIGTERM to the workers too, and the step that this
                 # process wants to end before it stops needs them.
-                pool.shutdown(cancel_futures=True)
-                with self._lock:
-                    self._pool = None if self._pool is pool else self._pool
+                with self._lock:  # of several threads that meet the same, one ends it
+                    if self._pool is pool:
+                        self._pool = None
+                        pool.shutdown(cancel_futures=True)
         # The pool ends the others by SIGTERM.
         codes = {child.exitcode or 0 for child in children} - {0}
         code = min(codes - {-signal.SIGTERM} or codes, default=1)
