@@ -16,7 +16,7 @@ from vegab.command_line import argh  # which tells what to do where it is not in
 
 COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
 SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn underneath"
-OUTPUT = ".png, .pdf or .svg; without it, METRIC.png here; FILE.json, beside it, names the runs"
+OUTPUT = ".png, .pdf or .svg; without it, METRIC.png here; FILE.json, next to it, names the runs"
 
 
 @selection.selects

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Run a run again from its folder alone, and compare: the same history, the same weights?
+"""Run a run again from nothing but its folder, and compare: the same history, the same weights?
 
 python bin/reproduce.py results/run
 """

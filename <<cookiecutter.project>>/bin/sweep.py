@@ -73,17 +73,17 @@ def run(
         save_path: folder of the sweep; the same command continues it
         grid: KEY=VALUE,VALUE,…; may be repeated: all combinations are trained
         range: KEY=LOW..HIGH or 'KEY=LOW..HIGH log', to draw or choose from; may be repeated
-        random: so many draws from the ranges, for each combination of the grid
-        seeds: so many seeds of each, counted up from the config's
-        folds: cross-validation: each is trained so many times, on all parts of the data but one
+        random: draws from the ranges, for each combination of the grid
+        seeds: how many seeds of each, counted up from the config's
+        folds: cross-validation: how many parts; each trial trains on all but one of them
         search: optuna: let it choose from grid and ranges by what it learns from earlier trials
-        trials: so many settings to choose
+        trials: how many settings to choose
         pruner: median, halving or hyperband: end trials early that are poor next to others
         plan: a YAML file that has all these under their names, and may have config and overrides
         launcher: what starts the trials: local, slurm or ray
         jobs: local: trials at a time; none: as many as there are GPUs or cores for
-        gpus: local: share these out, such as 0,1; slurm, ray: so many for each trial
-        per_gpu: local: so many trials at a time on each GPU
+        gpus: local: share these out, such as 0,1; slurm, ray: how many for each trial
+        per_gpu: local: trials at a time on each GPU
         partition: slurm: where to queue
         time: slurm: limit of a job, such as 4:00:00; a job that reaches it is queued again
         max_parallel: slurm, ray: trials at a time; 0: as many as there is room for

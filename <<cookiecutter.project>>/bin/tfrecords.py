@@ -26,10 +26,10 @@ PATTERNS = "files, or patterns in quotes such as 'data/toy/*'"
 
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
-@argh.arg("--force", help="make all entries anew")
+@argh.arg("--force", help="make all entries again")
 @argh.arg("--compression", choices=tfrecords.COMPRESSIONS, help="'': the first bytes tell")
 def generate_metadata(*patterns: str, force: bool = False, compression: str = "") -> None:
-    """Count the records of files, and write that and where they begin beside the files."""
+    """Count the records of files, and write that and where they begin next to the files."""
     paths = matching(patterns)
     print(f"{len(paths)} files matched")
     done = tfrecords.generate(paths, force, compression, bar("files"))
@@ -72,7 +72,7 @@ def inspect(file: str, *, all: bool = False) -> None:
     if not path.is_file():
         raise vegab.UsageError(f"there is no file {file}")
     if path.name in tfrecords.COMPANIONS:
-        raise vegab.UsageError(f"{file} holds no records; give a file beside it")
+        raise vegab.UsageError(f"{file} holds no records; give a file next to it")
     records = tfrecords.read_all(path, tfrecords.compression_of(path))
     looked_at = list(bar("records")(itertools.islice(records, None if all else SOME)))
     print(f"{path}: {'all' if all else 'first'} {len(looked_at)} records")
@@ -84,7 +84,7 @@ def inspect(file: str, *, all: bool = False) -> None:
 
 @argh.arg("folder", metavar="FOLDER", help="has a subfolder of pictures per label")
 @argh.arg("out", metavar="OUT", help="the folder to make")
-@argh.arg("--shards", metavar="N", help="files for training; 0: so many that each has about 100 MB")
+@argh.arg("--shards", metavar="N", help="files for training; 0: as many as make about 100 MB each")
 @argh.arg("--split", metavar="SHARE", help="this share of the pictures is for validation")
 def from_images(folder: str, out: str, *, shards: int = 0, split: float = 0.0) -> None:
     """Make records of pictures (JPEG, PNG, GIF, BMP), of which each label has a subfolder."""

@@ -46,7 +46,7 @@ def call_leaves(fetches: Any, *arguments: Any, **feeds: Any) -> Any:
 
 
 def copied(nested: Any) -> Any:
-    """Return nested dictionaries, lists (tuples too) and arrays anew; other leaves as they are."""
+    """Return nested dictionaries, lists (of tuples too), copies of arrays; other leaves as is."""
     return map_leaves(nested, lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
 
 

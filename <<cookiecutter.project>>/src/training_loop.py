@@ -27,8 +27,8 @@ def training_loop(
     Args:
         session: the run: what it does, how long, and where it goes on.
         checkpoint_steps: save a checkpoint every N steps, besides each epoch's end; 0: never.
-        checkpoint_seconds: save one when so many seconds have passed; 0: never.
-        validation_seconds: validate at most every so many seconds of the process, and after the
+        checkpoint_seconds: save one every N seconds; 0: never.
+        validation_seconds: validate at most every N seconds of the process, and after the
             last epoch; the metrics then depend on the clock. 0: after every epoch.
 
     Returns:

@@ -309,7 +309,7 @@ def find_key(names: Config, name: str, types: Config | None = None) -> str:
 
 
 def resolve_references(config: Config, *, braces: bool = False, strict: bool = True) -> Config:
-    """Replaces `${a.b}`: alone it keeps the type of what it names, in text it is written out.
+    """Replaces `${a.b}`: by itself it keeps the type of what it names, in text it is written out.
 
     With `braces`, a value `{a/b}` is replaced, too, where there is such a key. A reference to
     nothing or to itself raises UsageError; if not `strict` it becomes None.

@@ -109,7 +109,7 @@ def execute(
 
 
 def accompany(func: Func, folder: RunFolder, keywords: Config, prepare: Func | None) -> int:
-    """As `execute`, beside the process that writes the run folder. Plugins are told nothing."""
+    """As `execute`, next to the process that writes the run folder. Plugins are told nothing."""
     folder.check(writes=False)
     _signals(_interrupt)
     error: BaseException | None = None

@@ -236,14 +236,14 @@ def test_a_torn_record_is_found(kept: int, path: Path) -> None:
     generate([path])
     offsets = offsets_of(path)
     os.truncate(path, THIRD + kept)
-    with pytest.raises(RecordError, match="is torn") as caught:
+    with pytest.raises(RecordError, match="is truncated") as caught:
         data_of(path)
     assert caught.value.offset == THIRD
-    with pytest.raises(RecordError, match="is torn") as caught:
+    with pytest.raises(RecordError, match="is truncated") as caught:
         indexed(path, offsets).read_one(3)
     assert caught.value.offset == THIRD
     assert read_index(path) is None
-    assert "is torn" in generate([path]).problems[path]
+    assert "is truncated" in generate([path]).problems[path]
 
 
 @pytest.mark.parametrize("compression", ["", "GZIP", "ZLIB"])
@@ -259,7 +259,7 @@ def test_a_huge_length_takes_no_memory(compression: str, tmp_path: Path) -> None
     if not compression:
         os.truncate(path, 200_000_000)  # nor is what is there read at its word
     tracemalloc.start()
-    with pytest.raises(RecordError, match="is torn") as caught:
+    with pytest.raises(RecordError, match="is truncated") as caught:
         data_of(path, compression)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -283,9 +283,9 @@ def test_damage_of_compressed_files_is_found(compression: str, tmp_path: Path) -
 
 
 def test_an_error_is_the_same_from_another_process() -> None:
-    error: RecordError = pickle.loads(pickle.dumps(RecordError(Path("a"), 7, "is torn")))
-    assert (error.path, error.offset, error.reason) == (Path("a"), 7, "is torn")
-    assert str(error) == "a: the record at byte 7 is torn"
+    error: RecordError = pickle.loads(pickle.dumps(RecordError(Path("a"), 7, "is truncated")))
+    assert (error.path, error.offset, error.reason) == (Path("a"), 7, "is truncated")
+    assert str(error) == "a: the record at byte 7 is truncated"
 
 
 # -------------------------------------------------------------------------- metadata in the library

@@ -258,7 +258,7 @@ def test_what_deephub_did_and_is_not_done_here_is_said_before_the_first_step(
 
 def test_half_of_early_stopping_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     build(variant(train__early_stopping_metric="loss"), str(tmp_path))
-    assert "only one is given; the metric alone stops nothing" in caplog.text
+    assert "only one is given; the metric by itself stops nothing" in caplog.text
     with pytest.raises(UsageError, match=r"train\.early_stopping_metric is 'val_los'"):
         build(variant(train__early_stopping_metric="los", monitor="loss")).with_work()
 

@@ -102,7 +102,7 @@ class Checkpoint:
         self._layout: CommitLayout | None = None
         self._num_snapshots = 0
         self._history = HistoryArray()
-        self._rows_in_csv: int | None = None  # None: whatever is in the file is written anew
+        self._rows_in_csv: int | None = None  # None: the whole file is written again
         self._columns_in_csv: list[str] = []
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._pending: Future[None] | None = None
@@ -475,13 +475,13 @@ def latest_good(folder: Path) -> Path | None:
     if damaged:
         raise DamagedCheckpointError(
             f"no commit in {folder} is whole ({', '.join(path.name for path in damaged)}); "
-            "put a good copy back, or start anew in another folder"
+            "put a good copy back, or start from scratch in another folder"
         )
     return None
 
 
 def look_after_best(folder: Path, best_epoch: int) -> None:
-    """Link `model_best.h5` anew if it was lost or damaged; if that cannot be, say so once."""
+    """Link `model_best.h5` again if it was lost or damaged; if that cannot be, say so once."""
     path = folder / BEST
     try:
         verify(path)
@@ -496,10 +496,10 @@ def look_after_best(folder: Path, best_epoch: int) -> None:
         os.replace(path, path.with_name(f"{path.name}.damaged"))
     if found := _end_of(best_epoch, (folder / LATEST, folder / PREVIOUS)):
         link(found, path)
-        log.warning("%s %s; it is made anew from %s", path, harm, found.name)
+        log.warning("%s %s; it is made again from %s", path, harm, found.name)
         return
     log.warning(
-        f"{path} {harm} and cannot be made anew: the weights of epoch {best_epoch + 1}, the best "
+        f"{path} {harm} and cannot be made again: the weights of epoch {best_epoch + 1}, the best "
         "so far, are lost; training goes on, and the next better epoch makes it again"
     )
 
@@ -524,7 +524,7 @@ def load_weights(path: Path, model: keras.Model) -> None:
 
 
 def variables_of(model: keras.Model) -> dict[str, list[Any]]:
-    """Return the variables that a compiled model has beside its weights, by group."""
+    """Return the variables that a compiled model has besides its weights, by group."""
     weights = {id(weight) for weight in model.weights}
     others = [variable for variable in model.variables if id(variable) not in weights]
     return {

@@ -37,7 +37,9 @@ def verify(path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(USER_BLOCK)
         if not head.startswith(SIGNATURE):
-            raise DamagedCheckpointError(f"{path} is not a checkpoint of this project, or is torn")
+            raise DamagedCheckpointError(
+                f"{path} is not a checkpoint of this project, or is truncated"
+            )
         digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
     if head.rstrip(b"\0") != SIGNATURE + digest:
         raise DamagedCheckpointError(

@@ -21,7 +21,7 @@ from engine.checkpoints.transfer import as_if_none_were_frozen
 from engine.devices import replicas
 from engine.trees import map_leaves
 
-# What grows, grows by so much at a time: the layout is made anew then.
+# What grows, grows by this much at a time: the layout is made again then.
 TEXT_BLOCK = 4096  # bytes of JSON
 HISTORY_BLOCK = 256  # rows
 # Keras writes these into the file as they were given, and then cannot read them.

@@ -1,4 +1,4 @@
-"""Copies of a model on several devices: what is the same in all of them, and what each has alone.
+"""Copies of a model on several devices: what is the same in all of them, and what only one has.
 
 Weights and the optimizer's variables are the same: every replica makes the same update. Metrics are
 not, for each replica counts its own part of a batch; a checkpoint holds those of every replica.

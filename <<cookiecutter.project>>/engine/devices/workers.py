@@ -132,7 +132,7 @@ def free_ports(number: int) -> list[int]:
 
 
 def on_this_machine(number: int) -> list[str]:
-    """Return `TF_CONFIG` for each of so many workers over loopback, at ports that are free now."""
+    """Return `TF_CONFIG` for each of some workers over loopback, at ports that are free now."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(number)]
     tasks = [{"type": "worker", "index": index} for index in range(number)]
     return [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]

@@ -19,8 +19,8 @@ class EarlyStopping(Hook):
         monitor_mode: "min" or "max", whichever is better; "auto" goes by the name. It counts for a
             `monitor` that is given here.
         stop_on_nan: end the run, too, when the column is not a finite number.
-        min_steps: never stop before so many steps.
-        every_steps: look at the first end of an epoch after each multiple of so many steps.
+        min_steps: never stop before step N.
+        every_steps: look at the first end of an epoch after every N steps.
     """
 
     def __init__(

@@ -296,7 +296,7 @@ class ExampleBatches:
         num_workers: processes that make the examples; 0: this one does. The batches are the same.
             The dataset is pickled for the workers, once: changes after the first batch do not
             reach them. A script that is run with workers needs `if __name__ == "__main__"`.
-        max_batches: an epoch ends after so many batches, at least 1; None: with the examples.
+        max_batches: an epoch ends after N batches, at least 1; None: with the examples.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:

@@ -167,8 +167,8 @@ def hooks_of(config: Mapping[str, Any], watched: Mapping[str, str]) -> list[Hook
     if bool(train["early_stopping_metric"]) != bool(steps):
         log.warning(
             "train.early_stopping_metric and train.early_stopping_steps_without_…: only one is "
-            "given; the metric alone stops nothing, and the steps go by the run's monitor here, "
-            "where Deephub never stopped"
+            "given; the metric by itself stops nothing, and the steps go by the run's monitor "
+            "here, where Deephub never stopped"
         )
     if steps:
         chosen.append(

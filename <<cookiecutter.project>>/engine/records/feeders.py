@@ -64,7 +64,7 @@ class Feeder:
         return self.total_steps(1)
 
     def total_steps(self, epochs: int) -> int:
-        """Return the number of batches in so many passes."""
+        """Return the number of batches in that many passes."""
         full, rest = divmod(epochs * self.num_examples, self.batch_size)
         return full + (1 if rest and not self.drop_remainder else 0)
 
@@ -153,7 +153,7 @@ class TFRecordExamplesFeeder(Feeder):
         features_map: names and features, as `{type: FixedLenFeature, shape: [1], dtype: int64}`;
             see `engine.records.features`.
         labels_map: the same for labels, or None. A name may stand in both maps.
-        max_examples: take so many from the start of the files; -1: all.
+        max_examples: take the first N of the files only; -1: all.
         shuffle_buffer_size: records in the window of a stream.
         num_parallel_maps: images decoded at a time; None: one for each core.
         num_parallel_reads: files of a shuffled stream read side by side; the order depends on it.
@@ -328,7 +328,7 @@ class TFRecordExamplesFeeder(Feeder):
         for data, file, number in zip(*records, strict=True):
             if fault := self._parser.fault(data):
                 return ValueError(f"{self.paths[file]}, record {number} (from 0), {fault}")
-        # Each alone is in order.
+        # Each by itself is in order.
         paths = sorted({str(self.paths[file]) for file in records.files})
         return ValueError(
             f"records of {', '.join(paths)} do not fit in one batch, as images of several sizes "

@@ -36,19 +36,19 @@ if TYPE_CHECKING:  # it is imported where it is used, so that bin/tfrecords.py a
 METADATA = "_tfrecord_metadata.json"
 INDEX = "_tfrecord_index.npz"
 LABELS = "labels.txt"  # where the pictures of a folder became records: the name of each label
-COMPANIONS = (METADATA, INDEX, LABELS, "README.md")  # what lies beside records and is none
+COMPANIONS = (METADATA, INDEX, LABELS, "README.md")  # what lies next to records and holds none
 VERSION = 1
 WINDOW_BITS = {"GZIP": 31, "ZLIB": 15}  # by which zlib tells the two apart
 COMPRESSIONS = ("", *WINDOW_BITS)
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
-TORN = "is torn: the file ends in it"
-FRAME = HEADER.size + FOOTER.size  # bytes of a record beside its data
+TORN = "is truncated: the file ends in it"
+FRAME = HEADER.size + FOOTER.size  # bytes of a record besides its data
 PIECE = 2**20  # bytes that are read at once
 
 
 class RecordError(OSError):
-    """A record that is torn, or whose bytes are not those that were written."""
+    """A record that is truncated, or whose bytes are not those that were written."""
 
     # The offset is where the record begins, in bytes; in a compressed file, of what it unpacks to.
     def __init__(self, path: Path, offset: int, reason: str) -> None:
@@ -190,7 +190,7 @@ def compression_of(path: Path) -> str:
         with contextlib.suppress(zlib.error):  # what begins in another way
             zlib.decompressobj(bits).decompress(head)
             return compression
-    raise RecordError(path, 0, "is torn, or this is no TFRecord file")
+    raise RecordError(path, 0, "is truncated, or this is not a TFRecord file")
 
 
 def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
@@ -241,7 +241,7 @@ def _footer(data: bytes) -> bytes:
 
 @functools.lru_cache(maxsize=2**14)
 def header(length: int) -> bytes:
-    """Return the bytes that a record with so many bytes of data begins with."""
+    """Return the bytes that a record with `length` bytes of data begins with."""
     packed = struct.pack("<Q", length)
     return packed + _footer(packed)
 
@@ -417,7 +417,7 @@ class _HashedFile(io.FileIO):
 
 
 def _save(folder: Path, scanned: Mapping[str, _Scanned]) -> None:
-    """Add what was found to metadata and index, beside what another process may have added."""
+    """Add what was found to metadata and index, next to what another process may have added."""
     with _locked(folder):
         remove_partial_files(folder, METADATA, INDEX)
         before = read_metadata(folder)

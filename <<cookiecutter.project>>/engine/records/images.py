@@ -114,7 +114,7 @@ def record_of(picture: Picture) -> bytes:
         shape = tf.io.decode_image(encoded, expand_animations=False).shape
     except tf.errors.InvalidArgumentError as error:
         reason = first_line(error)
-        raise PictureError(f"{picture.path} is no {kind} that can be read: {reason}") from error
+        raise PictureError(f"{picture.path} is not a {kind} that can be read: {reason}") from error
     values = {
         "encoded": encoded,
         "format": kind.encode(),

@@ -34,7 +34,7 @@ SECONDS_OF_SILENCE = 20  # after which the head counts as gone; Ray itself ends 
 # A server of gRPC, as Ray's are, answers the one with the other, both of HTTP/2.
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 SETTINGS_FRAME = 4
-# A cluster of this machine alone: it listens on loopback, and tells nobody that it is there.
+# A cluster of this machine only: it listens on loopback, and tells nobody that it is there.
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 OBJECT_STORE = 80 * 2**20  # bytes; an exit code is all that goes through it
 

@@ -42,7 +42,7 @@ LIMITS = re.compile(r"\b(?:QOS|Assoc)\w+")  # sbatch names the one that was reac
 LATER = re.compile("accounting/QOS policy|timed out|unable to contact|temporarily|refused", re.I)
 SECONDS_TO_WAIT = (2, 300)  # at first, and at most, until SLURM is asked again that said no
 MOST_NUMBERS = 8  # of jobs that a line of `status` names
-LOOKS = 10  # so many waits for each squeue, which burdens a cluster
+LOOKS = 10  # waits for each squeue, which burdens a cluster
 ENDINGS = {
     "OUT_OF_MEMORY": "it ran out of memory; ask for more by mem in configs/slurm.yaml",
     "TIMEOUT": "its time was up before it had saved a checkpoint; give a longer --time",

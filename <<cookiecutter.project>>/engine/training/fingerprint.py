@@ -100,7 +100,7 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
     if threading.get_intra_op_parallelism_threads() != settings["threads"]:
         with contextlib.suppress(RuntimeError):
             threading.set_intra_op_parallelism_threads(settings["threads"])
-            # Never one alone: data is made ready beside the operation that waits for it.
+            # Never only one: data is made ready next to the operation that waits for it.
             threading.set_inter_op_parallelism_threads(max(settings["threads"], 2))
     if settings["deterministic"]:
         tf.config.experimental.enable_op_determinism()

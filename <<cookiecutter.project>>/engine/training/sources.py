@@ -93,7 +93,7 @@ def _places() -> dict[str, Path]:
 
 
 def _source(file: Path) -> Source:
-    """Return what counts of a file: as it is known, or read anew."""
+    """Return what counts of a file: as it is known, or read again."""
     content = file.read_bytes()
     key = f"{sys.version_info.minor} {hashlib.sha256(content).hexdigest()}"
     if key not in _known():
@@ -112,7 +112,7 @@ def _known() -> dict[str, list[Any]]:
 
 
 def _keep_known() -> None:
-    """Keep what was read beside the modules that Python has compiled, as Python does."""
+    """Keep what was read next to the modules that Python has compiled, as Python does."""
     if _new and not sys.dont_write_bytecode:
         _new.clear()
         with contextlib.suppress(OSError):

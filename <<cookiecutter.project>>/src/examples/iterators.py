@@ -172,7 +172,7 @@ class CompiledIterator(TFHookedModelIterator):
 
 
 class ClassifierTrainer(TFBaseTrainer):
-    """The same by its loss alone; the name is in the path of the variables that it trains."""
+    """The same by its loss only; the name is in the path of the variables that it trains."""
 
     def make_loss_ops(self, model: keras.Model, **batch: Any) -> dict[str, Any]:
         logits = model(batch["image"], training=self.is_training)
