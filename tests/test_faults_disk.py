@@ -204,7 +204,7 @@ def test_both_commits_damaged_is_said(lab: Lab, killed: Path) -> None:
             file.truncate(1000)
     done = lab.attempt(run, EVEN.arguments)
     assert done.code in (1, 2) and "Traceback" not in done.said, done.said
-    assert "no commit in" in done.said and "is whole" in done.said, done.said
+    assert "no checkpoint in" in done.said and "is whole" in done.said, done.said
     assert len((run / "model.h5").read_bytes()) == 1000
 
 

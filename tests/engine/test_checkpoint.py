@@ -187,7 +187,7 @@ def test_nothing_good_left_is_an_error_not_a_new_start(
     model = build(config).model
     commit(tmp_path, model, state(1))
     (tmp_path / "model.h5").write_bytes(b"not a checkpoint")
-    with pytest.raises(checkpoint.DamagedCheckpointError, match="no commit in"):
+    with pytest.raises(checkpoint.DamagedCheckpointError, match="no checkpoint in"):
         restore(tmp_path, model)
 
 

@@ -217,7 +217,7 @@ def test_a_fork_may_have_another_rate_and_another_monitor(project: Path, run: Pa
     ("words", "sentence"),
     [
         (("--from_epoch=2",), "--from_epoch needs the run to begin with: add --fork=RUN"),
-        (("--fork", RUN, "--from_epoch=1"), "no commit of the end of epoch 1, but of 2, 3, 4"),
+        (("--fork", RUN, "--from_epoch=1"), "no checkpoint of the end of epoch 1, but of 2, 3, 4"),
         (("--fork", RUN, "--from_epoch=-1"), "--from_epoch is -1; it must be at least 1"),
         (("--fork", "src"), "src is not a run folder"),
         (("--fork", RUN, "--checkpoint", RUN), "--fork and --checkpoint both say"),

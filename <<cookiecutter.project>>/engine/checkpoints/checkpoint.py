@@ -77,7 +77,7 @@ class Snapshot:
 
 
 class Checkpoint:
-    """Writes a model's commits, off the training thread and one at a time, and reads them back.
+    """Writes a model's checkpoints, off the training thread and one at a time, and reads them back.
 
     Before `prepare`, a Keras model is compiled, and all its variables are made. With another, or
     without one, there are only `variables()`: by group ("variables", "optimizer", "metrics",
@@ -193,7 +193,7 @@ class Checkpoint:
             self._pending = self._executor.submit(self._write, snapshot, is_best, keep_as, discard)
 
     def hold(self, state: Mapping[str, Any]) -> None:
-        """Take a state that was read, and restored, for that of the last commit."""
+        """Take a state that was read, and restored, for that of the last checkpoint."""
         self._last = self.snapshot(state)
 
     def commit_end(self) -> None:
@@ -224,7 +224,7 @@ class Checkpoint:
             pending.result()
 
     def finish(self) -> None:
-        """Have the last commit on the disk, and the views too. Raises OSError if that fails."""
+        """Have the last checkpoint on the disk, and the views too. Raises OSError if that fails."""
         self.wait()
         if self._workers.is_chief:
             for path in (self.folder / HISTORY_CSV, self.folder / LOOP_STATE, self.folder):
@@ -259,13 +259,13 @@ class Checkpoint:
         return state
 
     def read_other(self, path: Path) -> dict[str, Any]:
-        """Return the state of another run's commit, for `restore` to go on from; see `verify`."""
+        """Return the state of another run's checkpoint, for `restore`; see `verify`."""
         verify(path)
         self.found = self._same_as_chief(path, [path])
         return read_state(path)
 
     def _same_as_chief(self, path: Path | None, candidates: Sequence[Path]) -> Path | None:
-        """Return the file of the chief's commit, which another worker looks for in `candidates`."""
+        """Return the chief's checkpoint, which another worker looks for in `candidates`."""
         if self._workers.number == 1:
             return path
         wanted, *_ = self._workers.gather_bytes(head_of(path))
@@ -278,8 +278,8 @@ class Checkpoint:
                     return candidate
             time.sleep(1)
         raise DamagedCheckpointError(
-            f"worker {self._workers.rank} does not find the chief's commit in {self.folder}; all "
-            "workers need the same folder"
+            f"worker {self._workers.rank} does not find the chief's checkpoint in {self.folder}; "
+            "all workers need the same folder"
         )
 
     def take_along(self, state: Mapping[str, Any], best_epoch: int | None) -> None:
@@ -309,7 +309,7 @@ class Checkpoint:
         )
 
     def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
-        """Assign groups of variables of the commit that was read; ValueError if they are others."""
+        """Assign the variables of the checkpoint that was read; ValueError if they are others."""
         for group, saved, wanted in self._saved_and_wanted(groups):
             if group == "others":
                 if late := sorted(saved.keys() - wanted.keys()):
@@ -373,7 +373,7 @@ class Checkpoint:
                 temporary.write_bytes(content)
                 sync_to_disk(temporary)
                 self._note(content, snapshot)
-                # The links come first: a kill between them and the rename leaves the latest commit
+                # The links come first: a kill between them and the rename leaves the latest one
                 # in its place, and what is then repeated makes the same links again.
                 if is_best:
                     link(temporary, folder / BEST)
@@ -390,7 +390,7 @@ class Checkpoint:
         except OSError as error:
             raise OSError(
                 f"{folder / LATEST} or a file that belongs to it could not be written "
-                f"({error.strerror}); the last commit is whole, and the same command continues "
+                f"({error.strerror}); the last checkpoint is whole; the same command continues "
                 "once the cause is gone"
             ) from error
 
@@ -454,9 +454,9 @@ def _content(
 
 
 def latest_good(folder: Path) -> Path | None:
-    """Return the newest whole commit of a run, None before its first; damaged ones are set aside.
+    """Return the newest whole checkpoint, None before the first; damaged ones are set aside.
 
-    Raises DamagedCheckpointError if there are commits, and none of them is good.
+    Raises DamagedCheckpointError if there are checkpoints, and none of them is good.
     """
     damaged = []
     for path in (folder / LATEST, folder / PREVIOUS):
@@ -474,7 +474,7 @@ def latest_good(folder: Path) -> Path | None:
         return path
     if damaged:
         raise DamagedCheckpointError(
-            f"no commit in {folder} is whole ({', '.join(path.name for path in damaged)}); "
+            f"no checkpoint in {folder} is whole ({', '.join(path.name for path in damaged)}); "
             "put a good copy back, or start from scratch in another folder"
         )
     return None
@@ -485,7 +485,7 @@ def look_after_best(folder: Path, best_epoch: int) -> None:
     path = folder / BEST
     try:
         verify(path)
-        # It may be newer: a kill came between the link to it and the commit, which comes again.
+        # It may be newer: a kill came between the link to it and the checkpoint, which comes again.
         if len(read_state(path)["history"]) > best_epoch:
             return
         harm = "is of another epoch"

@@ -1,4 +1,4 @@
-"""Reads a commit: whether it is whole, what it says, and how two differ. It needs no Keras."""
+"""Reads a checkpoint: whether it is whole, what it says, and how two differ. It needs no Keras."""
 
 import contextlib
 import hashlib
@@ -29,11 +29,11 @@ ARRAY = "__array__"  # stands in the JSON for an array, with its number
 
 
 class DamagedCheckpointError(OSError):
-    """A file that is no commit, or whose bytes are not those that were written."""
+    """A file that is no checkpoint, or whose bytes are not those that were written."""
 
 
 def verify(path: Path) -> None:
-    """Raise a DamagedCheckpointError unless a file is one of our commits, and whole."""
+    """Raise a DamagedCheckpointError unless a file is one of our checkpoints, and whole."""
     with open(path, "rb") as file:
         head = file.read(USER_BLOCK)
         if not head.startswith(SIGNATURE):
@@ -50,7 +50,7 @@ def verify(path: Path) -> None:
 
 
 def head_of(path: Path | None) -> bytes:
-    """Return the first 512 bytes of a commit, which tell it from all others; zeros for None."""
+    """Return the first 512 bytes of a checkpoint, which tell it from all others; zeros for None."""
     if path is None:
         return bytes(USER_BLOCK)
     with open(path, "rb") as file:
@@ -78,7 +78,7 @@ def require_inside(names: Iterable[Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return what a commit says of its run: epoch, steps, best epoch, history and more."""
+    """Return what a checkpoint says of its run: epoch, steps, best epoch, history and more."""
     try:
         with h5py.File(path, "r") as file:
             _refuse_foreign(file)
@@ -113,7 +113,7 @@ def is_done(state: Mapping[str, Any], num_epochs: int | None, num_steps: int | N
 
 
 class Commit(NamedTuple):
-    """A commit in a run folder."""
+    """A checkpoint in a run folder."""
 
     path: Path  # of its file
     state: dict[str, Any]  # what `read_state` returns
@@ -122,12 +122,12 @@ class Commit(NamedTuple):
 
 
 def run_of(commit: Path) -> Path:
-    """Return the run folder that a commit lies in."""
+    """Return the run folder that a checkpoint lies in."""
     return commit.parent.parent if commit.parent.name == KEPT else commit.parent
 
 
 def commits_of(run: Path) -> list[Commit]:
-    """Return the commits of a run that can be read, unverified, those after most steps first."""
+    """Return the checkpoints of a run that can be read, unverified; most steps first."""
     found = []
     for path in (run / LATEST, run / PREVIOUS, run / BEST, *sorted((run / KEPT).glob("*.h5"))):
         with contextlib.suppress(OSError, RuntimeError):  # missing or damaged
@@ -144,7 +144,7 @@ def commits_of(run: Path) -> list[Commit]:
 
 
 def commit_after(run: Path, epoch: int) -> Commit:
-    """Return the whole commit of an epoch's end, of 0 the latest; ValueError if none is kept."""
+    """Return the whole checkpoint after an epoch, of 0 the latest; ValueError if none is kept."""
     commits = commits_of(run)
     for commit in commits:
         if not epoch or (commit.ends_epoch and commit.epoch == epoch):
@@ -153,9 +153,9 @@ def commit_after(run: Path, epoch: int) -> Commit:
                 return commit
     epochs = sorted({commit.epoch for commit in commits if commit.ends_epoch} - {epoch})
     if not epochs:
-        raise ValueError(f"{run} has no commit of the end of an epoch")
+        raise ValueError(f"{run} has no checkpoint of the end of an epoch")
     kept = ", ".join(map(str, epochs))
-    raise ValueError(f"{run} has no commit of the end of epoch {epoch}, but of {kept}")
+    raise ValueError(f"{run} has no checkpoint of the end of epoch {epoch}, but of {kept}")
 
 
 def datasets_in(file: h5py.File, group: str) -> list[tuple[str, h5py.Dataset]]:
@@ -227,7 +227,7 @@ def _refuse_foreign(file: h5py.File) -> None:
 
 
 def first_difference(one: Path, other: Path) -> str:
-    """Return where two runs differ first, in the history or else in the commit; "" if nowhere."""
+    """Return where two runs differ first, in history or checkpoint; "" if nowhere."""
     if difference := history_difference(rows_in(one), rows_in(other)):
         return str(difference)
     for name in (LATEST, BEST):

@@ -303,7 +303,7 @@ def run_again(original: Original, place: Path, show: Callable[[int], object]) ->
             done = len(rows_in(place / "run"))
             show(min(done, wanted))
             if is_to_be_told and done >= wanted:
-                chief.terminate()  # it commits, and ends, as do the others
+                chief.terminate()  # it saves and ends, as do the others
                 is_to_be_told = False
             time.sleep(POLL)
     finally:
@@ -412,7 +412,7 @@ def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, 
     there = {(c.state["epoch"], c.state["step"]): c.path for c in reversed(others)}
     is_own_end = original.place == (original.state["epoch"], original.state["step"])
     if original.is_whole or (is_own_end and there.get((epoch, step)) == again / checkpoints.LATEST):
-        # A kill may come between a new best one and the commit that makes it count.
+        # A kill may come between a new best one and the checkpoint that makes it count.
         best = [len(c.state["history"]) for c in ones if c.path.name == checkpoints.BEST]
         is_early = max(best, default=0) > len(original.rows)
         names = [checkpoints.LATEST] if is_early else [checkpoints.LATEST, checkpoints.BEST]

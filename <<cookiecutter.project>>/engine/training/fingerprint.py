@@ -38,14 +38,14 @@ READ_AT_IMPORT = {
 
 
 def stored_in(run: str | Path) -> Fingerprint | None:
-    """Return the fingerprint in a run's latest commit, or None; it needs no Keras."""
+    """Return the fingerprint in a run's latest checkpoint, or None; it needs no Keras."""
     from engine.checkpoints import LATEST, PREVIOUS
 
     return of(Path(run, LATEST)) or of(Path(run, PREVIOUS))
 
 
 def of(commit: Path) -> Fingerprint | None:
-    """Return the fingerprint in a commit, or None; it needs no Keras."""
+    """Return the fingerprint in a checkpoint, or None; it needs no Keras."""
     from engine.checkpoints import read_state, verify
 
     try:
@@ -171,7 +171,7 @@ def processor_features() -> list[str]:
 
 
 def code_differs(commit: Path) -> list[str]:
-    """Return the source files that are not as they were when a commit was made; warn of them."""
+    """Return the source files that have changed since a checkpoint was made; warn of them."""
     then = (of(commit) or {}).get("code", {})
     found = [
         name
