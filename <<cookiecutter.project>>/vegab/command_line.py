@@ -81,6 +81,7 @@ def wrap(
     opens_folder: bool = True,
     follows: Callable[[], bool] | None = None,
     is_whole: Callable[[str], bool] = lambda path: True,
+    argv: Sequence[str] | None = None,
     **fixed: Any,
 ) -> NoReturn:
     """Runs `func(config, save_path[, prepared][, **flags])` as a program, and ends the process.
@@ -106,6 +107,7 @@ def wrap(
             one then calls `prepare` and `func` too, and writes nothing there.
         is_whole: whether a run that is finished has all that it made; raises UsageError if it has
             lost what it could be continued from.
+        argv: the words of the command line; None: those that were typed.
         fixed: further arguments of `func`, which are no flags then.
     """
     if isinstance(config_registry, str | Path):
@@ -168,7 +170,7 @@ def wrap(
             return accompany(func, folder, keywords, prepare)
         return execute(func, folder, keywords, told_plugins, prepare)
 
-    _exit(program)
+    _exit(program, argv)
 
 
 main = wrap
@@ -269,12 +271,12 @@ def wrap_commands(
     _exit(program)
 
 
-def _exit(program: Callable[[list[str]], int]) -> NoReturn:
+def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
     """Ends the process with what the program returns; a UsageError becomes its sentence."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no text is worth a crash
             stream.reconfigure(errors="backslashreplace")
-    arguments = sys.argv[1:]
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         snapshot.go_back(arguments)
         code = program(arguments)
