@@ -229,7 +229,7 @@ def test_a_harmed_best_commit_is_named_and_the_run_goes_on(
     done = lab.attempt(run, EVEN.arguments)
     assert done.code == 0, done.said
     sentences = [line for line in done.said.splitlines() if "model_best.h5" in line]
-    assert len(sentences) == 1 and "cannot be made anew" in sentences[0], done.said
+    assert len(sentences) == 1 and "cannot be made again" in sentences[0], done.said
     assert ("is gone" if harm == "deleted" else "is damaged") in sentences[0]
     assert (run / "model_best.h5.damaged").exists() == (harm != "deleted")
     assert set(differences(run, lab.reference(EVEN))) <= {"model_best.h5"}

@@ -14,11 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from engine.runs import comparison, results, selection
-from engine.runs.comparison import as_csv, as_latex, as_markdown
 from vegab.command_line import argh  # which tells what to do where it is not installed
 from vegab.execution import printable
 
-FORMS = {"csv": as_csv, "markdown": as_markdown, "latex": as_latex}
+FORMS = {"csv": comparison.as_csv, "markdown": comparison.as_markdown, "latex": comparison.as_latex}
 SORT = "by this column; --sort=-COLUMN: the other way round"
 SECONDS_BETWEEN = 2.0
 

@@ -32,6 +32,7 @@ from engine.iterators import (
     TFHookedModelIterator,
     edflow,
 )
+from engine.iterators.base import found_variables
 from engine.iterators.build import NoModel
 from engine.iterators.datasets import DatasetMixin
 from engine.iterators.evaluation import evaluate_split
@@ -1264,3 +1265,19 @@ def test_an_example_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     train(config, tmp_path / "resumed")
     assert read_state(tmp_path / "straight" / "model.h5")["global_step"] == 3
     assert_same_run(tmp_path)
+
+
+class HoldsANetwork:
+    """A model that is no Keras model, and has one."""
+
+    def __init__(self) -> None:
+        self.network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+
+
+def test_weights_are_not_taken_for_those_of_the_optimizer_that_trains_them() -> None:
+    owner = types.SimpleNamespace(model=HoldsANetwork(), optimizer=keras.optimizers.Adam())
+    owner.optimizer.build(owner.model.network.trainable_variables)  # it is reached first
+    groups = found_variables(owner)
+    paths = {name: {variable.path for variable in found} for name, found in groups.items()}
+    assert {v.path for v in owner.model.network.weights} <= paths["variables"]
+    assert paths["optimizer"] == {v.path for v in owner.optimizer.variables}

@@ -455,8 +455,9 @@ def found_variables(owner: Any, others: Sequence[Any] = ()) -> dict[str, list[An
     for thing, keeper in [*found, (keras_private.seed_generator().state, None)]:
         if isinstance(thing, VARIABLES) and not seen & {*map(id, handles_of(thing))}:
             seen.update(map(id, handles_of(thing)))
-            is_optimizer, is_metric = (isinstance(keeper, k) for k in KEEPERS[:2])
-            groups["optimizer" if is_optimizer else "metrics" if is_metric else "variables"].append(
-                thing
-            )
+            # An optimizer also lists the weights that it trains, which are not its own.
+            own = {id(variable) for variable in getattr(keeper, "variables", ())}
+            kinds = zip(("optimizer", "metrics"), KEEPERS, strict=False)
+            names = [name for name, k in kinds if isinstance(keeper, k) and id(thing) in own]
+            groups[names[0] if names else "variables"].append(thing)
     return groups

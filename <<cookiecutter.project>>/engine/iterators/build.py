@@ -60,10 +60,13 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
         first = splits.train.batch(0, 0)
     with refusals_named(config, "iterator"):
         iterator.make_variables(first)
+    import keras
+
+    own = getattr(iterator, "model", None)  # it may make its model itself
     return Experiment(
         config=config,
         dataset=splits,
-        model=model,
+        model=own if isinstance(own, keras.Model) else model,
         monitor=config["monitor"],
         callbacks=callbacks_of(config),
         iterator=iterator,
