@@ -72,7 +72,7 @@ def train(
     from engine.hooks import UnreadSettings  # with Keras
     from src.data import Dataset
 
-    print(prepared.shown())
+    log.info("%s", prepared.shown())
     hooks = prepared.hooks(vegab.terminal())
     if isinstance(prepared.dataset, Dataset):
         hooks.append(UnreadSettings(prepared.config, registry.get_root_config()))
@@ -81,7 +81,8 @@ def train(
         experiment.train(prepared, Path(save_path), hooks, start_from=start, retrain=retrain)
     if workers.is_follower():
         return
-    print(f"{save_path} is finished; next: python bin/evaluate.py {shlex.quote(save_path)}")
+    command = f"python bin/evaluate.py {shlex.quote(save_path)}"
+    log.info("%s is finished; next: %s", save_path, command)
     program = Path(__file__).with_name("evaluate.py")
     for file in evaluation:
         command = [sys.executable, str(program), save_path, "-e", file]
