@@ -23,6 +23,8 @@ from src import experiment
 from vegab.exits import FAILED, REFUSED
 from vegab.run_folder import RunFolder
 
+log = logging.getLogger(__name__)
+
 
 def train(
     config: dict[str, Any],
