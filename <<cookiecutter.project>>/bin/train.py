@@ -2,6 +2,7 @@
 """Train CONFIG into the folder SAVE_PATH; the same command continues an interrupted run."""
 
 import argparse
+import logging
 import shlex
 import subprocess
 import sys
