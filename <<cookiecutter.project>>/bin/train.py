@@ -84,8 +84,8 @@ def train(
         experiment.train(prepared, Path(save_path), hooks, start_from=start, retrain=retrain)
     if workers.is_follower():
         return
-    command = f"python bin/evaluate.py {shlex.quote(save_path)}"
-    log.info("%s is finished; next: %s", save_path, command)
+    then = f"python bin/evaluate.py {shlex.quote(save_path)}"
+    log.info("%s is finished; next: %s", save_path, then)
     program = Path(__file__).with_name("evaluate.py")
     for file in evaluation:
         command = [sys.executable, str(program), save_path, "-e", file]
