@@ -25,6 +25,13 @@ import pytest
 HERE = Path(__file__).parent
 # `make fault-test` sets it: the whole, not the sample.
 WHOLE = bool(os.environ.get("TEMPLATE_FAULT_TESTS_WHOLE"))
+
+
+def only_whole(test: Callable[..., None]) -> Callable[..., None] | None:
+    """Leave a test that takes minutes to `make fault-test`."""
+    return test if WHOLE else None
+
+
 EXACT = ("model.h5", "model_best.h5", "history.csv")
 KILLED, INTERRUPTED = -9, 75
 MOMENTS = ("before", "in", "after")

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import slurm_cluster
 from conftest import files_below, run
-from fault_lab import INTERRUPTED
+from fault_lab import INTERRUPTED, only_whole
 from slurm_cluster import NODES, Cluster
 from sweeping import EXACT, LIMIT, attempts_in, exact_files, pid_in, start, wait_for
 
@@ -327,6 +327,7 @@ def small(project: Path, tmp_path: Path) -> Iterator[Site]:
         yield Site(copy, a_cluster)
 
 
+@only_whole
 def test_a_small_site_that_nobody_tidied_trains_each_trial_to_the_bit(small: Site) -> None:
     """Twenty trials: the login shell is killed, the controller is away, jobs lose their places, and
     the source is edited."""
