@@ -178,7 +178,9 @@ def refuse_links(folder: str | Path, shown: str | Path) -> None:
     """Raises UsageError if a run folder has links that lead out of it, so that something would be
     written or read elsewhere, or pipes, which would be waited for.
 
-    Folders of other runs in it are not looked into: whoever opens these looks.
+    Below its first level a link to a file that is there may stay, as trackers make them: what is
+    written there takes the place of the link. Folders of other runs in it are not looked into:
+    whoever opens these looks.
     """
     real = os.path.realpath(folder)
     for place, folders, files in os.walk(real):
@@ -186,7 +188,8 @@ def refuse_links(folder: str | Path, shown: str | Path) -> None:
             folders.clear()
             continue
         for path in (os.path.join(place, name) for name in (*folders, *files)):
-            if os.path.islink(path) and not os.path.realpath(path).startswith(f"{real}{os.sep}"):
+            is_out = not os.path.realpath(path).startswith(f"{real}{os.sep}")
+            if os.path.islink(path) and is_out and (place == real or not os.path.isfile(path)):
                 raise UsageError(
                     f"{shown}: {os.path.relpath(path, real)} is a link that leads out of the "
                     "folder, and a run writes into no other; remove it, or choose another folder"

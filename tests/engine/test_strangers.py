@@ -188,6 +188,8 @@ def test_nothing_is_written_through_a_link_further_down(tmp_path: Path, name: st
     with pytest.raises(UsageError, match=f"{name} is a link that leads out of the folder"):
         RunFolder(str(folder), {}, ()).check()
     refuse_links(tmp_path, "a folder of runs")  # who writes into the run looks there
+    (tmp_path / "outside").write_text("a tracker's log")
+    refuse_links(folder, folder)
 
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
