@@ -134,7 +134,7 @@ def test_list_says_what_each_run_is(grid: Path) -> None:
         history = history_of(grid, f"results/{name}")
         best = min(history, key=lambda row: row["val_loss"])
         assert rows[name][2] == f"{len(history)}/2", name
-        assert rows[name][4] == f"val_loss {best['val_loss']:.4g} ({best['epoch'] + 1:.0f})", name
+        assert rows[name][4] == f"val_loss {best['val_loss']:.4g} ({best['epoch']:.0f})", name
         assert rows[name][7] == "root"
     assert rows[name_of(3, 0.003, 4)][3] == "20/20"
     assert rows["stopped"][3] == "12/20"
