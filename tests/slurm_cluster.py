@@ -7,6 +7,7 @@ of a cable, and each has its own host name, so that programs on both meet as on 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import socket
@@ -122,6 +123,10 @@ class Cluster:
                 self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
+# Of the clusters of this process, and no other's.
+OWN_NUMBERS = itertools.count(os.getpid())
+
+
 @contextlib.contextmanager
 def opened(folder: Path, *settings: str) -> Iterator[Cluster]:
     """A cluster whose configuration, state, logs and key are in a folder; it is shut in the end."""
@@ -133,8 +138,9 @@ def opened(folder: Path, *settings: str) -> Iterator[Cluster]:
     for name in ("state", *NODES):
         (folder / name).mkdir()
     ports = free_ports(1 + len(NODES))
-    cable = f"slurm{os.getpid()}"
-    addresses = [f"10.213.{os.getpid() % 256}.{number}" for number in (1, 2)]
+    own = next(OWN_NUMBERS)
+    cable = f"slurm{own}"
+    addresses = [f"10.213.{own % 256}.{number}" for number in (1, 2)]
     configuration = CONFIGURATION.format(
         folder=folder,
         host=socket.gethostname().partition(".")[0],
