@@ -276,7 +276,7 @@ def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bo
     return FINISHED if num_finished == len(records) else FAILED
 
 
-def with_plan(argv: list[str]) -> list[str]:
+def words_with_plan(argv: list[str]) -> list[str]:
     """Return a command line with the CONFIG and the overrides of its --plan; what is typed after
     them takes precedence."""
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -346,5 +346,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] in (["status"], ["stop"]):
         vegab.wrap_commands(status, stop)
     else:
-        words = with_plan(sys.argv[1:])
+        words = words_with_plan(sys.argv[1:])
         vegab.wrap(registry, run, plugins=[TYPED], opens_folder=False, argv=words)

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -162,22 +163,27 @@ def require_registered(config: Mapping[str, Any], key: str, file: Path, table: s
     The source is only read: to import it can take seconds, and has to wait for what is set before
     TensorFlow is imported. A table that is not written out there is left to `resolve`.
     """
-    name = config[key]
-    if not isinstance(name, str) or not name.isidentifier():
-        return
+    name, names = config[key], _names_in(file, table)
+    if isinstance(name, str) and name.isidentifier() and names is not None:
+        resolve(name, key, dict.fromkeys(names))
+
+
+@functools.cache  # a sweep asks for each of its trials
+def _names_in(file: Path, table: str) -> list[str] | None:
+    """Return the keys of a table that is written out in a source file, or None."""
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):
-        return  # whoever imports it says what is wrong
+        return None  # whoever imports it says what is wrong
     if [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)].count(table) != 1:
-        return  # entries may be added further down
+        return None  # entries may be added further down
     for node in tree.body:
         targets = getattr(node, "targets", [getattr(node, "target", None)])
         value = getattr(node, "value", None)
         if isinstance(value, ast.Dict) and table in (getattr(t, "id", None) for t in targets):
             names = [str(k.value) for k in value.keys if isinstance(k, ast.Constant)]
-            if len(names) == len(value.keys):
-                resolve(name, key, dict.fromkeys(names))
+            return names if len(names) == len(value.keys) else None
+    return None
 
 
 def quiet_libraries() -> None:

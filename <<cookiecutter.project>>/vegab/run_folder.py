@@ -17,7 +17,6 @@ from vegab.files import CONFIG, LOCK, META, is_run, read_json, remove_partial_fi
 from vegab.provenance import run_quietly
 
 IN_USE = "is in use by"  # in the sentence of who finds a folder locked
-FILES_AND_FOLDERS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK}
 LOCKED = (BlockingIOError, PermissionError)  # what lockf raises where another process has the lock
 
 # Folders that this process has locked. A record lock is lost as soon as its process closes *any*
@@ -188,13 +187,19 @@ def refuse_links(folder: str | Path, shown: str | Path) -> None:
             folders.clear()
             continue
         for path in (os.path.join(place, name) for name in (*folders, *files)):
-            is_out = not os.path.realpath(path).startswith(f"{real}{os.sep}")
-            if os.path.islink(path) and is_out and (place == real or not os.path.isfile(path)):
+            try:
+                mode = os.lstat(path).st_mode
+            except FileNotFoundError:  # an evaluation writes there, and has just renamed it
+                continue
+            if stat.S_ISLNK(mode):
+                is_inside = os.path.realpath(path).startswith(f"{real}{os.sep}")
+                if is_inside or (place != real and os.path.isfile(path)):
+                    continue
                 raise UsageError(
                     f"{shown}: {os.path.relpath(path, real)} is a link that leads out of the "
                     "folder, and a run writes into no other; remove it, or choose another folder"
                 )
-            if stat.S_IFMT(os.lstat(path).st_mode) not in FILES_AND_FOLDERS:
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise UsageError(f"{shown}: {os.path.relpath(path, real)} is not a file; remove it")
 
 
