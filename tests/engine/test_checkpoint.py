@@ -252,7 +252,7 @@ def test_what_a_harmed_best_commit_was_is_made_anew_or_named(
     (tmp_path / "model_best.h5").unlink()
     restore(tmp_path, model)
     assert (tmp_path / "model_best.h5").read_bytes() == best
-    assert "made anew from model_previous.h5" in caplog.text
+    assert "made again from model_previous.h5" in caplog.text
     step(model)
     commit(tmp_path, model, state(3))
     (tmp_path / "model_best.h5").write_bytes(best[:-9])
