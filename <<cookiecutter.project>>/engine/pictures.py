@@ -152,6 +152,28 @@ def draw_examples(
     save_figure(figure, path)
 
 
+def draw_through_training(folder: Path) -> None:
+    """Draw the pictures NAME_STEP.png of a folder side by side in order of steps, as NAME.png: at
+    most eight of each name, the first and the last among them.
+    """
+    from matplotlib.image import imread
+
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*_[0-9]*.png")):
+        found.setdefault(path.stem.rpartition("_")[0], []).append(path)
+    for name, paths in found.items():
+        number = min(NUM_SHOWN, len(paths))
+        chosen = [paths[place * (len(paths) - 1) // max(number - 1, 1)] for place in range(number)]
+        figure = new_figure(width=2.2 * number, height=2.6)
+        panels = figure.subplots(1, number, squeeze=False)[0]
+        for axes, path in zip(panels, chosen, strict=True):
+            axes.imshow(imread(path), "gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f"step {int(path.stem.rpartition('_')[2])}", fontsize=10)
+        figure.suptitle(name, fontsize=11, parse_math=False)
+        save_figure(figure, folder / f"{name}.png")
+
+
 def draw_classified(
     images: "np.ndarray",
     classes: Sequence["np.ndarray"],

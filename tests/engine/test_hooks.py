@@ -464,6 +464,16 @@ def log_once(folder: Path, global_step: int, **results: Any) -> None:
     hook.after_step(global_step, {"step_ops": {"log_op": results}})
 
 
+def test_what_stands_next_to_the_kinds_is_a_scalar(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        log_once(tmp_path, 4, accuracy=np.float32(0.5), scalars={"loss": 2})
+    assert "step 3: accuracy 0.5  loss 2" in caplog.text
+    with pytest.raises(ValueError, match=r"'histogram' of shape \(2,\); expected numbers"):
+        log_once(tmp_path, 4, histogram=np.ones(2))
+
+
 def test_tiles_are_laid_in_rows() -> None:
     images = np.arange(1, 4, dtype=np.uint8)[:, None, None, None] * np.ones((2, 3, 1), np.uint8)
     grid = tile(images)
@@ -529,11 +539,13 @@ def test_operations_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         r"step 4: mean \S+  deep/steps 5  validation/mean 7.5  validation/deep/steps 5", lines[1]
     )
     names = ("curve", "inputs", "validation_curve", "validation_inputs")
-    files = [f"{name}_{step:08d}.png" for name in names for step in (0, 4)]
+    files = sorted(f"{name}{end}.png" for name in names for end in ("_00000000", "_00000004", ""))
     assert sorted(path.name for path in (tmp_path / "train").iterdir()) == files
     grid = read_png(tmp_path / "train" / "validation_inputs_00000004.png")
     assert grid[..., 0].tolist() == [[6, 6, 7, 7]] * 2 + [[8, 8, 9, 9]] * 2
     assert read_png(tmp_path / "train" / "curve_00000004.png").shape[:2] == (150, 150)
+    height, width = read_png(tmp_path / "train" / "inputs.png").shape[:2]
+    assert width > 1.5 * height, "two steps, side by side"
     tags = {"mean", "deep/steps", "inputs", "curve"}
     expected = {prefix + tag: [0, 4] for tag in tags for prefix in ("", "validation/")}
     assert tensorboard_steps(tmp_path / "tb") == expected

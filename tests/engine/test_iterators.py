@@ -32,7 +32,7 @@ from engine.iterators import (
     TFHookedModelIterator,
     edflow,
 )
-from engine.iterators.base import found_variables
+from engine.iterators.base import figures_in, found_variables
 from engine.iterators.build import NoModel
 from engine.iterators.datasets import DatasetMixin
 from engine.iterators.evaluation import evaluate_split
@@ -613,6 +613,8 @@ def test_iterator_and_hooks_know_the_run_folder(full: Full, tmp_path: Path) -> N
     hook = Hook()
     iterator = train(full(num_steps=1), tmp_path / "run", hook).iterator
     assert len(iterator.hooks) == 1
+    for name in ("checkpoints", "train", "eval"):
+        assert (tmp_path / "run" / name).is_dir(), "a step may write there"
     for each in (iterator, hook, *iterator.hooks):
         assert each.root == str(tmp_path / "run")
         for name in ("code", "checkpoints", "train", "eval"):
@@ -1281,3 +1283,8 @@ def test_weights_are_not_taken_for_those_of_the_optimizer_that_trains_them() -> 
     paths = {name: {variable.path for variable in found} for name, found in groups.items()}
     assert {v.path for v in owner.model.network.weights} <= paths["variables"]
     assert paths["optimizer"] == {v.path for v in owner.optimizer.variables}
+
+
+def test_the_only_number_of_a_list_is_the_loss() -> None:
+    assert figures_in([np.float32(2)]) == figures_in({"train_op": [None, 2.0]}) == {"loss": 2.0}
+    assert figures_in([1, 2.0]) == {"0": 1.0, "1": 2.0}

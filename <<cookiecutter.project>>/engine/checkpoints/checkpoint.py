@@ -578,7 +578,8 @@ def _require_same(
     shapes = {name: tuple(variable.shape) for name, variable in wanted.items()}
     if differing := sorted(f"{n} {shape}" for n, shape in {*saved.items()} ^ {*shapes.items()}):
         raise ValueError(
-            f"{path} was written by another model or optimizer; these are in one of them only: "
+            f"{path} was written by another model or optimizer, or by one that is made only during "
+            f"training, where it should be made before; these are in one of them only: "
             f"{', '.join(differing[:6])}"
         )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         TensorBoard,
         UnreadSettings,
     )
-    from engine.hooks.step_logs import LoggingHook
+    from engine.hooks.step_logs import LoggingHook, scalars_of
     from engine.hooks.stopping import EarlyStopping, LearningRates
 else:
     __getattr__ = lazy(__name__, __file__)

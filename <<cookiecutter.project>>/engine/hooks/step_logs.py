@@ -15,15 +15,19 @@ from engine.hooks.base import WriterHook, log
 from engine.trees import by_path
 from vegab.files import write_atomically
 
+KINDS = ("scalars", "images", "figures")
+
 
 class LoggingHook(WriterHook):
     """Logs scalars, images and figures, under the step's number as `before_step` sees it.
 
     An operation of the iterator returns {"scalars": …, "images": …, "figures": …}, each by name,
-    nested names being joined by "/". Without one, the scalars are the metrics of the epoch so far.
+    nested names being joined by "/"; what stands next to these counts as a scalar. Without an
+    operation, the scalars are the metrics of the epoch so far.
 
     Scalars become a line of the log, images a grid in `train/<name>_<step>.png`, figures of
-    matplotlib such a file too, after which they are closed. All go to TensorBoard in `tb`.
+    matplotlib such a file too, after which they are closed. All go to TensorBoard in `tb`. At the
+    end, `train/<name>.png` shows them side by side, through the training.
 
     Images are arrays of shape (N, H, W, C) or (H, W, C) with C in 1, 3, 4, of uint8 or of floats.
     Floats are taken as in [-1, 1] if one of the array is negative, and if not, as in [0, 1].
@@ -43,7 +47,7 @@ class LoggingHook(WriterHook):
     def after_step(self, global_step: int, last_results: Any) -> None:
         step = global_step - 1
         logs = self._logs(step, last_results)
-        scalars = {name: float(value) for name, value in logs["scalars"].items()}
+        scalars = {name: _number(name, value) for name, value in logs["scalars"].items()}
         if scalars:
             told = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
             log.info("step %d: %s", step, told)
@@ -51,6 +55,10 @@ class LoggingHook(WriterHook):
         pictures |= {name: self._save_figure(name, step, f) for name, f in logs["figures"].items()}
         if self.tensorboard and (scalars or pictures):
             self._write(step, scalars, pictures)
+
+    def after_training(self) -> None:
+        super().after_training()
+        figures.draw_through_training(Path(self.train))
 
     def _logs(self, step: int, last_results: Any) -> dict[str, dict[str, Any]]:
         """Return by kind what there is to log, by its name."""
@@ -63,11 +71,11 @@ class LoggingHook(WriterHook):
             names = [name.removeprefix(self.VALIDATION) for name in names]
             computed = self.run.iterator.of_validation(step, names)
             found += [(self.VALIDATION, result) for result in computed]
-        logs: dict[str, dict[str, Any]] = {"scalars": {}, "images": {}, "figures": {}}
+        logs: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
         for prefix, result in found:
             for kind, values in logs.items():
-                here = by_path(result.get(kind, {}))
-                values |= {prefix + name: value for name, value in here.items()}
+                here = scalars_of(result) if kind == "scalars" else result.get(kind, {})
+                values |= {prefix + name: value for name, value in by_path(here).items()}
         return logs
 
     def _save_image(self, name: str, step: int, images: Any) -> Array:
@@ -96,6 +104,21 @@ class LoggingHook(WriterHook):
                 tf.summary.scalar(name, value)
             for name, picture in pictures.items():
                 tf.summary.image(name, picture[np.newaxis])
+
+
+def scalars_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scalars of what a `log_op` returned, nested as they are."""
+    others = {name: value for name, value in result.items() if name not in KINDS}
+    return others | dict(result.get("scalars", {}))
+
+
+def _number(name: str, value: Any) -> float:
+    if np.size(value) != 1:
+        raise ValueError(
+            f"log_op returned {name!r} of shape {np.shape(value)}; expected numbers, or arrays and "
+            'figures below "images" and "figures"'
+        )
+    return float(np.reshape(value, ()))
 
 
 def tile(images: Array) -> Array:

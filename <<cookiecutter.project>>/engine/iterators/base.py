@@ -24,7 +24,7 @@ import tensorflow as tf
 from engine import keras_private
 from engine.batches import BatchSource, random_generator
 from engine.checkpoints import require_inside
-from engine.hooks import Hook, give_addresses
+from engine.hooks import Hook, give_addresses, scalars_of
 from engine.iterators import edflow
 from engine.iterators.datasets import make_examples, stack
 from engine.iterators.steps import IteratorSteps, IteratorValidation
@@ -177,6 +177,8 @@ class PyHookedModelIterator:
     def iterate_by(self, loop: Callable[[], Any], batches: BatchSource) -> None:
         """Have `iterate` call the training loop."""
         _loop.set(loop)
+        for folder in (self.checkpoints, self.train, self.eval):
+            Path(folder).mkdir(parents=True, exist_ok=True)  # a step may write there, as in EDflow
         self.iterate(batches)
 
     def run(self, fetches: Mapping[str, Any], feed_dict: Feeds) -> Any:
@@ -240,7 +242,8 @@ class TemplateIterator(PyHookedModelIterator):
         """Return functions without arguments.
 
         `train_op` trains and may return a loss, or metrics by name; `log_op` returns a dictionary
-        of "scalars", "images" and "figures"; `eval_op` one of arrays, with arrays under "labels".
+        of "scalars", "images" and "figures", or of scalars; `eval_op` one of arrays, with arrays
+        under "labels".
         """
 
     def save(self, checkpoint_path: str) -> None:
@@ -271,7 +274,7 @@ class TemplateIterator(PyHookedModelIterator):
 
     def validate(self, batch: Feeds) -> Mapping[str, float]:
         ops = self.step_op(self.model, **batch)
-        return figures_in(ops["log_op"]().get("scalars", {})) if "log_op" in ops else {}
+        return figures_in(scalars_of(ops["log_op"]())) if "log_op" in ops else {}
 
     def of_validation(self, number: int, names: Sequence[str]) -> list[Any]:
         """Return what the operations of these names, of those that `step_op` returns, give for a
@@ -436,11 +439,14 @@ class TFHookedModelIterator(PyHookedModelIterator):
 
 def figures_in(results: Any) -> dict[str, float]:
     """Return the numbers among nested results by their path, in which `train_op` is left out."""
-    return {
+    figures = {
         "/".join(str(name) for name in path if name != "train_op") or "loss": float(value)
         for path, value in leaves(results)
         if isinstance(value, int | float | np.number) or getattr(value, "shape", None) == ()
     }
+    if len(figures) == 1 and "".join(figures).isdigit():  # its place in a list is no name
+        return {"loss": sum(figures.values())}
+    return figures
 
 
 def found_variables(owner: Any, others: Sequence[Any] = ()) -> dict[str, list[Any]]:
