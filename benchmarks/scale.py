@@ -1,7 +1,7 @@
-"""The constants that docs/scale.md of a project reckons with.
+"""The constants that docs/scale.md of a project estimates with.
 
-python benchmarks/scale.py            # all rows; writes benchmarks/scale.txt
-python benchmarks/scale.py commit     # some rows; writes nothing
+python benchmarks/scale.py              # all rows; writes benchmarks/scale.txt
+python benchmarks/scale.py checkpoint   # some rows; writes nothing
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def median_of(function: Callable[[], object], times: int = TIMES) -> float:
     return statistics.median(seconds)
 
 
-def commit(folder: Path) -> str:
-    """What one commit takes, of 26 million weights with Adam's two moments."""
+def checkpoint(folder: Path) -> str:
+    """What one checkpoint takes, of 26 million weights with Adam's two moments."""
     import keras
 
     from engine.checkpoints.checkpoint import RESTORE_ALL, Checkpoint, verify
@@ -67,8 +67,8 @@ def commit(folder: Path) -> str:
     reading = median_of(read)
     checkpoint.close()
     return (
-        f"commit of {weights / 1e6:.1f} million float32 weights with Adam: {size / 1e6:.0f} MB, "
-        f"{size / weights:.1f} bytes a weight\n"
+        f"checkpoint of {weights / 1e6:.1f} million float32 weights with Adam: "
+        f"{size / 1e6:.0f} MB, {size / weights:.1f} bytes a weight\n"
         f"    taken from the model in {statistics.median(snapshots):.3f} s; "
         f"hashed, written and synced in {statistics.median(writes):.2f} s "
         f"({size / statistics.median(writes) / 1e6:,.0f} MB/s); "
@@ -83,13 +83,11 @@ def run_folder(folder: Path) -> str:
     subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
     files = [path for path in run.rglob("*") if path.is_file()]
     sizes = {path: path.stat().st_size for path in files}
-    code = [path for path in files if path.is_relative_to(run / "code")]
-    commits = [path for path in files if path.suffix == ".h5"]
-    rest = [path for path in files if path not in {*code, *commits}]
+    checkpoints = [path for path in files if path.suffix == ".h5"]
+    rest = [path for path in files if path not in {run / "code.zip", *checkpoints}]
     return (
         f"run folder of the digits: {len(files)} files\n"
-        f"    {len(code)} of code, {sum(sizes[p] for p in code) / 1e3:.0f} kB; "
-        f"{len(commits)} generations of the model; "
+        f"    code.zip, {sizes[run / 'code.zip'] / 1e3:.0f} kB; {len(checkpoints)} checkpoints; "
         f"{len(rest)} others, {sum(sizes[p] for p in rest) / 1e3:.0f} kB"
     )
 
@@ -110,7 +108,7 @@ def history(folder: Path) -> str:
     return (
         f"history of 100,000 epochs: {(folder / 'history.csv').stat().st_size / 1e6:.1f} MB of "
         f"text, read in {reading:.2f} s; {array.values.nbytes / len(rows):.0f} bytes a row in "
-        "each commit"
+        "each checkpoint"
     )
 
 
@@ -145,7 +143,7 @@ def index(folder: Path) -> str:
     )
 
 
-ROWS = {"commit": commit, "run_folder": run_folder, "history": history, "index": index}
+ROWS = {"checkpoint": checkpoint, "run_folder": run_folder, "history": history, "index": index}
 
 
 def main() -> None:
