@@ -304,13 +304,11 @@ def shared(x: Any) -> Any:
 
 
 def many(x: Any) -> Any:
-    """Layers with more than 64 KB of names within one layer."""
+    """Layers with more than 64 KB of names within one layer: 70 of a thousand characters."""
     inputs = keras.Input((64,))
     y = inputs
-    for number in range(300):
-        y = layers.Dense(1, name=f"a_layer_with_a_name_of_a_hundred_characters_or_so_{number:050}")(
-            y
-        )
+    for number in range(35):
+        y = layers.Dense(1, name=f"layer_with_a_long_name_{number:0960}")(y)
     return keras.Model(inputs, y, name="many")(x)
 
 

@@ -192,11 +192,10 @@ def value_of(dataset: h5py.Dataset) -> np.ndarray:
 
 def names_in(group: h5py.Group, attribute: str) -> list[str]:
     """Return a list of names that Keras keeps in an attribute, or in several if it is long."""
-    if attribute in group.attrs:
-        return list(map(str, group.attrs[attribute]))
     parts = [name for name in group.attrs if name.startswith(attribute)]
-    parts.sort(key=lambda name: int(name.removeprefix(attribute)))
-    return [str(name) for part in parts for name in group.attrs[part]]
+    parts.sort(key=lambda name: int(name.removeprefix(attribute) or 0))
+    names = [name for part in parts for name in group.attrs[part]]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
 def _refuse_foreign(file: h5py.File) -> None:

@@ -149,9 +149,11 @@ class Guard:
         }
         wanted = {key for key in self._captured if key not in saved}
         if not self._has_graph:
-            gc.collect()
-            made = [variable for ref in _made if (variable := ref()) is not None]
-            self._captured |= {id(h): v for v in made for h in handles_of(v)}
+            made = _handles_of_made()
+            if made.keys() - self._captured.keys():
+                gc.collect()  # what only cycles hold is not used any more
+                made = _handles_of_made()
+            self._captured |= made
         named: list[tuple[str, Any]] = []
 
         def take(reached: Iterable[Any], take_all: bool) -> None:
@@ -237,6 +239,12 @@ class Guard:
                     path, type(thing).__name__, ", ".join(changed),
                     more if hasattr(type(thing), "only_tells") else "",
                 )  # fmt: skip
+
+
+def _handles_of_made() -> dict[int, Any]:
+    """Return the variables that were made and are alive, by the ids of their handles."""
+    alive = [variable for ref in _made if (variable := ref()) is not None]
+    return {id(handle): variable for variable in alive for handle in handles_of(variable)}
 
 
 def _variables_in(owners: Mapping[str, Any], passed_by: Sequence[Any] = ()) -> Iterator[Reached]:
