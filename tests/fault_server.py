@@ -94,9 +94,8 @@ def attempt(
             tf.config.set_logical_device_configuration(processor, several)
             devices.device_names = lambda: [f"CPU:{number}" for number in range(processors)]
         sow(process_seed)
-        # So that both ways to make a step, and to read the variables, meet every fault.
+        # So that both ways to make a step meet every fault.
         steps.Steps.FIRST_STEPS = 13
-        checkpoint.EARLY_SNAPSHOTS = 3
         if most_steps:
             steps.Steps.MOST_STEPS = most_steps
         for fault in faults:

@@ -211,10 +211,9 @@ class Experiment:
         if self.iterator is not None and not self.model.built:
             self.traced.steps.dry_run()
         try:
-            result = transfer.warm_start(self.model, checkpoint, pattern)
+            log.info("%s", transfer.warm_start(self.model, checkpoint, pattern))
         except (OSError, ValueError) as error:
             raise UsageError(f"--warm_start: {error}") from error
-        log.info("%s", transfer.shown(result, checkpoint))
 
     def shown(self) -> str:
         """Return a line each on the data, the model and the device that steps run on."""

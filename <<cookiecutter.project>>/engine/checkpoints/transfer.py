@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import keras
@@ -17,15 +17,9 @@ KERAS_FILES = (".keras", ".weights.h5")
 _frozen: WeakKeyDictionary[keras.Model, list[Any]] = WeakKeyDictionary()
 
 
-class Taken(NamedTuple):
-    """Paths of a model's weights: those that a checkpoint gave, and the others."""
-
-    taken: list[str]
-    left: list[str]
-
-
-def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Taken:
-    """Assign weights of a checkpoint to those of a model, trained or not, that have the same path.
+def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str:
+    """Assign weights of a checkpoint to those of a model, trained or not, that have the same path;
+    return a sentence that tells which.
 
     The checkpoint is one of ours, a run folder (its latest), a `.keras` or `.weights.h5` file. The
     pattern, a regular expression such as `.*kernel` or `(?!head)`, has to match the beginning of a
@@ -56,7 +50,9 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Tak
             )
     for name in taken:
         wanted[name].assign(saved[name])
-    return Taken(taken, sorted({weight.path for weight in model.weights} - {*taken}))
+    left = sorted({weight.path for weight in model.weights} - {*taken})
+    not_taken = f"; not {_some(left)}" if left else ""
+    return f"warm start: {len(taken)} weights taken from {checkpoint}{not_taken}"
 
 
 def _from_keras(model: keras.Model, path: Path) -> dict[str, np.ndarray]:
@@ -116,12 +112,6 @@ def matching(pattern: str, path: str, key: str) -> bool:
         return re.match(pattern, path) is not None
     except re.error as error:
         raise ValueError(f"{key}: {pattern!r} is no regular expression: {error}") from None
-
-
-def shown(result: Taken, checkpoint: Path) -> str:
-    """Return the sentence that tells what was taken."""
-    left = f"; not {_some(result.left)}" if result.left else ""
-    return f"warm start: {len(result.taken)} weights taken from {checkpoint}{left}"
 
 
 def _some(names: Sequence[str]) -> str:
