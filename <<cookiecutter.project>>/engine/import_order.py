@@ -1,9 +1,7 @@
 """Imports triton before TensorFlow, wherever both are installed: in the other order PyTorch dies.
 
 TensorFlow 2.20 and newer load their LLVM for the whole process to see. A later `import triton`,
-which PyTorch's first optimizer does, binds to that LLVM instead of its own, and the process dies by
-SIGSEGV or SIGABRT (tensorflow/tensorflow#124205). `src` imports this module, so the order is right
-in every process that imports anything of `src` before TensorFlow.
+which PyTorch's first optimizer does, binds to it, and dies (tensorflow/tensorflow#124205).
 """
 
 import contextlib

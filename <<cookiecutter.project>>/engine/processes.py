@@ -16,10 +16,8 @@ from engine import endings
 
 
 class Processes:
-    """Processes, at least one, that call functions with an object; they end with this process.
-
-    The object is pickled when the first function is called, and when `renew` is; `remedy` says what
-    to do if it cannot be.
+    """Processes that call functions with an object; they end with this process. `remedy` says what
+    to do if it cannot be pickled.
     """
 
     def __init__(self, thing: Any, number: int, remedy: str) -> None:
@@ -45,10 +43,8 @@ class Processes:
             self._pickled = pickled
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what `function(thing, *arguments)` returns in one of the processes.
-
-        Raises whatever it raises; ValueError if the object or the function cannot go there;
-        RuntimeError if a process died twice.
+        """Return what `function(thing, *arguments)` returns, or raise what it raises, in one of the
+        processes; ValueError if it cannot go there; RuntimeError if a process died twice.
         """
         children: list[Any] = []
         for _ in range(2):

@@ -365,9 +365,8 @@ class Checkpoint:
         if self._note_files is not None:
             latest = self.folder / commits.LATEST
             before = commits.digest_of(latest if latest.exists() else None)
-            self._note_files(
-                commits.digest_in(bytes(content[: commits.USER_BLOCK])), snapshot.files, before
-            )
+            digest = commits.digest_of(bytes(content[: commits.USER_BLOCK]))
+            self._note_files(digest, snapshot.files, before)
 
     @property
     def is_in_its_folder(self) -> bool:

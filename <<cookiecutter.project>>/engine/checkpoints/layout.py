@@ -1,8 +1,7 @@
 """Lays out a checkpoint's HDF5 file, so that writing one is no more than copying.
 
-HDF5 and Keras write the file once, with all values zero. What is kept of that are the bytes between
-the arrays, and each array's place; a checkpoint is these bytes with the arrays of the moment in
-their places. That takes a tenth of the time that HDF5 would.
+HDF5 and Keras write the file once, with all values zero. A checkpoint is the bytes between the
+arrays, with the arrays of the moment in their places: a tenth of the time that HDF5 would take.
 """
 
 import hashlib
@@ -52,11 +51,10 @@ class _Sparse(NamedTuple):
 class CommitLayout:
     """Puts checkpoints of one model, all of whose variables are made, together.
 
-    The group `training_state` has every variable by its path. What `keras.models.load_model` reads
-    is written by Keras, and its datasets are the same as ours: links to one array. They are arrays
-    of their own where Keras cannot read ours (bfloat16), and `at_end`, in the last checkpoint of a
-    run whose weights have changed after the last step. `unreadable` says why `load_model` cannot
-    open the file, if so. The model is described as it is now, before anything is restored.
+    The group `training_state` has every variable by its path. The datasets that Keras reads are
+    links to these, or arrays of their own: where Keras cannot read ours (bfloat16), and `at_end`,
+    where the weights have changed after the last step. `unreadable` says why `load_model` cannot
+    open the file, if so.
     """
 
     def __init__(
@@ -109,10 +107,8 @@ class CommitLayout:
         history: np.ndarray,
         at_end: Sequence[np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Return the bytes of a checkpoint, uint8; they depend only on model and arguments.
-
-        Values are in the order of the groups, the state is JSON values and arrays, the history
-        float64 of shape (num_rows, num_columns), and `at_end` the weights that training ended with.
+        """Return the bytes of a checkpoint, uint8: of values in the order of the groups, a state of
+        JSON values and arrays, the history, and the weights that training ended with.
         """
         arrays: list[np.ndarray] = []
         text = json.dumps(_take_arrays(state, arrays)).encode()

@@ -22,9 +22,8 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str
     return a sentence that tells which.
 
     The checkpoint is one of ours, a run folder (its latest), a `.keras` or `.weights.h5` file. The
-    pattern, a regular expression such as `.*kernel` or `(?!head)`, has to match the beginning of a
-    weight's path. Raises ValueError if it is none, no weight is taken, or one has another shape;
-    OSError if the file cannot be read.
+    pattern is a regular expression for the beginning of a path. Raises ValueError if it is none, no
+    weight is taken, or one has another shape; OSError if the file cannot be read.
     """
     wanted = {w.path: w for w in model.weights if matching(pattern, w.path, "--warm_start_vars")}
     path = checkpoint / LATEST if checkpoint.is_dir() else checkpoint

@@ -6,7 +6,6 @@ chief, is the only one that writes the run folder.
 
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -62,11 +61,10 @@ def is_follower() -> bool:
 
 
 def strategy() -> "tf.distribute.Strategy":
-    """Meet the other workers; return the strategy by which all of them train one model.
+    """Meet the other workers, before TensorFlow has run anything; return the strategy by which all
+    of them train one model. Its servers listen on all networks of the machine.
 
-    TensorFlow may not have run anything before. The servers that it starts listen on all networks
-    of the machine. If the others come and then are silent, the process itself ends with code 75.
-    Raises UsageError if this worker's port is in use, SystemExit(75) if the others do not come.
+    Raises UsageError if this worker's port is in use; ends with code 75 if others do not come.
     """
     import tensorflow as tf
 
@@ -172,8 +170,8 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
 
 
 def _meet(rank: int, addresses: Sequence[str]) -> None:
-    """Return when all workers are there: TensorFlow's own waiting heeds no signal, and no time.
-    Each tells the chief that it is there, or refused, and waits for its answer.
+    """Return when each has told the chief that it is there, and has its answer: TensorFlow's own
+    waiting heeds no signal, and no time.
     """
     awaited = ", ".join(addresses[1:] if rank == 0 else addresses[:1])
     log.info("worker %d of %d waits for %s", rank, len(addresses), awaited)
@@ -184,11 +182,10 @@ def _meet(rank: int, addresses: Sequence[str]) -> None:
             answer, missing = _ask(rank, addresses[0], HERE, SECONDS_TO_COME), [addresses[0]]
     if answer == GO:
         return
+    reason = f"{', '.join(missing)} did not come in {SECONDS_TO_COME} s"
     if answer == REFUSED:
-        log.error("another worker was refused, and says why; start all workers again")
-    else:
-        names = ", ".join(missing)
-        log.error("%s did not come in %d s; start all workers again", names, SECONDS_TO_COME)
+        reason = "another worker was refused, and says why"
+    log.error("%s; start all workers again", reason)
     raise SystemExit(INTERRUPTED)
 
 
@@ -214,8 +211,9 @@ def _socket(rank: int, addresses: Sequence[str]) -> socket.socket:
 def _lead(
     mine: socket.socket, addresses: Sequence[str], answer: bytes = GO
 ) -> tuple[bytes, list[str]]:
-    """Hear of all other workers, and answer them; return what, and who did not come. The answer to
-    all is REFUSED as soon as it is one's own, or another worker says so."""
+    """Hear of all other workers, and answer them; return what, and who did not come. The answer is
+    REFUSED as soon as one says so.
+    """
     mine.listen(len(addresses))
     mine.settimeout(0.2)
     there: dict[int, socket.socket] = {}
@@ -368,17 +366,15 @@ class Workers:
         return [row.astype(np.uint8).tobytes() for row in rows]
 
     def require_same(self, things: Mapping[str, Any], meaning: str) -> None:
-        """Raise a UsageError on all workers that names what differs of plain things, and their
-        `meaning`."""
+        """Raise a UsageError on all workers that names what differs of plain things, and adds their
+        `meaning`.
+        """
         global _stage
         text = json.dumps(flatten(dict(things)), sort_keys=True).encode()
-        digests = self.gather_bytes(hashlib.sha256(text).digest())
-        if len(set(digests)) > 1:
-            longest = int(self.gather([len(text)]).max())
-            of_each = [json.loads(row) for row in self.gather_bytes(text.ljust(longest))]
-            keys = sorted({key for each in of_each for key in each})
-            texts = {key: {json.dumps(each.get(key)) for each in of_each} for key in keys}
-            differing = [key for key, found in texts.items() if len(found) > 1]
+        longest = int(self.gather([len(text)]).max())
+        of_each = [json.loads(row) for row in self.gather_bytes(text.ljust(longest))]
+        keys = sorted({key for each in of_each for key in each})
+        if differing := [key for key in keys if len({str(each.get(key)) for each in of_each}) > 1]:
             _stage = ALL_KNOW
             raise UsageError(
                 f"the workers differ in {', '.join(differing)} {meaning}; start the same command "
