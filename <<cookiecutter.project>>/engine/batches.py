@@ -1,8 +1,4 @@
-"""Batch sources: a batch is a pure function of seed, epoch and step.
-
-Nothing is advanced from one batch to the next, so a source has no state to save: a run that resumes
-at step 1,000 of epoch 7 asks for that batch and gets the same bits.
-"""
+"""Makes batches, each a pure function of seed, epoch and step, so that a source has no state."""
 
 import hashlib
 import inspect
@@ -45,18 +41,14 @@ class BatchSource(Protocol):
         """Number of batches in an epoch, at least 1."""
 
     def batch(self, epoch: int, step: int) -> Any:
-        """Return the batch at `step` (from 0) of `epoch` (from 0) as `fit` takes it.
-
-        It is x, (x, y) or (x, y, sample_weight), each an array or nested dicts, lists and tuples
-        of arrays.
+        """Return the batch at `step` of `epoch`, both from 0, as `fit` takes it: x, (x, y) or
+        (x, y, sample_weight), each an array or nested dicts, lists and tuples of arrays.
         """
 
 
 def random_generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Return a generator that depends on nothing but its arguments.
-
-    Philox is counter-based (Salmon et al., 2011): seed and epoch are its key and the stream its
-    counter, so no two of them overlap.
+    """Return a generator that depends on nothing but its arguments, and overlaps with no other:
+    seed and epoch are the key of Philox (Salmon et al., 2011), the stream is its counter.
     """
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream]))
 
@@ -99,18 +91,15 @@ class ArrayBatches:
         features: array of shape (num_examples, ...), or nested dicts, lists and tuples of arrays.
             A DataFrame is the array of its rows, or, if not all are numbers, a dict of its columns;
             a Series has the shape (num_examples, 1).
-        labels: the same; None: there are none.
-        batch_size: examples a batch, at least 1; the last batch of an epoch may be smaller.
-        seed: order and augmentation are functions of it, at least 0.
+        labels, sample_weight: the same; None: there are none.
+        batch_size: examples a batch; the last batch of an epoch may be smaller.
+        seed: order and augmentation are functions of it.
         prepare: maps raw features of a batch to what the model is given.
         augment: maps raw features (batch, ...) and float64 random numbers in [0, 1) of shape
             (batch, 4), which depend on seed, epoch and example only, to augmented features.
-        sample_weight: weights of the losses, an array of shape (num_examples,), or nested as the
-            labels are.
         shuffle: whether each epoch has an order of its own; if not, it is that of the arrays.
 
-    Raises ValueError if there are no examples, the arrays differ in length, or batch size or seed
-    is out of range.
+    Raises ValueError if the arrays differ in length, or a number is out of range.
     """
 
     def __init__(
@@ -182,12 +171,9 @@ class ArrayBatches:
 class FunctionBatches:
     """Batches of a function of the epoch, resumed by skipping what was seen already.
 
-    Args:
-        open_epoch: called with the epoch (from 0); returns an iterable of batches, such as a
-            `tf.data.Dataset`: the same ones for the same epoch in every process.
-        is_the_same: whether every epoch is to give the same batches; see `settle`.
-
-    Raises ValueError if an epoch holds no batches, or fewer than `steps_per_epoch`.
+    `open_epoch`, called with the epoch (from 0), returns an iterable of batches, such as a
+    `tf.data.Dataset`: the same ones for the same epoch in every process. For `is_the_same`, whether
+    every epoch gives the same, see `settle`.
     """
 
     def __init__(
@@ -202,9 +188,8 @@ class FunctionBatches:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Number of batches, of which the first epoch is read where it does not say it.
-
-        Raises ValueError if there are none, or there is no end to them.
+        """Number of batches, of which the first epoch is read where it does not say it; ValueError
+        if there are none, or there is no end to them.
         """
         # Reading past an end that was not foreseen makes Keras count a step without data.
         number = self._cardinality()
@@ -225,11 +210,8 @@ class FunctionBatches:
         return int(opened.cardinality()) if hasattr(opened, "cardinality") else UNKNOWN
 
     def settle(self, steps_per_epoch: int | None) -> None:
-        """Find out how many batches there are, and compare two passes where all are to be the same.
-
-        The comparison ends after a minute. Neither is done where an earlier attempt at the run has
-        found `steps_per_epoch`. Raises ValueError if two passes differ, there are no batches, or
-        there is no end to them.
+        """Find out how many batches there are, unless an earlier attempt at the run has found it,
+        and compare, for a minute, two passes where all are to be the same; ValueError if not.
         """
         if steps_per_epoch is not None:
             if self._cardinality() == UNKNOWN:
@@ -289,17 +271,10 @@ class FunctionBatches:
 
 
 class PyDatasetBatches:
-    """Batches of a `keras.utils.PyDataset`, made by its own number of workers.
+    """Batches of a `keras.utils.PyDataset`, or what has its methods, made by its number of workers.
 
     Its `on_epoch_begin` and `on_epoch_end` are called for each epoch up to the one asked for, as
-    Keras would.
-
-    Args:
-        dataset: the PyDataset, or any object with `__len__`, `__getitem__` and `on_epoch_end`.
-        seed: of the order of the batches, another one in every epoch.
-        shuffle: whether there is such an order; if not, it is that of the dataset.
-
-    Raises ValueError if the dataset has no batches, or no end.
+    Keras would. To shuffle is to give the batches another order in every epoch.
     """
 
     def __init__(self, dataset: Any, seed: int, shuffle: bool = True) -> None:
@@ -348,20 +323,13 @@ class PyDatasetBatches:
 def batch_source(
     data: Any, batch_size: int = IN_ORDER, seed: int = 0, shuffle: bool = True, name: str = ""
 ) -> BatchSource:
-    """Return whatever `fit` takes as a batch source.
+    """Return whatever `fit` takes as a batch source; `name` stands in a TypeError or ValueError.
 
-    Args:
-        data: arrays x, (x, y) or (x, y, sample_weight), each perhaps nested in dicts, lists and
-            tuples, DataFrames and their columns too; a `tf.data.Dataset` of batches that gives the
-            same ones at every pass; a function `(epoch, seed) -> tf.data.Dataset` or a generator
-            function of the epoch; a `keras.utils.PyDataset`; an object with `batch(epoch, step)`
-            and `steps_per_epoch` or a length.
-        batch_size: examples in a batch, of arrays.
-        seed: of the order, where the order is ours to choose.
-        shuffle: whether it is.
-        name: of the data, for a refusal.
-
-    Raises TypeError if it is none of these, ValueError if there is nothing in it.
+    It is arrays x, (x, y) or (x, y, sample_weight), each perhaps nested in dicts, lists and tuples,
+    DataFrames and their columns too; a `tf.data.Dataset` of batches that gives the same ones at
+    every pass; a function `(epoch, seed) -> tf.data.Dataset` or a generator function of the epoch;
+    a `keras.utils.PyDataset`; an object with `batch(epoch, step)`, and a length or
+    `steps_per_epoch`. Batch size, seed and shuffle are for what does not decide them itself.
     """
     try:
         return _source(data, batch_size, seed, shuffle)
@@ -429,15 +397,11 @@ def shapes_of(batch: Any) -> str:
 
 
 def digest(*sources: Any) -> str:
-    """Return a SHA-256 by which other data is noticed; None stands for a source that is not there.
-
-    A source with a method `digest()` speaks for itself. Arrays in memory are read to the last byte,
-    if they are not larger than a gigabyte; of other sources, the first batch has to stand for all.
+    """Return a SHA-256 by which other data is noticed, of sources or None. Arrays of less than a
+    gigabyte are read to the last byte; of what has no `digest()`, the first batch stands for all.
     """
     sha256 = hashlib.sha256(str(sources[0].steps_per_epoch).encode())
     for source in sources:
-        if source is None:
-            continue
         if hasattr(source, "digest"):
             sha256.update(source.digest().encode())
         elif isinstance(source, ArrayBatches):
@@ -445,7 +409,7 @@ def digest(*sources: Any) -> str:
             is_whole = sum(array.nbytes for array in arrays) <= DIGESTED_WHOLE
             for array in arrays:
                 add_to_digest(sha256, array if is_whole else _some_rows(sha256, array))
-        else:
+        elif source is not None:
             for array in _leaves(source.batch(0, 0)):
                 add_to_digest(sha256, array)
     return sha256.hexdigest()
@@ -465,9 +429,8 @@ def _leaves(nested: Any) -> list[Array]:
 
 
 def _in_memory(leaf: Any) -> Any:
-    """Return what `fit` takes for an array as one; what is mapped from a file stays there.
-
-    A DataFrame with columns that are not numbers is a dict of arrays by the columns' names.
+    """Return what `fit` takes for an array as one, which may stay in a file; for pandas' see
+    `ArrayBatches`.
     """
     if not hasattr(leaf, "to_numpy"):  # not of pandas
         return np.asanyarray(leaf)

@@ -55,10 +55,8 @@ class Experiment:
         return ChainMap(dict(self.changes), self.config)  # type: ignore[arg-type]
 
     def with_work(self, allow_inexact: bool = False) -> "Experiment":
-        """Trace the steps of training and validation.
-
-        Raises UsageError if model, loss, metrics and data do not fit, if a step uses what no
-        checkpoint holds and that is not allowed, or if there is no metric to monitor.
+        """Trace the steps of training and validation. Raises UsageError if model, loss, metrics and
+        data do not fit, no checkpoint can hold what a step uses, or no metric is to be monitored.
         """
         from engine.batches import shapes_of
         from engine.checkpoints import is_lower_better
@@ -137,9 +135,7 @@ class Experiment:
         return any(key in before and before[key] != self.config.get(key) for key in keys)
 
     def check_start(self, path: Path, retrain: bool, flag: str = "--checkpoint") -> None:
-        """Raise UsageError if a checkpoint that a flag has named is corrupt, or one of another
-        model.
-        """
+        """Raise UsageError if the checkpoint that a flag names is corrupt, or another model's."""
         from engine.checkpoints import RESTORE_ALL, RESTORE_WEIGHTS, Checkpoint
 
         work = self.traced if self.iterator is not None else None
@@ -162,22 +158,17 @@ class Experiment:
 
         state = read_state(path)
         num_epochs, num_steps = self.settings["num_epochs"], self.settings.get("num_steps")
-        if state["stop_reason"]:
-            raise UsageError(
-                f"{flag}: that run was stopped ({state['stop_reason']}); begin with an earlier "
-                "epoch"
-            )
         if is_done(state, num_epochs, num_steps):
             done = f"{state['epoch']} epochs are done, of {num_epochs} in this config"
             if num_steps is not None:
                 done = f"{state['global_step']} steps are done, of {num_steps} in this config"
+            if state["stop_reason"]:
+                done = f"that run was stopped ({state['stop_reason']})"
             raise UsageError(f"{flag}: {done}; ask for more, or begin with an earlier epoch")
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Assign what a checkpoint has of the model; return its state.
-
-        Both are of one file, though the run may go on and replace it meanwhile. Raises UsageError
-        if the weights are those of another model, OSError if it is corrupt.
+        """Assign what a checkpoint has of the model; return its state, of the same file, though the
+        run may replace it meanwhile. UsageError if it is another model's, OSError if corrupt.
         """
         from engine.checkpoints import digest_of, load_weights, read_state, verify
         from engine.training import Guard
@@ -198,10 +189,7 @@ class Experiment:
         return state
 
     def warm_start(self, checkpoint: Path, pattern: str) -> None:
-        """Begin with weights of a checkpoint, and say which; see `transfer.warm_start`.
-
-        Raises UsageError if none can be taken.
-        """
+        """Begin with weights of a checkpoint, and say which; UsageError if none can be taken."""
         import keras
 
         from engine.checkpoints import transfer
@@ -260,18 +248,15 @@ def prepare(
     """Build an experiment in a process that is set up for it, and look whether it can be resumed.
 
     Args:
-        make: builds it from the config and the run folder.
-        config: the resolved config.
+        make: builds it from the resolved config and the run folder.
         save_path: the run folder; what its checkpoint says of threads and the like is taken over.
         resume_inexact: go on where the bits of an uninterrupted run cannot be had any more.
-        start: a checkpoint of another run to go on from; then these are taken over from there,
-            unless the config says otherwise.
+        start: a checkpoint of another run, from which these are taken over if the run has none.
         together: train with the other workers that the environment names; see `engine.devices`.
         trains: whether the hooks that the config names are needed.
 
     Raises UsageError if a name leads nowhere, or the run in `save_path` could not be resumed
-    exactly; OSError if the data cannot be read; SystemExit with code 75 if other workers do not
-    come, or are gone.
+    exactly; OSError if the data cannot be read.
     """
     # TensorFlow and Keras, which may not be imported before, are given what the bits depend on.
     quiet_libraries()
@@ -330,10 +315,8 @@ def prepare(
 
 
 def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
-    """Return the config of a run; settings that are younger than it have their defaults.
-
-    From here on, what it names has to be of the project and its dependencies: see `vegab.trust`.
-    Raises UsageError if the folder holds none.
+    """Return the config of a run; settings that are younger than it have their defaults. From here
+    on, what it names has to be of the project and its dependencies: see `vegab.trust`.
     """
     if not (folder / "config.json").is_file():
         raise UsageError(
@@ -354,21 +337,14 @@ def commit_named(folder: Path, checkpoint: str) -> Path:
         checkpoint = "latest"
     path = named.get(checkpoint, Path(checkpoint))
     if not path.is_file():
-        hint = "a run has its first after its first epoch"
-        if checkpoint == "best" and named["latest"].is_file():
-            hint = "this run keeps none of a best epoch, but --checkpoint=latest is there"
         raise UsageError(
-            f"there is no checkpoint {path}; --checkpoint takes best, latest or the path of one; "
-            + hint
+            f"there is no checkpoint {path}; --checkpoint takes best, latest or the path of one"
         )
     return path
 
 
 def commit_to_fork(folder: Path, epoch: int) -> "Commit":
-    """Return the checkpoint of a run at the end of an epoch, counted from 1; of 0: the latest.
-
-    Raises UsageError if the folder is not a run, is still written to, or has no such checkpoint.
-    """
+    """Return the checkpoint of a run at the end of an epoch, counted from 1; of 0: the latest."""
     run = read_run(folder)
     if not run["meta"].get("attempts"):
         raise UsageError(f"--fork: {folder} is not a run folder; name one that bin/train.py made")

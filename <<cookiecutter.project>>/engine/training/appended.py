@@ -1,7 +1,6 @@
 """Cuts files that callbacks and hooks append to back to their length at a checkpoint.
 
-What was appended after the checkpoint that a run goes on from comes again. The lengths are kept in
-`appended.json`, and not in the checkpoint: names of TensorBoard's files have the time in them.
+The lengths are kept in `appended.json`: names of TensorBoard's files have the time in them.
 """
 
 import io
@@ -28,8 +27,8 @@ _hooked: list[bool] = []
 
 
 class AppendedFiles:
-    """The files of one run, in the folder `root`, that others than the project append to while it
-    trains. What is `passed_by`, as the model, appends to nothing.
+    """The files in the folder `root` that others than the project append to while a run trains;
+    what is `passed_by`, as the model, appends to nothing.
     """
 
     def __init__(self, root: Path, passed_by: Sequence[Any] = ()) -> None:

@@ -26,8 +26,7 @@ MAY_GROW = ("num_epochs", "num_steps", "train.epochs")
 # What the numbers of TensorFlow, oneDNN and NumPy depend on, of all that a processor can do.
 # TensorFlow, too, chooses by them whether it uses oneDNN, where the environment does not say.
 FEATURES = ("sse4_2", "avx", "avx2", "fma", "avx512", "avx_vnni", "amx", "asimd", "sve", "bf16")
-# What TensorFlow takes from the environment when it is imported, or at its first step; "" or
-# nothing, as in a checkpoint that is older than a key: its own choice.
+# What TensorFlow takes from the environment when it is imported, or at its first step.
 READ_AT_IMPORT = {
     "onednn": "TF_ENABLE_ONEDNN_OPTS",
     "onednn_isa": "ONEDNN_MAX_CPU_ISA",
@@ -58,8 +57,8 @@ def of(commit: Path) -> Fingerprint | None:
 def settings_of(
     config: Mapping[str, Any], stored: Fingerprint | None, start: Fingerprint | None = None
 ) -> dict[str, Any]:
-    """Return what can be set: as the run's own checkpoint has it, or for a new run as config and
-    machine say; what the config leaves open is as in `start`, which a fork begins with.
+    """Return what can be set: as the run's own checkpoint has it; or, of a new run, as config and
+    `start`, which a fork begins with, or the machine say.
     """
     if stored is not None:
         return stored["settings"]
@@ -80,9 +79,7 @@ def read_at_import() -> dict[str, str]:
 
 def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Set what `settings_of` returned and import TensorFlow; return the settings as they are now.
-
-    Where TensorFlow has started already, as in a notebook, the number of threads stays; 0 means
-    TensorFlow's own choice.
+    Where TensorFlow has started already, as in a notebook, the number of threads stays.
     """
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # or ~/.keras/keras.json decides
     if backend != "tensorflow":
@@ -110,8 +107,8 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
 def take(
     config: Mapping[str, Any], settings: Mapping[str, Any], dataset: Any, layout: str
 ) -> Fingerprint:
-    """Return the fingerprint of a run that is about to start or to go on, on batches `train` and
-    `valid` (or None) of a dataset; `layout` says how many devices and workers share the work.
+    """Return the fingerprint of a run that is about to start or to go on; `layout` says how many
+    devices and workers share the work.
     """
     import keras
     import numpy as np
@@ -173,13 +170,8 @@ def processor_features() -> list[str]:
 def code_differs(commit: Path) -> list[str]:
     """Return the source files that have changed since a checkpoint was made; warn of them."""
     then = (of(commit) or {}).get("code", {})
-    found = [
-        name
-        for name, digest in then.items()
-        if name != sources.ENGINE and sources.digest_of(name) != digest
-    ]
-    if sources.ENGINE in then and sources.digests({})[sources.ENGINE] != then[sources.ENGINE]:
-        found.append(sources.ENGINE)
+    now = sources.digests({}) if then else {}  # without the files that the run's config names
+    found = [n for n in then if (now.get(n) or sources.digest_of(n)) != then[n]]
     if found:
         logging.getLogger(__name__).warning(
             "%s %s changed since the run; this is of the code as it is now (--own_code: as it was)",

@@ -51,10 +51,8 @@ _made_of_torch: list["weakref.ref[Any]"] = []
 class Guard:
     """Looks at each step of training and validation that is traced.
 
-    The model is compiled; with an iterator, which does the steps in its place, it is any object.
-    `data` are what batches come from. With `allows_inexact`, what cannot be saved is not refused:
-    `found` has a phrase for each such thing. `has_news` says whether a trace came since this was
-    set to False, which may use more variables.
+    With `allows_inexact`, what cannot be saved is not refused: `found` has a phrase for each such
+    thing. `has_news`: a trace came since this was set to False, which may use more variables.
     """
 
     def __init__(
@@ -78,9 +76,7 @@ class Guard:
         self.found: list[str] = []
 
     def look(self, traced: Any) -> None:
-        """Look at a step, a concrete function; UsageError if no checkpoint can hold what it uses,
-        and that is not allowed.
-        """
+        """Look at a step, a concrete function; UsageError for what no checkpoint can hold."""
         self._has_graph = self.has_news = True
         self._reached = []
         known = {id(h): variable for variable in traced.variables for h in handles_of(variable)}
@@ -126,9 +122,7 @@ class Guard:
         return groups | {"others": self._others(groups, takes_all)}
 
     def load_others(self, path: Path, states: Mapping[str, Any]) -> None:
-        """Give model and iterator, for evaluation, what a checkpoint has of them besides weights,
-        and the `states` that it has.
-        """
+        """Give model and iterator, for evaluation, a checkpoint's `states` and other variables."""
         saved = read_others(path)
         wanted = self.variables()["others"] if saved else {}
         for name in saved.keys() & wanted.keys():

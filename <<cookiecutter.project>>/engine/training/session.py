@@ -67,15 +67,9 @@ def work_on(
     iterator: Any = None,
     allow_inexact: bool = False,
 ) -> Work:
-    """Make the steps of a run, and trace them; for what is not said here, see `Session`.
+    """Make the steps of a run on what `batch_source` takes, and trace them; see `Session`.
 
-    Args:
-        model: compiled; with an iterator, which does the steps in its place: any object.
-        train, valid: what `batch_source` takes; without `valid` there is no validation.
-        seed: of the order of batches, where the data does not decide it.
-        allow_inexact: note what a resumed run would not restore, instead of refusing it.
-
-    Raises UsageError if a step uses what no checkpoint holds, and that is not allowed; ValueError
+    Raises UsageError if a step uses what no checkpoint can hold, unless `allow_inexact`; ValueError
     if model and data do not fit.
     """
     source, validation = batch_source(train, seed=seed), None
@@ -118,15 +112,12 @@ class Session:
         monitor: column of the history that decides which epoch is the best; None: nothing does.
         monitor_mode: "min" or "max", whichever is better; "auto" goes by the name.
         start: a checkpoint to begin with, while the folder has none of its own.
-        fingerprint: what has to be the same when the run is resumed; see `fingerprint`.
-        inexact: what is not, in this attempt; from here on the checkpoints say so.
-        on_nan: "stop" when a loss or a weight is not a finite number (NaN or infinity), or
-            "continue".
+        fingerprint: what has to be the same when the run is resumed; `inexact` says what is not.
+        on_nan: "stop" or "continue" when a loss or a weight is not finite (NaN or infinity).
 
     Attributes:
         run: how far it is; what hooks may look at.
-        epoch: the first one to train, counted from 0.
-        step: of that epoch, the first one to make.
+        epoch, step: the first ones to train, counted from 0.
         learning_rate: at the beginning of that epoch, if `step` is not 0.
         nothing_to_do: why, if that is so, else "".
 
@@ -417,11 +408,9 @@ class Session:
         may_lack_monitor: bool,
         cut: Snapshot | None,
     ) -> bool:
-        """Save the end of an epoch; return whether the run ends with it.
-
-        Of an epoch that `num_steps` cuts short, `cut` is a copy from before its validation: if more
-        steps come, they belong to this epoch. Raises KeyError if the history has no column
-        `monitor`, unless it `may_lack_monitor`, for there was no validation.
+        """Save the end of an epoch; return whether the run ends with it. Of one that `num_steps`
+        cuts short, `cut` is a copy from before its validation, for more steps would belong to it.
+        Raises KeyError if the history has no column `monitor`, unless there was no validation.
         """
         run = self.run
         if self._keras_model.stop_training:

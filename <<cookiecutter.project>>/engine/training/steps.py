@@ -1,8 +1,7 @@
 """Runs many steps in one compiled call, on batches that are made ready while the one before runs.
 
-How steps are grouped changes no bit of the result: every step is a compiled function of its batch
-and of the model's variables, and which one that is depends only on the step's place in the run and
-the shapes of its batch. As in `model.fit`, AutoGraph converts nothing.
+How steps are grouped changes no bit: every step is a compiled function of its batch and the model's
+variables, and which one that is depends only on its place in the run and the batch's shapes.
 """
 
 import functools
@@ -53,8 +52,7 @@ class _Group(NamedTuple):
 
 class _Traces:
     """A step of training or validation, compiled: a function for all batches that are like the
-    first ones of the data, and one with an open dimension for those of another size. So which one
-    does a batch depends on nothing else, in every process, and lengths that vary cost one trace.
+    first ones of the data, and one with an open dimension for those of another size.
     """
 
     def __init__(
@@ -81,9 +79,8 @@ class _Traces:
         return any(None in spec.shape for spec in keras.tree.flatten(self.base))
 
     def spec_of(self, batch: Any, name: str, number_too: bool = False) -> Any:
-        """Return what the function that does a batch takes: what is there, with open dimensions,
-        with `number_too` also of the number of examples; see `get`. Raises a ValueError with the
-        batch's `name` if it has another structure than the first one.
+        """Return what the function that does a batch takes, with open dimensions, with `number_too`
+        also of the number of examples; ValueError if the batch has another structure.
         """
         try:
             opened = functools.partial(_opened, number_too=number_too)
@@ -95,11 +92,8 @@ class _Traces:
             ) from error
 
     def get(self, spec: Any) -> Any:
-        """Return the function for what `spec_of` returned.
-
-        If it can be, it takes any number of examples: a smaller last batch costs no second trace.
-        Steps that loop, as recurrent layers do, are traced for each number, for they would take a
-        quarter as long again. A model with `run_eagerly` is not compiled.
+        """Return the function for what `spec_of` returned. It takes any number of examples, unless
+        steps loop, as recurrent layers do: then they would take a quarter as long again.
         """
         if self._model.run_eagerly:
             return self._step
@@ -139,13 +133,8 @@ class _Traces:
 
 
 class Steps:
-    """Runs a model's training steps on a batch source.
-
-    Args:
-        model: compiled, with weights, metrics and optimizer variables made.
-        one_by_one: never group steps, as callbacks need that look at each of them.
-        num_steps: steps in all, beyond which the source is not asked; None: there is no end.
-        look: called with each step that is traced, a concrete function.
+    """Runs a compiled model's training steps on a batch source, `num_steps` in all, never grouped
+    if they are to be made `one_by_one`; `look` is called with each that is traced.
     """
 
     # A signal may have to wait for the end of a call, and a progress bar too.
@@ -176,9 +165,7 @@ class Steps:
         self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
 
     def compile(self) -> None:
-        """Compile for the first batch, if that is not done, which makes what a step makes itself,
-        such as a second optimizer's variables, to be restored.
-        """
+        """Compile for the first batch, if that is not done, which makes what a step makes."""
         if self._traces is None:
             self._traces = _Traces(self.model, self.model.train_step, self.source, self._look)
             self._usual = "" if self._traces.varies else str(self._traces.base)
@@ -364,8 +351,8 @@ def _are_finite(results: Mapping[str, Any]) -> Any:
 def on_all_replicas(
     model: keras.Model, step: Callable[[Any], Mapping[str, Any]]
 ) -> Callable[[Any], Mapping[str, Any]]:
-    """Return a step of which every replica of the model's strategy does a part of the batch: parts
-    differ by one example at most; of fewer examples than replicas, each does the whole.
+    """Return a step of which every replica of the model's strategy does an equal part of the batch,
+    or, of fewer examples than replicas, the whole.
     """
     strategy = model.distribute_strategy
     if strategy is None or strategy.num_replicas_in_sync == 1:
@@ -400,9 +387,7 @@ def on_all_replicas(
 
 
 def floats(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return metrics as floats: those that a model returns nested as one dictionary, and one with
-    a value for each class as name_0, name_1, ….
-    """
+    """Return metrics, perhaps nested, as floats; one with a value a class as name_0, name_1, …."""
     flat: dict[str, float] = {}
     for name, value in results.items():
         if isinstance(value, Mapping):
@@ -416,10 +401,9 @@ def floats(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None) -> dict[str, Any]:
-    """Make the variables that come into being with the first batch, and change none: the weights of
-    a subclassed model, the metrics' and the optimizer's. With `fine_tune`, only weights whose path
-    it matches are trained. Returns what a test step returns, or {} for a model that cannot be
-    tested. Raises ValueError if model and batch do not fit, or `fine_tune` matches no weight.
+    """Make the variables that come into being with the first batch, and change none; of weights,
+    only those that `fine_tune` matches are to be trained. Returns what a test step returns, or {}
+    for a model that cannot be tested; ValueError if it and the batch, or `fine_tune`, do not fit.
     """
     batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
     results: dict[str, Any] = {}
