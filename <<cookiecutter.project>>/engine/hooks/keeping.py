@@ -12,14 +12,12 @@ from engine.hooks.base import Hook, Run
 
 
 class KeepCheckpoints(Hook):
-    """Keeps a checkpoint every N steps as `checkpoints/model-<steps done>.h5`, and not too many.
-    Where `every` is None, it keeps one at the end of each epoch that has the column `monitor`.
+    """Keeps a checkpoint every N steps as `checkpoints/model-<steps done>.h5`, or, where `every` is
+    None, one at the end of each epoch that has the column `monitor`.
 
-    The best `keep` stay by `monitor`, a column of the history, where "min" or "max" is better, or
-    "auto" goes by the name; without one the newest stay. Every N steps a value is that of the epoch
-    so far, for a "val_…" column that of the epoch before. A checkpoint without a finite one counts
-    as the worst, and of two that are equally good the newer is kept. Raises ValueError if a number
-    is below 1.
+    The best `keep` stay by `monitor`, a column of the history, or without one the newest. Every N
+    steps a value is that of the epoch so far, for a "val_…" column that of the epoch before. One
+    without a finite value counts as the worst; of two that are equally good the newer is kept.
     """
 
     NAME = re.compile(r"model-[0-9]+\.h5")
@@ -63,8 +61,8 @@ class KeepCheckpoints(Hook):
         return {"kept": [[step, value] for step, value in self.kept]}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Take back the list, less what is not there, as in a run that began with a checkpoint of
-        another. A file that is not in the list is of an attempt that was killed, and is removed.
+        """Take back the list, less what is not there, as in a run that began with another's. A file
+        that is not in the list is of an attempt that was killed, and is removed.
         """
         folder = Path(self.checkpoints)
         known = {self._name(step): (step, value) for step, value in state["kept"]}
@@ -89,9 +87,8 @@ class KeepCheckpoints(Hook):
     def _rank(self, entry: tuple[int, float | None]) -> tuple[float, int]:
         """Return a key that sorts the best first."""
         step, value = entry
-        if value is None:
-            return math.inf, -step
-        return value if self.lower_is_better else -value, -step
+        worse = math.inf if value is None else value if self.lower_is_better else -value
+        return worse, -step
 
     @staticmethod
     def _name(global_step: int) -> str:

@@ -11,13 +11,10 @@ from engine.hooks.base import Hook, Run
 class EarlyStopping(Hook):
     """Ends the run when `monitor` has not improved for `patience` epochs.
 
-    The count needs no state: it is the distance to the best epoch, which the loop keeps.
-
     Args:
         patience: epochs, or `in_steps` steps, though it is looked at the ends of epochs only.
         monitor: column of the history; None: the run's own.
-        monitor_mode: "min" or "max", whichever is better; "auto" goes by the name. It counts for a
-            `monitor` that is given here.
+        monitor_mode: of a `monitor` that is given here: "min", "max" or "auto" (by the name).
         stop_on_nan: end the run, too, when the column is not a finite number.
         min_steps: never stop before step N.
         every_steps: look at the first end of an epoch after every N steps.

@@ -4,9 +4,10 @@ How steps are grouped changes no bit: every step is a compiled function of its b
 variables, and which one that is depends only on its place in the run and the batch's shapes.
 """
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -120,7 +121,12 @@ class _Traces:
 
     def _looked_at(self, traced: Any) -> Any:
         if traced is not None:
-            self.names = list(floats(keras.tree.map_structure(_zeros, traced.structured_outputs)))
+
+            def zeros(output: Any) -> np.ndarray:
+                shape = tf.TensorShape(getattr(output, "shape", ()))
+                return np.zeros(shape if shape.is_fully_defined() else ())
+
+            self.names = list(floats(keras.tree.map_structure(zeros, traced.structured_outputs)))
             if self._look is not None:
                 self._look(traced)
         return traced
@@ -274,9 +280,11 @@ class Steps:
 
     def _stack(self, epoch: int, step: int, size: int) -> _Group:
         batches: list[Any] = []
+        shapes: list[Any] = []
         for number in range(step, step + size):
             batch = arrays_of(self.source.batch(epoch, number))
-            if batches and _shapes(batch) != _shapes(batches[0]):
+            shapes.append([array.shape for array in keras.tree.flatten(batch)])
+            if shapes[-1] != shapes[0]:
                 break  # the last batch of an epoch may be smaller: it is a group of its own
             batches.append(batch)
         return self._group(batches, epoch, step)
@@ -288,7 +296,9 @@ class Steps:
         kind, is_early = str(spec), self._early_steps_from(epoch, step) > 0
         at_once = kind == self._usual and not is_early and not self.model.run_eagerly
         if at_once:
-            tensors = keras.tree.map_structure(lambda *arrays: _stacked(arrays), *batches)
+            tensors = keras.tree.map_structure(
+                lambda *a: tf.convert_to_tensor(np.stack(a)), *batches
+            )
         else:
             tensors = [keras.tree.map_structure(tf.convert_to_tensor, batch) for batch in batches]
         return _Group(len(batches), tensors, spec, (kind, at_once))
@@ -318,17 +328,15 @@ class Steps:
             )
             return results, finite.stack()
 
-        def many_of(one: tf.TensorSpec) -> tf.TensorSpec:
-            # Any number of steps, not of examples: a recurrent layer would take half as long again.
-            return tf.TensorSpec([None, *one.shape], one.dtype)
-
-        many = tf.function(many_steps, autograph=False)
-        return many.get_concrete_function(keras.tree.map_structure(many_of, group.spec))
+        # Any number of steps, not of examples: a recurrent layer would take half as long again.
+        many_of = keras.tree.map_structure(
+            lambda one: tf.TensorSpec([None, *one.shape], one.dtype), group.spec
+        )
+        return tf.function(many_steps, autograph=False).get_concrete_function(many_of)
 
 
 def _run_singly(one_step: Callable[[Any], Any], batches: list[Any]) -> Any:
-    are_finite = []
-    results: Any = {}
+    are_finite, results = [], None
     # For Grappler to rewrite a step takes longer than a hundred steps win back.
     with keras_private.as_traced():
         for batch in batches:
@@ -430,23 +438,18 @@ def culprit(model: keras.Model, batch: Any) -> str:
     if type(model).train_step is not keras.Model.train_step:
         return "model"
     x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+    key = "model"
 
-    parts: dict[str, Callable[[], Any]] = {
-        "model": lambda: model(x, training=True),
-        "loss": lambda: model.compute_loss(x, y, model(x, training=True), weight, training=True),
-    }
-    for key, part in parts.items():
-        try:
-            tf.function(part, autograph=False).get_concrete_function()
-        except Exception:
-            return key
-    return "metrics"
+    def forward() -> Any:
+        nonlocal key
+        predictions = model(x, training=True)
+        key = "loss"
+        model.compute_loss(x, y, predictions, weight, training=True)
+        key = "metrics"
 
-
-def _stacked(arrays: Sequence[np.ndarray]) -> tf.Tensor:
-    if len(arrays) == 1:
-        return tf.convert_to_tensor(arrays[0][np.newaxis])  # no copy
-    return tf.convert_to_tensor(np.stack(arrays))
+    with contextlib.suppress(Exception):
+        tf.function(forward, autograph=False).get_concrete_function()
+    return key
 
 
 def arrays_of(batch: Any) -> Any:
@@ -482,15 +485,6 @@ def _opened_as(spec: tf.TensorSpec, declared: tf.TensorSpec) -> tf.TensorSpec:
     both = zip(spec.shape[1:], declared.shape[1:], strict=True)
     sizes = [None if may_be is None else size for size, may_be in both]
     return tf.TensorSpec([spec.shape[0], *sizes], spec.dtype)
-
-
-def _zeros(output: Any) -> np.ndarray:
-    shape = tf.TensorShape(getattr(output, "shape", ()))
-    return np.zeros(shape if shape.is_fully_defined() else ())
-
-
-def _shapes(batch: Any) -> list[tuple[int, ...]]:
-    return [array.shape for array in keras.tree.flatten(batch)]
 
 
 class Validation:
