@@ -138,8 +138,14 @@ class ArrayBatches:
         """Return the batch at `step` of `epoch`, see `BatchSource`; IndexError if there is none."""
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch with {self.steps_per_epoch} steps")
-        if epoch != self._epoch:
-            self._start_epoch(epoch)
+        if epoch != self._epoch:  # cached, as functions of seed and epoch
+            if self.shuffle:
+                generator = random_generator(self.seed, epoch, SHUFFLE_STREAM)
+                self._order = generator.permutation(len(self))
+            if self.augment:
+                generator = random_generator(self.seed, epoch, AUGMENT_STREAM)
+                self._draws = generator.random((len(self), DRAWS_PER_EXAMPLE))
+            self._epoch = epoch
         # A slice of what is not shuffled copies nothing.
         part = slice(step * self.batch_size, (step + 1) * self.batch_size)
         rows = self._order[part] if self.shuffle else part
@@ -151,21 +157,11 @@ class ArrayBatches:
             features = self.augment(features, self._draws[rows])
         if self.prepare:
             features = self.prepare(features)
-        if weights is not None:
-            return _map(_as_fit, (features, labels, weights))
-        if labels is not None:
-            return _map(_as_fit, (features, labels))
-        # As `fit` packs them: a model's own step is given x itself.
-        return _map(_as_fit, (features,) if isinstance(features, tuple | list) else features)
-
-    def _start_epoch(self, epoch: int) -> None:
-        """Cache what an epoch's batches share; it is a function of seed and epoch."""
-        if self.shuffle:
-            self._order = random_generator(self.seed, epoch, SHUFFLE_STREAM).permutation(len(self))
-        if self.augment:
-            generator = random_generator(self.seed, epoch, AUGMENT_STREAM)
-            self._draws = generator.random((len(self), DRAWS_PER_EXAMPLE))
-        self._epoch = epoch
+        parts: Any = (features, labels) if weights is None else (features, labels, weights)
+        if labels is None and weights is None:
+            # As `fit` packs them: a model's own step is given x itself.
+            parts = (features,) if isinstance(features, tuple | list) else features
+        return _map(_as_fit, parts)
 
 
 class FunctionBatches:

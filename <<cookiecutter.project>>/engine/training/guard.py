@@ -148,8 +148,10 @@ class Guard:
             self._captured |= {id(h): v for v in made for h in handles_of(v)}
         named: list[tuple[str, Any]] = []
 
-        def take(reached: Iterable[Any], take_all: bool) -> None:
+        def take(reached: Iterable[Reached], take_all: bool) -> None:
             for path, thing, keeper, keeper_path in reached:
+                if not isinstance(thing, VARIABLES):
+                    continue
                 handles = {id(handle) for handle in handles_of(thing)}
                 if handles & saved or not (take_all or handles & wanted):
                     continue
@@ -158,10 +160,12 @@ class Guard:
                 named.append((f"{keeper_path}/{path_of(thing)}" if keeper else path, thing))
 
         own = [self._model, self._iterator]
-        take(_variables_in(self.around | self._data, own), take_all=True)
+        take(walk(self.around | self._data, own), take_all=True)
         if wanted or takes_all:
             if not (self._reached and self._has_graph):
-                self._reached = list(_variables_in(self._steps))
+                self._reached = [
+                    each for each in walk(self._steps) if isinstance(each.thing, VARIABLES)
+                ]
             take(self._reached, takes_all)
         for handle, variable in self._captured.items():
             if handle not in saved:
@@ -231,10 +235,6 @@ class Guard:
                     path, type(thing).__name__, ", ".join(changed),
                     more if hasattr(type(thing), "only_tells") else "",
                 )  # fmt: skip
-
-
-def _variables_in(owners: Mapping[str, Any], passed_by: Sequence[Any] = ()) -> Iterator[Reached]:
-    return (each for each in walk(owners, passed_by) if isinstance(each.thing, VARIABLES))
 
 
 class Unsaved(NamedTuple):

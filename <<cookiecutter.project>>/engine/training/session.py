@@ -195,10 +195,9 @@ class Session:
                 # run that is extended goes on.
                 callback.set_params(callback.params | {"epochs": sys.maxsize})
         self._keras_model.stop_training = False
-        self.nothing_to_do = ""
-        if is_done(state, num_epochs, num_steps):
-            asked = f"{num_epochs} epochs" if num_steps is None else f"{num_steps} steps"
-            self.nothing_to_do = state["stop_reason"] or f"{asked} are done"
+        asked = f"{num_epochs} epochs" if num_steps is None else f"{num_steps} steps"
+        is_over = is_done(state, num_epochs, num_steps)
+        self.nothing_to_do = (state["stop_reason"] or f"{asked} are done") if is_over else ""
         self._fingerprint = dict(fingerprint or {})
         if not self.nothing_to_do:
             self._tell(inexact)
@@ -241,8 +240,7 @@ class Session:
         unsaved = self.work.guard.found
         if inexact:
             log.warning("from here on the run is not bit for bit the same: %s", "; ".join(inexact))
-        if unsaved:
-            names = "; ".join(unsaved)
+        if names := "; ".join(unsaved):
             log.warning("a resumed run will have other bits, for no checkpoint holds %s", names)
         if differs := [*inexact, *unsaved]:
             entry = {"global_step": self._state["global_step"], "differs": differs}
@@ -321,10 +319,10 @@ class Session:
         if self._is_new:
             return
         self._restore()
-        if self.step:
-            log.info("continuing after step %d of epoch %d", self.step, self.epoch + 1)
-        else:
-            log.info("continuing after epoch %d", self.epoch)
+        place = (
+            f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
+        )
+        log.info("continuing after %s", place)
 
     def _restore(self) -> None:
         self._checkpoint.restore(self._restores)
