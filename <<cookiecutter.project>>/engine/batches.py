@@ -328,32 +328,30 @@ def batch_source(
     `steps_per_epoch`. Batch size, seed and shuffle are for what does not decide them itself.
     """
     try:
-        return _source(data, batch_size, seed, shuffle)
+        if hasattr(data, "batch") and hasattr(data, "steps_per_epoch"):
+            return data
+        if hasattr(data, "element_spec"):  # a tf.data.Dataset
+            return FunctionBatches(lambda epoch: data, is_the_same=True)
+        if hasattr(data, "batch") and hasattr(data, "__len__"):
+            return SimpleNamespace(batch=data.batch, steps_per_epoch=len(data))
+        if hasattr(data, "__getitem__") and hasattr(data, "on_epoch_end"):
+            return PyDatasetBatches(data, seed, shuffle)
+        if callable(data):
+            number = len(inspect.signature(data).parameters)
+            if number in (1, 2):
+                return FunctionBatches(lambda epoch: data(*(epoch, seed)[:number]))
+        elif data is not None:
+            x, y, weight = (
+                (*data, None, None)[:3] if isinstance(data, tuple) else (data, None, None)
+            )
+            return ArrayBatches(x, y, batch_size, seed, sample_weight=weight, shuffle=shuffle)
+        raise TypeError(
+            f"the data is a {type(data).__name__}; expected arrays, an object with batch(epoch, step) "
+            "and a length, a tf.data.Dataset, a PyDataset, a function (epoch, seed) -> "
+            "tf.data.Dataset, or a generator function of the epoch"
+        )
     except (ValueError, TypeError) as error:
         raise type(error)(f"{name}: {error}" if name else str(error)) from error
-
-
-def _source(data: Any, batch_size: int, seed: int, shuffle: bool) -> BatchSource:
-    if hasattr(data, "batch") and hasattr(data, "steps_per_epoch"):
-        return data
-    if hasattr(data, "element_spec"):  # a tf.data.Dataset
-        return FunctionBatches(lambda epoch: data, is_the_same=True)
-    if hasattr(data, "batch") and hasattr(data, "__len__"):
-        return SimpleNamespace(batch=data.batch, steps_per_epoch=len(data))
-    if hasattr(data, "__getitem__") and hasattr(data, "on_epoch_end"):
-        return PyDatasetBatches(data, seed, shuffle)
-    if callable(data):
-        number = len(inspect.signature(data).parameters)
-        if number in (1, 2):
-            return FunctionBatches(lambda epoch: data(*(epoch, seed)[:number]))
-    elif data is not None:
-        x, y, weight = (*data, None, None)[:3] if isinstance(data, tuple) else (data, None, None)
-        return ArrayBatches(x, y, batch_size, seed, sample_weight=weight, shuffle=shuffle)
-    raise TypeError(
-        f"the data is a {type(data).__name__}; expected arrays, an object with batch(epoch, step) "
-        "and a length, a tf.data.Dataset, a PyDataset, a function (epoch, seed) -> "
-        "tf.data.Dataset, or a generator function of the epoch"
-    )
 
 
 def require_labels_in_classes(num_classes: int, *sources: Any) -> None:

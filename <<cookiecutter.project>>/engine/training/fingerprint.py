@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.training import sources
-from vegab import UsageError
+from vegab import UsageError, read_run
 from vegab.config import without
 from vegab.provenance import usable_cores
 
@@ -169,10 +169,11 @@ def processor_features() -> list[str]:
 
 def code_differs(commit: Path) -> list[str]:
     """Return the source files that have changed since a checkpoint was made; warn of them."""
+    from engine.checkpoints import run_of
+
     then = (of(commit) or {}).get("code", {})
-    now = sources.digests({}) if then else {}  # without the files that the run's config names
-    found = [n for n in then if (now.get(n) or sources.digest_of(n)) != then[n]]
-    if found:
+    now = sources.digests(read_run(run_of(commit))["config"])
+    if found := [name for name, digest in then.items() if now.get(name) != digest]:
         logging.getLogger(__name__).warning(
             "%s %s changed since the run; this is of the code as it is now (--own_code: as it was)",
             ", ".join(found), "have" if len(found) > 1 else "has",

@@ -45,14 +45,6 @@ def digests(config: Mapping[str, Any]) -> dict[str, str]:
     return dict(sorted(found.items())) | {ENGINE: hashlib.sha256(text.encode()).hexdigest()}
 
 
-def digest_of(name: str) -> str | None:
-    """Return the digest of a file of the project as it is now, or None if it cannot be read."""
-    try:
-        return _source((ROOT / name).read_bytes(), ROOT / name).digest
-    except OSError:
-        return None
-
-
 def _named_by(value: Any) -> Iterator[str]:
     """Yield the modules that texts in a config may name."""
     if isinstance(value, Mapping | list):
