@@ -341,13 +341,12 @@ def batch_source(
             if number in (1, 2):
                 return FunctionBatches(lambda epoch: data(*(epoch, seed)[:number]))
         elif data is not None:
-            x, y, weight = (
-                (*data, None, None)[:3] if isinstance(data, tuple) else (data, None, None)
-            )
+            parts = data if isinstance(data, tuple) else (data,)
+            x, y, weight = (*parts, None, None)[:3]
             return ArrayBatches(x, y, batch_size, seed, sample_weight=weight, shuffle=shuffle)
         raise TypeError(
-            f"the data is a {type(data).__name__}; expected arrays, an object with batch(epoch, step) "
-            "and a length, a tf.data.Dataset, a PyDataset, a function (epoch, seed) -> "
+            f"the data is a {type(data).__name__}; expected arrays, an object with batch(epoch, "
+            "step) and a length, a tf.data.Dataset, a PyDataset, a function (epoch, seed) -> "
             "tf.data.Dataset, or a generator function of the epoch"
         )
     except (ValueError, TypeError) as error:
