@@ -253,7 +253,7 @@ def plant_every_error(folder: str, commit: int, errors: list[int], report: str) 
         if left == 0:
             found = []
             before = Path(folder, "model.h5").read_bytes()
-            after = bytes(checkpoint._content(args[0], self._layout))
+            after = bytes(self._layout.put_together(args[0]))
             for error in errors:
                 for call in range(1, 1000):
                     raised = None

@@ -7,7 +7,6 @@ under another name, synced, and renamed: at every instant there is a whole one, 
 """
 
 import contextlib
-import functools
 import logging
 import os
 import pickle
@@ -75,13 +74,13 @@ class Checkpoint:
     ) -> None:
         self.folder = folder
         self.model = model if isinstance(model, keras.Model) else None
-        self._variables = variables or functools.partial(variables_of, model)
+        self._variables = variables or (lambda: variables_of(model))
         self._groups: dict[str, dict[str, Any]] = {}
         self._is_said = False
         self._layout: CommitLayout | None = None
         self._history = HistoryArray()
-        self._rows_in_csv: int | None = None  # None: the whole file is written again
-        self._columns_in_csv: list[str] = []
+        # Columns and number of rows of history.csv; None: the whole file is written again.
+        self._in_csv: tuple[list[str], int] | None = None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._pending: Future[None] | None = None
         self._only_finite = only_finite
@@ -95,8 +94,7 @@ class Checkpoint:
         """Find all variables, and describe the model as it is before anything is restored."""
         groups = {"weights": self.model.weights if self.model else [], **self._variables()}
         self._groups = {name: by_unique_path(groups.get(name, ())) for name in RESTORE_ALL}
-        variables = [v for group in self._groups.values() for v in group.values()]
-        self._variables_in_order = variables
+        self._in_order = variables = [v for g in self._groups.values() for v in g.values()]
         self._of_each = [n for n, v in enumerate(variables) if replicas.has_one_each(v)]
         self._agreement = replicas.Agreement(variables, self._workers)
         self._layout = CommitLayout(self.model, self._groups, self._workers.num_replicas)
@@ -132,7 +130,7 @@ class Checkpoint:
             self.prepare()
         rows = list(state["history"])
         self._history.follow(rows)
-        values: list[Any] = [_tensor(variable) for variable in self._variables_in_order]
+        values: list[Any] = [_tensor(variable) for variable in self._in_order]
         self._agreement.require()
         of_each = [values[n].numpy() for n in self._of_each]
         for n, array in zip(self._of_each, replicas.gather(of_each, self._workers), strict=True):
@@ -180,14 +178,12 @@ class Checkpoint:
         if self._workers.is_chief:
             self._require_same_folder()
             layout = CommitLayout(self.model, self._groups, self._workers.num_replicas, at_end=True)
-            content = bytes(_content(last, layout, at_end))
+            content = bytes(layout.put_together(last, at_end))
             self._note(content, last)
             write_atomically(self.folder / commits.LATEST, content)
 
     def wait(self) -> None:
-        """Return when the last checkpoint is on the disk, or raise its OSError or
-        FloatingPointError, after which those that were there are as before.
-        """
+        """Return when the last checkpoint is on the disk; raise its OSError, FloatingPointError."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -222,7 +218,7 @@ class Checkpoint:
             if state["best_epoch"] is not None:
                 look_after_best(self.folder, state["best_epoch"])
             self._write_views(_without_history(state), rows, list(self._history.columns))
-            self._rows_in_csv = None  # the last row may be taken back, of an epoch cut short
+            self._in_csv = None  # the last row may be taken back, of an epoch cut short
         return state
 
     def read_other(self, path: Path) -> dict[str, Any]:
@@ -312,10 +308,8 @@ class Checkpoint:
     def _assign(self, saved: Mapping[str, h5py.Dataset], wanted: Mapping[str, Any]) -> None:
         self._compare(saved, wanted)
         for name, variable in wanted.items():
-            value, has_replicas = (
-                commits.value_of(saved[name]),
-                replicas.NUM_REPLICAS in saved[name].attrs,
-            )
+            value = commits.value_of(saved[name])
+            has_replicas = replicas.NUM_REPLICAS in saved[name].attrs
             if replicas.has_one_each(variable):
                 each = value if has_replicas else value[np.newaxis]
                 replicas.assign(variable, each, self._workers)
@@ -335,7 +329,7 @@ class Checkpoint:
         if self._only_finite:
             self._require_finite(snapshot)
         try:
-            content = _content(snapshot, layout)
+            content = layout.put_together(snapshot)
             with replacing(folder / commits.LATEST, sync=False) as temporary:
                 temporary.write_bytes(content)
                 sync_to_disk(temporary)
@@ -389,10 +383,10 @@ class Checkpoint:
             if is_trained and keras.backend.is_float_dtype(array.dtype.name):
                 ends = np.array([array.min(), array.max()], np.float64)
                 if not np.isfinite(ends).all():
-                    step = snapshot.state["global_step"]
                     raise FloatingPointError(
-                        f"{name} is not a finite number after step {step}; the last checkpoint is "
-                        "kept, and --on_nan=continue goes on all the same"
+                        f"{name} is not a finite number after step "
+                        f"{snapshot.state['global_step']}; the last checkpoint is kept, and "
+                        "--on_nan=continue goes on all the same"
                     )
 
     def _write_views(
@@ -400,25 +394,15 @@ class Checkpoint:
     ) -> None:
         """Write `loop_state.pkl`, and what is new of `history.csv`; they are not synced."""
         path = self.folder / HISTORY_CSV
-        known, self._rows_in_csv = self._rows_in_csv, None
-        is_other = columns != self._columns_in_csv or not path.exists()
-        if known is None or known > len(rows) or is_other:
+        (known_columns, known), self._in_csv = self._in_csv or (None, 0), None
+        if columns != known_columns or known > len(rows) or not path.exists():
             write_atomically(path, csv_lines(columns, rows), sync=False)
         elif known < len(rows):
             with open(path, "a") as file:
                 file.write(csv_lines(columns, rows[known:], header=False))
         plain = pickle.dumps(map_leaves(position, _plain), protocol=4)
         write_atomically(self.folder / LOOP_STATE, plain, sync=False)
-        self._rows_in_csv, self._columns_in_csv = len(rows), columns
-
-
-def _content(
-    snapshot: Snapshot, layout: CommitLayout, at_end: Sequence[np.ndarray] | None = None
-) -> memoryview:
-    """Return the bytes of a checkpoint; they depend only on model and state."""
-    values = [np.asarray(value) for value in snapshot.values]
-    state = snapshot.state | {"columns": snapshot.columns, "num_rows": len(snapshot.rows)}
-    return layout.put_together(values, state, snapshot.history, at_end).data
+        self._in_csv = columns, len(rows)
 
 
 def latest_good(folder: Path) -> Path | None:

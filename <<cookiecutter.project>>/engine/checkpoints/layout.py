@@ -100,20 +100,17 @@ class CommitLayout:
         self._file = self._model
         self._places: list[int] = []
 
-    def put_together(
-        self,
-        values: Sequence[np.ndarray],
-        state: Mapping[str, Any],
-        history: np.ndarray,
-        at_end: Sequence[np.ndarray] | None = None,
-    ) -> np.ndarray:
-        """Return the bytes of a checkpoint, uint8: of values in the order of the groups, a state of
-        JSON values and arrays, the history, and the weights that training ended with.
+    def put_together(self, snapshot: Any, at_end: Sequence[np.ndarray] | None = None) -> memoryview:
+        """Return the bytes of a checkpoint with a `Snapshot`, and, if they are others than its
+        weights, those that training ended with; they depend on nothing else.
         """
+        values = [np.asarray(value) for value in snapshot.values]
+        state = snapshot.state | {"columns": snapshot.columns, "num_rows": len(snapshot.rows)}
         arrays: list[np.ndarray] = []
         text = json.dumps(_take_arrays(state, arrays)).encode()
-        grown = np.zeros((-(-len(history) // HISTORY_BLOCK) * HISTORY_BLOCK, history.shape[1]))
-        grown[: len(history)] = history
+        num_rows, num_columns = snapshot.history.shape
+        grown = np.zeros((-(-num_rows // HISTORY_BLOCK) * HISTORY_BLOCK, num_columns))
+        grown[:num_rows] = snapshot.history
         width = -(-len(text) // TEXT_BLOCK) * TEXT_BLOCK
         self._lay_out(width, grown, arrays)
         content = self._file.filled()
@@ -127,7 +124,7 @@ class CommitLayout:
         digest = hashlib.sha256(content.data[commits.USER_BLOCK :]).hexdigest()
         head = (commits.SIGNATURE + digest.encode()).ljust(commits.USER_BLOCK, b"\0")
         content[: commits.USER_BLOCK] = np.frombuffer(head, np.uint8)
-        return content
+        return content.data
 
     def _lay_out(self, width: int, history: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
         """Make room for so much text, history, and arrays of these shapes."""
