@@ -48,13 +48,8 @@ sys.meta_path.insert(0, BeforeImport())
 
 
 def lazy(room: str, file: str) -> Callable[[str], Any]:
-    """Return a `__getattr__` that imports a room's public names when they are asked for first.
-
-    The names are those that the room's `__init__.py` imports for type checkers.
-
-    Args:
-        room: name of the package.
-        file: its `__init__.py`.
+    """Return a `__getattr__` that imports a room's public names when they are asked for first; its
+    `file`, the `__init__.py`, imports them for type checkers.
     """
 
     @functools.cache

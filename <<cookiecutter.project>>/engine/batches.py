@@ -165,11 +165,8 @@ class ArrayBatches:
 
 
 class FunctionBatches:
-    """Batches of a function of the epoch, resumed by skipping what was seen already.
-
-    `open_epoch`, called with the epoch (from 0), returns an iterable of batches, such as a
-    `tf.data.Dataset`: the same ones for the same epoch in every process. For `is_the_same`, whether
-    every epoch gives the same, see `settle`.
+    """Batches of a function of the epoch, resumed by skipping what was seen already. It returns an
+    iterable of batches, such as a `tf.data.Dataset`, which `is_the_same` in every epoch, or not.
     """
 
     def __init__(
@@ -184,9 +181,7 @@ class FunctionBatches:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Number of batches, of which the first epoch is read where it does not say it; ValueError
-        if there are none, or there is no end to them.
-        """
+        """Number of batches of an epoch, read to its end where it does not say it."""
         # Reading past an end that was not foreseen makes Keras count a step without data.
         number = self._cardinality()
         if number == UNKNOWN:
@@ -268,9 +263,7 @@ class FunctionBatches:
 
 class PyDatasetBatches:
     """Batches of a `keras.utils.PyDataset`, or what has its methods, made by its number of workers.
-
-    Its `on_epoch_begin` and `on_epoch_end` are called for each epoch up to the one asked for, as
-    Keras would. To shuffle is to give the batches another order in every epoch.
+    As Keras would, it calls `on_epoch_begin` and `on_epoch_end` for each epoch.
     """
 
     def __init__(self, dataset: Any, seed: int, shuffle: bool = True) -> None:
@@ -422,9 +415,7 @@ def _leaves(nested: Any) -> list[Array]:
 
 
 def _in_memory(leaf: Any) -> Any:
-    """Return what `fit` takes for an array as one, which may stay in a file; for pandas' see
-    `ArrayBatches`.
-    """
+    """Return what `fit` takes for an array as one; see `ArrayBatches`."""
     if not hasattr(leaf, "to_numpy"):  # not of pandas
         return np.asanyarray(leaf)
     if leaf.ndim == 1:

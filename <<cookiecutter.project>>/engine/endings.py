@@ -24,9 +24,7 @@ def last_line(said: str) -> str:
 
 
 def ending(code: int, said: str = "", why: str = "") -> str:
-    """Return a phrase that says how a process ended, by its exit code, the last line of what it
-    `said`, and `why` where that is known.
-    """
+    """Return how a process ended, by its exit code, what it `said`, and `why` if that is known."""
     last = last_line(said)
     number = signal_of(code)
     if why:

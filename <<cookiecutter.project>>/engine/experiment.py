@@ -315,9 +315,7 @@ def prepare(
 
 
 def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
-    """Return the config of a run; settings that are younger than it have their defaults. From here
-    on, what it names has to be of the project and its dependencies: see `vegab.trust`.
-    """
+    """Return a run's config, completed; from here on, names are confined to the project."""
     if not (folder / "config.json").is_file():
         raise UsageError(
             f"{folder} is not a run folder: it holds no config.json; name one that bin/train.py "

@@ -1,7 +1,5 @@
-"""Uses names of Keras and TensorFlow that are not public, each in one function.
-
-What each is expected to do is said here, and tried by a test of its own in the template, so that it
-is known which one a new version has dropped.
+"""Uses names of Keras and TensorFlow that are not public, each in one function, which a test of the
+template tries, so that it is known which one a new version has dropped.
 """
 
 import contextlib
@@ -27,9 +25,7 @@ from tensorflow.python.framework import op_callbacks
 
 
 def seed_generator() -> keras.random.SeedGenerator:
-    """Return what draws where no seed generator is given: one for each thread. When it is asked for
-    first, it is made with a seed that Python's `random` draws.
-    """
+    """Return this thread's generator, made at the first call, seeded by Python's `random`."""
     return global_seed_generator()
 
 
@@ -126,10 +122,7 @@ def replacing_operations(replaced: Callable[[Any], Sequence[Any] | None]) -> Ite
 
 @contextlib.contextmanager
 def as_traced() -> Iterator[None]:
-    """Let functions that this thread calls run as they were traced, without Grappler.
-
-    Public options of Grappler hold for all threads. XLA is not affected.
-    """
+    """Have this thread's functions run without Grappler; public options hold for all."""
     eager = context.context()
     usual = eager.function_call_options
     config = tf.compat.v1.ConfigProto.FromString(usual.config_proto_serialized)

@@ -146,10 +146,7 @@ def draw_classified(
     path: Path,
     title: str,
 ) -> None:
-    """Draw pictures with labels and predictions into a PNG file: the surest mistakes first.
-
-    For `images` see `draw_examples`; `classes` are labels, predictions, and their probabilities.
-    """
+    """Draw pictures with `classes`: labels, predictions, probabilities; mistakes first."""
     import numpy as np
     from matplotlib.figure import Figure
 

@@ -43,9 +43,7 @@ class Processes:
             self._pickled = pickled
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what `function(thing, *arguments)` returns, or raise what it raises, in one of the
-        processes; ValueError if it cannot go there; RuntimeError if a process died twice.
-        """
+        """Return, or raise, what `function(thing, *arguments)` does in one of the processes."""
         children: list[Any] = []
         for _ in range(2):
             with self._lock:
@@ -98,9 +96,7 @@ def _start() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, be it by SIGKILL: the pool's own pipes
-    do not tell, for a worker holds both ends of them.
-    """
+    """End this process when its parent is gone; the pool's pipes do not tell of a SIGKILL."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -151,9 +151,7 @@ class Checkpoint:
         keep_as: str | None = None,
         discard: Sequence[str] = (),
     ) -> None:
-        """Start to make a snapshot the latest checkpoint, and perhaps the best; in `checkpoints/`
-        it is kept as `keep_as`, and the names to `discard` go. Raises what `wait` does.
-        """
+        """Start to write a snapshot as the latest checkpoint, and under other names; see `wait`."""
         self.wait()
         self._last = snapshot
         if self._workers.is_chief:
@@ -200,11 +198,7 @@ class Checkpoint:
         self._executor.shutdown()
 
     def read(self) -> dict[str, Any] | None:
-        """Return the state of the latest good checkpoint, the chief's; None if there is none.
-
-        The views, and the best checkpoint if it is lost, are written again. For other names and
-        errors see `latest_good`.
-        """
+        """Return the state of the latest good checkpoint, if any, and write its views."""
         if self._workers.is_chief:
             self.found = latest_good(self.folder)
         candidates = [self.folder / commits.LATEST, self.folder / commits.PREVIOUS]
@@ -246,9 +240,7 @@ class Checkpoint:
         )
 
     def take_along(self, state: Mapping[str, Any], best_epoch: int | None) -> None:
-        """Link, of the run whose checkpoint was read, with a `state`, those that it kept until then
-        and the best one, by our monitor.
-        """
+        """Link, of the run whose checkpoint was read, those that it kept and the best one."""
         path = self.found
         assert path is not None
         if not self._workers.is_chief:
@@ -406,9 +398,7 @@ class Checkpoint:
 
 
 def latest_good(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint, None before the first; those that are not are set aside.
-    Raises DamagedCheckpointError if there are checkpoints, and none of them is whole.
-    """
+    """Return the newest whole checkpoint, None before the first; damaged ones are set aside."""
     damaged = []
     for path in (folder / commits.LATEST, folder / commits.PREVIOUS):
         if not path.exists():

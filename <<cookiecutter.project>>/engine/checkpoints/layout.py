@@ -51,10 +51,9 @@ class _Sparse(NamedTuple):
 class CommitLayout:
     """Puts checkpoints of one model, all of whose variables are made, together.
 
-    The group `training_state` has every variable by its path. The datasets that Keras reads are
-    links to these, or arrays of their own: where Keras cannot read ours (bfloat16), and `at_end`,
-    where the weights have changed after the last step. `unreadable` says why `load_model` cannot
-    open the file, if so.
+    `training_state` has every variable by its path. The datasets that Keras reads are links to
+    these, or, where Keras cannot read ours (bfloat16), and `at_end`, arrays of their own.
+    `unreadable` says why `load_model` cannot open the file, if so.
     """
 
     def __init__(

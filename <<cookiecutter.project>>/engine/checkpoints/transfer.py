@@ -15,12 +15,10 @@ _frozen: WeakKeyDictionary[keras.Model, list[Any]] = WeakKeyDictionary()
 
 
 def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str:
-    """Assign weights of a checkpoint to those of a model, trained or not, that have the same path;
-    return a sentence that tells which.
+    """Assign weights of a checkpoint, or a run's latest one, to a model's that have the same path,
+    which matches a regular expression from its beginning on; return a sentence that tells which.
 
-    Of a run folder, it is the latest one. The pattern is a regular expression for the beginning of
-    a path. Raises ValueError if it is none, no weight is taken, or one has another shape; OSError
-    if there is no such checkpoint.
+    Raises ValueError if none is taken, or one has another shape; OSError without a checkpoint.
     """
     wanted = {w.path: w for w in model.weights if matching(pattern, w.path, "--warm_start_vars")}
     path = checkpoint / LATEST if checkpoint.is_dir() else checkpoint

@@ -29,9 +29,7 @@ def choose_gpus(gpus: str) -> None:
 
 
 def scope(together: bool = False) -> AbstractContextManager[object]:
-    """Return what a model is to be built in: a copy on each GPU, if several were asked for, and,
-    `together`, with the other workers that the environment names; see `workers.strategy`.
-    """
+    """Return what a model is to be built in: a copy on each GPU, and, `together`, other workers."""
     wanted = int(os.environ.get(SEVERAL, "0"))
     with_others = together and workers.worker().number > 1
     if wanted < 2 and not with_others:

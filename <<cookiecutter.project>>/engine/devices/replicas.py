@@ -23,9 +23,7 @@ _part = threading.local()  # of the batch that is trained on; each replica is tr
 
 
 def make_seed_generator() -> None:
-    """Make Keras' global generator, which cannot be made in a function for several replicas, and
-    leave Python's as it was, for initial weights shall be those of one device.
-    """
+    """Make Keras' global generator; initial weights stay those of one device."""
     before = random.getstate()
     keras_private.seed_generator()
     random.setstate(before)

@@ -1,7 +1,5 @@
-"""Several processes that train one model together, on one machine or many.
-
-Each runs the same command. `TF_CONFIG` or SLURM tells it which of them it is; the first one, the
-chief, is the only one that writes the run folder.
+"""Has several processes, which run the same command, train one model, on one machine or many. Only
+the first one, the chief, writes the run folder.
 """
 
 import contextlib
@@ -61,9 +59,7 @@ def is_follower() -> bool:
 
 def strategy() -> "tf.distribute.Strategy":
     """Meet the other workers, before TensorFlow has run anything; return the strategy by which all
-    of them train one model. Its servers listen on all networks of the machine.
-
-    Raises UsageError if this worker's port is in use; ends with code 75 if others do not come.
+    train one model. Its servers listen on all networks of the machine.
     """
     import tensorflow as tf
 
@@ -165,9 +161,7 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
 
 
 def _meet(rank: int, addresses: Sequence[str]) -> None:
-    """Return when each has told the chief that it is there, and has its answer: TensorFlow's own
-    waiting heeds no signal, and no time.
-    """
+    """Return when all are there: TensorFlow's own waiting heeds no signal, and no time."""
     awaited = ", ".join(addresses[1:] if rank == 0 else addresses[:1])
     log.info("worker %d of %d waits for %s", rank, len(addresses), awaited)
     with _socket(rank, addresses) as mine:
@@ -206,9 +200,7 @@ def _socket(rank: int, addresses: Sequence[str]) -> socket.socket:
 def _lead(
     mine: socket.socket, addresses: Sequence[str], answer: bytes = GO
 ) -> tuple[bytes, list[str]]:
-    """Hear of all other workers, and answer them; return what, and who did not come. The answer is
-    REFUSED as soon as one says so.
-    """
+    """Hear of all other workers, and answer them; return what, and who did not come."""
     mine.listen(len(addresses))
     mine.settimeout(0.2)
     there: dict[int, socket.socket] = {}
@@ -361,9 +353,7 @@ class Workers:
         return [row.astype(np.uint8).tobytes() for row in rows]
 
     def require_same(self, things: Mapping[str, Any], meaning: str) -> None:
-        """Raise a UsageError on all workers that names what differs of plain things, and adds their
-        `meaning`.
-        """
+        """Raise a UsageError on all workers that names what differs of plain things."""
         global _stage
         text = json.dumps(flatten(dict(things)), sort_keys=True).encode()
         longest = int(self.gather([len(text)]).max())

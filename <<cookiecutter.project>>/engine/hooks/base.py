@@ -1,7 +1,6 @@
-"""What happens around the steps of training: progress, curves, logs, checkpoints, early stopping.
+"""Calls hooks around the steps of training: progress, curves, logs, checkpoints, early stopping.
 
-A hook overrides what it needs of `Hook`. Hooks run in the order of the list. A hook with state of
-its own returns it from `get_state`; it is saved in each checkpoint, and given back on resume.
+A hook overrides what it needs of `Hook`. What `get_state` returns is saved in each checkpoint.
 """
 
 import inspect
@@ -127,9 +126,7 @@ def give_addresses(thing: Any, root: Path) -> None:
 
 
 class Hooks:
-    """Calls hooks in their order, each when it wants to act; those that are `seldom` at every
-    `hook_freq`-th step only, beginning with the first.
-    """
+    """Calls hooks in their order; those that are `seldom` at every `hook_freq`-th step only."""
 
     def __init__(
         self,
@@ -186,9 +183,7 @@ class Hooks:
             self._call(hook, "before_step", global_step, fetches, feeds, batch)
 
     def after_step(self, begun_at: int, global_step: int, results: Any, *seen: Any) -> None:
-        """Call `after_step` of those that act at `global_step`, where a call ends that has begun at
-        `begun_at`; `seen` are fetches, feeds and batch, where there was but one step.
-        """
+        """Call `after_step` of those that act; `seen` are fetches, feeds, batch of one step."""
         for hook in self._acting(begun_at, global_step):
             told = seen if id(hook) in self._sees_feeds else (results,)
             self._call(hook, "after_step", global_step, *told)

@@ -61,9 +61,7 @@ class KeepCheckpoints(Hook):
         return {"kept": [[step, value] for step, value in self.kept]}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Take back the list, less what is not there, as in a run that began with another's. A file
-        that is not in the list is of an attempt that was killed, and is removed.
-        """
+        """Take back the list, less what is gone; remove what an attempt that was killed kept."""
         folder = Path(self.checkpoints)
         known = {self._name(step): (step, value) for step, value in state["kept"]}
         require_inside(known)

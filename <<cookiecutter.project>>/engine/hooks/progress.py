@@ -58,9 +58,7 @@ class EpochLog(Hook):
             file.write(csv_lines(self.COLUMNS, [timing], header=False))
 
     def _table(self, epoch: int, time_taken: str) -> tuple[str, str]:
-        """Return a line with the names of metrics, and one with their values below. Of more than
-        fit, those that come last are left out, the monitored one never.
-        """
+        """Return a line with names of metrics, and one with values, of as many as fit."""
         last = str(self.run.num_epochs)
         first = f"epoch {epoch + 1:{len(last)}}/{last}"
         values = {k: v for k, v in self.run.history[-1].items() if k not in ("epoch", "step")}

@@ -1,7 +1,4 @@
-"""Cuts files that callbacks and hooks append to back to their length at a checkpoint.
-
-The lengths are kept in `appended.json`: names of TensorBoard's files have the time in them.
-"""
+"""Cuts files that callbacks and hooks append to back to their length at a checkpoint."""
 
 import io
 import os
@@ -15,7 +12,7 @@ from engine.checkpoints import HISTORY_CSV, LATEST, LOOP_STATE, callback_state
 from engine.training.objects import walk
 from vegab.files import read_json, write_json
 
-FILE = "appended.json"
+FILE = "appended.json"  # no part of a checkpoint: TensorBoard's names have the time in them
 WITH_WRITERS = ("tensorflow.", "tensorboard.", "keras.")
 BEGIN = "begin"  # the lengths with which files were opened
 # What the project itself writes; it looks after these.
@@ -27,9 +24,7 @@ _hooked: list[bool] = []
 
 
 class AppendedFiles:
-    """The files in the folder `root` that others than the project append to while a run trains;
-    what is `passed_by`, as the model, appends to nothing.
-    """
+    """The files in `root` that others append to; what is `passed_by`, as the model, does not."""
 
     def __init__(self, root: Path, passed_by: Sequence[Any] = ()) -> None:
         self.root = root
@@ -41,15 +36,14 @@ class AppendedFiles:
         self._before: set[str] = set()
 
     def cut(self, checkpoint: str, owners: Iterable[Any]) -> None:
-        """Cut files back to what they were at a checkpoint, named by its digest; outside of the run
-        folder only those that callbacks and hooks name, for a stranger may have written the list.
-        """
+        """Cut files back to what they were at a checkpoint, named by its digest."""
         texts = [
             os.path.abspath(value)
             for reached in walk({"": list(owners)}, self._passed_by)
             for value in callback_state.attributes_of(reached.thing).values()
             if isinstance(value, str | os.PathLike)
         ]
+        # Outside of the folder only those that they name, for a stranger may have written the list.
         lengths = self._known.get(BEGIN, {}) | self._known.get(checkpoint, {})
         for name, length in lengths.items():
             path = os.path.abspath(self.root / name)

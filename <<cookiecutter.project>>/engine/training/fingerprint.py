@@ -1,7 +1,6 @@
 """Takes and compares what has to be the same for a resumed run to have the same bits.
 
-Some of it can be set: a resumed process takes over the number of threads, oneDNN and determinism
-from the checkpoint, before TensorFlow starts. Of the rest, a difference is named.
+Of that, a resumed process takes over the settings from the checkpoint, before TensorFlow starts.
 """
 
 import contextlib
@@ -57,9 +56,7 @@ def of(commit: Path) -> Fingerprint | None:
 def settings_of(
     config: Mapping[str, Any], stored: Fingerprint | None, start: Fingerprint | None = None
 ) -> dict[str, Any]:
-    """Return what can be set: as the run's own checkpoint has it; or, of a new run, as config and
-    `start`, which a fork begins with, or the machine say.
-    """
+    """Return what can be set, as in the run's checkpoint, or as config, `start` or machine say."""
     if stored is not None:
         return stored["settings"]
     if start is not None:
@@ -78,9 +75,7 @@ def read_at_import() -> dict[str, str]:
 
 
 def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Set what `settings_of` returned and import TensorFlow; return the settings as they are now.
-    Where TensorFlow has started already, as in a notebook, the number of threads stays.
-    """
+    """Set what `settings_of` returned and import TensorFlow; return the settings as they are."""
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # or ~/.keras/keras.json decides
     if backend != "tensorflow":
         raise UsageError(
@@ -107,9 +102,7 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
 def take(
     config: Mapping[str, Any], settings: Mapping[str, Any], dataset: Any, layout: str
 ) -> Fingerprint:
-    """Return the fingerprint of a run that is about to start or to go on; `layout` says how many
-    devices and workers share the work.
-    """
+    """Return the fingerprint of a run that is about to start or to go on."""
     import keras
     import numpy as np
     import tensorflow as tf

@@ -1,7 +1,7 @@
 """Finds all that a step of training or validation uses, so that a checkpoint can hold it.
 
-What a step uses is read from its graph, wherever that hangs. What callbacks, hooks and data keep is
-found by walking over them, as all is where there is no graph. What nobody can save is refused.
+It is read from the graph, or found by walking over what callbacks, hooks and data keep, as all is
+where there is no graph. What nobody can save is refused.
 """
 
 import contextlib

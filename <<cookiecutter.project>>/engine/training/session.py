@@ -67,11 +67,7 @@ def work_on(
     iterator: Any = None,
     allow_inexact: bool = False,
 ) -> Work:
-    """Make the steps of a run on what `batch_source` takes, and trace them; see `Session`.
-
-    Raises UsageError if a step uses what no checkpoint can hold, unless `allow_inexact`; ValueError
-    if model and data do not fit.
-    """
+    """Make the steps of a run on what `batch_source` takes, and trace them; see `Session`."""
     source, validation = batch_source(train, seed=seed), None
     guard = Guard(model, iterator, [source, valid], allow_inexact)
     if iterator is not None:

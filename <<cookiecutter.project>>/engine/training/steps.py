@@ -52,9 +52,7 @@ class _Group(NamedTuple):
 
 
 class _Traces:
-    """A step of training or validation, compiled: a function for all batches that are like the
-    first ones of the data, and one with an open dimension for those of another size.
-    """
+    """A step, compiled for batches like the first ones, and with open dimensions for others."""
 
     def __init__(
         self, model: keras.Model, step: Callable[[Any], Any], source: BatchSource, look: Look | None
@@ -80,9 +78,7 @@ class _Traces:
         return any(None in spec.shape for spec in keras.tree.flatten(self.base))
 
     def spec_of(self, batch: Any, name: str, number_too: bool = False) -> Any:
-        """Return what the function that does a batch takes, with open dimensions, with `number_too`
-        also of the number of examples; ValueError if the batch has another structure.
-        """
+        """Return the spec of a batch, with open dimensions; ValueError for another structure."""
         try:
             opened = functools.partial(_opened, number_too=number_too)
             return keras.tree.map_structure(opened, self.base, batch)
@@ -359,9 +355,7 @@ def _are_finite(results: Mapping[str, Any]) -> Any:
 def on_all_replicas(
     model: keras.Model, step: Callable[[Any], Mapping[str, Any]]
 ) -> Callable[[Any], Mapping[str, Any]]:
-    """Return a step of which every replica of the model's strategy does an equal part of the batch,
-    or, of fewer examples than replicas, the whole.
-    """
+    """Return a step of which every replica does a part of the batch, or the whole of a tiny one."""
     strategy = model.distribute_strategy
     if strategy is None or strategy.num_replicas_in_sync == 1:
         return step
