@@ -189,8 +189,7 @@ class FunctionBatches:
             number = sum(1 for _ in islice(self.open_epoch(0), MOST_BATCHES + 1))
         if number == ENDLESS or number > MOST_BATCHES:
             raise ValueError(
-                "the data has no end (or more than a million batches an epoch), so there is no "
-                "epoch; leave out repeat(), or cut it by take(steps)"
+                "the data has no end, or more than a million batches; cut it by take(steps)"
             )
         if not number:
             raise ValueError("the data has no batches; expected at least one an epoch")
@@ -360,8 +359,7 @@ def require_labels_in_classes(num_classes: int, *sources: Any) -> None:
             low, high = array.min(), array.max()
             if low < 0 or high >= num_classes:
                 raise ValueError(
-                    f"the labels are from {low} to {high}; expected integers in [0, {num_classes}),"
-                    " as num_classes says"
+                    f"the labels are from {low} to {high}; expected integers in [0, {num_classes})"
                 )
 
 
@@ -450,8 +448,7 @@ def _length_of(parts: tuple[Any, ...]) -> int:
     if number == 0 or set(lengths.values()) != {number}:
         listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise ValueError(
-            f"the numbers of examples are {listed or 'none'}; expected arrays with the same number "
-            "in all, at least one"
+            f"the numbers of examples are {listed or 'none'}; expected the same in all, at least 1"
         )
     return number
 

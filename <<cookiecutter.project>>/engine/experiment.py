@@ -81,11 +81,9 @@ class Experiment:
         known = {None, "step", "learning_rate", *work.names}
         for key, name in {**self.watched, "monitor": self.monitor}.items():
             if work.names and name not in known and not self.callbacks:
-                raise UsageError(
-                    f"{key} is {name!r}; choose one of {', '.join(sorted(work.names))}"
-                    + ", or --monitor= for none, so that no best checkpoint is kept"
-                    * (key == "monitor")
-                )
+                none = ", or --monitor= for none" * (key == "monitor")
+                choices = ", ".join(sorted(work.names))
+                raise UsageError(f"{key} is {name!r}; choose one of {choices}{none}")
         with refusals_named(self.config, "monitor"):
             is_lower_better(self.monitor, self.settings["monitor_mode"])
         return replace(self, work=work)
@@ -317,10 +315,7 @@ def prepare(
 def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
     """Return a run's config, completed; from here on, names are confined to the project."""
     if not (folder / "config.json").is_file():
-        raise UsageError(
-            f"{folder} is not a run folder: it holds no config.json; name one that bin/train.py "
-            "made"
-        )
+        raise UsageError(f"{folder} is not a run folder; name one that bin/train.py made")
     trust.confine()
     refuse_links(folder, folder)
     return registry.completed(read_run(folder)["config"])

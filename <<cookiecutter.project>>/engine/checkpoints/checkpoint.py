@@ -369,6 +369,7 @@ class Checkpoint:
 
     def _require_finite(self, snapshot: Snapshot) -> None:
         variables = [pair for group in self._groups.values() for pair in group.items()]
+        step = snapshot.state["global_step"]
         for (name, variable), value in zip(variables, snapshot.values, strict=True):
             array = np.asarray(value)
             is_trained = getattr(variable, "trainable", False) and array.size
@@ -376,9 +377,8 @@ class Checkpoint:
                 ends = np.array([array.min(), array.max()], np.float64)
                 if not np.isfinite(ends).all():
                     raise FloatingPointError(
-                        f"{name} is not a finite number after step "
-                        f"{snapshot.state['global_step']}; the last checkpoint is kept, and "
-                        "--on_nan=continue goes on all the same"
+                        f"{name} is not a finite number after step {step}; the last checkpoint is "
+                        "kept, and --on_nan=continue goes on all the same"
                     )
 
     def _write_views(

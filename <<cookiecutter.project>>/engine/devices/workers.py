@@ -154,8 +154,7 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
             raise UsageError(f"TF_CONFIG has the address {address!r} twice; give each worker one")
     if type(index) is not int or not 0 <= index < number:
         raise UsageError(
-            f"TF_CONFIG says that this is {kind} {index!r}, and its cluster has {number} of that "
-            "type; indices begin with 0"
+            f"TF_CONFIG says that this is {kind} {index!r} of {number}; indices begin with 0"
         )
     return index + len(chiefs) * (kind == "worker"), addresses
 

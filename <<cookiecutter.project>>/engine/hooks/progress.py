@@ -129,10 +129,7 @@ class UnreadSettings(Hook):
         read = getattr(self.config, "read", self.changed)
         unread = [key for key in self.changed if key not in read]
         if unread and epoch == 0 and self.is_new:
-            log.warning(
-                "%s: set, but neither the model, nor the data, nor anything else has read it",
-                ", ".join(unread),
-            )
+            log.warning("%s: set, but nothing, neither model nor data, reads it", ", ".join(unread))
 
 
 class LearningCurve(Hook):

@@ -79,8 +79,7 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # or ~/.keras/keras.json decides
     if backend != "tensorflow":
         raise UsageError(
-            f"KERAS_BACKEND is {backend!r}; this project trains with TensorFlow: unset it, or set "
-            "it to tensorflow"
+            f"KERAS_BACKEND is {backend!r}; unset it, for this project trains with TensorFlow"
         )
     for key, name in READ_AT_IMPORT.items():
         os.environ.pop(name, None)

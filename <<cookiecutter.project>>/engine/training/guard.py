@@ -89,7 +89,7 @@ class Guard:
             elif writers := _writers(placeholder):
                 unknown.append((captured, writers[0]))
         tables = {  # that can be saved, by path, each by the id of its handle
-            id(thing.resource_handle): {path: thing}
+            id(thing.resource_handle): {path: state_of(thing)}
             for path, thing, *_ in (walk(self._steps) if unknown else ())
             if isinstance(thing, tf.lookup.experimental.MutableHashTable)
         }
@@ -181,9 +181,7 @@ class Guard:
         owners = self._steps | self.around
         if not self._has_graph:
             owners["eager_draws"] = keras_private.eager_generator()
-        found = {
-            path: state for path, t in self._tables.items() if (state := state_of(t)) is not None
-        }
+        found = dict(self._tables)
         held: set[int] = set()
         for path, thing, *_ in walk(owners, passed_by):
             state = state_of(thing)
@@ -228,13 +226,11 @@ class Guard:
             names = attributes_of_project(type(thing))  # type: ignore[arg-type]
             if changed := [name for name in names if now.get(name) != before.get(name)]:
                 self._own = [each for each in self._own if each[1] is not thing]
-                more = ", or only_tells = True if all that it does is to write or to show"
                 log.warning(
-                    "%s (%s) changes its %s, which no checkpoint holds: a resumed run may differ; "
-                    "give it get_state() and set_state(state), with JSON values%s",
-                    path, type(thing).__name__, ", ".join(changed),
-                    more if hasattr(type(thing), "only_tells") else "",
-                )  # fmt: skip
+                    f"{path} ({type(thing).__name__}) changes its {', '.join(changed)}, which no "
+                    "checkpoint holds: a resumed run may differ; give it get_state() and "
+                    "set_state(state), with JSON values, or, if it only shows, only_tells = True"
+                )
 
 
 class Unsaved(NamedTuple):
@@ -300,11 +296,9 @@ def _operations(graph: Any) -> Iterator[Any]:
 
 
 def _functions_of(op: Any) -> list[str]:
-    names = []
-    for attribute, is_list in _kind(op).functions:
-        value = op.get_attr(attribute)
-        names += [each.name for each in (value if is_list else [value])]
-    return [name for name in names if name]
+    values = [op.get_attr(attribute) for attribute in _kind(op).functions]
+    functions = [each for v in values for each in (v if isinstance(v, list) else [v])]
+    return [each.name for each in functions if each.name]
 
 
 class _Kind:
@@ -312,7 +306,7 @@ class _Kind:
 
     def __init__(self, definition: Any) -> None:
         attributes = definition.attr
-        self.functions = [(a.name, "list" in a.type) for a in attributes if "func" in a.type]
+        self.functions = [attribute.name for attribute in attributes if "func" in attribute.type]
         has_seed = any(attribute.name == "seed" for attribute in attributes)
         self.draws = has_seed and (definition.is_stateful or definition.name in DRAW_ALL_THE_SAME)
         self.is_stateful = definition.is_stateful
