@@ -66,11 +66,8 @@ class AppendedFiles:
         """Note no more."""
         _listening.clear()
 
-    def begin(self, owners: Iterable[Any]) -> None:
-        """Keep the lengths that files have before the first step."""
-        self._keep_first(self.lengths(owners))
-
-    def _keep_first(self, lengths: Lengths) -> None:
+    def keep_first(self, lengths: Lengths) -> None:
+        """Keep the lengths that files have before anything is appended."""
         with self._lock:
             known = self._known.get(BEGIN, {})
             if lengths.keys() - known.keys():
@@ -107,7 +104,7 @@ class AppendedFiles:
             length = os.path.getsize(path) if os.path.isfile(path) else 0
             with self._lock:
                 self._names.add(name)
-                self._keep_first({name: length})
+                self.keep_first({name: length})
 
     def _name(self, path: str) -> str:
         """Return a path relative to the run folder; "" for what the project itself writes."""

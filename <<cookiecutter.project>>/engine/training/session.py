@@ -77,8 +77,7 @@ def work_on(
         validation = iterator.make_validation(valid, seed) if valid is not None else None
         return Work(model, source, steps, validation, guard, iterator)
     steps = Steps(model, source, _look_at_batches(callbacks), num_steps, guard.look)
-    steps.compile()
-    names = list(steps.names)
+    names = list(steps.compile().names)
     if valid is not None:
         validation = Validation(model, valid, guard.look)
         names += [f"val_{name}" for name in validation.compile().names]
@@ -266,7 +265,7 @@ class Session:
                     checkpoint.prepare()
                 work.guard.has_news = False
                 work.guard.tell_changes()
-                self._files.begin(self._owners)
+                self._files.keep_first(self._files.lengths(self._owners))
                 yield signals
                 self._checkpoint.finish()
                 signals.agree()

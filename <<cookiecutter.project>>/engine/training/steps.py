@@ -166,16 +166,12 @@ class Steps:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
 
-    def compile(self) -> None:
+    def compile(self) -> _Traces:
         """Compile for the first batch, if that is not done, which makes what a step makes."""
         if self._traces is None:
             self._traces = _Traces(self.model, self.model.train_step, self.source, self._look)
             self._usual = "" if self._traces.varies else str(self._traces.base)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the metrics that a step returns, as far as it is known before the first."""
-        return self._traces.names if self._traces is not None else []
+        return self._traces
 
     def forget(self) -> None:
         """Forget what was compiled: what it was traced from may be another by now."""
@@ -234,7 +230,9 @@ class Steps:
         arrays = keras.tree.map_structure(lambda tensor: tensor.numpy(), group.batches)
         is_stacked = group.kind[1]
         batch = keras.tree.map_structure(lambda a: a[0], arrays) if is_stacked else arrays[0]
-        fetches: dict[str, Any] = {"train_op": functools.partial(self._train_on, epoch, step)}
+        fetches: dict[str, Any] = {
+            "train_op": lambda batch: floats(self._call(self._group([batch], epoch, step))[0])
+        }
         feeds = copied(batch)
         before(fetches, feeds, batch)
         if isinstance(batch, tuple) and isinstance(feeds, list):
@@ -245,15 +243,10 @@ class Steps:
         not_finite = step if not np.isfinite(losses_in(figures)).all() else None
         return Call(step + 1, figures, not_finite, results | figures, (fetches, feeds, batch))
 
-    def _train_on(self, epoch: int, step: int, batch: Any) -> dict[str, float]:
-        return floats(self._call(self._group([batch], epoch, step))[0])
-
     def _take(self, epoch: int, step: int, until: int) -> _Group:
         ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            place, group = ahead
-            if place == (epoch, step) and step + group.result().num_steps <= until:
-                return group.result()
+        if ahead and ahead[0] == (epoch, step) and step + ahead[1].result().num_steps <= until:
+            return ahead[1].result()
         size = self._size_at(epoch, step, until)
         return self._executor.submit(self._stack, epoch, step, size).result()
 
@@ -286,9 +279,7 @@ class Steps:
         return self._group(batches, epoch, step)
 
     def _group(self, batches: list[Any], epoch: int, step: int) -> _Group:
-        traces = self._traces
-        assert traces is not None
-        spec = traces.spec_of(batches[0], f"step {step + 1} of epoch {epoch + 1}")
+        spec = self.compile().spec_of(batches[0], f"step {step + 1} of epoch {epoch + 1}")
         kind, is_early = str(spec), self._early_steps_from(epoch, step) > 0
         at_once = kind == self._usual and not is_early and not self.model.run_eagerly
         if at_once:
@@ -301,8 +292,7 @@ class Steps:
 
     def _compile(self, group: _Group) -> Callable[[Any], Any]:
         """Return a function of batches: the last step's results, and which losses are finite."""
-        assert self._traces is not None
-        one_step = self._traces.get(group.spec)
+        one_step = self.compile().get(group.spec)
         if not group.kind[1]:
             return functools.partial(_run_singly, one_step)
         outputs = one_step.structured_outputs
