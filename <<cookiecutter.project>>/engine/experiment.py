@@ -110,9 +110,8 @@ class Experiment:
         if start_from is not None:
             rate: Callable[[int], float] | None = None  # as in the other run
             if self.has_another_rate(start_from):
-                first = float(self.model.optimizer.learning_rate)
-                rates = self.learning_rates
-                rate = LearningRates(rates).rate_in if rates else lambda epoch: first
+                rates = self.learning_rates or [(0, float(self.model.optimizer.learning_rate))]
+                rate = LearningRates(rates).rate_in
             start = Start(start_from, retrain, rate)
         settings = self.settings
         return Session(

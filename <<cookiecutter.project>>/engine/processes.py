@@ -25,7 +25,7 @@ class Processes:
         name = type(thing).__name__
         self._refusal = f"{name} cannot be pickled for worker processes ({{}}); {remedy}"
         self._pickled: bytes | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder = tempfile.TemporaryDirectory()
         self._version = 0
         self._lock = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
@@ -37,7 +37,6 @@ class Processes:
         except Exception as error:  # pickle raises half a dozen types
             raise ValueError(self._refusal.format(" ".join(str(error).split()))) from error
         if pickled != self._pickled:
-            self._folder = self._folder or tempfile.TemporaryDirectory()
             self._version += 1
             Path(self._folder.name, str(self._version)).write_bytes(pickled)
             self._pickled = pickled
@@ -54,7 +53,6 @@ class Processes:
                     context = multiprocessing.get_context("spawn")
                     self._pool = ProcessPoolExecutor(self._number, context, initializer=_start)
                 pool = self._pool
-            assert self._folder is not None
             path = os.path.join(self._folder.name, str(self._version))
             try:
                 future = pool.submit(_call, path, self._refusal, function, arguments)

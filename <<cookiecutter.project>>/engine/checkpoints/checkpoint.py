@@ -135,14 +135,8 @@ class Checkpoint:
         of_each = [values[n].numpy() for n in self._of_each]
         for n, array in zip(self._of_each, replicas.gather(of_each, self._workers), strict=True):
             values[n] = array
-        return Snapshot(
-            values=values,
-            state=copied(_without_history(state)),
-            rows=rows,
-            history=self._history.values,
-            columns=dict(self._history.columns),
-            files=dict(files or {}),
-        )
+        position, columns = copied(_without_history(state)), dict(self._history.columns)
+        return Snapshot(values, position, rows, self._history.values, columns, dict(files or {}))
 
     def commit(
         self,
@@ -255,11 +249,11 @@ class Checkpoint:
             return
         if found := _end_of(best_epoch, [path, *(commit.path for commit in earlier)]):
             link(found, self.folder / commits.BEST)
-            return
-        log.info(
-            f"the weights of epoch {best_epoch + 1}, the best so far, are not kept in {run}; the "
-            f"next better epoch makes {commits.BEST}"
-        )
+        else:
+            log.info(
+                f"the weights of epoch {best_epoch + 1}, the best so far, are not kept in {run}; "
+                f"the next better epoch makes {commits.BEST}"
+            )
 
     def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
         """Assign the variables of the checkpoint that was read; ValueError if they are others."""
@@ -360,12 +354,11 @@ class Checkpoint:
         return self._inode is None or inode_of(self.folder) == self._inode
 
     def _require_same_folder(self) -> None:
-        if self.is_in_its_folder:
-            return
-        raise OSError(
-            f"{self.folder} was renamed or replaced while this process trains in it; nothing is "
-            "written there any more; give the folder its name back, and type the same command"
-        )
+        if not self.is_in_its_folder:
+            raise OSError(
+                f"{self.folder} was renamed or replaced while this process trains in it; nothing "
+                "is written there any more; give it its name back, and type the same command"
+            )
 
     def _require_finite(self, snapshot: Snapshot) -> None:
         variables = [pair for group in self._groups.values() for pair in group.items()]
@@ -438,11 +431,11 @@ def look_after_best(folder: Path, best_epoch: int) -> None:
     if found := _end_of(best_epoch, (folder / commits.LATEST, folder / commits.PREVIOUS)):
         link(found, path)
         log.warning("%s %s; it is made again from %s", path, harm, found.name)
-        return
-    log.warning(
-        f"{path} {harm} and cannot be made again: the weights of epoch {best_epoch + 1}, the best "
-        "so far, are lost; training goes on, and the next better epoch makes it again"
-    )
+    else:
+        log.warning(
+            f"{path} {harm} and cannot be made again: the weights of epoch {best_epoch + 1}, the "
+            "best so far, are lost; the next better epoch makes it again"
+        )
 
 
 def _end_of(epoch: int, candidates: Iterable[Path]) -> Path | None:

@@ -37,14 +37,11 @@ def verify(path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(USER_BLOCK)
         if not head.startswith(SIGNATURE):
-            raise DamagedCheckpointError(
-                f"{path} is not a checkpoint of this project, or is truncated"
-            )
+            reason = "is not a checkpoint of this project, or is truncated"
+            raise DamagedCheckpointError(f"{path} {reason}")
         digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
     if head.rstrip(b"\0") != SIGNATURE + digest:
-        raise DamagedCheckpointError(
-            f"{path} is damaged: its bytes are not those that were written"
-        )
+        raise DamagedCheckpointError(f"{path} is damaged: its bytes are not those once written")
     with h5py.File(path, "r") as file:
         _refuse_foreign(file)
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vegab import UsageError
@@ -179,53 +179,43 @@ def _meet(rank: int, addresses: Sequence[str]) -> None:
 
 def _socket(rank: int, addresses: Sequence[str]) -> socket.socket:
     """Return a socket at this worker's port, for both versions of IP; UsageError if it is taken."""
-    port = int(addresses[rank].rpartition(":")[2])
-    both = socket.has_dualstack_ipv6()
-    mine = socket.socket(socket.AF_INET6 if both else socket.AF_INET)
+    port, both = int(addresses[rank].rpartition(":")[2]), socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        mine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if both:
-            mine.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        mine.bind(("", port))
+        return socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
-        mine.close()
         raise UsageError(
             f"worker {rank} is to listen on port {port} ({addresses[rank]}), and cannot: "
-            f"{error.strerror}; wait for who has it, or name another port for all workers"
+            f"{os.strerror(error.errno or 0)}; wait for who has it, or name another port for all"
         ) from None
-    return mine
 
 
 def _lead(
     mine: socket.socket, addresses: Sequence[str], answer: bytes = GO
 ) -> tuple[bytes, list[str]]:
     """Hear of all other workers, and answer them; return what, and who did not come."""
-    mine.listen(len(addresses))
     mine.settimeout(0.2)
     there: dict[int, socket.socket] = {}
-    until = time.monotonic() + (SECONDS_TO_COME if answer == GO else SECONDS_TO_TELL)
-    while len(there) < len(addresses) - 1 and time.monotonic() < until:
+    until = time.monotonic() + SECONDS_TO_COME
+    while True:
+        missing = [address for rank, address in enumerate(addresses) if rank and rank not in there]
+        is_over = not missing or time.monotonic() > until
+        if is_over and missing and answer == GO:
+            answer = b""
+        if is_over or answer == REFUSED:
+            until = min(until, time.monotonic() + SECONDS_TO_TELL)
+            for connection in there.values():
+                with contextlib.suppress(OSError):  # it has its answer
+                    connection.sendall(answer)
+                    connection.close()
+        if is_over:
+            return answer, missing
         with contextlib.suppress(OSError, ValueError):
             connection = mine.accept()[0]
             connection.settimeout(2)
             said, _, rank = connection.recv(64).partition(b" ")
             there[int(rank)] = connection
-            if said == REFUSED and answer == GO:
-                answer, until = REFUSED, time.monotonic() + SECONDS_TO_TELL
-        if answer == REFUSED:
-            _answer(there.values(), answer)
-    missing = [address for rank, address in enumerate(addresses) if rank and rank not in there]
-    if answer == GO and missing:
-        answer = b""
-    _answer(there.values(), answer)
-    return answer, missing
-
-
-def _answer(connections: Iterable[socket.socket], answer: bytes) -> None:
-    for connection in connections:
-        with contextlib.suppress(OSError):
-            connection.sendall(answer)
-            connection.close()
+            answer = REFUSED if said == REFUSED else answer
 
 
 def _ask(rank: int, address: str, word: bytes, seconds: float) -> bytes:
