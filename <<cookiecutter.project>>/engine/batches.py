@@ -9,6 +9,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from types import SimpleNamespace
@@ -84,43 +85,33 @@ class Ahead:
         self._pending.clear()
 
 
+@dataclass(eq=False, repr=False)
 class ArrayBatches:
     """Batches of arrays in memory; every example comes exactly once an epoch.
-
-    Args:
-        features: array of shape (num_examples, ...), or nested dicts, lists and tuples of arrays.
-            A DataFrame is the array of its rows, or, if not all are numbers, a dict of its columns;
-            a Series has the shape (num_examples, 1).
-        labels, sample_weight: the same; None: there are none.
-        batch_size: examples a batch; the last batch of an epoch may be smaller.
-        seed: order and augmentation are functions of it.
-        prepare: maps raw features of a batch to what the model is given.
-        augment: maps raw features (batch, ...) and float64 random numbers in [0, 1) of shape
-            (batch, 4), which depend on seed, epoch and example only, to augmented features.
-        shuffle: whether each epoch has an order of its own; if not, it is that of the arrays.
 
     Raises ValueError if the arrays differ in length, or a number is out of range.
     """
 
-    def __init__(
-        self,
-        features: Any,
-        labels: Any = None,
-        batch_size: int = IN_ORDER,
-        seed: int = 0,
-        prepare: Callable[[Any], Any] | None = None,
-        augment: Callable[[Any, Array], Any] | None = None,
-        sample_weight: Any = None,
-        shuffle: bool = True,
-    ) -> None:
-        require_at_least(1, batch_size=batch_size)
-        require_at_least(0, seed=seed)
+    # An array (num_examples, ...), or nested dicts, lists and tuples of arrays. A DataFrame
+    # is its rows, or, if not all are numbers, a dict of columns; a Series is (num_examples, 1).
+    features: Any
+    labels: Any = None  # the same; None: there are none
+    batch_size: int = IN_ORDER  # the last batch of an epoch may be smaller
+    seed: int = 0  # order and augmentation are functions of it
+    prepare: Callable[[Any], Any] | None = None  # from raw features to what the model is given
+    # From raw features (batch, ...) and float64 random numbers in [0, 1) of shape (batch, 4), which
+    # depend on seed, epoch and example only, to augmented features.
+    augment: Callable[[Any, Array], Any] | None = None
+    sample_weight: Any = None
+    shuffle: bool = True  # whether each epoch has an order of its own
+
+    def __post_init__(self) -> None:
+        require_at_least(1, batch_size=self.batch_size)
+        require_at_least(0, seed=self.seed)
         self.features, self.labels, self.sample_weight = (
             None if part is None else _map(_in_memory, part)
-            for part in (features, labels, sample_weight)
+            for part in (self.features, self.labels, self.sample_weight)
         )
-        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.prepare, self.augment = prepare, augment
         self._num_examples = _length_of((self.features, self.labels, self.sample_weight))
         self._epoch: int | None = None
         self._order = np.arange(len(self))

@@ -76,7 +76,6 @@ class Checkpoint:
         self.model = model if isinstance(model, keras.Model) else None
         self._variables = variables or (lambda: variables_of(model))
         self._groups: dict[str, dict[str, Any]] = {}
-        self._is_said = False
         self._layout: CommitLayout | None = None
         self._history = HistoryArray()
         # Columns and number of rows of history.csv; None: the whole file is written again.
@@ -92,14 +91,14 @@ class Checkpoint:
 
     def prepare(self) -> None:
         """Find all variables, and describe the model as it is before anything is restored."""
+        is_first = not self._groups
         groups = {"weights": self.model.weights if self.model else [], **self._variables()}
         self._groups = {name: by_unique_path(groups.get(name, ())) for name in RESTORE_ALL}
         self._in_order = variables = [v for g in self._groups.values() for v in g.values()]
         self._of_each = [n for n, v in enumerate(variables) if replicas.has_one_each(v)]
         self._agreement = replicas.Agreement(variables, self._workers)
         self._layout = CommitLayout(self.model, self._groups, self._workers.num_replicas)
-        if self._layout.unreadable and not self._is_said:
-            self._is_said = True
+        if self._layout.unreadable and is_first:
             log.info(
                 f"keras.models.load_model will not open the checkpoints of this model "
                 f"({self._layout.unreadable}); they hold all that resuming and evaluation need"

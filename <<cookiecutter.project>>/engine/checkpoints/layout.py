@@ -24,14 +24,7 @@ from engine.trees import map_leaves
 TEXT_BLOCK = 4096  # bytes of JSON
 HISTORY_BLOCK = 256  # rows
 # Keras writes these into the file as they were given, and then cannot read them.
-FULL_NAMES = {
-    "mse": "mean_squared_error",
-    "mae": "mean_absolute_error",
-    "mape": "mean_absolute_percentage_error",
-    "msle": "mean_squared_logarithmic_error",
-    "kld": "kl_divergence",
-    "bce": "binary_crossentropy",
-}
+SHORT_NAMES = ("mse", "mae", "mape", "msle", "kld", "bce")
 
 
 class _Sparse(NamedTuple):
@@ -178,10 +171,11 @@ def _write_model(model: keras.Model, file: h5py.File) -> tuple[list[list[str]], 
         return none, " ".join(f"{type(error).__name__}: {error}".split())[:200]
     if "training_config" in file.attrs:
         training_config = json.loads(file.attrs["training_config"])
-        training_config["loss"] = map_leaves(
-            training_config.get("loss"),
-            lambda loss: FULL_NAMES.get(loss.lower(), loss) if isinstance(loss, str) else loss,
-        )
+
+        def full(loss: Any) -> Any:
+            return keras.losses.get(loss).__name__ if str(loss).lower() in SHORT_NAMES else loss
+
+        training_config["loss"] = map_leaves(training_config.get("loss"), full)
         file.attrs["training_config"] = json.dumps(training_config)
     names = [found.get(id(weight), []) for weight in model.weights]
     missing = [path_of(w) for w, those in zip(model.weights, names, strict=True) if not those]

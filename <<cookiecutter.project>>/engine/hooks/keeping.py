@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from engine.checkpoints import is_lower_better, require_inside
 from engine.hooks.base import Hook, Run
 
 
+@dataclass(eq=False)
 class KeepCheckpoints(Hook):
     """Keeps a checkpoint every N steps as `checkpoints/model-<steps done>.h5`, or, where `every` is
     None, one at the end of each epoch that has the column `monitor`.
@@ -22,16 +24,13 @@ class KeepCheckpoints(Hook):
 
     NAME = re.compile(r"model-[0-9]+\.h5")
 
-    def __init__(
-        self,
-        every: int | None,
-        keep: int = 5,
-        monitor: str | None = None,
-        monitor_mode: str = "auto",
-    ) -> None:
-        require_at_least(1, every=1 if every is None else every, keep=keep)
-        self.every, self.keep = every, keep
-        self.monitor, self.monitor_mode = monitor, monitor_mode
+    every: int | None
+    keep: int = 5
+    monitor: str | None = None
+    monitor_mode: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_at_least(1, every=1 if self.every is None else self.every, keep=self.keep)
         self.kept: list[tuple[int, float | None]] = []  # steps done and value, oldest first
 
     def before_training(self, run: Run) -> None:
