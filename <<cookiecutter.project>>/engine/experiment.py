@@ -234,23 +234,15 @@ class Experiment:
 
 
 def prepare(
-    make: Callable[[Mapping[str, Any], str | None], Experiment],
-    config: Mapping[str, Any],
-    save_path: str | None = None,
-    resume_inexact: bool = False,
-    start: Path | None = None,
-    together: bool = False,
-    trains: bool = True,
+    make: Callable[[Mapping[str, Any], str | None], Experiment],  # from config and run folder
+    config: Mapping[str, Any],  # resolved
+    save_path: str | None = None,  # the run folder, whose checkpoint says what can be set
+    resume_inexact: bool = False,  # go on where the bits cannot be had any more
+    start: Path | None = None,  # a checkpoint of another run, which says it for a new one
+    together: bool = False,  # with the other workers that the environment names
+    trains: bool = True,  # whether the hooks that the config names are needed
 ) -> Experiment:
     """Build an experiment in a process that is set up for it, and look whether it can be resumed.
-
-    Args:
-        make: builds it from the resolved config and the run folder.
-        save_path: the run folder; what its checkpoint says of threads and the like is taken over.
-        resume_inexact: go on where the bits of an uninterrupted run cannot be had any more.
-        start: a checkpoint of another run, from which these are taken over if the run has none.
-        together: train with the other workers that the environment names; see `engine.devices`.
-        trains: whether the hooks that the config names are needed.
 
     Raises UsageError if a name leads nowhere, or the run in `save_path` could not be resumed
     exactly; OSError if the data cannot be read.

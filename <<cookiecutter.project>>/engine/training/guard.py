@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -42,6 +42,7 @@ CALLS_PYTHON = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
 RANDOM = "draw by keras.random with a keras.random.SeedGenerator that is an attribute of a layer"
 PYTHON = "write a Python function with operations of Keras or TensorFlow"
 OTHER = "keep in a weight of a layer what changes"
+Unsaved = tuple[str, str]  # what no checkpoint holds, and what to do
 LOOKS_FOR_CHANGES = 10  # before the first step, and at checkpoints after it
 # While an experiment was built.
 _made: list["weakref.ref[Any]"] = []
@@ -96,22 +97,22 @@ class Guard:
         for captured, _ in unknown:
             self._tables |= tables.get(id(captured), {})
         unsaved = [
-            Unsaved(f"the table or queue that {writer.type} changes{_line_of(writer)}", OTHER)
+            (f"the table or queue that {writer.type} changes{_line_of(writer)}", OTHER)
             for captured, writer in unknown
             if id(captured) not in tables
         ]
         self.tell([*unsaved, *_draws(traced.graph)])
 
-    def tell(self, unsaved: Sequence["Unsaved"]) -> None:
+    def tell(self, unsaved: Sequence[Unsaved]) -> None:
         """Note what was found; raise UsageError if there is anything, and it is not allowed."""
         if unsaved and not self._allows_inexact:
-            names = ", ".join(dict.fromkeys(each.name for each in unsaved))
-            remedies = "; ".join(dict.fromkeys(each.remedy for each in unsaved))
+            names = ", ".join(dict.fromkeys(name for name, _ in unsaved))
+            remedies = "; ".join(dict.fromkeys(remedy for _, remedy in unsaved))
             raise UsageError(
                 f"no checkpoint holds {names}, so a resumed run would have other bits; {remedies}; "
                 "or add --allow_inexact to train all the same"
             )
-        self.found += [each.name for each in unsaved if each.name not in self.found]
+        self.found += [name for name, _ in unsaved if name not in self.found]
 
     def variables(self) -> dict[str, Any]:
         """Return all variables besides the model's weights, by group; see `Checkpoint`."""
@@ -208,7 +209,7 @@ class Guard:
         for thing in alive:
             if id(thing) not in reached | held and state_of(thing) is not None:
                 name = f"a {type(thing).__name__} that neither iterator nor model names"
-                self.tell([Unsaved(name, "make it an attribute of the iterator")])
+                self.tell([(name, "make it an attribute of the iterator")])
 
     def tell_changes(self) -> None:
         """Warn of what only Python holds, has changed since the first call, and is not saved."""
@@ -231,13 +232,6 @@ class Guard:
                     "checkpoint holds: a resumed run may differ; give it get_state() and "
                     "set_state(state), with JSON values, or, if it only shows, only_tells = True"
                 )
-
-
-class Unsaved(NamedTuple):
-    """What no checkpoint holds, and what to do."""
-
-    name: str
-    remedy: str
 
 
 @contextlib.contextmanager
@@ -273,9 +267,9 @@ def _draws(graph: Any) -> list[Unsaved]:
     """Return the operations that draw from, or keep, what is in no variable."""
     found = [op for op in _operations(graph) if _kind(op).draws or op.type in CALLS_PYTHON]
     return [
-        Unsaved(f"what the Python function of {op.type} keeps{_line_of(op)}", PYTHON)
+        (f"what the Python function of {op.type} keeps{_line_of(op)}", PYTHON)
         if op.type in CALLS_PYTHON
-        else Unsaved(f"the random state of {op.type}{_line_of(op)}", RANDOM)
+        else (f"the random state of {op.type}{_line_of(op)}", RANDOM)
         for op in _read(found)
     ]
 

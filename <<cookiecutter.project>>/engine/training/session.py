@@ -99,17 +99,6 @@ class Start(NamedTuple):
 class Session:
     """One attempt at a run, from the first look at its folder on.
 
-    Args:
-        folder: the run folder, which exists.
-        hooks: in the order in which they are called; those of an iterator come after them.
-        num_epochs: epochs in all, those of earlier attempts included.
-        num_steps: steps in all, whatever `num_epochs` says; the last epoch may be cut short.
-        monitor: column of the history that decides which epoch is the best; None: nothing does.
-        monitor_mode: "min" or "max", whichever is better; "auto" goes by the name.
-        start: a checkpoint to begin with, while the folder has none of its own.
-        fingerprint: what has to be the same when the run is resumed; `inexact` says what is not.
-        on_nan: "stop" or "continue" when a loss or a weight is not finite (NaN or infinity).
-
     Attributes:
         run: how far it is; what hooks may look at.
         epoch, step: the first ones to train, counted from 0.
@@ -122,19 +111,19 @@ class Session:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path,  # which exists
         work: Work,
         *,
-        hooks: Sequence[Hook] = (),
+        hooks: Sequence[Hook] = (),  # in their order; those of an iterator come after them
         callbacks: Sequence[keras.callbacks.Callback] = (),
-        num_epochs: int = 0,
-        num_steps: int | None = None,
-        monitor: str | None = "val_loss",
-        monitor_mode: str = "auto",
-        start: Start | None = None,
-        fingerprint: Mapping[str, Any] | None = None,
-        inexact: Sequence[str] = (),
-        on_nan: str = "stop",
+        num_epochs: int = 0,  # in all, those of earlier attempts included
+        num_steps: int | None = None,  # in all, whatever `num_epochs` says
+        monitor: str | None = "val_loss",  # column that decides which epoch is the best, if any
+        monitor_mode: str = "auto",  # by its name; or "min", "max", whichever is better
+        start: Start | None = None,  # to begin with, while the folder has no checkpoint of its own
+        fingerprint: Mapping[str, Any] | None = None,  # has to be the same when it is resumed
+        inexact: Sequence[str] = (),  # what is not
+        on_nan: str = "stop",  # or "continue", when a loss or weight is NaN or infinity
     ) -> None:
         self.work, self.on_nan = work, on_nan
         self.workers = Workers(getattr(work.model, "distribute_strategy", None))

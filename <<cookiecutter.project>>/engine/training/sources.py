@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vegab import ROOT, trust
 from vegab.names import readings
@@ -15,13 +15,6 @@ BUILDS_ALL = "src.experiment"  # whatever a config names, this builds it
 ENGINE = "engine"
 # What reads the command line and the config, which is compared itself, and tests.
 CHANGES_NO_BIT = ("bin", "configs", "tests", "vegab")
-
-
-class Source(NamedTuple):
-    """What counts of a Python file: a digest of its code, and the modules that it may import."""
-
-    digest: str
-    imports: list[str]
 
 
 def digests(config: Mapping[str, Any]) -> dict[str, str]:
@@ -36,9 +29,9 @@ def digests(config: Mapping[str, Any]) -> dict[str, str]:
         if (file := _file_of(open_modules.pop())) is None:
             continue
         name = str(file.relative_to(ROOT))
-        source = _source(file.read_bytes(), file)
-        (of_engine if name.startswith(f"{ENGINE}/") else found)[name] = source.digest
-        new = [module for module in source.imports if module not in seen]
+        digest, imports = _source(file.read_bytes(), file)
+        (of_engine if name.startswith(f"{ENGINE}/") else found)[name] = digest
+        new = [module for module in imports if module not in seen]
         seen.update(new)
         open_modules += new
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(of_engine.items()))
@@ -78,11 +71,12 @@ def _places() -> dict[str, Path]:
 
 
 @functools.cache  # a sweep asks for each of its trials
-def _source(content: bytes, file: Path) -> Source:
+def _source(content: bytes, file: Path) -> tuple[str, list[str]]:
+    """Return what counts of a file: a digest of its code, and the modules that it may import."""
     try:
         tree = ast.parse(content)
     except SyntaxError:  # what imports it will say so
-        return Source(hashlib.sha256(content).hexdigest(), [])
+        return hashlib.sha256(content).hexdigest(), []
     package = list(file.relative_to(ROOT).with_suffix("").parts[:-1])
     imports: dict[str, None] = {}
     for node in ast.walk(tree):
@@ -102,4 +96,4 @@ def _source(content: bytes, file: Path) -> Source:
         if parts[0] in _places()
     }
     digest = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
-    return Source(digest, sorted(with_parents))
+    return digest, sorted(with_parents)

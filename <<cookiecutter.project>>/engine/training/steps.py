@@ -9,6 +9,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import keras
@@ -134,10 +135,15 @@ class _Traces:
             return step.get_concrete_function(spec)
 
 
+@dataclass(eq=False, repr=False)
 class Steps:
-    """Runs a compiled model's training steps on a batch source, `num_steps` in all, never grouped
-    if they are to be made `one_by_one`; `look` is called with each that is traced.
-    """
+    """Runs a compiled model's training steps on a batch source."""
+
+    model: keras.Model
+    source: BatchSource
+    one_by_one: bool = False  # never group steps
+    num_steps: int | None = None  # in all; None: there is no end
+    look: Look | None = None  # called with each step that is traced
 
     # A signal may have to wait for the end of a call, and a progress bar too.
     SECONDS_PER_CALL = 0.08
@@ -147,21 +153,12 @@ class Steps:
     # that it takes to compile a function of many.
     FIRST_STEPS = 100
 
-    def __init__(
-        self,
-        model: keras.Model,
-        source: BatchSource,
-        one_by_one: bool = False,
-        num_steps: int | None = None,
-        look: Look | None = None,
-    ) -> None:
-        self.model, self.source, self._look = model, source, look
-        self.num_steps, self.one_by_one = num_steps, one_by_one
+    def __post_init__(self) -> None:
         self.size = 1
         self._calls: dict[tuple[str, bool], Callable[[Any], Any]] = {}
         self._traces: _Traces | None = None
         self._usual = ""  # the spec of batches that can be run at once
-        is_alone = Workers(model.distribute_strategy).number == 1
+        is_alone = Workers(self.model.distribute_strategy).number == 1
         self._seconds = self.SECONDS_PER_CALL if is_alone else self.SECONDS_PER_CALL_OF_WORKERS
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
@@ -169,7 +166,7 @@ class Steps:
     def compile(self) -> _Traces:
         """Compile for the first batch, if that is not done, which makes what a step makes."""
         if self._traces is None:
-            self._traces = _Traces(self.model, self.model.train_step, self.source, self._look)
+            self._traces = _Traces(self.model, self.model.train_step, self.source, self.look)
             self._usual = "" if self._traces.varies else str(self._traces.base)
         return self._traces
 
