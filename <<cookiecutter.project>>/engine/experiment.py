@@ -103,13 +103,18 @@ class Experiment:
         retrain: bool = False,
     ) -> "Session":
         """Begin or resume a run; see `engine.training.Session`."""
+        from engine.checkpoints import run_of
         from engine.hooks import LearningRates
         from engine.training import Session, Start
 
         start = None
         if start_from is not None:
             rate: Callable[[int], float] | None = None  # as in the other run
-            if self.has_another_rate(start_from):
+            before = read_run(run_of(start_from))["config"]
+            # A schedule of Keras is no state, and is this run's own.
+            has_own = isinstance(self.config.get("lr_schedule"), Mapping | str)
+            keys = () if has_own or self.iterator is not None else ("learning_rate", "lr_schedule")
+            if any(key in before and before[key] != self.config.get(key) for key in keys):
                 rates = self.learning_rates or [(0, float(self.model.optimizer.learning_rate))]
                 rate = LearningRates(rates).rate_in
             start = Start(start_from, retrain, rate)
@@ -120,16 +125,6 @@ class Experiment:
             monitor=self.monitor, monitor_mode=settings["monitor_mode"],
             fingerprint=self.fingerprint, inexact=self.inexact, on_nan=settings["on_nan"],
         )  # fmt: skip
-
-    def has_another_rate(self, path: Path) -> bool:
-        """Return whether the learning rates are not those of the run that made a checkpoint."""
-        from engine.checkpoints import run_of
-
-        before = read_run(run_of(path))["config"]
-        if self.iterator is not None or isinstance(self.config.get("lr_schedule"), Mapping | str):
-            return False  # a schedule of Keras is no state, and is this run's own
-        keys = ("learning_rate", "lr_schedule")
-        return any(key in before and before[key] != self.config.get(key) for key in keys)
 
     def check_start(self, path: Path, retrain: bool, flag: str = "--checkpoint") -> None:
         """Raise UsageError if the checkpoint that a flag names is corrupt, or another model's."""

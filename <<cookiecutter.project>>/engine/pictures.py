@@ -108,9 +108,8 @@ def draw_examples(
 ) -> None:
     """Draw the first pictures of a set side by side, a row for each name, into a PNG file.
 
-    Pictures have the shape (num_images, height, width, 1 or 3). The least value of a row becomes
-    black and the largest white; a last row that can be compared takes the scale of the one above.
-    Integers of shape (num_images, height, width) are classes, of which `class_names` names each.
+    Pictures have the shape (num_images, height, width, 1 or 3), or are classes that `class_names`
+    names, without the last. A last row that can be compared takes the scale of the one above.
     """
     from matplotlib import colormaps
 

@@ -218,12 +218,13 @@ class Checkpoint:
         """Return the chief's checkpoint, which another worker looks for in `candidates`."""
         if self._workers.number == 1:
             return path
-        wanted, *_ = self._workers.gather_bytes(commits.head_of(path))
-        if self._workers.is_chief or not any(wanted):
+        mine = commits.digest_of(path).ljust(commits.USER_BLOCK)
+        wanted = self._workers.gather_bytes(mine.encode())[0].decode().strip()
+        if self._workers.is_chief or not wanted:
             return path if self._workers.is_chief else None
         for _ in range(SECONDS_FOR_FILES):  # a file system of many machines may be late
             for candidate in candidates:
-                if candidate.exists() and commits.head_of(candidate) == wanted:
+                if candidate.exists() and commits.digest_of(candidate) == wanted:
                     verify(candidate)
                     return candidate
             time.sleep(1)

@@ -46,18 +46,12 @@ def verify(path: Path) -> None:
         _refuse_foreign(file)
 
 
-def head_of(path: Path | None) -> bytes:
-    """Return the first 512 bytes of a checkpoint, which tell it from all others; zeros for None."""
-    if path is None:
-        return bytes(USER_BLOCK)
-    with open(path, "rb") as file:
-        return file.read(USER_BLOCK)
-
-
 def digest_of(checkpoint: Path | bytes | None) -> str:
     """Return the digest in a checkpoint's first bytes, by which it is known; "" for None."""
-    head = checkpoint if isinstance(checkpoint, bytes) else head_of(checkpoint)
-    return head[len(SIGNATURE) : USER_BLOCK].rstrip(b"\0").decode(errors="replace")
+    if isinstance(checkpoint, Path):
+        with open(checkpoint, "rb") as file:
+            checkpoint = file.read(USER_BLOCK)
+    return (checkpoint or b"")[len(SIGNATURE) :].rstrip(b"\0").decode(errors="replace")
 
 
 def require_inside(names: Iterable[Any]) -> None:

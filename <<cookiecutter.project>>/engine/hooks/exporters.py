@@ -29,12 +29,9 @@ def export(
     """Write a model into a new folder in each form that it can have, or nothing at all.
 
     The SavedModel's signature `serving_default` takes the features of a batch as tensors by name;
-    with `serving`, which a feeder's `serving_features()` returns, `serving_examples` takes
-    serialized `tf.train.Example`s without labels. Both return the model's outputs by name.
-
-    Return what each signature takes, by name, and why forms are not there, by theirs. Raises
-    FileExistsError if the folder `output` is there and not empty, unless it is to `replace` it;
-    OSError if no form can be written.
+    with `serving`, a feeder's `serving_features()`, `serving_examples` takes serialized examples.
+    Return what each signature takes, and why forms are not there, by name. Raises FileExistsError
+    if `output` is not an empty folder, unless it is to `replace` it; OSError if there is no form.
     """
     is_taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if is_taken and not replace:

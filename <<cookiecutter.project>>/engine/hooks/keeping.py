@@ -14,19 +14,17 @@ from engine.hooks.base import Hook, Run
 
 @dataclass(eq=False)
 class KeepCheckpoints(Hook):
-    """Keeps a checkpoint every N steps as `checkpoints/model-<steps done>.h5`, or, where `every` is
-    None, one at the end of each epoch that has the column `monitor`.
+    """Keeps checkpoints as `checkpoints/model-<steps done>.h5`, the best or the newest.
 
-    The best `keep` stay by `monitor`, a column of the history, or without one the newest. Every N
-    steps a value is that of the epoch so far, for a "val_…" column that of the epoch before. One
-    without a finite value counts as the worst; of two that are equally good the newer is kept.
+    Every N steps a value is that of the epoch so far, of a "val_…" column that of the last one.
+    One without a finite value counts as the worst; of two that are equally good the newer is kept.
     """
 
     NAME = re.compile(r"model-[0-9]+\.h5")
 
-    every: int | None
+    every: int | None  # N steps; None: at the end of each epoch that has the column `monitor`
     keep: int = 5
-    monitor: str | None = None
+    monitor: str | None = None  # column of the history by which the best are kept
     monitor_mode: str = "auto"
 
     def __post_init__(self) -> None:
