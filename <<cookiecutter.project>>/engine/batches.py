@@ -337,9 +337,7 @@ def batch_source(
 
 
 def require_labels_in_classes(num_classes: int, *sources: Any) -> None:
-    """Raise ValueError if labels of batch sources that are integers, one an example, are not in
-    [0, num_classes): of arrays all are looked at, else the first batch.
-    """
+    """Raise ValueError if integer labels of sources, one an example, are not in their classes."""
     for source in (each for each in sources if each is not None):
         all_of_them = getattr(source, "labels", None)
         labels = parts_of(source.batch(0, 0)).get("y") if all_of_them is None else all_of_them
@@ -372,9 +370,7 @@ def shapes_of(batch: Any) -> str:
 
 
 def digest(*sources: Any) -> str:
-    """Return a SHA-256 by which other data is noticed, of sources or None. Arrays of less than a
-    gigabyte are read to the last byte; of what has no `digest()`, the first batch stands for all.
-    """
+    """Return a SHA-256 of data; of large arrays and other sources, a part stands for all."""
     sha256 = hashlib.sha256(str(sources[0].steps_per_epoch).encode())
     for source in sources:
         if hasattr(source, "digest"):

@@ -55,9 +55,7 @@ class Experiment:
         return ChainMap(dict(self.changes), self.config)  # type: ignore[arg-type]
 
     def with_work(self, allow_inexact: bool = False) -> "Experiment":
-        """Trace the steps of training and validation. Raises UsageError if model, loss, metrics and
-        data do not fit, no checkpoint can hold what a step uses, or no metric is to be monitored.
-        """
+        """Trace the steps; UsageError if anything does not fit, or no checkpoint can hold it."""
         from engine.batches import shapes_of
         from engine.checkpoints import is_lower_better
         from engine.training import culprit, work_on
@@ -159,9 +157,7 @@ class Experiment:
             raise UsageError(f"{flag}: {done}; ask for more, or begin with an earlier epoch")
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Assign what a checkpoint has of the model; return its state, of the same file, though the
-        run may replace it meanwhile. UsageError if it is another model's, OSError if corrupt.
-        """
+        """Assign what a checkpoint has of the model; return its state, of the same file."""
         from engine.checkpoints import digest_of, load_weights, read_state, verify
         from engine.training import Guard
 

@@ -40,9 +40,7 @@ def layers_of(model: keras.Model) -> list[keras.Layer]:
 
 
 def take_gradient_sum(optimizer: keras.Optimizer) -> Callable[[list[Any]], list[Any]]:
-    """Return the function that adds up gradients over all replicas, in pairs with their variables.
-    Keras no longer calls it, which it did in `apply` after clipping each replica's gradients.
-    """
+    """Return the function that adds up gradients of all replicas; Keras calls it no more."""
     add_up = optimizer._all_reduce_sum_gradients
     for each in (optimizer, getattr(optimizer, "inner_optimizer", optimizer)):
         each._all_reduce_sum_gradients = list
@@ -61,9 +59,7 @@ def moments_of(layer: keras.layers.BatchNormalization, inputs: Any, mask: Any) -
 
 
 def write_hdf5(model: keras.Model, file: h5py.File) -> None:
-    """Write into an open file what `model.save("model.h5")` writes, but the optimizer's variables,
-    which `load_model` does not read. NotImplementedError if the model has no config.
-    """
+    """Write what `model.save("model.h5")` does into an open file, without the optimizer."""
     compile_config = getattr(model, "_compile_config", None)  # none before compile()
     # Keras takes the optimizer out of it.
     kept = dict(compile_config.config) if compile_config is not None else None
@@ -135,9 +131,7 @@ def as_traced() -> Iterator[None]:
 
 
 def set_patience(number: int, seconds_to_register: int, seconds_of_silence: int) -> None:
-    """Say, before TensorFlow has run anything, in what time so many workers have to register with
-    the first one's service, or all end, and after what silence one is taken for dead.
-    """
+    """Say, before TensorFlow has run anything, how long its workers wait for each other."""
     context.context().configure_coordination_service(
         service_type="standalone",
         service_leader="/job:worker/replica:0/task:0",

@@ -121,10 +121,7 @@ class Checkpoint:
     def snapshot(
         self, state: Mapping[str, Any], files: Mapping[str, int] | None = None
     ) -> Snapshot:
-        """Take the model's variables as they are now, and a state of JSON values and arrays, whose
-        "history" is only ever appended to. Raises UsageError if the copies of the model on several
-        devices are not the same.
-        """
+        """Take variables and state as they are; UsageError if copies of the model differ."""
         if self._layout is None:
             self.prepare()
         rows = list(state["history"])
@@ -155,9 +152,7 @@ class Checkpoint:
         self._last = self.snapshot(state)
 
     def commit_end(self) -> None:
-        """Write the last checkpoint again, if the weights are not those of the last step any more:
-        a run that goes on begins with these, evaluation and Keras with what training ended with.
-        """
+        """Write the last checkpoint again, with both, if weights have changed after the last step."""
         last, weights = self._last, self._groups.get("weights", {})
         if last is None or not weights:
             return
@@ -477,15 +472,13 @@ def _tensor(variable: Any) -> tf.Tensor:
 
 
 def by_unique_path(variables: Any) -> dict[str, Any]:
-    """Return variables, or pairs of path and value, by paths that are the same in each process:
-    without the numbers that Keras adds to names, and with one by the place where paths are equal.
-    """
+    """Return variables, or pairs of path and value, by paths that are the same in each process."""
     if isinstance(variables, Mapping):
         return dict(variables)
     found: dict[str, Any] = {}
     for each in variables:
         path, value = each if isinstance(each, tuple) else (path_of(each), each)
-        path = first = re.sub(r"_\d+(?=_|/|$)", "", path)
+        path = first = re.sub(r"_\d+(?=_|/|$)", "", path)  # Keras numbers all that it has made
         number = 2
         while path in found:
             path, number = f"{first}#{number}", number + 1

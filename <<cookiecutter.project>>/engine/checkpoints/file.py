@@ -178,9 +178,7 @@ def names_in(group: h5py.Group, attribute: str) -> list[str]:
 
 
 def _refuse_foreign(file: h5py.File) -> None:
-    """Refuse data that is kept elsewhere, by links that HDF5 follows, or larger than the file: a
-    digest shows that a file is whole, not who made it.
-    """
+    """Refuse data that HDF5 would read elsewhere, or that is larger than the file."""
     size, seen = os.path.getsize(file.filename), set()
 
     def refuse_if(is_foreign: bool, what: str) -> None:

@@ -93,9 +93,7 @@ class CommitLayout:
         self._places: list[int] = []
 
     def put_together(self, snapshot: Any, at_end: Sequence[np.ndarray] | None = None) -> memoryview:
-        """Return the bytes of a checkpoint with a `Snapshot`, and, if they are others than its
-        weights, those that training ended with; they depend on nothing else.
-        """
+        """Return the bytes of a checkpoint with a `Snapshot`, and other weights to use `at_end`."""
         values = [np.asarray(value) for value in snapshot.values]
         state = snapshot.state | {"columns": snapshot.columns, "num_rows": len(snapshot.rows)}
         arrays: list[np.ndarray] = []
@@ -153,9 +151,7 @@ def _without_arrays(content: io.BytesIO, names: Sequence[str]) -> tuple[_Sparse,
 
 
 def _write_model(model: keras.Model, file: h5py.File) -> tuple[list[list[str]], str]:
-    """Write what `model.save("model.h5")` does, without the optimizer; return the datasets of each
-    of `model.weights`, and "", or, with nothing written, why Keras cannot write the model.
-    """
+    """Write what Keras does of a model; return the datasets of each weight, and why it cannot."""
     none: list[list[str]] = [[] for _ in model.weights]
     if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
         return none, "it is subclassed, and load_model cannot build its layers"

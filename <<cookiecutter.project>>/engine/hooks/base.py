@@ -254,10 +254,9 @@ class IntervalHook(Hook):
     """Lets its hooks act only at certain steps, as `before_step` numbers them: 0 is the first.
 
     These are `start` and every `interval`-th step from there on, below `stop`. With `max_interval`
-    the interval doubles each time until it is that, and the next step is the next multiple of it: 1
-    and 1000 give 0, 2, 4, 8, …, 512, 1000, 2000, …. With `modify_each` it doubles after so many
-    times only, and without end if there is no `max_interval`. A `next_step` of the hooks makes them
-    act more seldom. `get_step` has to be an iterator's `get_global_step`, which it is anyway.
+    the interval doubles each time until it is that: 1 and 1000 give 0, 2, 4, 8, …, 512, 1000, 2000,
+    …. With `modify_each` it doubles after so many times only, and without end if there is no
+    `max_interval`. A `next_step` of the hooks makes them act more seldom.
     """
 
     def __init__(

@@ -48,9 +48,8 @@ class AppendedFiles:
         for name, length in lengths.items():
             path = os.path.abspath(self.root / name)
             is_inside = os.path.realpath(path).startswith(os.path.realpath(self.root) + os.sep)
-            if not (is_inside or path in texts) or os.path.islink(path):
-                continue
-            if os.path.isfile(path) and os.path.getsize(path) > length:
+            is_meant = (is_inside or path in texts) and not os.path.islink(path)
+            if is_meant and os.path.isfile(path) and os.path.getsize(path) > length:
                 os.truncate(path, length)
         self._names = set(self._known.get(checkpoint, {}))
 
@@ -92,9 +91,8 @@ class AppendedFiles:
         """Keep the lengths of a checkpoint that is about to be seen, and of the one before it."""
         with self._lock:
             if lengths or self._known:
-                kept = {BEGIN, before}
-                self._known = {key: value for key, value in self._known.items() if key in kept}
-                self._known[checkpoint] = lengths
+                kept = {key: self._known[key] for key in (BEGIN, before) if key in self._known}
+                self._known = kept | {checkpoint: lengths}
                 write_json(self.root / FILE, self._known)
 
     def note(self, path: str) -> None:

@@ -145,7 +145,8 @@ def differences(stored: Fingerprint, now: Fingerprint, where: str = "") -> list[
             verb = "is new" if old is None else "is gone" if new is None else "has changed"
             found.append(f"{key} {verb}")
         elif old != new:
-            found.append(f"{where}{key}: {_show(old)}, now {_show(new)}")
+            shown = [" ".join(map(str, v)) if isinstance(v, list) else v for v in (old, new)]
+            found.append(f"{where}{key}: {shown[0]}, now {shown[1]}")
     return found
 
 
@@ -171,7 +172,3 @@ def code_differs(commit: Path) -> list[str]:
             ", ".join(found), "have" if len(found) > 1 else "has",
         )  # fmt: skip
     return found
-
-
-def _show(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

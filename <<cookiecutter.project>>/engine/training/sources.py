@@ -18,9 +18,7 @@ CHANGES_NO_BIT = ("bin", "configs", "tests", "vegab")
 
 
 def digests(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return a SHA-256 for each file of the project that a config leads to, by its path there, and
-    one for the machinery under the name "engine". Comments and docstrings are no change.
-    """
+    """Return a SHA-256, without comments, of each file that a config leads to, and of "engine"."""
     found: dict[str, str] = {}
     of_engine: dict[str, str] = {}
     open_modules = [BUILDS_ALL, *_named_by(config)]

@@ -90,11 +90,10 @@ class _Traces:
             ) from error
 
     def get(self, spec: Any) -> Any:
-        """Return the function for what `spec_of` returned. It takes any number of examples, unless
-        steps loop, as recurrent layers do: then they would take a quarter as long again.
-        """
+        """Return the function for what `spec_of` returned."""
         if self._model.run_eagerly:
             return self._step
+        # Steps that loop, as recurrent layers do, would take a quarter as long again.
         if not self._loops:
             any_number = keras.tree.map_structure(
                 lambda s: tf.TensorSpec([None, *s.shape[1:]] if s.shape else [], s.dtype), spec
