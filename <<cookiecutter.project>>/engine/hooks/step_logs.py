@@ -21,7 +21,6 @@ class LoggingHook(WriterHook):
 
     An operation of the iterator returns {"scalars": …, "images": …, "figures": …}, each by name,
     nested names being joined by "/". Without one, the scalars are the metrics of the epoch so far.
-
     Scalars become a line of the log, images, and figures of matplotlib, `train/<name>_<step>.png`.
     Images have the shape (N, H, W, C) or (H, W, C) with C in 1, 3, 4, and are uint8 or floats, in
     [-1, 1] if one of the array is negative, and if not, in [0, 1].

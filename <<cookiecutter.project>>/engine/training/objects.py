@@ -1,7 +1,5 @@
-"""Walks over all that hangs on objects: attributes, containers, closures and the globals of code.
-
-A path says how to come to a thing, such as `model.optimizers['body']`. It is the shortest one, and
-the same in every process that runs the same code.
+"""Walks over all that hangs on objects: attributes, containers, closures and the globals of code. The
+path to a thing is the shortest one, and the same in every process that runs the same code.
 """
 
 import contextlib
