@@ -100,8 +100,8 @@ def give_seed(op: Any) -> None:
 
 @contextlib.contextmanager
 def replacing_operations(replaced: Callable[[Any], Sequence[Any] | None]) -> Iterator[None]:
-    """Within the block, have the tensors that `replaced` returns, if any, take the place of those of
-    an operation that this thread adds to a graph.
+    """Within the block, have the tensors that `replaced` returns, unless that is None, take the
+    place of those of an operation that this thread adds to a graph.
     """
 
     def look(
