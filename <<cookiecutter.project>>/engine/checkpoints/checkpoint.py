@@ -152,7 +152,7 @@ class Checkpoint:
         self._last = self.snapshot(state)
 
     def commit_end(self) -> None:
-        """Write the last checkpoint again, with both, if weights changed after the step."""
+        """Write the last checkpoint again, if weights changed after its step, with these."""
         last, weights = self._last, self._groups.get("weights", {})
         if last is None or not weights:
             return

@@ -122,7 +122,7 @@ class Session:
         monitor_mode: str = "auto",  # by its name; or "min", "max", whichever is better
         start: Start | None = None,  # to begin with, while the folder has no checkpoint of its own
         fingerprint: Mapping[str, Any] | None = None,  # has to be the same when it is resumed
-        inexact: Sequence[str] = (),  # what is not
+        inexact: Sequence[str] = (),  # what of that is not
         on_nan: str = "stop",  # or "continue", when a loss or weight is NaN or infinity
     ) -> None:
         self.work, self.on_nan = work, on_nan
