@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-# triton, where it is installed, comes before TensorFlow; see `engine.import_order`.
+# triton, where it is installed, comes before TensorFlow; see `engine`.
 LIBRARIES = [
     "triton",
     "h5py",

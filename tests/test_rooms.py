@@ -24,7 +24,6 @@ ORDER = [
         "engine.batches",
         "engine.cifar",
         "engine.endings",
-        "engine.import_order",
         "engine.keras_private",
         "engine.pictures",
         "engine.processes",

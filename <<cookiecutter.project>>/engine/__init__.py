@@ -1,6 +1,7 @@
 """The machinery: one room for each subject; see README.md."""
 
 import ast
+import contextlib
 import functools
 import importlib
 import re
@@ -11,7 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engine import import_order  # noqa: F401
 from vegab import UsageError, capture
 
 # What TensorFlow's C++ logs as it starts is no news to whoever reads along; stderr.txt has it.
@@ -23,32 +23,33 @@ capture.hidden = re.compile(
 )
 
 
-class AbsentRooms(MetaPathFinder):
-    """Asked where nothing else has found a module: says which room the project is without."""
+class BeforeImport(MetaPathFinder):
+    """Finds no module itself, for all finders are asked; acts before some are imported."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> None:
-        """Raise UsageError for a room that may be left out."""
-        if name in ("engine.iterators", "engine.records", "engine.sweeps"):
-            room = name.replace(".", "/")
+        """Import triton before TensorFlow; raise UsageError for a room that was left out."""
+        if name == "tensorflow":
+            # TensorFlow loads its LLVM for the whole process to see. A later `import triton`, which
+            # PyTorch's optimizers do, binds to it, and dies (tensorflow/tensorflow#124205).
+            with contextlib.suppress(Exception):  # if it is broken, those who use it will say so
+                import triton  # noqa: F401
+        room = name.replace(".", "/")
+        may_be_absent = room in ("engine/iterators", "engine/records", "engine/sweeps")
+        if may_be_absent and not Path(__file__).parents[1].joinpath(room).is_dir():
             raise UsageError(
                 f"this project was generated without {room}, which this needs; copy {room} from a "
                 "project generated with rooms=all"
             )
 
 
-sys.meta_path.append(AbsentRooms())
+sys.meta_path.insert(0, BeforeImport())
 
 
 def lazy(room: str, file: str) -> Callable[[str], Any]:
-    """Return a `__getattr__` that imports a room's public names when they are asked for first.
-
-    The names are those that the room's `__init__.py` imports for type checkers.
-
-    Args:
-        room: name of the package.
-        file: its `__init__.py`.
+    """Return a `__getattr__` that imports a room's public names when they are asked for first; its
+    `file`, the `__init__.py`, imports them for type checkers.
     """
 
     @functools.cache

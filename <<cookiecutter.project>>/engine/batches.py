@@ -1,8 +1,4 @@
-"""Batch sources: a batch is a pure function of seed, epoch and step.
-
-Nothing is advanced from one batch to the next, so a source has no state to save: a run that resumes
-at step 1,000 of epoch 7 asks for that batch and gets the same bits.
-"""
+"""Makes batches, each a pure function of seed, epoch and step, so that a source has no state."""
 
 import hashlib
 import inspect
@@ -13,6 +9,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from types import SimpleNamespace
@@ -45,18 +42,14 @@ class BatchSource(Protocol):
         """Number of batches in an epoch, at least 1."""
 
     def batch(self, epoch: int, step: int) -> Any:
-        """Return the batch at `step` (from 0) of `epoch` (from 0) as `fit` takes it.
-
-        It is x, (x, y) or (x, y, sample_weight), each an array or nested dicts, lists and tuples
-        of arrays.
+        """Return the batch at `step` of `epoch`, both from 0, as `fit` takes it: x, (x, y) or
+        (x, y, sample_weight), each an array or nested dicts, lists and tuples of arrays.
         """
 
 
 def random_generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Return a generator that depends on nothing but its arguments.
-
-    Philox is counter-based (Salmon et al., 2011): seed and epoch are its key and the stream its
-    counter, so no two of them overlap.
+    """Return a generator that depends on nothing but its arguments, and overlaps with no other:
+    seed and epoch are the key of Philox (Salmon et al., 2011), the stream is its counter.
     """
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream]))
 
@@ -92,46 +85,33 @@ class Ahead:
         self._pending.clear()
 
 
+@dataclass(eq=False, repr=False)
 class ArrayBatches:
     """Batches of arrays in memory; every example comes exactly once an epoch.
 
-    Args:
-        features: array of shape (num_examples, ...), or nested dicts, lists and tuples of arrays.
-            A DataFrame is the array of its rows, or, if not all are numbers, a dict of its columns;
-            a Series has the shape (num_examples, 1).
-        labels: the same; None: there are none.
-        batch_size: examples a batch, at least 1; the last batch of an epoch may be smaller.
-        seed: order and augmentation are functions of it, at least 0.
-        prepare: maps raw features of a batch to what the model is given.
-        augment: maps raw features (batch, ...) and float64 random numbers in [0, 1) of shape
-            (batch, 4), which depend on seed, epoch and example only, to augmented features.
-        sample_weight: weights of the losses, an array of shape (num_examples,), or nested as the
-            labels are.
-        shuffle: whether each epoch has an order of its own; if not, it is that of the arrays.
-
-    Raises ValueError if there are no examples, the arrays differ in length, or batch size or seed
-    is out of range.
+    Raises ValueError if the arrays differ in length, or a number is out of range.
     """
 
-    def __init__(
-        self,
-        features: Any,
-        labels: Any = None,
-        batch_size: int = IN_ORDER,
-        seed: int = 0,
-        prepare: Callable[[Any], Any] | None = None,
-        augment: Callable[[Any, Array], Any] | None = None,
-        sample_weight: Any = None,
-        shuffle: bool = True,
-    ) -> None:
-        require_at_least(1, batch_size=batch_size)
-        require_at_least(0, seed=seed)
+    # An array (num_examples, ...), or nested dicts, lists and tuples of arrays. A DataFrame
+    # is its rows, or, if not all are numbers, a dict of columns; a Series is (num_examples, 1).
+    features: Any
+    labels: Any = None  # the same; None: there are none
+    batch_size: int = IN_ORDER  # the last batch of an epoch may be smaller
+    seed: int = 0  # order and augmentation are functions of it
+    prepare: Callable[[Any], Any] | None = None  # from raw features to what the model is given
+    # From raw features (batch, ...) and float64 random numbers in [0, 1) of shape (batch, 4), which
+    # depend on seed, epoch and example only, to augmented features.
+    augment: Callable[[Any, Array], Any] | None = None
+    sample_weight: Any = None
+    shuffle: bool = True  # whether each epoch has an order of its own
+
+    def __post_init__(self) -> None:
+        require_at_least(1, batch_size=self.batch_size)
+        require_at_least(0, seed=self.seed)
         self.features, self.labels, self.sample_weight = (
             None if part is None else _map(_in_memory, part)
-            for part in (features, labels, sample_weight)
+            for part in (self.features, self.labels, self.sample_weight)
         )
-        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.prepare, self.augment = prepare, augment
         self._num_examples = _length_of((self.features, self.labels, self.sample_weight))
         self._epoch: int | None = None
         self._order = np.arange(len(self))
@@ -149,8 +129,14 @@ class ArrayBatches:
         """Return the batch at `step` of `epoch`, see `BatchSource`; IndexError if there is none."""
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch with {self.steps_per_epoch} steps")
-        if epoch != self._epoch:
-            self._start_epoch(epoch)
+        if epoch != self._epoch:  # cached, as functions of seed and epoch
+            if self.shuffle:
+                generator = random_generator(self.seed, epoch, SHUFFLE_STREAM)
+                self._order = generator.permutation(len(self))
+            if self.augment:
+                generator = random_generator(self.seed, epoch, AUGMENT_STREAM)
+                self._draws = generator.random((len(self), DRAWS_PER_EXAMPLE))
+            self._epoch = epoch
         # A slice of what is not shuffled copies nothing.
         part = slice(step * self.batch_size, (step + 1) * self.batch_size)
         rows = self._order[part] if self.shuffle else part
@@ -162,32 +148,16 @@ class ArrayBatches:
             features = self.augment(features, self._draws[rows])
         if self.prepare:
             features = self.prepare(features)
-        if weights is not None:
-            return _map(_as_fit, (features, labels, weights))
-        if labels is not None:
-            return _map(_as_fit, (features, labels))
-        # As `fit` packs them: a model's own step is given x itself.
-        return _map(_as_fit, (features,) if isinstance(features, tuple | list) else features)
-
-    def _start_epoch(self, epoch: int) -> None:
-        """Cache what an epoch's batches share; it is a function of seed and epoch."""
-        if self.shuffle:
-            self._order = random_generator(self.seed, epoch, SHUFFLE_STREAM).permutation(len(self))
-        if self.augment:
-            generator = random_generator(self.seed, epoch, AUGMENT_STREAM)
-            self._draws = generator.random((len(self), DRAWS_PER_EXAMPLE))
-        self._epoch = epoch
+        parts: Any = (features, labels) if weights is None else (features, labels, weights)
+        if labels is None and weights is None:
+            # As `fit` packs them: a model's own step is given x itself.
+            parts = (features,) if isinstance(features, tuple | list) else features
+        return _map(_as_fit, parts)
 
 
 class FunctionBatches:
-    """Batches of a function of the epoch, resumed by skipping what was seen already.
-
-    Args:
-        open_epoch: called with the epoch (from 0); returns an iterable of batches, such as a
-            `tf.data.Dataset`: the same ones for the same epoch in every process.
-        is_the_same: whether every epoch is to give the same batches; see `settle`.
-
-    Raises ValueError if an epoch holds no batches, or fewer than `steps_per_epoch`.
+    """Batches of a function of the epoch, resumed by skipping what was seen already. It returns an
+    iterable of batches, such as a `tf.data.Dataset`, which `is_the_same` in every epoch, or not.
     """
 
     def __init__(
@@ -202,10 +172,7 @@ class FunctionBatches:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Number of batches, of which the first epoch is read where it does not say it.
-
-        Raises ValueError if there are none, or there is no end to them.
-        """
+        """Number of batches of an epoch, read to its end where it does not say it."""
         # Reading past an end that was not foreseen makes Keras count a step without data.
         number = self._cardinality()
         if number == UNKNOWN:
@@ -213,8 +180,7 @@ class FunctionBatches:
             number = sum(1 for _ in islice(self.open_epoch(0), MOST_BATCHES + 1))
         if number == ENDLESS or number > MOST_BATCHES:
             raise ValueError(
-                "the data has no end (or more than a million batches an epoch), so there is no "
-                "epoch; leave out repeat(), or cut it by take(steps)"
+                "the data has no end, or more than a million batches; cut it by take(steps)"
             )
         if not number:
             raise ValueError("the data has no batches; expected at least one an epoch")
@@ -225,11 +191,8 @@ class FunctionBatches:
         return int(opened.cardinality()) if hasattr(opened, "cardinality") else UNKNOWN
 
     def settle(self, steps_per_epoch: int | None) -> None:
-        """Find out how many batches there are, and compare two passes where all are to be the same.
-
-        The comparison ends after a minute. Neither is done where an earlier attempt at the run has
-        found `steps_per_epoch`. Raises ValueError if two passes differ, there are no batches, or
-        there is no end to them.
+        """Find out how many batches there are, unless an earlier attempt at the run has found it,
+        and compare, for a minute, two passes where all are to be the same; ValueError if not.
         """
         if steps_per_epoch is not None:
             if self._cardinality() == UNKNOWN:
@@ -289,17 +252,8 @@ class FunctionBatches:
 
 
 class PyDatasetBatches:
-    """Batches of a `keras.utils.PyDataset`, made by its own number of workers.
-
-    Its `on_epoch_begin` and `on_epoch_end` are called for each epoch up to the one asked for, as
-    Keras would.
-
-    Args:
-        dataset: the PyDataset, or any object with `__len__`, `__getitem__` and `on_epoch_end`.
-        seed: of the order of the batches, another one in every epoch.
-        shuffle: whether there is such an order; if not, it is that of the dataset.
-
-    Raises ValueError if the dataset has no batches, or no end.
+    """Batches of a `keras.utils.PyDataset`, or what has its methods, made by its number of workers.
+    As Keras would, it calls `on_epoch_begin` and `on_epoch_end` for each epoch.
     """
 
     def __init__(self, dataset: Any, seed: int, shuffle: bool = True) -> None:
@@ -348,54 +302,42 @@ class PyDatasetBatches:
 def batch_source(
     data: Any, batch_size: int = IN_ORDER, seed: int = 0, shuffle: bool = True, name: str = ""
 ) -> BatchSource:
-    """Return whatever `fit` takes as a batch source.
+    """Return whatever `fit` takes as a batch source; `name` stands in a TypeError or ValueError.
 
-    Args:
-        data: arrays x, (x, y) or (x, y, sample_weight), each perhaps nested in dicts, lists and
-            tuples, DataFrames and their columns too; a `tf.data.Dataset` of batches that gives the
-            same ones at every pass; a function `(epoch, seed) -> tf.data.Dataset` or a generator
-            function of the epoch; a `keras.utils.PyDataset`; an object with `batch(epoch, step)`
-            and `steps_per_epoch` or a length.
-        batch_size: examples in a batch, of arrays.
-        seed: of the order, where the order is ours to choose.
-        shuffle: whether it is.
-        name: of the data, for a refusal.
-
-    Raises TypeError if it is none of these, ValueError if there is nothing in it.
+    It is arrays x, (x, y) or (x, y, sample_weight), each perhaps nested in dicts, lists and tuples,
+    DataFrames and their columns too; a `tf.data.Dataset` of batches that gives the same ones at
+    every pass; a function `(epoch, seed) -> tf.data.Dataset` or a generator function of the epoch;
+    a `keras.utils.PyDataset`; an object with `batch(epoch, step)`, and a length or
+    `steps_per_epoch`. Batch size, seed and shuffle are for what does not decide them itself.
     """
     try:
-        return _source(data, batch_size, seed, shuffle)
+        if hasattr(data, "batch") and hasattr(data, "steps_per_epoch"):
+            return data
+        if hasattr(data, "element_spec"):  # a tf.data.Dataset
+            return FunctionBatches(lambda epoch: data, is_the_same=True)
+        if hasattr(data, "batch") and hasattr(data, "__len__"):
+            return SimpleNamespace(batch=data.batch, steps_per_epoch=len(data))
+        if hasattr(data, "__getitem__") and hasattr(data, "on_epoch_end"):
+            return PyDatasetBatches(data, seed, shuffle)
+        if callable(data):
+            number = len(inspect.signature(data).parameters)
+            if number in (1, 2):
+                return FunctionBatches(lambda epoch: data(*(epoch, seed)[:number]))
+        elif data is not None:
+            parts = data if isinstance(data, tuple) else (data,)
+            x, y, weight = (*parts, None, None)[:3]
+            return ArrayBatches(x, y, batch_size, seed, sample_weight=weight, shuffle=shuffle)
+        raise TypeError(
+            f"the data is a {type(data).__name__}; expected arrays, an object with batch(epoch, "
+            "step) and a length, a tf.data.Dataset, a PyDataset, a function (epoch, seed) -> "
+            "tf.data.Dataset, or a generator function of the epoch"
+        )
     except (ValueError, TypeError) as error:
         raise type(error)(f"{name}: {error}" if name else str(error)) from error
 
 
-def _source(data: Any, batch_size: int, seed: int, shuffle: bool) -> BatchSource:
-    if hasattr(data, "batch") and hasattr(data, "steps_per_epoch"):
-        return data
-    if hasattr(data, "element_spec"):  # a tf.data.Dataset
-        return FunctionBatches(lambda epoch: data, is_the_same=True)
-    if hasattr(data, "batch") and hasattr(data, "__len__"):
-        return SimpleNamespace(batch=data.batch, steps_per_epoch=len(data))
-    if hasattr(data, "__getitem__") and hasattr(data, "on_epoch_end"):
-        return PyDatasetBatches(data, seed, shuffle)
-    if callable(data):
-        number = len(inspect.signature(data).parameters)
-        if number in (1, 2):
-            return FunctionBatches(lambda epoch: data(*(epoch, seed)[:number]))
-    elif data is not None:
-        x, y, weight = (*data, None, None)[:3] if isinstance(data, tuple) else (data, None, None)
-        return ArrayBatches(x, y, batch_size, seed, sample_weight=weight, shuffle=shuffle)
-    raise TypeError(
-        f"the data is a {type(data).__name__}; expected arrays, an object with batch(epoch, step) "
-        "and a length, a tf.data.Dataset, a PyDataset, a function (epoch, seed) -> "
-        "tf.data.Dataset, or a generator function of the epoch"
-    )
-
-
 def require_labels_in_classes(num_classes: int, *sources: Any) -> None:
-    """Raise ValueError if labels of batch sources that are integers, one an example, are not in
-    [0, num_classes): of arrays all are looked at, else the first batch.
-    """
+    """Raise ValueError if integer labels of sources, one an example, are not in their classes."""
     for source in (each for each in sources if each is not None):
         all_of_them = getattr(source, "labels", None)
         labels = parts_of(source.batch(0, 0)).get("y") if all_of_them is None else all_of_them
@@ -406,8 +348,7 @@ def require_labels_in_classes(num_classes: int, *sources: Any) -> None:
             low, high = array.min(), array.max()
             if low < 0 or high >= num_classes:
                 raise ValueError(
-                    f"the labels are from {low} to {high}; expected integers in [0, {num_classes}),"
-                    " as num_classes says"
+                    f"the labels are from {low} to {high}; expected integers in [0, {num_classes})"
                 )
 
 
@@ -429,15 +370,9 @@ def shapes_of(batch: Any) -> str:
 
 
 def digest(*sources: Any) -> str:
-    """Return a SHA-256 by which other data is noticed; None stands for a source that is not there.
-
-    A source with a method `digest()` speaks for itself. Arrays in memory are read to the last byte,
-    if they are not larger than a gigabyte; of other sources, the first batch has to stand for all.
-    """
+    """Return a SHA-256 of data; of large arrays and other sources, a part stands for all."""
     sha256 = hashlib.sha256(str(sources[0].steps_per_epoch).encode())
     for source in sources:
-        if source is None:
-            continue
         if hasattr(source, "digest"):
             sha256.update(source.digest().encode())
         elif isinstance(source, ArrayBatches):
@@ -445,7 +380,7 @@ def digest(*sources: Any) -> str:
             is_whole = sum(array.nbytes for array in arrays) <= DIGESTED_WHOLE
             for array in arrays:
                 add_to_digest(sha256, array if is_whole else _some_rows(sha256, array))
-        else:
+        elif source is not None:
             for array in _leaves(source.batch(0, 0)):
                 add_to_digest(sha256, array)
     return sha256.hexdigest()
@@ -465,10 +400,7 @@ def _leaves(nested: Any) -> list[Array]:
 
 
 def _in_memory(leaf: Any) -> Any:
-    """Return what `fit` takes for an array as one; what is mapped from a file stays there.
-
-    A DataFrame with columns that are not numbers is a dict of arrays by the columns' names.
-    """
+    """Return what `fit` takes for an array as one; see `ArrayBatches`."""
     if not hasattr(leaf, "to_numpy"):  # not of pandas
         return np.asanyarray(leaf)
     if leaf.ndim == 1:
@@ -503,8 +435,7 @@ def _length_of(parts: tuple[Any, ...]) -> int:
     if number == 0 or set(lengths.values()) != {number}:
         listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise ValueError(
-            f"the numbers of examples are {listed or 'none'}; expected arrays with the same number "
-            "in all, at least one"
+            f"the numbers of examples are {listed or 'none'}; expected the same in all, at least 1"
         )
     return number
 

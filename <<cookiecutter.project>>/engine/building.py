@@ -91,16 +91,14 @@ def from_mapping(
 
 
 def objects_of(config: Mapping[str, Any], key: str, value: Any) -> Any:
-    """Return what import paths and mappings with `class` stand for, wherever they are in `value`;
-    names of Keras, which have no dot, are left to Keras.
-    """
+    """Return a value with what import paths and mappings with `class` in it stand for."""
     if isinstance(value, list):
         return [objects_of(config, key, each) for each in value]
     if isinstance(value, Mapping) and "class" in value:
         return from_mapping(config, key, value)
     if isinstance(value, Mapping):  # by the outputs' names
         return {name: objects_of(config, f"{key}.{name}", each) for name, each in value.items()}
-    is_path = isinstance(value, str) and not value.isidentifier()
+    is_path = isinstance(value, str) and not value.isidentifier()  # Keras' names have no dot
     return resolve(value, key) if is_path else value
 
 
@@ -123,9 +121,7 @@ class Noting(dict[str, Any]):
 
 @contextlib.contextmanager
 def refusals_named(config: Mapping[str, Any], key: str) -> Iterator[None]:
-    """Within the block, what a key of the config names is called. In place of a ValueError, a
-    TypeError or a KeyError, it raises a UsageError that names the key and the line that refused.
-    """
+    """Within the block, turn an error of what a key names into a UsageError with key and line."""
     try:
         yield
     except REFUSALS as error:
@@ -158,10 +154,8 @@ def _is_of(frame: traceback.FrameSummary) -> int:
 
 
 def require_registered(config: Mapping[str, Any], key: str, file: Path, table: str) -> None:
-    """Raise UsageError for a bare name that is no key of a table in the user's source.
-
-    The source is only read: to import it can take seconds, and has to wait for what is set before
-    TensorFlow is imported. A table that is not written out there is left to `resolve`.
+    """Raise UsageError for a bare name that is no key of a table in the user's source, if it is
+    written out there. The source is only read: to import it can take seconds.
     """
     name, names = config[key], _names_in(file, table)
     if isinstance(name, str) and name.isidentifier() and names is not None:

@@ -5,9 +5,8 @@ import os
 import pickle
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +14,7 @@ from engine.batches import Arrays
 from vegab import UsageError
 
 
-@dataclass(frozen=True)
-class CifarSource:
+class CifarSource(NamedTuple):
     """Where a CIFAR archive comes from and what it holds (https://www.cs.toronto.edu/~kriz)."""
 
     archive: str
@@ -51,11 +49,7 @@ CIFAR = {
 
 
 def _cifar_archive(source: CifarSource) -> Path:
-    """Return the archive in DATA_DIR, or else in Keras' cache; download it if it is missing.
-
-    Raises:
-        UsageError: saying what to put where, if it cannot be downloaded.
-    """
+    """Return the archive in DATA_DIR, or else in Keras' cache; download it if it is missing."""
     import keras
 
     # Keras goes by KERAS_HOME, too, but has no public function that says where its cache is.

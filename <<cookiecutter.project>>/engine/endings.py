@@ -1,6 +1,5 @@
 """Says how a child process has ended: with the name of the signal, and what is known to send it."""
 
-import importlib.util
 import re
 import signal
 
@@ -9,7 +8,6 @@ NOISE = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWEF] |[IWEF]\d{4,8} |WARNING: All log messages before"
     r"|To enable the following instructions|srun: |slurmstepd: "
 )
-CRASHES = (signal.SIGSEGV, signal.SIGABRT)
 OF_A_SHELL = 128  # added to the number of the signal
 
 
@@ -26,11 +24,7 @@ def last_line(said: str) -> str:
 
 
 def ending(code: int, said: str = "", why: str = "") -> str:
-    """Return a phrase that says how a process ended, and why where that is known.
-
-    `code` is the exit code: minus the number of the signal that ended it, or 128 more than that.
-    Of what the process `said`, the last line is quoted.
-    """
+    """Return how a process ended, by its exit code, what it `said`, and `why` if that is known."""
     last = last_line(said)
     number = signal_of(code)
     if why:
@@ -41,9 +35,4 @@ def ending(code: int, said: str = "", why: str = "") -> str:
     phrase = f"it died by {names.get(number, 'a signal')} ({signal.strsignal(number)})"
     if number == signal.SIGKILL:
         phrase += ", perhaps because the memory was full"
-    if number in CRASHES and importlib.util.find_spec("triton"):
-        phrase += (
-            "; with PyTorch next to TensorFlow this happens where triton is imported after "
-            "TensorFlow (tensorflow/tensorflow#124205): import src before what imports TensorFlow"
-        )
     return f"{phrase}; its last line is: {last}" if last else phrase

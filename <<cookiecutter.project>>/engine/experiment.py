@@ -55,11 +55,7 @@ class Experiment:
         return ChainMap(dict(self.changes), self.config)  # type: ignore[arg-type]
 
     def with_work(self, allow_inexact: bool = False) -> "Experiment":
-        """Trace the steps of training and validation.
-
-        Raises UsageError if model, loss, metrics and data do not fit, if a step uses what no
-        checkpoint holds and that is not allowed, or if there is no metric to monitor.
-        """
+        """Trace the steps; UsageError if anything does not fit, or no checkpoint can hold it."""
         from engine.batches import shapes_of
         from engine.checkpoints import is_lower_better
         from engine.training import culprit, work_on
@@ -83,11 +79,9 @@ class Experiment:
         known = {None, "step", "learning_rate", *work.names}
         for key, name in {**self.watched, "monitor": self.monitor}.items():
             if work.names and name not in known and not self.callbacks:
-                raise UsageError(
-                    f"{key} is {name!r}; choose one of {', '.join(sorted(work.names))}"
-                    + ", or --monitor= for none, so that no best checkpoint is kept"
-                    * (key == "monitor")
-                )
+                none = ", or --monitor= for none" * (key == "monitor")
+                choices = ", ".join(sorted(work.names))
+                raise UsageError(f"{key} is {name!r}; choose one of {choices}{none}")
         with refusals_named(self.config, "monitor"):
             is_lower_better(self.monitor, self.settings["monitor_mode"])
         return replace(self, work=work)
@@ -107,16 +101,20 @@ class Experiment:
         retrain: bool = False,
     ) -> "Session":
         """Begin or resume a run; see `engine.training.Session`."""
+        from engine.checkpoints import run_of
         from engine.hooks import LearningRates
         from engine.training import Session, Start
 
         start = None
         if start_from is not None:
             rate: Callable[[int], float] | None = None  # as in the other run
-            if self.has_another_rate(start_from):
-                first = float(self.model.optimizer.learning_rate)
-                rates = self.learning_rates
-                rate = LearningRates(rates).rate_in if rates else lambda epoch: first
+            before = read_run(run_of(start_from))["config"]
+            # A schedule of Keras is no state, and is this run's own.
+            has_own = isinstance(self.config.get("lr_schedule"), Mapping | str)
+            keys = () if has_own or self.iterator is not None else ("learning_rate", "lr_schedule")
+            if any(key in before and before[key] != self.config.get(key) for key in keys):
+                rates = self.learning_rates or [(0, float(self.model.optimizer.learning_rate))]
+                rate = LearningRates(rates).rate_in
             start = Start(start_from, retrain, rate)
         settings = self.settings
         return Session(
@@ -126,20 +124,8 @@ class Experiment:
             fingerprint=self.fingerprint, inexact=self.inexact, on_nan=settings["on_nan"],
         )  # fmt: skip
 
-    def has_another_rate(self, path: Path) -> bool:
-        """Return whether the learning rates are not those of the run that made a checkpoint."""
-        from engine.checkpoints import run_of
-
-        before = read_run(run_of(path))["config"]
-        if self.iterator is not None or isinstance(self.config.get("lr_schedule"), Mapping | str):
-            return False  # a schedule of Keras is no state, and is this run's own
-        keys = ("learning_rate", "lr_schedule")
-        return any(key in before and before[key] != self.config.get(key) for key in keys)
-
     def check_start(self, path: Path, retrain: bool, flag: str = "--checkpoint") -> None:
-        """Raise UsageError if a checkpoint that a flag has named is corrupt, or one of another
-        model.
-        """
+        """Raise UsageError if the checkpoint that a flag names is corrupt, or another model's."""
         from engine.checkpoints import RESTORE_ALL, RESTORE_WEIGHTS, Checkpoint
 
         work = self.traced if self.iterator is not None else None
@@ -162,23 +148,16 @@ class Experiment:
 
         state = read_state(path)
         num_epochs, num_steps = self.settings["num_epochs"], self.settings.get("num_steps")
-        if state["stop_reason"]:
-            raise UsageError(
-                f"{flag}: that run was stopped ({state['stop_reason']}); begin with an earlier "
-                "epoch"
-            )
         if is_done(state, num_epochs, num_steps):
             done = f"{state['epoch']} epochs are done, of {num_epochs} in this config"
             if num_steps is not None:
                 done = f"{state['global_step']} steps are done, of {num_steps} in this config"
+            if state["stop_reason"]:
+                done = f"that run was stopped ({state['stop_reason']})"
             raise UsageError(f"{flag}: {done}; ask for more, or begin with an earlier epoch")
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Assign what a checkpoint has of the model; return its state.
-
-        Both are of one file, though the run may go on and replace it meanwhile. Raises UsageError
-        if the weights are those of another model, OSError if it is corrupt.
-        """
+        """Assign what a checkpoint has of the model; return its state, of the same file."""
         from engine.checkpoints import digest_of, load_weights, read_state, verify
         from engine.training import Guard
 
@@ -198,10 +177,7 @@ class Experiment:
         return state
 
     def warm_start(self, checkpoint: Path, pattern: str) -> None:
-        """Begin with weights of a checkpoint, and say which; see `transfer.warm_start`.
-
-        Raises UsageError if none can be taken.
-        """
+        """Begin with weights of a checkpoint, and say which; UsageError if none can be taken."""
         import keras
 
         from engine.checkpoints import transfer
@@ -211,10 +187,9 @@ class Experiment:
         if self.iterator is not None and not self.model.built:
             self.traced.steps.dry_run()
         try:
-            result = transfer.warm_start(self.model, checkpoint, pattern)
+            log.info("%s", transfer.warm_start(self.model, checkpoint, pattern))
         except (OSError, ValueError) as error:
             raise UsageError(f"--warm_start: {error}") from error
-        log.info("%s", transfer.shown(result, checkpoint))
 
     def shown(self) -> str:
         """Return a line each on the data, the model and the device that steps run on."""
@@ -250,29 +225,18 @@ class Experiment:
 
 
 def prepare(
-    make: Callable[[Mapping[str, Any], str | None], Experiment],
-    config: Mapping[str, Any],
-    save_path: str | None = None,
-    resume_inexact: bool = False,
-    start: Path | None = None,
-    together: bool = False,
-    trains: bool = True,
+    make: Callable[[Mapping[str, Any], str | None], Experiment],  # from config and run folder
+    config: Mapping[str, Any],  # resolved
+    save_path: str | None = None,  # the run folder, whose checkpoint says what can be set
+    resume_inexact: bool = False,  # go on where the bits cannot be had any more
+    start: Path | None = None,  # a checkpoint of another run, which says it for a new one
+    together: bool = False,  # with the other workers that the environment names
+    trains: bool = True,  # whether the hooks that the config names are needed
 ) -> Experiment:
     """Build an experiment in a process that is set up for it, and look whether it can be resumed.
 
-    Args:
-        make: builds it from the config and the run folder.
-        config: the resolved config.
-        save_path: the run folder; what its checkpoint says of threads and the like is taken over.
-        resume_inexact: go on where the bits of an uninterrupted run cannot be had any more.
-        start: a checkpoint of another run to go on from; then these are taken over from there,
-            unless the config says otherwise.
-        together: train with the other workers that the environment names; see `engine.devices`.
-        trains: whether the hooks that the config names are needed.
-
     Raises UsageError if a name leads nowhere, or the run in `save_path` could not be resumed
-    exactly; OSError if the data cannot be read; SystemExit with code 75 if other workers do not
-    come, or are gone.
+    exactly; OSError if the data cannot be read.
     """
     # TensorFlow and Keras, which may not be imported before, are given what the bits depend on.
     quiet_libraries()
@@ -331,16 +295,9 @@ def prepare(
 
 
 def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
-    """Return the config of a run; settings that are younger than it have their defaults.
-
-    From here on, what it names has to be of the project and its dependencies: see `vegab.trust`.
-    Raises UsageError if the folder holds none.
-    """
+    """Return a run's config, completed; from here on, names are confined to the project."""
     if not (folder / "config.json").is_file():
-        raise UsageError(
-            f"{folder} is not a run folder: it holds no config.json; name one that bin/train.py "
-            "made"
-        )
+        raise UsageError(f"{folder} is not a run folder; name one that bin/train.py made")
     trust.confine()
     refuse_links(folder, folder)
     return registry.completed(read_run(folder)["config"])
@@ -355,21 +312,14 @@ def commit_named(folder: Path, checkpoint: str) -> Path:
         checkpoint = "latest"
     path = named.get(checkpoint, Path(checkpoint))
     if not path.is_file():
-        hint = "a run has its first after its first epoch"
-        if checkpoint == "best" and named["latest"].is_file():
-            hint = "this run keeps none of a best epoch, but --checkpoint=latest is there"
         raise UsageError(
-            f"there is no checkpoint {path}; --checkpoint takes best, latest or the path of one; "
-            + hint
+            f"there is no checkpoint {path}; --checkpoint takes best, latest or the path of one"
         )
     return path
 
 
 def commit_to_fork(folder: Path, epoch: int) -> "Commit":
-    """Return the checkpoint of a run at the end of an epoch, counted from 1; of 0: the latest.
-
-    Raises UsageError if the folder is not a run, is still written to, or has no such checkpoint.
-    """
+    """Return the checkpoint of a run at the end of an epoch, counted from 1; of 0: the latest."""
     run = read_run(folder)
     if not run["meta"].get("attempts"):
         raise UsageError(f"--fork: {folder} is not a run folder; name one that bin/train.py made")

@@ -1,13 +1,12 @@
-"""Uses names of Keras and TensorFlow that are not public, each in one function.
-
-A new version may drop or change any of them. What each is expected to do is said here, and tried by
-a test of its own in the template, so that it is known which one is gone.
+"""Uses names of Keras and TensorFlow that are not public, each in one function, which a test of the
+template tries, so that it is known which one a new version has dropped.
 """
 
 import contextlib
 import ctypes
 import functools
 import random
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +25,7 @@ from tensorflow.python.framework import op_callbacks
 
 
 def seed_generator() -> keras.random.SeedGenerator:
-    """Return what draws where no seed generator is given: one for each thread.
-
-    It is made when it is asked for first, with a seed that Python's `random` draws.
-    """
+    """Return this thread's generator, made at the first call, seeded by Python's `random`."""
     return global_seed_generator()
 
 
@@ -44,11 +40,7 @@ def layers_of(model: keras.Model) -> list[keras.Layer]:
 
 
 def take_gradient_sum(optimizer: keras.Optimizer) -> Callable[[list[Any]], list[Any]]:
-    """Return the function that adds up gradients over all replicas; it is done no more by itself.
-
-    Called in a replica with pairs of gradient and variable, it returns such pairs. Keras calls it
-    in `apply`, after it has clipped the gradients of each replica.
-    """
+    """Return the function that adds up gradients of all replicas; Keras calls it no more."""
     add_up = optimizer._all_reduce_sum_gradients
     for each in (optimizer, getattr(optimizer, "inner_optimizer", optimizer)):
         each._all_reduce_sum_gradients = list
@@ -56,10 +48,7 @@ def take_gradient_sum(optimizer: keras.Optimizer) -> Callable[[list[Any]], list[
 
 
 def set_moments(layer: keras.layers.BatchNormalization, moments: Callable[..., Any]) -> None:
-    """Have a layer call `moments(layer, inputs, mask)` for mean and variance.
-
-    A layer of a class that has its own keeps them.
-    """
+    """Have a layer, unless its class has its own, call `moments(layer, inputs, mask)`."""
     if type(layer)._moments is keras.layers.BatchNormalization._moments:
         layer._moments = functools.partial(moments, layer)
 
@@ -70,15 +59,9 @@ def moments_of(layer: keras.layers.BatchNormalization, inputs: Any, mask: Any) -
 
 
 def write_hdf5(model: keras.Model, file: h5py.File) -> None:
-    """Write into an open file what `model.save("model.h5")` writes, but no optimizer's variables.
-
-    `load_model` does not read these. Keras takes the optimizer out of the model's compile config;
-    it is put back.
-
-    Raises:
-        NotImplementedError: if the model has no config, as a subclassed one.
-    """
+    """Write what `model.save("model.h5")` does into an open file, without the optimizer."""
     compile_config = getattr(model, "_compile_config", None)  # none before compile()
+    # Keras takes the optimizer out of it.
     kept = dict(compile_config.config) if compile_config is not None else None
     write_optimizer = legacy_h5_format.save_optimizer_weights_to_hdf5_group
     try:
@@ -117,11 +100,8 @@ def give_seed(op: Any) -> None:
 
 @contextlib.contextmanager
 def replacing_operations(replaced: Callable[[Any], Sequence[Any] | None]) -> Iterator[None]:
-    """Within the block, have other tensors take the place of those of operations.
-
-    Args:
-        replaced: called with each operation that this thread adds to a graph, but for those which
-            it adds itself; returns as many tensors as the operation has, or None.
+    """Within the block, have the tensors that `replaced` returns, unless that is None, take the
+    place of those of an operation that this thread adds to a graph.
     """
 
     def look(
@@ -138,10 +118,7 @@ def replacing_operations(replaced: Callable[[Any], Sequence[Any] | None]) -> Ite
 
 @contextlib.contextmanager
 def as_traced() -> Iterator[None]:
-    """Let functions that this thread calls run as they were traced, without Grappler.
-
-    Public options of Grappler hold for all threads. XLA is not affected.
-    """
+    """Have this thread's functions run without Grappler; public options hold for all."""
     eager = context.context()
     usual = eager.function_call_options
     config = tf.compat.v1.ConfigProto.FromString(usual.config_proto_serialized)
@@ -154,13 +131,7 @@ def as_traced() -> Iterator[None]:
 
 
 def set_patience(number: int, seconds_to_register: int, seconds_of_silence: int) -> None:
-    """Say how long workers wait for each other, before TensorFlow has run anything.
-
-    Args:
-        number: of workers.
-        seconds_to_register: with the service of the first one, or all end.
-        seconds_of_silence: after which one is taken for dead.
-    """
+    """Say, before TensorFlow has run anything, how long its workers wait for each other."""
     context.context().configure_coordination_service(
         service_type="standalone",
         service_leader="/job:worker/replica:0/task:0",
@@ -180,34 +151,22 @@ def hosts_in(nodelist: str) -> Sequence[str]:
     return slurm_cluster_resolver.expand_hostlist(nodelist)
 
 
-class _Event(ctypes.Structure):
-    """What a timer does at its end: `struct sigevent` of timer_create(2) on Linux."""
-
-    _fields_ = (
-        ("value", ctypes.c_ssize_t),
-        ("signal", ctypes.c_int),
-        ("notify", ctypes.c_int),
-        ("function", ctypes.c_void_p),
-        ("padding", ctypes.c_char * 40),
-    )
-
-
 @contextlib.contextmanager
 def exiting_after(seconds: int, code: int) -> Iterator[None]:
-    """End the process with an exit code if the block takes longer, though Python runs nothing.
+    """End the process with an exit code if the block takes longer; on Linux only.
 
     A thread or handler of Python would wait for TensorFlow to return, so a timer of the C library
-    calls `_exit`; `faulthandler`, which could do that too, knows the code 1 only. Systems other
-    than Linux have no such timer: there, nothing ends.
+    calls `_exit`; `faulthandler`, which could do that too, knows the code 1 only.
     """
     if not sys.platform.startswith("linux"):
         yield
         return
     library, timer, call_in_a_thread = ctypes.CDLL(None), ctypes.c_void_p(), 2
     leave = ctypes.cast(library._exit, ctypes.c_void_p)
-    event = _Event(value=code, notify=call_in_a_thread, function=leave.value)
+    # `struct sigevent`: value, signal, what to do, function, padding.
+    event = struct.pack("niiP40x", code, 0, call_in_a_thread, leave.value)
     length = (ctypes.c_long * 4)(0, 0, seconds, 0)  # no repetition, then seconds
-    if library.timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)):
+    if library.timer_create(time.CLOCK_MONOTONIC, event, ctypes.byref(timer)):
         raise OSError("the system gives no timer, without which a worker may wait for ever")
     library.timer_settime(timer, 0, length, None)
     try:

@@ -23,22 +23,14 @@ def draw_learning_curve(
     run: Path, history: Sequence[Mapping[str, Any]], best_epoch: int | None
 ) -> None:
     """Draw `learning_curve.png`: loss and first metric; the best epoch (from 0) is marked."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     columns = [key for key in history[0] if key not in ("epoch", "step", "learning_rate")]
     metrics = [key for key in columns if not key.startswith("val_")][:2]
     if not metrics:
         return
-    width, height = 4.2 * len(metrics), 3.2
-    # Margins that are looked for take longer than all the drawing, and each run draws this.
-    figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(
-        left=0.7 / width, right=1 - 0.15 / width, bottom=0.5 / height, top=1 - 0.6 / height,
-        wspace=0.2,
-    )  # fmt: skip
+    figure = new_figure(width=4.2 * len(metrics), height=3.2)
     epochs = [row["epoch"] + 1 for row in history]
-    explained: set[str] = set()
     # Told apart by line style as well as by colour, for print and for the colour-blind.
     looks = (("", "#0072B2", "-", "train"), ("val_", "#D55E00", "--", "validation"))
     for index, metric in enumerate(metrics, start=1):
@@ -54,17 +46,12 @@ def draw_learning_curve(
         if best_epoch is not None:
             name = f"best epoch ({best_epoch + 1})"
             axes.axvline(best_epoch + 1, color="0.6", linewidth=1, zorder=0, label=name)
-        # Without y, matplotlib looks for what is in the title's way.
-        axes.set_title(metric, fontsize=10, y=1.0, parse_math=False)
+        axes.set_title(metric, fontsize=10, parse_math=False)
         axes.set_xlabel("epoch")
         axes.ticklabel_format(axis="y", scilimits=(-4, 5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.locator_params(axis="y", nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
-        labels = set(axes.get_legend_handles_labels()[1])
-        if not labels <= explained:
-            axes.legend(frameon=False)
-            explained |= labels
+        axes.legend(frameon=False)
     figure.suptitle(run.name, fontsize=11, parse_math=False)
     save_figure(figure, run / "learning_curve.png")
 
@@ -121,9 +108,8 @@ def draw_examples(
 ) -> None:
     """Draw the first pictures of a set side by side, a row for each name, into a PNG file.
 
-    Pictures have the shape (num_images, height, width, 1 or 3). The least value of a row becomes
-    black and the largest white; a last row that can be compared takes the scale of the one above.
-    Integers of shape (num_images, height, width) are classes, of which `class_names` names each.
+    Pictures have the shape (num_images, height, width, 1 or 3), or are classes that `class_names`
+    names, without the last. A last row that can be compared takes the scale of the one above.
     """
     from matplotlib import colormaps
 
@@ -181,11 +167,7 @@ def draw_classified(
     path: Path,
     title: str,
 ) -> None:
-    """Draw pictures with labels and predictions into a PNG file: the surest mistakes first.
-
-    Pictures have the shape (num_images, height, width, 1 or 3); the least value becomes black and
-    the largest white. `classes` are their labels, predictions, and probabilities of these.
-    """
+    """Draw pictures with `classes`: labels, predictions, probabilities; mistakes first."""
     import numpy as np
     from matplotlib.figure import Figure
 

@@ -16,10 +16,8 @@ from engine import endings
 
 
 class Processes:
-    """Processes, at least one, that call functions with an object; they end with this process.
-
-    The object is pickled when the first function is called, and when `renew` is; `remedy` says what
-    to do if it cannot be.
+    """Processes that call functions with an object; they end with this process. `remedy` says what
+    to do if it cannot be pickled.
     """
 
     def __init__(self, thing: Any, number: int, remedy: str) -> None:
@@ -27,7 +25,7 @@ class Processes:
         name = type(thing).__name__
         self._refusal = f"{name} cannot be pickled for worker processes ({{}}); {remedy}"
         self._pickled: bytes | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder = tempfile.TemporaryDirectory()
         self._version = 0
         self._lock = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
@@ -39,17 +37,12 @@ class Processes:
         except Exception as error:  # pickle raises half a dozen types
             raise ValueError(self._refusal.format(" ".join(str(error).split()))) from error
         if pickled != self._pickled:
-            self._folder = self._folder or tempfile.TemporaryDirectory()
             self._version += 1
             Path(self._folder.name, str(self._version)).write_bytes(pickled)
             self._pickled = pickled
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what `function(thing, *arguments)` returns in one of the processes.
-
-        Raises whatever it raises; ValueError if the object or the function cannot go there;
-        RuntimeError if a process died twice.
-        """
+        """Return, or raise, what `function(thing, *arguments)` does in one of the processes."""
         children: list[Any] = []
         for _ in range(2):
             with self._lock:
@@ -60,7 +53,6 @@ class Processes:
                     context = multiprocessing.get_context("spawn")
                     self._pool = ProcessPoolExecutor(self._number, context, initializer=_start)
                 pool = self._pool
-            assert self._folder is not None
             path = os.path.join(self._folder.name, str(self._version))
             try:
                 future = pool.submit(_call, path, self._refusal, function, arguments)
@@ -102,9 +94,7 @@ def _start() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, be it by SIGKILL: the pool's own pipes
-    do not tell, for a worker holds both ends of them.
-    """
+    """End this process when its parent is gone; the pool's pipes do not tell of a SIGKILL."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

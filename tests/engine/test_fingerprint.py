@@ -14,8 +14,7 @@ import pytest
 from machinery import ROOT
 from test_training_loop import train
 
-from engine.checkpoints import checkpoint
-from engine.checkpoints.file import SIGNATURE, USER_BLOCK
+from engine.checkpoints.file import SIGNATURE, USER_BLOCK, read_state
 from engine.training import fingerprint, sources
 from src.experiment import build
 from vegab import UsageError
@@ -76,7 +75,7 @@ def test_what_differs_is_named_and_may_be_accepted(
 
 def test_an_inexact_resume_is_on_record(config: dict[str, Any], run: Path) -> None:
     train(config | {"num_epochs": 3}, run, inexact=["the data is another"])
-    state = checkpoint.read_state(run / "model.h5")
+    state = read_state(run / "model.h5")
     assert state["inexact"] == [{"global_step": 80, "differs": ["the data is another"]}]
 
 

@@ -16,7 +16,7 @@ from loops import loop
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.batches import ArrayBatches
-from engine.checkpoints.checkpoint import read_state
+from engine.checkpoints import read_state
 from engine.hooks import progress
 from engine.hooks.base import Hook, Hooks, IntervalHook, Run
 from engine.hooks.keeping import KeepCheckpoints
@@ -770,6 +770,6 @@ def test_the_curve_of_a_short_run_is_drawn_once(
     monkeypatch.setattr(progress.figures, "draw_learning_curve", draw)
     run_iterator(tmp_path / "short", [LearningCurve()])
     assert drawn == [2]
-    monkeypatch.setattr(LearningCurve, "SECONDS_BEFORE", -1)
+    monkeypatch.setattr(LearningCurve, "SECONDS_BETWEEN", -1)
     run_iterator(tmp_path / "long", [LearningCurve()])
-    assert drawn == [2, 1, 2]
+    assert drawn == [2, 1, 2, 2]

@@ -22,7 +22,7 @@ from machinery import ROOT
 
 import src.experiment
 from configs import registry
-from engine.checkpoints.checkpoint import read_state
+from engine.checkpoints import read_state
 from engine.devices import INTERRUPTED
 from engine.experiment import Experiment
 from engine.hooks.base import Hook

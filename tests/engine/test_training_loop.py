@@ -15,8 +15,7 @@ from loops import loop
 from tensorflow.python.eager import context
 
 from engine.batches import ArrayBatches
-from engine.checkpoints import checkpoint
-from engine.checkpoints.history import is_lower_better
+from engine.checkpoints import is_lower_better, read_state
 from engine.hooks import LearningRates
 from engine.hooks.base import Hook, IntervalHook
 from engine.hooks.keeping import KeepCheckpoints
@@ -92,7 +91,7 @@ def test_a_run_without_validation_is_judged_by_its_loss(
 ) -> None:
     history = train(config, tmp_path, valid=None, monitor="loss")
     assert "val_loss" not in history[0]
-    assert checkpoint.read_state(tmp_path / "model_best.h5")["epoch"] == 2
+    assert read_state(tmp_path / "model_best.h5")["epoch"] == 2
 
 
 def test_interrupted_and_continued_equals_uninterrupted(
@@ -241,8 +240,8 @@ def test_early_stopping_stops_and_stays_stopped(config: dict[str, Any], tmp_path
     arguments: dict[str, Any] = {"hooks": (EarlyStopping(patience=2),), "monitor": "val_accuracy"}
     assert len(train(config, tmp_path, **arguments)) <= 6
     stopped_after = len(train(config, tmp_path, **arguments))
-    assert checkpoint.read_state(tmp_path / "model.h5")["epoch"] == stopped_after
-    assert checkpoint.read_state(tmp_path / "model_best.h5")["epoch"] == stopped_after - 2
+    assert read_state(tmp_path / "model.h5")["epoch"] == stopped_after
+    assert read_state(tmp_path / "model_best.h5")["epoch"] == stopped_after - 2
 
 
 class Diverging(keras.layers.Layer):
@@ -276,11 +275,11 @@ def test_a_loss_that_is_not_a_number(on_nan: str, config: dict[str, Any], tmp_pa
     if on_nan == "continue":
         loop(diverging_model(), dataset.train, dataset.valid, tmp_path, **arguments)
         assert (tmp_path / "history.csv").read_text().count("nan") == 2
-        assert checkpoint.read_state(tmp_path / "model_best.h5")["epoch"] == 1
+        assert read_state(tmp_path / "model_best.h5")["epoch"] == 1
         return
     with pytest.raises(FloatingPointError, match=r"step 11 of epoch 2"):
         loop(diverging_model(), dataset.train, dataset.valid, tmp_path, **arguments)
-    assert checkpoint.read_state(tmp_path / "model.h5")["epoch"] == 1
+    assert read_state(tmp_path / "model.h5")["epoch"] == 1
     arguments["hooks"] = []
     model = diverging_model()
     history = loop(model, dataset.train, dataset.valid, tmp_path, **arguments)
@@ -520,7 +519,7 @@ def test_commits_come_as_often_as_asked(config: dict[str, Any], tmp_path: Path) 
 
         def after_step(self, global_step: int, last_results: Any) -> None:
             if (tmp_path / "model.h5").exists():
-                seen.append(checkpoint.read_state(tmp_path / "model.h5")["global_step"])
+                seen.append(read_state(tmp_path / "model.h5")["global_step"])
 
     train(config | {"num_epochs": 1}, tmp_path, hooks=(Watch(),), checkpoint_steps=15)
     assert {15, 30} & set(seen)

@@ -1,8 +1,7 @@
 """Takes out, and puts back, what a callback or hook remembers between epochs.
 
-Of Keras' own callbacks, and those that inherit from them, the fields are listed here: among others
-are clocks, and paths that a stranger's checkpoint must not set. A callback of one's own takes part
-by `get_state` and `set_state`.
+Of Keras' own callbacks, the fields are listed here, for a stranger's checkpoint must not set paths.
+A callback of one's own takes part by `get_state` and `set_state`.
 """
 
 import logging
@@ -102,7 +101,7 @@ def _as_text(value: Any) -> str | None:
     """Return numbers, text, arrays, generators and what holds such as text; None: it is neither."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape} {hash(value.tobytes())}"
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
+    if value is None or isinstance(value, int | float | complex | str | bytes | np.generic):
         return repr(value)
     if isinstance(value, random.Random):
         return str(hash(value.getstate()))

@@ -1,16 +1,12 @@
 """Writes and reads one atomic checkpoint of everything that a run needs to go on.
 
-`model.h5` is an ordinary Keras HDF5 file, so that `keras.models.load_model` opens it, with two
-additions: the group `training_state` (optimizer, seeds, position, history, hooks), and in the first
-512 bytes, which HDF5 leaves to its user, the SHA-256 of all bytes that follow. It is written under
-another name, synced, and renamed: at every instant there is a whole `model.h5`, the old or the new.
-
-`model_previous.h5` is the one before, `model_best.h5` the best one. `history.csv` and
-`loop_state.pkl` are views for people and other programs, which are never read back to resume.
+`model.h5` is an ordinary Keras HDF5 file with two additions: the group `training_state`, and in the
+first 512 bytes, which HDF5 leaves to its user, the SHA-256 of all bytes that follow. It is written
+under another name, synced, and renamed: at every instant there is a whole one, the old or the new.
+`history.csv` and `loop_state.pkl` are views of it, which are never read back to resume.
 """
 
 import contextlib
-import functools
 import logging
 import os
 import pickle
@@ -28,24 +24,8 @@ import numpy as np
 import tensorflow as tf
 
 from engine import keras_private
-from engine.checkpoints.file import (
-    BEST,
-    KEPT,
-    LATEST,
-    PREVIOUS,
-    USER_BLOCK,
-    DamagedCheckpointError,
-    commits_of,
-    datasets_in,
-    digest_in,
-    digest_of,
-    head_of,
-    read_state,
-    run_of,
-    value_of,
-    verify,
-    weights_in,
-)
+from engine.checkpoints import file as commits
+from engine.checkpoints.file import DamagedCheckpointError, verify
 from engine.checkpoints.history import HistoryArray, csv_lines
 from engine.checkpoints.layout import CommitLayout, path_of
 from engine.devices import Workers, replicas
@@ -58,7 +38,6 @@ LOOP_STATE = "loop_state.pkl"
 # Groups of variables.
 RESTORE_ALL: tuple[str, ...] = ("weights", "variables", "optimizer", "metrics", "others")
 RESTORE_WEIGHTS: tuple[str, ...] = ("weights", "variables")
-EARLY_SNAPSHOTS = 50  # of a process, which do not win back the time that compiling takes
 SECONDS_FOR_FILES = 60
 
 
@@ -79,11 +58,10 @@ class Snapshot:
 class Checkpoint:
     """Writes a model's checkpoints, off the training thread and one at a time, and reads them back.
 
-    Before `prepare`, a Keras model is compiled, and all its variables are made. With another, or
-    without one, there are only `variables()`: by group ("variables", "optimizer", "metrics",
-    "others") lists, or mappings by path. If `only_finite`, weights that are trained have to be
-    finite numbers. `note_files` is called before a checkpoint is to be seen, with its digest, the
-    lengths of files in the snapshot, and the digest of the checkpoint before it.
+    Before `prepare`, all variables of a Keras model are made. With another model, or None, there
+    are only `variables()`: by group, lists, or mappings by path. If `only_finite`, weights that are
+    trained have to be finite numbers. `note_files` is called before a checkpoint is to be seen,
+    with its digest, the snapshot's `files`, and the digest of the checkpoint before it.
     """
 
     def __init__(
@@ -96,14 +74,12 @@ class Checkpoint:
     ) -> None:
         self.folder = folder
         self.model = model if isinstance(model, keras.Model) else None
-        self._variables = variables or functools.partial(variables_of, model)
+        self._variables = variables or (lambda: variables_of(model))
         self._groups: dict[str, dict[str, Any]] = {}
-        self._is_said = False
         self._layout: CommitLayout | None = None
-        self._num_snapshots = 0
         self._history = HistoryArray()
-        self._rows_in_csv: int | None = None  # None: the whole file is written again
-        self._columns_in_csv: list[str] = []
+        # Columns and number of rows of history.csv; None: the whole file is written again.
+        self._in_csv: tuple[list[str], int] | None = None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._pending: Future[None] | None = None
         self._only_finite = only_finite
@@ -115,20 +91,17 @@ class Checkpoint:
 
     def prepare(self) -> None:
         """Find all variables, and describe the model as it is before anything is restored."""
+        is_first = not self._groups
         groups = {"weights": self.model.weights if self.model else [], **self._variables()}
         self._groups = {name: by_unique_path(groups.get(name, ())) for name in RESTORE_ALL}
-        variables = [v for group in self._groups.values() for v in group.values()]
-        self._read_variables = lambda: [_tensor(variable) for variable in variables]
-        self._read_at_once = tf.function(self._read_variables, autograph=False)
+        self._in_order = variables = [v for g in self._groups.values() for v in g.values()]
         self._of_each = [n for n, v in enumerate(variables) if replicas.has_one_each(v)]
         self._agreement = replicas.Agreement(variables, self._workers)
         self._layout = CommitLayout(self.model, self._groups, self._workers.num_replicas)
-        if self._layout.unreadable and not self._is_said:
-            self._is_said = True
+        if self._layout.unreadable and is_first:
             log.info(
-                "keras.models.load_model will not open the checkpoints of this model (%s); they "
-                "hold all that resuming and evaluation need",
-                self._layout.unreadable,
+                f"keras.models.load_model will not open the checkpoints of this model "
+                f"({self._layout.unreadable}); they hold all that resuming and evaluation need"
             )
 
     def prepare_for(self, groups: Sequence[str], make: Callable[[], Any]) -> None:
@@ -148,32 +121,18 @@ class Checkpoint:
     def snapshot(
         self, state: Mapping[str, Any], files: Mapping[str, int] | None = None
     ) -> Snapshot:
-        """Take the model's variables as they are now.
-
-        The state has JSON values and arrays; "history" is a list with a row of numbers per finished
-        epoch, to which rows are only ever appended. Raises UsageError if the copies of the model on
-        several devices are not the same.
-        """
+        """Take variables and state as they are; UsageError if copies of the model differ."""
         if self._layout is None:
             self.prepare()
         rows = list(state["history"])
         self._history.follow(rows)
-        # To read all in one call takes a quarter of the time, but it has to be compiled.
-        self._num_snapshots += 1
-        is_early = self._num_snapshots <= EARLY_SNAPSHOTS
-        values = list(self._read_variables() if is_early else self._read_at_once())
+        values: list[Any] = [_tensor(variable) for variable in self._in_order]
         self._agreement.require()
         of_each = [values[n].numpy() for n in self._of_each]
         for n, array in zip(self._of_each, replicas.gather(of_each, self._workers), strict=True):
             values[n] = array
-        return Snapshot(
-            values=values,
-            state=copied(_without_history(state)),
-            rows=rows,
-            history=self._history.values,
-            columns=dict(self._history.columns),
-            files=dict(files or {}),
-        )
+        position, columns = copied(_without_history(state)), dict(self._history.columns)
+        return Snapshot(values, position, rows, self._history.values, columns, dict(files or {}))
 
     def commit(
         self,
@@ -182,11 +141,7 @@ class Checkpoint:
         keep_as: str | None = None,
         discard: Sequence[str] = (),
     ) -> None:
-        """Start to make a snapshot the latest checkpoint, perhaps the best one, too.
-
-        In `checkpoints/` it is kept as `keep_as`, and the names to `discard` are superfluous then.
-        Only the chief writes. An earlier one is finished first; raises what `wait` does.
-        """
+        """Start to write a snapshot as the latest checkpoint, and under other names; see `wait`."""
         self.wait()
         self._last = snapshot
         if self._workers.is_chief:
@@ -197,9 +152,7 @@ class Checkpoint:
         self._last = self.snapshot(state)
 
     def commit_end(self) -> None:
-        """Write the last checkpoint again, if the weights are not those of the last step any more:
-        a run that goes on begins with these, evaluation and Keras with what training ended with.
-        """
+        """Write the last checkpoint again, if weights changed after its step, with these."""
         last, weights = self._last, self._groups.get("weights", {})
         if last is None or not weights:
             return
@@ -211,14 +164,12 @@ class Checkpoint:
         if self._workers.is_chief:
             self._require_same_folder()
             layout = CommitLayout(self.model, self._groups, self._workers.num_replicas, at_end=True)
-            content = bytes(_content(last, layout, at_end))
+            content = bytes(layout.put_together(last, at_end))
             self._note(content, last)
-            write_atomically(self.folder / LATEST, content)
+            write_atomically(self.folder / commits.LATEST, content)
 
     def wait(self) -> None:
-        """Return when the last checkpoint is on the disk, or raise its OSError or
-        FloatingPointError, after which those that were there are as before.
-        """
+        """Return when the last checkpoint is on the disk; raise its OSError, FloatingPointError."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -235,45 +186,40 @@ class Checkpoint:
         self._executor.shutdown()
 
     def read(self) -> dict[str, Any] | None:
-        """Find the latest good checkpoint and return its state; None if there is none.
-
-        A corrupt file is set aside under the name `*.damaged` and the one before it is used. The
-        chief writes the views again, and the best checkpoint where it can be; other workers read
-        the chief's. Raises DamagedCheckpointError if there are checkpoints, and none of them is
-        good, or another worker does not find the chief's.
-        """
+        """Return the state of the latest good checkpoint, if any, and write its views."""
         if self._workers.is_chief:
             self.found = latest_good(self.folder)
-        candidates = [self.folder / LATEST, self.folder / PREVIOUS]
+        candidates = [self.folder / commits.LATEST, self.folder / commits.PREVIOUS]
         self.found = self._same_as_chief(self.found, candidates)
         if self.found is None:
             return None
-        state = read_state(self.found)
+        state = commits.read_state(self.found)
         rows = state["history"]
         self._history.follow(rows)
         if self._workers.is_chief:
             if state["best_epoch"] is not None:
                 look_after_best(self.folder, state["best_epoch"])
             self._write_views(_without_history(state), rows, list(self._history.columns))
-            self._rows_in_csv = None  # the last row may be taken back, of an epoch cut short
+            self._in_csv = None  # the last row may be taken back, of an epoch cut short
         return state
 
     def read_other(self, path: Path) -> dict[str, Any]:
         """Return the state of another run's checkpoint, for `restore`; see `verify`."""
         verify(path)
         self.found = self._same_as_chief(path, [path])
-        return read_state(path)
+        return commits.read_state(path)
 
     def _same_as_chief(self, path: Path | None, candidates: Sequence[Path]) -> Path | None:
         """Return the chief's checkpoint, which another worker looks for in `candidates`."""
         if self._workers.number == 1:
             return path
-        wanted, *_ = self._workers.gather_bytes(head_of(path))
-        if self._workers.is_chief or not any(wanted):
+        mine = commits.digest_of(path).ljust(commits.USER_BLOCK)
+        wanted = self._workers.gather_bytes(mine.encode())[0].decode().strip()
+        if self._workers.is_chief or not wanted:
             return path if self._workers.is_chief else None
         for _ in range(SECONDS_FOR_FILES):  # a file system of many machines may be late
             for candidate in candidates:
-                if candidate.exists() and head_of(candidate) == wanted:
+                if candidate.exists() and commits.digest_of(candidate) == wanted:
                     verify(candidate)
                     return candidate
             time.sleep(1)
@@ -283,40 +229,35 @@ class Checkpoint:
         )
 
     def take_along(self, state: Mapping[str, Any], best_epoch: int | None) -> None:
-        """Link, of the run whose checkpoint was read, the best one until then and those it kept.
-
-        A folder `checkpoints` without a run around it, and other runs' checkpoints in it, are left.
-        `state` is that of the checkpoint which was read, `best_epoch` the best by our monitor.
-        """
+        """Link, of the run whose checkpoint was read, those that it kept and the best one."""
         path = self.found
         assert path is not None
         if not self._workers.is_chief:
             return
-        run = run_of(path)
-        earlier = [commit for commit in commits_of(run) if _leads_to(state, commit.state)]
+        run = commits.run_of(path)
+        earlier = [commit for commit in commits.commits_of(run) if _leads_to(state, commit.state)]
         for commit in earlier:
-            if commit.path.parent.name == KEPT and (run / LATEST).exists():
-                (self.folder / KEPT).mkdir(exist_ok=True)
-                link(commit.path, self.folder / KEPT / commit.path.name)
+            if commit.path.parent.name == commits.KEPT and (run / commits.LATEST).exists():
+                (self.folder / commits.KEPT).mkdir(exist_ok=True)
+                link(commit.path, self.folder / commits.KEPT / commit.path.name)
         if best_epoch is None:
             return
         if found := _end_of(best_epoch, [path, *(commit.path for commit in earlier)]):
-            link(found, self.folder / BEST)
-            return
-        log.info(
-            f"the weights of epoch {best_epoch + 1}, the best so far, are not kept in {run}; the "
-            f"next better epoch makes {BEST}"
-        )
+            link(found, self.folder / commits.BEST)
+        else:
+            log.info(
+                f"the weights of epoch {best_epoch + 1}, the best so far, are not kept in {run}; "
+                f"the next better epoch makes {commits.BEST}"
+            )
 
     def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
         """Assign the variables of the checkpoint that was read; ValueError if they are others."""
         for group, saved, wanted in self._saved_and_wanted(groups):
             if group == "others":
-                if late := sorted(saved.keys() - wanted.keys()):
+                if late := ", ".join(sorted(saved.keys() - wanted.keys())):
                     log.warning(
-                        "%s is in the checkpoint, but is not there before the first step: a "
-                        "resumed run may differ; make it earlier",
-                        ", ".join(late),
+                        f"{late} is in the checkpoint, but is not there before the first step: a "
+                        "resumed run may differ; make it earlier"
                     )
                 names = [name for name in wanted if name in saved]
                 saved, wanted = ({n: each[n] for n in names} for each in (saved, wanted))
@@ -348,7 +289,8 @@ class Checkpoint:
     def _assign(self, saved: Mapping[str, h5py.Dataset], wanted: Mapping[str, Any]) -> None:
         self._compare(saved, wanted)
         for name, variable in wanted.items():
-            value, has_replicas = value_of(saved[name]), replicas.NUM_REPLICAS in saved[name].attrs
+            value = commits.value_of(saved[name])
+            has_replicas = replicas.NUM_REPLICAS in saved[name].attrs
             if replicas.has_one_each(variable):
                 each = value if has_replicas else value[np.newaxis]
                 replicas.assign(variable, each, self._workers)
@@ -368,37 +310,38 @@ class Checkpoint:
         if self._only_finite:
             self._require_finite(snapshot)
         try:
-            content = _content(snapshot, layout)
-            with replacing(folder / LATEST, sync=False) as temporary:
+            content = layout.put_together(snapshot)
+            with replacing(folder / commits.LATEST, sync=False) as temporary:
                 temporary.write_bytes(content)
                 sync_to_disk(temporary)
                 self._note(content, snapshot)
                 # The links come first: a kill between them and the rename leaves the latest one
                 # in its place, and what is then repeated makes the same links again.
                 if is_best:
-                    link(temporary, folder / BEST)
+                    link(temporary, folder / commits.BEST)
                 if keep_as:
-                    (folder / KEPT).mkdir(exist_ok=True)
-                    link(temporary, folder / KEPT / keep_as)
-                    sync_to_disk(folder / KEPT)
-                if (folder / LATEST).exists():
-                    link(folder / LATEST, folder / PREVIOUS)
+                    (folder / commits.KEPT).mkdir(exist_ok=True)
+                    link(temporary, folder / commits.KEPT / keep_as)
+                    sync_to_disk(folder / commits.KEPT)
+                if (folder / commits.LATEST).exists():
+                    link(folder / commits.LATEST, folder / commits.PREVIOUS)
             sync_to_disk(folder)
             for name in discard:
-                (folder / KEPT / name).unlink(missing_ok=True)
+                (folder / commits.KEPT / name).unlink(missing_ok=True)
             self._write_views(snapshot.state, snapshot.rows, list(snapshot.columns))
         except OSError as error:
             raise OSError(
-                f"{folder / LATEST} or a file that belongs to it could not be written "
+                f"{folder / commits.LATEST} or a file that belongs to it could not be written "
                 f"({error.strerror}); the last checkpoint is whole; the same command continues "
                 "once the cause is gone"
             ) from error
 
     def _note(self, content: bytes | memoryview, snapshot: Snapshot) -> None:
         if self._note_files is not None:
-            latest = self.folder / LATEST
-            before = digest_of(latest if latest.exists() else None)
-            self._note_files(digest_in(bytes(content[:USER_BLOCK])), snapshot.files, before)
+            latest = self.folder / commits.LATEST
+            before = commits.digest_of(latest if latest.exists() else None)
+            digest = commits.digest_of(bytes(content[: commits.USER_BLOCK]))
+            self._note_files(digest, snapshot.files, before)
 
     @property
     def is_in_its_folder(self) -> bool:
@@ -406,22 +349,21 @@ class Checkpoint:
         return self._inode is None or inode_of(self.folder) == self._inode
 
     def _require_same_folder(self) -> None:
-        if self.is_in_its_folder:
-            return
-        raise OSError(
-            f"{self.folder} was renamed or replaced while this process trains in it; nothing is "
-            "written there any more; give the folder its name back, and type the same command"
-        )
+        if not self.is_in_its_folder:
+            raise OSError(
+                f"{self.folder} was renamed or replaced while this process trains in it; nothing "
+                "is written there any more; give it its name back, and type the same command"
+            )
 
     def _require_finite(self, snapshot: Snapshot) -> None:
         variables = [pair for group in self._groups.values() for pair in group.items()]
+        step = snapshot.state["global_step"]
         for (name, variable), value in zip(variables, snapshot.values, strict=True):
             array = np.asarray(value)
             is_trained = getattr(variable, "trainable", False) and array.size
             if is_trained and keras.backend.is_float_dtype(array.dtype.name):
                 ends = np.array([array.min(), array.max()], np.float64)
                 if not np.isfinite(ends).all():
-                    step = snapshot.state["global_step"]
                     raise FloatingPointError(
                         f"{name} is not a finite number after step {step}; the last checkpoint is "
                         "kept, and --on_nan=continue goes on all the same"
@@ -432,34 +374,21 @@ class Checkpoint:
     ) -> None:
         """Write `loop_state.pkl`, and what is new of `history.csv`; they are not synced."""
         path = self.folder / HISTORY_CSV
-        known, self._rows_in_csv = self._rows_in_csv, None
-        is_other = columns != self._columns_in_csv or not path.exists()
-        if known is None or known > len(rows) or is_other:
+        (known_columns, known), self._in_csv = self._in_csv or (None, 0), None
+        if columns != known_columns or known > len(rows) or not path.exists():
             write_atomically(path, csv_lines(columns, rows), sync=False)
         elif known < len(rows):
             with open(path, "a") as file:
                 file.write(csv_lines(columns, rows[known:], header=False))
         plain = pickle.dumps(map_leaves(position, _plain), protocol=4)
         write_atomically(self.folder / LOOP_STATE, plain, sync=False)
-        self._rows_in_csv, self._columns_in_csv = len(rows), columns
-
-
-def _content(
-    snapshot: Snapshot, layout: CommitLayout, at_end: Sequence[np.ndarray] | None = None
-) -> memoryview:
-    """Return the bytes of a checkpoint; they depend only on model and state."""
-    values = [np.asarray(value) for value in snapshot.values]
-    state = snapshot.state | {"columns": snapshot.columns, "num_rows": len(snapshot.rows)}
-    return layout.put_together(values, state, snapshot.history, at_end).data
+        self._in_csv = columns, len(rows)
 
 
 def latest_good(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint, None before the first; damaged ones are set aside.
-
-    Raises DamagedCheckpointError if there are checkpoints, and none of them is good.
-    """
+    """Return the newest whole checkpoint, None before the first; damaged ones are set aside."""
     damaged = []
-    for path in (folder / LATEST, folder / PREVIOUS):
+    for path in (folder / commits.LATEST, folder / commits.PREVIOUS):
         if not path.exists():
             continue
         try:
@@ -482,11 +411,11 @@ def latest_good(folder: Path) -> Path | None:
 
 def look_after_best(folder: Path, best_epoch: int) -> None:
     """Link `model_best.h5` again if it was lost or damaged; if that cannot be, say so once."""
-    path = folder / BEST
+    path = folder / commits.BEST
     try:
         verify(path)
         # It may be newer: a kill came between the link to it and the checkpoint, which comes again.
-        if len(read_state(path)["history"]) > best_epoch:
+        if len(commits.read_state(path)["history"]) > best_epoch:
             return
         harm = "is of another epoch"
     except FileNotFoundError:
@@ -494,21 +423,21 @@ def look_after_best(folder: Path, best_epoch: int) -> None:
     except DamagedCheckpointError:
         harm = "is damaged"
         os.replace(path, path.with_name(f"{path.name}.damaged"))
-    if found := _end_of(best_epoch, (folder / LATEST, folder / PREVIOUS)):
+    if found := _end_of(best_epoch, (folder / commits.LATEST, folder / commits.PREVIOUS)):
         link(found, path)
         log.warning("%s %s; it is made again from %s", path, harm, found.name)
-        return
-    log.warning(
-        f"{path} {harm} and cannot be made again: the weights of epoch {best_epoch + 1}, the best "
-        "so far, are lost; training goes on, and the next better epoch makes it again"
-    )
+    else:
+        log.warning(
+            f"{path} {harm} and cannot be made again: the weights of epoch {best_epoch + 1}, the "
+            "best so far, are lost; the next better epoch makes it again"
+        )
 
 
 def _end_of(epoch: int, candidates: Iterable[Path]) -> Path | None:
     """Return the first whole checkpoint among the candidates that is of the end of an epoch."""
     for path in candidates:
         with contextlib.suppress(OSError, RuntimeError):  # missing or corrupt
-            state = read_state(path)
+            state = commits.read_state(path)
             if (state["step"] == 0 or state["is_cut"]) and len(state["history"]) == epoch + 1:
                 verify(path)
                 return path
@@ -517,7 +446,7 @@ def _end_of(epoch: int, candidates: Iterable[Path]) -> Path | None:
 
 def load_weights(path: Path, model: keras.Model) -> None:
     """Assign the weights of a checkpoint. Raises ValueError if they are another model's."""
-    saved, wanted = by_unique_path(weights_in(path)), by_unique_path(model.weights)
+    saved, wanted = by_unique_path(commits.weights_in(path)), by_unique_path(model.weights)
     _require_same({path: value.shape for path, value in saved.items()}, wanted, path)
     for name, weight in wanted.items():
         weight.assign(saved[name])
@@ -543,17 +472,13 @@ def _tensor(variable: Any) -> tf.Tensor:
 
 
 def by_unique_path(variables: Any) -> dict[str, Any]:
-    """Return variables, or pairs of path and value, by paths that are the same in each process.
-
-    The numbers that Keras adds to names by how many layers there were are dropped; of those with
-    one path, each after the first gets a number by its place.
-    """
+    """Return variables, or pairs of path and value, by paths that are the same in each process."""
     if isinstance(variables, Mapping):
         return dict(variables)
     found: dict[str, Any] = {}
     for each in variables:
         path, value = each if isinstance(each, tuple) else (path_of(each), each)
-        path = first = re.sub(r"_\d+(?=_|/|$)", "", path)
+        path = first = re.sub(r"_\d+(?=_|/|$)", "", path)  # Keras numbers all that it has made
         number = 2
         while path in found:
             path, number = f"{first}#{number}", number + 1
@@ -564,12 +489,14 @@ def by_unique_path(variables: Any) -> dict[str, Any]:
 def read_others(path: Path) -> dict[str, np.ndarray]:
     """Return the variables of a checkpoint that are in no other group, by path."""
     with h5py.File(path, "r") as file:
-        return {name: value_of(each) for name, each in saved_variables(file, "others").items()}
+        return {
+            name: commits.value_of(each) for name, each in saved_variables(file, "others").items()
+        }
 
 
 def saved_variables(file: h5py.File, group: str) -> dict[str, h5py.Dataset]:
     """Return the datasets of variables in a group of a checkpoint, by path."""
-    return by_unique_path(datasets_in(file, group))
+    return by_unique_path(commits.datasets_in(file, group))
 
 
 def _require_same(

@@ -37,34 +37,21 @@ def verify(path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(USER_BLOCK)
         if not head.startswith(SIGNATURE):
-            raise DamagedCheckpointError(
-                f"{path} is not a checkpoint of this project, or is truncated"
-            )
+            reason = "is not a checkpoint of this project, or is truncated"
+            raise DamagedCheckpointError(f"{path} {reason}")
         digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
     if head.rstrip(b"\0") != SIGNATURE + digest:
-        raise DamagedCheckpointError(
-            f"{path} is damaged: its bytes are not those that were written"
-        )
+        raise DamagedCheckpointError(f"{path} is damaged: its bytes are not those once written")
     with h5py.File(path, "r") as file:
         _refuse_foreign(file)
 
 
-def head_of(path: Path | None) -> bytes:
-    """Return the first 512 bytes of a checkpoint, which tell it from all others; zeros for None."""
-    if path is None:
-        return bytes(USER_BLOCK)
-    with open(path, "rb") as file:
-        return file.read(USER_BLOCK)
-
-
-def digest_of(path: Path | None) -> str:
+def digest_of(checkpoint: Path | bytes | None) -> str:
     """Return the digest in a checkpoint's first bytes, by which it is known; "" for None."""
-    return digest_in(head_of(path))
-
-
-def digest_in(head: bytes) -> str:
-    """Return the digest in the first bytes of a checkpoint."""
-    return head[len(SIGNATURE) : USER_BLOCK].rstrip(b"\0").decode(errors="replace")
+    if isinstance(checkpoint, Path):
+        with open(checkpoint, "rb") as file:
+            checkpoint = file.read(USER_BLOCK)
+    return (checkpoint or b"")[len(SIGNATURE) :].rstrip(b"\0").decode(errors="replace")
 
 
 def require_inside(names: Iterable[Any]) -> None:
@@ -101,13 +88,11 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def is_done(state: Mapping[str, Any], num_epochs: int | None, num_steps: int | None) -> bool:
-    """Whether nothing is left to train of so many epochs or, if that is not None, steps. An epoch
-    whose steps are all done is open until its validation is done, too.
-    """
+    """Whether nothing is left to train of so many epochs or, if that is not None, steps."""
     if state["stop_reason"]:
         return True
     if num_steps is not None:
-        is_open = state["step"] > 0 and not state["is_cut"]
+        is_open = state["step"] > 0 and not state["is_cut"]  # its validation is still to come
         return state["global_step"] >= num_steps and not is_open
     return num_epochs is not None and state["epoch"] >= num_epochs
 
@@ -160,13 +145,6 @@ def commit_after(run: Path, epoch: int) -> Commit:
 
 def datasets_in(file: h5py.File, group: str) -> list[tuple[str, h5py.Dataset]]:
     """Return path and dataset of the variables in a group of a checkpoint."""
-    if group == "weights" and group not in file[STATE]:  # an older project's, by Keras only
-        root = file["model_weights"]
-        return [
-            (name, root[layer][name])
-            for layer in names_in(root, "layer_names")
-            for name in names_in(root[layer], "weight_names")
-        ]
     return [(str(each.attrs["path"]), each) for each in file[STATE].get(group, {}).values()]
 
 
@@ -199,9 +177,7 @@ def names_in(group: h5py.Group, attribute: str) -> list[str]:
 
 
 def _refuse_foreign(file: h5py.File) -> None:
-    """Refuse what no checkpoint of ours has: data kept elsewhere, or larger than the file. A digest
-    shows that a file is whole, not who made it; HDF5 follows links to other files.
-    """
+    """Refuse data that HDF5 would read elsewhere, or that is larger than the file."""
     size, seen = os.path.getsize(file.filename), set()
 
     def refuse_if(is_foreign: bool, what: str) -> None:

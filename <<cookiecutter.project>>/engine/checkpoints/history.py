@@ -49,10 +49,7 @@ def rows_of(columns: Mapping[str, bool], values: np.ndarray) -> list[dict[str, A
 
 
 def csv_lines(columns: Sequence[str], rows: Sequence[Row], header: bool = True) -> str:
-    """Return rows as CSV text, numbers by `shortest`; a column that a row lacks is left empty.
-
-    Epochs count from 0 in rows and, as people count, from 1 in the text.
-    """
+    """Return rows, whose epochs count from 0, as CSV text, where they count from 1."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     if header:
@@ -76,9 +73,7 @@ HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "dice", "r
 
 
 def is_lower_better(monitor: str | None, mode: str = "auto") -> bool:
-    """Whether less of a metric is better, by `mode` ("min", "max"), or in "auto" by its name;
-    ValueError if that does not tell.
-    """
+    """Whether less of a metric is better; ValueError if in "auto" its name does not tell."""
     if monitor is None or mode != "auto":
         return mode != "max"
     lower = any(part in monitor.lower() for part in LOWER_IS_BETTER)

@@ -1,8 +1,7 @@
 """Lays out a checkpoint's HDF5 file, so that writing one is no more than copying.
 
-HDF5 and Keras write the file once, with all values zero. What is kept of that are the bytes between
-the arrays, and each array's place; a checkpoint is these bytes with the arrays of the moment in
-their places. That takes a tenth of the time that HDF5 would.
+HDF5 and Keras write the file once, with all values zero. A checkpoint is the bytes between the
+arrays, with the arrays of the moment in their places: a tenth of the time that HDF5 would take.
 """
 
 import hashlib
@@ -25,14 +24,7 @@ from engine.trees import map_leaves
 TEXT_BLOCK = 4096  # bytes of JSON
 HISTORY_BLOCK = 256  # rows
 # Keras writes these into the file as they were given, and then cannot read them.
-FULL_NAMES = {
-    "mse": "mean_squared_error",
-    "mae": "mean_absolute_error",
-    "mape": "mean_absolute_percentage_error",
-    "msle": "mean_squared_logarithmic_error",
-    "kld": "kl_divergence",
-    "bce": "binary_crossentropy",
-}
+SHORT_NAMES = ("mse", "mae", "mape", "msle", "kld", "bce")
 
 
 class _Sparse(NamedTuple):
@@ -52,11 +44,9 @@ class _Sparse(NamedTuple):
 class CommitLayout:
     """Puts checkpoints of one model, all of whose variables are made, together.
 
-    The group `training_state` has every variable by its path. What `keras.models.load_model` reads
-    is written by Keras, and its datasets are the same as ours: links to one array. They are arrays
-    of their own where Keras cannot read ours (bfloat16), and `at_end`, in the last checkpoint of a
-    run whose weights have changed after the last step. `unreadable` says why `load_model` cannot
-    open the file, if so. The model is described as it is now, before anything is restored.
+    `training_state` has every variable by its path. The datasets that Keras reads are links to
+    these, or, where Keras cannot read ours (bfloat16), and `at_end`, arrays of their own.
+    `unreadable` says why `load_model` cannot open the file, if so.
     """
 
     def __init__(
@@ -102,22 +92,15 @@ class CommitLayout:
         self._file = self._model
         self._places: list[int] = []
 
-    def put_together(
-        self,
-        values: Sequence[np.ndarray],
-        state: Mapping[str, Any],
-        history: np.ndarray,
-        at_end: Sequence[np.ndarray] | None = None,
-    ) -> np.ndarray:
-        """Return the bytes of a checkpoint, uint8; they depend only on model and arguments.
-
-        Values are in the order of the groups, the state is JSON values and arrays, the history
-        float64 of shape (num_rows, num_columns), and `at_end` the weights that training ended with.
-        """
+    def put_together(self, snapshot: Any, at_end: Sequence[np.ndarray] | None = None) -> memoryview:
+        """Return the bytes of a checkpoint with a `Snapshot`, and other weights to use `at_end`."""
+        values = [np.asarray(value) for value in snapshot.values]
+        state = snapshot.state | {"columns": snapshot.columns, "num_rows": len(snapshot.rows)}
         arrays: list[np.ndarray] = []
         text = json.dumps(_take_arrays(state, arrays)).encode()
-        grown = np.zeros((-(-len(history) // HISTORY_BLOCK) * HISTORY_BLOCK, history.shape[1]))
-        grown[: len(history)] = history
+        num_rows, num_columns = snapshot.history.shape
+        grown = np.zeros((-(-num_rows // HISTORY_BLOCK) * HISTORY_BLOCK, num_columns))
+        grown[:num_rows] = snapshot.history
         width = -(-len(text) // TEXT_BLOCK) * TEXT_BLOCK
         self._lay_out(width, grown, arrays)
         content = self._file.filled()
@@ -131,7 +114,7 @@ class CommitLayout:
         digest = hashlib.sha256(content.data[commits.USER_BLOCK :]).hexdigest()
         head = (commits.SIGNATURE + digest.encode()).ljust(commits.USER_BLOCK, b"\0")
         content[: commits.USER_BLOCK] = np.frombuffer(head, np.uint8)
-        return content
+        return content.data
 
     def _lay_out(self, width: int, history: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
         """Make room for so much text, history, and arrays of these shapes."""
@@ -168,9 +151,7 @@ def _without_arrays(content: io.BytesIO, names: Sequence[str]) -> tuple[_Sparse,
 
 
 def _write_model(model: keras.Model, file: h5py.File) -> tuple[list[list[str]], str]:
-    """Write what `model.save("model.h5")` does, without the optimizer; return the datasets of each
-    of `model.weights`, and "", or, with nothing written, why Keras cannot write the model.
-    """
+    """Write what Keras does of a model; return the datasets of each weight, and why it cannot."""
     none: list[list[str]] = [[] for _ in model.weights]
     if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
         return none, "it is subclassed, and load_model cannot build its layers"
@@ -186,10 +167,11 @@ def _write_model(model: keras.Model, file: h5py.File) -> tuple[list[list[str]], 
         return none, " ".join(f"{type(error).__name__}: {error}".split())[:200]
     if "training_config" in file.attrs:
         training_config = json.loads(file.attrs["training_config"])
-        training_config["loss"] = map_leaves(
-            training_config.get("loss"),
-            lambda loss: FULL_NAMES.get(loss.lower(), loss) if isinstance(loss, str) else loss,
-        )
+
+        def full(loss: Any) -> Any:
+            return keras.losses.get(loss).__name__ if str(loss).lower() in SHORT_NAMES else loss
+
+        training_config["loss"] = map_leaves(training_config.get("loss"), full)
         file.attrs["training_config"] = json.dumps(training_config)
     names = [found.get(id(weight), []) for weight in model.weights]
     missing = [path_of(w) for w, those in zip(model.weights, names, strict=True) if not those]

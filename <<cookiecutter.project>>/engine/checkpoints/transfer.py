@@ -1,46 +1,31 @@
 """Gives a model weights of another run, and trains only some weights."""
 
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import keras
-import numpy as np
 
 from engine.checkpoints.file import LATEST, verify, weights_in
 
-KERAS_FILES = (".keras", ".weights.h5")
 _frozen: WeakKeyDictionary[keras.Model, list[Any]] = WeakKeyDictionary()
 
 
-class Taken(NamedTuple):
-    """Paths of a model's weights: those that a checkpoint gave, and the others."""
+def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str:
+    """Assign weights of a checkpoint, or a run's latest one, to a model's that have the same path,
+    which matches a regular expression from its beginning on; return a sentence that tells which.
 
-    taken: list[str]
-    left: list[str]
-
-
-def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Taken:
-    """Assign weights of a checkpoint to those of a model, trained or not, that have the same path.
-
-    The checkpoint is one of ours, a run folder (its latest), a `.keras` or `.weights.h5` file. The
-    pattern, a regular expression such as `.*kernel` or `(?!head)`, has to match the beginning of a
-    weight's path. Raises ValueError if it is none, no weight is taken, or one has another shape;
-    OSError if the file cannot be read.
+    Raises ValueError if none is taken, or one has another shape; OSError without a checkpoint.
     """
     wanted = {w.path: w for w in model.weights if matching(pattern, w.path, "--warm_start_vars")}
     path = checkpoint / LATEST if checkpoint.is_dir() else checkpoint
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    if path.name.endswith(KERAS_FILES):
-        saved = _from_keras(model, path)
-    else:
-        verify(path)
-        saved = dict(weights_in(path))
+    verify(path)
+    saved = dict(weights_in(path))
     taken = sorted(wanted.keys() & saved.keys())
     if not taken:
         names = _some([weight.path for weight in model.weights])
@@ -56,31 +41,9 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> Tak
             )
     for name in taken:
         wanted[name].assign(saved[name])
-    return Taken(taken, sorted({weight.path for weight in model.weights} - {*taken}))
-
-
-def _from_keras(model: keras.Model, path: Path) -> dict[str, np.ndarray]:
-    """Return what Keras finds in a file of its own for the weights of a model, by path. Such a file
-    knows layers, not paths: Keras reads it into the model, and what it has not touched stays NaN.
-    """
-    before = [array_of(weight) for weight in model.weights]
-    floats = [w for w in model.weights if np.issubdtype(array_of(w).dtype, np.floating)]
-    try:
-        for weight in floats:
-            weight.assign(np.full(weight.shape, np.nan))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.load_weights(path, skip_mismatch=True)
-        read = {weight.path: array_of(weight) for weight in floats}
-    finally:
-        for weight, value in zip(model.weights, before, strict=True):
-            weight.assign(value)
-    return {name: value for name, value in read.items() if not np.isnan(value).all()}
-
-
-def array_of(weight: Any) -> np.ndarray:
-    """Return a copy of a weight's value."""
-    return np.array(keras.ops.convert_to_numpy(weight))
+    left = sorted({weight.path for weight in model.weights} - {*taken})
+    not_taken = f"; not {_some(left)}" if left else ""
+    return f"warm start: {len(taken)} weights taken from {checkpoint}{not_taken}"
 
 
 def freeze(model: keras.Model, pattern: str) -> None:
@@ -116,12 +79,6 @@ def matching(pattern: str, path: str, key: str) -> bool:
         return re.match(pattern, path) is not None
     except re.error as error:
         raise ValueError(f"{key}: {pattern!r} is no regular expression: {error}") from None
-
-
-def shown(result: Taken, checkpoint: Path) -> str:
-    """Return the sentence that tells what was taken."""
-    left = f"; not {_some(result.left)}" if result.left else ""
-    return f"warm start: {len(result.taken)} weights taken from {checkpoint}{left}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -14,10 +14,8 @@ MOST_PERCENT, MOST_MEMORY = 5, 5  # of use, and MiB: below both a GPU is idle
 
 
 def choose_gpus(gpus: str) -> None:
-    """Let TensorFlow see some GPUs only.
-
-    They are numbers such as "0" or "0,1", "none" for the CPU, "-1" for the idle ones, "" for what
-    the environment says. Raises UsageError if they are none of these, or no GPU is idle.
+    """Let TensorFlow see some GPUs only: numbers such as "0,1", "none" for the CPU, "-1" for those
+    that are idle, "" for what the environment says. UsageError for others, or if none is idle.
     """
     if not gpus:
         return
@@ -31,12 +29,7 @@ def choose_gpus(gpus: str) -> None:
 
 
 def scope(together: bool = False) -> AbstractContextManager[object]:
-    """Return what a model is to be built in: a copy on each GPU, if several were asked for.
-
-    Every copy is given a part of each batch, and all of them make the same update. `together`:
-    train with the other workers that the environment names; see `workers.strategy`. Raises
-    UsageError if TensorFlow does not see as many GPUs.
-    """
+    """Return what a model is to be built in: a copy on each GPU, and, `together`, other workers."""
     wanted = int(os.environ.get(SEVERAL, "0"))
     with_others = together and workers.worker().number > 1
     if wanted < 2 and not with_others:

@@ -1,7 +1,6 @@
-"""Copies of a model on several devices: what is the same in all of them, and what only one has.
+"""Keeps copies of a model on several devices the same: every replica makes the same update.
 
-Weights and the optimizer's variables are the same: every replica makes the same update. Metrics are
-not, for each replica counts its own part of a batch; a checkpoint holds those of every replica.
+Metrics differ, for each counts its own part of a batch; a checkpoint holds those of every replica.
 """
 
 import contextlib
@@ -24,10 +23,7 @@ _part = threading.local()  # of the batch that is trained on; each replica is tr
 
 
 def make_seed_generator() -> None:
-    """Make Keras' global generator, which cannot be made in a function for several replicas.
-
-    Its seed is drawn from Python's, as initial weights are, which shall be those of one device.
-    """
+    """Make Keras' global generator; initial weights stay those of one device."""
     before = random.getstate()
     keras_private.seed_generator()
     random.setstate(before)
@@ -79,18 +75,14 @@ def _apply(
     gradients: Sequence[Any],
     variables: Sequence[Any],
 ) -> None:
-    """Make an update by the gradients of the whole batch. Keras adds up those of all replicas after
-    it has clipped each replica's own, and has looked whether they are finite.
-    """
+    """Make an update by gradients of the whole batch; Keras would clip each replica's before."""
     if tf.distribute.get_replica_context() is not None:
         gradients = [sums for sums, _ in add_up(list(zip(gradients, variables, strict=True)))]
     apply(gradients, variables)
 
 
 def _moments(layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
-    """Return mean and variance over the whole batch. Keras' own does it by three messages to the
-    other workers, which take longer than the sums.
-    """
+    """Return mean and variance over the whole batch, by one message; Keras would send three."""
     context = tf.distribute.get_replica_context()
     if context is None or mask is not None:
         return keras_private.moments_of(layer, inputs, mask)
@@ -137,8 +129,7 @@ class Agreement:
         self.variables = [v for v in variables if components(v) and not has_one_each(v)]
         parts = [components(variable) for variable in self.variables]
 
-        def digests() -> tf.Tensor:
-            """Return uint8 of shape (variables, replicas here, 8)."""
+        def digests() -> tf.Tensor:  # uint8 of shape (variables, replicas here, 8)
             rows = [[tf.fingerprint(v.read_value()[tf.newaxis]) for v in part] for part in parts]
             return tf.stack([tf.concat(row, axis=0) for row in rows])
 
@@ -161,9 +152,7 @@ class Agreement:
 
 
 def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:
-    """Return values of this worker's replicas with those of all others before and after them. All
-    workers call this. Arrays of shape (replicas here, ...) become such of (replicas, ...).
-    """
+    """Return arrays of (replicas here, ...) as such of (replicas, ...); all workers call it."""
     rows = workers.gather_bytes(b"".join(array.tobytes() for array in values))
     gathered, begin = [], 0
     for array in values:
@@ -174,9 +163,7 @@ def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:
 
 
 def assign(variable: Any, values: np.ndarray, workers: Workers) -> None:
-    """Give each replica here its own value, of shape (replicas, ...), back. If there were more or
-    fewer replicas before, the first one takes over what they had in all.
-    """
+    """Give each replica here its value back; of another number of replicas, the first the sum."""
     if len(values) != workers.num_replicas:
         first = values.sum(axis=0, dtype=values.dtype)
         values = np.stack([first, *[np.zeros_like(first)] * (workers.num_replicas - 1)])

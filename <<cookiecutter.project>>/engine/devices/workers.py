@@ -1,22 +1,18 @@
-"""Several processes that train one model together, on one machine or many.
-
-Each runs the same command. `TF_CONFIG` or SLURM tells it which of them it is; the first one, the
-chief, is the only one that writes the run folder.
+"""Has several processes, which run the same command, train one model, on one machine or many. Only
+the first one, the chief, writes the run folder.
 """
 
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 import os
-import random
 import re
 import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vegab import UsageError
@@ -62,11 +58,8 @@ def is_follower() -> bool:
 
 
 def strategy() -> "tf.distribute.Strategy":
-    """Meet the other workers; return the strategy by which all of them train one model.
-
-    TensorFlow may not have run anything before. The servers that it starts listen on all networks
-    of the machine. If the others come and then are silent, the process itself ends with code 75.
-    Raises UsageError if this worker's port is in use, SystemExit(75) if the others do not come.
+    """Meet the other workers, before TensorFlow has run anything; return the strategy by which all
+    train one model. Its servers listen on all networks of the machine.
     """
     import tensorflow as tf
 
@@ -119,16 +112,12 @@ def cluster() -> tuple[int, tuple[str, ...]]:
 
 
 def free_ports(number: int) -> list[int]:
-    """Return ports of the loopback on which nothing listens; OSError if there are not as many."""
-    found: list[int] = []
-    every = range(FIRST_PORT, FIRST_PORT + NUM_PORTS)
-    for port in random.SystemRandom().sample(every, 1000):
-        with contextlib.suppress(OSError), socket.socket() as tried:
-            tried.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == number:
-            return found
-    raise OSError(f"of the ports from {every[0]} to {every[-1]}, no {number} are free")
+    """Return ports of the loopback on which nothing listens."""
+    with contextlib.ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)
+        ]
+        return [each.getsockname()[1] for each in sockets]
 
 
 def on_this_machine(number: int) -> list[str]:
@@ -165,16 +154,13 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
             raise UsageError(f"TF_CONFIG has the address {address!r} twice; give each worker one")
     if type(index) is not int or not 0 <= index < number:
         raise UsageError(
-            f"TF_CONFIG says that this is {kind} {index!r}, and its cluster has {number} of that "
-            "type; indices begin with 0"
+            f"TF_CONFIG says that this is {kind} {index!r} of {number}; indices begin with 0"
         )
     return index + len(chiefs) * (kind == "worker"), addresses
 
 
 def _meet(rank: int, addresses: Sequence[str]) -> None:
-    """Return when all workers are there: TensorFlow's own waiting heeds no signal, and no time.
-    Each tells the chief that it is there, or refused, and waits for its answer.
-    """
+    """Return when all are there: TensorFlow's own waiting heeds no signal, and no time."""
     awaited = ", ".join(addresses[1:] if rank == 0 else addresses[:1])
     log.info("worker %d of %d waits for %s", rank, len(addresses), awaited)
     with _socket(rank, addresses) as mine:
@@ -184,64 +170,52 @@ def _meet(rank: int, addresses: Sequence[str]) -> None:
             answer, missing = _ask(rank, addresses[0], HERE, SECONDS_TO_COME), [addresses[0]]
     if answer == GO:
         return
+    reason = f"{', '.join(missing)} did not come in {SECONDS_TO_COME} s"
     if answer == REFUSED:
-        log.error("another worker was refused, and says why; start all workers again")
-    else:
-        names = ", ".join(missing)
-        log.error("%s did not come in %d s; start all workers again", names, SECONDS_TO_COME)
+        reason = "another worker was refused, and says why"
+    log.error("%s; start all workers again", reason)
     raise SystemExit(INTERRUPTED)
 
 
 def _socket(rank: int, addresses: Sequence[str]) -> socket.socket:
     """Return a socket at this worker's port, for both versions of IP; UsageError if it is taken."""
-    port = int(addresses[rank].rpartition(":")[2])
-    both = socket.has_dualstack_ipv6()
-    mine = socket.socket(socket.AF_INET6 if both else socket.AF_INET)
+    port, both = int(addresses[rank].rpartition(":")[2]), socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        mine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if both:
-            mine.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        mine.bind(("", port))
+        return socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
-        mine.close()
         raise UsageError(
             f"worker {rank} is to listen on port {port} ({addresses[rank]}), and cannot: "
-            f"{error.strerror}; wait for who has it, or name another port for all workers"
+            f"{os.strerror(error.errno or 0)}; wait for who has it, or name another port for all"
         ) from None
-    return mine
 
 
 def _lead(
     mine: socket.socket, addresses: Sequence[str], answer: bytes = GO
 ) -> tuple[bytes, list[str]]:
-    """Hear of all other workers, and answer them; return what, and who did not come. The answer to
-    all is REFUSED as soon as it is one's own, or another worker says so."""
-    mine.listen(len(addresses))
+    """Hear of all other workers, and answer them; return what, and who did not come."""
     mine.settimeout(0.2)
     there: dict[int, socket.socket] = {}
-    until = time.monotonic() + (SECONDS_TO_COME if answer == GO else SECONDS_TO_TELL)
-    while len(there) < len(addresses) - 1 and time.monotonic() < until:
+    until = time.monotonic() + SECONDS_TO_COME
+    while True:
+        missing = [address for rank, address in enumerate(addresses) if rank and rank not in there]
+        is_over = not missing or time.monotonic() > until
+        if is_over and missing and answer == GO:
+            answer = b""
+        if is_over or answer == REFUSED:
+            until = min(until, time.monotonic() + SECONDS_TO_TELL)
+            for connection in there.values():
+                with contextlib.suppress(OSError):  # it has its answer
+                    connection.sendall(answer)
+                    connection.close()
+        if is_over:
+            return answer, missing
         with contextlib.suppress(OSError, ValueError):
             connection = mine.accept()[0]
             connection.settimeout(2)
             said, _, rank = connection.recv(64).partition(b" ")
             there[int(rank)] = connection
-            if said == REFUSED and answer == GO:
-                answer, until = REFUSED, time.monotonic() + SECONDS_TO_TELL
-        if answer == REFUSED:
-            _answer(there.values(), answer)
-    missing = [address for rank, address in enumerate(addresses) if rank and rank not in there]
-    if answer == GO and missing:
-        answer = b""
-    _answer(there.values(), answer)
-    return answer, missing
-
-
-def _answer(connections: Iterable[socket.socket], answer: bytes) -> None:
-    for connection in connections:
-        with contextlib.suppress(OSError):
-            connection.sendall(answer)
-            connection.close()
+            answer = REFUSED if said == REFUSED else answer
 
 
 def _ask(rank: int, address: str, word: bytes, seconds: float) -> bytes:
@@ -368,17 +342,13 @@ class Workers:
         return [row.astype(np.uint8).tobytes() for row in rows]
 
     def require_same(self, things: Mapping[str, Any], meaning: str) -> None:
-        """Raise a UsageError on all workers that names what differs of plain things, and their
-        `meaning`."""
+        """Raise a UsageError on all workers that names what differs of plain things."""
         global _stage
         text = json.dumps(flatten(dict(things)), sort_keys=True).encode()
-        digests = self.gather_bytes(hashlib.sha256(text).digest())
-        if len(set(digests)) > 1:
-            longest = int(self.gather([len(text)]).max())
-            of_each = [json.loads(row) for row in self.gather_bytes(text.ljust(longest))]
-            keys = sorted({key for each in of_each for key in each})
-            texts = {key: {json.dumps(each.get(key)) for each in of_each} for key in keys}
-            differing = [key for key, found in texts.items() if len(found) > 1]
+        longest = int(self.gather([len(text)]).max())
+        of_each = [json.loads(row) for row in self.gather_bytes(text.ljust(longest))]
+        keys = sorted({key for each in of_each for key in each})
+        if differing := [key for key in keys if len({str(each.get(key)) for each in of_each}) > 1]:
             _stage = ALL_KNOW
             raise UsageError(
                 f"the workers differ in {', '.join(differing)} {meaning}; start the same command "

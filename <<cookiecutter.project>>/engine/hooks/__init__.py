@@ -1,5 +1,5 @@
 """Acts around the steps of training: progress, logs, curves, kept checkpoints, early stopping."""
-# ruff: noqa: F401
+# ruff: noqa: F401, I001
 
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,8 @@ if TYPE_CHECKING:
     from engine.hooks.exporters import Export, export
     from engine.hooks.keeping import KeepCheckpoints
     from engine.hooks.progress import (
-        EpochLog,
-        LastMetrics,
-        LearningCurve,
-        Progress,
-        TensorBoard,
-        UnreadSettings,
-    )
+        EpochLog, LastMetrics, LearningCurve, Progress, TensorBoard, UnreadSettings,
+    )  # fmt: skip
     from engine.hooks.step_logs import LoggingHook, scalars_of
     from engine.hooks.stopping import EarlyStopping, LearningRates
 else:

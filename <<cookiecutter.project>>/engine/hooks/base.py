@@ -1,7 +1,6 @@
-"""What happens around the steps of training: progress, curves, logs, checkpoints, early stopping.
+"""Calls hooks around the steps of training: progress, curves, logs, checkpoints, early stopping.
 
-A hook overrides what it needs of `Hook`. Hooks run in the order of the list. A hook with state of
-its own returns it from `get_state`; it is saved in each checkpoint, and given back on resume.
+A hook overrides what it needs of `Hook`. What `get_state` returns is saved in each checkpoint.
 """
 
 import inspect
@@ -59,35 +58,28 @@ class Hook:
         self.run = run
 
     def before_epoch(self, epoch: int) -> None:
-        """Called before the first step of an epoch, counted from 0.
-
-        What it changes, such as the learning rate, holds in a resumed run as well: where one goes
-        on within an epoch, it is called before the state is restored, at its beginning after that.
+        """Called before the first step of an epoch, counted from 0; where a run goes on within an
+        epoch, before the state is restored, so that what it changes is as it was.
         """
 
     def next_step(self, global_step: int) -> int | None:
-        """Return the next number of steps done, above `global_step`, at which to act.
-
-        `after_step` is called with that number, `before_step` with the one below it. None: a hook
-        with a `before_step` acts at every step, another one whenever a call of many steps ends.
+        """Return the next number of steps done, above `global_step`, for `after_step` to be called
+        with; `before_step` gets the one below. None: a hook with a `before_step` acts at every
+        step, another one whenever a call of many steps ends.
         """
         return None
 
     def before_step(
         self, global_step: int, fetches: dict[str, Any], feeds: Any, batch: Any
     ) -> None:
-        """Called before a step, when `global_step` steps are done.
-
-        `fetches`, nested functions that the step will call, and `feeds`, a copy of the batch that
-        it is given, may be changed. `batch` is as the data has it: leave it as it is.
+        """Called before a step, when `global_step` steps are done. It may change `fetches`, nested
+        functions that the step will call, and `feeds`, its copy of the batch, but not `batch`.
         """
 
     def after_step(self, global_step: int, last_results: Any) -> None:
-        """Called after a step, when `global_step` steps are done, one more than before it.
-
-        `last_results` are, of a Keras model, its metrics over the epoch so far; of an iterator,
-        what its `run` has returned. A method that is written as `after_step(self, global_step,
-        fetches, feeds, batch)` is given these instead.
+        """Called after a step, when `global_step` steps are done, with a Keras model's metrics over
+        the epoch so far, or what an iterator's `run` has returned. A method that is written as
+        `after_step(self, global_step, fetches, feeds, batch)` is given these instead.
         """
 
     def after_epoch(self, epoch: int) -> None:
@@ -134,9 +126,7 @@ def give_addresses(thing: Any, root: Path) -> None:
 
 
 class Hooks:
-    """Calls hooks in their order, each when it wants to act; one that fails is named. Those that
-    are `seldom` act at every `hook_freq`-th step only, beginning with the first.
-    """
+    """Calls hooks in their order; those that are `seldom` at every `hook_freq`-th step only."""
 
     def __init__(
         self,
@@ -193,9 +183,7 @@ class Hooks:
             self._call(hook, "before_step", global_step, fetches, feeds, batch)
 
     def after_step(self, begun_at: int, global_step: int, results: Any, *seen: Any) -> None:
-        """Call `after_step` of those that act at `global_step`, where a call of steps ends that has
-        begun at `begun_at`; `seen` are fetches, feeds and batch, where there was but one step.
-        """
+        """Call `after_step` of those that act; `seen` are fetches, feeds, batch of one step."""
         for hook in self._acting(begun_at, global_step):
             told = seen if id(hook) in self._sees_feeds else (results,)
             self._call(hook, "after_step", global_step, *told)
@@ -265,13 +253,10 @@ def _takes_feeds(hook: Any) -> bool:
 class IntervalHook(Hook):
     """Lets its hooks act only at certain steps, as `before_step` numbers them: 0 is the first.
 
-    These are `start` and every `interval`-th step from there on. With `max_interval` the interval
-    doubles each time until it is that, and the next step is the next multiple of it: 1 and 1000
-    give 0, 2, 4, 8, …, 512, 1000, 2000, …. With `modify_each` it doubles after so many times only,
-    and without end if there is no `max_interval`. The steps depend on nothing else, so a resumed
-    run finds them again without a state. From `stop` on, hooks act no more. A `next_step` of their
-    own makes them act more seldom. Steps are the run's: `get_step`, if it is given, has to be an
-    iterator's `get_global_step`. Raises ValueError if it is another, or a number is out of range.
+    These are `start` and every `interval`-th step from there on, below `stop`. With `max_interval`
+    the interval doubles each time until it is that: 1 and 1000 give 0, 2, 4, 8, …, 512, 1000, 2000,
+    …. With `modify_each` it doubles after so many times only, and without end if there is no
+    `max_interval`. A `next_step` of the hooks makes them act more seldom.
     """
 
     def __init__(

@@ -28,16 +28,10 @@ def export(
 ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Write a model into a new folder in each form that it can have, or nothing at all.
 
-    These are its weights, `model.keras`, `saved_model/`, and, where tf2onnx is installed,
-    `model.onnx`. The SavedModel has the signature `serving_default`, which takes the features as
-    tensors by name, and, where records are read, `serving_examples`, which takes serialized
-    `tf.train.Example`s without labels: strings of shape (batch,). Both return the model's outputs
-    by name.
-
-    `features` are those of a batch: an array, or nested ones. `serving` is what a feeder's
-    `serving_features()` returns, or None. Return what each signature takes, by name, and why forms
-    are not there, by theirs. Raises FileExistsError if the folder `output` is there and not empty,
-    unless it is to `replace` it; OSError if no form can be written.
+    The SavedModel's signature `serving_default` takes the features of a batch as tensors by name;
+    with `serving`, a feeder's `serving_features()`, `serving_examples` takes serialized examples.
+    Return what each signature takes, and why forms are not there, by name. Raises FileExistsError
+    if `output` is not an empty folder, unless it is to `replace` it; OSError if there is no form.
     """
     is_taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if is_taken and not replace:
@@ -129,9 +123,7 @@ class Export(Hook):
 
 
 def specs_of(model: keras.Model, features: Any) -> dict[str, tf.TensorSpec]:
-    """Return shape and dtype of each feature by name, with any number of examples; a functional
-    model says which other dimensions may vary, too.
-    """
+    """Return shape and dtype of each feature by name; a functional model says what may vary."""
     values = named(features, "inputs")
     inputs = getattr(model, "inputs", None) or []
     names = values if len(values) == len(inputs) else [tensor.name for tensor in inputs]

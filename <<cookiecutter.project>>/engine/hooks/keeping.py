@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,23 @@ from engine.checkpoints import is_lower_better, require_inside
 from engine.hooks.base import Hook, Run
 
 
+@dataclass(eq=False)
 class KeepCheckpoints(Hook):
-    """Keeps a checkpoint every N steps as `checkpoints/model-<steps done>.h5`, and not too many.
-    Where `every` is None, it keeps one at the end of each epoch that has the column `monitor`.
+    """Keeps checkpoints as `checkpoints/model-<steps done>.h5`, the best or the newest.
 
-    The best `keep` stay by `monitor`, a column of the history, where "min" or "max" is better, or
-    "auto" goes by the name; without one the newest stay. Every N steps a value is that of the epoch
-    so far, for a "val_…" column that of the epoch before. A checkpoint without a finite one counts
-    as the worst, and of two that are equally good the newer is kept. Raises ValueError if a number
-    is below 1.
+    Every N steps a value is that of the epoch so far, of a "val_…" column that of the last one.
+    One without a finite value counts as the worst; of two that are equally good the newer is kept.
     """
 
     NAME = re.compile(r"model-[0-9]+\.h5")
 
-    def __init__(
-        self,
-        every: int | None,
-        keep: int = 5,
-        monitor: str | None = None,
-        monitor_mode: str = "auto",
-    ) -> None:
-        require_at_least(1, every=1 if every is None else every, keep=keep)
-        self.every, self.keep = every, keep
-        self.monitor, self.monitor_mode = monitor, monitor_mode
+    every: int | None  # N steps; None: at the end of each epoch that has the column `monitor`
+    keep: int = 5
+    monitor: str | None = None  # column of the history by which the best are kept
+    monitor_mode: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_at_least(1, every=1 if self.every is None else self.every, keep=self.keep)
         self.kept: list[tuple[int, float | None]] = []  # steps done and value, oldest first
 
     def before_training(self, run: Run) -> None:
@@ -63,9 +58,7 @@ class KeepCheckpoints(Hook):
         return {"kept": [[step, value] for step, value in self.kept]}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Take back the list, less what is not there, as in a run that began with a checkpoint of
-        another. A file that is not in the list is of an attempt that was killed, and is removed.
-        """
+        """Take back the list, less what is gone; remove what an attempt that was killed kept."""
         folder = Path(self.checkpoints)
         known = {self._name(step): (step, value) for step, value in state["kept"]}
         require_inside(known)
@@ -89,9 +82,8 @@ class KeepCheckpoints(Hook):
     def _rank(self, entry: tuple[int, float | None]) -> tuple[float, int]:
         """Return a key that sorts the best first."""
         step, value = entry
-        if value is None:
-            return math.inf, -step
-        return value if self.lower_is_better else -value, -step
+        worse = math.inf if value is None else value if self.lower_is_better else -value
+        return worse, -step
 
     @staticmethod
     def _name(global_step: int) -> str:

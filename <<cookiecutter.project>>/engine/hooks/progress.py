@@ -33,9 +33,7 @@ class EpochLog(Hook):
         if len(whole) < len(rows):
             log.warning("%s: %d rows are damaged; they are left out", path, len(rows) - len(whole))
         # An epoch that was done but not saved is done again.
-        older = int(bool(whole) and whole[0].startswith("0,"))  # counted from 0
-        numbered = [(int(row.split(",")[0]) + older, row) for row in whole]
-        kept = [f"{n}{row[row.index(',') :]}" for n, row in numbered if n <= len(run.history)]
+        kept = [row for row in whole if int(row.split(",")[0]) <= len(run.history)]
         lines = [csv_lines(self.COLUMNS, []).strip(), *kept, ""]
         write_atomically(path, "\n".join(lines), sync=False)
 
@@ -60,9 +58,7 @@ class EpochLog(Hook):
             file.write(csv_lines(self.COLUMNS, [timing], header=False))
 
     def _table(self, epoch: int, time_taken: str) -> tuple[str, str]:
-        """Return a line with the names of metrics, and one with their values below. Of more than
-        fit, those that come last are left out, the monitored one never.
-        """
+        """Return a line with names of metrics, and one with values, of as many as fit."""
         last = str(self.run.num_epochs)
         first = f"epoch {epoch + 1:{len(last)}}/{last}"
         values = {k: v for k, v in self.run.history[-1].items() if k not in ("epoch", "step")}
@@ -133,26 +129,21 @@ class UnreadSettings(Hook):
         read = getattr(self.config, "read", self.changed)
         unread = [key for key in self.changed if key not in read]
         if unread and epoch == 0 and self.is_new:
-            log.warning(
-                "%s: set, but neither the model, nor the data, nor anything else has read it",
-                ", ".join(unread),
-            )
+            log.warning("%s: set, but nothing, neither model nor data, reads it", ", ".join(unread))
 
 
 class LearningCurve(Hook):
     """Draws `learning_curve.png` after an epoch, not too often, and at the end or a failure."""
 
     only_tells = True
-    SECONDS_BEFORE = 10.0  # a short run draws it once
     SECONDS_BETWEEN = 30.0
-    SHARE_OF_TIME = 0.01  # a long history takes long to draw
 
     def before_training(self, run: Run) -> None:
         super().before_training(run)
-        self.next_at = time.monotonic() + self.SECONDS_BEFORE
+        self.drawn_at = time.monotonic()
 
     def after_epoch(self, epoch: int) -> None:
-        if time.monotonic() > self.next_at:
+        if time.monotonic() > self.drawn_at + self.SECONDS_BETWEEN:
             self._draw()
 
     def after_training(self) -> None:
@@ -165,13 +156,11 @@ class LearningCurve(Hook):
     def _draw(self) -> None:
         if not self.run.history:
             return
-        start = time.monotonic()
         try:
             figures.draw_learning_curve(self.run.root, self.run.history, self.run.best_epoch)
         except OSError as error:  # a picture is no reason to stop; a checkpoint that fails is
             log.warning("learning_curve.png could not be written (%s)", error.strerror)
-        end = time.monotonic()
-        self.next_at = end + max(self.SECONDS_BETWEEN, (end - start) / self.SHARE_OF_TIME)
+        self.drawn_at = time.monotonic()
 
 
 class TensorBoard(WriterHook):

@@ -24,13 +24,10 @@ class LoggingHook(WriterHook):
     An operation of the iterator returns {"scalars": …, "images": …, "figures": …}, each by name,
     nested names being joined by "/"; what stands next to these counts as a scalar. Without an
     operation, the scalars are the metrics of the epoch so far.
-
-    Scalars become a line of the log, images a grid in `train/<name>_<step>.png`, figures of
-    matplotlib such a file too, after which they are closed. All go to TensorBoard in `tb`. At the
-    end, `train/<name>.png` shows them side by side, through the training.
-
-    Images are arrays of shape (N, H, W, C) or (H, W, C) with C in 1, 3, 4, of uint8 or of floats.
-    Floats are taken as in [-1, 1] if one of the array is negative, and if not, as in [0, 1].
+    Scalars become a line of the log, images, and figures of matplotlib, `train/<name>_<step>.png`,
+    and at the end, side by side, `train/<name>.png`.
+    Images have the shape (N, H, W, C) or (H, W, C) with C in 1, 3, 4, and are uint8 or floats, in
+    [-1, 1] if one of the array is negative, and if not, in [0, 1].
 
     Of the operations in `log_ops`, "train/log_op" is "log_op"; "validation/log_op" is that of a
     `TemplateIterator` on a validation batch, which depends on the step, and prefixes its names.
@@ -138,8 +135,7 @@ def _pixels(name: str, images: Any) -> Array:
     array = array[np.newaxis] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
         raise ValueError(
-            f"image {name!r} has the shape {np.shape(images)}; expected (N, H, W, C) or (H, W, C) "
-            "with 1, 3 or 4 channels"
+            f"image {name!r} has the shape {np.shape(images)}; expected (H, W, 1, 3 or 4), or many"
         )
     if array.dtype == np.uint8:
         return array

@@ -2,42 +2,27 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from engine.batches import require_at_least
 from engine.checkpoints import best_of, is_lower_better
 from engine.hooks.base import Hook, Run
 
 
+@dataclass(eq=False)
 class EarlyStopping(Hook):
-    """Ends the run when `monitor` has not improved for `patience` epochs.
+    """Ends the run when `monitor` has not improved for `patience` epochs."""
 
-    The count needs no state: it is the distance to the best epoch, which the loop keeps.
+    patience: int
+    monitor: str | None = None  # column of the history; None: the run's own
+    monitor_mode: str = "auto"  # of a `monitor` that is given here: "min", "max" or by its name
+    stop_on_nan: bool = False  # end the run, too, when the column is not a finite number
+    in_steps: bool = False  # `patience` is in steps, though it is looked at the ends of epochs only
+    min_steps: int = 0  # never stop before step N
+    every_steps: int = 1  # look at the first end of an epoch after every N steps
 
-    Args:
-        patience: epochs, or `in_steps` steps, though it is looked at the ends of epochs only.
-        monitor: column of the history; None: the run's own.
-        monitor_mode: "min" or "max", whichever is better; "auto" goes by the name. It counts for a
-            `monitor` that is given here.
-        stop_on_nan: end the run, too, when the column is not a finite number.
-        min_steps: never stop before step N.
-        every_steps: look at the first end of an epoch after every N steps.
-    """
-
-    def __init__(
-        self,
-        patience: int,
-        monitor: str | None = None,
-        monitor_mode: str = "auto",
-        stop_on_nan: bool = False,
-        in_steps: bool = False,
-        min_steps: int = 0,
-        every_steps: int = 1,
-    ) -> None:
-        require_at_least(1, patience=patience, every_steps=every_steps)
-        self.patience, self.in_steps = patience, in_steps
-        self.min_steps, self.every_steps = min_steps, every_steps
-        self.monitor, self.monitor_mode = monitor, monitor_mode
-        self.stop_on_nan = stop_on_nan
+    def __post_init__(self) -> None:
+        require_at_least(1, patience=self.patience, every_steps=self.every_steps)
 
     def before_training(self, run: Run) -> None:
         super().before_training(run)
@@ -66,13 +51,13 @@ class EarlyStopping(Hook):
             self.run.stop_reason = f"{monitor} has not improved for {self.patience} {unit}"
 
 
+@dataclass(eq=False)
 class LearningRates(Hook):
     """Sets one rate after the other. `rates` are pairs of `until_epoch` and the rate that holds
     while `epoch < until_epoch`, epochs counted from 0; the last one holds to the end.
     """
 
-    def __init__(self, rates: Sequence[tuple[int, float]]) -> None:
-        self.rates = list(rates)
+    rates: Sequence[tuple[int, float]]
 
     def rate_in(self, epoch: int) -> float:
         return next((rate for until, rate in self.rates if epoch < until), self.rates[-1][1])

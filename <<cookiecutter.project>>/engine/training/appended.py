@@ -1,8 +1,4 @@
-"""Cuts files that callbacks and hooks append to back to their length at a checkpoint.
-
-What was appended after the checkpoint that a run goes on from comes again. The lengths are kept in
-`appended.json`, and not in the checkpoint: names of TensorBoard's files have the time in them.
-"""
+"""Cuts files that callbacks and hooks append to back to their length at a checkpoint."""
 
 import io
 import os
@@ -16,7 +12,7 @@ from engine.checkpoints import HISTORY_CSV, LATEST, LOOP_STATE, callback_state
 from engine.training.objects import walk
 from vegab.files import read_json, write_json
 
-FILE = "appended.json"
+FILE = "appended.json"  # no part of a checkpoint: TensorBoard's names have the time in them
 WITH_WRITERS = ("tensorflow.", "tensorboard.", "keras.")
 BEGIN = "begin"  # the lengths with which files were opened
 # What the project itself writes; it looks after these.
@@ -28,9 +24,7 @@ _hooked: list[bool] = []
 
 
 class AppendedFiles:
-    """The files of one run, in the folder `root`, that others than the project append to while it
-    trains. What is `passed_by`, as the model, appends to nothing.
-    """
+    """The files in `root` that others append to; what is `passed_by`, as the model, does not."""
 
     def __init__(self, root: Path, passed_by: Sequence[Any] = ()) -> None:
         self.root = root
@@ -42,22 +36,20 @@ class AppendedFiles:
         self._before: set[str] = set()
 
     def cut(self, checkpoint: str, owners: Iterable[Any]) -> None:
-        """Cut files back to what they were at a checkpoint, named by its digest; outside of the run
-        folder only those that callbacks and hooks name, for a stranger may have written the list.
-        """
+        """Cut files back to what they were at a checkpoint, named by its digest."""
         texts = [
             os.path.abspath(value)
             for reached in walk({"": list(owners)}, self._passed_by)
             for value in callback_state.attributes_of(reached.thing).values()
             if isinstance(value, str | os.PathLike)
         ]
+        # Outside of the folder only those that they name, for a stranger may have written the list.
         lengths = self._known.get(BEGIN, {}) | self._known.get(checkpoint, {})
         for name, length in lengths.items():
             path = os.path.abspath(self.root / name)
             is_inside = os.path.realpath(path).startswith(os.path.realpath(self.root) + os.sep)
-            if not (is_inside or path in texts) or os.path.islink(path):
-                continue
-            if os.path.isfile(path) and os.path.getsize(path) > length:
+            is_meant = (is_inside or path in texts) and not os.path.islink(path)
+            if is_meant and os.path.isfile(path) and os.path.getsize(path) > length:
                 os.truncate(path, length)
         self._names = set(self._known.get(checkpoint, {}))
 
@@ -73,11 +65,8 @@ class AppendedFiles:
         """Note no more."""
         _listening.clear()
 
-    def begin(self, owners: Iterable[Any]) -> None:
-        """Keep the lengths that files have before the first step."""
-        self._keep_first(self.lengths(owners))
-
-    def _keep_first(self, lengths: Lengths) -> None:
+    def keep_first(self, lengths: Lengths) -> None:
+        """Keep the lengths that files have before anything is appended."""
         with self._lock:
             known = self._known.get(BEGIN, {})
             if lengths.keys() - known.keys():
@@ -102,9 +91,8 @@ class AppendedFiles:
         """Keep the lengths of a checkpoint that is about to be seen, and of the one before it."""
         with self._lock:
             if lengths or self._known:
-                kept = {BEGIN, before}
-                self._known = {key: value for key, value in self._known.items() if key in kept}
-                self._known[checkpoint] = lengths
+                kept = {key: self._known[key] for key in (BEGIN, before) if key in self._known}
+                self._known = kept | {checkpoint: lengths}
                 write_json(self.root / FILE, self._known)
 
     def note(self, path: str) -> None:
@@ -114,7 +102,7 @@ class AppendedFiles:
             length = os.path.getsize(path) if os.path.isfile(path) else 0
             with self._lock:
                 self._names.add(name)
-                self._keep_first({name: length})
+                self.keep_first({name: length})
 
     def _name(self, path: str) -> str:
         """Return a path relative to the run folder; "" for what the project itself writes."""

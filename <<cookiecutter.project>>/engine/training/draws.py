@@ -1,7 +1,5 @@
-"""Replaces TensorFlow's own random operations, whose counters are in kernels, out of reach.
-
-While a step is traced, each of them becomes a draw without a state, by a seed that a generator
-gives whose state is a variable. The numbers are others than TensorFlow's would be.
+"""Replaces TensorFlow's random operations, whose counters are out of reach, while a step is traced,
+by draws without a state, whose seeds come from a generator whose state is a variable.
 """
 
 import contextlib

@@ -1,7 +1,6 @@
 """Takes and compares what has to be the same for a resumed run to have the same bits.
 
-Some of it can be set: a resumed process takes over the number of threads, oneDNN and determinism
-from the checkpoint, before TensorFlow starts. Of the rest, a difference is named.
+Of that, a resumed process takes over the settings from the checkpoint, before TensorFlow starts.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.training import sources
-from vegab import UsageError
+from vegab import UsageError, read_run
 from vegab.config import without
 from vegab.provenance import usable_cores
 
@@ -26,8 +25,7 @@ MAY_GROW = ("num_epochs", "num_steps", "train.epochs")
 # What the numbers of TensorFlow, oneDNN and NumPy depend on, of all that a processor can do.
 # TensorFlow, too, chooses by them whether it uses oneDNN, where the environment does not say.
 FEATURES = ("sse4_2", "avx", "avx2", "fma", "avx512", "avx_vnni", "amx", "asimd", "sve", "bf16")
-# What TensorFlow takes from the environment when it is imported, or at its first step; "" or
-# nothing, as in a checkpoint that is older than a key: its own choice.
+# What TensorFlow takes from the environment when it is imported, or at its first step.
 READ_AT_IMPORT = {
     "onednn": "TF_ENABLE_ONEDNN_OPTS",
     "onednn_isa": "ONEDNN_MAX_CPU_ISA",
@@ -58,9 +56,7 @@ def of(commit: Path) -> Fingerprint | None:
 def settings_of(
     config: Mapping[str, Any], stored: Fingerprint | None, start: Fingerprint | None = None
 ) -> dict[str, Any]:
-    """Return what can be set: as the run's own checkpoint has it, or for a new run as config and
-    machine say; what the config leaves open is as in `start`, which a fork begins with.
-    """
+    """Return what can be set, as in the run's checkpoint, or as config, `start` or machine say."""
     if stored is not None:
         return stored["settings"]
     if start is not None:
@@ -79,16 +75,11 @@ def read_at_import() -> dict[str, str]:
 
 
 def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Set what `settings_of` returned and import TensorFlow; return the settings as they are now.
-
-    Where TensorFlow has started already, as in a notebook, the number of threads stays; 0 means
-    TensorFlow's own choice.
-    """
+    """Set what `settings_of` returned and import TensorFlow; return the settings as they are."""
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # or ~/.keras/keras.json decides
     if backend != "tensorflow":
         raise UsageError(
-            f"KERAS_BACKEND is {backend!r}; this project trains with TensorFlow: unset it, or set "
-            "it to tensorflow"
+            f"KERAS_BACKEND is {backend!r}; unset it, for this project trains with TensorFlow"
         )
     for key, name in READ_AT_IMPORT.items():
         os.environ.pop(name, None)
@@ -110,9 +101,7 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
 def take(
     config: Mapping[str, Any], settings: Mapping[str, Any], dataset: Any, layout: str
 ) -> Fingerprint:
-    """Return the fingerprint of a run that is about to start or to go on, on batches `train` and
-    `valid` (or None) of a dataset; `layout` says how many devices and workers share the work.
-    """
+    """Return the fingerprint of a run that is about to start or to go on."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -156,7 +145,8 @@ def differences(stored: Fingerprint, now: Fingerprint, where: str = "") -> list[
             verb = "is new" if old is None else "is gone" if new is None else "has changed"
             found.append(f"{key} {verb}")
         elif old != new:
-            found.append(f"{where}{key}: {_show(old)}, now {_show(new)}")
+            shown = [" ".join(map(str, v)) if isinstance(v, list) else v for v in (old, new)]
+            found.append(f"{where}{key}: {shown[0]}, now {shown[1]}")
     return found
 
 
@@ -172,21 +162,13 @@ def processor_features() -> list[str]:
 
 def code_differs(commit: Path) -> list[str]:
     """Return the source files that have changed since a checkpoint was made; warn of them."""
+    from engine.checkpoints import run_of
+
     then = (of(commit) or {}).get("code", {})
-    found = [
-        name
-        for name, digest in then.items()
-        if name != sources.ENGINE and sources.digest_of(name) != digest
-    ]
-    if sources.ENGINE in then and sources.digests({})[sources.ENGINE] != then[sources.ENGINE]:
-        found.append(sources.ENGINE)
-    if found:
+    now = sources.digests(read_run(run_of(commit))["config"])
+    if found := [name for name, digest in then.items() if now.get(name) != digest]:
         logging.getLogger(__name__).warning(
             "%s %s changed since the run; this is of the code as it is now (--own_code: as it was)",
             ", ".join(found), "have" if len(found) > 1 else "has",
         )  # fmt: skip
     return found
-
-
-def _show(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

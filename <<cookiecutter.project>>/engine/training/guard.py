@@ -1,7 +1,7 @@
 """Finds all that a step of training or validation uses, so that a checkpoint can hold it.
 
-What a step uses is read from its graph, wherever that hangs. What callbacks, hooks and data keep is
-found by walking over them, as all is where there is no graph. What nobody can save is refused.
+It is read from the graph, or found by walking over what callbacks, hooks and data keep, as all is
+where there is no graph. What nobody can save is refused.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -42,6 +42,7 @@ CALLS_PYTHON = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
 RANDOM = "draw by keras.random with a keras.random.SeedGenerator that is an attribute of a layer"
 PYTHON = "write a Python function with operations of Keras or TensorFlow"
 OTHER = "keep in a weight of a layer what changes"
+Unsaved = tuple[str, str]  # what no checkpoint holds, and what to do
 LOOKS_FOR_CHANGES = 10  # before the first step, and at checkpoints after it
 # While an experiment was built.
 _made: list["weakref.ref[Any]"] = []
@@ -51,10 +52,8 @@ _made_of_torch: list["weakref.ref[Any]"] = []
 class Guard:
     """Looks at each step of training and validation that is traced.
 
-    The model is compiled; with an iterator, which does the steps in its place, it is any object.
-    `data` are what batches come from. With `allows_inexact`, what cannot be saved is not refused:
-    `found` has a phrase for each such thing. `has_news` says whether a trace came since this was
-    set to False, which may use more variables.
+    With `allows_inexact`, what cannot be saved is not refused: `found` has a phrase for each such
+    thing. `has_news`: a trace came since this was set to False, which may use more variables.
     """
 
     def __init__(
@@ -78,9 +77,7 @@ class Guard:
         self.found: list[str] = []
 
     def look(self, traced: Any) -> None:
-        """Look at a step, a concrete function; UsageError if no checkpoint can hold what it uses,
-        and that is not allowed.
-        """
+        """Look at a step, a concrete function; UsageError for what no checkpoint can hold."""
         self._has_graph = self.has_news = True
         self._reached = []
         known = {id(h): variable for variable in traced.variables for h in handles_of(variable)}
@@ -93,29 +90,29 @@ class Guard:
             elif writers := _writers(placeholder):
                 unknown.append((captured, writers[0]))
         tables = {  # that can be saved, by path, each by the id of its handle
-            id(thing.resource_handle): {path: thing}
+            id(thing.resource_handle): {path: state_of(thing)}
             for path, thing, *_ in (walk(self._steps) if unknown else ())
             if isinstance(thing, tf.lookup.experimental.MutableHashTable)
         }
         for captured, _ in unknown:
             self._tables |= tables.get(id(captured), {})
         unsaved = [
-            Unsaved(f"the table or queue that {writer.type} changes{_line_of(writer)}", OTHER)
+            (f"the table or queue that {writer.type} changes{_line_of(writer)}", OTHER)
             for captured, writer in unknown
             if id(captured) not in tables
         ]
         self.tell([*unsaved, *_draws(traced.graph)])
 
-    def tell(self, unsaved: Sequence["Unsaved"]) -> None:
+    def tell(self, unsaved: Sequence[Unsaved]) -> None:
         """Note what was found; raise UsageError if there is anything, and it is not allowed."""
         if unsaved and not self._allows_inexact:
-            names = ", ".join(dict.fromkeys(each.name for each in unsaved))
-            remedies = "; ".join(dict.fromkeys(each.remedy for each in unsaved))
+            names = ", ".join(dict.fromkeys(name for name, _ in unsaved))
+            remedies = "; ".join(dict.fromkeys(remedy for _, remedy in unsaved))
             raise UsageError(
                 f"no checkpoint holds {names}, so a resumed run would have other bits; {remedies}; "
                 "or add --allow_inexact to train all the same"
             )
-        self.found += [each.name for each in unsaved if each.name not in self.found]
+        self.found += [name for name, _ in unsaved if name not in self.found]
 
     def variables(self) -> dict[str, Any]:
         """Return all variables besides the model's weights, by group; see `Checkpoint`."""
@@ -126,9 +123,7 @@ class Guard:
         return groups | {"others": self._others(groups, takes_all)}
 
     def load_others(self, path: Path, states: Mapping[str, Any]) -> None:
-        """Give model and iterator, for evaluation, what a checkpoint has of them besides weights,
-        and the `states` that it has.
-        """
+        """Give model and iterator, for evaluation, a checkpoint's `states` and other variables."""
         saved = read_others(path)
         wanted = self.variables()["others"] if saved else {}
         for name in saved.keys() & wanted.keys():
@@ -156,8 +151,10 @@ class Guard:
             self._captured |= made
         named: list[tuple[str, Any]] = []
 
-        def take(reached: Iterable[Any], take_all: bool) -> None:
+        def take(reached: Iterable[Reached], take_all: bool) -> None:
             for path, thing, keeper, keeper_path in reached:
+                if not isinstance(thing, VARIABLES):
+                    continue
                 handles = {id(handle) for handle in handles_of(thing)}
                 if handles & saved or not (take_all or handles & wanted):
                     continue
@@ -166,10 +163,12 @@ class Guard:
                 named.append((f"{keeper_path}/{path_of(thing)}" if keeper else path, thing))
 
         own = [self._model, self._iterator]
-        take(_variables_in(self.around | self._data, own), take_all=True)
+        take(walk(self.around | self._data, own), take_all=True)
         if wanted or takes_all:
             if not (self._reached and self._has_graph):
-                self._reached = list(_variables_in(self._steps))
+                self._reached = [
+                    each for each in walk(self._steps) if isinstance(each.thing, VARIABLES)
+                ]
             take(self._reached, takes_all)
         for handle, variable in self._captured.items():
             if handle not in saved:
@@ -185,9 +184,7 @@ class Guard:
         owners = self._steps | self.around
         if not self._has_graph:
             owners["eager_draws"] = keras_private.eager_generator()
-        found = {
-            path: state for path, t in self._tables.items() if (state := state_of(t)) is not None
-        }
+        found = dict(self._tables)
         held: set[int] = set()
         for path, thing, *_ in walk(owners, passed_by):
             state = state_of(thing)
@@ -214,7 +211,7 @@ class Guard:
         for thing in alive:
             if id(thing) not in reached | held and state_of(thing) is not None:
                 name = f"a {type(thing).__name__} that neither iterator nor model names"
-                self.tell([Unsaved(name, "make it an attribute of the iterator")])
+                self.tell([(name, "make it an attribute of the iterator")])
 
     def tell_changes(self) -> None:
         """Warn of what only Python holds, has changed since the first call, and is not saved."""
@@ -232,30 +229,17 @@ class Guard:
             names = attributes_of_project(type(thing))  # type: ignore[arg-type]
             if changed := [name for name in names if now.get(name) != before.get(name)]:
                 self._own = [each for each in self._own if each[1] is not thing]
-                more = ", or only_tells = True if all that it does is to write or to show"
                 log.warning(
-                    "%s (%s) changes its %s, which no checkpoint holds: a resumed run may differ; "
-                    "give it get_state() and set_state(state), with JSON values%s",
-                    path, type(thing).__name__, ", ".join(changed),
-                    more if hasattr(type(thing), "only_tells") else "",
-                )  # fmt: skip
+                    f"{path} ({type(thing).__name__}) changes its {', '.join(changed)}, which no "
+                    "checkpoint holds: a resumed run may differ; give it get_state() and "
+                    "set_state(state), with JSON values, or, if it only shows, only_tells = True"
+                )
 
 
 def _handles_of_made() -> dict[int, Any]:
     """Return the variables that were made and are alive, by the ids of their handles."""
     alive = [variable for ref in _made if (variable := ref()) is not None]
     return {id(handle): variable for variable in alive for handle in handles_of(variable)}
-
-
-def _variables_in(owners: Mapping[str, Any], passed_by: Sequence[Any] = ()) -> Iterator[Reached]:
-    return (each for each in walk(owners, passed_by) if isinstance(each.thing, VARIABLES))
-
-
-class Unsaved(NamedTuple):
-    """What no checkpoint holds, and what to do."""
-
-    name: str
-    remedy: str
 
 
 @contextlib.contextmanager
@@ -291,9 +275,9 @@ def _draws(graph: Any) -> list[Unsaved]:
     """Return the operations that draw from, or keep, what is in no variable."""
     found = [op for op in _operations(graph) if _kind(op).draws or op.type in CALLS_PYTHON]
     return [
-        Unsaved(f"what the Python function of {op.type} keeps{_line_of(op)}", PYTHON)
+        (f"what the Python function of {op.type} keeps{_line_of(op)}", PYTHON)
         if op.type in CALLS_PYTHON
-        else Unsaved(f"the random state of {op.type}{_line_of(op)}", RANDOM)
+        else (f"the random state of {op.type}{_line_of(op)}", RANDOM)
         for op in _read(found)
     ]
 
@@ -314,11 +298,9 @@ def _operations(graph: Any) -> Iterator[Any]:
 
 
 def _functions_of(op: Any) -> list[str]:
-    names = []
-    for attribute, is_list in _kind(op).functions:
-        value = op.get_attr(attribute)
-        names += [each.name for each in (value if is_list else [value])]
-    return [name for name in names if name]
+    values = [op.get_attr(attribute) for attribute in _kind(op).functions]
+    functions = [each for v in values for each in (v if isinstance(v, list) else [v])]
+    return [each.name for each in functions if each.name]
 
 
 class _Kind:
@@ -326,7 +308,7 @@ class _Kind:
 
     def __init__(self, definition: Any) -> None:
         attributes = definition.attr
-        self.functions = [(a.name, "list" in a.type) for a in attributes if "func" in a.type]
+        self.functions = [attribute.name for attribute in attributes if "func" in attribute.type]
         has_seed = any(attribute.name == "seed" for attribute in attributes)
         self.draws = has_seed and (definition.is_stateful or definition.name in DRAW_ALL_THE_SAME)
         self.is_stateful = definition.is_stateful

@@ -1,7 +1,5 @@
-"""Walks over all that hangs on objects: attributes, containers, closures and the globals of code.
-
-A path says how to come to a thing, such as `model.optimizers['body']`. It is the shortest one, and
-the same in every process that runs the same code.
+"""Walks over all that hangs on objects: attributes, containers, closures and globals of code. The
+path to a thing is the shortest one, and the same in every process that runs the same code.
 """
 
 import contextlib
@@ -72,9 +70,7 @@ def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[R
 
 
 def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what hangs on a thing, with the way to it; what people name first. Only what is there:
-    to ask a thing for an attribute may wake what stands for something else.
-    """
+    """Yield what hangs on a thing, unasked, for that may wake it; what people name first."""
     kind = type(thing)
     if issubclass(kind, dict) and dict.__len__(thing) < MOST_ITEMS:
         for number, (key, item) in enumerate(list(dict.items(thing))):
@@ -146,9 +142,7 @@ def is_of_project(kind: type) -> bool:
 
 @functools.cache
 def attributes_of_project(kind: type) -> list[str]:
-    """Return the names of attributes that only the researcher's part of a class uses; none if that
-    part has a `get_state`, which says what is to be saved.
-    """
+    """Return names of attributes that only the researcher's part, without `get_state`, uses."""
     own: set[str] = set()
     others: set[str] = set()
     for base in kind.__mro__:
@@ -156,7 +150,7 @@ def attributes_of_project(kind: type) -> list[str]:
         codes = [item.__code__ for item in functions if isinstance(item, FunctionType)]
         names = {name for code in codes for name in _names_in(code)}
         if is_of_project(base):
-            if "get_state" in vars(base):
+            if "get_state" in vars(base):  # which says what is to be saved
                 return []
             own |= names
         else:
@@ -189,9 +183,7 @@ class State(NamedTuple):
 
 
 def state_of(thing: Any) -> State | None:
-    """Return how to save a generator of random numbers, a table, or what has a `state_dict`, as
-    PyTorch's modules, optimizers, schedulers and scalers; None for anything else.
-    """
+    """Return how to save a random generator, a table, or what has a `state_dict`, as PyTorch's."""
     torch = sys.modules.get("torch")
     if isinstance(thing, np.random.Generator):
         bits = thing.bit_generator

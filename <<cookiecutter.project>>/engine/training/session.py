@@ -67,17 +67,7 @@ def work_on(
     iterator: Any = None,
     allow_inexact: bool = False,
 ) -> Work:
-    """Make the steps of a run, and trace them; for what is not said here, see `Session`.
-
-    Args:
-        model: compiled; with an iterator, which does the steps in its place: any object.
-        train, valid: what `batch_source` takes; without `valid` there is no validation.
-        seed: of the order of batches, where the data does not decide it.
-        allow_inexact: note what a resumed run would not restore, instead of refusing it.
-
-    Raises UsageError if a step uses what no checkpoint holds, and that is not allowed; ValueError
-    if model and data do not fit.
-    """
+    """Make the steps of a run on what `batch_source` takes, and trace them; see `Session`."""
     source, validation = batch_source(train, seed=seed), None
     guard = Guard(model, iterator, [source, valid], allow_inexact)
     if iterator is not None:
@@ -87,8 +77,7 @@ def work_on(
         validation = iterator.make_validation(valid, seed) if valid is not None else None
         return Work(model, source, steps, validation, guard, iterator)
     steps = Steps(model, source, _look_at_batches(callbacks), num_steps, guard.look)
-    steps.compile()
-    names = list(steps.names)
+    names = list(steps.compile().names)
     if valid is not None:
         validation = Validation(model, valid, guard.look)
         names += [f"val_{name}" for name in validation.compile().names]
@@ -110,23 +99,9 @@ class Start(NamedTuple):
 class Session:
     """One attempt at a run, from the first look at its folder on.
 
-    Args:
-        folder: the run folder, which exists.
-        hooks: in the order in which they are called; those of an iterator come after them.
-        num_epochs: epochs in all, those of earlier attempts included.
-        num_steps: steps in all, whatever `num_epochs` says; the last epoch may be cut short.
-        monitor: column of the history that decides which epoch is the best; None: nothing does.
-        monitor_mode: "min" or "max", whichever is better; "auto" goes by the name.
-        start: a checkpoint to begin with, while the folder has none of its own.
-        fingerprint: what has to be the same when the run is resumed; see `fingerprint`.
-        inexact: what is not, in this attempt; from here on the checkpoints say so.
-        on_nan: "stop" when a loss or a weight is not a finite number (NaN or infinity), or
-            "continue".
-
     Attributes:
         run: how far it is; what hooks may look at.
-        epoch: the first one to train, counted from 0.
-        step: of that epoch, the first one to make.
+        epoch, step: the first ones to train, counted from 0.
         learning_rate: at the beginning of that epoch, if `step` is not 0.
         nothing_to_do: why, if that is so, else "".
 
@@ -136,19 +111,19 @@ class Session:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path,  # which exists
         work: Work,
         *,
-        hooks: Sequence[Hook] = (),
+        hooks: Sequence[Hook] = (),  # in their order; those of an iterator come after them
         callbacks: Sequence[keras.callbacks.Callback] = (),
-        num_epochs: int = 0,
-        num_steps: int | None = None,
-        monitor: str | None = "val_loss",
-        monitor_mode: str = "auto",
-        start: Start | None = None,
-        fingerprint: Mapping[str, Any] | None = None,
-        inexact: Sequence[str] = (),
-        on_nan: str = "stop",
+        num_epochs: int = 0,  # in all, those of earlier attempts included
+        num_steps: int | None = None,  # in all, whatever `num_epochs` says
+        monitor: str | None = "val_loss",  # column that decides which epoch is the best, if any
+        monitor_mode: str = "auto",  # by its name; or "min", "max", whichever is better
+        start: Start | None = None,  # to begin with, while the folder has no checkpoint of its own
+        fingerprint: Mapping[str, Any] | None = None,  # has to be the same when it is resumed
+        inexact: Sequence[str] = (),  # what of that is not
+        on_nan: str = "stop",  # or "continue", when a loss or weight is NaN or infinity
     ) -> None:
         self.work, self.on_nan = work, on_nan
         self.workers = Workers(getattr(work.model, "distribute_strategy", None))
@@ -204,10 +179,9 @@ class Session:
                 # run that is extended goes on.
                 callback.set_params(callback.params | {"epochs": sys.maxsize})
         self._keras_model.stop_training = False
-        self.nothing_to_do = ""
-        if is_done(state, num_epochs, num_steps):
-            asked = f"{num_epochs} epochs" if num_steps is None else f"{num_steps} steps"
-            self.nothing_to_do = state["stop_reason"] or f"{asked} are done"
+        asked = f"{num_epochs} epochs" if num_steps is None else f"{num_steps} steps"
+        is_over = is_done(state, num_epochs, num_steps)
+        self.nothing_to_do = (state["stop_reason"] or f"{asked} are done") if is_over else ""
         self._fingerprint = dict(fingerprint or {})
         if not self.nothing_to_do:
             self._tell(inexact)
@@ -250,8 +224,7 @@ class Session:
         unsaved = self.work.guard.found
         if inexact:
             log.warning("from here on the run is not bit for bit the same: %s", "; ".join(inexact))
-        if unsaved:
-            names = "; ".join(unsaved)
+        if names := "; ".join(unsaved):
             log.warning("a resumed run will have other bits, for no checkpoint holds %s", names)
         if differs := [*inexact, *unsaved]:
             entry = {"global_step": self._state["global_step"], "differs": differs}
@@ -281,7 +254,7 @@ class Session:
                     checkpoint.prepare()
                 work.guard.has_news = False
                 work.guard.tell_changes()
-                self._files.begin(self._owners)
+                self._files.keep_first(self._files.lengths(self._owners))
                 yield signals
                 self._checkpoint.finish()
                 signals.agree()
@@ -330,10 +303,10 @@ class Session:
         if self._is_new:
             return
         self._restore()
-        if self.step:
-            log.info("continuing after step %d of epoch %d", self.step, self.epoch + 1)
-        else:
-            log.info("continuing after epoch %d", self.epoch)
+        place = (
+            f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
+        )
+        log.info("continuing after %s", place)
 
     def _restore(self) -> None:
         self._checkpoint.restore(self._restores)
@@ -417,11 +390,9 @@ class Session:
         may_lack_monitor: bool,
         cut: Snapshot | None,
     ) -> bool:
-        """Save the end of an epoch; return whether the run ends with it.
-
-        Of an epoch that `num_steps` cuts short, `cut` is a copy from before its validation: if more
-        steps come, they belong to this epoch. Raises KeyError if the history has no column
-        `monitor`, unless it `may_lack_monitor`, for there was no validation.
+        """Save the end of an epoch; return whether the run ends with it. Of one that `num_steps`
+        cuts short, `cut` is a copy from before its validation, for more steps would belong to it.
+        Raises KeyError if the history has no column `monitor`, unless there was no validation.
         """
         run = self.run
         if self._keras_model.stop_training:

@@ -9,9 +9,8 @@ from engine.devices import Workers
 class SignalsToFlag:
     """Within the block, a signal to stop sets `name` and the step goes on to its end.
 
-    Of several workers, whichever got it, all see the name at the same step: when they agree. A
-    second SIGINT leaves at once. A SIGHUP that was ignored at the start, as by `nohup`, stays
-    ignored.
+    Several workers see the name when they agree. A second SIGINT leaves at once. A SIGHUP that was
+    ignored at the start, as by `nohup`, stays ignored.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -39,9 +38,7 @@ class SignalsToFlag:
         return signal.Signals(number).name if number else None
 
     def agree(self, *decisions: int) -> list[int]:
-        """Return what the chief has decided, and hear of signals to other workers, all of which
-        call it at the same place of the loop.
-        """
+        """Return what the chief has decided, and hear of signals; all workers call it."""
         rows = self.workers.gather([self._received, *decisions])
         self._agreed = int(rows[:, 0].max())
         return [int(decision) for decision in rows[0, 1:]]

@@ -1,39 +1,24 @@
 """Finds the code that a run depends on, by reading the imports of what its config names."""
 
 import ast
-import contextlib
 import functools
 import hashlib
-import importlib.util
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vegab import ROOT, trust
-from vegab.files import write_atomically
 from vegab.names import readings
 
 BUILDS_ALL = "src.experiment"  # whatever a config names, this builds it
 ENGINE = "engine"
-KNOWN = Path(importlib.util.cache_from_source(__file__)).with_name("sources.json")
 # What reads the command line and the config, which is compared itself, and tests.
 CHANGES_NO_BIT = ("bin", "configs", "tests", "vegab")
-_new: list[str] = []  # keys of what is not kept yet
-
-
-class Source(NamedTuple):
-    """What counts of a Python file: a digest of its code, and the modules that it may import."""
-
-    digest: str
-    imports: list[str]
 
 
 def digests(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return a SHA-256 for each file of the project that a config leads to, by its path there, and
-    one for the machinery under the name "engine". Comments and docstrings are no change.
-    """
+    """Return a SHA-256, without comments, of each file that a config leads to, and of "engine"."""
     found: dict[str, str] = {}
     of_engine: dict[str, str] = {}
     open_modules = [BUILDS_ALL, *_named_by(config)]
@@ -42,22 +27,13 @@ def digests(config: Mapping[str, Any]) -> dict[str, str]:
         if (file := _file_of(open_modules.pop())) is None:
             continue
         name = str(file.relative_to(ROOT))
-        source = _source(file)
-        (of_engine if name.startswith(f"{ENGINE}/") else found)[name] = source.digest
-        new = [module for module in source.imports if module not in seen]
+        digest, imports = _source(file.read_bytes(), file)
+        (of_engine if name.startswith(f"{ENGINE}/") else found)[name] = digest
+        new = [module for module in imports if module not in seen]
         seen.update(new)
         open_modules += new
-    _keep_known()
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(of_engine.items()))
     return dict(sorted(found.items())) | {ENGINE: hashlib.sha256(text.encode()).hexdigest()}
-
-
-def digest_of(name: str) -> str | None:
-    """Return the digest of a file of the project as it is now, or None if it cannot be read."""
-    try:
-        return _source(ROOT / name).digest
-    except OSError:
-        return None
 
 
 def _named_by(value: Any) -> Iterator[str]:
@@ -92,38 +68,13 @@ def _places() -> dict[str, Path]:
     return found
 
 
-def _source(file: Path) -> Source:
-    """Return what counts of a file: as it is known, or read again."""
-    content = file.read_bytes()
-    key = f"{sys.version_info.minor} {hashlib.sha256(content).hexdigest()}"
-    if key not in _known():
-        _known()[key] = list(_read(content, file))
-        _new.append(key)
-    return Source(*_known()[key])
-
-
-@functools.cache
-def _known() -> dict[str, list[Any]]:
-    """Return sources by the digest of all their bytes; to parse a project takes 0.3 s."""
-    try:
-        return json.loads(KNOWN.read_bytes())
-    except (OSError, ValueError):
-        return {}
-
-
-def _keep_known() -> None:
-    """Keep what was read next to the modules that Python has compiled, as Python does."""
-    if _new and not sys.dont_write_bytecode:
-        _new.clear()
-        with contextlib.suppress(OSError):
-            write_atomically(KNOWN, json.dumps(_known()), sync=False)
-
-
-def _read(content: bytes, file: Path) -> Source:
+@functools.cache  # a sweep asks for each of its trials
+def _source(content: bytes, file: Path) -> tuple[str, list[str]]:
+    """Return what counts of a file: a digest of its code, and the modules that it may import."""
     try:
         tree = ast.parse(content)
     except SyntaxError:  # what imports it will say so
-        return Source(hashlib.sha256(content).hexdigest(), [])
+        return hashlib.sha256(content).hexdigest(), []
     package = list(file.relative_to(ROOT).with_suffix("").parts[:-1])
     imports: dict[str, None] = {}
     for node in ast.walk(tree):
@@ -143,4 +94,4 @@ def _read(content: bytes, file: Path) -> Source:
         if parts[0] in _places()
     }
     digest = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
-    return Source(digest, sorted(with_parents))
+    return digest, sorted(with_parents)

@@ -1,14 +1,15 @@
 """Runs many steps in one compiled call, on batches that are made ready while the one before runs.
 
-How steps are grouped changes no bit of the result: every step is a compiled function of its batch
-and of the model's variables, and which one that is depends only on the step's place in the run and
-the shapes of its batch. As in `model.fit`, AutoGraph converts nothing.
+How steps are grouped changes no bit: every step is a compiled function of its batch and the model's
+variables, and which one that is depends only on its place in the run and the batch's shapes.
 """
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import keras
@@ -52,10 +53,7 @@ class _Group(NamedTuple):
 
 
 class _Traces:
-    """A step of training or validation, compiled: a function for all batches that are like the
-    first ones of the data, and one with an open dimension for those of another size. So which one
-    does a batch depends on nothing else, in every process, and lengths that vary cost one trace.
-    """
+    """A step, compiled for batches like the first ones, and with open dimensions for others."""
 
     def __init__(
         self, model: keras.Model, step: Callable[[Any], Any], source: BatchSource, look: Look | None
@@ -81,10 +79,7 @@ class _Traces:
         return any(None in spec.shape for spec in keras.tree.flatten(self.base))
 
     def spec_of(self, batch: Any, name: str, number_too: bool = False) -> Any:
-        """Return what the function that does a batch takes: what is there, with open dimensions,
-        with `number_too` also of the number of examples; see `get`. Raises a ValueError with the
-        batch's `name` if it has another structure than the first one.
-        """
+        """Return the spec of a batch, with open dimensions; ValueError for another structure."""
         try:
             opened = functools.partial(_opened, number_too=number_too)
             return keras.tree.map_structure(opened, self.base, batch)
@@ -95,14 +90,10 @@ class _Traces:
             ) from error
 
     def get(self, spec: Any) -> Any:
-        """Return the function for what `spec_of` returned.
-
-        If it can be, it takes any number of examples: a smaller last batch costs no second trace.
-        Steps that loop, as recurrent layers do, are traced for each number, for they would take a
-        quarter as long again. A model with `run_eagerly` is not compiled.
-        """
+        """Return the function for what `spec_of` returned."""
         if self._model.run_eagerly:
             return self._step
+        # Steps that loop, as recurrent layers do, would take a quarter as long again.
         if not self._loops:
             any_number = keras.tree.map_structure(
                 lambda s: tf.TensorSpec([None, *s.shape[1:]] if s.shape else [], s.dtype), spec
@@ -126,7 +117,12 @@ class _Traces:
 
     def _looked_at(self, traced: Any) -> Any:
         if traced is not None:
-            self.names = list(floats(keras.tree.map_structure(_zeros, traced.structured_outputs)))
+
+            def zeros(output: Any) -> np.ndarray:
+                shape = tf.TensorShape(getattr(output, "shape", ()))
+                return np.zeros(shape if shape.is_fully_defined() else ())
+
+            self.names = list(floats(keras.tree.map_structure(zeros, traced.structured_outputs)))
             if self._look is not None:
                 self._look(traced)
         return traced
@@ -138,15 +134,15 @@ class _Traces:
             return step.get_concrete_function(spec)
 
 
+@dataclass(eq=False, repr=False)
 class Steps:
-    """Runs a model's training steps on a batch source.
+    """Runs a compiled model's training steps on a batch source."""
 
-    Args:
-        model: compiled, with weights, metrics and optimizer variables made.
-        one_by_one: never group steps, as callbacks need that look at each of them.
-        num_steps: steps in all, beyond which the source is not asked; None: there is no end.
-        look: called with each step that is traced, a concrete function.
-    """
+    model: keras.Model
+    source: BatchSource
+    one_by_one: bool = False  # never group steps
+    num_steps: int | None = None  # in all; None: there is no end
+    look: Look | None = None  # called with each step that is traced
 
     # A signal may have to wait for the end of a call, and a progress bar too.
     SECONDS_PER_CALL = 0.08
@@ -156,37 +152,22 @@ class Steps:
     # that it takes to compile a function of many.
     FIRST_STEPS = 100
 
-    def __init__(
-        self,
-        model: keras.Model,
-        source: BatchSource,
-        one_by_one: bool = False,
-        num_steps: int | None = None,
-        look: Look | None = None,
-    ) -> None:
-        self.model, self.source, self._look = model, source, look
-        self.num_steps, self.one_by_one = num_steps, one_by_one
+    def __post_init__(self) -> None:
         self.size = 1
         self._calls: dict[tuple[str, bool], Callable[[Any], Any]] = {}
         self._traces: _Traces | None = None
         self._usual = ""  # the spec of batches that can be run at once
-        is_alone = Workers(model.distribute_strategy).number == 1
+        is_alone = Workers(self.model.distribute_strategy).number == 1
         self._seconds = self.SECONDS_PER_CALL if is_alone else self.SECONDS_PER_CALL_OF_WORKERS
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
 
-    def compile(self) -> None:
-        """Compile for the first batch, if that is not done, which makes what a step makes itself,
-        such as a second optimizer's variables, to be restored.
-        """
+    def compile(self) -> _Traces:
+        """Compile for the first batch, if that is not done, which makes what a step makes."""
         if self._traces is None:
-            self._traces = _Traces(self.model, self.model.train_step, self.source, self._look)
+            self._traces = _Traces(self.model, self.model.train_step, self.source, self.look)
             self._usual = "" if self._traces.varies else str(self._traces.base)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the metrics that a step returns, as far as it is known before the first."""
-        return self._traces.names if self._traces is not None else []
+        return self._traces
 
     def forget(self) -> None:
         """Forget what was compiled: what it was traced from may be another by now."""
@@ -245,7 +226,9 @@ class Steps:
         arrays = keras.tree.map_structure(lambda tensor: tensor.numpy(), group.batches)
         is_stacked = group.kind[1]
         batch = keras.tree.map_structure(lambda a: a[0], arrays) if is_stacked else arrays[0]
-        fetches: dict[str, Any] = {"train_op": functools.partial(self._train_on, epoch, step)}
+        fetches: dict[str, Any] = {
+            "train_op": lambda batch: floats(self._call(self._group([batch], epoch, step))[0])
+        }
         feeds = copied(batch)
         before(fetches, feeds, batch)
         if isinstance(batch, tuple) and isinstance(feeds, list):
@@ -256,15 +239,10 @@ class Steps:
         not_finite = step if not np.isfinite(losses_in(figures)).all() else None
         return Call(step + 1, figures, not_finite, results | figures, (fetches, feeds, batch))
 
-    def _train_on(self, epoch: int, step: int, batch: Any) -> dict[str, float]:
-        return floats(self._call(self._group([batch], epoch, step))[0])
-
     def _take(self, epoch: int, step: int, until: int) -> _Group:
         ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            place, group = ahead
-            if place == (epoch, step) and step + group.result().num_steps <= until:
-                return group.result()
+        if ahead and ahead[0] == (epoch, step) and step + ahead[1].result().num_steps <= until:
+            return ahead[1].result()
         size = self._size_at(epoch, step, until)
         return self._executor.submit(self._stack, epoch, step, size).result()
 
@@ -287,29 +265,30 @@ class Steps:
 
     def _stack(self, epoch: int, step: int, size: int) -> _Group:
         batches: list[Any] = []
+        shapes: list[Any] = []
         for number in range(step, step + size):
             batch = arrays_of(self.source.batch(epoch, number))
-            if batches and _shapes(batch) != _shapes(batches[0]):
+            shapes.append([array.shape for array in keras.tree.flatten(batch)])
+            if shapes[-1] != shapes[0]:
                 break  # the last batch of an epoch may be smaller: it is a group of its own
             batches.append(batch)
         return self._group(batches, epoch, step)
 
     def _group(self, batches: list[Any], epoch: int, step: int) -> _Group:
-        traces = self._traces
-        assert traces is not None
-        spec = traces.spec_of(batches[0], f"step {step + 1} of epoch {epoch + 1}")
+        spec = self.compile().spec_of(batches[0], f"step {step + 1} of epoch {epoch + 1}")
         kind, is_early = str(spec), self._early_steps_from(epoch, step) > 0
         at_once = kind == self._usual and not is_early and not self.model.run_eagerly
         if at_once:
-            tensors = keras.tree.map_structure(lambda *arrays: _stacked(arrays), *batches)
+            tensors = keras.tree.map_structure(
+                lambda *a: tf.convert_to_tensor(np.stack(a)), *batches
+            )
         else:
             tensors = [keras.tree.map_structure(tf.convert_to_tensor, batch) for batch in batches]
         return _Group(len(batches), tensors, spec, (kind, at_once))
 
     def _compile(self, group: _Group) -> Callable[[Any], Any]:
         """Return a function of batches: the last step's results, and which losses are finite."""
-        assert self._traces is not None
-        one_step = self._traces.get(group.spec)
+        one_step = self.compile().get(group.spec)
         if not group.kind[1]:
             return functools.partial(_run_singly, one_step)
         outputs = one_step.structured_outputs
@@ -331,17 +310,15 @@ class Steps:
             )
             return results, finite.stack()
 
-        def many_of(one: tf.TensorSpec) -> tf.TensorSpec:
-            # Any number of steps, not of examples: a recurrent layer would take half as long again.
-            return tf.TensorSpec([None, *one.shape], one.dtype)
-
-        many = tf.function(many_steps, autograph=False)
-        return many.get_concrete_function(keras.tree.map_structure(many_of, group.spec))
+        # Any number of steps, not of examples: a recurrent layer would take half as long again.
+        many_of = keras.tree.map_structure(
+            lambda one: tf.TensorSpec([None, *one.shape], one.dtype), group.spec
+        )
+        return tf.function(many_steps, autograph=False).get_concrete_function(many_of)
 
 
 def _run_singly(one_step: Callable[[Any], Any], batches: list[Any]) -> Any:
-    are_finite = []
-    results: Any = {}
+    are_finite, results = [], None
     # For Grappler to rewrite a step takes longer than a hundred steps win back.
     with keras_private.as_traced():
         for batch in batches:
@@ -364,9 +341,7 @@ def _are_finite(results: Mapping[str, Any]) -> Any:
 def on_all_replicas(
     model: keras.Model, step: Callable[[Any], Mapping[str, Any]]
 ) -> Callable[[Any], Mapping[str, Any]]:
-    """Return a step of which every replica of the model's strategy does a part of the batch: parts
-    differ by one example at most; of fewer examples than replicas, each does the whole.
-    """
+    """Return a step of which every replica does a part of the batch, or the whole of a tiny one."""
     strategy = model.distribute_strategy
     if strategy is None or strategy.num_replicas_in_sync == 1:
         return step
@@ -400,9 +375,7 @@ def on_all_replicas(
 
 
 def floats(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return metrics as floats: those that a model returns nested as one dictionary, and one with
-    a value for each class as name_0, name_1, ….
-    """
+    """Return metrics, perhaps nested, as floats; one with a value a class as name_0, name_1, …."""
     flat: dict[str, float] = {}
     for name, value in results.items():
         if isinstance(value, Mapping):
@@ -416,10 +389,9 @@ def floats(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None) -> dict[str, Any]:
-    """Make the variables that come into being with the first batch, and change none: the weights of
-    a subclassed model, the metrics' and the optimizer's. With `fine_tune`, only weights whose path
-    it matches are trained. Returns what a test step returns, or {} for a model that cannot be
-    tested. Raises ValueError if model and batch do not fit, or `fine_tune` matches no weight.
+    """Make the variables that come into being with the first batch, and change none; of weights,
+    only those that `fine_tune` matches are to be trained. Returns what a test step returns, or {}
+    for a model that cannot be tested; ValueError if it and the batch, or `fine_tune`, do not fit.
     """
     batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
     results: dict[str, Any] = {}
@@ -446,23 +418,18 @@ def culprit(model: keras.Model, batch: Any) -> str:
     if type(model).train_step is not keras.Model.train_step:
         return "model"
     x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+    key = "model"
 
-    parts: dict[str, Callable[[], Any]] = {
-        "model": lambda: model(x, training=True),
-        "loss": lambda: model.compute_loss(x, y, model(x, training=True), weight, training=True),
-    }
-    for key, part in parts.items():
-        try:
-            tf.function(part, autograph=False).get_concrete_function()
-        except Exception:
-            return key
-    return "metrics"
+    def forward() -> Any:
+        nonlocal key
+        predictions = model(x, training=True)
+        key = "loss"
+        model.compute_loss(x, y, predictions, weight, training=True)
+        key = "metrics"
 
-
-def _stacked(arrays: Sequence[np.ndarray]) -> tf.Tensor:
-    if len(arrays) == 1:
-        return tf.convert_to_tensor(arrays[0][np.newaxis])  # no copy
-    return tf.convert_to_tensor(np.stack(arrays))
+    with contextlib.suppress(Exception):
+        tf.function(forward, autograph=False).get_concrete_function()
+    return key
 
 
 def arrays_of(batch: Any) -> Any:
@@ -498,15 +465,6 @@ def _opened_as(spec: tf.TensorSpec, declared: tf.TensorSpec) -> tf.TensorSpec:
     both = zip(spec.shape[1:], declared.shape[1:], strict=True)
     sizes = [None if may_be is None else size for size, may_be in both]
     return tf.TensorSpec([spec.shape[0], *sizes], spec.dtype)
-
-
-def _zeros(output: Any) -> np.ndarray:
-    shape = tf.TensorShape(getattr(output, "shape", ()))
-    return np.zeros(shape if shape.is_fully_defined() else ())
-
-
-def _shapes(batch: Any) -> list[tuple[int, ...]]:
-    return [array.shape for array in keras.tree.flatten(batch)]
 
 
 class Validation:
