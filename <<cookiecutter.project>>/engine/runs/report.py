@@ -74,9 +74,9 @@ def data_of(
     readable = next((record for record in records if record.config), RunRecord(""))
     shared = readable.settings.items()
     common = {k: clipped(value, LONGEST_SETTING) for k, value in shared if k not in differing}
-    sizes = [(record.epoch, len(record.metrics) + 3) for record in records]
+    num_values = sum(record.epoch * (len(record.metrics) + 3) for record in records)
     # One is read after the other: together they would need hundreds of megabytes.
-    curves, stride = thinned(map(_history_of, records), sizes)
+    curves, stride = thinned(map(_history_of, records), num_values)
     monitor = selection.main_monitor(records)
     data = _plain(
         {
@@ -96,8 +96,8 @@ def data_of(
         run["history"] = curve
     if stride > 1:
         notes.append(
-            "Long curves are thinned, so that the page stays small: of the longest runs one epoch "
-            f"in {stride} is drawn, and the best and the last ones. Each history.csv has them all."
+            f"Long curves are thinned, so that the page stays small: one epoch in {stride} is "
+            "drawn, and the best and the last ones. Each history.csv has them all."
         )
     space = LARGEST_PAGE - len(page_of(data)) - SPACE_FOR_NOTES
     if left_out := _add_examples(runs, data["images"], space):
@@ -143,30 +143,18 @@ def _history_of(record: RunRecord) -> list[dict[str, float]]:
 
 
 def thinned(
-    histories: Iterable[list[dict[str, float]]], sizes: Sequence[tuple[int, int]]
+    histories: Iterable[list[dict[str, float]]], num_values: int
 ) -> tuple[list[dict[str, list]], int]:
-    """Return the curves of runs, with so few epochs that there are not too many values.
+    """Return the curves of runs that have about so many values together, and the stride in them.
 
-    Of each run every 2^n-th epoch stays, so that runs of other lengths have them too, the last one,
-    and those where a column has its least and its largest value. `sizes` says how many rows and
-    columns each history has. The curves are values by column, None where there is no number; epochs
-    count from 1. Return the largest of the 2^n, too.
+    Of each run every stride-th epoch stays, the last one, and those where a column has its least
+    and its largest value. The curves are values by column, None where there is no number; epochs
+    count from 1.
     """
-    most_rows = longest = max((num_rows for num_rows, _ in sizes), default=0)
-
-    def stride_of(num_rows: int) -> int:
-        return 2 ** max(0, math.ceil(math.log2(num_rows / most_rows))) if num_rows else 1
-
-    def num_values() -> int:
-        return sum(num_rows // stride_of(num_rows) * columns for num_rows, columns in sizes)
-
-    while num_values() > MOST_VALUES and most_rows > FEWEST_ROWS:
-        most_rows = max(FEWEST_ROWS, most_rows // 2)
-    curves = [
-        _curve_of(rows, stride_of(num_rows))
-        for rows, (num_rows, _) in zip(histories, sizes, strict=True)
-    ]
-    return curves, stride_of(longest)
+    stride = max(1, -(-num_values // MOST_VALUES))
+    return [
+        _curve_of(rows, min(stride, len(rows) // FEWEST_ROWS or 1)) for rows in histories
+    ], stride
 
 
 def _curve_of(rows: Sequence[dict[str, float]], stride: int) -> dict[str, list]:
