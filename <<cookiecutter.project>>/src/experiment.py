@@ -132,14 +132,8 @@ def train(
 ) -> None:
     """Train into a run folder, which exists, or go on where its latest checkpoint stands.
 
-    Args:
-        experiment: what `build` returns.
-        save_path: the run folder.
-        hooks: what happens around the steps; those of `experiment.hooks` in most cases.
-        start_from: a checkpoint of another run to begin with.
-        retrain: take only the weights from there, and begin at step 0.
-
-    Raises what `training_loop` does.
+    A new run may start from a checkpoint of another; to `retrain` takes only the weights from
+    there. Raises what `training_loop` does.
     """
     from src.training_loop import training_loop
 

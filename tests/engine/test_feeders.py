@@ -74,7 +74,7 @@ def flat(batches: list[list[int]]) -> list[int]:
     return [number for batch in batches for number in batch]
 
 
-@pytest.fixture(params=["index", "stream", "GZIP", "ZLIB"])
+@pytest.fixture(params=["index", "stream", "GZIP"])
 def any_way(request: Any, folder: Path, tmp_path: Path) -> Callable[..., TFRecordExamplesFeeder]:
     """A function that builds a feeder of the 25 records, read in each way."""
     if request.param == "stream":
@@ -410,25 +410,21 @@ def test_a_corrupt_record_is_skipped(folder: Path, caplog: Any) -> None:
     flip(folder / "c", 5)
     made = feeder(folder, on_corrupt="skip")
     straight = drawn(made, epochs=2)
-    # The next sound one takes the place.
-    expected = [1 if n == 0 else 19 if n in (17, 18) else n for n in range(25)]
-    assert sorted(flat(straight)[:25]) == sorted(expected)
-    assert all(len(batch) == 4 for batch in straight)
+    sound = [n for n in range(25) if n not in (0, 17, 18)]
+    assert sorted(flat(straight)[:22]) == sorted(flat(straight)[22:44]) == sound
     warnings = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
-    assert len(warnings) == 3 and warnings[-1].endswith("3 so far")
+    assert len(warnings) == 3
     assert any(str(folder / "c") in text for text in warnings)
-    assert feeder(folder, on_corrupt="skip").batch(1, 3)["number"].tolist() == straight[10]
-    left = flat(drawn(made.one_pass()))
-    assert left == [n for n in range(25) if n not in (0, 17, 18)]
+    assert feeder(folder, on_corrupt="skip").batch(1, 3)["number"].tolist() == straight[9]
+    assert flat(drawn(made.one_pass())) == sound
 
 
 def test_a_stream_loses_the_rest_of_a_file(folder: Path) -> None:
     flip(folder / "c", 4)
     made = feeder(streamed(folder), on_corrupt="skip")
     straight = drawn(made, epochs=2)
-    first = flat(straight)[:25]
-    assert sorted(first) == sorted([*range(17), *range(8)])
-    assert feeder(folder, on_corrupt="skip").batch(1, 3)["number"].tolist() == straight[10]
+    assert sorted(flat(straight)[:17]) == list(range(17))
+    assert feeder(folder, on_corrupt="skip").batch(1, 3)["number"].tolist() == straight[8]
     assert flat(drawn(made.one_pass())) == list(range(17))
 
 

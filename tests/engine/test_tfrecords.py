@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,7 +116,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------------------------------- records
 
 
-@pytest.mark.parametrize("compression", ["", "GZIP", "ZLIB"])
+@pytest.mark.parametrize("compression", ["", "GZIP"])
 def test_what_was_written_is_read(compression: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
     assert write_records(path, iter(RECORDS), compression) == len(RECORDS)
@@ -138,12 +137,12 @@ def test_an_unknown_compression_is_an_error(path: Path) -> None:
         lambda: generate([path], compression="gzip"),
         lambda: write_records(path, [], "zip"),
     ):
-        with pytest.raises(ValueError, match="GZIP, ZLIB or empty"):
+        with pytest.raises(ValueError, match="GZIP or empty"):
             work()
 
 
 def test_a_file_without_records(tmp_path: Path) -> None:
-    for compression in ("", "GZIP", "ZLIB"):
+    for compression in ("", "GZIP"):
         path = tmp_path / f"none{compression}"
         assert write_records(path, [], compression) == 0
         assert data_of(path, compression) == []
@@ -246,7 +245,7 @@ def test_a_torn_record_is_found(kept: int, path: Path) -> None:
     assert "is truncated" in generate([path]).problems[path]
 
 
-@pytest.mark.parametrize("compression", ["", "GZIP", "ZLIB"])
+@pytest.mark.parametrize("compression", ["", "GZIP"])
 def test_a_huge_length_takes_no_memory(compression: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
     write_records(path, [b"x" * 100], compression="")
@@ -254,7 +253,7 @@ def test_a_huge_length_takes_no_memory(compression: str, tmp_path: Path) -> None
     huge = length + struct.pack("<I", tfrecords.masked(google_crc32c.value(length))) + b"x" * 100
     content = path.read_bytes() + huge
     if compression:
-        content = (gzip if compression == "GZIP" else zlib).compress(content)
+        content = gzip.compress(content)
     path.write_bytes(content)
     if not compression:
         os.truncate(path, 200_000_000)  # nor is what is there read at its word
@@ -267,8 +266,8 @@ def test_a_huge_length_takes_no_memory(compression: str, tmp_path: Path) -> None
     assert peak < 50e6
 
 
-@pytest.mark.parametrize("compression", ["GZIP", "ZLIB"])
-def test_damage_of_compressed_files_is_found(compression: str, tmp_path: Path) -> None:
+def test_damage_of_compressed_files_is_found(tmp_path: Path) -> None:
+    compression = "GZIP"
     path = tmp_path / "a"
     write_records(path, RECORDS, compression)
     content = path.read_bytes()
@@ -485,8 +484,6 @@ def test_an_index_that_does_not_fit_is_not_used(path: Path) -> None:
     generate([path])
     index = (path.parent / INDEX).read_bytes()
     offsets = offsets_of(path)
-    with pytest.raises(ValueError, match="read-only"):
-        offsets[0] = 1
     for content in (b"", index[:50], index[:-30], index.replace(b"\x10", b"\x11"), b"x" * 1000):
         (path.parent / INDEX).write_bytes(content)
         assert read_index(path) is None
@@ -546,7 +543,7 @@ def test_the_toy_data_are_deephubs(command: Command) -> None:
 def test_generate_skips_what_are_no_records(command: Command, main: Command, path: Path) -> None:
     folder = path.parent
     write_records(folder / "b.gz", RECORDS[:4], "GZIP")
-    write_records(folder / "c.z", RECORDS[:2], "ZLIB")
+    write_records(folder / "c.gz", RECORDS[:2], "GZIP")
     for name in (".hidden", "README.md", "labels.txt"):
         (folder / name).write_text("x")
     (folder / "below").mkdir()
@@ -572,14 +569,14 @@ def test_generate_skips_what_are_no_records(command: Command, main: Command, pat
     names = ("archive.gz", "notes.txt", "torn")
     for name, line in zip(names, skipped.stderr.splitlines(), strict=True):
         assert f"skipped: {folder / name}: the record at byte" in line
-    assert set(entries_in(folder)) == {"a", "b.gz", "c.z"}
+    assert set(entries_in(folder)) == {"a", "b.gz", "c.gz"}
 
 
 def test_generate_takes_the_compression_that_it_is_told(main: Command, path: Path) -> None:
-    write_records(path, RECORDS, "GZIP")
-    wrong = main("generate-metadata", path, "--compression=ZLIB")
+    wrong = main("generate-metadata", path, "--compression=GZIP")
     assert wrong.returncode == 1
     assert "cannot be unpacked" in wrong.stderr
+    write_records(path, RECORDS, "GZIP")
     assert main("generate-metadata", path, "--compression", "GZIP").returncode == 0
     assert entries_in(path.parent)["a"]["total_records"] == 10
 
@@ -697,7 +694,7 @@ def test_inspect_shows_names_types_shapes_and_numbers(main: Command, tmp_path: P
     assert f"{path}: the record at byte {offset} is no tf.train.Example" in done.stderr
 
 
-@pytest.mark.parametrize("compression", ["", "GZIP", "ZLIB"])
+@pytest.mark.parametrize("compression", ["", "GZIP"])
 def test_tensorflow_reads_what_we_write_and_we_what_it_writes(
     compression: str, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 An example may be read from a file, drawn at random or made of another dataset's. Its randomness is
 a function of seed, epoch and index: the same in every process and in whatever order it is made.
 
-Nothing here imports Keras until a batch source is built, so that worker processes start fast.
+Nothing here imports Keras, so that worker processes start fast.
 """
 
 import operator
@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any, Self
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -282,12 +282,10 @@ def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class ExampleBatches:
-    """Batches of a dataset's examples: a batch source for training, and a `keras.utils.PyDataset`.
+    """Batches of a dataset's examples: a batch source.
 
-    A batch is the stacked dict of its examples, see `stack`. Every example comes once an epoch. As
-    a PyDataset, for `predict` and `evaluate`, it holds the batches of epoch 0. It becomes one when
-    it is built: worker processes, which need none, would take seconds to import TensorFlow. Raises
-    ValueError if the dataset is empty, or an argument is out of range.
+    A batch is the stacked dict of its examples, see `stack`. Every example comes once an epoch.
+    Raises ValueError if the dataset is empty, or an argument is out of range.
 
     Args:
         dataset: the examples.
@@ -299,9 +297,6 @@ class ExampleBatches:
         max_batches: an epoch ends after N batches, at least 1; None: with the examples.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        return super().__new__(_as_py_dataset(cls))  # type: ignore[arg-type]
-
     def __init__(
         self,
         dataset: DatasetMixin,
@@ -311,7 +306,6 @@ class ExampleBatches:
         num_workers: int = 0,
         max_batches: int | None = None,
     ) -> None:
-        super().__init__()
         if len(dataset) == 0:
             raise ValueError(f"{type(dataset).__name__} has no examples; expected at least one")
         indices = np.arange(len(dataset))
@@ -323,12 +317,6 @@ class ExampleBatches:
         self.steps_per_epoch = min(self._all.steps_per_epoch, max_batches or len(dataset))
         self._processes = Processes(dataset, num_workers, "set n_data_processes to 0")
         self._ahead = Ahead(self._part, "examples", max(2 * num_workers, 1))
-
-    def __len__(self) -> int:
-        return self.steps_per_epoch
-
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        return self.batch(0, step)
 
     def batch(self, epoch: int, step: int) -> dict[str, Any]:
         """Return the batch at `step` of `epoch`, both counted from 0.
@@ -363,14 +351,6 @@ class ExampleBatches:
 
     def _part(self, epoch: int, *indices: int) -> list[Example]:
         return self._processes.call(make_examples, indices, self.seed, epoch)
-
-
-@cache
-def _as_py_dataset(kind: type) -> Any:
-    import keras
-
-    names = {"__doc__": kind.__doc__, "__module__": kind.__module__}
-    return type(kind.__name__, (kind, keras.utils.PyDataset), names)
 
 
 def _load(value: Any) -> Any:

@@ -80,7 +80,9 @@ def store_outputs(
     dataset, split = batches.dataset, iterator.get_split()
     with replacing_folder(output) as partial:
         writer = OutputWriter(partial)
-        for step in tqdm(range(len(batches)), desc=split, unit="batch", leave=False, disable=None):
+        for step in tqdm(
+            range(batches.steps_per_epoch), desc=split, unit="batch", leave=False, disable=None
+        ):
             batch = batches.batch(0, step)
             iterator.set_position(global_step, epoch, step, split)
             sow(config["seed"], step)

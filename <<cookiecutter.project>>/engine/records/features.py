@@ -39,7 +39,7 @@ class ImageFeature(Decoded):
 
     It becomes an array (height, width, channels), or (frames, height, width, channels) where
     `decode_format` is "gif"; "auto" takes the first frame. Without resizing, the images of a batch
-    have to be of one size. Raises ValueError if a value is out of range, or half of a size missing.
+    have to be of one size.
     """
 
     resize_height: int | None = None  # pixels, bilinear; goes with `resize_width`
@@ -204,8 +204,8 @@ class Parser:
             key: where
             for where, features in self.maps.items()
             for name, feature in features.items()
-            for key in _keys(name, feature)
-            if key not in found
+            if (key := getattr(feature, "value_key", None) or name) not in found
+            if getattr(feature, "default_value", None) is None
         }
 
     def fault(self, serialized: bytes) -> str | None:
@@ -266,9 +266,7 @@ def _make(entry: Any, where: str, classes: Mapping[str, type]) -> Any:
     if isinstance(entry, kinds):
         return entry
     if not isinstance(entry, Mapping):
-        raise ValueError(
-            f"{where} is {entry!r}; expected a feature, or a mapping with its type and arguments"
-        )
+        raise ValueError(f"{where} is {entry!r}; expected a feature: its type and arguments")
     try:
         name, arguments = class_in(entry, where)
         path, _, bare = name.replace(":", ".").rpartition(".")
@@ -313,18 +311,6 @@ def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
     return coloured if channels == 3 else tf.image.rgb_to_grayscale(coloured)
 
 
-def _keys(name: str, feature: Any) -> list[str]:
-    """Return the names in a record that a feature reads and that have to be somewhere."""
-    if isinstance(feature, tf.io.FixedLenFeature) and feature.default_value is not None:
-        return []
-    if isinstance(feature, tf.io.SparseFeature):
-        return [*tf.nest.flatten(feature.index_key), feature.value_key]
-    if isinstance(feature, tf.io.RaggedFeature):
-        parts = [part.key for part in feature.partitions if hasattr(part, "key")]
-        return [feature.value_key or name, *parts]
-    return [name]
-
-
 def _fault(
     name: str, feature: Any, held: Mapping[str, tuple[str, Sequence[Any]]], where: str
 ) -> str | None:
@@ -333,21 +319,18 @@ def _fault(
     key = getattr(spec, "value_key", None) or name
     dtype, values = held.get(key, ("", ()))
     if not dtype:
-        if is_fixed and spec.default_value is None:
-            names = ", ".join(sorted(held)) or "nothing"
-            return f"has no feature {key!r}, which {where} names; it has {names}"
-        return None
-    wanted = _dtype(spec.dtype).name
+        is_wrong = is_fixed and spec.default_value is None
+        names = ", ".join(sorted(held)) or "nothing"
+        return f"has no feature {key!r}, which {where} names; it has {names}" if is_wrong else None
     says = f"in feature {key!r}, but {where} says"
-    if dtype != wanted:
+    if dtype != (wanted := _dtype(spec.dtype).name):
         return f"has {dtype} {says} {wanted}"
-    if is_fixed:
-        shape = tf.TensorShape(spec.shape).as_list()
-        if len(values) != math.prod(shape):
-            return f"has {len(values)} values {says} shape {shape}"
+    shape = tf.TensorShape(spec.shape).as_list() if is_fixed else []
+    if is_fixed and len(values) != math.prod(shape):
+        return f"has {len(values)} values {says} shape {shape}"
     if isinstance(feature, RawFeature):
         num_bytes = math.prod(feature.shape) * _dtype(feature.dtype).size
         if len(values[0]) != num_bytes:
-            shape = f"shape {list(feature.shape)} of {feature.dtype}, which is {num_bytes}"
-            return f"has {len(values[0])} bytes {says} {shape}"
+            wanted = f"shape {list(feature.shape)} of {feature.dtype}, which is {num_bytes}"
+            return f"has {len(values[0])} bytes {says} {wanted}"
     return None

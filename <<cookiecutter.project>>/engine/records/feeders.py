@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -144,10 +144,6 @@ class TFRecordExamplesFeeder(Feeder):
     `bytes` objects, shape (batch, ...). What has no fixed length (VarLenFeature, RaggedFeature,
     SparseFeature) is padded with zeros or empty strings to the longest of the batch.
 
-    Raises FileNotFoundError if a pattern matches no file; MetadataError, which says what to run, if
-    metadata are missing or outdated; ValueError if a value is out of range, there is no such type
-    of feature, or records do not hold what the maps say; RecordError, as `batch`, for corrupt ones.
-
     Args:
         file_patterns: a glob, or several; the files of all of them, sorted.
         features_map: names and features, as `{type: FixedLenFeature, shape: [1], dtype: int64}`;
@@ -160,10 +156,9 @@ class TFRecordExamplesFeeder(Feeder):
             None: one at a time, as `tf.data` takes it.
         prefetch: batches whose records a thread reads ahead, while others are parsed.
         auto_generate_meta: write metadata and index where they are missing or outdated.
-        compression: "", "GZIP" or "ZLIB".
-        on_corrupt: "fail", or "skip": the place of a corrupt record is taken by the next sound one
-            (in a stream, where the rest of a file is lost with it, by sound ones from the start of
-            the files), so that batches stay full. `one_pass()` leaves corrupt records out instead.
+        compression: "" or "GZIP".
+        on_corrupt: "fail", or "skip": corrupt records are looked for at the start, which reads all
+            files, and left out; in a stream, with the rest of their file.
     """
 
     def __init__(
@@ -210,31 +205,32 @@ class TFRecordExamplesFeeder(Feeder):
                 f"max_examples is {max_examples}; expected -1 (all), or 1 to {sum(totals)}, which "
                 f"{self._named()} hold"
             )
-        num_examples = sum(totals) if max_examples == -1 else max_examples
-        before = np.cumsum([0, *totals[:-1]])
-        counts = np.clip(num_examples - before, 0, totals).tolist()
-        super().__init__(num_examples, batch_size, drop_remainder, shuffle, seed)
-        self.max_examples = max_examples
-        self.on_corrupt = on_corrupt
-        self.compression = compression
-        self._parser = Parser(features, labels, num_parallel_maps)
-        self._parse = self._compiled()
-        self._corrupt: set[tuple[Path, int]] = set()
-        self.prefetch = prefetch
-        self._ahead = Ahead(self._records, "records")
-        self._left: Array | None = None  # rows of one pass, which leaves corrupt records out
+        most = sum(totals) if max_examples == -1 else max_examples
+        counts = np.clip(most - np.cumsum([0, *totals[:-1]]), 0, totals).tolist()
+        self.max_examples, self.on_corrupt = max_examples, on_corrupt
+        self.compression, self.prefetch = compression, prefetch
         indexes = [None if compression else tfrecords.read_index(path) for path in self.paths]
         found = [index for index in indexes if index is not None]
         self.random_access = len(found) == len(self.paths)
         self._indexed = Indexed(self.paths, found, counts) if self.random_access else None
+        self._sound: Array | None = None  # numbers of records, where corrupt ones are left out
+        if on_corrupt == "skip":
+            self._sound = np.fromiter(self._look_for_sound(counts), np.int64)
+            file_of = np.searchsorted(np.cumsum(counts), self._sound, side="right")
+            counts = np.bincount(file_of, minlength=len(counts)).tolist()
+            if not sum(counts):
+                raise ValueError(f"each record of {self._named()} is corrupt")
+        super().__init__(sum(counts), batch_size, drop_remainder, shuffle, seed)
+        self._parser = Parser(features, labels, num_parallel_maps)
+        self._parse = self._compiled()
+        self._ahead = Ahead(self._records, "records")
         self._stream = Stream(
             self.paths,
             counts,
             compression,
-            window=min(shuffle_buffer_size, num_examples),
+            window=min(shuffle_buffer_size, self.num_examples),
             side_by_side=num_parallel_reads,
             seed=seed if shuffle else None,
-            on_corrupt=self._seen_corrupt,
         )
         self._log_access()
         self._check_records()
@@ -255,16 +251,11 @@ class TFRecordExamplesFeeder(Feeder):
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def one_pass(self) -> Self:
-        """See `Feeder`; where corrupt records are skipped, they are found and left out."""
+        """See `Feeder`."""
         feeder = super().one_pass()
         feeder._parse = feeder._compiled()  # each object its own, for threads of their own
         feeder._ahead = Ahead(feeder._records, "records")
         feeder._stream = replace(self._stream, seed=None)
-        if self.on_corrupt == "skip":
-            feeder._left = np.fromiter((number for number, _ in self._sound()), np.int64)
-            feeder.num_examples = len(feeder._left)
-            feeder.batch_size = min(feeder.batch_size, feeder.num_examples)
-            feeder._stream.total = feeder.num_examples
         return feeder
 
     def _compiled(self) -> Any:
@@ -282,39 +273,32 @@ class TFRecordExamplesFeeder(Feeder):
         if self._indexed is None:
             return self._stream.read(first, last)
         rows = self._rows(first, last)
-        if self._left is not None:
-            rows = self._left[rows]
-        try:
-            return self._indexed.read(rows)
-        except tfrecords.RecordError as error:
-            self._seen_corrupt(error)
-        return Records.of(self._first_sound(row) for row in rows.tolist())
+        return self._indexed.read(rows if self._sound is None else self._sound[rows])
 
-    def _first_sound(self, row: int) -> Record:
-        for _, record in self._sound(row):
-            return record
-        raise ValueError(f"each record of {self._named()} is corrupt")
-
-    def _sound(self, first: int = 0) -> Iterator[tuple[int, Record]]:
-        """Give sound records with their numbers; with an index, those from `first` on first."""
+    def _in_order(self) -> Iterator[Record]:
         if self._indexed is None:
-            yield from enumerate(self._stream.once())
-            return
-        total = sum(self._indexed.counts)
-        for row in chain(range(first, total), range(first)):
-            try:
-                yield row, self._indexed.read_one(row)
-            except tfrecords.RecordError as error:
-                self._seen_corrupt(error)
+            return self._stream.once()
+        rows = np.arange(self.num_examples) if self._sound is None else self._sound
+        return map(self._indexed.read_one, rows.tolist())
 
-    def _seen_corrupt(self, error: tfrecords.RecordError) -> None:
-        if self.on_corrupt == "fail":
-            raise error
-        place = (error.path, error.offset)
-        if place not in self._corrupt:
-            self._corrupt.add(place)
-            lost = "it" if self.random_access else "it and the records after it in the file"
-            log.warning("%s; %s skipped, %d so far", error, lost, len(self._corrupt))
+    def _look_for_sound(self, counts: Sequence[int]) -> Iterator[int]:
+        """Give the numbers of the records that are not corrupt; reads all of them."""
+        first = 0
+        for path, number in zip(self.paths, counts, strict=True):
+            stream = tfrecords.read_all(path, self.compression)
+            for row in range(first, first + number):
+                try:
+                    if self._indexed:
+                        self._indexed.read_one(row)
+                    else:
+                        next(stream, None)
+                    yield row
+                except tfrecords.RecordError as error:
+                    lost = "it" if self._indexed else "it and what comes after it in the file"
+                    log.warning("%s; %s is skipped", error, lost)
+                    if not self._indexed:
+                        break
+            first += number
 
     def _parsed(self, records: Records) -> Any:
         try:
@@ -337,10 +321,11 @@ class TFRecordExamplesFeeder(Feeder):
 
     def _check_records(self) -> None:
         """Parse the first record, and look for what a record may be without in some more."""
-        self._parsed(Records.of([self._first_sound(0)]))
         found: set[str] = set()
-        for _, (data, _, _) in islice(self._sound(), LOOKED_AT):
-            found |= held_in(data).keys()
+        for number, record in enumerate(islice(self._in_order(), LOOKED_AT)):
+            if number == 0:
+                self._parsed(Records.of([record]))
+            found |= held_in(record[0]).keys()
             if not (missing := self._parser.missing(found)):
                 return
         name, where = next(iter(missing.items()))
@@ -387,9 +372,6 @@ def _is_described(path: Path, compression: str) -> bool:
 
 class MemorySamplesFeeder(Feeder):
     """Batches of samples in memory.
-
-    Raises ValueError if first dimensions differ, a dict is not to be fed as one, or batch size or
-    seed is out of range.
 
     Args:
         x: features: an array, list, DataFrame, Series, dict of them, or list of dicts.
@@ -450,11 +432,12 @@ def _columns(values: Any, name: str, feed_as_dict: bool) -> Any:
         columns = {key: values[key] for key in values.columns}
     elif not isinstance(values, Mapping):
         columns = np.asarray(values)
-        is_named = hasattr(values, "index") and getattr(values, "name", None) is not None
-        if feed_as_dict and is_named:  # a Series
-            columns = {values.name: columns}
-        elif feed_as_dict:
-            columns = dict(enumerate(columns.T)) if columns.ndim == 2 else {0: columns}
+        if feed_as_dict:
+            own = getattr(values, "name", None)  # of a Series
+            is_table = columns.ndim == 2
+            columns = (
+                dict(enumerate(columns.T)) if is_table else {0 if own is None else own: columns}
+            )
     elif not feed_as_dict:
         raise ValueError(f"{name} is a dict, which feed_as_dict=False cannot make an array of")
     if isinstance(columns, Mapping):

@@ -4,7 +4,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
@@ -112,8 +112,6 @@ class Stream:
     window: int  # records to choose from
     side_by_side: int  # files read at a time, one record from each in turn
     seed: int | None  # of the order; None: that of the files
-    # Called with an error; if it returns, what is left of that file is left out.
-    on_corrupt: Callable[[tfrecords.RecordError], None]
 
     def __post_init__(self) -> None:
         self.total = sum(self.counts)
@@ -132,22 +130,12 @@ class Stream:
         return records
 
     def once(self) -> Iterator[Record]:
-        """Give the sound records of all files, one file after the other."""
+        """Give the records of all files, one file after the other."""
         for file in range(len(self.paths)):
             yield from self._of_file(file)
 
     def _pass(self, number: int) -> Iterator[Record]:
-        """Give as many records as there are to be in a pass."""
-        records = self.once() if self.seed is None else self._shuffled(self.seed, number)
-        given = 0
-        while given < self.total:
-            before = given
-            for record in islice(records, self.total - given):
-                yield record
-                given += 1
-            if given == before:
-                raise ValueError(f"each record of {self.paths[0]} and its like is corrupt")
-            records = self.once()  # corrupt records have left places empty
+        return self.once() if self.seed is None else self._shuffled(self.seed, number)
 
     def _shuffled(self, seed: int, number: int) -> Iterator[Record]:
         generator = random_generator(seed, number, SHUFFLE_STREAM)
@@ -180,13 +168,9 @@ class Stream:
     def _of_file(self, file: int) -> Iterator[Record]:
         path, most = self.paths[file], self.counts[file]
         number = 0
-        try:
-            for _, data in islice(tfrecords.read_all(path, self.compression), most):
-                yield data, file, number
-                number += 1
-        except tfrecords.RecordError as error:
-            self.on_corrupt(error)
-            return
+        for _, data in islice(tfrecords.read_all(path, self.compression), most):
+            yield data, file, number
+            number += 1
         if number < most:
             raise tfrecords.MetadataError(
                 f"{path} ends after {number} records, but its metadata say {most} or more; if "

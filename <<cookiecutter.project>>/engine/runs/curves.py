@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from engine.pictures import new_figure
 from engine.runs import comparison, results, selection
+from engine.runs.effects import are_far_apart
 from engine.runs.results import RunRecord
 from vegab import UsageError
 from vegab.execution import printable
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -31,13 +30,10 @@ LINES = ("-", "--", "-.", ":")
 # a name look the same.
 MARKERS = ("o", "s", "^", "D", "v")
 MOST_NAMED = 10  # curves, the best; the rest is grey
-FAR = 100  # times the least value, the greatest needs a logarithmic axis
-MOST_INSIDE = 5  # lines of a legend that is not next to the panels
-LONGEST_INSIDE = 28  # characters of such a line
 LONGEST_LINE = 44
 LONGEST_TITLE = 64
 TEST_SET = "test set"
-MOST_MARKED = 10  # points of a curve, but for those that stand alone
+MOST_MARKED = 10  # points of a curve or so, besides those that stand alone
 # Names are text, and no LaTeX; PDF with TrueType fonts, as publishers ask for; the same identifiers
 # in each SVG.
 STYLE: dict[Any, Any] = {
@@ -165,35 +161,29 @@ def draw(
     labels = names[:MOST_NAMED]
     if (num_more := len(names) - MOST_NAMED) > 0:
         labels.append(f"and {num_more} more")
-    longest = max(len(line) for label in labels for line in label.split("\n"))
-    num_lines = sum(label.count("\n") + 1 for label in labels) + title.count("\n") + bool(title)
-    is_inside = num_lines <= MOST_INSIDE and longest <= LONGEST_INSIDE
+    lines = [line for text in (*labels, title) for line in text.split("\n")]
     num_columns = 2 if len(curves) == 4 else min(len(curves), 3)
     num_rows = -(-len(curves) // num_columns)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(
-            width=4.4 * num_columns + (0 if is_inside else 0.6 + 0.065 * longest),
-            height=max(3.2 * num_rows, 0.3 + 0.15 * num_lines),
+            width=4.4 * num_columns + 0.6 + 0.065 * max(map(len, lines)),
+            height=max(3.2 * num_rows, 0.3 + 0.15 * len(lines)),
         )
         panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
         for axes in panels[len(curves) :]:
             axes.remove()
         for axes, (metric, there) in zip(panels, curves.items(), strict=False):
             finite = [value for curve in there.values() for value in curve.dropna()]
-            is_far = min(finite) > 0 and max(finite) / min(finite) > FAR
-            is_log = is_far if log_y is None else log_y
+            is_log = are_far_apart(finite) if log_y is None else log_y
             means = _draw_panel(axes, groups, there, smooth, log_x, is_log)
-            _write_best(axes, metric, groups, means, names)
+            told = _best_of(metric, groups, means, names)
+            axes.set_title(told, fontsize=8, loc="left", parse_math=False)
             axes.set_xlabel(next(iter(there.values())).index.name)
             axes.set_ylabel(printable(metric), parse_math=False)
         handles = [Line2D([], [], **_style(n)) for n in range(len(labels))]
         words = [str(index) for index in range(len(labels))]
-        if is_inside:
-            legend = panels[0].legend(handles, words, loc="best", frameon=False)
-        else:
-            legend = figure.legend(handles, words, loc="outside right upper", frameon=False)
-        legend.set_title(title, prop={"size": 8})
-        legend.set_alignment("left")
+        looks: Any = {"frameon": False, "title": title, "title_fontsize": 8, "alignment": "left"}
+        legend = figure.legend(handles, words, loc="outside right upper", **looks)
         # Set here, a name may hold $, or begin with _, which legend() of older releases leaves out.
         for text, label in zip(legend.get_texts(), labels, strict=True):
             text.set(text=label, parse_math=False, fontsize=8)
@@ -231,27 +221,22 @@ def _legend(groups: Groups, smooth: float, columns: Sequence[str]) -> tuple[list
     return labels, "\n".join(title)
 
 
-def _write_best(
-    axes: "Axes",
-    metric: str,
-    groups: Groups,
-    means: Mapping[int, "pd.Series"],
-    labels: Sequence[str],
-) -> None:
-    """Write above a panel its best value, where that is, and whose, if there are several curves."""
+def _best_of(
+    metric: str, groups: Groups, means: Mapping[int, "pd.Series"], labels: Sequence[str]
+) -> str:
+    """Return a panel's best value, where that is, and whose, if there are several curves."""
+    import pandas as pd
+
+    values = pd.concat(means).dropna()
+    if values.empty:  # gaps only
+        return ""
     is_lower = results.is_lower_better_in(groups[0][0].config, metric)
-    drawn = [index for index, mean in means.items() if mean.notna().any()]
-    if not drawn:  # gaps only
-        return
-    best = {index: means[index].min() if is_lower else means[index].max() for index in drawn}
-    index = (min if is_lower else max)(drawn, key=best.__getitem__)
-    mean = means[index]
-    place = mean.idxmin() if is_lower else mean.idxmax()
-    where = "" if mean.index.name == TEST_SET else f" at {mean.index.name} {place:.0f}"
+    index, place = values.idxmin() if is_lower else values.idxmax()
+    name = means[index].index.name
+    where = "" if name == TEST_SET else f" at {name} {place:.0f}"
     whose = f", {labels[index].splitlines()[0]}" if len(means) > 1 else ""
-    title = f"best {best[index]:.4g}{where}{whose}"
-    title = textwrap.shorten(title, LONGEST_TITLE, placeholder=" …")
-    axes.set_title(title, fontsize=8, loc="left", parse_math=False)
+    title = f"best {values[index, place]:.4g}{where}{whose}"
+    return textwrap.shorten(title, LONGEST_TITLE, placeholder=" …")
 
 
 def _draw_panel(
@@ -266,12 +251,10 @@ def _draw_panel(
         axes.set(xticks=[], xlim=(-0.5, len(groups) - 0.5))
     elif log_x:
         axes.set_xscale("log")
-        _write_out(axes.xaxis)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if log_y:
         axes.set_yscale("log")
-        _write_out(axes.yaxis)
     axes.spines[["top", "right"]].set_visible(False)
     bands, means = [], {}
     for index, group in enumerate(groups):
@@ -287,9 +270,10 @@ def _draw_panel(
             continue
         if smooth:
             axes.plot(raw, color=style["color"], linewidth=0.7, alpha=0.4, zorder=1)
-        x = mean.index.to_numpy()
-        marked = _marked(np.log(x) if log_x else x, mean.to_numpy(), index)
-        axes.plot(mean, markevery=marked, **style)
+        every = -(-len(mean) // MOST_MARKED)
+        is_marked = np.arange(len(mean)) % every == index % every
+        is_marked |= (mean.shift(1).isna() & mean.shift(-1).isna()).to_numpy()
+        axes.plot(mean, markevery=np.flatnonzero(is_marked).tolist(), **style)
         if style["marker"] and std.notna().any():
             bands.append((mean, std, style["color"]))
     bottom = axes.get_ylim()[0] if log_y else -np.inf  # of the lines: a band may go below 0
@@ -299,18 +283,6 @@ def _draw_panel(
     return means
 
 
-def _write_out(axis: "Axis") -> None:
-    """Write 0.5 along a logarithmic axis, where matplotlib would 5 times a power of ten."""
-    from matplotlib.ticker import LogFormatter
-
-    class Plain(LogFormatter):
-        def __call__(self, x: float, pos: int | None = None) -> str:
-            return f"{x:g}" if super().__call__(x, pos) else ""
-
-    axis.set_major_formatter(Plain())
-    axis.set_minor_formatter(Plain(labelOnlyBase=False))
-
-
 def _style(index: int) -> dict[str, Any]:
     """Return how a curve looks, in colour, line and marker at once; one without a name is grey."""
     if index >= MOST_NAMED:
@@ -318,20 +290,6 @@ def _style(index: int) -> dict[str, Any]:
     cycles = {"color": COLORS, "linestyle": LINES, "marker": MARKERS}
     style = {name: looks[index % len(looks)] for name, looks in cycles.items()}
     return style | {"linewidth": 1.3, "markersize": 3.5, "zorder": 2}
-
-
-def _marked(x: "np.ndarray", y: "np.ndarray", index: int) -> list[int]:
-    """Return the points to mark: all of a few, else some by the index, and what stands alone."""
-    import numpy as np
-
-    there = np.flatnonzero(np.isfinite(y))
-    if len(there) <= MOST_MARKED:
-        return list(there)
-    targets = x[0] + (np.arange(MOST_MARKED) + index % 8 / 8) / MOST_MARKED * (x[-1] - x[0])
-    spread = there[np.searchsorted(x[there], targets[targets <= x[there[-1]]])]
-    is_gap = np.pad(np.isnan(y), 1, constant_values=True)
-    alone = there[is_gap[there] & is_gap[there + 2]]
-    return sorted({*spread, *alone})
 
 
 def content_of(figure: "Figure", form: str, title: str, provenance: Mapping[str, Any]) -> bytes:

@@ -192,32 +192,30 @@ def _metrics_of(
 
 def _evaluations_of(run: Path) -> tuple[list[dict[str, Any]], str]:
     """Return the metrics that bin/evaluate.py has written, and what could not be read."""
+    from engine.trees import by_path  # with NumPy
+
     evaluations, problems = [], []
     paths = [run / results.TEST, run / "eval/validation.json"]
     # Of each evaluation of an iterator, what callbacks made of the latest step.
     newest = sorted(results.newest_evaluations(run, "scalars.json").items())
     for path in [*filter(Path.exists, paths), *(place / "scalars.json" for _, place in newest)]:
         try:
-            evaluations.append(_evaluation_in(path, run))
+            content = json.loads(read_bytes(path, run))
+            if path.name == "scalars.json":
+                split, _, step = path.parent.name.rpartition("-")
+                about, content = f"step {step}", by_path(content)
+            else:
+                split = content.pop("split")
+                about = f"{content.pop('checkpoint')} of epoch {content.pop('epoch')}"
+                if number := content.pop("num_examples", None):
+                    about += f", {number} examples"
         except (OSError, *results.OF_ANOTHER_FORM) as error:
             if path != paths[0]:  # of which the record says so
                 problems.append(f"{path.relative_to(run)} cannot be read ({error!r})")
+            continue
+        numbers = {k: v for k, v in content.items() if v is None or isinstance(v, int | float)}
+        evaluations.append({"split": split, "about": about, "figures": numbers})
     return evaluations, "; ".join(problems)
-
-
-def _evaluation_in(path: Path, run: Path) -> dict[str, Any]:
-    content = json.loads(read_bytes(path, run))
-    if path.name == "scalars.json":
-        split, _, step = path.parent.name.rpartition("-")
-        about = f"step {step}"
-        content = {f"{k}/{key}": v for k, items in content.items() for key, v in items.items()}
-    else:
-        split = content.pop("split")
-        about = f"{content.pop('checkpoint')} of epoch {content.pop('epoch')}"
-        if number := content.pop("num_examples", None):
-            about += f", {number} examples"
-    numbers = {k: v for k, v in content.items() if v is None or isinstance(v, int | float)}
-    return {"split": split, "about": about, "figures": numbers}
 
 
 def _add_examples(runs: Sequence[dict[str, Any]], images: dict[str, Any], space: int) -> int:

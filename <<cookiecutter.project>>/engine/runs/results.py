@@ -243,7 +243,7 @@ def _read(run: str) -> dict[str, Any]:
             problems.append(form if file else str(error))
             return {}
 
-    config, meta = (read_json(run, name, problems) for name in (CONFIG, META))
+    config, meta = (attempt(mapping_in, run, name) for name in (CONFIG, META))
     entry = {"config": config} | attempt(_of_meta, meta, file=META)
     history, state = attempt(read_history, run), attempt(load_position, run)
     entry |= attempt(_of_history, config, history, state, file=CONFIG)
@@ -259,16 +259,11 @@ def _read(run: str) -> dict[str, Any]:
     return entry
 
 
-def read_json(run: str, name: str, problems: list[str]) -> dict[str, Any]:
-    """Return the content of a run's JSON file; {} if it cannot be read, and why in `problems`."""
-    try:
-        content = files.read_json(f"{run}/{name}")
-    except UsageError as error:
-        problems.append(f"{name} cannot be read ({error})")
-        return {}
+def mapping_in(run: str, name: str) -> dict[str, Any]:
+    """Return what a run's JSON file holds; UsageError if it is missing, broken or no mapping."""
+    content = files.read_json(f"{run}/{name}")
     if not isinstance(content, dict):
-        problems.append(f"there is no {name}" if content is None else f"{name} holds no mapping")
-        return {}
+        raise UsageError(f"there is no {name}" if content is None else f"{name} holds no mapping")
     return content
 
 
@@ -508,8 +503,8 @@ def load_position(run: str | Path) -> dict[str, Any]:
     is executed.
     """
     state = loop_state(run)
-    keys = ("epoch", "global_step", *(["inexact"] if state.get("inexact") else []))
-    return {key: state[key] for key in keys if state}
+    keys = ("epoch", "global_step", "inexact")
+    return {key: state[key] for key in keys if state.get(key) not in (None, [])}
 
 
 def loop_state(run: str | Path) -> dict[str, Any]:
@@ -546,10 +541,7 @@ def newest_evaluations(run: Path, file: str) -> dict[str, Path]:
 def confusion_matrix(
     labels: "np.ndarray", predictions: "np.ndarray", num_classes: int
 ) -> "np.ndarray":
-    """Count how often each label (row) was predicted as each class (column).
-
-    Labels and predictions are int arrays of the same shape, values in [0, num_classes).
-    """
+    """Count how often each label (row), in [0, num_classes), was predicted as each class."""
     import numpy as np
 
     pairs = labels.astype(np.int64).ravel() * num_classes + predictions.astype(np.int64).ravel()
