@@ -18,7 +18,7 @@ from loops import loop
 from machinery import example
 
 from engine.batches import digest
-from engine.records.features import Decoded, ImageFeature, RawFeature
+from engine.records.features import Decoded, ImageFeature
 from engine.records.feeders import MemorySamplesFeeder, TFRecordExamplesFeeder
 from engine.records.files import (
     INDEX,
@@ -518,9 +518,6 @@ def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         images(tmp_path, [good, b"no picture"])
     with pytest.raises(ValueError, match=r"do not fit in one batch.*resize_height"):
         images(tmp_path, [good, ENCODED["png"](image(0, 5, 8))])
-    folder = write(tmp_path / "raw", {"x": [example(raw=b"123")]})
-    with pytest.raises(ValueError, match=r"3 bytes in feature 'raw'.*shape \[4\] of uint8"):
-        feeder(folder, features_map={"raw": RawFeature([4])}, batch_size=1)
 
 
 def test_files_are_those_of_all_patterns(folder: Path) -> None:

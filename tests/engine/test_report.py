@@ -1,6 +1,5 @@
 """What the report holds: text that stays text, curves that are thinned, pictures kept once."""
 
-import base64
 import csv
 import json
 import math
@@ -93,48 +92,30 @@ def test_long_curves_are_thinned_and_keep_their_extremes(monkeypatch: pytest.Mon
     assert 2 * len(thin["epoch"]) < 1000
 
 
-def test_equal_pictures_are_in_the_page_once(tmp_path: Path) -> None:
-    pictures = np.random.default_rng(0).uniform(size=(20, 4, 5, 1))
+def test_pictures_are_those_of_the_run_folder_and_of_no_other(tmp_path: Path) -> None:
     for name in "abc":
-        evaluate(make_run(tmp_path / name), pictures * (0.5 if name == "c" else 1))
-    data = written(tmp_path)
-    assert len(data["images"]) == 2
-    images = [run["examples"] for run in data["runs"]]
-    assert images[0] == images[1] != images[2]
-    assert data["runs"][0]["matrix"] == [[7, 3, 0], [0, 7, 3], [2, 0, 8]]
-    picture = (tmp_path / "a" / "eval" / "examples.png").read_bytes()
-    assert data["images"][images[0]].endswith(base64.b64encode(picture).decode())
-
-
-def test_a_page_that_would_be_too_large_leaves_pictures_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(report, "LARGEST_PAGE", len(report.PAGE.read_bytes()) + 200_000)
-    for name in "abcd":
-        pictures = np.random.default_rng(ord(name)).uniform(size=(16, 40, 40, 3))
-        evaluate(make_run(tmp_path / name), pictures)
-    data = written(tmp_path)
-    assert ["examples" in run for run in data["runs"]] == [True, False, False, False]
-    assert any("of 3 runs are left out" in note for note in data["notes"])
-    assert (tmp_path / "report.html").stat().st_size < report.LARGEST_PAGE
+        evaluate(make_run(tmp_path / name), np.zeros((3, 2, 2, 1)))
+    secret = tmp_path / "secret.png"
+    (tmp_path / "b/eval/examples.png").rename(secret)
+    (tmp_path / "b/eval/examples.png").symlink_to(secret)
+    (tmp_path / "c/eval").rename(tmp_path / "other")
+    (tmp_path / "c/eval").symlink_to(tmp_path / "other")
+    runs = written(tmp_path)["runs"]
+    assert ["eval/examples.png" in run["files"] for run in runs] == [True, False, False]
+    assert ["eval/predictions.csv" in run["files"] for run in runs] == [True, True, False]
 
 
 def test_damage_is_told_and_hides_no_other_run(tmp_path: Path) -> None:
     evaluate(make_run(tmp_path / "good"), np.zeros((3, 2, 2, 1)))
     evaluate(make_run(tmp_path / "torn"), np.zeros((3, 2, 2, 1)))
-    (tmp_path / "torn" / "eval" / "predictions.csv").write_text(
-        "label,prediction,probability\n0,zero,1\n"
-    )
     (tmp_path / "torn" / "eval" / "test.json").write_text('{"loss": ')
     make_run(tmp_path / "empty")
     (tmp_path / "empty" / "history.csv").unlink()
     data = written(tmp_path)
     runs = {Path(run["path"]).name: run for run in data["runs"]}
     assert "test.json" in runs["torn"]["problem"]
-    assert "predictions.csv" in runs["torn"]["problem"]
     assert runs["good"]["problem"] == runs["empty"]["problem"] == ""
     assert runs["empty"]["history"] == {}
-    assert "matrix" in runs["good"]
     assert data["notes"][-1].startswith("1 run could not be read in full")
 
 

@@ -1,4 +1,4 @@
-"""What a record holds, by name: features of TensorFlow, images, and arrays as raw bytes.
+"""What a record holds, by name: features of TensorFlow, and images.
 
 A map of features has names as keys, and as values features of `tf.io`, the ones from here, or
 mappings with `type` (or `module_path` and `class_type`) and the arguments of that class, such as
@@ -110,23 +110,6 @@ class ImageFeature(Decoded):
         return image
 
 
-@dataclass(frozen=True)
-class RawFeature(Decoded):
-    """An array as its bytes, little-endian, as `array.tobytes()` gives them."""
-
-    shape: Sequence[int]
-    dtype: Any = "uint8"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
-        object.__setattr__(self, "dtype", _dtype(self.dtype).name)
-
-    def decode(self, contents: tf.Tensor, num_parallel: int) -> tf.Tensor:
-        return tf.reshape(
-            tf.io.decode_raw(contents, self.dtype), [tf.shape(contents)[0], *self.shape]
-        )
-
-
 def make_features(entries: Mapping[str, Any], where: str) -> Features:
     """Return a map whose values are features; ValueError, naming `where`, if one cannot be made.
 
@@ -141,7 +124,7 @@ def make_features(entries: Mapping[str, Any], where: str) -> Features:
     if not isinstance(entries, Mapping) or not entries:
         raise ValueError(f"{where} is {entries!r}; expected names and features, at least one")
     classes = {name: getattr(tf.io, name) for name in dir(tf.io) if name.endswith("Feature")}
-    classes = {kind.__name__: kind for kind in (ImageFeature, RawFeature)} | classes
+    classes = {ImageFeature.__name__: ImageFeature} | classes
     features = {str(n): _make(entry, f"{where}.{n}", classes) for n, entry in entries.items()}
     for name, feature in features.items():
         dtype = "string" if isinstance(feature, Decoded) else _dtype(feature.dtype).name
@@ -328,9 +311,4 @@ def _fault(
     shape = tf.TensorShape(spec.shape).as_list() if is_fixed else []
     if is_fixed and len(values) != math.prod(shape):
         return f"has {len(values)} values {says} shape {shape}"
-    if isinstance(feature, RawFeature):
-        num_bytes = math.prod(feature.shape) * _dtype(feature.dtype).size
-        if len(values[0]) != num_bytes:
-            wanted = f"shape {list(feature.shape)} of {feature.dtype}, which is {num_bytes}"
-            return f"has {len(values[0])} bytes {says} {wanted}"
     return None

@@ -146,8 +146,9 @@ def _setting_columns(known: Container[str], settings: Sequence[str]) -> list[str
 
 
 def _metric_columns(records: Sequence[RunRecord], metrics: Sequence[str]) -> list[str]:
-    found = [(key, r.metrics[key]) for key in metrics for r in records if key in r.metrics]
-    return list(dict.fromkeys(column for key, metric in found for column in metric.by_column(key)))
+    known = {column for record in records for column in results.values_of(record)}
+    names = [name for key in metrics for name in (key, f"{key} best", f"{key} last")]
+    return [name for name in names if name in known]
 
 
 def _place_of(table: Table, name: str) -> int:

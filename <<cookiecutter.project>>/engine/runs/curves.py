@@ -50,13 +50,24 @@ def curves_of(
 
     A curve is NaN where a value is not finite, or with `log_y` not above 0, which leaves a gap; its
     index has the name of `x`. A metric of the test set is one point, and its index has the name
-    "test set". Without columns that are `asked` for, it is what the runs monitor. Raises UsageError
-    if there is nothing to draw of a metric.
+    "test set". Without columns that are `asked` for, it is what the runs monitor.
     """
     import numpy as np
     import pandas as pd
 
-    histories, problems = _histories(records)
+    histories, problems = {}, []
+    for record in records:
+        if record.problem:
+            problems.append(f"{record.path}: {record.problem}")
+        try:
+            histories[record.path] = rows = results.read_history(record.path)
+        except (OSError, ValueError) as error:
+            if not record.problem:
+                problems.append(f"{record.path}: {error}")
+            continue
+        if record.state != "finished" or not rows:
+            of_how_many = f" of {record.num_epochs}" if record.num_epochs else ""
+            problems.append(f"{record.path}: {record.state}, {len(rows)}{of_how_many} epochs")
     columns = {key for rows in histories.values() for row in rows for key in row}
     selection.metrics_of(records, [metric for metric in asked if metric not in columns])
     metrics = list(dict.fromkeys(asked or [r.monitor for r in records if r.monitor]))
@@ -92,38 +103,16 @@ def curves_of(
     return curves, problems
 
 
-def _histories(records: Sequence[RunRecord]) -> tuple[dict[str, list[dict[str, float]]], list[str]]:
-    """Return the histories that can be read, by path, and what is not right with runs."""
-    histories, problems = {}, []
-    for record in records:
-        if record.problem:
-            problems.append(f"{record.path}: {record.problem}")
-        try:
-            histories[record.path] = rows = results.read_history(record.path)
-        except (OSError, ValueError) as error:
-            if not record.problem:
-                problems.append(f"{record.path}: {error}")
-            continue
-        if record.state != "finished" or not rows:
-            of_how_many = f" of {record.num_epochs}" if record.num_epochs else ""
-            problems.append(f"{record.path}: {record.state}, {len(rows)}{of_how_many} epochs")
-    return histories, problems
-
-
 def smoothed(values: "pd.Series", weight: float) -> "pd.Series":
-    """Return an exponential moving average with bias correction, as TensorBoard draws it.
-
-    m(t) = weight * m(t - 1) + (1 - weight) * value(t), from m(0) = 0, over 1 - weight^t: Kingma and
-    Ba, "Adam: a method for stochastic optimization" (2015), section 3. A NaN stays one, and does
-    not count.
+    """Return an exponential moving average with bias correction, as TensorBoard draws it (Kingma
+    and Ba, 2015, section 3). A NaN stays one, and does not count.
     """
     return values.ewm(alpha=1 - weight, ignore_na=True).mean().where(values.notna())
 
 
 def mean_of(curves: Sequence["pd.Series"]) -> tuple["pd.Series", "pd.Series"]:
-    """Return mean and standard deviation (n - 1) over the curves that reach each point.
-
-    Where one of the curves is NaN, the mean is; where there is only one, the deviation is.
+    """Return mean and standard deviation (n - 1) over the curves that reach each point; where one
+    is NaN, so is the mean.
     """
     import pandas as pd
 
@@ -144,9 +133,8 @@ def draw(
     """Draw a panel per metric, and in it a curve per run, or per group of runs but for their seed.
 
     Each run's curve is smoothed, then comes the mean; the raw one is drawn underneath. `log_y` is
-    None for an axis as the range of the values asks for. The legend tells of each curve what
-    differs, or these `columns` of a table. Of too many curves, the best of the first metric have a
-    name and a colour.
+    None for an axis as the values ask for. The legend tells of each curve what differs, or these
+    `columns` of a table. Of too many, the best of the first metric have a name and a colour.
     """
     import matplotlib
     from matplotlib.lines import Line2D

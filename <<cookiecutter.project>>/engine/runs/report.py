@@ -3,9 +3,6 @@
 `report_page.html` is the page, written by hand; it is filled here with what it is to show.
 """
 
-import base64
-import hashlib
-import io
 import json
 import math
 import os
@@ -22,11 +19,8 @@ from vegab.files import read_bytes, write_atomically
 
 PAGE = Path(__file__).with_name("report_page.html")
 PLACE_FOR_DATA = '"the data"'
-LARGEST_PAGE = 10_000_000  # bytes
-SPACE_FOR_NOTES = 2_000
 MOST_VALUES = 500_000  # of all curves together, some 9 bytes each
 FEWEST_ROWS = 16  # of a curve, however many there are
-MOST_CLASSES = 100  # a larger confusion matrix could not be read, and would be megabytes
 LONGEST_SETTING = 2_000  # characters
 LINKED = (
     "history.csv", "learning_curve.png", "stdout.txt", "stderr.txt", "config.json", "meta.json",
@@ -51,16 +45,11 @@ def write_report(
     for name in columns:
         selection.find(known, name)
     data = data_of(records, page.parent, problems, sweep) | {"columns": _plain(columns)}
-    content = page_of(data)
-    write_atomically(page, content)
-    return len(content)
-
-
-def page_of(data: Mapping[str, Any]) -> bytes:
-    """Return the page with `data` in it."""
     before, place, after = PAGE.read_text(encoding="utf-8").partition(PLACE_FOR_DATA)
     assert place, f"{PAGE.name} has no place for the data"
-    return f"{before}{_as_json(data)}{after}".encode()
+    content = f"{before}{_as_json(data)}{after}".encode()
+    write_atomically(page, content)
+    return len(content)
 
 
 def data_of(
@@ -87,7 +76,6 @@ def data_of(
             "settings": {"differing": differing, "common": common},
             "effects": effects_of(records, monitor),
             "runs": [_run_of(record, folder, differing) for record in records],
-            "images": {},
             "notes": problems,
         }
     )
@@ -99,19 +87,10 @@ def data_of(
             f"Long curves are thinned, so that the page stays small: one epoch in {stride} is "
             "drawn, and the best and the last ones. Each history.csv has them all."
         )
-    space = LARGEST_PAGE - len(page_of(data)) - SPACE_FOR_NOTES
-    if left_out := _add_examples(runs, data["images"], space):
-        notes.append(
-            f"Examples and confusion matrices of {_count(left_out)} are left out, so that the page "
-            f"has less than {LARGEST_PAGE / 1e6:.0f} MB; a report on fewer runs has them."
-        )
     if damaged := sum(bool(run["problem"]) for run in runs):
-        notes.append(f"{_count(damaged)} could not be read in full; the details say what is wrong.")
+        count = f"{damaged} run{'s' * (damaged != 1)}"
+        notes.append(f"{count} could not be read in full; the details say what is wrong.")
     return data
-
-
-def _count(runs: int) -> str:
-    return f"{runs} run{'s' * (runs != 1)}"
 
 
 def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[str, Any]:
@@ -127,8 +106,12 @@ def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[s
         "has_config": bool(record.config),
         "settings": {k: clipped(settings[k], LONGEST_SETTING) for k in differing if k in settings},
         "evaluations": evaluations,
+        # Pictures among them are shown: of another folder there are none.
         "files": [
-            str(path.relative_to(run)) for pattern in LINKED for path in sorted(run.glob(pattern))
+            str(path.relative_to(run))
+            for pattern in LINKED
+            for path in sorted(run.glob(pattern))
+            if path.resolve().is_relative_to(run.resolve())
         ],
     }
     del entry["config"]
@@ -216,53 +199,6 @@ def _evaluations_of(run: Path) -> tuple[list[dict[str, Any]], str]:
         numbers = {k: v for k, v in content.items() if v is None or isinstance(v, int | float)}
         evaluations.append({"split": split, "about": about, "figures": numbers})
     return evaluations, "; ".join(problems)
-
-
-def _add_examples(runs: Sequence[dict[str, Any]], images: dict[str, Any], space: int) -> int:
-    """Add examples and confusion matrices while there is space; return how many runs have none."""
-    left_out = 0
-    for run in runs:
-        try:
-            details, pictures = _predictions_of(Path(run["path"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            what = f"eval/predictions.csv or eval/examples.png cannot be read ({error})"
-            run["problem"] = "; ".join(filter(None, (run["problem"], what)))
-            continue
-        new = {digest: picture for digest, picture in pictures.items() if digest not in images}
-        size = len(_as_json([details, new])) if details else 0
-        if size <= space:
-            space -= size
-            run |= details
-            images |= new
-        else:
-            left_out += 1
-    return left_out
-
-
-def _predictions_of(run: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return a run's confusion matrix and the digest of its examples, and their picture by it."""
-    path = run / "eval/predictions.csv"
-    details: dict[str, Any] = {}
-    images: dict[str, str] = {}
-    if not path.exists():
-        return details, images
-    import pandas as pd
-
-    table = pd.read_csv(io.BytesIO(read_bytes(path, run)))
-    if "prediction" not in table or "probability" not in table:  # not of classes
-        return details, images
-    labels, predictions = (table[key].to_numpy(int) for key in ("label", "prediction"))
-    num_classes = int(max(labels.max(), predictions.max())) + 1
-    if num_classes <= MOST_CLASSES and min(labels.min(), predictions.min()) >= 0:
-        details["matrix"] = results.confusion_matrix(labels, predictions, num_classes).tolist()
-    picture = path.with_name("examples.png")
-    if picture.exists():
-        content = read_bytes(picture, run)
-        if not content.startswith(b"\x89PNG"):
-            raise ValueError("examples.png is not a PNG")
-        details["examples"] = digest = hashlib.sha256(content).hexdigest()[:16]
-        images[digest] = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    return details, images
 
 
 def _plain(value: Any) -> Any:

@@ -61,12 +61,6 @@ class Metric(NamedTuple):
     best_epoch: int | None
     last: float
 
-    def by_column(self, name: str) -> dict[str, float]:
-        """Return the values by what a table calls their columns."""
-        if self.best_epoch is None:
-            return {name: self.last}
-        return {f"{name} best": self.best, f"{name} last": self.last}
-
 
 @dataclass
 class RunRecord:
@@ -223,11 +217,9 @@ def _stamp(run: str) -> str:
     """Return what changes whenever a file of a run or the form of the entries does."""
     stamps = [str(FORM)]
     for name in FILES:
-        try:
+        with suppress(OSError):
             status = os.stat(f"{run}/{name}")
-            stamps.append(f"{status.st_ctime_ns:x}.{status.st_size:x}")
-        except OSError:
-            stamps.append("")
+            stamps.append(f"{name} {status.st_ctime_ns:x}.{status.st_size:x}")
     return " ".join(stamps)
 
 
@@ -400,8 +392,12 @@ def pruned_at(run: Path) -> int | None:
 
 def values_of(record: RunRecord) -> dict[str, float]:
     """Return the values of a run's metrics: {"val_loss best": 0.3, "val_loss last": 0.4}."""
-    every = (metric.by_column(key) for key, metric in record.metrics.items())
-    return {column: value for columns in every for column, value in columns.items()}
+    values: dict[str, float] = {}
+    for name, metric in record.metrics.items():
+        is_one = metric.best_epoch is None
+        each = {"": metric.best} if is_one else {" best": metric.best, " last": metric.last}
+        values |= {name + kind: value for kind, value in each.items()}
+    return values
 
 
 def differing_settings(records: Sequence[RunRecord], repetitions: bool = True) -> list[str]:
