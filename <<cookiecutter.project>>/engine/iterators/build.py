@@ -87,10 +87,8 @@ def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
         try:
             length = len(dataset)
         except TypeError:
-            raise UsageError(
-                f"{key}: {name} gives a {type(dataset).__name__} without __len__; write one, which "
-                "returns the number of examples"
-            ) from None
+            what = f"{key}: {name} gives a {type(dataset).__name__} without __len__"
+            raise UsageError(f"{what}; write one, which returns the number of examples") from None
         if not length:
             raise UsageError(f"{key}: {name} is empty; expected at least one example")
         datasets[split] = dataset
@@ -113,10 +111,8 @@ def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
         )
     for method in dir(kind):
         if getattr(getattr(kind, method, None), "__isabstractmethod__", False):
-            raise UsageError(
-                f"iterator: {name} has no {method}; write it, as its base class in "
-                "engine/iterators says"
-            )
+            told = "write it, as its base class in engine/iterators says"
+            raise UsageError(f"iterator: {name} has no {method}; {told}")
     return kind
 
 

@@ -73,11 +73,8 @@ class DatasetMixin:
 
     @property
     def prng(self) -> ExampleGenerator:
-        """Generator of the example in hand, shared by all the datasets that have a part in it.
-
-        In a batch it is a function of seed, epoch and index; for `dataset[index]` it is that of
-        seed 0 and epoch 0, and without an example in hand a new one, always the same.
-        """
+        """Generator of the example in hand: a function of seed, epoch and index; for
+        `dataset[index]` that of seed 0 and epoch 0."""
         return _generator_in_hand.get() or example_generator(0, 0, NO_INDEX)
 
     def __getitem__(self, index: int | slice | Sequence[int] | Array) -> Any:
@@ -237,10 +234,8 @@ class ProcessedDataset(DatasetMixin):
 def make_examples(
     dataset: DatasetMixin, indices: Iterable[int], seed: int, epoch: int
 ) -> list[Example]:
-    """Return the examples at `indices`; each is a function of seed, epoch and its index.
-
-    So is what it draws from `prng`, from `random` and from NumPy's global generator, which are left
-    as they were. Raises RuntimeError, with the reason, if an example cannot be made.
+    """Return the examples at `indices`; each is a function of seed, epoch and its index. So is what
+    it draws from Python's and NumPy's global generators, which are left as they were.
     """
     states = random.getstate(), np.random.get_state()
     token = _generator_in_hand.set(None)
@@ -266,10 +261,8 @@ def make_examples(
 def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return one dict whose leaves are those of the examples, stacked into arrays.
 
-    Dicts and lists stay what they are, with the same keys and lengths; tuples become lists. A leaf
-    of shape (...) in n examples becomes an array of shape (n, ...) of its dtype: Python numbers
-    become int64, float64 or bool arrays, and strings a unicode array. Raises ValueError, with the
-    path of keys, such as "views/0/image", if examples differ in that.
+    Dicts and lists stay what they are; tuples become lists. ValueError names a leaf, such as
+    "views/0/image", in which examples differ.
     """
     if not examples:
         raise ValueError("there are no examples to stack; expected at least one")
@@ -285,7 +278,6 @@ class ExampleBatches:
     """Batches of a dataset's examples: a batch source.
 
     A batch is the stacked dict of its examples, see `stack`. Every example comes once an epoch.
-    Raises ValueError if the dataset is empty, or an argument is out of range.
 
     Args:
         dataset: the examples.
@@ -319,11 +311,7 @@ class ExampleBatches:
         self._ahead = Ahead(self._part, "examples", max(2 * num_workers, 1))
 
     def batch(self, epoch: int, step: int) -> dict[str, Any]:
-        """Return the batch at `step` of `epoch`, both counted from 0.
-
-        Raises IndexError if there is none; RuntimeError if an example cannot be made, or a worker
-        died twice; ValueError if examples do not stack, or the dataset cannot go to a worker.
-        """
+        """Return the batch at `step` of `epoch`, both counted from 0."""
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch with {self.steps_per_epoch} steps")
         if not self.num_workers:
@@ -355,11 +343,7 @@ class ExampleBatches:
 
 def _load(value: Any) -> Any:
     """Copy nested dicts and lists and call the functions in them."""
-    if isinstance(value, dict):
-        return {key: _load(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return (list if isinstance(value, list) else tuple)(map(_load, value))
-    return _load(value()) if callable(value) else value
+    return map_leaves(value, lambda leaf: _load(leaf()) if callable(leaf) else leaf)
 
 
 def _labels_at(labels: Mapping[str, Any], index: int) -> Example:

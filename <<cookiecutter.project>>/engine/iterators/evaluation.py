@@ -58,8 +58,6 @@ def evaluate_split(
     """Restore a checkpoint and store what the iterator's `evaluate` returns for each example.
 
     An older folder `output` is replaced when the new one is whole. Returns what `meta.yaml` says.
-    Raises OtherModelError if the checkpoint is of another model, NoOutputsError without an eval_op,
-    ValueError if outputs cannot be stored by example, OSError if the checkpoint is corrupt.
     """
     iterator, config = experiment.iterator, experiment.config
     assert iterator is not None
@@ -89,10 +87,8 @@ def store_outputs(
             size = min(batches.batch_size, len(dataset) - writer.num_examples)
             outputs = iterator.evaluate(batch)
             if not isinstance(outputs, Mapping):
-                raise NoOutputsError(
-                    f"eval_op of {type(iterator).__name__} returns a {type(outputs).__name__}; "
-                    "expected a dictionary with an array or a list for each output"
-                )
+                what = f"eval_op of {type(iterator).__name__} returns a {type(outputs).__name__}"
+                raise NoOutputsError(f"{what}; expected a dictionary of arrays or lists")
             writer.add(outputs, size)
         writer.add_labels(getattr(dataset, "labels", None) or {})
         name = f"{type(iterator).__module__}:{type(iterator).__name__}"
@@ -150,8 +146,7 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
     """Give model and iterator the state of a checkpoint; return what it says of its run.
 
     Variables that are there only after a step are made by evaluating `batch`. What only training
-    needs, such as optimizers, is left where this iterator has none of it. Raises OtherModelError if
-    the checkpoint has not what the model needs, OSError if it is corrupt.
+    needs, such as optimizers, is left where this iterator has none of it.
     """
     checkpoint = checkpoints.Checkpoint(path.parent, iterator.model, iterator.variables)
     try:
@@ -194,10 +189,8 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
             or saved[name].shape != tuple(variable.shape)
         ]
         if lacking:
-            raise ValueError(
-                f"{path} was written by another model; it has not these, or not as often: "
-                f"{', '.join(lacking[:6])}"
-            )
+            what = f"{path} was written by another model; it has not these, or not as often"
+            raise ValueError(f"{what}: {', '.join(lacking[:6])}")
         for name, variable in wanted.items():
             variable.assign(checkpoints.value_of(saved[name]))
         if others := sorted(saved.keys() - wanted.keys()):
