@@ -101,14 +101,12 @@ def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
     kind = resolve(name, "iterator")
     if not isinstance(kind, type) or not issubclass(kind, PyHookedModelIterator):
         raise UsageError(
-            f"iterator: {name} is not an iterator; inherit from one in engine/iterators/base.py"
+            f"iterator: {name} is not an iterator; inherit from one in engine.iterators"
         )
     own = inspect.unwrap(kind.iterate)
     if own is not PyHookedModelIterator.iterate and "iterate" not in own.__code__.co_names:
-        raise UsageError(
-            f"iterator: {name} has a loop of its own in iterate; call super().iterate(batches) "
-            "there, which trains, or leave iterate out and say in step_ops what a step does"
-        )
+        how = "call super().iterate(batches) there, or say in step_ops what a step does"
+        raise UsageError(f"iterator: {name} has a loop of its own in iterate; {how}")
     for method in dir(kind):
         if getattr(getattr(kind, method, None), "__isabstractmethod__", False):
             told = "write it, as its base class in engine/iterators says"

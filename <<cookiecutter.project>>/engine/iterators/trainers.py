@@ -111,9 +111,7 @@ class TFBaseTrainer(TFHookedModelIterator):
             found = [variable for variable in every if part in variable.path]
         if not found:
             what = f"make_loss_ops has a loss for {part!r}"
-            raise ValueError(
-                f"{what}; the model has no attribute or trainable variable of that name"
-            )
+            raise ValueError(f"{what}; the model has no attribute or variable of that name")
         return list(found)
 
     def get_learning_rate_multiplier(self, index: int) -> float:
@@ -173,10 +171,8 @@ class TFFrequencyTrainer(TFBaseTrainer):
         super().make_optimizers(batch)
         for part in (part for turn in self.schedule for part in turn):
             if part not in self.optimizers:
-                there = ", ".join(self.optimizers)
-                raise ValueError(
-                    f"opt_frequency names {part!r}; make_loss_ops has losses for {there}"
-                )
+                there = f"make_loss_ops has losses for {', '.join(self.optimizers)}"
+                raise ValueError(f"opt_frequency names {part!r}; {there}")
 
 
 class TFListTrainer(TFBaseTrainer):

@@ -64,9 +64,7 @@ class ImageFeature(Decoded):
         if self.enforced_dtype is not None:
             object.__setattr__(self, "enforced_dtype", _dtype(self.enforced_dtype).name)
         if self.standard_scaling and "float" not in (self.enforced_dtype or ""):
-            raise ValueError(
-                f"standard_scaling needs floats, but enforced_dtype is {self.enforced_dtype}"
-            )
+            raise ValueError(f"standard_scaling needs floats, not {self.enforced_dtype}")
 
     def decode(self, contents: tf.Tensor, num_parallel: int) -> tf.Tensor:
         one = tf.function(
@@ -112,8 +110,7 @@ class ImageFeature(Decoded):
 
 def make_features(entries: Mapping[str, Any], where: str) -> Features:
     """Return a map whose values are features; ValueError, naming `where`, if one cannot be made.
-
-    Its entry `module_path`, if that is text, is the one of each feature that has a `class_type`.
+    An entry `module_path` that is text is the one of each feature that has a `class_type`.
     """
     if isinstance(entries, Mapping) and isinstance(module := entries.get("module_path"), str):
         entries = {
@@ -258,10 +255,8 @@ def _make(entry: Any, where: str, classes: Mapping[str, type]) -> Any:
     except UsageError as error:
         raise ValueError(str(error)) from error
     if not (isinstance(made, type) and issubclass(made, kinds)):
-        raise ValueError(
-            f"{where}: {name} is not a type of feature; take one of {', '.join(classes)}, or "
-            "inherit from engine.records.features.Decoded"
-        )
+        known = f"{', '.join(classes)}, or inherit from engine.records.features.Decoded"
+        raise ValueError(f"{where}: {name} is not a type of feature; take one of {known}")
     try:
         if isinstance(arguments.get("post_op"), str):
             arguments["post_op"] = resolve(arguments["post_op"], f"{where}.post_op")

@@ -73,10 +73,8 @@ class Feeder:
         number = epoch * self.steps_per_epoch + step
         end = self.until_epochs and self.total_steps(self.until_epochs)
         if epoch < 0 or not 0 <= step < self.steps_per_epoch or (end and number >= end):
-            raise IndexError(
-                f"step {step} of epoch {epoch}; an epoch has {self.steps_per_epoch} steps, and "
-                f"there are {end or 'endless'} steps in all"
-            )
+            what = f"an epoch has {self.steps_per_epoch} steps, and there are {end or 'endless'}"
+            raise IndexError(f"step {step} of epoch {epoch}; {what} in all")
         first = number * self.batch_size
         return self._examples(first, min(first + self.batch_size, self._end))
 
@@ -201,10 +199,8 @@ class TFRecordExamplesFeeder(Feeder):
         self._infos = [tfrecords.file_info(path) for path in self.paths]
         totals = [info.total_records for info in self._infos]
         if max_examples != -1 and not 1 <= max_examples <= sum(totals):
-            raise ValueError(
-                f"max_examples is {max_examples}; expected -1 (all), or 1 to {sum(totals)}, which "
-                f"{self._named()} hold"
-            )
+            held = f"1 to {sum(totals)}, which {self._named()} hold"
+            raise ValueError(f"max_examples is {max_examples}; expected -1 (all), or {held}")
         most = sum(totals) if max_examples == -1 else max_examples
         counts = np.clip(most - np.cumsum([0, *totals[:-1]]), 0, totals).tolist()
         self.max_examples, self.on_corrupt = max_examples, on_corrupt
@@ -312,12 +308,9 @@ class TFRecordExamplesFeeder(Feeder):
         for data, file, number in zip(*records, strict=True):
             if fault := self._parser.fault(data):
                 return ValueError(f"{self.paths[file]}, record {number} (from 0), {fault}")
-        # Each by itself is in order.
-        paths = sorted({str(self.paths[file]) for file in records.files})
-        return ValueError(
-            f"records of {', '.join(paths)} do not fit in one batch, as images of several sizes "
-            f"without resize_height and resize_width do not: {first_line(error)}"
-        )
+        paths = ", ".join(sorted({str(self.paths[file]) for file in records.files}))
+        why = "as images of several sizes without resize_height and resize_width do not"
+        return ValueError(f"records of {paths} do not fit in one batch, {why}: {first_line(error)}")
 
     def _check_records(self) -> None:
         """Parse the first record, and look for what a record may be without in some more."""
@@ -329,10 +322,9 @@ class TFRecordExamplesFeeder(Feeder):
             if not (missing := self._parser.missing(found)):
                 return
         name, where = next(iter(missing.items()))
-        raise ValueError(
-            f"{where} names {name!r}, which none of the first {min(LOOKED_AT, len(self))} records "
-            f"of {self._named()} has; they have {', '.join(sorted(found)) or 'nothing'}"
-        )
+        what = f"none of the first {min(LOOKED_AT, len(self))} records of {self._named()} has"
+        there = ", ".join(sorted(found)) or "nothing"
+        raise ValueError(f"{where} names {name!r}, which {what}; they have {there}")
 
     def _named(self) -> str:
         more = f" and {len(self.paths) - 1} more files" if len(self.paths) > 1 else ""

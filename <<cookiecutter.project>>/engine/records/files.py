@@ -137,12 +137,9 @@ def generate(
     """Write metadata and index of files into the folders that they lie in.
 
     An entry whose size and MD5 are the file's is kept, unless `force`; another is made by reading
-    the file to its end. Entries of files that are not among `paths` stay as they are. What was done
-    is written when the work is interrupted, too. Raises MetadataError if metadata that is there is
-    corrupt, whose bytes stay as they are; OSError if a folder cannot be written.
-
-    The compression is "GZIP", or "" to find it from each file's first bytes. `progress` goes
-    through the paths, and may show where the work stands.
+    the file to its end. What was done is written when the work is interrupted, too. Raises
+    MetadataError if metadata that is there is corrupt. The compression is "GZIP", or "" to find it
+    from each file's first bytes. `progress` goes through the paths, and may show how far it is.
     """
     require_compression(compression)
     before = {path.parent: read_metadata(path.parent) for path in paths}
@@ -169,9 +166,8 @@ def generate(
 
 
 def read_index(path: Path) -> "np.ndarray | None":
-    """Return where each record begins, and the file's end: int64 of (total_records + 1,), in bytes.
-
-    None for a compressed file, or without an index that is sound and of a file of this size.
+    """Return where each record begins, and the file's end: int64 of (total_records + 1,), in bytes;
+    None without an index that is sound and of a file of this size.
     """
     try:
         offsets = _loaded(*_identity(path.parent / INDEX)).get(path.name)

@@ -172,7 +172,6 @@ class Stream:
             yield data, file, number
             number += 1
         if number < most:
-            raise tfrecords.MetadataError(
-                f"{path} ends after {number} records, but its metadata say {most} or more; if "
-                f"the file is right, type: {tfrecords.generate_command(path)}"
-            )
+            what = f"{path} ends after {number} records, but its metadata say {most} or more"
+            command = tfrecords.generate_command(path)
+            raise tfrecords.MetadataError(f"{what}; if the file is right, type: {command}")

@@ -197,8 +197,8 @@ def mean_of(values: Sequence[float]) -> Mean | None:
 def as_text(table: Table, width: int = 0) -> str:
     """Return lines of columns below each other, numbers to the right.
 
-    If there is a `width`, the columns that tell least are left out until the lines fit, and a last
-    line says so: those with the same value in most rows, then last values, and those of training.
+    If there is a `width`, the columns that tell least are left out until the lines fit: those with
+    the same value in most rows, then last values, and those of training.
     """
     columns = [*zip(*_shown(table), strict=True)]
     widths = [max(map(_width, column)) for column in columns]

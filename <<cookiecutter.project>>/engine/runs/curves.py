@@ -72,10 +72,8 @@ def curves_of(
     selection.metrics_of(records, [metric for metric in asked if metric not in columns])
     metrics = list(dict.fromkeys(asked or [r.monitor for r in records if r.monitor]))
     if not metrics:
-        raise UsageError(
-            "no run has a history with a metric to draw by itself"
-            + (f"; name one by --metric: {', '.join(sorted(columns))}" if columns else "")
-        )
+        hint = f"; name one by --metric: {', '.join(sorted(columns))}" if columns else ""
+        raise UsageError(f"no run has a history with a metric to draw by itself{hint}")
     curves: dict[str, Curves] = {metric: {} for metric in metrics}
     for record in records:
         rows = histories.get(record.path, [])

@@ -24,8 +24,7 @@ MOST_PANELS = 6
 class Predictions(NamedTuple):
     """The first examples of a set and what a model makes of them: arrays (examples, ...) by name.
 
-    Text is an array of objects. Of other features only the first few are there, and of pictures
-    those that fit into the memory for them.
+    Text is an array of objects. Of other features only the first few are there, and some pictures.
     """
 
     features: dict[str, Array]
@@ -163,12 +162,11 @@ def write(
 
 
 def classes_of(output: Array, label: Array | None, are_logits: bool) -> Classes | None:
-    """Return the classes that an output and its labels mean; None if they mean none.
+    """Return the classes that an output and its labels, (examples, ...), mean; None for none.
 
-    Both have the shape (examples, ...). Labels are integers in [0, number) for an output
-    (..., number), and up to half of them others, as those that a loss ignores; or of the output's
-    shape and all 0 or 1: one-hot, several at once, or for an output (..., 1) or (examples,) that
-    of two classes. Outputs are logits if one is not in [0, 1], or if `are_logits` says so.
+    Labels are integers in [0, number) for an output (..., number), and up to half of them others,
+    as those that a loss ignores; or of the output's shape and all 0 or 1. Outputs are logits if one
+    is not in [0, 1], or if `are_logits` says so.
     """
     if label is None or not label.size or output.dtype.kind != "f" or label.dtype.kind == "O":
         return None

@@ -37,9 +37,8 @@ def write_report(
 ) -> int:
     """Write the page, whose links are relative to its folder, and return its size in bytes.
 
-    Above all else it shows the sentences `problems`. `sweep` is what `engine.sweeps.sweep_of`
-    returns, if the runs are those of one sweep. The table shows the `columns` of these names, if
-    there are any, at first.
+    It begins with the `problems`. `sweep` is what `engine.sweeps.sweep_of` returns, `columns` are
+    those that the table shows at first.
     """
     known = selection.known_to(records)
     for name in columns:

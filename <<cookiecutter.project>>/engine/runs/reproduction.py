@@ -76,9 +76,7 @@ class Original:
         command = meta.get("command") or {}
         self.script = Path(command.get("script", ""))  # what ran, in `code`
         if str(self.script) not in self.code.files:
-            raise UsageError(
-                f"the script that was run, {self.script}, is not in the code of {folder}"
-            )
+            raise UsageError(f"the script that ran, {self.script}, is not in the code of {folder}")
         self.typed_in = PROJECT / command.get("folder", ".")  # where, in the project as it is now
         self.flags: dict[str, Any] = meta.get("flags") or {}  # that it began with
         # The checkpoint of another run that it began with.
@@ -91,10 +89,8 @@ class Original:
         if is_part and self.start and not self.flags.get("retrain"):
             begun_with = len(checkpoints.read_state(self.start)["history"])
             if epochs <= begun_with:
-                raise UsageError(
-                    f"--epochs is {epochs}; the first {begun_with} of {folder} are those of the "
-                    f"run that it began with; give at least {begun_with + 1}"
-                )
+                what = f"the first {begun_with} of {folder} are those of the run that it began with"
+                raise UsageError(f"--epochs is {epochs}; {what}; give {begun_with + 1} or more")
 
     @property
     def stop(self) -> dict[str, Any] | None:
@@ -110,10 +106,9 @@ class Original:
             what = f"{self.folder} began with --warm_start={weights}"
             raise UsageError(f"{what}, which is not there any more")
         if self.num_workers > 1 and "GPU" in self.fingerprint.get("devices", []):
-            raise UsageError(
-                f"{self.folder} was trained by {self.fingerprint['layout']}, on GPUs; give its "
-                "command there with another folder, and compare both model.h5 by cmp"
-            )
+            what = f"{self.folder} was trained by {self.fingerprint['layout']}, on GPUs"
+            how = "give its command there with another folder, and compare both model.h5 by cmp"
+            raise UsageError(f"{what}; {how}")
         wanted = [int(part) for part in gpus.split(",") if part.isdigit()]
         if wanted and max(wanted) >= (present := len(ask_nvidia_smi("name"))):
             seen = f"here {present or 'no'} GPUs are seen"

@@ -100,10 +100,8 @@ class RunRecord:
 
 
 def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the run folders that patterns mean, each once, and a sentence per pattern with none.
-
-    A pattern is a run folder, a folder below which runs lie, or a glob of either; without one, it
-    is "results". Raises UsageError if there is no run at all.
+    """Return the run folders that patterns mean, each once, and a sentence per pattern with none;
+    see `PATTERNS`. Raises UsageError if there is no run at all.
     """
     found: dict[str, str] = {}  # by what the path really is
     problems = []
@@ -149,8 +147,7 @@ def read_runs(paths: Sequence[str]) -> list[RunRecord]:
     """Return what run folders say of their runs; a broken one is said to be so.
 
     What has not changed since it was read last comes from the index of the folder that the run
-    lies in. This is a cache: deleting it loses nothing, and where it cannot be read or written, the
-    runs are read one by one.
+    lies in, which is a cache.
     """
     entries = _entries(paths)
     records = [RunRecord(path, **entries[path]) for path in paths]
@@ -160,11 +157,8 @@ def read_runs(paths: Sequence[str]) -> list[RunRecord]:
         if record.state != "finished":
             record.state = state_now(record.path, record.state)
         if record.end and record.state in ("running", "died"):
-            until = time.time()
-            if record.state == "died":  # it was alive until its last checkpoint, as its files know
-                state = Path(record.path, "loop_state.pkl")
-                until = state.stat().st_mtime if state.exists() else 0.0
-            record.seconds += max(0.0, until - _time(record.end).timestamp())
+            if record.state == "running":
+                record.seconds += max(0.0, time.time() - _time(record.end).timestamp())
             record.end = None
     return records
 
@@ -352,9 +346,7 @@ def _time(text: Any) -> datetime:
 
 def read_history(run: str | Path) -> list[dict[str, float]]:
     """Return the rows of a run's `history.csv` by column, with epochs from 0, without empty cells.
-
-    A last line that is being written this instant is left out. Raises ValueError if there is
-    something else than numbers in it, OSError if it cannot be read.
+    Raises ValueError if there is something else than numbers in it.
     """
     rows = []
     for epoch, row in enumerate(rows_in(Path(run)), start=1):
@@ -378,10 +370,8 @@ def is_whole(run: str) -> bool:
         except OSError as error:
             is_gone = isinstance(error, FileNotFoundError)
             problems.append(f"{name} is gone" if is_gone else str(error))
-    raise UsageError(
-        f"{run} is finished, and has lost its checkpoints ({'; '.join(problems)}); put a copy "
-        "back, or choose another SAVE_PATH to train it again"
-    )
+    what = f"{run} is finished, and has lost its checkpoints ({'; '.join(problems)})"
+    raise UsageError(f"{what}; put a copy back, or choose another SAVE_PATH to train it again")
 
 
 def pruned_at(run: Path) -> int | None:
@@ -401,9 +391,8 @@ def values_of(record: RunRecord) -> dict[str, float]:
 
 
 def differing_settings(records: Sequence[RunRecord], repetitions: bool = True) -> list[str]:
-    """Return the settings that are not the same in all runs; where one has none, they differ.
-
-    Runs whose config cannot be read do not count, and seeds and folds only with `repetitions`.
+    """Return the settings that are not the same in all runs whose config can be read; seeds and
+    folds only with `repetitions`.
     """
     every = [record.settings for record in records if record.config]
     keys = dict.fromkeys(key for settings in every for key in settings)
@@ -460,10 +449,8 @@ def require_writable(output: str, *suffixes: str) -> None:
 
 
 def load_runs(*patterns: str) -> "pd.DataFrame":
-    """Return a row per run, indexed by path; the patterns are those of `find_runs`.
-
-    Columns are state, epoch, dotted settings (`n_filters`) and metrics (`val_loss best`,
-    `val_loss last`, `test_loss`).
+    """Return a row per run, indexed by path, of state, epoch, settings and metrics (`val_loss best`,
+    `val_loss last`, `test_loss`); the patterns are those of `find_runs`.
     """
     import pandas as pd
 
@@ -493,18 +480,16 @@ def load_meta(run: str | Path) -> dict[str, Any]:
 
 
 def load_position(run: str | Path) -> dict[str, Any]:
-    """Return epochs and steps done, as plain values, or {} before the first checkpoint.
-
-    Raises pickle.UnpicklingError if `loop_state.pkl` holds anything but plain values; nothing in it
-    is executed.
-    """
+    """Return epochs and steps done, or {} before the first checkpoint; see `loop_state`."""
     state = loop_state(run)
     keys = ("epoch", "global_step", "inexact")
     return {key: state[key] for key in keys if state.get(key) not in (None, [])}
 
 
 def loop_state(run: str | Path) -> dict[str, Any]:
-    """Return what `loop_state.pkl` holds; see `load_position`."""
+    """Return what `loop_state.pkl` holds; nothing in it is executed. Raises UnpicklingError if
+    these are not plain values.
+    """
     try:
         content = files.read_bytes(Path(run, "loop_state.pkl"), run)
         state = _PlainUnpickler(io.BytesIO(content)).load()

@@ -156,7 +156,7 @@ def matching(records: Sequence[RunRecord], text: str) -> list[RunRecord]:
     """Return the runs that fit all words of a filter; UsageError for one that makes no sense.
 
     A word is a condition, or else a text that has to occur in what a run is called and set to.
-    Blanks within a word stand in double quotes. Where a run has no value, only `!=` is true.
+    Where a run has no value, only `!=` is true.
     """
     known: dict[str, Getter] = {}
     keys: list[str] = []
@@ -218,10 +218,8 @@ def metrics_of(records: Sequence[RunRecord], asked: Sequence[str]) -> list[str]:
     """Return the metrics asked for, or all that a run has; UsageError for one that no run has."""
     known = list(dict.fromkeys(metric for record in records for metric in record.metrics))
     if unknown := [metric for metric in asked if metric not in known]:
-        raise UsageError(
-            f"no run has the metric {unknown[0]!r}{did_you_mean(unknown[0], known)} "
-            f"(there are {', '.join(known) or 'none yet'})"
-        )
+        hint = f"{did_you_mean(unknown[0], known)} (there are {', '.join(known) or 'none yet'})"
+        raise UsageError(f"no run has the metric {unknown[0]!r}{hint}")
     return list(asked) or known
 
 
