@@ -148,7 +148,7 @@ def test_functions_among_the_values_are_called_when_an_example_is_asked_for() ->
 
     dataset = Given({"image": read, "views": {"all": [lambda: 1, (lambda: 2,)]}})
     assert not calls
-    assert dataset[0] == {"image": {"deeper": 5}, "views": {"all": [1, (2,)]}, "index_": 0}
+    assert dataset[0] == {"image": {"deeper": 5}, "views": {"all": [1, [2]]}, "index_": 0}
     assert calls == ["read"]
 
 

@@ -119,27 +119,15 @@ def test_damage_is_told_and_hides_no_other_run(tmp_path: Path) -> None:
     assert data["notes"][-1].startswith("1 run could not be read in full")
 
 
-def test_evaluations_of_every_kind_are_shown(tmp_path: Path) -> None:
+def test_metrics_of_the_test_set_are_shown_and_other_evaluations_linked(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
-    for step, accuracy in ((9, 0.1), (100, 0.9)):
-        (run / f"eval/validation-{step}").mkdir(parents=True)
-        scalars = {"metrics": {"accuracy": accuracy, "loss": None}}
-        (run / f"eval/validation-{step}/scalars.json").write_text(json.dumps(scalars))
+    (run / "eval/validation-100").mkdir(parents=True)
+    (run / "eval/validation-100/scalars.json").write_text("{}")
     summary = {"checkpoint": "model_best.h5", "epoch": 3, "split": "test", "num_examples": 5}
     (run / "eval/test.json").write_text(json.dumps(summary | {"loss": 0.25}))
     (shown,) = written(tmp_path)["runs"]
-    assert shown["evaluations"] == [
-        {
-            "split": "test",
-            "about": "model_best.h5 of epoch 3, 5 examples",
-            "figures": {"loss": 0.25},
-        },
-        {
-            "split": "validation",
-            "about": "step 100",
-            "figures": {"metrics/accuracy": 0.9, "metrics/loss": None},
-        },
-    ]
+    assert shown["metrics"]["test_loss"] == [0.25, None, 0.25]
+    assert {"eval/test.json", "eval/validation-100/scalars.json"} <= set(shown["files"])
 
 
 @pytest.mark.parametrize(("low", "high", "channels"), [(0, 1, 1), (-1, 1, 3), (2, 2, 1)])

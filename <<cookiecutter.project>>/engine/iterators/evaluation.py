@@ -207,8 +207,7 @@ def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -
     """
     paths = [] if config.get("eval_forever") else [given]
     if config.get("eval_all"):
-        kept = [path for path in run.glob("checkpoints/model-*.h5") if path.stem[6:].isdecimal()]
-        paths = [*sorted(kept, key=lambda path: int(path.stem[6:])), run / checkpoints.LATEST]
+        paths = [commit.path for commit in reversed(checkpoints.commits_of(run))]
     seen: set[int] = set()
     for path in itertools.chain(paths, _as_they_come(run) if config.get("eval_forever") else ()):
         if path.exists() or not config.get("eval_all"):  # else it was superfluous by now

@@ -23,7 +23,7 @@ from engine import batches
 from engine.batches import SHUFFLE_STREAM, Ahead, Array, random_generator, require_at_least
 from engine.records import files as tfrecords
 from engine.records.features import Parser, described, first_line, held_in, make_features, stored
-from engine.records.reading import Indexed, Record, Records, Stream
+from engine.records.reading import Indexed, Records, Stream
 from engine.trees import map_leaves
 
 log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class TFRecordExamplesFeeder(Feeder):
         self.paths = matching_files(file_patterns)
         features = make_features(features_map, "features_map")
         labels = make_features(labels_map, "labels_map") if labels_map is not None else None
-        if auto_generate_meta and not all(_is_described(path, compression) for path in self.paths):
+        if auto_generate_meta and not all(tfrecords.is_described(path) for path in self.paths):
             problems = tfrecords.generate(self.paths, compression=compression).problems.values()
             if problems:
                 raise tfrecords.MetadataError(f"no metadata could be made: {next(iter(problems))}")
@@ -271,12 +271,6 @@ class TFRecordExamplesFeeder(Feeder):
         rows = self._rows(first, last)
         return self._indexed.read(rows if self._sound is None else self._sound[rows])
 
-    def _in_order(self) -> Iterator[Record]:
-        if self._indexed is None:
-            return self._stream.once()
-        rows = np.arange(self.num_examples) if self._sound is None else self._sound
-        return map(self._indexed.read_one, rows.tolist())
-
     def _look_for_sound(self, counts: Sequence[int]) -> Iterator[int]:
         """Give the numbers of the records that are not corrupt; reads all of them."""
         first = 0
@@ -314,8 +308,12 @@ class TFRecordExamplesFeeder(Feeder):
 
     def _check_records(self) -> None:
         """Parse the first record, and look for what a record may be without in some more."""
+        records = self._stream.once()
+        if self._indexed is not None:
+            rows = np.arange(self.num_examples) if self._sound is None else self._sound
+            records = map(self._indexed.read_one, rows.tolist())
         found: set[str] = set()
-        for number, record in enumerate(islice(self._in_order(), LOOKED_AT)):
+        for number, record in enumerate(islice(records, LOOKED_AT)):
             if number == 0:
                 self._parsed(Records.of([record]))
             found |= held_in(record[0]).keys()
@@ -351,15 +349,6 @@ def matching_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
     if not paths:
         raise FileNotFoundError("file_patterns is empty; expected a glob, or a list of them")
     return sorted(paths)
-
-
-def _is_described(path: Path, compression: str) -> bool:
-    """Return whether metadata and index of a file are there."""
-    try:
-        tfrecords.file_info(path)
-    except tfrecords.MetadataError:
-        return False
-    return bool(compression) or tfrecords.read_index(path) is not None
 
 
 class MemorySamplesFeeder(Feeder):

@@ -149,7 +149,7 @@ def generate(
         for path in progress(paths):
             known = before[path.parent].get(path.name)
             try:
-                if known and not force and _is_up_to_date(path, known):
+                if known and not force and is_described(path, deep=True):
                     result.kept.append(path)
                     continue
                 scanned = _scan(path, compression or compression_of(path))
@@ -338,9 +338,11 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def _is_up_to_date(path: Path, info: FileInfo) -> bool:
-    """Return whether an entry is right, and the index as well if there should be one."""
-    if path.stat().st_size != info.file_size or _md5(path) != info.md5_hash:
+def is_described(path: Path, deep: bool = False) -> bool:
+    """Return whether the metadata of a file is right, and the index if there should be one."""
+    try:
+        file_info(path, deep)
+    except MetadataError:
         return False
     return compression_of(path) != "" or read_index(path) is not None
 
@@ -364,6 +366,8 @@ def _scan(path: Path, compression: str) -> _Scanned:
 
 def _save(folder: Path, scanned: Mapping[str, _Scanned]) -> None:
     """Add what was found to metadata and index, next to what another process may have added."""
+    import numpy as np
+
     with _locked(folder):
         remove_partial_files(folder, METADATA, INDEX)
         before = read_metadata(folder)
@@ -375,23 +379,16 @@ def _save(folder: Path, scanned: Mapping[str, _Scanned]) -> None:
         index = {name: offsets for name, offsets in found.items() if offsets is not None}
         # The index comes first: it is only used where it agrees with the metadata.
         if index or (folder / INDEX).exists():
-            write_atomically(folder / INDEX, _index_bytes(index))
+            packed = io.BytesIO()
+            with zipfile.ZipFile(packed, "w") as archive:  # not `savez`: a file may be named "file"
+                for name in sorted(index):
+                    with archive.open(f"{name}.npy", "w") as file:  # it is dated 1980
+                        np.save(file, index[name], allow_pickle=False)
+            write_atomically(folder / INDEX, packed.getvalue())
         if entries != before:
             files = {name: asdict(entries[name]) for name in sorted(entries)}
             content = json.dumps({"version": VERSION, "files": files}, indent=4)
             write_atomically(folder / METADATA, content + "\n")
-
-
-def _index_bytes(index: "Mapping[str, np.ndarray]") -> bytes:
-    """Return a .npz file; the same arrays give the same bytes, every day."""
-    import numpy as np
-
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name in sorted(index):
-            with archive.open(f"{name}.npy", "w") as file:  # it is dated 1980
-                np.save(file, index[name], allow_pickle=False)
-    return packed.getvalue()
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ class Indexed:
         self._descriptors: OrderedDict[int, int] = OrderedDict()
         # A descriptor that another thread closes might come back as that of another file.
         self._lock = threading.Lock()
-        weakref.finalize(self, _close, self._descriptors)
+        weakref.finalize(self, lambda opened: [*map(os.close, opened.values())], self._descriptors)
 
     def read(self, rows: Array) -> Records:
         """Return records by their numbers. Raises RecordError if one is corrupt."""
@@ -97,11 +97,6 @@ def _are_sound(frames: list[bytes], data: list[bytes], sizes: list[int]) -> bool
     return bool((tfrecords.masked(found) == stored).all())
 
 
-def _close(descriptors: dict[int, int]) -> None:
-    while descriptors:
-        os.close(descriptors.popitem()[1])
-
-
 @dataclass
 class Stream:
     """Records in the order of their files, or shuffled in a window."""
@@ -122,8 +117,9 @@ class Stream:
         """Return the records from one position in the endless stream to another."""
         if self._at != first:
             number, place = divmod(first, self.total)
-            passes = map(self._pass, count(number))
-            self._iterator = islice(chain.from_iterable(passes), place, None)
+            seed = self.seed
+            each = (self.once() if seed is None else self._shuffled(seed, n) for n in count(number))
+            self._iterator = islice(chain.from_iterable(each), place, None)
         self._at = None  # where it stands after an error is not known
         records = Records.of(islice(self._iterator, last - first))
         self._at = last
@@ -133,9 +129,6 @@ class Stream:
         """Give the records of all files, one file after the other."""
         for file in range(len(self.paths)):
             yield from self._of_file(file)
-
-    def _pass(self, number: int) -> Iterator[Record]:
-        return self.once() if self.seed is None else self._shuffled(self.seed, number)
 
     def _shuffled(self, seed: int, number: int) -> Iterator[Record]:
         generator = random_generator(seed, number, SHUFFLE_STREAM)

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from engine.runs import results, selection
 from engine.runs.effects import LARGEST, clipped, effects_of
 from engine.runs.results import RunRecord
-from vegab.files import read_bytes, write_atomically
+from vegab.files import write_atomically
 
 PAGE = Path(__file__).with_name("report_page.html")
 PLACE_FOR_DATA = '"the data"'
@@ -24,7 +24,7 @@ FEWEST_ROWS = 16  # of a curve, however many there are
 LONGEST_SETTING = 2_000  # characters
 LINKED = (
     "history.csv", "learning_curve.png", "stdout.txt", "stderr.txt", "config.json", "meta.json",
-    "eval/*.csv", "eval/*.png",
+    "eval/*.csv", "eval/*.json", "eval/*/scalars.json", "eval/*.png",
 )  # fmt: skip
 
 
@@ -94,17 +94,14 @@ def data_of(
 
 def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[str, Any]:
     settings, run = record.settings, Path(record.path)
-    evaluations, problem = _evaluations_of(run)
     again = shlex.join(["python", "bin/reproduce.py", record.path])
     entry = vars(record) | {
-        "problem": "; ".join(filter(None, (record.problem, problem))),
         # The command that makes the run again, or goes on with one that has not finished.
         "again": again if record.state == "finished" else record.command,
         # The dot: a name with a colon is a folder, not the scheme of an address.
         "href": f"./{quote(os.fsencode(os.path.relpath(run, folder)))}/",
         "has_config": bool(record.config),
         "settings": {k: clipped(settings[k], LONGEST_SETTING) for k in differing if k in settings},
-        "evaluations": evaluations,
         # Pictures among them are shown: of another folder there are none.
         "files": [
             str(path.relative_to(run))
@@ -170,34 +167,6 @@ def _metrics_of(
         {"name": name, "lower": results.is_lower_better_in(configs.get(name, {}), name)}
         for name in in_order
     ]
-
-
-def _evaluations_of(run: Path) -> tuple[list[dict[str, Any]], str]:
-    """Return the metrics that bin/evaluate.py has written, and what could not be read."""
-    from engine.trees import by_path  # with NumPy
-
-    evaluations, problems = [], []
-    paths = [run / results.TEST, run / "eval/validation.json"]
-    # Of each evaluation of an iterator, what callbacks made of the latest step.
-    newest = sorted(results.newest_evaluations(run, "scalars.json").items())
-    for path in [*filter(Path.exists, paths), *(place / "scalars.json" for _, place in newest)]:
-        try:
-            content = json.loads(read_bytes(path, run))
-            if path.name == "scalars.json":
-                split, _, step = path.parent.name.rpartition("-")
-                about, content = f"step {step}", by_path(content)
-            else:
-                split = content.pop("split")
-                about = f"{content.pop('checkpoint')} of epoch {content.pop('epoch')}"
-                if number := content.pop("num_examples", None):
-                    about += f", {number} examples"
-        except (OSError, *results.OF_ANOTHER_FORM) as error:
-            if path != paths[0]:  # of which the record says so
-                problems.append(f"{path.relative_to(run)} cannot be read ({error!r})")
-            continue
-        numbers = {k: v for k, v in content.items() if v is None or isinstance(v, int | float)}
-        evaluations.append({"split": split, "about": about, "figures": numbers})
-    return evaluations, "; ".join(problems)
 
 
 def _plain(value: Any) -> Any:

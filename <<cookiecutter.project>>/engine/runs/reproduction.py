@@ -69,7 +69,12 @@ class Original:
             raise UsageError(f"--epochs is {epochs}; {folder} has {done} epochs")
         is_part = epochs not in (0, done)
         self.is_whole = self.status == "finished" and not is_part
-        self.rows = history_of(folder, state)[: epochs or done]  # that are to be compared
+        try:
+            rows, committed = rows_in(folder), committed_rows(state)
+        except ValueError as error:
+            raise UsageError(f"{error}; delete it, for model.h5 has all of it") from error
+        # That are to be compared; those that a kill left out are the checkpoint's.
+        self.rows = [*rows[: len(committed)], *committed[len(rows) :]][: epochs or done]
         begun, self.code = code_of(folder, meta)
         self.commit = meta["attempts"][begun].get("git_commit")  # git's, when the run began
         self.other_code = other_code(folder, meta["attempts"][begun:], self.code)
@@ -126,15 +131,6 @@ def last_state(folder: Path) -> dict[str, Any]:
         return checkpoints.read_state(folder / checkpoints.LATEST)
     except checkpoints.DamagedCheckpointError as error:
         raise UsageError(f"{error}; put a good copy back") from error
-
-
-def history_of(folder: Path, state: Mapping[str, Any]) -> list[Cells]:
-    """Return the rows of `history.csv`; those that a kill left out are the checkpoint's."""
-    try:
-        rows, committed = rows_in(folder), committed_rows(state)
-    except ValueError as error:
-        raise UsageError(f"{error}; delete it, for model.h5 has all of it") from error
-    return [*rows[: len(committed)], *committed[len(rows) :]]
 
 
 def committed_rows(state: Mapping[str, Any]) -> list[Cells]:
@@ -417,13 +413,11 @@ def causes(original: Original, again: Path | None) -> list[str]:
 
 
 def differing_packages(then: Mapping[str, str], told: Mapping[str, str]) -> list[str]:
-    """Return a phrase for each package whose version is another here, the weightiest first."""
-    now, weighty = describe_software()["packages"], ("tensorflow", "keras", "numpy")
-    phrases = []
-    for name in sorted({*then, *now} - told.keys(), key=lambda name: name.lower()):
-        one, other = (packages.get(name, "not installed") for packages in (then, now))
-        phrases += [f"{name} {one}, now {other}"] if one != other else []
-    phrases.sort(key=lambda phrase: not phrase.startswith(weighty))
+    """Return a phrase for each package whose version is another here."""
+    now = describe_software()["packages"]
+    names = sorted({*then, *now} - told.keys(), key=str.lower)
+    pairs = [(name, then.get(name, "missing"), now.get(name, "missing")) for name in names]
+    phrases = [f"{name} {one}, now {other}" for name, one, other in pairs if one != other]
     more = len(phrases) - MOST_NAMES
     return phrases[:MOST_NAMES] + [f"{more} more packages"] * (more > 0)
 

@@ -449,8 +449,8 @@ def require_writable(output: str, *suffixes: str) -> None:
 
 
 def load_runs(*patterns: str) -> "pd.DataFrame":
-    """Return a row per run, indexed by path, of state, epoch, settings and metrics (`val_loss best`,
-    `val_loss last`, `test_loss`); the patterns are those of `find_runs`.
+    """Return a row per run, indexed by path: state, epoch, settings and metrics (`val_loss best`,
+    `val_loss last`, `test_loss`). The patterns are those of `find_runs`.
     """
     import pandas as pd
 
