@@ -14,7 +14,6 @@ and no path that would be wrong once the run folder is moved.
 import contextlib
 import itertools
 import logging
-import os
 import tempfile
 import time
 from collections import Counter
@@ -221,21 +220,15 @@ def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -
 
 
 def _as_they_come(run: Path) -> Iterator[Path]:
-    latest, looked_at, is_over = run / checkpoints.LATEST, None, False
+    latest, is_over = run / checkpoints.LATEST, False
     while not is_over:
         # Asked first: the last checkpoint is there before the run says that it has ended.
         meta = read_json(run / RUN_META) or {}
         is_over = meta.get("status") in ("finished", "failed", "interrupted")
-        status = os.stat(latest) if latest.exists() else None
-        now = (status.st_ino, status.st_mtime_ns) if status else None
-        if status and now != looked_at:
-            looked_at = now
+        if latest.exists():
             state, config = checkpoints.read_state(latest), read_json(run / CONFIG)
             yield latest
             # Training may itself wait for its evaluation to end.
             is_over |= checkpoints.is_done(state, config.get("num_epochs"), config.get("num_steps"))
-            if not is_over:
-                step = state["global_step"]
-                log.info("waiting for a checkpoint after step %d of %s", step, run)
         if not is_over:
             time.sleep(SECONDS_BETWEEN_LOOKS)

@@ -128,11 +128,9 @@ def for_paper(
     num_runs = numbers.pop() if len(numbers) == 1 else None
     alike = [group for line in runs.values() for group in line.values()]
     mixed = dict.fromkeys(k for group in alike for k in results.differing_settings(group, False))
-    doubts = [
-        f"a mean is over runs that differ by {', '.join(mixed)}, too; add that to --rows, --by or "
-        "--where"
-    ]
-    return Table(columns, body, num_runs), doubts if mixed else []
+    doubt = f"a mean is over runs that differ by {', '.join(mixed)}, too"
+    hint = "add that to --rows, --by or --where"
+    return Table(columns, body, num_runs), [f"{doubt}; {hint}"] if mixed else []
 
 
 def _frozen(cell: Any) -> Any:
@@ -213,22 +211,19 @@ def as_text(table: Table, width: int = 0) -> str:
     places = list(range(len(columns)))
     while width and dull and sum(widths[place] + 2 for place in places) - 2 > width:
         places.remove(dull.pop())
-    right = _to_the_right(table)
-    text = ""
-    for row in zip(*columns, strict=True):
-        cells = []
-        for place in places:
-            blank = " " * (widths[place] - _width(row[place]))
-            cells.append(blank + row[place] if right[place] else row[place] + blank)
-        text += "  ".join(cells).rstrip() + "\n"
-    text += f"{note}\n" if (note := _note_of(table)) else ""
+    padded = []
+    for column, wide, to_the_right in zip(columns, widths, _to_the_right(table), strict=True):
+        blanks = [" " * (wide - _width(cell)) for cell in column]
+        pairs = zip(column, blanks, strict=True)
+        padded.append([blank + cell if to_the_right else cell + blank for cell, blank in pairs])
+    lines = [
+        "  ".join(row[place] for place in places).rstrip() for row in zip(*padded, strict=True)
+    ]
+    lines += [note] if (note := _note_of(table)) else []
     if left_out := [name for place, name in enumerate(table.columns) if place not in places]:
-        text += printable(
-            f"left out, for the terminal is {width} wide: {', '.join(left_out)}; name columns in "
-            "--columns, or see all with | less -S"
-        )
-        text += "\n"
-    return text
+        what = f"left out, for the terminal is {width} wide: {', '.join(left_out)}"
+        lines.append(printable(f"{what}; name columns in --columns, or see all with | less -S"))
+    return "\n".join(lines) + "\n"
 
 
 def _note_of(table: Table) -> str:

@@ -75,7 +75,7 @@ def effects_of(records: Sequence[RunRecord], monitor: str | None) -> dict[str, A
         "undrawn": undrawn,
         "axes": [{"key": a.key, "scale": a.scale, "levels": _with_means(a, values)} for a in axes],
         "points": [
-            [place_of[record.path], _short(values[i]), *(axis.places[i] for axis in axes)]
+            [place_of[record.path], short(values[i]), *(axis.places[i] for axis in axes)]
             for i, record in enumerate(counted[:MOST_POINTS])
         ],
         "num_groups": len(groups),
@@ -161,9 +161,10 @@ def _mean_of(values: Iterable[float]) -> dict[str, Any]:
     mean = comparison.mean_of(list(values))
     if mean is None:
         return {}
-    std = None if mean.std is None else _short(mean.std)
-    return {"mean": _short(mean.mean), "std": std, "told": comparison.mean_and_spread(mean)}
+    std = None if mean.std is None else short(mean.std)
+    return {"mean": short(mean.mean), "std": std, "told": comparison.mean_and_spread(mean)}
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
+    """Return a value with six digits."""
     return float(f"{value:.6g}")

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from engine.runs import results, selection
-from engine.runs.effects import LARGEST, clipped, effects_of
+from engine.runs.effects import LARGEST, clipped, effects_of, short
 from engine.runs.results import RunRecord
 from vegab.files import write_atomically
 
@@ -149,11 +149,8 @@ def _curve_of(rows: Sequence[dict[str, float]], stride: int) -> dict[str, list]:
     return {"epoch": [int(row["epoch"]) + 1 for row in chosen], **curve}
 
 
-def _rounded(value: float | None) -> float | int | None:
-    if value is None or not math.isfinite(value):
-        return None
-    short = float(f"{value:.6g}")
-    return int(short) if short.is_integer() and abs(short) < LARGEST else short
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else short(value)
 
 
 def _metrics_of(

@@ -469,16 +469,6 @@ def load_history(run: str | Path) -> "pd.DataFrame":
     return rows.astype({"epoch": int, "step": int}).assign(epoch=rows.epoch + 1).set_index("epoch")
 
 
-def load_config(run: str | Path) -> dict[str, Any]:
-    """Return the config that a run was made with."""
-    return json.loads(Path(run, CONFIG).read_text())
-
-
-def load_meta(run: str | Path) -> dict[str, Any]:
-    """Return what `meta.json` says of a run: command, versions, commit, attempts, status."""
-    return json.loads(Path(run, META).read_text())
-
-
 def load_position(run: str | Path) -> dict[str, Any]:
     """Return epochs and steps done, or {} before the first checkpoint; see `loop_state`."""
     state = loop_state(run)
