@@ -232,10 +232,9 @@ def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]], A
                 pairs.append((until, float(rate)))
     epochs = [until for until, _ in pairs]
     if not pairs or len(pairs) != len(schedule) or epochs != sorted(set(epochs)) or epochs[0] < 1:
+        example = "{class: keras.optimizers.schedules.CosineDecay, decay_steps: 1000, …}"
         raise UsageError(
-            f"lr_schedule is {schedule}; expected a list of [until_epoch, rate] with rising "
-            "epochs, such as [[3, 0.1], [6, 0.01]], or a Keras schedule, such as "
-            "{class: keras.optimizers.schedules.CosineDecay, initial_learning_rate: 0.1, "
-            "decay_steps: 1000}"
+            f"lr_schedule is {schedule}; expected [until_epoch, rate] with rising epochs, "
+            f"such as [[3, 0.1], [6, 0.01]], or a Keras schedule, such as {example}"
         )
     return pairs, pairs[0][1]

@@ -265,9 +265,7 @@ class TemplateIterator(PyHookedModelIterator):
         return figures_in(ops["log_op"]().get("scalars", {})) if "log_op" in ops else {}
 
     def of_validation(self, number: int, names: Sequence[str]) -> list[Any]:
-        """Return what operations give for a batch of the split "validation", if there is one; after
-        its last one, the first comes again.
-        """
+        """Return what operations give for a batch of the split "validation", if there is one."""
         if "validation" not in self.datasets:
             return []
         dataset, config = self.datasets["validation"], self.config

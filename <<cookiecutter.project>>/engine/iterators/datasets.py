@@ -137,9 +137,7 @@ class SubDataset(DatasetMixin):
 
 
 class ConcatenatedDataset(DatasetMixin):
-    """One dataset, or more, after the other. If they are to be balanced, the shorter ones are
-    repeated until each is as long as the longest.
-    """
+    """One dataset after the other; to be balanced, the shorter ones are repeated."""
 
     def __init__(self, *datasets: DatasetMixin, balanced: bool = False) -> None:
         if not datasets:
@@ -216,9 +214,7 @@ class ExtraLabelsDataset(DatasetMixin):
 
 @dataclass(eq=False)
 class ProcessedDataset(DatasetMixin):
-    """`data` with its examples processed. What `process(**example)` returns is merged into the
-    example, or replaces it if not `update`.
-    """
+    """`data` with `process(**example)` merged into each example, or, if not `update`, for it."""
 
     data: DatasetMixin
     process: Callable[..., Example]
@@ -259,11 +255,7 @@ def make_examples(
 
 
 def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one dict whose leaves are those of the examples, stacked into arrays.
-
-    Dicts and lists stay what they are; tuples become lists. ValueError names a leaf, such as
-    "views/0/image", in which examples differ.
-    """
+    """Return one dict of the leaves of the examples, stacked into arrays; tuples become lists."""
     if not examples:
         raise ValueError("there are no examples to stack; expected at least one")
     columns: dict[Path, list[Any]] = {}

@@ -54,10 +54,7 @@ class OtherModelError(ValueError):
 def evaluate_split(
     experiment: Experiment, checkpoint: Path, output: Path, split: str
 ) -> dict[str, Any]:
-    """Restore a checkpoint and store what the iterator's `evaluate` returns for each example.
-
-    An older folder `output` is replaced when the new one is whole. Returns what `meta.yaml` says.
-    """
+    """Restore a checkpoint, store what the iterator makes of each example; return `meta.yaml`."""
     iterator, config = experiment.iterator, experiment.config
     assert iterator is not None
     dataset, size = iterator.datasets[split], config["test_batch_size"] or config["batch_size"]
@@ -107,10 +104,8 @@ def store_outputs(
 
 
 class EvaluateEpochs(Hook):
-    """Stores what `eval_op` makes of the validation split after each epoch, if there is one, and
+    """Stores what `eval_op` makes of the validation split after each epoch, in `test_mode`, and
     calls the callbacks; what they return is kept of every epoch, the outputs of the latest.
-
-    It is in `test_mode`, and leaves variables as they were.
     """
 
     only_tells = True
@@ -200,9 +195,8 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
 def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -> Iterator[Path]:
     """Yield checkpoints, each under a second name, so that it stays until the next is asked for.
 
-    With `eval_all` these are all that the run has kept, in the order of steps, then its latest;
-    with `eval_forever` the latest, then each newer one, until the run has ended; else the given
-    one. No global step comes twice.
+    With `eval_all` these are all that the run has, with `eval_forever` the latest, then each newer
+    one, until the run has ended; else the given one. No global step comes twice.
     """
     paths = [] if config.get("eval_forever") else [given]
     if config.get("eval_all"):

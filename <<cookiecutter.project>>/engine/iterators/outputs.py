@@ -172,10 +172,9 @@ def yaml_of_outputs() -> YAML:
 
 
 class StoredOutputs(DatasetMixin):
-    """The outputs in a folder that `evaluate_split` has written, by example.
+    """The outputs in a folder that `evaluate_split` has written, by example, nested as they were.
 
-    An example has the outputs as `evaluate` returned them, nested where they were; files are read
-    when it is asked for. `labels` are memory-mapped. `meta` is what `meta.yaml` says.
+    Files are read when an example is asked for, `labels` memory-mapped. `meta` is `meta.yaml`.
     """
 
     append_labels = True  # an example has its labels under "labels_"

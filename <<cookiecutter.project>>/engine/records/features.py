@@ -144,10 +144,7 @@ def class_in(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]
 
 
 class Parser:
-    """Makes arrays of serialized `tf.train.Example`s, decoding `num_parallel` images at a time.
-
-    What has no fixed length is padded with zeros or empty strings to the longest of the batch.
-    """
+    """Makes arrays of serialized `tf.train.Example`s, decoding `num_parallel` images at a time."""
 
     def __init__(self, features: Features, labels: Features | None, num_parallel: int) -> None:
         self.features = features

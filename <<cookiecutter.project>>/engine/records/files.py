@@ -36,12 +36,8 @@ if TYPE_CHECKING:  # it is imported where it is used, so that bin/tfrecords.py a
 
 METADATA = "_tfrecord_metadata.json"
 INDEX = "_tfrecord_index.npz"
-COMPANIONS = (
-    METADATA,
-    INDEX,
-    "labels.txt",
-    "README.md",
-)  # what lies next to records and holds none
+# What lies next to records and holds none.
+COMPANIONS = (METADATA, INDEX, "labels.txt", "README.md")
 VERSION = 1
 COMPRESSIONS = ("", "GZIP")
 HEADER = struct.Struct("<QI")
@@ -106,9 +102,7 @@ def read_metadata(folder: Path) -> dict[str, FileInfo]:
 
 
 def file_info(path: Path, deep: bool = False) -> FileInfo:
-    """Return what the metadata says of a file; MetadataError if it is not of this size or, if
-    `deep`, which reads the file, of this MD5, or if something is missing or corrupt.
-    """
+    """Return what the metadata says of a file; MetadataError if that does not fit (`deep`: MD5)."""
     info = read_metadata(path.parent).get(path.name)
     of_folder = generate_command(path.parent)
     if not path.exists():
@@ -166,9 +160,7 @@ def generate(
 
 
 def read_index(path: Path) -> "np.ndarray | None":
-    """Return where each record begins, and the file's end: int64 of (total_records + 1,), in bytes;
-    None without an index that is sound and of a file of this size.
-    """
+    """Return where each record begins, and the file's end; None without an index that fits."""
     try:
         offsets = _loaded(*_identity(path.parent / INDEX)).get(path.name)
         info = read_metadata(path.parent).get(path.name)
@@ -192,18 +184,14 @@ def compression_of(path: Path) -> str:
 
 
 def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
-    """Yield each record's offset in bytes (as unpacked) and its data; RecordError at the first that
-    is torn or has another CRC.
-    """
+    """Yield each record's offset in bytes (as unpacked) and its data."""
     require_compression(compression)
     with open(path, "rb", buffering=PIECE) as file:
         yield from _records(path, file, compression, os.fstat(file.fileno()).st_size)
 
 
 def require_sound(path: Path, start: int, size: int, frame: bytes) -> None:
-    """Raise a RecordError unless `frame`, read from `start` on, is whole and has the right CRCs;
-    by the index it has `size` bytes.
-    """
+    """Raise a RecordError unless `frame` is whole, as long as the index says, and has its CRCs."""
     if len(frame) < size:
         raise RecordError(path, start, TORN)
     length = _checked_length(path, start, frame)

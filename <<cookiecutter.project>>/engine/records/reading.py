@@ -35,10 +35,7 @@ class Records(NamedTuple):
 
 
 class Indexed:
-    """Records of uncompressed files at hand by their numbers among all; threads may share it.
-
-    Of each file there are the offsets of its records and its end, and how many are of the data.
-    """
+    """Records of uncompressed files at hand by their numbers among all; threads may share it."""
 
     def __init__(self, paths: list[Path], indexes: list[Array], counts: list[int]) -> None:
         self.counts = counts

@@ -193,10 +193,8 @@ def mean_of(values: Sequence[float]) -> Mean | None:
 
 
 def as_text(table: Table, width: int = 0) -> str:
-    """Return lines of columns below each other, numbers to the right.
-
-    If there is a `width`, the columns that tell least are left out until the lines fit: those with
-    the same value in most rows, then last values, and those of training.
+    """Return lines of columns below each other, numbers to the right; the columns that tell least
+    are left out until the lines fit into a `width`, if any.
     """
     columns = [*zip(*_shown(table), strict=True)]
     widths = [max(map(_width, column)) for column in columns]

@@ -102,16 +102,12 @@ def curves_of(
 
 
 def smoothed(values: "pd.Series", weight: float) -> "pd.Series":
-    """Return an exponential moving average with bias correction, as TensorBoard draws it (Kingma
-    and Ba, 2015, section 3). A NaN stays one, and does not count.
-    """
+    """Return an exponential moving average with bias correction, as TensorBoard draws it."""
     return values.ewm(alpha=1 - weight, ignore_na=True).mean().where(values.notna())
 
 
 def mean_of(curves: Sequence["pd.Series"]) -> tuple["pd.Series", "pd.Series"]:
-    """Return mean and standard deviation (n - 1) over the curves that reach each point; where one
-    is NaN, so is the mean.
-    """
+    """Return mean and standard deviation (n - 1) of each point; where one is NaN, so are they."""
     import pandas as pd
 
     points = pd.concat(curves).groupby(level=0)
@@ -279,10 +275,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def content_of(figure: "Figure", form: str, title: str, provenance: Mapping[str, Any]) -> bytes:
-    """Return a picture whose metadata say which runs it shows; the same bytes each time.
-
-    `form` is one of `FORMATS`; of the provenance, the runs and the project's commit are written.
-    """
+    """Return a picture whose metadata say which runs it shows; the same bytes each time."""
     import matplotlib
 
     # ASCII with escapes: each format takes it, and a name that is no UTF-8 can be written.

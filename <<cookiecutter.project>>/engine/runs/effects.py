@@ -37,10 +37,7 @@ class Axis(NamedTuple):
 
 
 def effects_of(records: Sequence[RunRecord], monitor: str | None) -> dict[str, Any] | None:
-    """Return what a page shows of settings, as JSON values; None if there is nothing to compare.
-
-    Finished runs with a finite value of `monitor` count. Runs are named by their place.
-    """
+    """Return what a page shows of settings, as JSON values; None if there is nothing to compare."""
     if len(records) < 2 or monitor is None:
         return None
     counted: list[RunRecord] = []

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine import pictures
-from engine.runs import results
 from engine.trees import named
 from vegab.files import replacing, write_atomically
 
@@ -119,7 +118,7 @@ def write(
 ) -> list[str]:
     """Write the table of predictions, and what there is to see of each output, into a folder.
 
-    Return a sentence for whatever a reader may miss. `class_names` may be empty.
+    Return a sentence for whatever a reader may miss.
     """
     features, labels, outputs, left_out, num_examples = found
     notes = [f"{name} has no row for each example, and is left out" for name in sorted(left_out)]
@@ -217,11 +216,11 @@ def _write_classes(
     else:
         is_counted = (label >= 0) & (label < number) & np.isfinite(probability)
         if not is_counted.all():
-            notes.append(
-                f"{title}: {(~is_counted).sum()} of {label.size} labels are not counted, for they "
-                f"are not of the {number} classes, or have no finite prediction"
-            )
-        matrix = results.confusion_matrix(label[is_counted], prediction[is_counted], number)
+            why = f"they are not of the {number} classes, or have no finite prediction"
+            some = f"{(~is_counted).sum()} of {label.size} labels"
+            notes.append(f"{title}: {some} are not counted, for {why}")
+        matrix = np.zeros((number, number), np.int64)
+        np.add.at(matrix, (label[is_counted], prediction[is_counted]), 1)
         pictures.draw_confusion_matrix(matrix, path("confusion_matrix.png"), title, names)
         hits, support, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     columns = {

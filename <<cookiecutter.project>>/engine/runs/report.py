@@ -124,11 +124,10 @@ def _history_of(record: RunRecord) -> list[dict[str, float]]:
 def thinned(
     histories: Iterable[list[dict[str, float]]], num_values: int
 ) -> tuple[list[dict[str, list]], int]:
-    """Return the curves of runs that have about so many values together, and the stride in them.
+    """Return the curves of runs, values by column, None where there is no number, and their stride.
 
-    Of each run every stride-th epoch stays, the last one, and those where a column has its least
-    and its largest value. The curves are values by column, None where there is no number; epochs
-    count from 1.
+    Of each run every stride-th epoch (from 1) stays, the last one, and those where a column has its
+    least and its largest value.
     """
     stride = max(1, -(-num_values // MOST_VALUES))
     return [

@@ -46,10 +46,7 @@ class Original:
     """A run that is to be made again: the whole of a finished one, or its first epochs."""
 
     def __init__(self, folder: Path, epochs: int) -> None:
-        """Read a run, and touch nothing; UsageError if it cannot be made again.
-
-        The first `epochs` are to be compared; 0: all that it has.
-        """
+        """Read a run, of which the first `epochs` are to be compared, or all (0); touch nothing."""
         trust.confine()  # the process that runs it again, too
         refuse_links(folder, folder)
         run = read_run(folder)
@@ -240,10 +237,7 @@ def restore_unchanged(original: Original, entry: Mapping[str, Any], project: Pat
 
 
 def run_again(original: Original, place: Path, show: Callable[[int], object]) -> int:
-    """Run what `restore` has put there into `place/run` until the epochs to compare are done.
-
-    Return the exit code. `show` is called with the epochs done, often.
-    """
+    """Run what is in `place` until the epochs to compare are done; return the exit code."""
     children = begin(original, place)
     chief, wanted = children[0], len(original.rows)
     is_to_be_told = not original.is_whole and not original.stop

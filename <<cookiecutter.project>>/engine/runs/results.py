@@ -30,7 +30,6 @@ from vegab.provenance import git_words
 from vegab.run_folder import state_now
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 
@@ -100,9 +99,7 @@ class RunRecord:
 
 
 def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the run folders that patterns mean, each once, and a sentence per pattern with none;
-    see `PATTERNS`. Raises UsageError if there is no run at all.
-    """
+    """Return the run folders that patterns mean, each once, and a sentence for one with none."""
     found: dict[str, str] = {}  # by what the path really is
     problems = []
     for pattern in patterns or ("results",):
@@ -112,8 +109,8 @@ def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
         for run in runs:
             found.setdefault(os.path.realpath(run), run)
         if hits and not runs:
-            whose = "holds no run; name a folder that bin/train.py made, or one above it"
-            problems.append(f"{pattern!r} {whose}")
+            hint = "name a folder that bin/train.py made, or one above it"
+            problems.append(f"{pattern!r} holds no run; {hint}")
         elif not hits:
             folder, name = os.path.split(os.path.normpath(pattern))
             siblings = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
@@ -144,11 +141,7 @@ def naturally(name: str) -> list[str | float]:
 
 
 def read_runs(paths: Sequence[str]) -> list[RunRecord]:
-    """Return what run folders say of their runs; a broken one is said to be so.
-
-    What has not changed since it was read last comes from the index of the folder that the run
-    lies in, which is a cache.
-    """
+    """Return what run folders say, from the index, which is a cache, where nothing has changed."""
     entries = _entries(paths)
     records = [RunRecord(path, **entries[path]) for path in paths]
     for record in records:
@@ -345,9 +338,7 @@ def _time(text: Any) -> datetime:
 
 
 def read_history(run: str | Path) -> list[dict[str, float]]:
-    """Return the rows of a run's `history.csv` by column, with epochs from 0, without empty cells.
-    Raises ValueError if there is something else than numbers in it.
-    """
+    """Return the rows of `history.csv` by column, epochs from 0; ValueError if it is damaged."""
     rows = []
     for epoch, row in enumerate(rows_in(Path(run)), start=1):
         try:
@@ -391,9 +382,7 @@ def values_of(record: RunRecord) -> dict[str, float]:
 
 
 def differing_settings(records: Sequence[RunRecord], repetitions: bool = True) -> list[str]:
-    """Return the settings that are not the same in all runs whose config can be read; seeds and
-    folds only with `repetitions`.
-    """
+    """Return the settings that are not the same in all runs, maybe without seeds and folds."""
     every = [record.settings for record in records if record.config]
     keys = dict.fromkeys(key for settings in every for key in settings)
     differing = [key for key in keys if len({_text(s.get(key, ...)) for s in every}) > 1]
@@ -477,9 +466,7 @@ def load_position(run: str | Path) -> dict[str, Any]:
 
 
 def loop_state(run: str | Path) -> dict[str, Any]:
-    """Return what `loop_state.pkl` holds; nothing in it is executed. Raises UnpicklingError if
-    these are not plain values.
-    """
+    """Return what `loop_state.pkl` holds; UnpicklingError, nothing executed, if it is no data."""
     try:
         content = files.read_bytes(Path(run, "loop_state.pkl"), run)
         state = _PlainUnpickler(io.BytesIO(content)).load()
@@ -507,13 +494,3 @@ def newest_evaluations(run: Path, file: str) -> dict[str, Path]:
     parts = [(place.name.rpartition("-"), place) for place in places]
     numbered = [(int(step), name, place) for (name, _, step), place in parts if step.isdecimal()]
     return {name: place for _, name, place in sorted(numbered)}
-
-
-def confusion_matrix(
-    labels: "np.ndarray", predictions: "np.ndarray", num_classes: int
-) -> "np.ndarray":
-    """Count how often each label (row), in [0, num_classes), was predicted as each class."""
-    import numpy as np
-
-    pairs = labels.astype(np.int64).ravel() * num_classes + predictions.astype(np.int64).ravel()
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
