@@ -41,12 +41,9 @@ class Table(NamedTuple):
 
 def listing(records: Sequence[RunRecord], columns: Sequence[str] = (), more: str = "") -> Table:
     """Return a line a run: its name, how far it is, how good, how old; or these columns, `more`."""
-    known = selection.known_to(records)
-    columns = columns or [
-        name
-        for name, get in selection.OWN.items()
-        if name not in selection.OFTEN_EMPTY or any(map(get, records))
-    ]
+    known, rare = selection.known_to(records), selection.OFTEN_EMPTY
+    own = selection.OWN.items()
+    columns = columns or [n for n, get in own if n not in rare or any(map(get, records))]
     columns = list(dict.fromkeys(filter(None, ["run", *columns, more])))
     return Table(columns, _rows(records, columns, known))
 
@@ -89,9 +86,8 @@ def for_paper(
     records: Sequence[RunRecord], asked: Sequence[str], rows: Sequence[str], by: str
 ) -> tuple[Table, list[str]]:
     """Return a row for each value of some settings, a column for each of another, and in it the
-    mean of metrics over finished runs, the best of each metric marked; and what is doubtful in it.
-
-    Without metrics `asked` for, they are those of the test set, or else what the runs monitor.
+    mean of metrics over finished runs, by default those of the test set, or else what the runs
+    monitor; the best of each is marked. And return what is doubtful in it.
     """
     known = selection.known_to(records)
     metrics = selection.metrics_of(records, asked)

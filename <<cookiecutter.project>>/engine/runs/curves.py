@@ -55,10 +55,8 @@ def curves_of(
     import numpy as np
     import pandas as pd
 
-    histories, problems = {}, []
+    histories, problems = {}, results.problems_of(records)
     for record in records:
-        if record.problem:
-            problems.append(f"{record.path}: {record.problem}")
         try:
             histories[record.path] = rows = results.read_history(record.path)
         except (OSError, ValueError) as error:
@@ -124,11 +122,11 @@ def draw(
     smooth: float = 0.0,
     columns: Sequence[str] = (),
 ) -> "Figure":
-    """Draw a panel per metric, and in it a curve per run, or per group of runs but for their seed.
+    """Draw a panel per metric, and in it a curve per run, or per group of runs but for their seed:
+    the mean of the smoothed curves, over that of the raw ones.
 
-    Each run's curve is smoothed, then comes the mean; the raw one is drawn underneath. `log_y` is
-    None for an axis as the values ask for. The legend tells of each curve what differs, or these
-    `columns` of a table. Of too many, the best of the first metric have a name and a colour.
+    `log_y` is None for an axis as the values ask for. The legend tells of each curve what differs,
+    or these `columns`. Of too many, the best of the first metric have a name and a colour.
     """
     import matplotlib
     from matplotlib.lines import Line2D

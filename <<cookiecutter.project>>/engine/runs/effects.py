@@ -1,7 +1,6 @@
 """Tells what settings do: the best value of a metric against each, over any runs, as of a sweep.
 
-Runs that differ only by seed and fold are one group, with a mean and a standard deviation. Needs
-no Keras.
+Runs that differ only by seed and fold are one group, with a mean and a standard deviation.
 """
 
 import json

@@ -21,9 +21,8 @@ MOST_PANELS = 6
 
 
 class Predictions(NamedTuple):
-    """The first examples of a set and what a model makes of them: arrays (examples, ...) by name.
-
-    Text is an array of objects. Of other features only the first few are there, and some pictures.
+    """The first examples of a set and what a model makes of them: arrays (examples, ...) by name,
+    objects if text. Of other features only the first few are there, and some pictures.
     """
 
     features: dict[str, Array]
@@ -34,9 +33,8 @@ class Predictions(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """Labels and predictions of the same shape, (examples, ...): integers in [0, number).
-
-    With several labels at once, both are 0 or 1, and the last dimension is that of the classes.
+    """Labels and predictions of one shape, (examples, ...): integers in [0, number); with several
+    at once 0 or 1, and the last dimension is that of the classes.
     """
 
     label: Array

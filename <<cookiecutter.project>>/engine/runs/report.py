@@ -35,10 +35,9 @@ def write_report(
     sweep: Mapping[str, Any] | None = None,
     columns: Sequence[str] = (),
 ) -> int:
-    """Write the page, whose links are relative to its folder, and return its size in bytes.
+    """Write the page, whose links are relative to its folder; return its size in bytes.
 
-    It begins with the `problems`. `sweep` is what `engine.sweeps.sweep_of` returns, `columns` are
-    those that the table shows at first.
+    `sweep` is what `engine.sweeps.sweep_of` returns; `columns` are what the table shows at first.
     """
     known = selection.known_to(records)
     for name in columns:
@@ -144,12 +143,11 @@ def _curve_of(rows: Sequence[dict[str, float]], stride: int) -> dict[str, list]:
         finite = [i for i, row in enumerate(rows) if math.isfinite(row.get(key, math.nan))]
         kept |= {pick(finite, key=lambda i: rows[i][key], default=0) for pick in (min, max)}
     chosen = [rows[index] for index in sorted(kept)]
-    curve = {key: [_rounded(row.get(key)) for row in chosen] for key in columns}
+    values = {key: [row.get(key, math.nan) for row in chosen] for key in columns}
+    curve = {
+        k: [short(v) if math.isfinite(v) else None for v in some] for k, some in values.items()
+    }
     return {"epoch": [int(row["epoch"]) + 1 for row in chosen], **curve}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else short(value)
 
 
 def _metrics_of(

@@ -160,8 +160,8 @@ def other_code(
     found = []
     for attempt in attempts:
         name = snapshot.name_of(attempt) if "code" in attempt else snapshot.CODE
-        went_on = attempt.get("from") is None or attempt["from"] != attempt.get("to")
-        if went_on and (path := own_file(folder, name)).exists():
+        made_steps = attempt.get("from") != attempt.get("to")
+        if made_steps and (path := own_file(folder, name)).exists():
             files = snapshot.differing_source(code.files, snapshot.load(path).files)
             found += [f"a later attempt ran other code ({name}: {listed(files)})"] if files else []
     return list(dict.fromkeys(found))
@@ -285,8 +285,8 @@ def begin(original: Original, place: Path) -> list[subprocess.Popen[bytes]]:
 
 def command_of(original: Original, place: Path) -> list[str]:
     """Return the command that makes a run again in `place`, with the flags that it began with."""
-    command = [sys.executable, str(place / "code" / original.script)]
-    command += [str(place / "config.json"), str(place / "run")]
+    paths = (place / "code" / original.script, place / "config.json", place / "run")
+    command = [sys.executable, *map(str, paths)]
     flags = {k: v for k, v in original.flags.items() if k not in NOT_FOR_THE_TRAINING}
     if original.start:
         flags["checkpoint"] = str(original.start)
@@ -351,8 +351,7 @@ def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, 
     """Return the checkpoints to compare of both runs; and a sentence, if none has the weights."""
     folder, epoch = original.folder, len(original.rows)
     if original.is_whole:
-        names = (checkpoints.LATEST, checkpoints.BEST)
-        pairs = [(folder / name, again / name) for name in names]
+        pairs = [(folder / n, again / n) for n in (checkpoints.LATEST, checkpoints.BEST)]
         return [pair for pair in pairs if pair[0].exists() or pair[1].exists()], ""
     # Of several names of one checkpoint the first counts, which is that of the latest.
     there = {
@@ -369,14 +368,11 @@ def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, 
 
 
 def surroundings(original: Original, again: Path) -> str:
-    """Return a line on what else the bits depend on; "" where the second run came to nothing."""
+    """Return a line on what else the bits depend on, if both runs have recorded that."""
     then, now = original.fingerprint, fingerprint.stored_in(again)
-    if not then:
-        return "data, devices and settings are not recorded"
-    if not now:
+    if not (then and now):
         return ""
-    keys = [key for key in SURROUNDINGS if key in then]
-    one, other = ({key: its.get(key) for key in keys} for its in (then, now))
+    one, other = ({k: its.get(k) for k in SURROUNDINGS if k in then} for its in (then, now))
     return line_of(fingerprint.differences(one, other), "data, devices and settings")
 
 

@@ -51,9 +51,8 @@ OF_ANOTHER_FORM = (ArithmeticError, AttributeError, KeyError, RecursionError, Ty
 
 
 class Metric(NamedTuple):
-    """The finite values of a column of the history: the best one, its epoch (from 0), the last.
-
-    A metric of the test set, `test_…`, has one value, that of its evaluation, and no epoch.
+    """The finite values of a column of the history: the best one, its epoch (from 0), the last. A
+    metric of the test set, `test_…`, has one value, and no epoch.
     """
 
     best: float
@@ -438,7 +437,7 @@ def require_writable(output: str, *suffixes: str) -> None:
 
 
 def load_runs(*patterns: str) -> "pd.DataFrame":
-    """Return a row per run, indexed by path: state, epoch, settings and metrics (`val_loss best`,
+    """Return a row per run, by path: state, epoch, settings and metrics (`val_loss best`,
     `val_loss last`, `test_loss`). The patterns are those of `find_runs`.
     """
     import pandas as pd
