@@ -51,11 +51,18 @@ def ours(folder: str) -> Iterator[int]:
     import numpy as np
     import tensorflow as tf
 
+    from engine.records.features import Decoded
     from engine.records.feeders import TFRecordExamplesFeeder
+
+    class Raw(Decoded):
+        """An array as its bytes."""
+
+        def decode(self, contents: Any, num_parallel: int) -> Any:
+            return tf.reshape(tf.io.decode_raw(contents, tf.uint8), [-1, *SHAPE])
 
     feeder = TFRecordExamplesFeeder(
         f"{folder}/*.tfrecord",
-        features_map={"image": {"type": "RawFeature", "shape": SHAPE, "dtype": "uint8"}},
+        features_map={"image": Raw()},
         labels_map={"label": {"type": "FixedLenFeature", "shape": [], "dtype": "int64"}},
         batch_size=BATCH,
     )

@@ -161,7 +161,7 @@ ANSWERS = {
     "plot.py": [["nothing"], ["{folder}", "-o", "x.jpg"]],
     "report.py": [["no_such_folder"], [".", "-o", "{folder}"]],
     "runs.py": [["list", "{folder}"]],
-    "tfrecords.py": [["from-images", "--help"], ["inspect"]],
+    "tfrecords.py": [["inspect"]],
     "train.py": [["digit", "{folder}/new"], ["digits", "--dry_run", "{folder}/new"]],
 }
 

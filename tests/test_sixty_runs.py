@@ -140,7 +140,7 @@ def test_list_says_what_each_run_is(grid: Path) -> None:
     assert rows["stopped"][3] == "12/20"
     commit = run("git", "rev-parse", "HEAD", cwd=grid).stdout
     assert rows["stopped"][8] == f"{commit[:8]}+"  # the fault tests' files are not committed
-    assert "config.json cannot be read" in rows["torn"][-1]
+    assert "cannot read results/torn/config.json" in rows["torn"][-1]
     assert "loss" in rows["diverged"][-1]
 
 
@@ -377,7 +377,7 @@ def test_what_is_wrong_with_some_leaves_the_rest_right(grid: Path) -> None:
     writing = table_of(grid, "compare", "results/writing", good, "--format=csv")
     assert [row["epoch"] for row in writing] == ["2", "2"]
     done = look(grid, "diff", good, "results/torn")
-    assert "config.json cannot be read" in done.stdout
+    assert "cannot read results/torn/config.json" in done.stdout
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -25,7 +25,7 @@ def reproduce(run: str, *, epochs: int = 0) -> None:
         run: a run folder
         epochs: train and compare only the first ones; 0: all that the run has
     """
-    original = reproduction.read(Path(run), epochs)
+    original = reproduction.Original(Path(run), epochs)
     done, attempts = len(original.state["history"]), len(original.meta["attempts"])
     is_dirty = bool((original.meta.get("git") or {}).get("dirty"))
     commit = (original.commit or "unknown")[:7] + ", with uncommitted changes" * is_dirty
@@ -69,8 +69,7 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     found = reproduction.causes(original, again)
     fails = code not in (0, INTERRUPTED)
     # A run that failed then may fail again, past all that is compared.
-    steps = (commit.state["global_step"] for commit in checkpoints.commits_of(again))
-    if fails and (original.is_whole or max(steps, default=0) < original.global_step):
+    if fails and (original.is_whole or len(checkpoints.rows_in(again)) < len(original.rows)):
         print(f"different: here it fails: {reason}")
     else:
         result = reproduction.compare(original, again)

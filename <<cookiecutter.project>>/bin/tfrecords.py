@@ -1,11 +1,10 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Look after TFRecord files: their metadata, what is in them, and records made of pictures."""
+"""Look after TFRecord files: their metadata, and what is in them."""
 
 import fnmatch
 import functools
 import itertools
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from engine.records import LABELS, MetadataError
+from engine.records import MetadataError
 from engine.records import files as tfrecords
-from engine.records import images as image_records
 from engine.runs import comparison
 from vegab.command_line import argh  # which tells what to do where it is not installed
 from vegab.execution import one_line, say
@@ -82,41 +80,6 @@ def inspect(file: str, *, all: bool = False) -> None:
         print(comparison.as_text(table), end="")
 
 
-@argh.arg("folder", metavar="FOLDER", help="has a subfolder of pictures per label")
-@argh.arg("out", metavar="OUT", help="the folder to make")
-@argh.arg("--shards", metavar="N", help="files for training; 0: as many as make about 100 MB each")
-@argh.arg("--split", metavar="SHARE", help="this share of the pictures is for validation")
-def from_images(folder: str, out: str, *, shards: int = 0, split: float = 0.0) -> None:
-    """Make records of pictures (JPEG, PNG, GIF, BMP), of which each label has a subfolder."""
-    source, output = Path(folder), Path(out)
-    if not source.is_dir():
-        raise vegab.UsageError(f"there is no folder {folder}")
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise vegab.UsageError(f"{out} is there already; name a folder that is new or empty")
-    if source.resolve() in (output.resolve(), *output.resolve().parents):
-        raise vegab.UsageError(f"{out} lies in {folder}, and would be a label the next time")
-    if not 0 <= split < 1:
-        raise vegab.UsageError(f"--split={split}: the share is at least 0 and below 1")
-    if shards < 0:
-        raise vegab.UsageError(f"--shards={shards}: there is at least one; 0 goes by the size")
-    try:
-        pictures, labels = image_records.pictures_of(source)
-        splits = image_records.split_and_shuffle(pictures, split)
-    except image_records.PictureError as error:
-        raise vegab.UsageError(str(error)) from error
-    numbers = {name: image_records.number_of_shards(entry) for name, entry in splits.items()}
-    if shards > len(splits["train"]):
-        raise vegab.UsageError(f"--shards={shards}, but there are {len(splits['train'])} pictures")
-    if shards:
-        numbers = {"train": shards, "validation": max(1, round(shards * split))}
-    # Ended by a signal, it leaves nothing half written behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    written = image_records.write_pictures(output, splits, labels, numbers, bar("pictures"))
-    for name, number in written.items():
-        print(f"{name}: {number} pictures in {name}-*-of-{numbers[name]:05}")
-    print(f"{len(labels)} labels in {LABELS}; all in {output}")
-
-
 def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
     """Return the files that patterns mean; if `listed`, also those gone that the metadata has."""
     found: set[Path] = set()
@@ -167,9 +130,8 @@ def main() -> NoReturn:
     # TensorFlow only unpacks here: it needs no GPU, and nothing that it would tell of itself.
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
     os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", **quiet}
-    commands = generate_metadata, validate, total_examples, inspect, from_images
-    explained = (OSError, MetadataError, image_records.PictureError)
-    vegab.wrap_commands(*commands, explained=explained)
+    commands = generate_metadata, validate, total_examples, inspect
+    vegab.wrap_commands(*commands, explained=(OSError, MetadataError))
 
 
 if __name__ == "__main__":

@@ -68,11 +68,13 @@ def get_digits(config: Mapping[str, Any]) -> Dataset:
 
     train = ~(test | valid)
     return Dataset(
-        train=_batches(
-            config,
-            (images[train], labels[train]),
-            prepare,
-            partial(shift, most=1) if config["augmented"] else None,
+        train=ArrayBatches(
+            images[train],
+            labels[train],
+            batch_size=config["batch_size"],
+            seed=config["seed"],
+            prepare=prepare,
+            augment=partial(shift, most=1) if config["augmented"] else None,
         ),
         valid=(prepare(images[valid]), labels[valid]),
         load_test=lambda: (prepare(images[test]), labels[test]),
@@ -84,16 +86,8 @@ def get_digits(config: Mapping[str, Any]) -> Dataset:
 def get_cifar(which: str, augment: bool, config: Mapping[str, Any] | None = None) -> Dataset:
     """Return CIFAR-10 or CIFAR-100: 45,000 images for training, 5,000 to validate, 10,000 to test.
 
-    Features are float32 of shape (batch, 32, 32, 3) in [0, 1], labels uint8 of shape (batch,).
-
-    Args:
-        which: "cifar10" or "cifar100".
-        augment: whether training images are moved and mirrored at random.
-        config: keys `batch_size`, `seed`, `num_folds` and `fold` are read; None: batches of 32.
-
-    Raises:
-        UsageError: if the archive can be neither found nor downloaded.
-        OSError: if it cannot be read.
+    Features are float32 of shape (batch, 32, 32, 3) in [0, 1], labels uint8 of shape (batch,). To
+    augment is to move and mirror training images at random. Without a config, batches are of 32.
     """
     config = config or {"batch_size": 32, "seed": 0}
     source = CIFAR[which]
@@ -112,8 +106,13 @@ def get_cifar(which: str, augment: bool, config: Mapping[str, Any] | None = None
         return prepare(images), labels
 
     return Dataset(
-        train=_batches(
-            config, (images[~valid], labels[~valid]), prepare, move if augment else None
+        train=ArrayBatches(
+            images[~valid],
+            labels[~valid],
+            batch_size=config["batch_size"],
+            seed=config["seed"],
+            prepare=prepare,
+            augment=move if augment else None,
         ),
         valid=(prepare(images[valid]), labels[valid]),
         load_test=load_test,
@@ -141,11 +140,8 @@ DATASETS: dict[str, Callable[[Mapping[str, Any]], Dataset]] = {
 
 
 def is_valid(config: Mapping[str, Any], default: Array) -> Array:
-    """Return which examples to validate on, of those that are not for the test.
-
-    Args:
-        config: with `num_folds`, every `num_folds`th block of ten examples is, from `fold` on.
-        default: bool of shape (num_examples,), what is returned without folds.
+    """Return which examples to validate on, of those that are not for the test: every
+    `num_folds`th block of ten, from `fold` on, or, without folds, the `default`.
     """
     if not config.get("num_folds"):
         return default
@@ -155,10 +151,7 @@ def is_valid(config: Mapping[str, Any], default: Array) -> Array:
 def shift(images: Array, draws: Array, most: int) -> Array:
     """Move each image by up to `most` pixels in both directions; zeros come in at the border.
 
-    Args:
-        images: shape (batch, height, width, channels), any dtype.
-        draws: shape (batch, 4) in [0, 1); the first two columns decide.
-        most: pixels, at least 0.
+    The first two columns of `draws`, of shape (batch, 4) in [0, 1), decide.
     """
     height, width = images.shape[1:3]
     border = ((0, 0), (most, most), (most, most), (0, 0))
@@ -174,18 +167,3 @@ def flip(images: Array, draws: Array) -> Array:
     """Mirror each image left to right with probability 1/2, by the third column of `draws`."""
     mirrored = draws[:, 2, np.newaxis, np.newaxis, np.newaxis] < 0.5
     return np.where(mirrored, images[:, :, ::-1], images)
-
-
-def _batches(
-    config: Mapping[str, Any],
-    examples: Arrays,
-    prepare: Callable[[Array], Array],
-    augment: Callable[[Array, Array], Array] | None,
-) -> ArrayBatches:
-    return ArrayBatches(
-        *examples,
-        batch_size=config["batch_size"],
-        seed=config["seed"],
-        prepare=prepare,
-        augment=augment,
-    )

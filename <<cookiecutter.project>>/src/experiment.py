@@ -132,14 +132,8 @@ def train(
 ) -> None:
     """Train into a run folder, which exists, or go on where its latest checkpoint stands.
 
-    Args:
-        experiment: what `build` returns.
-        save_path: the run folder.
-        hooks: what happens around the steps; those of `experiment.hooks` in most cases.
-        start_from: a checkpoint of another run to begin with.
-        retrain: take only the weights from there, and begin at step 0.
-
-    Raises what `training_loop` does.
+    A new run may start from a checkpoint of another; to `retrain` takes only the weights from
+    there. Raises what `training_loop` does.
     """
     from src.training_loop import training_loop
 
@@ -238,10 +232,9 @@ def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]], A
                 pairs.append((until, float(rate)))
     epochs = [until for until, _ in pairs]
     if not pairs or len(pairs) != len(schedule) or epochs != sorted(set(epochs)) or epochs[0] < 1:
+        example = "{class: keras.optimizers.schedules.CosineDecay, decay_steps: 1000, …}"
         raise UsageError(
-            f"lr_schedule is {schedule}; expected a list of [until_epoch, rate] with rising "
-            "epochs, such as [[3, 0.1], [6, 0.01]], or a Keras schedule, such as "
-            "{class: keras.optimizers.schedules.CosineDecay, initial_learning_rate: 0.1, "
-            "decay_steps: 1000}"
+            f"lr_schedule is {schedule}; expected [until_epoch, rate] with rising epochs, "
+            f"such as [[3, 0.1], [6, 0.01]], or a Keras schedule, such as {example}"
         )
     return pairs, pairs[0][1]

@@ -13,22 +13,11 @@ from keras import layers
 def build_simple_cnn(
     config: Mapping[str, Any], input_shape: tuple[int, ...], num_classes: int
 ) -> keras.Model:
-    """Return a small convolutional network for images.
+    """Return a small convolutional network: images (batch, height, width, channels) to
+    probabilities (batch, num_classes).
 
-    Each of the `n_layers` blocks halves the image and doubles the number of filters, as long as
-    there is an image to halve. Blocks after that only convolve: a pooling would leave nothing of
-    the image, and filters that went on doubling would be 16,384 in the tenth block, for which no
-    memory is large enough.
-
-    Args:
-        config: `n_filters` of the first block; `n_layers`; `dropout` in [0, 1) before the
-            classifier.
-        input_shape: (height, width, channels).
-        num_classes: number of outputs.
-
-    Returns:
-        Maps float images of shape (batch, height, width, channels) to probabilities of shape
-        (batch, num_classes), in float32 (float64 where that is the precision).
+    Each of the `n_layers` blocks halves the image and doubles the number of filters, `n_filters` in
+    the first, as long as there is an image to halve. Blocks after that only convolve.
     """
     inputs = keras.Input(input_shape, name="image")
     x = inputs

@@ -18,7 +18,7 @@ from loops import loop
 from machinery import example
 
 from engine.batches import digest
-from engine.records.features import Decoded, ImageFeature, RawFeature
+from engine.records.features import Decoded, ImageFeature
 from engine.records.feeders import MemorySamplesFeeder, TFRecordExamplesFeeder
 from engine.records.files import (
     INDEX,
@@ -74,7 +74,7 @@ def flat(batches: list[list[int]]) -> list[int]:
     return [number for batch in batches for number in batch]
 
 
-@pytest.fixture(params=["index", "stream", "GZIP", "ZLIB"])
+@pytest.fixture(params=["index", "stream", "GZIP"])
 def any_way(request: Any, folder: Path, tmp_path: Path) -> Callable[..., TFRecordExamplesFeeder]:
     """A function that builds a feeder of the 25 records, read in each way."""
     if request.param == "stream":
@@ -404,34 +404,6 @@ def test_a_corrupt_record_ends_the_run(folder: Path) -> None:
         assert (caught.value.path, caught.value.offset) == (folder / "c", offset)
 
 
-def test_a_corrupt_record_is_skipped(folder: Path, caplog: Any) -> None:
-    flip(folder / "a", 0)
-    flip(folder / "c", 4)
-    flip(folder / "c", 5)
-    made = feeder(folder, on_corrupt="skip")
-    straight = drawn(made, epochs=2)
-    # The next sound one takes the place.
-    expected = [1 if n == 0 else 19 if n in (17, 18) else n for n in range(25)]
-    assert sorted(flat(straight)[:25]) == sorted(expected)
-    assert all(len(batch) == 4 for batch in straight)
-    warnings = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
-    assert len(warnings) == 3 and warnings[-1].endswith("3 so far")
-    assert any(str(folder / "c") in text for text in warnings)
-    assert feeder(folder, on_corrupt="skip").batch(1, 3)["number"].tolist() == straight[10]
-    left = flat(drawn(made.one_pass()))
-    assert left == [n for n in range(25) if n not in (0, 17, 18)]
-
-
-def test_a_stream_loses_the_rest_of_a_file(folder: Path) -> None:
-    flip(folder / "c", 4)
-    made = feeder(streamed(folder), on_corrupt="skip")
-    straight = drawn(made, epochs=2)
-    first = flat(straight)[:25]
-    assert sorted(first) == sorted([*range(17), *range(8)])
-    assert feeder(folder, on_corrupt="skip").batch(1, 3)["number"].tolist() == straight[10]
-    assert flat(drawn(made.one_pass())) == list(range(17))
-
-
 def test_training_needs_metadata_of_these_files(folder: Path) -> None:
     with open(folder / "b", "ab") as file:
         file.write(b"more")
@@ -475,7 +447,6 @@ def fixed(shape: list[int], dtype: str = "int64") -> dict[str, Any]:
         ({"max_examples": 0}, "max_examples is 0"),
         ({"max_examples": 3}, "batch_size is 4, but there are 3"),
         ({"seed": -1}, "seed is -1"),
-        ({"on_corrupt": "ignore"}, "on_corrupt"),
         ({"compression": "BZ2"}, "compression"),
         ({"features_map": {}}, "features_map is {}; expected names"),
         ({"features_map": {"number": 3}}, r"features_map\.number is 3"),
@@ -522,9 +493,6 @@ def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         images(tmp_path, [good, b"no picture"])
     with pytest.raises(ValueError, match=r"do not fit in one batch.*resize_height"):
         images(tmp_path, [good, ENCODED["png"](image(0, 5, 8))])
-    folder = write(tmp_path / "raw", {"x": [example(raw=b"123")]})
-    with pytest.raises(ValueError, match=r"3 bytes in feature 'raw'.*shape \[4\] of uint8"):
-        feeder(folder, features_map={"raw": RawFeature([4])}, batch_size=1)
 
 
 def test_files_are_those_of_all_patterns(folder: Path) -> None:
@@ -547,7 +515,6 @@ def test_the_digest_tells_other_data_and_options(folder: Path, tmp_path: Path) -
         "shuffle": False,
         "drop_remainder": True,
         "labels_map": NUMBER,
-        "on_corrupt": "skip",
         "features_map": {"number": fixed([1])},
     }
     digests = [feeder(folder).digest()]
@@ -558,8 +525,8 @@ def test_the_digest_tells_other_data_and_options(folder: Path, tmp_path: Path) -
     digests += [feeder(folder, num_parallel_reads=2).digest()]
     assert len(set(digests)) == len(digests)
     # The last one has the first batch of the first one.
-    sources = [feeder(folder), feeder(folder, seed=1), feeder(folder, on_corrupt="skip")]
-    assert len({digest(source, source.one_pass()) for source in sources}) == 3
+    sources = [feeder(folder), feeder(folder, seed=1)]
+    assert len({digest(source, source.one_pass()) for source in sources}) == 2
 
 
 # ---------------------------------------------------------------------------------------- memory

@@ -1064,7 +1064,7 @@ REFUSALS = [
         for turns in NO_FREQUENCIES
     ),
     refused(
-        "fixed_example_indices … 12 examples … from 0 to 11",
+        "fixed_example_indices … has 12 … from 0 to 11",
         fixed_example_indices={"train": [0, 12]},
     ),
     refused("fixed_example_indices … -1", fixed_example_indices={"train": [-1]}),

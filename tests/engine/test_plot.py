@@ -337,8 +337,6 @@ def test_logarithmic_axes(tmp_path: Path) -> None:
     ]
     # The band of 1.47 and 8.53 goes down to 0.008, and the axis does not follow it.
     assert 0.03 < axes.get_ylim()[0] < 0.1
-    figure.draw_without_rendering()
-    assert {"1", "0.1"} <= {label.get_text() for label in axes.get_yticklabels()}
     with pytest.raises(UsageError, match="no run has a finite value above 0 of 'val_loss'"):
         drawing([write_run(tmp_path / "below", [-1, 0])], log_y=True)
 

@@ -337,9 +337,7 @@ def test_a_run_that_failed_is_compared_as_far_as_it_came(later: Path, do: Do) ->
     done = do("bin/reproduce.py", "results/failed", end_at=FAILURE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "results/failed: failed, 3 of 3 epochs, 3 attempts" in done.stdout
-    assert done.stdout.endswith(
-        "identical to the bit: history.csv (3 epochs), model.h5, model_best.h5\n"
-    )
+    assert done.stdout.endswith("identical to the bit: history.csv (3 epochs), model_previous.h5\n")
 
 
 def test_another_weight_is_a_difference_where_it_is_kept(
@@ -352,7 +350,7 @@ def test_another_weight_is_a_difference_where_it_is_kept(
     with h5py.File(path, "r+") as file:
         name, weights = datasets_in(file, "weights")[-1]
         weights[0] = 7
-    result = reproduction.compare(reproduction.read(other, 2), run)
+    result = reproduction.compare(reproduction.Original(other, 2), run)
     assert result.compared == ["history.csv (2 epochs)", "checkpoints/model-20.h5"]
     assert result.difference is not None
     assert result.difference.place.startswith("checkpoints/model-20.h5, ")
@@ -360,7 +358,7 @@ def test_another_weight_is_a_difference_where_it_is_kept(
     assert result.difference.one == "7.0"
 
     path.unlink()
-    result = reproduction.compare(reproduction.read(other, 2), run)
+    result = reproduction.compare(reproduction.Original(other, 2), run)
     sentence = f"the weights after epoch 2 are not kept in {other}, and were not compared"
     assert (result.difference, result.left_out) == (None, sentence)
 
@@ -470,7 +468,7 @@ def test_what_cannot_be_made_again_is_refused_and_left_alone(
     for (name, epochs), sentence in refusals:
         before = files_below(later / name) if (later / name).exists() else {}
         with pytest.raises(UsageError) as refusal:
-            reproduction.read(Path(name), epochs)
+            reproduction.Original(Path(name), epochs)
         assert sentence in str(refusal.value)
         assert not before or files_below(later / name) == before
     # As a user sees it. To read the lock file here would give the lock back.

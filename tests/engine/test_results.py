@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import numpy as np
 import pytest
 from machinery import ROOT, Command
 from nbclient import NotebookClient
@@ -209,11 +208,6 @@ def test_notes_and_tags_are_kept_apart_from_what_the_run_says(
     ):
         done = runs(*words)
         assert (done.returncode, done.stdout) == (2, "") and said in done.stderr
-
-
-def test_a_confusion_matrix_counts_labels_against_predictions() -> None:
-    matrix = results.confusion_matrix(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3)
-    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
 
 
 def test_the_learning_curve_is_drawn_for_whatever_the_history_holds(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def look(folder: Path, other: Path) -> str:
             shown += str(error)
     refused: Callable[[], Any]
     for refused in (
-        lambda: reproduction.read(folder, 0),
+        lambda: reproduction.Original(folder, 0),
         lambda: snapshot.load(folder / "code.zip"),
         lambda: sweep.read(folder),
         lambda: RunFolder(str(folder), {}, ()).check(),

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,8 +25,8 @@ import numpy as np
 import pytest
 from machinery import ROOT, Command, example
 
-from engine.records import features, reading
 from engine.records import files as tfrecords
+from engine.records import reading
 from engine.records.files import (
     FRAME,
     INDEX,
@@ -41,13 +40,6 @@ from engine.records.files import (
     read_index,
     read_metadata,
     write_records,
-)
-from engine.records.images import (
-    PictureError,
-    number_of_shards,
-    pictures_of,
-    split_and_shuffle,
-    write_pictures,
 )
 from engine.records.reading import Indexed
 
@@ -117,7 +109,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------------------------------- records
 
 
-@pytest.mark.parametrize("compression", ["", "GZIP", "ZLIB"])
+@pytest.mark.parametrize("compression", ["", "GZIP"])
 def test_what_was_written_is_read(compression: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
     assert write_records(path, iter(RECORDS), compression) == len(RECORDS)
@@ -138,12 +130,12 @@ def test_an_unknown_compression_is_an_error(path: Path) -> None:
         lambda: generate([path], compression="gzip"),
         lambda: write_records(path, [], "zip"),
     ):
-        with pytest.raises(ValueError, match="GZIP, ZLIB or empty"):
+        with pytest.raises(ValueError, match="GZIP or empty"):
             work()
 
 
 def test_a_file_without_records(tmp_path: Path) -> None:
-    for compression in ("", "GZIP", "ZLIB"):
+    for compression in ("", "GZIP"):
         path = tmp_path / f"none{compression}"
         assert write_records(path, [], compression) == 0
         assert data_of(path, compression) == []
@@ -246,7 +238,7 @@ def test_a_torn_record_is_found(kept: int, path: Path) -> None:
     assert "is truncated" in generate([path]).problems[path]
 
 
-@pytest.mark.parametrize("compression", ["", "GZIP", "ZLIB"])
+@pytest.mark.parametrize("compression", ["", "GZIP"])
 def test_a_huge_length_takes_no_memory(compression: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
     write_records(path, [b"x" * 100], compression="")
@@ -254,7 +246,7 @@ def test_a_huge_length_takes_no_memory(compression: str, tmp_path: Path) -> None
     huge = length + struct.pack("<I", tfrecords.masked(google_crc32c.value(length))) + b"x" * 100
     content = path.read_bytes() + huge
     if compression:
-        content = (gzip if compression == "GZIP" else zlib).compress(content)
+        content = gzip.compress(content)
     path.write_bytes(content)
     if not compression:
         os.truncate(path, 200_000_000)  # nor is what is there read at its word
@@ -267,8 +259,8 @@ def test_a_huge_length_takes_no_memory(compression: str, tmp_path: Path) -> None
     assert peak < 50e6
 
 
-@pytest.mark.parametrize("compression", ["GZIP", "ZLIB"])
-def test_damage_of_compressed_files_is_found(compression: str, tmp_path: Path) -> None:
+def test_damage_of_compressed_files_is_found(tmp_path: Path) -> None:
+    compression = "GZIP"
     path = tmp_path / "a"
     write_records(path, RECORDS, compression)
     content = path.read_bytes()
@@ -485,8 +477,6 @@ def test_an_index_that_does_not_fit_is_not_used(path: Path) -> None:
     generate([path])
     index = (path.parent / INDEX).read_bytes()
     offsets = offsets_of(path)
-    with pytest.raises(ValueError, match="read-only"):
-        offsets[0] = 1
     for content in (b"", index[:50], index[:-30], index.replace(b"\x10", b"\x11"), b"x" * 1000):
         (path.parent / INDEX).write_bytes(content)
         assert read_index(path) is None
@@ -546,7 +536,7 @@ def test_the_toy_data_are_deephubs(command: Command) -> None:
 def test_generate_skips_what_are_no_records(command: Command, main: Command, path: Path) -> None:
     folder = path.parent
     write_records(folder / "b.gz", RECORDS[:4], "GZIP")
-    write_records(folder / "c.z", RECORDS[:2], "ZLIB")
+    write_records(folder / "c.gz", RECORDS[:2], "GZIP")
     for name in (".hidden", "README.md", "labels.txt"):
         (folder / name).write_text("x")
     (folder / "below").mkdir()
@@ -572,14 +562,14 @@ def test_generate_skips_what_are_no_records(command: Command, main: Command, pat
     names = ("archive.gz", "notes.txt", "torn")
     for name, line in zip(names, skipped.stderr.splitlines(), strict=True):
         assert f"skipped: {folder / name}: the record at byte" in line
-    assert set(entries_in(folder)) == {"a", "b.gz", "c.z"}
+    assert set(entries_in(folder)) == {"a", "b.gz", "c.gz"}
 
 
 def test_generate_takes_the_compression_that_it_is_told(main: Command, path: Path) -> None:
-    write_records(path, RECORDS, "GZIP")
-    wrong = main("generate-metadata", path, "--compression=ZLIB")
+    wrong = main("generate-metadata", path, "--compression=GZIP")
     assert wrong.returncode == 1
     assert "cannot be unpacked" in wrong.stderr
+    write_records(path, RECORDS, "GZIP")
     assert main("generate-metadata", path, "--compression", "GZIP").returncode == 0
     assert entries_in(path.parent)["a"]["total_records"] == 10
 
@@ -646,34 +636,16 @@ def test_validate_names_each_bad_file_and_why(main: Command, path: Path) -> None
         (["generate-metadata", "x", "--compression=LZ4"], "invalid choice: 'LZ4'"),
         (["inspect", "nothing"], "there is no file nothing"),
         (["inspect", f"data/toy/{METADATA}"], "holds no records"),
-        (["from-images", "nothing", "{new}"], "there is no folder nothing"),
-        (["from-images", "data", "data/toy"], "data/toy is there already"),
-        (["from-images", "data/toy/compressed_toy", "{new}"], "has no subfolder"),
-        (["from-images", "data", "data/new"], "lies in data"),
-        (["from-images", "data", "{new}", "--split=1"], "below 1"),
-        (["from-images", "data", "{new}", "--split=much"], "--split"),
-        (["from-images", "data", "{new}", "--shards=-1"], "at least one"),
-        (["from-images", "data", "{new}", "--shards=1000"], "--shards=1000"),
-        (["from-images", "{empty}", "{new}"], "has no subfolder"),
-        (["from-images", "{no_picture}", "{new}"], "holds no picture"),
     ],
 )
-def test_wrong_usage_is_one_sentence(
-    arguments: list[str], message: str, main: Command, tmp_path: Path
-) -> None:
-    places = {name: tmp_path / name for name in ("new", "empty", "no_picture")}
-    places["empty"].mkdir()
-    (places["no_picture"] / "label").mkdir(parents=True)
-    (places["no_picture"] / "label" / ".hidden").write_text("x")
-    done = main(*(argument.format(**places) for argument in arguments))
+def test_wrong_usage_is_one_sentence(arguments: list[str], message: str, main: Command) -> None:
+    done = main(*arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert not places["new"].exists()
-    assert not (ROOT / "data" / "new").exists()
 
 
-# ---------------------------------------------------------------------------- Examples and pictures
+# ---------------------------------------------------------------------------- --- Examples
 
 
 def test_inspect_shows_names_types_shapes_and_numbers(main: Command, tmp_path: Path) -> None:
@@ -697,7 +669,7 @@ def test_inspect_shows_names_types_shapes_and_numbers(main: Command, tmp_path: P
     assert f"{path}: the record at byte {offset} is no tf.train.Example" in done.stderr
 
 
-@pytest.mark.parametrize("compression", ["", "GZIP", "ZLIB"])
+@pytest.mark.parametrize("compression", ["", "GZIP"])
 def test_tensorflow_reads_what_we_write_and_we_what_it_writes(
     compression: str, tmp_path: Path
 ) -> None:
@@ -712,119 +684,3 @@ def test_tensorflow_reads_what_we_write_and_we_what_it_writes(
             writer.write(record)
     assert compression_of(tmp_path / "theirs") == compression
     assert data_of(tmp_path / "theirs", compression) == RECORDS
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Six pictures each of ants and bees; one has colours, the other has none."""
-    import tensorflow as tf
-
-    folder = tmp_path / "pictures"
-    for label, channels in (("bees", 1), ("ants", 3)):
-        (folder / label / "below").mkdir(parents=True)
-        for number in range(6):
-            pixels = np.full((5 + number, 8, channels), 40 * number, np.uint8)
-            is_png = number % 2
-            encoded = (tf.io.encode_png if is_png else tf.io.encode_jpeg)(pixels).numpy()
-            place = f"below/{number}.png" if is_png else f"{number}.picture"
-            (folder / label / place).write_bytes(encoded)
-    return folder
-
-
-def examples_in(folder: Path, split: str) -> list[dict]:
-    """The features of each record, with those of one value as that value."""
-    examples = []
-    for path in sorted(folder.glob(f"{split}-*")):
-        for data in data_of(path):
-            held = features.held_in(data)
-            examples.append({name: values[0] for name, (_, values) in held.items()})
-    return examples
-
-
-def test_from_images_by_the_command_line(
-    command: Command, main: Command, pictures: Path, tmp_path: Path
-) -> None:
-    (pictures / "LICENSE.txt").write_text("x")
-    out = tmp_path / "deep" / "out"
-    done = command(SCRIPT, "from-images", pictures, out, "--shards=2", "--split=0.25")
-    assert done.returncode == 0, done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert "LICENSE.txt" in done.stderr
-    names = {"train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"}
-    assert set(files_in(out)) == {*names, "labels.txt", METADATA, INDEX}
-    assert list(out.parent.iterdir()) == [out]
-    assert (out / "labels.txt").read_text() == "ants\nbees\n"
-    assert all(file_info(out / name, deep=True).total_records for name in names)
-    assert all(read_index(out / name) is not None for name in names)
-
-    train, validation = examples_in(out, "train"), examples_in(out, "validation")
-    both = {entry["image/filename"].decode(): entry for entry in train + validation}
-    assert len(both) == len(train) + len(validation) == 12
-    assert len(validation) == 3
-    for name, entry in both.items():
-        number = int(Path(name).stem)
-        assert entry["image/encoded"] == (pictures / name).read_bytes()
-        assert entry["image/format"] == (b"png" if number % 2 else b"jpeg")
-        assert (entry["image/height"], entry["image/width"]) == (5 + number, 8)
-        is_bee = name.startswith("bees/")
-        assert entry["image/label"] == is_bee
-        assert entry["image/label_name"] == (b"bees" if is_bee else b"ants")
-        assert entry["image/channels"] == (1 if is_bee else 3)
-
-
-def write(folder: Path, out: Path) -> None:
-    pictures, labels = pictures_of(folder)
-    splits = split_and_shuffle(pictures, 0.3)
-    shards = {name: number_of_shards(split) for name, split in splits.items()}
-    write_pictures(out, splits, labels, shards)
-
-
-def test_order_and_split_are_functions_of_the_names(pictures: Path, tmp_path: Path) -> None:
-    for out in "ab":
-        write(pictures, tmp_path / out)
-    assert files_in(tmp_path / "a") == files_in(tmp_path / "b")
-    train, validation = (
-        [entry["image/filename"] for entry in examples_in(tmp_path / "a", split)]
-        for split in ("train", "validation")
-    )
-    assert len(validation) == round(0.3 * 12)
-    # Nothing is sorted by label, as the folders are.
-    assert train != sorted(train)
-    assert {name.split(b"/")[0] for name in validation} == {b"ants", b"bees"}
-
-
-def test_a_large_folder_has_several_shards(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found, labels = pictures_of(pictures)
-    size = sum(picture.path.stat().st_size for picture in found)
-    monkeypatch.setattr("engine.records.images.SHARD_SIZE", size // 5 + 1)
-    assert number_of_shards(found) == 5
-    write_pictures(tmp_path / "out", {"train": found}, labels, {"train": 5})
-    counts = [info.total_records for info in read_metadata(tmp_path / "out").values()]
-    assert sum(counts) == 12
-    assert set(counts) == {2, 3}
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"text", b"\xff\xd8\xffno", b"GIF89a", b"BM", "cut jpeg", "cut png"]
-)
-def test_an_unreadable_picture_stops_and_leaves_nothing(
-    content: bytes | str, pictures: Path, tmp_path: Path
-) -> None:
-    if isinstance(content, str):
-        whole = pictures / "ants" / ("4.picture" if "jpeg" in content else "below/5.png")
-        content = whole.read_bytes()[:-20]
-    bad = pictures / "bees" / "bad"
-    bad.write_bytes(content)
-    with pytest.raises(PictureError, match=str(bad)):
-        write(pictures, tmp_path / "out")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["pictures"]
-    (tmp_path / "out").mkdir()  # an empty folder is as good as none
-    (tmp_path / ".out.partial").mkdir()  # left by a process that was killed
-    (tmp_path / ".out.partial" / "x").write_text("x")
-    bad.unlink()
-    write(pictures, tmp_path / "out")
-    totals = [info.total_records for info in read_metadata(tmp_path / "out").values()]
-    assert sum(totals) == 12
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "pictures"]

@@ -85,20 +85,17 @@ class PyHookedModelIterator:
 
     @abstractmethod
     def step_ops(self) -> Any:
-        """Return a function, or nested dictionaries or lists of them; each is called with the
-        model and the batch's entries as keywords."""
+        """Return functions, nested as you like, of the model and the batch's entries by name."""
 
     def validate(self, batch: Feeds) -> Mapping[str, float]:
         """Return metrics of a validation batch; they are averaged into `val_…` of the history."""
         return {}
 
     def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
-        """Return what `eval_op(model, **batch)` has to be stored for each example of a batch:
-        arrays, lists of strings, and under "labels" arrays to be stored together."""
+        """Return what to store of each example of a batch: what `eval_op(model, **batch)` gives."""
         if not hasattr(self, "eval_op"):
-            raise NoOutputsError(
-                f"{type(self).__name__} has no eval_op(model, **batch), so nothing can be stored"
-            )
+            what = f"{type(self).__name__} has no eval_op(model, **batch)"
+            raise NoOutputsError(f"{what}, so nothing can be stored")
         return self.eval_op(self.model, **batch)
 
     def get_state(self) -> dict[str, Any]:
@@ -140,12 +137,9 @@ class PyHookedModelIterator:
         return self._fixed_examples[split]
 
     def fixed_example_indices(self, split: str) -> list[int]:
-        """Return the config's `fixed_example_indices[split]`, or else drawn by the seed: as many as
-        a batch has. Raises ValueError if one is out of range, or there is no such split.
-        """
+        """Return the config's `fixed_example_indices[split]`, or else a batch drawn by the seed."""
         if split not in self.datasets:
-            splits = ", ".join(self.datasets)
-            raise ValueError(f"there is no split {split!r}; the splits are {splits}")
+            raise ValueError(f"no split {split!r}; the splits are {', '.join(self.datasets)}")
         length = len(self.datasets[split])
         given = (self.config.get("fixed_example_indices") or {}).get(split)
         if given is None:
@@ -153,10 +147,8 @@ class PyHookedModelIterator:
             number = min(self.config["batch_size"], length)
             return sorted(generator.choice(length, number, replace=False).tolist())
         if outside := [index for index in given if not 0 <= index < length]:
-            raise ValueError(
-                f"fixed_example_indices.{split} has {outside[0]}, but that split has {length} "
-                f"examples; give indices from 0 to {length - 1}"
-            )
+            what = f"fixed_example_indices.{split} has {outside[0]}"
+            raise ValueError(f"{what}; give indices from 0 to {length - 1}")
         return list(given)
 
     # ---- what the loop does with it -------------------------------------------------------------
@@ -210,8 +202,7 @@ class PyHookedModelIterator:
         """Call a function with each step that is traced; here none is."""
 
     def of_position(self) -> list[Any]:
-        """Return the variables that tell a step where the run stands."""
-        return []
+        return []  # variables that tell a step where the run stands
 
     def saved_by_itself(self) -> list[Any]:
         """Return what need not be searched for states: `get_state` is written for it."""
@@ -277,9 +268,7 @@ class TemplateIterator(PyHookedModelIterator):
         return figures_in(scalars_of(ops["log_op"]())) if "log_op" in ops else {}
 
     def of_validation(self, number: int, names: Sequence[str]) -> list[Any]:
-        """Return what the operations of these names, of those that `step_op` returns, give for a
-        batch of the split "validation", if there is one. After its last one, the first comes again.
-        """
+        """Return what operations give for a batch of the split "validation", if there is one."""
         if "validation" not in self.datasets:
             return []
         dataset, config = self.datasets["validation"], self.config
@@ -296,9 +285,8 @@ class TemplateIterator(PyHookedModelIterator):
     def evaluate(self, batch: Feeds) -> Mapping[str, Any]:
         ops = self.step_op(self.model, **batch)
         if "eval_op" not in ops:
-            raise NoOutputsError(
-                f"step_op of {type(self).__name__} returns no eval_op, so nothing can be stored"
-            )
+            what = f"step_op of {type(self).__name__} returns no eval_op"
+            raise NoOutputsError(f"{what}, so nothing can be stored")
         return ops["eval_op"]()
 
     def get_state(self) -> dict[str, Any]:
@@ -365,10 +353,8 @@ class TFHookedModelIterator(PyHookedModelIterator):
     def outputs(self, model: keras.Model, **batch: Any) -> Any:
         """Call a Keras model with the entries of the batch that have its inputs' names."""
         if not getattr(model, "inputs", None):
-            raise TypeError(
-                f"{type(self).__name__} does not know what to give {type(model).__name__}, which "
-                "is no functional model; write an iterator with an eval_op(model, **batch)"
-            )
+            what = f"{type(model).__name__} is no functional model"
+            raise TypeError(f"{what}; write an iterator with an eval_op(model, **batch)")
         names = [tensor.name for tensor in model.inputs]
         if missing := [name for name in names if name not in batch]:
             raise ValueError(f"the batch has {', '.join(batch)}; the model's input is {missing[0]}")
@@ -420,10 +406,8 @@ class TFHookedModelIterator(PyHookedModelIterator):
         key = (self.is_training, *leaves(ops))
         if key not in self._compiled:
             if len(self._compiled) == self.MOST_COMPILED:
-                self.logger.warning(
-                    f"step_ops has returned {self.MOST_COMPILED} sets of functions, each of which "
-                    "is compiled; return the same ones at every step"
-                )
+                what = f"step_ops has returned {self.MOST_COMPILED} sets of functions"
+                self.logger.warning(f"{what}, each compiled; return the same ones at every step")
             self._compiled[key] = tf.function(
                 lambda feeds: call_leaves(ops, self.model, **feeds), autograph=False
             )

@@ -87,10 +87,8 @@ def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
         try:
             length = len(dataset)
         except TypeError:
-            raise UsageError(
-                f"{key}: {name} gives a {type(dataset).__name__} without __len__; write one, which "
-                "returns the number of examples"
-            ) from None
+            what = f"{key}: {name} gives a {type(dataset).__name__} without __len__"
+            raise UsageError(f"{what}; write one, which returns the number of examples") from None
         if not length:
             raise UsageError(f"{key}: {name} is empty; expected at least one example")
         datasets[split] = dataset
@@ -103,20 +101,16 @@ def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
     kind = resolve(name, "iterator")
     if not isinstance(kind, type) or not issubclass(kind, PyHookedModelIterator):
         raise UsageError(
-            f"iterator: {name} is not an iterator; inherit from one in engine/iterators/base.py"
+            f"iterator: {name} is not an iterator; inherit from one in engine.iterators"
         )
     own = inspect.unwrap(kind.iterate)
     if own is not PyHookedModelIterator.iterate and "iterate" not in own.__code__.co_names:
-        raise UsageError(
-            f"iterator: {name} has a loop of its own in iterate; call super().iterate(batches) "
-            "there, which trains, or leave iterate out and say in step_ops what a step does"
-        )
+        how = "call super().iterate(batches) there, or say in step_ops what a step does"
+        raise UsageError(f"iterator: {name} has a loop of its own in iterate; {how}")
     for method in dir(kind):
         if getattr(getattr(kind, method, None), "__isabstractmethod__", False):
-            raise UsageError(
-                f"iterator: {name} has no {method}; write it, as its base class in "
-                "engine/iterators says"
-            )
+            told = "write it, as its base class in engine/iterators says"
+            raise UsageError(f"iterator: {name} has no {method}; {told}")
     return kind
 
 

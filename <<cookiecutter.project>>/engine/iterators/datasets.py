@@ -3,7 +3,7 @@
 An example may be read from a file, drawn at random or made of another dataset's. Its randomness is
 a function of seed, epoch and index: the same in every process and in whatever order it is made.
 
-Nothing here imports Keras until a batch source is built, so that worker processes start fast.
+Nothing here imports Keras, so that worker processes start fast.
 """
 
 import operator
@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any, Self
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -73,11 +73,8 @@ class DatasetMixin:
 
     @property
     def prng(self) -> ExampleGenerator:
-        """Generator of the example in hand, shared by all the datasets that have a part in it.
-
-        In a batch it is a function of seed, epoch and index; for `dataset[index]` it is that of
-        seed 0 and epoch 0, and without an example in hand a new one, always the same.
-        """
+        """Generator of the example in hand: a function of seed, epoch and index; for
+        `dataset[index]` that of seed 0 and epoch 0."""
         return _generator_in_hand.get() or example_generator(0, 0, NO_INDEX)
 
     def __getitem__(self, index: int | slice | Sequence[int] | Array) -> Any:
@@ -140,9 +137,7 @@ class SubDataset(DatasetMixin):
 
 
 class ConcatenatedDataset(DatasetMixin):
-    """One dataset, or more, after the other. If they are to be balanced, the shorter ones are
-    repeated until each is as long as the longest.
-    """
+    """One dataset after the other; to be balanced, the shorter ones are repeated."""
 
     def __init__(self, *datasets: DatasetMixin, balanced: bool = False) -> None:
         if not datasets:
@@ -219,9 +214,7 @@ class ExtraLabelsDataset(DatasetMixin):
 
 @dataclass(eq=False)
 class ProcessedDataset(DatasetMixin):
-    """`data` with its examples processed. What `process(**example)` returns is merged into the
-    example, or replaces it if not `update`.
-    """
+    """`data` with `process(**example)` merged into each example, or, if not `update`, for it."""
 
     data: DatasetMixin
     process: Callable[..., Example]
@@ -237,10 +230,8 @@ class ProcessedDataset(DatasetMixin):
 def make_examples(
     dataset: DatasetMixin, indices: Iterable[int], seed: int, epoch: int
 ) -> list[Example]:
-    """Return the examples at `indices`; each is a function of seed, epoch and its index.
-
-    So is what it draws from `prng`, from `random` and from NumPy's global generator, which are left
-    as they were. Raises RuntimeError, with the reason, if an example cannot be made.
+    """Return the examples at `indices`; each is a function of seed, epoch and its index. So is what
+    it draws from Python's and NumPy's global generators, which are left as they were.
     """
     states = random.getstate(), np.random.get_state()
     token = _generator_in_hand.set(None)
@@ -264,13 +255,7 @@ def make_examples(
 
 
 def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one dict whose leaves are those of the examples, stacked into arrays.
-
-    Dicts and lists stay what they are, with the same keys and lengths; tuples become lists. A leaf
-    of shape (...) in n examples becomes an array of shape (n, ...) of its dtype: Python numbers
-    become int64, float64 or bool arrays, and strings a unicode array. Raises ValueError, with the
-    path of keys, such as "views/0/image", if examples differ in that.
-    """
+    """Return one dict of the leaves of the examples, stacked into arrays; tuples become lists."""
     if not examples:
         raise ValueError("there are no examples to stack; expected at least one")
     columns: dict[Path, list[Any]] = {}
@@ -282,12 +267,9 @@ def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class ExampleBatches:
-    """Batches of a dataset's examples: a batch source for training, and a `keras.utils.PyDataset`.
+    """Batches of a dataset's examples: a batch source.
 
-    A batch is the stacked dict of its examples, see `stack`. Every example comes once an epoch. As
-    a PyDataset, for `predict` and `evaluate`, it holds the batches of epoch 0. It becomes one when
-    it is built: worker processes, which need none, would take seconds to import TensorFlow. Raises
-    ValueError if the dataset is empty, or an argument is out of range.
+    A batch is the stacked dict of its examples, see `stack`. Every example comes once an epoch.
 
     Args:
         dataset: the examples.
@@ -299,9 +281,6 @@ class ExampleBatches:
         max_batches: an epoch ends after N batches, at least 1; None: with the examples.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        return super().__new__(_as_py_dataset(cls))  # type: ignore[arg-type]
-
     def __init__(
         self,
         dataset: DatasetMixin,
@@ -311,7 +290,6 @@ class ExampleBatches:
         num_workers: int = 0,
         max_batches: int | None = None,
     ) -> None:
-        super().__init__()
         if len(dataset) == 0:
             raise ValueError(f"{type(dataset).__name__} has no examples; expected at least one")
         indices = np.arange(len(dataset))
@@ -324,18 +302,8 @@ class ExampleBatches:
         self._processes = Processes(dataset, num_workers, "set n_data_processes to 0")
         self._ahead = Ahead(self._part, "examples", max(2 * num_workers, 1))
 
-    def __len__(self) -> int:
-        return self.steps_per_epoch
-
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        return self.batch(0, step)
-
     def batch(self, epoch: int, step: int) -> dict[str, Any]:
-        """Return the batch at `step` of `epoch`, both counted from 0.
-
-        Raises IndexError if there is none; RuntimeError if an example cannot be made, or a worker
-        died twice; ValueError if examples do not stack, or the dataset cannot go to a worker.
-        """
+        """Return the batch at `step` of `epoch`, both counted from 0."""
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch with {self.steps_per_epoch} steps")
         if not self.num_workers:
@@ -365,21 +333,9 @@ class ExampleBatches:
         return self._processes.call(make_examples, indices, self.seed, epoch)
 
 
-@cache
-def _as_py_dataset(kind: type) -> Any:
-    import keras
-
-    names = {"__doc__": kind.__doc__, "__module__": kind.__module__}
-    return type(kind.__name__, (kind, keras.utils.PyDataset), names)
-
-
 def _load(value: Any) -> Any:
     """Copy nested dicts and lists and call the functions in them."""
-    if isinstance(value, dict):
-        return {key: _load(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return (list if isinstance(value, list) else tuple)(map(_load, value))
-    return _load(value()) if callable(value) else value
+    return map_leaves(value, lambda leaf: _load(leaf()) if callable(leaf) else leaf)
 
 
 def _labels_at(labels: Mapping[str, Any], index: int) -> Example:

@@ -14,7 +14,6 @@ and no path that would be wrong once the run folder is moved.
 import contextlib
 import itertools
 import logging
-import os
 import tempfile
 import time
 from collections import Counter
@@ -55,12 +54,7 @@ class OtherModelError(ValueError):
 def evaluate_split(
     experiment: Experiment, checkpoint: Path, output: Path, split: str
 ) -> dict[str, Any]:
-    """Restore a checkpoint and store what the iterator's `evaluate` returns for each example.
-
-    An older folder `output` is replaced when the new one is whole. Returns what `meta.yaml` says.
-    Raises OtherModelError if the checkpoint is of another model, NoOutputsError without an eval_op,
-    ValueError if outputs cannot be stored by example, OSError if the checkpoint is corrupt.
-    """
+    """Restore a checkpoint, store what the iterator makes of each example; return `meta.yaml`."""
     iterator, config = experiment.iterator, experiment.config
     assert iterator is not None
     dataset, size = iterator.datasets[split], config["test_batch_size"] or config["batch_size"]
@@ -80,17 +74,17 @@ def store_outputs(
     dataset, split = batches.dataset, iterator.get_split()
     with replacing_folder(output) as partial:
         writer = OutputWriter(partial)
-        for step in tqdm(range(len(batches)), desc=split, unit="batch", leave=False, disable=None):
+        for step in tqdm(
+            range(batches.steps_per_epoch), desc=split, unit="batch", leave=False, disable=None
+        ):
             batch = batches.batch(0, step)
             iterator.set_position(global_step, epoch, step, split)
             sow(config["seed"], step)
             size = min(batches.batch_size, len(dataset) - writer.num_examples)
             outputs = iterator.evaluate(batch)
             if not isinstance(outputs, Mapping):
-                raise NoOutputsError(
-                    f"eval_op of {type(iterator).__name__} returns a {type(outputs).__name__}; "
-                    "expected a dictionary with an array or a list for each output"
-                )
+                what = f"eval_op of {type(iterator).__name__} returns a {type(outputs).__name__}"
+                raise NoOutputsError(f"{what}; expected a dictionary of arrays or lists")
             writer.add(outputs, size)
         writer.add_labels(getattr(dataset, "labels", None) or {})
         name = f"{type(iterator).__module__}:{type(iterator).__name__}"
@@ -110,10 +104,8 @@ def store_outputs(
 
 
 class EvaluateEpochs(Hook):
-    """Stores what `eval_op` makes of the validation split after each epoch, if there is one, and
+    """Stores what `eval_op` makes of the validation split after each epoch, in `test_mode`, and
     calls the callbacks; what they return is kept of every epoch, the outputs of the latest.
-
-    It is in `test_mode`, and leaves variables as they were.
     """
 
     only_tells = True
@@ -148,8 +140,7 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
     """Give model and iterator the state of a checkpoint; return what it says of its run.
 
     Variables that are there only after a step are made by evaluating `batch`. What only training
-    needs, such as optimizers, is left where this iterator has none of it. Raises OtherModelError if
-    the checkpoint has not what the model needs, OSError if it is corrupt.
+    needs, such as optimizers, is left where this iterator has none of it.
     """
     checkpoint = checkpoints.Checkpoint(path.parent, iterator.model, iterator.variables)
     try:
@@ -192,10 +183,8 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
             or saved[name].shape != tuple(variable.shape)
         ]
         if lacking:
-            raise ValueError(
-                f"{path} was written by another model; it has not these, or not as often: "
-                f"{', '.join(lacking[:6])}"
-            )
+            what = f"{path} was written by another model; it has not these, or not as often"
+            raise ValueError(f"{what}: {', '.join(lacking[:6])}")
         for name, variable in wanted.items():
             variable.assign(checkpoints.value_of(saved[name]))
         if others := sorted(saved.keys() - wanted.keys()):
@@ -206,14 +195,12 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
 def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -> Iterator[Path]:
     """Yield checkpoints, each under a second name, so that it stays until the next is asked for.
 
-    With `eval_all` these are all that the run has kept, in the order of steps, then its latest;
-    with `eval_forever` the latest, then each newer one, until the run has ended; else the given
-    one. No global step comes twice.
+    With `eval_all` these are all that the run has, with `eval_forever` the latest, then each newer
+    one, until the run has ended; else the given one. No global step comes twice.
     """
     paths = [] if config.get("eval_forever") else [given]
     if config.get("eval_all"):
-        kept = [path for path in run.glob("checkpoints/model-*.h5") if path.stem[6:].isdecimal()]
-        paths = [*sorted(kept, key=lambda path: int(path.stem[6:])), run / checkpoints.LATEST]
+        paths = [commit.path for commit in reversed(checkpoints.commits_of(run))]
     seen: set[int] = set()
     for path in itertools.chain(paths, _as_they_come(run) if config.get("eval_forever") else ()):
         if path.exists() or not config.get("eval_all"):  # else it was superfluous by now
@@ -227,21 +214,15 @@ def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -
 
 
 def _as_they_come(run: Path) -> Iterator[Path]:
-    latest, looked_at, is_over = run / checkpoints.LATEST, None, False
+    latest, is_over = run / checkpoints.LATEST, False
     while not is_over:
         # Asked first: the last checkpoint is there before the run says that it has ended.
         meta = read_json(run / RUN_META) or {}
         is_over = meta.get("status") in ("finished", "failed", "interrupted")
-        status = os.stat(latest) if latest.exists() else None
-        now = (status.st_ino, status.st_mtime_ns) if status else None
-        if status and now != looked_at:
-            looked_at = now
+        if latest.exists():
             state, config = checkpoints.read_state(latest), read_json(run / CONFIG)
             yield latest
             # Training may itself wait for its evaluation to end.
             is_over |= checkpoints.is_done(state, config.get("num_epochs"), config.get("num_steps"))
-            if not is_over:
-                step = state["global_step"]
-                log.info("waiting for a checkpoint after step %d of %s", step, run)
         if not is_over:
             time.sleep(SECONDS_BETWEEN_LOOKS)

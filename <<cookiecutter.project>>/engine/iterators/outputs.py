@@ -172,11 +172,9 @@ def yaml_of_outputs() -> YAML:
 
 
 class StoredOutputs(DatasetMixin):
-    """The outputs in a folder that `evaluate_split` has written, by example.
+    """The outputs in a folder that `evaluate_split` has written, by example, nested as they were.
 
-    An example has the outputs as `evaluate` returned them, nested where they were; files are read
-    when it is asked for. `labels` are memory-mapped. `meta` is what `meta.yaml` says. Raises
-    FileNotFoundError if the folder has no outputs.
+    Files are read when an example is asked for, `labels` memory-mapped. `meta` is `meta.yaml`.
     """
 
     append_labels = True  # an example has its labels under "labels_"
@@ -225,8 +223,7 @@ def run_callbacks(
     """Call functions with what is stored in a folder; log and keep the numbers that they return.
 
     They are called as `(root, data_in, data_out, config, **kwargs)`, with the dataset that was
-    evaluated and the evaluation's config. Returns the numbers by callback; `scalars.json` has them
-    with those of earlier calls. Raises RuntimeError, which names the callback, if one fails.
+    evaluated and the evaluation's config. `scalars.json` has the numbers with those of before.
     """
     path = output / SCALARS
     kept = json.loads(path.read_text()) if path.exists() else {}
@@ -236,10 +233,8 @@ def run_callbacks(
         try:
             result = callback(str(output), data_in, data_out, config, **given)
         except Exception as error:
-            raise RuntimeError(
-                f"callback {name} failed: {type(error).__name__}: {error}; the outputs stay in "
-                f"{output}"
-            ) from error
+            what = f"callback {name} failed: {type(error).__name__}: {error}"
+            raise RuntimeError(f"{what}; the outputs stay in {output}") from error
         if isinstance(result, Mapping):
             returned[name] = numbers = _numbers(result)
             shown = "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
@@ -258,7 +253,7 @@ def callbacks_of(
     """Import the callbacks of a config, and return them and their arguments by name.
 
     EDflow's places for them count as well: `eval_hook` and `eval_pipeline`, and `callbacks` of the
-    owners, which are iterator and model. Raises UsageError if a name leads nowhere.
+    owners, which are iterator and model.
     """
     hook, pipeline = config.get("eval_hook") or {}, config.get("eval_pipeline") or {}
     callbacks: dict[str, Any] = {}
@@ -272,17 +267,13 @@ def callbacks_of(
             callbacks[name] = resolve(path, f"{key}.{name}") if path else None
     arguments = merge(pipeline.get("callback_kwargs") or {}, config["callback_kwargs"])
     if unknown := arguments.keys() - callbacks.keys():
-        raise UsageError(
-            f"callback_kwargs.{min(unknown)} is for no callback; eval_callbacks has "
-            f"{', '.join(callbacks) or 'none'}"
-        )
+        there = f"eval_callbacks has {', '.join(callbacks) or 'none'}"
+        raise UsageError(f"callback_kwargs.{min(unknown)} is for no callback; {there}")
     return {name: callback for name, callback in callbacks.items() if callback}, arguments
 
 
 def own_callbacks(*owners: Any) -> dict[str, str]:
-    """Return the import paths of what iterator and model have in `callbacks`, where EDflow's are
-    under "eval_op".
-    """
+    """Return the paths in `callbacks` of iterator and model; EDflow's are under "eval_op"."""
     found: dict[str, Any] = {}
     for owner in owners:
         given = getattr(owner, "callbacks", None)

@@ -15,9 +15,8 @@ def check_ranges_of_iterator(config: Mapping[str, Any]) -> None:
     given = ("num_steps", "num_epochs", "test_batch_size", "ckpt_freq", "max_batches_per_epoch")
     require_at_least_one(config, *keys, *(key for key in given if config[key] is not None))
     if config["n_data_processes"] < 0:
-        raise UsageError(
-            f"n_data_processes is {config['n_data_processes']}; it must be at least 0 (0: none)"
-        )
+        given = config["n_data_processes"]
+        raise UsageError(f"n_data_processes is {given}; it must be at least 0 (0: none)")
 
 
 def splits_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

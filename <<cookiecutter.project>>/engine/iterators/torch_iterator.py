@@ -11,11 +11,10 @@ from engine.trees import map_leaves
 
 
 class TorchHookedModelIterator(PyHookedModelIterator):
-    """For PyTorch: the functions of `step_ops` are given tensors, what they return becomes arrays.
+    """Gives the functions of `step_ops` tensors of PyTorch; what they return becomes arrays.
 
     Arrays of 4 dimensions go from (batch, height, width, channels) to (batch, channels, height,
-    width) and back, those of 3 get a channel, unless not `transform`. Needs PyTorch (`pip install
-    torch`).
+    width) and back, those of 3 get a channel, unless not `transform`.
     """
 
     transform = True

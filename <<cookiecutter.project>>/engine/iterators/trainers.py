@@ -110,10 +110,8 @@ class TFBaseTrainer(TFHookedModelIterator):
                 every = self.model.trainable_variables
             found = [variable for variable in every if part in variable.path]
         if not found:
-            raise ValueError(
-                f"make_loss_ops has a loss for {part!r}; the model has neither an attribute nor a "
-                "trainable variable of that name"
-            )
+            what = f"make_loss_ops has a loss for {part!r}"
+            raise ValueError(f"{what}; the model has no attribute or variable of that name")
         return list(found)
 
     def get_learning_rate_multiplier(self, index: int) -> float:
@@ -168,17 +166,13 @@ class TFFrequencyTrainer(TFBaseTrainer):
     def make_optimizers(self, batch: Feeds) -> None:
         """Make an optimizer for each loss. Raises ValueError for a part without one."""
         if not self.schedule:
-            raise ValueError(
-                f"{type(self).__name__} has no opt_frequency; give one, such as "
-                "{generator: 2, critic: 1}"
-            )
+            what = f"{type(self).__name__} has no opt_frequency"
+            raise ValueError(f"{what}; give one, such as {{generator: 2, critic: 1}}")
         super().make_optimizers(batch)
         for part in (part for turn in self.schedule for part in turn):
             if part not in self.optimizers:
-                raise ValueError(
-                    f"opt_frequency names {part!r}; make_loss_ops has losses for "
-                    f"{', '.join(self.optimizers)}"
-                )
+                there = f"make_loss_ops has losses for {', '.join(self.optimizers)}"
+                raise ValueError(f"opt_frequency names {part!r}; {there}")
 
 
 class TFListTrainer(TFBaseTrainer):

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from engine import lazy
 
 if TYPE_CHECKING:
-    from engine.records import features, files, images
+    from engine.records import features, files
     from engine.records.build import build_variant
-    from engine.records.files import LABELS, MetadataError
+    from engine.records.files import MetadataError
     from engine.records.ranges import check_ranges_of_variant
 else:
     __getattr__ = lazy(__name__, __file__)

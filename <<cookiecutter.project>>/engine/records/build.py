@@ -105,10 +105,8 @@ def make_feeder(config: Mapping[str, Any], key: str) -> Any:
     except OSError as error:
         raise UsageError(f"{key}: {error}") from error
     if missing := [name for name in OF_FEEDERS if not hasattr(feeder, name)]:
-        raise UsageError(
-            f"{key}: {type(feeder).__name__} has no {missing[0]}; inherit from "
-            "engine.records.feeders.Feeder, and write digest and _examples"
-        )
+        hint = "inherit from engine.records.feeders.Feeder, and write digest and _examples"
+        raise UsageError(f"{key}: {type(feeder).__name__} has no {missing[0]}; {hint}")
     return feeder
 
 
@@ -134,10 +132,8 @@ def make_model(config: Mapping[str, Any], save_path: str) -> Any:
             model = model.keras_model_fn()
     if not isinstance(model, keras.Model) or not model.compiled:
         name, _ = class_in(config["model"], "model")
-        raise UsageError(
-            f"model {name} gives a {type(model).__name__}; expected a compiled Keras model, or an "
-            "object whose keras_model_fn() returns one"
-        )
+        wanted = "a compiled Keras model, or an object whose keras_model_fn() returns one"
+        raise UsageError(f"model {name} gives a {type(model).__name__}; expected {wanted}")
     return model
 
 
@@ -167,8 +163,7 @@ def hooks_of(config: Mapping[str, Any], watched: Mapping[str, str]) -> list[Hook
     if bool(train["early_stopping_metric"]) != bool(steps):
         log.warning(
             "train.early_stopping_metric and train.early_stopping_steps_without_…: only one is "
-            "given; the metric by itself stops nothing, and the steps go by the run's monitor "
-            "here, where Deephub never stopped"
+            "given; the metric by itself stops nothing, and the steps go by the run's monitor"
         )
     if steps:
         chosen.append(

@@ -1,4 +1,4 @@
-"""What a record holds, by name: features of TensorFlow, images, and arrays as raw bytes.
+"""What a record holds, by name: features of TensorFlow, and images.
 
 A map of features has names as keys, and as values features of `tf.io`, the ones from here, or
 mappings with `type` (or `module_path` and `class_type`) and the arguments of that class, such as
@@ -39,7 +39,7 @@ class ImageFeature(Decoded):
 
     It becomes an array (height, width, channels), or (frames, height, width, channels) where
     `decode_format` is "gif"; "auto" takes the first frame. Without resizing, the images of a batch
-    have to be of one size. Raises ValueError if a value is out of range, or half of a size missing.
+    have to be of one size.
     """
 
     resize_height: int | None = None  # pixels, bilinear; goes with `resize_width`
@@ -64,9 +64,7 @@ class ImageFeature(Decoded):
         if self.enforced_dtype is not None:
             object.__setattr__(self, "enforced_dtype", _dtype(self.enforced_dtype).name)
         if self.standard_scaling and "float" not in (self.enforced_dtype or ""):
-            raise ValueError(
-                f"standard_scaling needs floats, but enforced_dtype is {self.enforced_dtype}"
-            )
+            raise ValueError(f"standard_scaling needs floats, not {self.enforced_dtype}")
 
     def decode(self, contents: tf.Tensor, num_parallel: int) -> tf.Tensor:
         one = tf.function(
@@ -110,27 +108,9 @@ class ImageFeature(Decoded):
         return image
 
 
-@dataclass(frozen=True)
-class RawFeature(Decoded):
-    """An array as its bytes, little-endian, as `array.tobytes()` gives them."""
-
-    shape: Sequence[int]
-    dtype: Any = "uint8"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
-        object.__setattr__(self, "dtype", _dtype(self.dtype).name)
-
-    def decode(self, contents: tf.Tensor, num_parallel: int) -> tf.Tensor:
-        return tf.reshape(
-            tf.io.decode_raw(contents, self.dtype), [tf.shape(contents)[0], *self.shape]
-        )
-
-
 def make_features(entries: Mapping[str, Any], where: str) -> Features:
     """Return a map whose values are features; ValueError, naming `where`, if one cannot be made.
-
-    Its entry `module_path`, if that is text, is the one of each feature that has a `class_type`.
+    An entry `module_path` that is text is the one of each feature that has a `class_type`.
     """
     if isinstance(entries, Mapping) and isinstance(module := entries.get("module_path"), str):
         entries = {
@@ -141,7 +121,7 @@ def make_features(entries: Mapping[str, Any], where: str) -> Features:
     if not isinstance(entries, Mapping) or not entries:
         raise ValueError(f"{where} is {entries!r}; expected names and features, at least one")
     classes = {name: getattr(tf.io, name) for name in dir(tf.io) if name.endswith("Feature")}
-    classes = {kind.__name__: kind for kind in (ImageFeature, RawFeature)} | classes
+    classes = {ImageFeature.__name__: ImageFeature} | classes
     features = {str(n): _make(entry, f"{where}.{n}", classes) for n, entry in entries.items()}
     for name, feature in features.items():
         dtype = "string" if isinstance(feature, Decoded) else _dtype(feature.dtype).name
@@ -164,10 +144,7 @@ def class_in(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]
 
 
 class Parser:
-    """Makes arrays of serialized `tf.train.Example`s, decoding `num_parallel` images at a time.
-
-    What has no fixed length is padded with zeros or empty strings to the longest of the batch.
-    """
+    """Makes arrays of serialized `tf.train.Example`s, decoding `num_parallel` images at a time."""
 
     def __init__(self, features: Features, labels: Features | None, num_parallel: int) -> None:
         self.features = features
@@ -177,18 +154,11 @@ class Parser:
 
     def parse(self, serialized: tf.Tensor) -> Any:
         """Return features, or (features, labels), of strings of shape (batch,); runs in a graph."""
-        features, labels = stored(self.features), stored(self.labels or {})
-        values = tf.io.parse_example(serialized, labels | features)
-        first = self._dense(self.features, values)
-        if self.labels is None:
-            return first
-        # One pass over the records parses both maps, unless they read a name in different ways.
-        if any(repr(labels[name]) != repr(features[name]) for name in labels.keys() & features):
-            values = tf.io.parse_example(serialized, labels)
-        return first, self._dense(self.labels, values)
+        features = self._dense(self.features, serialized)
+        return features if self.labels is None else (features, self._dense(self.labels, serialized))
 
-    def _dense(self, features: Features, values: Mapping[str, Any]) -> dict[str, tf.Tensor]:
-        dense = {name: values[name] for name in features}
+    def _dense(self, features: Features, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        dense = tf.io.parse_example(serialized, stored(features))
         for name, value in dense.items():
             if isinstance(feature := features[name], Decoded):
                 dense[name] = feature.decode(value, self.num_parallel)
@@ -196,7 +166,7 @@ class Parser:
                 dense[name] = tf.sparse.to_dense(value)
             elif isinstance(value, tf.RaggedTensor):
                 dense[name] = value.to_tensor()
-        return dense
+        return {name: dense[name] for name in features}
 
     def missing(self, found: set[str]) -> dict[str, str]:
         """Return the names in a record that are not among `found`, and the maps that name them."""
@@ -204,8 +174,8 @@ class Parser:
             key: where
             for where, features in self.maps.items()
             for name, feature in features.items()
-            for key in _keys(name, feature)
-            if key not in found
+            if (key := getattr(feature, "value_key", None) or name) not in found
+            if getattr(feature, "default_value", None) is None
         }
 
     def fault(self, serialized: bytes) -> str | None:
@@ -266,9 +236,7 @@ def _make(entry: Any, where: str, classes: Mapping[str, type]) -> Any:
     if isinstance(entry, kinds):
         return entry
     if not isinstance(entry, Mapping):
-        raise ValueError(
-            f"{where} is {entry!r}; expected a feature, or a mapping with its type and arguments"
-        )
+        raise ValueError(f"{where} is {entry!r}; expected a feature: its type and arguments")
     try:
         name, arguments = class_in(entry, where)
         path, _, bare = name.replace(":", ".").rpartition(".")
@@ -277,10 +245,8 @@ def _make(entry: Any, where: str, classes: Mapping[str, type]) -> Any:
     except UsageError as error:
         raise ValueError(str(error)) from error
     if not (isinstance(made, type) and issubclass(made, kinds)):
-        raise ValueError(
-            f"{where}: {name} is not a type of feature; take one of {', '.join(classes)}, or "
-            "inherit from engine.records.features.Decoded"
-        )
+        known = f"{', '.join(classes)}, or inherit from engine.records.features.Decoded"
+        raise ValueError(f"{where}: {name} is not a type of feature; take one of {known}")
     try:
         if isinstance(arguments.get("post_op"), str):
             arguments["post_op"] = resolve(arguments["post_op"], f"{where}.post_op")
@@ -313,18 +279,6 @@ def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
     return coloured if channels == 3 else tf.image.rgb_to_grayscale(coloured)
 
 
-def _keys(name: str, feature: Any) -> list[str]:
-    """Return the names in a record that a feature reads and that have to be somewhere."""
-    if isinstance(feature, tf.io.FixedLenFeature) and feature.default_value is not None:
-        return []
-    if isinstance(feature, tf.io.SparseFeature):
-        return [*tf.nest.flatten(feature.index_key), feature.value_key]
-    if isinstance(feature, tf.io.RaggedFeature):
-        parts = [part.key for part in feature.partitions if hasattr(part, "key")]
-        return [feature.value_key or name, *parts]
-    return [name]
-
-
 def _fault(
     name: str, feature: Any, held: Mapping[str, tuple[str, Sequence[Any]]], where: str
 ) -> str | None:
@@ -333,21 +287,13 @@ def _fault(
     key = getattr(spec, "value_key", None) or name
     dtype, values = held.get(key, ("", ()))
     if not dtype:
-        if is_fixed and spec.default_value is None:
-            names = ", ".join(sorted(held)) or "nothing"
-            return f"has no feature {key!r}, which {where} names; it has {names}"
-        return None
-    wanted = _dtype(spec.dtype).name
+        is_wrong = is_fixed and spec.default_value is None
+        names = ", ".join(sorted(held)) or "nothing"
+        return f"has no feature {key!r}, which {where} names; it has {names}" if is_wrong else None
     says = f"in feature {key!r}, but {where} says"
-    if dtype != wanted:
+    if dtype != (wanted := _dtype(spec.dtype).name):
         return f"has {dtype} {says} {wanted}"
-    if is_fixed:
-        shape = tf.TensorShape(spec.shape).as_list()
-        if len(values) != math.prod(shape):
-            return f"has {len(values)} values {says} shape {shape}"
-    if isinstance(feature, RawFeature):
-        num_bytes = math.prod(feature.shape) * _dtype(feature.dtype).size
-        if len(values[0]) != num_bytes:
-            shape = f"shape {list(feature.shape)} of {feature.dtype}, which is {num_bytes}"
-            return f"has {len(values[0])} bytes {says} {shape}"
+    shape = tf.TensorShape(spec.shape).as_list() if is_fixed else []
+    if is_fixed and len(values) != math.prod(shape):
+        return f"has {len(values)} values {says} shape {shape}"
     return None

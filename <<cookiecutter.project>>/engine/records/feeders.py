@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,7 +23,7 @@ from engine import batches
 from engine.batches import SHUFFLE_STREAM, Ahead, Array, random_generator, require_at_least
 from engine.records import files as tfrecords
 from engine.records.features import Parser, described, first_line, held_in, make_features, stored
-from engine.records.reading import Indexed, Record, Records, Stream
+from engine.records.reading import Indexed, Records, Stream
 from engine.trees import map_leaves
 
 log = logging.getLogger(__name__)
@@ -73,10 +73,8 @@ class Feeder:
         number = epoch * self.steps_per_epoch + step
         end = self.until_epochs and self.total_steps(self.until_epochs)
         if epoch < 0 or not 0 <= step < self.steps_per_epoch or (end and number >= end):
-            raise IndexError(
-                f"step {step} of epoch {epoch}; an epoch has {self.steps_per_epoch} steps, and "
-                f"there are {end or 'endless'} steps in all"
-            )
+            what = f"an epoch has {self.steps_per_epoch} steps, and there are {end or 'endless'}"
+            raise IndexError(f"step {step} of epoch {epoch}; {what} in all")
         first = number * self.batch_size
         return self._examples(first, min(first + self.batch_size, self._end))
 
@@ -144,10 +142,6 @@ class TFRecordExamplesFeeder(Feeder):
     `bytes` objects, shape (batch, ...). What has no fixed length (VarLenFeature, RaggedFeature,
     SparseFeature) is padded with zeros or empty strings to the longest of the batch.
 
-    Raises FileNotFoundError if a pattern matches no file; MetadataError, which says what to run, if
-    metadata are missing or outdated; ValueError if a value is out of range, there is no such type
-    of feature, or records do not hold what the maps say; RecordError, as `batch`, for corrupt ones.
-
     Args:
         file_patterns: a glob, or several; the files of all of them, sorted.
         features_map: names and features, as `{type: FixedLenFeature, shape: [1], dtype: int64}`;
@@ -160,10 +154,7 @@ class TFRecordExamplesFeeder(Feeder):
             None: one at a time, as `tf.data` takes it.
         prefetch: batches whose records a thread reads ahead, while others are parsed.
         auto_generate_meta: write metadata and index where they are missing or outdated.
-        compression: "", "GZIP" or "ZLIB".
-        on_corrupt: "fail", or "skip": the place of a corrupt record is taken by the next sound one
-            (in a stream, where the rest of a file is lost with it, by sound ones from the start of
-            the files), so that batches stay full. `one_pass()` leaves corrupt records out instead.
+        compression: "" or "GZIP".
     """
 
     def __init__(
@@ -181,60 +172,47 @@ class TFRecordExamplesFeeder(Feeder):
         prefetch: int | None = 2,
         auto_generate_meta: bool = False,
         compression: str | None = "",
-        on_corrupt: str = "fail",
         seed: int = 0,
     ) -> None:
         if num_parallel_maps is None:
             num_parallel_maps = os.cpu_count() or 1
         num_parallel_reads = 1 if num_parallel_reads is None else num_parallel_reads
         prefetch = prefetch or 0
-        require_at_least(1, shuffle_buffer_size=shuffle_buffer_size)
-        require_at_least(1, num_parallel_reads=num_parallel_reads)
-        require_at_least(1, num_parallel_maps=num_parallel_maps)
+        reading = {"num_parallel_reads": num_parallel_reads, "num_parallel_maps": num_parallel_maps}
+        require_at_least(1, shuffle_buffer_size=shuffle_buffer_size, **reading)
         require_at_least(0, prefetch=prefetch)
         compression = (compression or "").upper()
         tfrecords.require_compression(compression)
-        if on_corrupt not in ("fail", "skip"):
-            raise ValueError(f"on_corrupt is {on_corrupt!r}; expected fail or skip")
         self.paths = matching_files(file_patterns)
         features = make_features(features_map, "features_map")
         labels = make_features(labels_map, "labels_map") if labels_map is not None else None
-        if auto_generate_meta and not all(_is_described(path, compression) for path in self.paths):
+        if auto_generate_meta and not all(tfrecords.is_described(path) for path in self.paths):
             problems = tfrecords.generate(self.paths, compression=compression).problems.values()
             if problems:
                 raise tfrecords.MetadataError(f"no metadata could be made: {next(iter(problems))}")
         self._infos = [tfrecords.file_info(path) for path in self.paths]
         totals = [info.total_records for info in self._infos]
         if max_examples != -1 and not 1 <= max_examples <= sum(totals):
-            raise ValueError(
-                f"max_examples is {max_examples}; expected -1 (all), or 1 to {sum(totals)}, which "
-                f"{self._named()} hold"
-            )
-        num_examples = sum(totals) if max_examples == -1 else max_examples
-        before = np.cumsum([0, *totals[:-1]])
-        counts = np.clip(num_examples - before, 0, totals).tolist()
-        super().__init__(num_examples, batch_size, drop_remainder, shuffle, seed)
-        self.max_examples = max_examples
-        self.on_corrupt = on_corrupt
-        self.compression = compression
-        self._parser = Parser(features, labels, num_parallel_maps)
-        self._parse = self._compiled()
-        self._corrupt: set[tuple[Path, int]] = set()
-        self.prefetch = prefetch
-        self._ahead = Ahead(self._records, "records")
-        self._left: Array | None = None  # rows of one pass, which leaves corrupt records out
+            held = f"1 to {sum(totals)}, which {self._named()} hold"
+            raise ValueError(f"max_examples is {max_examples}; expected -1 (all), or {held}")
+        most = sum(totals) if max_examples == -1 else max_examples
+        counts = np.clip(most - np.cumsum([0, *totals[:-1]]), 0, totals).tolist()
+        self.max_examples, self.compression, self.prefetch = max_examples, compression, prefetch
         indexes = [None if compression else tfrecords.read_index(path) for path in self.paths]
         found = [index for index in indexes if index is not None]
         self.random_access = len(found) == len(self.paths)
         self._indexed = Indexed(self.paths, found, counts) if self.random_access else None
+        super().__init__(sum(counts), batch_size, drop_remainder, shuffle, seed)
+        self._parser = Parser(features, labels, num_parallel_maps)
+        self._parse = self._compiled()
+        self._ahead = Ahead(self._records, "records")
         self._stream = Stream(
             self.paths,
             counts,
             compression,
-            window=min(shuffle_buffer_size, num_examples),
+            window=min(shuffle_buffer_size, self.num_examples),
             side_by_side=num_parallel_reads,
             seed=seed if shuffle else None,
-            on_corrupt=self._seen_corrupt,
         )
         self._log_access()
         self._check_records()
@@ -247,7 +225,7 @@ class TFRecordExamplesFeeder(Feeder):
     def digest(self) -> str:
         """Return a SHA-256 (hex) of the files' metadata and the options; reads no records."""
         lines = [f"{path.name} {info}" for path, info in zip(self.paths, self._infos, strict=True)]
-        lines += [self._options(), self.compression, self.on_corrupt, str(self.max_examples)]
+        lines += [self._options(), self.compression, "fail", str(self.max_examples)]
         maps = self._parser.features, self._parser.labels
         lines += [*map(described, maps), str(self.random_access)]
         if not self.random_access and self.shuffle:
@@ -255,16 +233,11 @@ class TFRecordExamplesFeeder(Feeder):
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def one_pass(self) -> Self:
-        """See `Feeder`; where corrupt records are skipped, they are found and left out."""
+        """See `Feeder`."""
         feeder = super().one_pass()
         feeder._parse = feeder._compiled()  # each object its own, for threads of their own
         feeder._ahead = Ahead(feeder._records, "records")
         feeder._stream = replace(self._stream, seed=None)
-        if self.on_corrupt == "skip":
-            feeder._left = np.fromiter((number for number, _ in self._sound()), np.int64)
-            feeder.num_examples = len(feeder._left)
-            feeder.batch_size = min(feeder.batch_size, feeder.num_examples)
-            feeder._stream.total = feeder.num_examples
         return feeder
 
     def _compiled(self) -> Any:
@@ -281,40 +254,7 @@ class TFRecordExamplesFeeder(Feeder):
         """Return the records from one position in the endless stream to another."""
         if self._indexed is None:
             return self._stream.read(first, last)
-        rows = self._rows(first, last)
-        if self._left is not None:
-            rows = self._left[rows]
-        try:
-            return self._indexed.read(rows)
-        except tfrecords.RecordError as error:
-            self._seen_corrupt(error)
-        return Records.of(self._first_sound(row) for row in rows.tolist())
-
-    def _first_sound(self, row: int) -> Record:
-        for _, record in self._sound(row):
-            return record
-        raise ValueError(f"each record of {self._named()} is corrupt")
-
-    def _sound(self, first: int = 0) -> Iterator[tuple[int, Record]]:
-        """Give sound records with their numbers; with an index, those from `first` on first."""
-        if self._indexed is None:
-            yield from enumerate(self._stream.once())
-            return
-        total = sum(self._indexed.counts)
-        for row in chain(range(first, total), range(first)):
-            try:
-                yield row, self._indexed.read_one(row)
-            except tfrecords.RecordError as error:
-                self._seen_corrupt(error)
-
-    def _seen_corrupt(self, error: tfrecords.RecordError) -> None:
-        if self.on_corrupt == "fail":
-            raise error
-        place = (error.path, error.offset)
-        if place not in self._corrupt:
-            self._corrupt.add(place)
-            lost = "it" if self.random_access else "it and the records after it in the file"
-            log.warning("%s; %s skipped, %d so far", error, lost, len(self._corrupt))
+        return self._indexed.read(self._rows(first, last))
 
     def _parsed(self, records: Records) -> Any:
         try:
@@ -328,26 +268,26 @@ class TFRecordExamplesFeeder(Feeder):
         for data, file, number in zip(*records, strict=True):
             if fault := self._parser.fault(data):
                 return ValueError(f"{self.paths[file]}, record {number} (from 0), {fault}")
-        # Each by itself is in order.
-        paths = sorted({str(self.paths[file]) for file in records.files})
-        return ValueError(
-            f"records of {', '.join(paths)} do not fit in one batch, as images of several sizes "
-            f"without resize_height and resize_width do not: {first_line(error)}"
-        )
+        paths = ", ".join(sorted({str(self.paths[file]) for file in records.files}))
+        why = "as images of several sizes without resize_height and resize_width do not"
+        return ValueError(f"records of {paths} do not fit in one batch, {why}: {first_line(error)}")
 
     def _check_records(self) -> None:
         """Parse the first record, and look for what a record may be without in some more."""
-        self._parsed(Records.of([self._first_sound(0)]))
+        records = self._stream.once()
+        if self._indexed is not None:
+            records = map(self._indexed.read_one, range(self.num_examples))
         found: set[str] = set()
-        for _, (data, _, _) in islice(self._sound(), LOOKED_AT):
-            found |= held_in(data).keys()
+        for number, record in enumerate(islice(records, LOOKED_AT)):
+            if number == 0:
+                self._parsed(Records.of([record]))
+            found |= held_in(record[0]).keys()
             if not (missing := self._parser.missing(found)):
                 return
         name, where = next(iter(missing.items()))
-        raise ValueError(
-            f"{where} names {name!r}, which none of the first {min(LOOKED_AT, len(self))} records "
-            f"of {self._named()} has; they have {', '.join(sorted(found)) or 'nothing'}"
-        )
+        what = f"none of the first {min(LOOKED_AT, len(self))} records of {self._named()} has"
+        there = ", ".join(sorted(found)) or "nothing"
+        raise ValueError(f"{where} names {name!r}, which {what}; they have {there}")
 
     def _named(self) -> str:
         more = f" and {len(self.paths) - 1} more files" if len(self.paths) > 1 else ""
@@ -376,20 +316,8 @@ def matching_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
     return sorted(paths)
 
 
-def _is_described(path: Path, compression: str) -> bool:
-    """Return whether metadata and index of a file are there."""
-    try:
-        tfrecords.file_info(path)
-    except tfrecords.MetadataError:
-        return False
-    return bool(compression) or tfrecords.read_index(path) is not None
-
-
 class MemorySamplesFeeder(Feeder):
     """Batches of samples in memory.
-
-    Raises ValueError if first dimensions differ, a dict is not to be fed as one, or batch size or
-    seed is out of range.
 
     Args:
         x: features: an array, list, DataFrame, Series, dict of them, or list of dicts.
@@ -450,11 +378,12 @@ def _columns(values: Any, name: str, feed_as_dict: bool) -> Any:
         columns = {key: values[key] for key in values.columns}
     elif not isinstance(values, Mapping):
         columns = np.asarray(values)
-        is_named = hasattr(values, "index") and getattr(values, "name", None) is not None
-        if feed_as_dict and is_named:  # a Series
-            columns = {values.name: columns}
-        elif feed_as_dict:
-            columns = dict(enumerate(columns.T)) if columns.ndim == 2 else {0: columns}
+        if feed_as_dict:
+            own = getattr(values, "name", None)  # of a Series
+            is_table = columns.ndim == 2
+            columns = (
+                dict(enumerate(columns.T)) if is_table else {0 if own is None else own: columns}
+            )
     elif not feed_as_dict:
         raise ValueError(f"{name} is a dict, which feed_as_dict=False cannot make an array of")
     if isinstance(columns, Mapping):

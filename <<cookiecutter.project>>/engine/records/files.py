@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import functools
 import glob
+import gzip
 import hashlib
 import io
 import json
@@ -24,7 +25,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 
@@ -35,11 +36,10 @@ if TYPE_CHECKING:  # it is imported where it is used, so that bin/tfrecords.py a
 
 METADATA = "_tfrecord_metadata.json"
 INDEX = "_tfrecord_index.npz"
-LABELS = "labels.txt"  # where the pictures of a folder became records: the name of each label
-COMPANIONS = (METADATA, INDEX, LABELS, "README.md")  # what lies next to records and holds none
+# What lies next to records and holds none.
+COMPANIONS = (METADATA, INDEX, "labels.txt", "README.md")
 VERSION = 1
-WINDOW_BITS = {"GZIP": 31, "ZLIB": 15}  # by which zlib tells the two apart
-COMPRESSIONS = ("", *WINDOW_BITS)
+COMPRESSIONS = ("", "GZIP")
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
 TORN = "is truncated: the file ends in it"
@@ -102,9 +102,7 @@ def read_metadata(folder: Path) -> dict[str, FileInfo]:
 
 
 def file_info(path: Path, deep: bool = False) -> FileInfo:
-    """Return what the metadata says of a file; MetadataError if it is not of this size or, if
-    `deep`, which reads the file, of this MD5, or if something is missing or corrupt.
-    """
+    """Return what the metadata says of a file; MetadataError if that does not fit (`deep`: MD5)."""
     info = read_metadata(path.parent).get(path.name)
     of_folder = generate_command(path.parent)
     if not path.exists():
@@ -133,12 +131,9 @@ def generate(
     """Write metadata and index of files into the folders that they lie in.
 
     An entry whose size and MD5 are the file's is kept, unless `force`; another is made by reading
-    the file to its end. Entries of files that are not among `paths` stay as they are. What was done
-    is written when the work is interrupted, too. Raises MetadataError if metadata that is there is
-    corrupt, whose bytes stay as they are; OSError if a folder cannot be written.
-
-    The compression is "GZIP", "ZLIB", or "" to find it from each file's first bytes. `progress`
-    goes through the paths, and may show where the work stands.
+    the file to its end. What was done is written when the work is interrupted, too. Raises
+    MetadataError if metadata that is there is corrupt. The compression is "GZIP", or "" to find it
+    from each file's first bytes. `progress` goes through the paths, and may show how far it is.
     """
     require_compression(compression)
     before = {path.parent: read_metadata(path.parent) for path in paths}
@@ -148,7 +143,7 @@ def generate(
         for path in progress(paths):
             known = before[path.parent].get(path.name)
             try:
-                if known and not force and _is_up_to_date(path, known):
+                if known and not force and is_described(path, deep=True):
                     result.kept.append(path)
                     continue
                 scanned = _scan(path, compression or compression_of(path))
@@ -165,10 +160,7 @@ def generate(
 
 
 def read_index(path: Path) -> "np.ndarray | None":
-    """Return where each record begins, and the file's end: int64 of (total_records + 1,), in bytes.
-
-    None for a compressed file, or without an index that is sound and of a file of this size.
-    """
+    """Return where each record begins, and the file's end; None without an index that fits."""
     try:
         offsets = _loaded(*_identity(path.parent / INDEX)).get(path.name)
         info = read_metadata(path.parent).get(path.name)
@@ -181,31 +173,25 @@ def read_index(path: Path) -> "np.ndarray | None":
 
 
 def compression_of(path: Path) -> str:
-    """Return "", GZIP or ZLIB, by a file's first bytes; RecordError if it is none of them."""
+    """Return "" or GZIP by a file's first bytes; RecordError if it is neither."""
     with open(path, "rb") as file:
         head = file.read(HEADER.size)
     if not head or (len(head) == HEADER.size and head == header(HEADER.unpack(head)[0])):
         return ""
-    for compression, bits in WINDOW_BITS.items():
-        with contextlib.suppress(zlib.error):  # what begins in another way
-            zlib.decompressobj(bits).decompress(head)
-            return compression
+    if head.startswith(b"\x1f\x8b"):
+        return "GZIP"
     raise RecordError(path, 0, "is truncated, or this is not a TFRecord file")
 
 
 def read_all(path: Path, compression: str = "") -> Iterator[tuple[int, bytes]]:
-    """Yield each record's offset in bytes (as unpacked) and its data; RecordError at the first that
-    is torn or has another CRC.
-    """
+    """Yield each record's offset in bytes (as unpacked) and its data."""
     require_compression(compression)
     with open(path, "rb", buffering=PIECE) as file:
         yield from _records(path, file, compression, os.fstat(file.fileno()).st_size)
 
 
 def require_sound(path: Path, start: int, size: int, frame: bytes) -> None:
-    """Raise a RecordError unless `frame`, read from `start` on, is whole and has the right CRCs;
-    by the index it has `size` bytes.
-    """
+    """Raise a RecordError unless `frame` is whole, as long as the index says, and has its CRCs."""
     if len(frame) < size:
         raise RecordError(path, start, TORN)
     length = _checked_length(path, start, frame)
@@ -219,14 +205,12 @@ def write_records(path: Path, records: Iterable[bytes], compression: str = "") -
     """Write a file of records when all are there, always the same bytes; return how many."""
     require_compression(compression)
     number = 0
-    packer = zlib.compressobj(wbits=WINDOW_BITS[compression]) if compression else None
     with replacing(path) as temporary, open(temporary, "wb", buffering=PIECE) as file:
-        for data in records:
-            for part in (header(len(data)), data, _footer(data)):
-                file.write(packer.compress(part) if packer else part)
-            number += 1
-        if packer:
-            file.write(packer.flush())
+        packer = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if compression else None
+        with packer or contextlib.nullcontext(file) as output:
+            for data in records:
+                output.write(header(len(data)) + data + _footer(data))
+                number += 1
     return number
 
 
@@ -247,9 +231,7 @@ def header(length: int) -> bytes:
 
 
 def _records(path: Path, file: Any, compression: str, size: int) -> Iterator[tuple[int, bytes]]:
-    stream: Any = file
-    if compression and size:
-        stream = io.BufferedReader(_Unpacked(file, compression), PIECE)
+    stream = gzip.GzipFile(fileobj=file) if compression else file
     offset = 0
     while head := _read(stream, HEADER.size, path, offset):
         length = _checked_length(path, offset, head)
@@ -274,7 +256,7 @@ def _read(stream: Any, size: int, path: Path, offset: int) -> bytes:
             pieces.append(piece)
             size -= len(piece)
         return b"".join(pieces)
-    except (EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise RecordError(path, offset, f"cannot be unpacked: {error}") from error
 
 
@@ -291,34 +273,7 @@ def _checked_length(path: Path, offset: int, frame: bytes) -> int:
 def require_compression(compression: str) -> None:
     """Raise a ValueError unless it is one of COMPRESSIONS."""
     if compression not in COMPRESSIONS:
-        raise ValueError(f"the compression is {compression!r}; it must be GZIP, ZLIB or empty")
-
-
-class _Unpacked(io.RawIOBase):
-    """What a compressed file unpacks to."""
-
-    def __init__(self, file: BinaryIO, compression: str) -> None:
-        self._file = file
-        self._bits = WINDOW_BITS[compression]
-        self._inflate = zlib.decompressobj(self._bits)
-        self._unpacked = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._unpacked:
-            packed = self._inflate.unused_data or self._file.read(2**14)
-            if self._inflate.eof:  # what follows has to be compressed, too
-                if not packed:
-                    return 0
-                self._inflate = zlib.decompressobj(self._bits)
-            elif not packed:
-                raise EOFError("the compressed data end early")
-            self._unpacked = self._inflate.decompress(packed)
-        number = min(len(buffer), len(self._unpacked))
-        buffer[:number], self._unpacked = self._unpacked[:number], self._unpacked[number:]
-        return number
+        raise ValueError(f"the compression is {compression!r}; it must be GZIP or empty")
 
 
 def _identity(path: Path) -> tuple[Path, int, int, int]:
@@ -358,17 +313,12 @@ def _loaded(path: Path, *_: int) -> "Mapping[str, np.ndarray]":
             index = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
         return {}
-    index = {name: offsets for name, offsets in index.items() if _are_offsets(offsets)}
-    for offsets in index.values():
-        offsets.flags.writeable = False
-    return index
-
-
-def _are_offsets(offsets: "np.ndarray") -> bool:
-    import numpy as np
-
-    is_list = offsets.dtype == np.int64 and offsets.ndim == 1 and len(offsets) > 0
-    return bool(is_list and offsets[0] == 0 and (np.diff(offsets) >= FRAME).all())
+    return {
+        name: offsets
+        for name, offsets in index.items()
+        if offsets.dtype == np.int64 and offsets.ndim == 1 and len(offsets) and offsets[0] == 0
+        if (np.diff(offsets) >= FRAME).all()
+    }
 
 
 def _md5(path: Path) -> str:
@@ -376,9 +326,11 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def _is_up_to_date(path: Path, info: FileInfo) -> bool:
-    """Return whether an entry is right, and the index as well if there should be one."""
-    if path.stat().st_size != info.file_size or _md5(path) != info.md5_hash:
+def is_described(path: Path, deep: bool = False) -> bool:
+    """Return whether the metadata of a file is right, and the index if there should be one."""
+    try:
+        file_info(path, deep)
+    except MetadataError:
         return False
     return compression_of(path) != "" or read_index(path) is not None
 
@@ -388,36 +340,22 @@ _Scanned = tuple[FileInfo, "np.ndarray | None"]
 
 
 def _scan(path: Path, compression: str) -> _Scanned:
-    """Read a file to its end, once: its records are counted and its bytes hashed on the way."""
+    """Read a file to its end: count its records."""
     import numpy as np
 
-    starts = array.array("q")
-    end = 0
-    raw = _HashedFile(path)
-    with io.BufferedReader(raw, PIECE) as file:
-        for offset, data in _records(path, file, compression, path.stat().st_size):
-            starts.append(offset)
-            end = offset + len(data) + FRAME
-        info = FileInfo(len(starts), raw.tell(), raw.digest.hexdigest())
-    starts.append(end)
+    starts = array.array("q", [0])
+    with open(path, "rb", buffering=PIECE) as file:
+        size = os.fstat(file.fileno()).st_size
+        for offset, data in _records(path, file, compression, size):
+            starts.append(offset + len(data) + FRAME)
+    info = FileInfo(len(starts) - 1, size, _md5(path))
     return info, None if compression else np.array(starts, dtype=np.int64)
-
-
-class _HashedFile(io.FileIO):
-    """A file whose MD5 is known once it was read to its end."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.digest = hashlib.md5(usedforsecurity=False)
-
-    def readinto(self, buffer: Any) -> int:
-        number = super().readinto(buffer) or 0
-        self.digest.update(memoryview(buffer)[:number])
-        return number
 
 
 def _save(folder: Path, scanned: Mapping[str, _Scanned]) -> None:
     """Add what was found to metadata and index, next to what another process may have added."""
+    import numpy as np
+
     with _locked(folder):
         remove_partial_files(folder, METADATA, INDEX)
         before = read_metadata(folder)
@@ -429,23 +367,16 @@ def _save(folder: Path, scanned: Mapping[str, _Scanned]) -> None:
         index = {name: offsets for name, offsets in found.items() if offsets is not None}
         # The index comes first: it is only used where it agrees with the metadata.
         if index or (folder / INDEX).exists():
-            write_atomically(folder / INDEX, _index_bytes(index))
+            packed = io.BytesIO()
+            with zipfile.ZipFile(packed, "w") as archive:  # not `savez`: a file may be named "file"
+                for name in sorted(index):
+                    with archive.open(f"{name}.npy", "w") as file:  # it is dated 1980
+                        np.save(file, index[name], allow_pickle=False)
+            write_atomically(folder / INDEX, packed.getvalue())
         if entries != before:
             files = {name: asdict(entries[name]) for name in sorted(entries)}
             content = json.dumps({"version": VERSION, "files": files}, indent=4)
             write_atomically(folder / METADATA, content + "\n")
-
-
-def _index_bytes(index: "Mapping[str, np.ndarray]") -> bytes:
-    """Return a .npz file; the same arrays give the same bytes, every day."""
-    import numpy as np
-
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name in sorted(index):
-            with archive.open(f"{name}.npy", "w") as file:  # it is dated 1980
-                np.save(file, index[name], allow_pickle=False)
-    return packed.getvalue()
 
 
 @contextlib.contextmanager

@@ -49,10 +49,8 @@ def check_ranges_of_variant(config: Mapping[str, Any]) -> None:
     require_at_least_one(train, "epochs", "save_summary_steps", *given, section="train.")
     for one, other in (steps, ("save_checkpoint_steps", "save_checkpoint_secs")):
         if train[one] is not None and train[other] is not None:
-            raise UsageError(
-                f"train.{one} is {train[one]} and train.{other} is {train[other]}; give one of "
-                f"them (--delete train.{other})"
-            )
+            what = f"train.{one} is {train[one]} and train.{other} is {train[other]}"
+            raise UsageError(f"{what}; give one of them (--delete train.{other})")
     for key in ("save_checkpoint_secs", "validation_secs"):
         value = train[key]
         if value is not None and (not isinstance(value, int | float) or value <= 0):

@@ -4,7 +4,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
@@ -35,10 +35,7 @@ class Records(NamedTuple):
 
 
 class Indexed:
-    """Records of uncompressed files at hand by their numbers among all; threads may share it.
-
-    Of each file there are the offsets of its records and its end, and how many are of the data.
-    """
+    """Records of uncompressed files at hand by their numbers among all; threads may share it."""
 
     def __init__(self, paths: list[Path], indexes: list[Array], counts: list[int]) -> None:
         self.counts = counts
@@ -51,7 +48,7 @@ class Indexed:
         self._descriptors: OrderedDict[int, int] = OrderedDict()
         # A descriptor that another thread closes might come back as that of another file.
         self._lock = threading.Lock()
-        weakref.finalize(self, _close, self._descriptors)
+        weakref.finalize(self, lambda opened: [*map(os.close, opened.values())], self._descriptors)
 
     def read(self, rows: Array) -> Records:
         """Return records by their numbers. Raises RecordError if one is corrupt."""
@@ -97,11 +94,6 @@ def _are_sound(frames: list[bytes], data: list[bytes], sizes: list[int]) -> bool
     return bool((tfrecords.masked(found) == stored).all())
 
 
-def _close(descriptors: dict[int, int]) -> None:
-    while descriptors:
-        os.close(descriptors.popitem()[1])
-
-
 @dataclass
 class Stream:
     """Records in the order of their files, or shuffled in a window."""
@@ -112,8 +104,6 @@ class Stream:
     window: int  # records to choose from
     side_by_side: int  # files read at a time, one record from each in turn
     seed: int | None  # of the order; None: that of the files
-    # Called with an error; if it returns, what is left of that file is left out.
-    on_corrupt: Callable[[tfrecords.RecordError], None]
 
     def __post_init__(self) -> None:
         self.total = sum(self.counts)
@@ -124,30 +114,18 @@ class Stream:
         """Return the records from one position in the endless stream to another."""
         if self._at != first:
             number, place = divmod(first, self.total)
-            passes = map(self._pass, count(number))
-            self._iterator = islice(chain.from_iterable(passes), place, None)
+            seed = self.seed
+            each = (self.once() if seed is None else self._shuffled(seed, n) for n in count(number))
+            self._iterator = islice(chain.from_iterable(each), place, None)
         self._at = None  # where it stands after an error is not known
         records = Records.of(islice(self._iterator, last - first))
         self._at = last
         return records
 
     def once(self) -> Iterator[Record]:
-        """Give the sound records of all files, one file after the other."""
+        """Give the records of all files, one file after the other."""
         for file in range(len(self.paths)):
             yield from self._of_file(file)
-
-    def _pass(self, number: int) -> Iterator[Record]:
-        """Give as many records as there are to be in a pass."""
-        records = self.once() if self.seed is None else self._shuffled(self.seed, number)
-        given = 0
-        while given < self.total:
-            before = given
-            for record in islice(records, self.total - given):
-                yield record
-                given += 1
-            if given == before:
-                raise ValueError(f"each record of {self.paths[0]} and its like is corrupt")
-            records = self.once()  # corrupt records have left places empty
 
     def _shuffled(self, seed: int, number: int) -> Iterator[Record]:
         generator = random_generator(seed, number, SHUFFLE_STREAM)
@@ -180,15 +158,10 @@ class Stream:
     def _of_file(self, file: int) -> Iterator[Record]:
         path, most = self.paths[file], self.counts[file]
         number = 0
-        try:
-            for _, data in islice(tfrecords.read_all(path, self.compression), most):
-                yield data, file, number
-                number += 1
-        except tfrecords.RecordError as error:
-            self.on_corrupt(error)
-            return
+        for _, data in islice(tfrecords.read_all(path, self.compression), most):
+            yield data, file, number
+            number += 1
         if number < most:
-            raise tfrecords.MetadataError(
-                f"{path} ends after {number} records, but its metadata say {most} or more; if "
-                f"the file is right, type: {tfrecords.generate_command(path)}"
-            )
+            what = f"{path} ends after {number} records, but its metadata say {most} or more"
+            command = tfrecords.generate_command(path)
+            raise tfrecords.MetadataError(f"{what}; if the file is right, type: {command}")

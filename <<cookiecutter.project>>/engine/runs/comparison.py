@@ -1,5 +1,6 @@
 """Makes tables of runs: what there is, how they compare, how two of them differ; in many forms."""
 
+import contextlib
 import csv
 import difflib
 import io
@@ -7,7 +8,6 @@ import json
 import math
 import pickle
 import statistics
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ from engine.runs.selection import Cell, written
 from vegab import UsageError, snapshot
 from vegab.config import did_you_mean, differences, show
 from vegab.execution import printable
+from vegab.files import META
 
 
 class Mean(NamedTuple):
@@ -40,12 +41,9 @@ class Table(NamedTuple):
 
 def listing(records: Sequence[RunRecord], columns: Sequence[str] = (), more: str = "") -> Table:
     """Return a line a run: its name, how far it is, how good, how old; or these columns, `more`."""
-    known = selection.known_to(records)
-    columns = columns or [
-        name
-        for name, get in selection.OWN.items()
-        if name not in selection.OFTEN_EMPTY or any(map(get, records))
-    ]
+    known, rare = selection.known_to(records), selection.OFTEN_EMPTY
+    own = selection.OWN.items()
+    columns = columns or [n for n, get in own if n not in rare or any(map(get, records))]
     columns = list(dict.fromkeys(filter(None, ["run", *columns, more])))
     return Table(columns, _rows(records, columns, known))
 
@@ -88,9 +86,8 @@ def for_paper(
     records: Sequence[RunRecord], asked: Sequence[str], rows: Sequence[str], by: str
 ) -> tuple[Table, list[str]]:
     """Return a row for each value of some settings, a column for each of another, and in it the
-    mean of metrics over finished runs, the best of each metric marked; and what is doubtful in it.
-
-    Without metrics `asked` for, they are those of the test set, or else what the runs monitor.
+    mean of metrics over finished runs, by default those of the test set, or else what the runs
+    monitor; the best of each is marked. And return what is doubtful in it.
     """
     known = selection.known_to(records)
     metrics = selection.metrics_of(records, asked)
@@ -99,39 +96,37 @@ def for_paper(
         metrics = tested or list(filter(None, [selection.main_monitor(records)]))
     records = [record for record in records if record.state == "finished"]
     settings = _rows(records, [*rows, *([by] if by else [])], known)
-    cells: dict[tuple[Any, ...], dict[Any, list[RunRecord]]] = {}
+    runs: dict[tuple[Any, ...], dict[Any, list[RunRecord]]] = {}  # by the row's and column's values
     for record, values in zip(records, settings, strict=True):
         own = tuple(map(_frozen, values))
-        line = cells.setdefault(own[: len(rows)], {})
-        line.setdefault(own[-1] if by else None, []).append(record)
-    across = sorted({place for line in cells.values() for place in line}, key=_order)
-    columns = list(rows)
+        row = runs.setdefault(own[: len(rows)], {})
+        row.setdefault(own[-1] if by else None, []).append(record)
+    lines = sorted(runs, key=lambda values: [*map(_order, values)])
+    across = sorted({place for line in runs.values() for place in line}, key=_order)
+    columns, body = list(rows), [[*line] for line in lines]
     for place in across:
         of_value = [f"{by}={text_of(place)}"] if by else []
         columns += [", ".join([m] * (len(metrics) > 1 or not by) + of_value) for m in metrics]
-    body = []
-    for key in sorted(cells, key=lambda values: [*map(_order, values)]):
-        there = [(cells[key].get(place, []), metric) for place in across for metric in metrics]
-        means = [mean_of([r.metrics[m].best for r in runs if m in r.metrics]) for runs, m in there]
-        body.append([*key, *means])
-    for start, metric in enumerate(metrics, start=len(rows)):
-        places = range(start, len(columns), len(metrics))
-        found = [parts[place] for parts in body for place in places if parts[place]]
+    cells: dict[tuple[Any, ...], Mean | None] = {}
+    for metric in metrics:
         is_lower = results.is_lower_better_in(records[0].config if records else {}, metric)
-        best = (min if is_lower else max)((mean.mean for mean in found), default=None)
-        for parts in body:
-            for place in places:
-                if parts[place]:
-                    parts[place] = parts[place]._replace(is_best=parts[place].mean == best)
-    numbers = {cell.num_runs for line in body for cell in line if isinstance(cell, Mean)}
+        means = {
+            (line, place): mean_of([r.metrics[metric].best for r in group if metric in r.metrics])
+            for line in lines
+            for place, group in runs[line].items()
+        }
+        best = (min if is_lower else max)((mean.mean for mean in means.values() if mean), default=0)
+        for place, mean in means.items():
+            cells[(*place, metric)] = mean and mean._replace(is_best=mean.mean == best)
+    for parts, line in zip(body, lines, strict=True):
+        parts += [cells.get((line, place, metric)) for place in across for metric in metrics]
+    numbers = {mean.num_runs for mean in cells.values() if mean}
     num_runs = numbers.pop() if len(numbers) == 1 else None
-    alike = [runs for line in cells.values() for runs in line.values()]
-    mixed = dict.fromkeys(k for runs in alike for k in results.differing_settings(runs, False))
-    doubts = [
-        f"a mean is over runs that differ by {', '.join(mixed)}, too; add that to --rows, --by or "
-        "--where"
-    ]
-    return Table(columns, body, num_runs), doubts if mixed else []
+    alike = [group for line in runs.values() for group in line.values()]
+    mixed = dict.fromkeys(k for group in alike for k in results.differing_settings(group, False))
+    doubt = f"a mean is over runs that differ by {', '.join(mixed)}, too"
+    hint = "add that to --rows, --by or --where"
+    return Table(columns, body, num_runs), [f"{doubt}; {hint}"] if mixed else []
 
 
 def _frozen(cell: Any) -> Any:
@@ -145,8 +140,9 @@ def _setting_columns(known: Container[str], settings: Sequence[str]) -> list[str
 
 
 def _metric_columns(records: Sequence[RunRecord], metrics: Sequence[str]) -> list[str]:
-    found = [(key, r.metrics[key]) for key in metrics for r in records if key in r.metrics]
-    return list(dict.fromkeys(column for key, metric in found for column in metric.by_column(key)))
+    known = {column for record in records for column in results.values_of(record)}
+    names = [name for key in metrics for name in (key, f"{key} best", f"{key} last")]
+    return [name for name in names if name in known]
 
 
 def _place_of(table: Table, name: str) -> int:
@@ -193,10 +189,8 @@ def mean_of(values: Sequence[float]) -> Mean | None:
 
 
 def as_text(table: Table, width: int = 0) -> str:
-    """Return lines of columns below each other, numbers to the right.
-
-    If there is a `width`, the columns that tell least are left out until the lines fit, and a last
-    line says so: those with the same value in most rows, then last values, and those of training.
+    """Return lines of columns below each other, numbers to the right; the columns that tell least
+    are left out until the lines fit into a `width`, if any.
     """
     columns = [*zip(*_shown(table), strict=True)]
     widths = [max(map(_width, column)) for column in columns]
@@ -211,22 +205,19 @@ def as_text(table: Table, width: int = 0) -> str:
     places = list(range(len(columns)))
     while width and dull and sum(widths[place] + 2 for place in places) - 2 > width:
         places.remove(dull.pop())
-    right = _to_the_right(table)
-    text = ""
-    for row in zip(*columns, strict=True):
-        cells = []
-        for place in places:
-            blank = " " * (widths[place] - _width(row[place]))
-            cells.append(blank + row[place] if right[place] else row[place] + blank)
-        text += "  ".join(cells).rstrip() + "\n"
-    text += f"{note}\n" if (note := _note_of(table)) else ""
+    padded = []
+    for column, wide, to_the_right in zip(columns, widths, _to_the_right(table), strict=True):
+        blanks = [" " * (wide - _width(cell)) for cell in column]
+        pairs = zip(column, blanks, strict=True)
+        padded.append([blank + cell if to_the_right else cell + blank for cell, blank in pairs])
+    lines = [
+        "  ".join(row[place] for place in places).rstrip() for row in zip(*padded, strict=True)
+    ]
+    lines += [note] if (note := _note_of(table)) else []
     if left_out := [name for place, name in enumerate(table.columns) if place not in places]:
-        text += printable(
-            f"left out, for the terminal is {width} wide: {', '.join(left_out)}; name columns in "
-            "--columns, or see all with | less -S"
-        )
-        text += "\n"
-    return text
+        what = f"left out, for the terminal is {width} wide: {', '.join(left_out)}"
+        lines.append(printable(f"{what}; name columns in --columns, or see all with | less -S"))
+    return "\n".join(lines) + "\n"
 
 
 def _note_of(table: Table) -> str:
@@ -348,8 +339,9 @@ def _to_the_right(table: Table) -> list[bool]:
 def _width(text: str) -> int:
     if text.isascii():
         return len(text)
-    shown = [c for c in text if not unicodedata.combining(c)]
-    return len(shown) + sum(unicodedata.east_asian_width(c) in "WF" for c in shown)
+    from tqdm.utils import disp_len  # which knows of wide letters
+
+    return disp_len(text)
 
 
 MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", **{c: f"\\{c}" for c in "\\|`*_[]"}})
@@ -373,42 +365,38 @@ LATEX = str.maketrans(
 
 def difference(one: RunRecord, other: RunRecord) -> str:
     """Return what differs between two runs: config, command, environment, data and code."""
-    first, second = (results.read_json(record.path, "meta.json", []) for record in (one, other))
-    is_readable = one.config and other.config
-    unreadable = [f"  {problem}" for problem in results.problems_of([one, other])]
-    sections = {
-        "config": _changes(one.config, other.config) if is_readable else unreadable,
-        "command": _changes({"command": one.command}, {"command": other.command}),
-        "packages": _changes(first.get("packages") or {}, second.get("packages") or {}),
-        "environment": _changes(_environment(first), _environment(second)),
-        "data": _changes(_data(one), _data(other)),
-        "code": _code(Path(one.path), Path(other.path)),
-    }
+    first, second = _told(one), _told(other)
     lines = [f"--- {one.path}", f"+++ {other.path}"]
-    for name, found in sections.items():
+    for name in (*first, "code"):
+        if name == "code":
+            found = _code(Path(one.path), Path(other.path))
+        elif name == "config" and not (one.config and other.config):
+            found = [f"  {problem}" for problem in results.problems_of([one, other])]
+        else:
+            changes = sorted(differences(first[name], second[name]).items())
+            found = [f"  {key}: {show(old)} -> {show(new)}" for key, (old, new) in changes]
         lines += ["", f"{name}: {'the same' if not found else ''}".rstrip(), *found]
     # A tab in code is a tab: the patch is to be applied.
     shown = ["\t".join(map(printable, line.rstrip("\n").split("\t"))) for line in lines]
     return "\n".join(shown) + "\n"
 
 
-def _changes(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    changes = differences(one, other)
-    return [f"  {key}: {show(old)} -> {show(new)}" for key, (old, new) in sorted(changes.items())]
-
-
-def _environment(meta: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("python", "host", "platform", "cpu", "gpus", "environment")
-    return {key: meta[key] for key in keys if key in meta}
-
-
-def _data(record: RunRecord) -> dict[str, Any]:
-    """Return the fingerprint of a run's data and what its numbers depend on besides packages."""
-    try:
+def _told(record: RunRecord) -> dict[str, dict[str, Any]]:
+    """Return what a run says of itself, besides its code."""
+    meta: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
+    with contextlib.suppress(UsageError):
+        meta = results.mapping_in(record.path, META)
+    with contextlib.suppress(OSError, pickle.UnpicklingError):
         stored = results.loop_state(record.path).get("fingerprint") or {}
-    except (OSError, pickle.UnpicklingError):
-        return {}
-    return {key: stored[key] for key in ("data", "processor", "settings") if key in stored}
+    surroundings = ("python", "host", "platform", "cpu", "gpus", "environment")
+    return {
+        "config": record.config,
+        "command": {"command": record.command},
+        "packages": meta.get("packages") or {},
+        "environment": {key: meta[key] for key in surroundings if key in meta},
+        "data": {key: stored[key] for key in ("data", "processor", "settings") if key in stored},
+    }
 
 
 def _code(one: Path, other: Path) -> list[str]:

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from engine.pictures import new_figure
 from engine.runs import comparison, results, selection
+from engine.runs.effects import are_far_apart
 from engine.runs.results import RunRecord
 from vegab import UsageError
 from vegab.execution import printable
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -31,13 +30,10 @@ LINES = ("-", "--", "-.", ":")
 # a name look the same.
 MARKERS = ("o", "s", "^", "D", "v")
 MOST_NAMED = 10  # curves, the best; the rest is grey
-FAR = 100  # times the least value, the greatest needs a logarithmic axis
-MOST_INSIDE = 5  # lines of a legend that is not next to the panels
-LONGEST_INSIDE = 28  # characters of such a line
 LONGEST_LINE = 44
 LONGEST_TITLE = 64
 TEST_SET = "test set"
-MOST_MARKED = 10  # points of a curve, but for those that stand alone
+MOST_MARKED = 10  # points of a curve or so, besides those that stand alone
 # Names are text, and no LaTeX; PDF with TrueType fonts, as publishers ask for; the same identifiers
 # in each SVG.
 STYLE: dict[Any, Any] = {
@@ -54,21 +50,28 @@ def curves_of(
 
     A curve is NaN where a value is not finite, or with `log_y` not above 0, which leaves a gap; its
     index has the name of `x`. A metric of the test set is one point, and its index has the name
-    "test set". Without columns that are `asked` for, it is what the runs monitor. Raises UsageError
-    if there is nothing to draw of a metric.
+    "test set". Without columns that are `asked` for, it is what the runs monitor.
     """
     import numpy as np
     import pandas as pd
 
-    histories, problems = _histories(records)
+    histories, problems = {}, results.problems_of(records)
+    for record in records:
+        try:
+            histories[record.path] = rows = results.read_history(record.path)
+        except (OSError, ValueError) as error:
+            if not record.problem:
+                problems.append(f"{record.path}: {error}")
+            continue
+        if record.state != "finished" or not rows:
+            of_how_many = f" of {record.num_epochs}" if record.num_epochs else ""
+            problems.append(f"{record.path}: {record.state}, {len(rows)}{of_how_many} epochs")
     columns = {key for rows in histories.values() for row in rows for key in row}
     selection.metrics_of(records, [metric for metric in asked if metric not in columns])
     metrics = list(dict.fromkeys(asked or [r.monitor for r in records if r.monitor]))
     if not metrics:
-        raise UsageError(
-            "no run has a history with a metric to draw by itself"
-            + (f"; name one by --metric: {', '.join(sorted(columns))}" if columns else "")
-        )
+        hint = f"; name one by --metric: {', '.join(sorted(columns))}" if columns else ""
+        raise UsageError(f"no run has a history with a metric to draw by itself{hint}")
     curves: dict[str, Curves] = {metric: {} for metric in metrics}
     for record in records:
         rows = histories.get(record.path, [])
@@ -96,39 +99,13 @@ def curves_of(
     return curves, problems
 
 
-def _histories(records: Sequence[RunRecord]) -> tuple[dict[str, list[dict[str, float]]], list[str]]:
-    """Return the histories that can be read, by path, and what is not right with runs."""
-    histories, problems = {}, []
-    for record in records:
-        if record.problem:
-            problems.append(f"{record.path}: {record.problem}")
-        try:
-            histories[record.path] = rows = results.read_history(record.path)
-        except (OSError, ValueError) as error:
-            if not record.problem:
-                problems.append(f"{record.path}: {error}")
-            continue
-        if record.state != "finished" or not rows:
-            of_how_many = f" of {record.num_epochs}" if record.num_epochs else ""
-            problems.append(f"{record.path}: {record.state}, {len(rows)}{of_how_many} epochs")
-    return histories, problems
-
-
 def smoothed(values: "pd.Series", weight: float) -> "pd.Series":
-    """Return an exponential moving average with bias correction, as TensorBoard draws it.
-
-    m(t) = weight * m(t - 1) + (1 - weight) * value(t), from m(0) = 0, over 1 - weight^t: Kingma and
-    Ba, "Adam: a method for stochastic optimization" (2015), section 3. A NaN stays one, and does
-    not count.
-    """
+    """Return an exponential moving average with bias correction, as TensorBoard draws it."""
     return values.ewm(alpha=1 - weight, ignore_na=True).mean().where(values.notna())
 
 
 def mean_of(curves: Sequence["pd.Series"]) -> tuple["pd.Series", "pd.Series"]:
-    """Return mean and standard deviation (n - 1) over the curves that reach each point.
-
-    Where one of the curves is NaN, the mean is; where there is only one, the deviation is.
-    """
+    """Return mean and standard deviation (n - 1) of each point; where one is NaN, so are they."""
     import pandas as pd
 
     points = pd.concat(curves).groupby(level=0)
@@ -145,12 +122,11 @@ def draw(
     smooth: float = 0.0,
     columns: Sequence[str] = (),
 ) -> "Figure":
-    """Draw a panel per metric, and in it a curve per run, or per group of runs but for their seed.
+    """Draw a panel per metric, and in it a curve per run, or per group of runs but for their seed:
+    the mean of the smoothed curves, over that of the raw ones.
 
-    Each run's curve is smoothed, then comes the mean; the raw one is drawn underneath. `log_y` is
-    None for an axis as the range of the values asks for. The legend tells of each curve what
-    differs, or these `columns` of a table. Of too many curves, the best of the first metric have a
-    name and a colour.
+    `log_y` is None for an axis as the values ask for. The legend tells of each curve what differs,
+    or these `columns`. Of too many, the best of the first metric have a name and a colour.
     """
     import matplotlib
     from matplotlib.lines import Line2D
@@ -165,35 +141,29 @@ def draw(
     labels = names[:MOST_NAMED]
     if (num_more := len(names) - MOST_NAMED) > 0:
         labels.append(f"and {num_more} more")
-    longest = max(len(line) for label in labels for line in label.split("\n"))
-    num_lines = sum(label.count("\n") + 1 for label in labels) + title.count("\n") + bool(title)
-    is_inside = num_lines <= MOST_INSIDE and longest <= LONGEST_INSIDE
+    lines = [line for text in (*labels, title) for line in text.split("\n")]
     num_columns = 2 if len(curves) == 4 else min(len(curves), 3)
     num_rows = -(-len(curves) // num_columns)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(
-            width=4.4 * num_columns + (0 if is_inside else 0.6 + 0.065 * longest),
-            height=max(3.2 * num_rows, 0.3 + 0.15 * num_lines),
+            width=4.4 * num_columns + 0.6 + 0.065 * max(map(len, lines)),
+            height=max(3.2 * num_rows, 0.3 + 0.15 * len(lines)),
         )
         panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
         for axes in panels[len(curves) :]:
             axes.remove()
         for axes, (metric, there) in zip(panels, curves.items(), strict=False):
             finite = [value for curve in there.values() for value in curve.dropna()]
-            is_far = min(finite) > 0 and max(finite) / min(finite) > FAR
-            is_log = is_far if log_y is None else log_y
+            is_log = are_far_apart(finite) if log_y is None else log_y
             means = _draw_panel(axes, groups, there, smooth, log_x, is_log)
-            _write_best(axes, metric, groups, means, names)
+            told = _best_of(metric, groups, means, names)
+            axes.set_title(told, fontsize=8, loc="left", parse_math=False)
             axes.set_xlabel(next(iter(there.values())).index.name)
             axes.set_ylabel(printable(metric), parse_math=False)
         handles = [Line2D([], [], **_style(n)) for n in range(len(labels))]
         words = [str(index) for index in range(len(labels))]
-        if is_inside:
-            legend = panels[0].legend(handles, words, loc="best", frameon=False)
-        else:
-            legend = figure.legend(handles, words, loc="outside right upper", frameon=False)
-        legend.set_title(title, prop={"size": 8})
-        legend.set_alignment("left")
+        looks: Any = {"frameon": False, "title": title, "title_fontsize": 8, "alignment": "left"}
+        legend = figure.legend(handles, words, loc="outside right upper", **looks)
         # Set here, a name may hold $, or begin with _, which legend() of older releases leaves out.
         for text, label in zip(legend.get_texts(), labels, strict=True):
             text.set(text=label, parse_math=False, fontsize=8)
@@ -231,27 +201,22 @@ def _legend(groups: Groups, smooth: float, columns: Sequence[str]) -> tuple[list
     return labels, "\n".join(title)
 
 
-def _write_best(
-    axes: "Axes",
-    metric: str,
-    groups: Groups,
-    means: Mapping[int, "pd.Series"],
-    labels: Sequence[str],
-) -> None:
-    """Write above a panel its best value, where that is, and whose, if there are several curves."""
+def _best_of(
+    metric: str, groups: Groups, means: Mapping[int, "pd.Series"], labels: Sequence[str]
+) -> str:
+    """Return a panel's best value, where that is, and whose, if there are several curves."""
+    import pandas as pd
+
+    values = pd.concat(means).dropna()
+    if values.empty:  # gaps only
+        return ""
     is_lower = results.is_lower_better_in(groups[0][0].config, metric)
-    drawn = [index for index, mean in means.items() if mean.notna().any()]
-    if not drawn:  # gaps only
-        return
-    best = {index: means[index].min() if is_lower else means[index].max() for index in drawn}
-    index = (min if is_lower else max)(drawn, key=best.__getitem__)
-    mean = means[index]
-    place = mean.idxmin() if is_lower else mean.idxmax()
-    where = "" if mean.index.name == TEST_SET else f" at {mean.index.name} {place:.0f}"
+    index, place = values.idxmin() if is_lower else values.idxmax()
+    name = means[index].index.name
+    where = "" if name == TEST_SET else f" at {name} {place:.0f}"
     whose = f", {labels[index].splitlines()[0]}" if len(means) > 1 else ""
-    title = f"best {best[index]:.4g}{where}{whose}"
-    title = textwrap.shorten(title, LONGEST_TITLE, placeholder=" …")
-    axes.set_title(title, fontsize=8, loc="left", parse_math=False)
+    title = f"best {values[index, place]:.4g}{where}{whose}"
+    return textwrap.shorten(title, LONGEST_TITLE, placeholder=" …")
 
 
 def _draw_panel(
@@ -266,12 +231,10 @@ def _draw_panel(
         axes.set(xticks=[], xlim=(-0.5, len(groups) - 0.5))
     elif log_x:
         axes.set_xscale("log")
-        _write_out(axes.xaxis)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if log_y:
         axes.set_yscale("log")
-        _write_out(axes.yaxis)
     axes.spines[["top", "right"]].set_visible(False)
     bands, means = [], {}
     for index, group in enumerate(groups):
@@ -287,9 +250,10 @@ def _draw_panel(
             continue
         if smooth:
             axes.plot(raw, color=style["color"], linewidth=0.7, alpha=0.4, zorder=1)
-        x = mean.index.to_numpy()
-        marked = _marked(np.log(x) if log_x else x, mean.to_numpy(), index)
-        axes.plot(mean, markevery=marked, **style)
+        every = -(-len(mean) // MOST_MARKED)
+        is_marked = np.arange(len(mean)) % every == index % every
+        is_marked |= (mean.shift(1).isna() & mean.shift(-1).isna()).to_numpy()
+        axes.plot(mean, markevery=np.flatnonzero(is_marked).tolist(), **style)
         if style["marker"] and std.notna().any():
             bands.append((mean, std, style["color"]))
     bottom = axes.get_ylim()[0] if log_y else -np.inf  # of the lines: a band may go below 0
@@ -297,18 +261,6 @@ def _draw_panel(
         low, high = (mean - std).clip(lower=bottom), mean + std
         axes.fill_between(mean.index, low, high, color=color, alpha=0.2, linewidth=0, zorder=0)
     return means
-
-
-def _write_out(axis: "Axis") -> None:
-    """Write 0.5 along a logarithmic axis, where matplotlib would 5 times a power of ten."""
-    from matplotlib.ticker import LogFormatter
-
-    class Plain(LogFormatter):
-        def __call__(self, x: float, pos: int | None = None) -> str:
-            return f"{x:g}" if super().__call__(x, pos) else ""
-
-    axis.set_major_formatter(Plain())
-    axis.set_minor_formatter(Plain(labelOnlyBase=False))
 
 
 def _style(index: int) -> dict[str, Any]:
@@ -320,25 +272,8 @@ def _style(index: int) -> dict[str, Any]:
     return style | {"linewidth": 1.3, "markersize": 3.5, "zorder": 2}
 
 
-def _marked(x: "np.ndarray", y: "np.ndarray", index: int) -> list[int]:
-    """Return the points to mark: all of a few, else some by the index, and what stands alone."""
-    import numpy as np
-
-    there = np.flatnonzero(np.isfinite(y))
-    if len(there) <= MOST_MARKED:
-        return list(there)
-    targets = x[0] + (np.arange(MOST_MARKED) + index % 8 / 8) / MOST_MARKED * (x[-1] - x[0])
-    spread = there[np.searchsorted(x[there], targets[targets <= x[there[-1]]])]
-    is_gap = np.pad(np.isnan(y), 1, constant_values=True)
-    alone = there[is_gap[there] & is_gap[there + 2]]
-    return sorted({*spread, *alone})
-
-
 def content_of(figure: "Figure", form: str, title: str, provenance: Mapping[str, Any]) -> bytes:
-    """Return a picture whose metadata say which runs it shows; the same bytes each time.
-
-    `form` is one of `FORMATS`; of the provenance, the runs and the project's commit are written.
-    """
+    """Return a picture whose metadata say which runs it shows; the same bytes each time."""
     import matplotlib
 
     # ASCII with escapes: each format takes it, and a name that is no UTF-8 can be written.

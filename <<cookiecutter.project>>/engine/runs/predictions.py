@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine import pictures
-from engine.runs import results
 from engine.trees import named
 from vegab.files import replacing, write_atomically
 
@@ -22,10 +21,8 @@ MOST_PANELS = 6
 
 
 class Predictions(NamedTuple):
-    """The first examples of a set and what a model makes of them: arrays (examples, ...) by name.
-
-    Text is an array of objects. Of other features only the first few are there, and of pictures
-    those that fit into the memory for them.
+    """The first examples of a set and what a model makes of them: arrays (examples, ...) by name,
+    objects if text. Of other features only the first few are there, and some pictures.
     """
 
     features: dict[str, Array]
@@ -36,9 +33,8 @@ class Predictions(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """Labels and predictions of the same shape, (examples, ...): integers in [0, number).
-
-    With several labels at once, both are 0 or 1, and the last dimension is that of the classes.
+    """Labels and predictions of one shape, (examples, ...): integers in [0, number); with several
+    at once 0 or 1, and the last dimension is that of the classes.
     """
 
     label: Array
@@ -120,7 +116,7 @@ def write(
 ) -> list[str]:
     """Write the table of predictions, and what there is to see of each output, into a folder.
 
-    Return a sentence for whatever a reader may miss. `class_names` may be empty.
+    Return a sentence for whatever a reader may miss.
     """
     features, labels, outputs, left_out, num_examples = found
     notes = [f"{name} has no row for each example, and is left out" for name in sorted(left_out)]
@@ -163,12 +159,11 @@ def write(
 
 
 def classes_of(output: Array, label: Array | None, are_logits: bool) -> Classes | None:
-    """Return the classes that an output and its labels mean; None if they mean none.
+    """Return the classes that an output and its labels, (examples, ...), mean; None for none.
 
-    Both have the shape (examples, ...). Labels are integers in [0, number) for an output
-    (..., number), and up to half of them others, as those that a loss ignores; or of the output's
-    shape and all 0 or 1: one-hot, several at once, or for an output (..., 1) or (examples,) that
-    of two classes. Outputs are logits if one is not in [0, 1], or if `are_logits` says so.
+    Labels are integers in [0, number) for an output (..., number), and up to half of them others,
+    as those that a loss ignores; or of the output's shape and all 0 or 1. Outputs are logits if one
+    is not in [0, 1], or if `are_logits` says so.
     """
     if label is None or not label.size or output.dtype.kind != "f" or label.dtype.kind == "O":
         return None
@@ -219,11 +214,11 @@ def _write_classes(
     else:
         is_counted = (label >= 0) & (label < number) & np.isfinite(probability)
         if not is_counted.all():
-            notes.append(
-                f"{title}: {(~is_counted).sum()} of {label.size} labels are not counted, for they "
-                f"are not of the {number} classes, or have no finite prediction"
-            )
-        matrix = results.confusion_matrix(label[is_counted], prediction[is_counted], number)
+            why = f"they are not of the {number} classes, or have no finite prediction"
+            some = f"{(~is_counted).sum()} of {label.size} labels"
+            notes.append(f"{title}: {some} are not counted, for {why}")
+        matrix = np.zeros((number, number), np.int64)
+        np.add.at(matrix, (label[is_counted], prediction[is_counted]), 1)
         pictures.draw_confusion_matrix(matrix, path("confusion_matrix.png"), title, names)
         hits, support, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     columns = {

@@ -3,9 +3,6 @@
 `report_page.html` is the page, written by hand; it is filled here with what it is to show.
 """
 
-import base64
-import hashlib
-import io
 import json
 import math
 import os
@@ -16,21 +13,18 @@ from typing import Any
 from urllib.parse import quote
 
 from engine.runs import results, selection
-from engine.runs.effects import LARGEST, clipped, effects_of
+from engine.runs.effects import LARGEST, clipped, effects_of, short
 from engine.runs.results import RunRecord
-from vegab.files import read_bytes, write_atomically
+from vegab.files import write_atomically
 
 PAGE = Path(__file__).with_name("report_page.html")
 PLACE_FOR_DATA = '"the data"'
-LARGEST_PAGE = 10_000_000  # bytes
-SPACE_FOR_NOTES = 2_000
 MOST_VALUES = 500_000  # of all curves together, some 9 bytes each
 FEWEST_ROWS = 16  # of a curve, however many there are
-MOST_CLASSES = 100  # a larger confusion matrix could not be read, and would be megabytes
 LONGEST_SETTING = 2_000  # characters
 LINKED = (
     "history.csv", "learning_curve.png", "stdout.txt", "stderr.txt", "config.json", "meta.json",
-    "eval/*.csv", "eval/*.png",
+    "eval/*.csv", "eval/*.json", "eval/*/scalars.json", "eval/*.png",
 )  # fmt: skip
 
 
@@ -41,26 +35,19 @@ def write_report(
     sweep: Mapping[str, Any] | None = None,
     columns: Sequence[str] = (),
 ) -> int:
-    """Write the page, whose links are relative to its folder, and return its size in bytes.
+    """Write the page, whose links are relative to its folder; return its size in bytes.
 
-    Above all else it shows the sentences `problems`. `sweep` is what `engine.sweeps.sweep_of`
-    returns, if the runs are those of one sweep. The table shows the `columns` of these names, if
-    there are any, at first.
+    `sweep` is what `engine.sweeps.sweep_of` returns; `columns` are what the table shows at first.
     """
     known = selection.known_to(records)
     for name in columns:
         selection.find(known, name)
     data = data_of(records, page.parent, problems, sweep) | {"columns": _plain(columns)}
-    content = page_of(data)
-    write_atomically(page, content)
-    return len(content)
-
-
-def page_of(data: Mapping[str, Any]) -> bytes:
-    """Return the page with `data` in it."""
     before, place, after = PAGE.read_text(encoding="utf-8").partition(PLACE_FOR_DATA)
     assert place, f"{PAGE.name} has no place for the data"
-    return f"{before}{_as_json(data)}{after}".encode()
+    content = f"{before}{_as_json(data)}{after}".encode()
+    write_atomically(page, content)
+    return len(content)
 
 
 def data_of(
@@ -74,9 +61,9 @@ def data_of(
     readable = next((record for record in records if record.config), RunRecord(""))
     shared = readable.settings.items()
     common = {k: clipped(value, LONGEST_SETTING) for k, value in shared if k not in differing}
-    sizes = [(record.epoch, len(record.metrics) + 3) for record in records]
+    num_values = sum(record.epoch * (len(record.metrics) + 3) for record in records)
     # One is read after the other: together they would need hundreds of megabytes.
-    curves, stride = thinned(map(_history_of, records), sizes)
+    curves, stride = thinned(map(_history_of, records), num_values)
     monitor = selection.main_monitor(records)
     data = _plain(
         {
@@ -87,7 +74,6 @@ def data_of(
             "settings": {"differing": differing, "common": common},
             "effects": effects_of(records, monitor),
             "runs": [_run_of(record, folder, differing) for record in records],
-            "images": {},
             "notes": problems,
         }
     )
@@ -96,39 +82,31 @@ def data_of(
         run["history"] = curve
     if stride > 1:
         notes.append(
-            "Long curves are thinned, so that the page stays small: of the longest runs one epoch "
-            f"in {stride} is drawn, and the best and the last ones. Each history.csv has them all."
-        )
-    space = LARGEST_PAGE - len(page_of(data)) - SPACE_FOR_NOTES
-    if left_out := _add_examples(runs, data["images"], space):
-        notes.append(
-            f"Examples and confusion matrices of {_count(left_out)} are left out, so that the page "
-            f"has less than {LARGEST_PAGE / 1e6:.0f} MB; a report on fewer runs has them."
+            f"Long curves are thinned, so that the page stays small: one epoch in {stride} is "
+            "drawn, and the best and the last ones. Each history.csv has them all."
         )
     if damaged := sum(bool(run["problem"]) for run in runs):
-        notes.append(f"{_count(damaged)} could not be read in full; the details say what is wrong.")
+        count = f"{damaged} run{'s' * (damaged != 1)}"
+        notes.append(f"{count} could not be read in full; the details say what is wrong.")
     return data
-
-
-def _count(runs: int) -> str:
-    return f"{runs} run{'s' * (runs != 1)}"
 
 
 def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[str, Any]:
     settings, run = record.settings, Path(record.path)
-    evaluations, problem = _evaluations_of(run)
     again = shlex.join(["python", "bin/reproduce.py", record.path])
     entry = vars(record) | {
-        "problem": "; ".join(filter(None, (record.problem, problem))),
         # The command that makes the run again, or goes on with one that has not finished.
         "again": again if record.state == "finished" else record.command,
         # The dot: a name with a colon is a folder, not the scheme of an address.
         "href": f"./{quote(os.fsencode(os.path.relpath(run, folder)))}/",
         "has_config": bool(record.config),
         "settings": {k: clipped(settings[k], LONGEST_SETTING) for k in differing if k in settings},
-        "evaluations": evaluations,
+        # Pictures among them are shown: of another folder there are none.
         "files": [
-            str(path.relative_to(run)) for pattern in LINKED for path in sorted(run.glob(pattern))
+            str(path.relative_to(run))
+            for pattern in LINKED
+            for path in sorted(run.glob(pattern))
+            if path.resolve().is_relative_to(run.resolve())
         ],
     }
     del entry["config"]
@@ -143,30 +121,17 @@ def _history_of(record: RunRecord) -> list[dict[str, float]]:
 
 
 def thinned(
-    histories: Iterable[list[dict[str, float]]], sizes: Sequence[tuple[int, int]]
+    histories: Iterable[list[dict[str, float]]], num_values: int
 ) -> tuple[list[dict[str, list]], int]:
-    """Return the curves of runs, with so few epochs that there are not too many values.
+    """Return the curves of runs, values by column, None where there is no number, and their stride.
 
-    Of each run every 2^n-th epoch stays, so that runs of other lengths have them too, the last one,
-    and those where a column has its least and its largest value. `sizes` says how many rows and
-    columns each history has. The curves are values by column, None where there is no number; epochs
-    count from 1. Return the largest of the 2^n, too.
+    Of each run every stride-th epoch (from 1) stays, the last one, and those where a column has its
+    least and its largest value.
     """
-    most_rows = longest = max((num_rows for num_rows, _ in sizes), default=0)
-
-    def stride_of(num_rows: int) -> int:
-        return 2 ** max(0, math.ceil(math.log2(num_rows / most_rows))) if num_rows else 1
-
-    def num_values() -> int:
-        return sum(num_rows // stride_of(num_rows) * columns for num_rows, columns in sizes)
-
-    while num_values() > MOST_VALUES and most_rows > FEWEST_ROWS:
-        most_rows = max(FEWEST_ROWS, most_rows // 2)
-    curves = [
-        _curve_of(rows, stride_of(num_rows))
-        for rows, (num_rows, _) in zip(histories, sizes, strict=True)
-    ]
-    return curves, stride_of(longest)
+    stride = max(1, -(-num_values // MOST_VALUES))
+    return [
+        _curve_of(rows, min(stride, len(rows) // FEWEST_ROWS or 1)) for rows in histories
+    ], stride
 
 
 def _curve_of(rows: Sequence[dict[str, float]], stride: int) -> dict[str, list]:
@@ -178,15 +143,11 @@ def _curve_of(rows: Sequence[dict[str, float]], stride: int) -> dict[str, list]:
         finite = [i for i, row in enumerate(rows) if math.isfinite(row.get(key, math.nan))]
         kept |= {pick(finite, key=lambda i: rows[i][key], default=0) for pick in (min, max)}
     chosen = [rows[index] for index in sorted(kept)]
-    curve = {key: [_rounded(row.get(key)) for row in chosen] for key in columns}
+    values = {key: [row.get(key, math.nan) for row in chosen] for key in columns}
+    curve = {
+        k: [short(v) if math.isfinite(v) else None for v in some] for k, some in values.items()
+    }
     return {"epoch": [int(row["epoch"]) + 1 for row in chosen], **curve}
-
-
-def _rounded(value: float | None) -> float | int | None:
-    if value is None or not math.isfinite(value):
-        return None
-    short = float(f"{value:.6g}")
-    return int(short) if short.is_integer() and abs(short) < LARGEST else short
 
 
 def _metrics_of(
@@ -200,83 +161,6 @@ def _metrics_of(
         {"name": name, "lower": results.is_lower_better_in(configs.get(name, {}), name)}
         for name in in_order
     ]
-
-
-def _evaluations_of(run: Path) -> tuple[list[dict[str, Any]], str]:
-    """Return the metrics that bin/evaluate.py has written, and what could not be read."""
-    evaluations, problems = [], []
-    paths = [run / results.TEST, run / "eval/validation.json"]
-    # Of each evaluation of an iterator, what callbacks made of the latest step.
-    newest = sorted(results.newest_evaluations(run, "scalars.json").items())
-    for path in [*filter(Path.exists, paths), *(place / "scalars.json" for _, place in newest)]:
-        try:
-            evaluations.append(_evaluation_in(path, run))
-        except (OSError, *results.OF_ANOTHER_FORM) as error:
-            if path != paths[0]:  # of which the record says so
-                problems.append(f"{path.relative_to(run)} cannot be read ({error!r})")
-    return evaluations, "; ".join(problems)
-
-
-def _evaluation_in(path: Path, run: Path) -> dict[str, Any]:
-    content = json.loads(read_bytes(path, run))
-    if path.name == "scalars.json":
-        split, _, step = path.parent.name.rpartition("-")
-        about = f"step {step}"
-        content = {f"{k}/{key}": v for k, items in content.items() for key, v in items.items()}
-    else:
-        split = content.pop("split")
-        about = f"{content.pop('checkpoint')} of epoch {content.pop('epoch')}"
-        if number := content.pop("num_examples", None):
-            about += f", {number} examples"
-    numbers = {k: v for k, v in content.items() if v is None or isinstance(v, int | float)}
-    return {"split": split, "about": about, "figures": numbers}
-
-
-def _add_examples(runs: Sequence[dict[str, Any]], images: dict[str, Any], space: int) -> int:
-    """Add examples and confusion matrices while there is space; return how many runs have none."""
-    left_out = 0
-    for run in runs:
-        try:
-            details, pictures = _predictions_of(Path(run["path"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            what = f"eval/predictions.csv or eval/examples.png cannot be read ({error})"
-            run["problem"] = "; ".join(filter(None, (run["problem"], what)))
-            continue
-        new = {digest: picture for digest, picture in pictures.items() if digest not in images}
-        size = len(_as_json([details, new])) if details else 0
-        if size <= space:
-            space -= size
-            run |= details
-            images |= new
-        else:
-            left_out += 1
-    return left_out
-
-
-def _predictions_of(run: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return a run's confusion matrix and the digest of its examples, and their picture by it."""
-    path = run / "eval/predictions.csv"
-    details: dict[str, Any] = {}
-    images: dict[str, str] = {}
-    if not path.exists():
-        return details, images
-    import pandas as pd
-
-    table = pd.read_csv(io.BytesIO(read_bytes(path, run)))
-    if "prediction" not in table or "probability" not in table:  # not of classes
-        return details, images
-    labels, predictions = (table[key].to_numpy(int) for key in ("label", "prediction"))
-    num_classes = int(max(labels.max(), predictions.max())) + 1
-    if num_classes <= MOST_CLASSES and min(labels.min(), predictions.min()) >= 0:
-        details["matrix"] = results.confusion_matrix(labels, predictions, num_classes).tolist()
-    picture = path.with_name("examples.png")
-    if picture.exists():
-        content = read_bytes(picture, run)
-        if not content.startswith(b"\x89PNG"):
-            raise ValueError("examples.png is not a PNG")
-        details["examples"] = digest = hashlib.sha256(content).hexdigest()[:16]
-        images[digest] = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    return details, images
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,99 +42,79 @@ STOP = Path(__file__).with_name("stop_at.py")
 POLL = 0.05  # seconds between two looks at the history
 
 
-@dataclass(frozen=True)
 class Original:
-    """A run that is to be made again."""
+    """A run that is to be made again: the whole of a finished one, or its first epochs."""
 
-    folder: Path  # as it was typed
-    config: dict[str, Any]
-    meta: dict[str, Any]
-    status: str  # finished, interrupted, failed or died
-    state: dict[str, Any]  # of its latest checkpoint
-    rows: list[Cells]  # the history as text, of the epochs that are to be compared
-    is_whole: bool  # is that all of a finished run?
-    place: tuple[int, int]  # epoch and step of the checkpoint that is to be compared last
-    global_step: int  # steps done then
-    code: snapshot.Snapshot  # its source as it ran
-    commit: str | None  # git's, when the run began
-    script: Path  # what ran, in `code`
-    other_code: list[str]  # a phrase for each later attempt that ran other source
-    typed_in: Path  # where its command was typed, in the project as it is now
-    flags: dict[str, Any]  # that it began with
-    start: Path | None  # the checkpoint of another run that it began with
-    fingerprint: dict[str, Any]  # what its bits depend on, as the checkpoint has it
-
-    @property
-    def num_workers(self) -> int:
-        """How many processes trained it."""
+    def __init__(self, folder: Path, epochs: int) -> None:
+        """Read a run, of which the first `epochs` are to be compared, or all (0); touch nothing."""
+        trust.confine()  # the process that runs it again, too
+        refuse_links(folder, folder)
+        run = read_run(folder)
+        meta: dict[str, Any] = run["meta"]
+        self.folder, self.config, self.meta, self.status = folder, run["config"], meta, run["state"]
+        if not meta.get("attempts") or not self.config:
+            raise UsageError(f"{folder} is not a run folder; name one that bin/train.py made")
+        if self.status == "running":
+            raise UsageError(f"{folder} is still running; wait for it, or stop it")
+        self.state = state = last_state(folder)  # of its latest checkpoint
+        done = len(state["history"])
+        if self.status != "finished" and state["is_cut"]:  # a row that is not whole, which goes on
+            done -= 1
+        if done == 0:
+            raise UsageError(f"{folder} has not finished an epoch; there is nothing to compare")
+        if not 0 <= epochs <= done:
+            raise UsageError(f"--epochs is {epochs}; {folder} has {done} epochs")
+        is_part = epochs not in (0, done)
+        self.is_whole = self.status == "finished" and not is_part
+        try:
+            rows, committed = rows_in(folder), committed_rows(state)
+        except ValueError as error:
+            raise UsageError(f"{error}; delete it, for model.h5 has all of it") from error
+        # That are to be compared; those that a kill left out are the checkpoint's.
+        self.rows = [*rows[: len(committed)], *committed[len(rows) :]][: epochs or done]
+        begun, self.code = code_of(folder, meta)
+        self.commit = meta["attempts"][begun].get("git_commit")  # git's, when the run began
+        self.other_code = other_code(folder, meta["attempts"][begun:], self.code)
+        command = meta.get("command") or {}
+        self.script = Path(command.get("script", ""))  # what ran, in `code`
+        if str(self.script) not in self.code.files:
+            raise UsageError(f"the script that ran, {self.script}, is not in the code of {folder}")
+        self.typed_in = PROJECT / command.get("folder", ".")  # where, in the project as it is now
+        self.flags: dict[str, Any] = meta.get("flags") or {}  # that it began with
+        # The checkpoint of another run that it began with.
+        parent, checkpoint = meta.get("parent") or {}, self.flags.get("checkpoint")
+        self.start = start_of(folder, self.typed_in, parent, checkpoint)
+        self.fingerprint: dict[str, Any] = state.get("fingerprint") or {}
         several = re.match(r"(\d+) workers", self.fingerprint.get("layout", ""))
-        return int(several[1]) if several else 1
+        self.num_workers = int(several[1]) if several else 1
+        self._refuse_what_is_missing()
+        if is_part and self.start and not self.flags.get("retrain"):
+            begun_with = len(checkpoints.read_state(self.start)["history"])
+            if epochs <= begun_with:
+                what = f"the first {begun_with} of {folder} are those of the run that it began with"
+                raise UsageError(f"--epochs is {epochs}; {what}; give {begun_with + 1} or more")
 
     @property
     def stop(self) -> dict[str, Any] | None:
-        """The callback that ends it at `place`; None: it ends by itself, or takes no callbacks."""
-        ends_by_itself = self.is_whole or (self.state["is_cut"] and self.place[1])
-        if ends_by_itself or not isinstance(self.config.get("callbacks"), list):
+        """The callback that ends it; None: it ends by itself, or takes no callbacks."""
+        if self.is_whole or not isinstance(self.config.get("callbacks"), list):
             return None
-        epoch, step = self.place
-        if step:
-            return {"class": "stop_at.StopAfterStep", "epoch": epoch, "step": step}
-        return {"class": "stop_at.StopAfterEpoch", "epoch": epoch}
+        return {"class": "stop_at.StopAfterEpoch", "epoch": len(self.rows)}
 
-
-def read(folder: Path, epochs: int) -> Original:
-    """Return what makes a run again; UsageError if it cannot be made. Nothing is touched.
-
-    The first `epochs` are to be compared; 0: all that it has.
-    """
-    trust.confine()  # the process that runs it again, too
-    refuse_links(folder, folder)
-    run = read_run(folder)
-    meta, status = run["meta"], run["state"]
-    if not isinstance(meta, dict) or not meta.get("attempts") or not run["config"]:
-        raise UsageError(f"{folder} is not a run folder; name one that bin/train.py made")
-    if status == "running":
-        raise UsageError(f"{folder} is still running; wait for it, or stop it")
-    state = last_state(folder)
-    done = len(state["history"])
-    if done == 0:
-        raise UsageError(f"{folder} has not finished an epoch; there is nothing to compare")
-    if not 0 <= epochs <= done:
-        raise UsageError(f"--epochs is {epochs}; {folder} has {done} epochs")
-    is_part = epochs not in (0, done)
-    begun, code = code_of(folder, meta)
-    command, flags = meta.get("command") or {}, meta.get("flags") or {}
-    script, typed_in = Path(command.get("script", "")), PROJECT / command.get("folder", ".")
-    if str(script) not in code.files:
-        raise UsageError(f"the script that was run, {script}, is not in the code of {folder}")
-    original = Original(
-        folder=folder,
-        config=run["config"],
-        meta=meta,
-        status=status,
-        state=state,
-        rows=history_of(folder, state)[: epochs or done],
-        is_whole=status == "finished" and not is_part,
-        place=(epochs, 0) if is_part else (state["epoch"], state["step"]),
-        global_step=state["history"][epochs - 1]["step"] if is_part else state["global_step"],
-        code=code,
-        commit=meta["attempts"][begun].get("git_commit"),
-        script=script,
-        other_code=other_code(folder, meta["attempts"][begun:], code),
-        typed_in=typed_in,
-        flags=flags,
-        start=start_of(folder, typed_in, meta.get("parent") or {}, flags.get("checkpoint")),
-        fingerprint=state.get("fingerprint") or {},
-    )
-    refuse_what_is_missing(original)
-    if is_part and original.start and not flags.get("retrain"):
-        begun_with = len(checkpoints.read_state(original.start)["history"])
-        if epochs <= begun_with:
-            raise UsageError(
-                f"--epochs is {epochs}; the first {begun_with} of {folder} are those of the run "
-                f"that it began with; give at least {begun_with + 1}"
-            )
-    return original
+    def _refuse_what_is_missing(self) -> None:
+        """Refuse a run whose weights to begin with, or whose GPUs, are not there."""
+        weights, gpus = self.flags.get("warm_start"), str(self.flags.get("gpus", ""))
+        if weights and not (self.typed_in / weights).exists():
+            what = f"{self.folder} began with --warm_start={weights}"
+            raise UsageError(f"{what}, which is not there any more")
+        if self.num_workers > 1 and "GPU" in self.fingerprint.get("devices", []):
+            what = f"{self.folder} was trained by {self.fingerprint['layout']}, on GPUs"
+            how = "give its command there with another folder, and compare both model.h5 by cmp"
+            raise UsageError(f"{what}; {how}")
+        wanted = [int(part) for part in gpus.split(",") if part.isdigit()]
+        if wanted and max(wanted) >= (present := len(ask_nvidia_smi("name"))):
+            seen = f"here {present or 'no'} GPUs are seen"
+            raise UsageError(f"{self.folder} ran with --gpus={gpus}; {seen}")
 
 
 def last_state(folder: Path) -> dict[str, Any]:
@@ -149,15 +128,6 @@ def last_state(folder: Path) -> dict[str, Any]:
         return checkpoints.read_state(folder / checkpoints.LATEST)
     except checkpoints.DamagedCheckpointError as error:
         raise UsageError(f"{error}; put a good copy back") from error
-
-
-def history_of(folder: Path, state: Mapping[str, Any]) -> list[Cells]:
-    """Return the rows of `history.csv`; those that a kill left out are the checkpoint's."""
-    try:
-        rows, committed = rows_in(folder), committed_rows(state)
-    except ValueError as error:
-        raise UsageError(f"{error}; delete it, for model.h5 has all of it") from error
-    return [*rows[: len(committed)], *committed[len(rows) :]]
 
 
 def committed_rows(state: Mapping[str, Any]) -> list[Cells]:
@@ -190,8 +160,8 @@ def other_code(
     found = []
     for attempt in attempts:
         name = snapshot.name_of(attempt) if "code" in attempt else snapshot.CODE
-        went_on = attempt.get("from") is None or attempt["from"] != attempt.get("to")
-        if went_on and (path := own_file(folder, name)).exists():
+        made_steps = attempt.get("from") != attempt.get("to")
+        if made_steps and (path := own_file(folder, name)).exists():
             files = snapshot.differing_source(code.files, snapshot.load(path).files)
             found += [f"a later attempt ran other code ({name}: {listed(files)})"] if files else []
     return list(dict.fromkeys(found))
@@ -225,26 +195,11 @@ def start_of(
     raise UsageError(f"{what}, which is not there any more")
 
 
-def refuse_what_is_missing(original: Original) -> None:
-    """Refuse a run whose weights to begin with, or whose GPUs, are not there."""
-    folder, weights = original.folder, original.flags.get("warm_start")
-    if weights and not (original.typed_in / weights).exists():
-        raise UsageError(f"{folder} began with --warm_start={weights}, which is not there any more")
-    if original.num_workers > 1 and "GPU" in original.fingerprint.get("devices", []):
-        raise UsageError(
-            f"{folder} was trained by {original.fingerprint['layout']}, on GPUs; give its command "
-            "there with another folder, and compare both model.h5 by cmp"
-        )
-    gpus = str(original.flags.get("gpus", ""))
-    wanted = [int(part) for part in gpus.split(",") if part.isdigit()]
-    if wanted and max(wanted) >= (present := len(ask_nvidia_smi("name"))):
-        raise UsageError(f"{folder} ran with --gpus={gpus}; here {present or 'no'} GPUs are seen")
-
-
 def restore(original: Original, place: Path) -> list[str]:
     """Put source and config of a run into a folder; return lines on what is not from its folder."""
     project = place / "code"
-    found = [restore_unchanged(original, entry, project) for entry in left_out(original)]
+    left_out = original.code.record.get("left_out", ())
+    found = [restore_unchanged(original, e, project) for e in left_out if e.get("why") != "secret"]
     if linked := snapshot.unpack(original.code, project):
         found.append(f"{listed(linked)} from the project as it is now")
     told = "; ".join(filter(None, found))
@@ -266,21 +221,12 @@ def restore(original: Original, place: Path) -> list[str]:
     return lines
 
 
-def left_out(original: Original) -> list[dict[str, Any]]:
-    """Return entries of what the snapshot lacks; an older run names them in its meta.json."""
-    old = original.meta.get("files_too_large_to_copy") or []
-    entries = original.code.record.setdefault("left_out", [{"path": name} for name in old])
-    return [entry for entry in entries if entry.get("why") != "secret"]
-
-
 def restore_unchanged(original: Original, entry: Mapping[str, Any], project: Path) -> str:
     """Put a file that was left out, and was as committed, in its place; say where it is from."""
     name = str(entry.get("path", ""))
     if leads_out(name):
         raise UsageError(f"{original.folder}: its record names {name!r}, outside of the project")
-    old_diff = (original.meta.get("git") or {}).get("diff", "")
-    was_changed = "why" in entry or f"diff --git a/{name} b/{name}\n" in old_diff
-    if original.commit and (entry.get("git") == "unchanged" or not was_changed):
+    if original.commit and entry.get("git") == "unchanged":
         with contextlib.suppress(GitError):
             content = git("show", f"{original.commit}:./{name}")
             (project / name).parent.mkdir(parents=True, exist_ok=True)
@@ -291,10 +237,7 @@ def restore_unchanged(original: Original, entry: Mapping[str, Any], project: Pat
 
 
 def run_again(original: Original, place: Path, show: Callable[[int], object]) -> int:
-    """Run what `restore` has put there into `place/run` until the epochs to compare are done.
-
-    Return the exit code. `show` is called with the epochs done, often.
-    """
+    """Run what is in `place` until the epochs to compare are done; return the exit code."""
     children = begin(original, place)
     chief, wanted = children[0], len(original.rows)
     is_to_be_told = not original.is_whole and not original.stop
@@ -342,8 +285,8 @@ def begin(original: Original, place: Path) -> list[subprocess.Popen[bytes]]:
 
 def command_of(original: Original, place: Path) -> list[str]:
     """Return the command that makes a run again in `place`, with the flags that it began with."""
-    command = [sys.executable, str(place / "code" / original.script)]
-    command += [str(place / "config.json"), str(place / "run")]
+    paths = (place / "code" / original.script, place / "config.json", place / "run")
+    command = [sys.executable, *map(str, paths)]
     flags = {k: v for k, v in original.flags.items() if k not in NOT_FOR_THE_TRAINING}
     if original.start:
         flags["checkpoint"] = str(original.start)
@@ -406,40 +349,30 @@ def compare(original: Original, again: Path) -> Result:
 
 def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, Path]], str]:
     """Return the checkpoints to compare of both runs; and a sentence, if none has the weights."""
-    folder, (epoch, step) = original.folder, original.place
-    ones, others = checkpoints.commits_of(folder), checkpoints.commits_of(again)
-    # Of several names of one checkpoint the first counts, which is that of the latest.
-    there = {(c.state["epoch"], c.state["step"]): c.path for c in reversed(others)}
-    is_own_end = original.place == (original.state["epoch"], original.state["step"])
-    if original.is_whole or (is_own_end and there.get((epoch, step)) == again / checkpoints.LATEST):
-        # A kill may come between a new best one and the checkpoint that makes it count.
-        best = [len(c.state["history"]) for c in ones if c.path.name == checkpoints.BEST]
-        is_early = max(best, default=0) > len(original.rows)
-        names = [checkpoints.LATEST] if is_early else [checkpoints.LATEST, checkpoints.BEST]
-        pairs = [(folder / name, again / name) for name in names]
+    folder, epoch = original.folder, len(original.rows)
+    if original.is_whole:
+        pairs = [(folder / n, again / n) for n in (checkpoints.LATEST, checkpoints.BEST)]
         return [pair for pair in pairs if pair[0].exists() or pair[1].exists()], ""
-    if is_own_end:
-        ones = [c for c in ones if c.path.name == checkpoints.LATEST]
-    else:
-        ones = [c for c in ones if c.ends_epoch and c.epoch == epoch]
+    # Of several names of one checkpoint the first counts, which is that of the latest.
+    there = {
+        (commit.state["epoch"], commit.state["step"]): commit.path
+        for commit in reversed(checkpoints.commits_of(again))
+    }
+    ones = [c for c in checkpoints.commits_of(folder) if c.ends_epoch and c.epoch == epoch]
     for one in ones:
         # One of an epoch's last step is made before the epoch's end, and is another one.
         if other := there.get((one.state["epoch"], one.state["step"])):
             return [(one.path, other)], ""
     why = "were not kept when it was run again" if ones else f"are not kept in {folder}"
-    weights = f"the weights after epoch {epoch}" + f", step {step}," * bool(step)
-    return [], f"{weights} {why}, and were not compared"
+    return [], f"the weights after epoch {epoch} {why}, and were not compared"
 
 
 def surroundings(original: Original, again: Path) -> str:
-    """Return a line on what else the bits depend on; "" where the second run came to nothing."""
+    """Return a line on what else the bits depend on, if both runs have recorded that."""
     then, now = original.fingerprint, fingerprint.stored_in(again)
-    if not then:
-        return "data, devices and settings are not recorded"
-    if not now:
+    if not (then and now):
         return ""
-    keys = [key for key in SURROUNDINGS if key in then]
-    one, other = ({key: its.get(key) for key in keys} for its in (then, now))
+    one, other = ({k: its.get(k) for k in SURROUNDINGS if k in then} for its in (then, now))
     return line_of(fingerprint.differences(one, other), "data, devices and settings")
 
 
@@ -470,13 +403,11 @@ def causes(original: Original, again: Path | None) -> list[str]:
 
 
 def differing_packages(then: Mapping[str, str], told: Mapping[str, str]) -> list[str]:
-    """Return a phrase for each package whose version is another here, the weightiest first."""
-    now, weighty = describe_software()["packages"], ("tensorflow", "keras", "numpy")
-    phrases = []
-    for name in sorted({*then, *now} - told.keys(), key=lambda name: name.lower()):
-        one, other = (packages.get(name, "not installed") for packages in (then, now))
-        phrases += [f"{name} {one}, now {other}"] if one != other else []
-    phrases.sort(key=lambda phrase: not phrase.startswith(weighty))
+    """Return a phrase for each package whose version is another here."""
+    now = describe_software()["packages"]
+    names = sorted({*then, *now} - told.keys(), key=str.lower)
+    pairs = [(name, then.get(name, "missing"), now.get(name, "missing")) for name in names]
+    phrases = [f"{name} {one}, now {other}" for name, one, other in pairs if one != other]
     more = len(phrases) - MOST_NAMES
     return phrases[:MOST_NAMES] + [f"{more} more packages"] * (more > 0)
 

@@ -30,7 +30,6 @@ from vegab.provenance import git_words
 from vegab.run_folder import state_now
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 
@@ -52,20 +51,13 @@ OF_ANOTHER_FORM = (ArithmeticError, AttributeError, KeyError, RecursionError, Ty
 
 
 class Metric(NamedTuple):
-    """The finite values of a column of the history: the best one, its epoch (from 0), the last.
-
-    A metric of the test set, `test_…`, has one value, that of its evaluation, and no epoch.
+    """The finite values of a column of the history: the best one, its epoch (from 0), the last. A
+    metric of the test set, `test_…`, has one value, and no epoch.
     """
 
     best: float
     best_epoch: int | None
     last: float
-
-    def by_column(self, name: str) -> dict[str, float]:
-        """Return the values by what a table calls their columns."""
-        if self.best_epoch is None:
-            return {name: self.last}
-        return {f"{name} best": self.best, f"{name} last": self.last}
 
 
 @dataclass
@@ -106,11 +98,7 @@ class RunRecord:
 
 
 def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the run folders that patterns mean, each once, and a sentence per pattern with none.
-
-    A pattern is a run folder, a folder below which runs lie, or a glob of either; without one, it
-    is "results". Raises UsageError if there is no run at all.
-    """
+    """Return the run folders that patterns mean, each once, and a sentence for one with none."""
     found: dict[str, str] = {}  # by what the path really is
     problems = []
     for pattern in patterns or ("results",):
@@ -120,8 +108,8 @@ def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
         for run in runs:
             found.setdefault(os.path.realpath(run), run)
         if hits and not runs:
-            whose = "holds no run; name a folder that bin/train.py made, or one above it"
-            problems.append(f"{pattern!r} {whose}")
+            hint = "name a folder that bin/train.py made, or one above it"
+            problems.append(f"{pattern!r} holds no run; {hint}")
         elif not hits:
             folder, name = os.path.split(os.path.normpath(pattern))
             siblings = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
@@ -152,12 +140,7 @@ def naturally(name: str) -> list[str | float]:
 
 
 def read_runs(paths: Sequence[str]) -> list[RunRecord]:
-    """Return what run folders say of their runs; a broken one is said to be so.
-
-    What has not changed since it was read last comes from the index of the folder that the run
-    lies in. This is a cache: deleting it loses nothing, and where it cannot be read or written, the
-    runs are read one by one.
-    """
+    """Return what run folders say, from the index, which is a cache, where nothing has changed."""
     entries = _entries(paths)
     records = [RunRecord(path, **entries[path]) for path in paths]
     for record in records:
@@ -166,11 +149,8 @@ def read_runs(paths: Sequence[str]) -> list[RunRecord]:
         if record.state != "finished":
             record.state = state_now(record.path, record.state)
         if record.end and record.state in ("running", "died"):
-            until = time.time()
-            if record.state == "died":  # it was alive until its last checkpoint, as its files know
-                state = Path(record.path, "loop_state.pkl")
-                until = state.stat().st_mtime if state.exists() else 0.0
-            record.seconds += max(0.0, until - _time(record.end).timestamp())
+            if record.state == "running":
+                record.seconds += max(0.0, time.time() - _time(record.end).timestamp())
             record.end = None
     return records
 
@@ -223,11 +203,9 @@ def _stamp(run: str) -> str:
     """Return what changes whenever a file of a run or the form of the entries does."""
     stamps = [str(FORM)]
     for name in FILES:
-        try:
+        with suppress(OSError):
             status = os.stat(f"{run}/{name}")
-            stamps.append(f"{status.st_ctime_ns:x}.{status.st_size:x}")
-        except OSError:
-            stamps.append("")
+            stamps.append(f"{name} {status.st_ctime_ns:x}.{status.st_size:x}")
     return " ".join(stamps)
 
 
@@ -243,7 +221,7 @@ def _read(run: str) -> dict[str, Any]:
             problems.append(form if file else str(error))
             return {}
 
-    config, meta = (read_json(run, name, problems) for name in (CONFIG, META))
+    config, meta = (attempt(mapping_in, run, name) for name in (CONFIG, META))
     entry = {"config": config} | attempt(_of_meta, meta, file=META)
     history, state = attempt(read_history, run), attempt(load_position, run)
     entry |= attempt(_of_history, config, history, state, file=CONFIG)
@@ -259,16 +237,11 @@ def _read(run: str) -> dict[str, Any]:
     return entry
 
 
-def read_json(run: str, name: str, problems: list[str]) -> dict[str, Any]:
-    """Return the content of a run's JSON file; {} if it cannot be read, and why in `problems`."""
-    try:
-        content = files.read_json(f"{run}/{name}")
-    except UsageError as error:
-        problems.append(f"{name} cannot be read ({error})")
-        return {}
+def mapping_in(run: str, name: str) -> dict[str, Any]:
+    """Return what a run's JSON file holds; UsageError if it is missing, broken or no mapping."""
+    content = files.read_json(f"{run}/{name}")
     if not isinstance(content, dict):
-        problems.append(f"there is no {name}" if content is None else f"{name} holds no mapping")
-        return {}
+        raise UsageError(f"there is no {name}" if content is None else f"{name} holds no mapping")
     return content
 
 
@@ -364,11 +337,7 @@ def _time(text: Any) -> datetime:
 
 
 def read_history(run: str | Path) -> list[dict[str, float]]:
-    """Return the rows of a run's `history.csv` by column, with epochs from 0, without empty cells.
-
-    A last line that is being written this instant is left out. Raises ValueError if there is
-    something else than numbers in it, OSError if it cannot be read.
-    """
+    """Return the rows of `history.csv` by column, epochs from 0; ValueError if it is damaged."""
     rows = []
     for epoch, row in enumerate(rows_in(Path(run)), start=1):
         try:
@@ -391,10 +360,8 @@ def is_whole(run: str) -> bool:
         except OSError as error:
             is_gone = isinstance(error, FileNotFoundError)
             problems.append(f"{name} is gone" if is_gone else str(error))
-    raise UsageError(
-        f"{run} is finished, and has lost its checkpoints ({'; '.join(problems)}); put a copy "
-        "back, or choose another SAVE_PATH to train it again"
-    )
+    what = f"{run} is finished, and has lost its checkpoints ({'; '.join(problems)})"
+    raise UsageError(f"{what}; put a copy back, or choose another SAVE_PATH to train it again")
 
 
 def pruned_at(run: Path) -> int | None:
@@ -405,15 +372,16 @@ def pruned_at(run: Path) -> int | None:
 
 def values_of(record: RunRecord) -> dict[str, float]:
     """Return the values of a run's metrics: {"val_loss best": 0.3, "val_loss last": 0.4}."""
-    every = (metric.by_column(key) for key, metric in record.metrics.items())
-    return {column: value for columns in every for column, value in columns.items()}
+    values: dict[str, float] = {}
+    for name, metric in record.metrics.items():
+        is_one = metric.best_epoch is None
+        each = {"": metric.best} if is_one else {" best": metric.best, " last": metric.last}
+        values |= {name + kind: value for kind, value in each.items()}
+    return values
 
 
 def differing_settings(records: Sequence[RunRecord], repetitions: bool = True) -> list[str]:
-    """Return the settings that are not the same in all runs; where one has none, they differ.
-
-    Runs whose config cannot be read do not count, and seeds and folds only with `repetitions`.
-    """
+    """Return the settings that are not the same in all runs, maybe without seeds and folds."""
     every = [record.settings for record in records if record.config]
     keys = dict.fromkeys(key for settings in every for key in settings)
     differing = [key for key in keys if len({_text(s.get(key, ...)) for s in every}) > 1]
@@ -469,10 +437,8 @@ def require_writable(output: str, *suffixes: str) -> None:
 
 
 def load_runs(*patterns: str) -> "pd.DataFrame":
-    """Return a row per run, indexed by path; the patterns are those of `find_runs`.
-
-    Columns are state, epoch, dotted settings (`n_filters`) and metrics (`val_loss best`,
-    `val_loss last`, `test_loss`).
+    """Return a row per run, by path: state, epoch, settings and metrics (`val_loss best`,
+    `val_loss last`, `test_loss`). The patterns are those of `find_runs`.
     """
     import pandas as pd
 
@@ -491,29 +457,15 @@ def load_history(run: str | Path) -> "pd.DataFrame":
     return rows.astype({"epoch": int, "step": int}).assign(epoch=rows.epoch + 1).set_index("epoch")
 
 
-def load_config(run: str | Path) -> dict[str, Any]:
-    """Return the config that a run was made with."""
-    return json.loads(Path(run, CONFIG).read_text())
-
-
-def load_meta(run: str | Path) -> dict[str, Any]:
-    """Return what `meta.json` says of a run: command, versions, commit, attempts, status."""
-    return json.loads(Path(run, META).read_text())
-
-
 def load_position(run: str | Path) -> dict[str, Any]:
-    """Return epochs and steps done, as plain values, or {} before the first checkpoint.
-
-    Raises pickle.UnpicklingError if `loop_state.pkl` holds anything but plain values; nothing in it
-    is executed.
-    """
+    """Return epochs and steps done, or {} before the first checkpoint; see `loop_state`."""
     state = loop_state(run)
-    keys = ("epoch", "global_step", *(["inexact"] if state.get("inexact") else []))
-    return {key: state[key] for key in keys if state}
+    keys = ("epoch", "global_step", "inexact")
+    return {key: state[key] for key in keys if state.get(key) not in (None, [])}
 
 
 def loop_state(run: str | Path) -> dict[str, Any]:
-    """Return what `loop_state.pkl` holds; see `load_position`."""
+    """Return what `loop_state.pkl` holds; UnpicklingError, nothing executed, if it is no data."""
     try:
         content = files.read_bytes(Path(run, "loop_state.pkl"), run)
         state = _PlainUnpickler(io.BytesIO(content)).load()
@@ -541,16 +493,3 @@ def newest_evaluations(run: Path, file: str) -> dict[str, Path]:
     parts = [(place.name.rpartition("-"), place) for place in places]
     numbered = [(int(step), name, place) for (name, _, step), place in parts if step.isdecimal()]
     return {name: place for _, name, place in sorted(numbered)}
-
-
-def confusion_matrix(
-    labels: "np.ndarray", predictions: "np.ndarray", num_classes: int
-) -> "np.ndarray":
-    """Count how often each label (row) was predicted as each class (column).
-
-    Labels and predictions are int arrays of the same shape, values in [0, num_classes).
-    """
-    import numpy as np
-
-    pairs = labels.astype(np.int64).ravel() * num_classes + predictions.astype(np.int64).ravel()
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)

@@ -27,8 +27,8 @@ def train(
     output: Path,
     is_quick: bool = False,
 ) -> None:
-    """Train by the functions `build` and `train`, and die after `kill_at` steps; 0: live. All that
-    is written goes to `output`. Quick: an epoch has two steps, and the model is evaluated after it.
+    """Train by the functions `build` and `train`, and die after `kill_at` steps, unless that is 0;
+    quick: an epoch has two steps, and the model is evaluated.
     """
     import keras
 

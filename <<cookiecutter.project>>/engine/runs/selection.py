@@ -18,7 +18,7 @@ from vegab.config import UnknownKeyError, did_you_mean, find_key, show
 OPTIONS = {
     "--where": (
         "FILTER",
-        "only runs that fit, such as 'state=finished n_filters>=16 val_loss<0.3 tag=paper'",
+        "only runs that fit: 'state=finished n_filters>=16 val_loss<0.3 tag=paper'",
     ),
     "--columns": ("NAMES", "show these, as a,b,c: settings, metrics, and what `list` shows"),
     "--best": ("N", "only the N best, by the (first) metric, or else by what runs monitor"),
@@ -55,10 +55,9 @@ def _age(record: RunRecord) -> Cell | None:
     if not record.start:
         return None
     seconds = (datetime.now(UTC) - datetime.fromisoformat(record.start)).total_seconds()
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return Cell(seconds, f"{seconds / size:.0f} {unit}")
-    return Cell(seconds, f"{max(seconds, 0):.0f} s")
+    sizes = {"d": 86400, "h": 3600, "min": 60}
+    unit = next((unit for unit, size in sizes.items() if seconds >= 2 * size), "s")
+    return Cell(seconds, f"{max(seconds, 0) / sizes.get(unit, 1):.0f} {unit}")
 
 
 def _duration(record: RunRecord) -> Cell | None:
@@ -153,10 +152,8 @@ def columns_in(text: str) -> list[str]:
 
 
 def matching(records: Sequence[RunRecord], text: str) -> list[RunRecord]:
-    """Return the runs that fit all words of a filter; UsageError for one that makes no sense.
-
-    A word is a condition, or else a text that has to occur in what a run is called and set to.
-    Blanks within a word stand in double quotes. Where a run has no value, only `!=` is true.
+    """Return the runs that fit all words of a filter: conditions, or texts that occur in what a
+    run is called and set to. Where a run has no value, only `!=` is true.
     """
     known: dict[str, Getter] = {}
     keys: list[str] = []
@@ -218,10 +215,8 @@ def metrics_of(records: Sequence[RunRecord], asked: Sequence[str]) -> list[str]:
     """Return the metrics asked for, or all that a run has; UsageError for one that no run has."""
     known = list(dict.fromkeys(metric for record in records for metric in record.metrics))
     if unknown := [metric for metric in asked if metric not in known]:
-        raise UsageError(
-            f"no run has the metric {unknown[0]!r}{did_you_mean(unknown[0], known)} "
-            f"(there are {', '.join(known) or 'none yet'})"
-        )
+        hint = f"{did_you_mean(unknown[0], known)} (there are {', '.join(known) or 'none yet'})"
+        raise UsageError(f"no run has the metric {unknown[0]!r}{hint}")
     return list(asked) or known
 
 
@@ -253,9 +248,8 @@ def chosen(
     metric: str | None = None,
     by_group: bool = False,
 ) -> tuple[list[RunRecord], list[str]]:
-    """Return the runs that patterns and a filter choose, the `best` of them unless that is 0, and
-    what `find_runs` says. With `by_group`, runs that differ only by seeds and folds are chosen
-    together, by their mean. UsageError if there is no such run.
+    """Return the runs that patterns and a filter choose, or the `best` of them, and what
+    `find_runs` says; with `by_group`, those that differ only by seeds and folds by their mean.
     """
     records, problems = results.runs_matching(patterns)
     fitting = matching(records, where)

@@ -4,7 +4,6 @@ Keras callbacks come after all others of a config, so that the others' states ke
 hook would not, for some configs bring hooks of their own that follow.
 """
 
-import signal
 from typing import Any
 
 import keras
@@ -26,18 +25,3 @@ class StopAfterEpoch(keras.callbacks.Callback):
 
     def set_state(self, state: Any) -> None:
         """There is none."""
-
-
-class StopAfterStep(StopAfterEpoch):
-    """Ends the run as SIGTERM does, after step `step` (from 1) of an epoch (from 0): it commits."""
-
-    def __init__(self, epoch: int, step: int) -> None:
-        super().__init__(epoch)
-        self.step = step
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if (self.epoch, batch + 1) == (self.end, self.step):
-            signal.raise_signal(signal.SIGTERM)

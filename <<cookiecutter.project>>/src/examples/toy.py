@@ -8,16 +8,10 @@ import keras
 
 @dataclass
 class DebugToyModel:
-    """Tells numbers apart by one hidden layer.
-
-    Args:
-        num_classes: of the output, probabilities.
-        learning_rate: of Adam; a rate or a Keras schedule.
-        hidden_neurons: of the hidden layer.
-    """
+    """Tells numbers apart by one hidden layer."""
 
     num_classes: int = 100
-    learning_rate: Any = 0.001
+    learning_rate: Any = 0.001  # of Adam; a rate or a Keras schedule
     hidden_neurons: int = 50
 
     def keras_model_fn(self) -> keras.Model:
