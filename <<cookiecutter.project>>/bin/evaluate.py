@@ -164,7 +164,7 @@ def config_asked_for(folder: Path, file: str, split: str) -> dict[str, Any]:
 
     own = folder / CONFIG
     config = registry.resolve(file or str(own), bases=[own])
-    if not file or "test_mode" not in load_file(Path(file), number_keys=[]):
+    if not file or "test_mode" not in load_file(Path(file)):
         config["test_mode"] = True
     if split not in (splits := splits_of(config)):
         raise vegab.UsageError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
@@ -217,7 +217,7 @@ def call_callbacks(folder: Path, file: str, name: str) -> None:
     meta = StoredOutputs(output).meta
     config = meta["config"]  # their own, and what the file says now
     if file:
-        config = resolve_references(merge(config, load_file(Path(file), number_keys=[])))
+        config = resolve_references(merge(config, load_file(Path(file))))
     callbacks, arguments = callbacks_of(config)
     key, data = splits_of(config)[meta["split"]]
     make = vegab.resolve(data, key)

@@ -96,7 +96,6 @@ class Layer(NamedTuple):
 
     config: Config
     source: str = ""  # the file, for errors
-    number_keys: Sequence[str] = ()  # why it cannot be part of a config of root's kind
 
 
 # ----------------------------------------------------------------------- plain nested dictionaries
@@ -196,24 +195,23 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 # ---------------------------------------------------------------------------------------- checking
 
 
-def plain(value: Any, key: str, number_keys: list[str] | None = None) -> Any:
-    """A deep copy made of what JSON can say. Raises UsageError for anything else.
-
-    A key that is a whole number becomes text if there is a list, `number_keys`, for its refusal.
-    """
+def plain(value: Any, key: str) -> Any:
+    """A deep copy made of what JSON can say, where a key that is a whole number is text. Raises
+    UsageError for anything else."""
     if isinstance(value, dict):
         copied: Config = {}
         for name, item in value.items():
-            wrong = f"{key or 'config'}: the key {name!r} is not a word; keys are text without dots"
-            if type(name) is int and number_keys is not None:
-                number_keys.append(wrong)
+            if type(name) is int:
                 name = str(name)
             if not isinstance(name, str) or not name or "." in name:
-                raise UsageError(wrong)
-            copied[name] = plain(item, f"{key}.{name}" if key else name, number_keys)
+                where = key or "config"
+                raise UsageError(
+                    f"{where}: the key {name!r} is not a word; keys are text without dots"
+                )
+            copied[name] = plain(item, f"{key}.{name}" if key else name)
         return copied
     if isinstance(value, list | tuple):
-        return [plain(item, f"{key}[{i}]", number_keys) for i, item in enumerate(value)]
+        return [plain(item, f"{key}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{key}: {value} is not a finite number, and a config holds none else")
     if value is None or isinstance(value, bool | int | float | str):
@@ -414,14 +412,13 @@ def _of_a_size(value: Any, source: str) -> Any:
 
 def load_file(
     path: Path,
-    number_keys: list[str] | None = None,
     trail: tuple[Path, ...] = (),
     laid: set[Path] | None = None,
     is_metayaml: bool = False,
 ) -> Config:
-    """A config file with what it extends merged under it; `number_keys`: see `plain`. Each file is
-    `laid` once: where two of them extend a third, the later one does not bring it back. What
-    metayaml would have read in another way is read so, or refused, if it `is_metayaml`."""
+    """A config file with what it extends merged under it. Each file is `laid` once: where two of
+    them extend a third, the later one does not bring it back. What metayaml would have read in
+    another way is read so, or refused, if it `is_metayaml`."""
     laid = set() if laid is None else laid
     if path.resolve() in [other.resolve() for other in trail]:
         circle = " -> ".join(str(other) for other in (*trail, path))
@@ -443,7 +440,7 @@ def load_file(
             raise UsageError(f"{path}: there is no file {pattern} to extend")
         for base in map(Path, sorted(bases)):
             if base.resolve() not in laid:
-                below = load_file(base, number_keys, (*trail, path), laid, is_metayaml)
+                below = load_file(base, (*trail, path), laid, is_metayaml)
                 merged = merge(merged, below)
                 laid.add(base.resolve())
     for key in deleted:
@@ -452,7 +449,7 @@ def load_file(
         except KeyError:
             hint = did_you_mean(key, flatten(merged))
             raise UsageError(f"{path}: no extended file has '{key}' to delete{hint}") from None
-    return merge(merged, plain(config, "", number_keys))
+    return merge(merged, plain(config, ""))
 
 
 def _pop_texts(config: Config, key: str, what: str, path: Path) -> list[str]:
@@ -462,26 +459,6 @@ def _pop_texts(config: Config, key: str, what: str, path: Path) -> list[str]:
     if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
         raise UsageError(f"{path}: {key} is {what}")
     return texts
-
-
-def comments_as_help(text: str) -> dict[str, Key]:
-    """Dotted key -> the comment at the end of its line."""
-    from ruamel.yaml import YAML
-
-    keys: dict[str, Key] = {}
-
-    def walk(mapping: Any, prefix: str) -> None:
-        for name, value in mapping.items():
-            _, _, after, below = mapping.ca.items.get(name, [None] * 4)
-            # Lines of their own may follow; that of a block of text is kept apart.
-            comment = after.value if after else (below or [""])[0]
-            if isinstance(comment, str) and (first := comment.split("\n")[0].strip("# ")):
-                keys[prefix + name] = Key(value, first)
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{name}.")
-
-    walk(YAML().load(text), "")
-    return keys
 
 
 def _first_comment(path: Path) -> str:
@@ -548,9 +525,8 @@ class ConfigRegistry:
         """Registers what differs from root. Raises ValueError for a name or key that cannot be."""
         with _as_value_error(name):
             kind = self._kind_of(config)
-            layer = Layer(plain(config, "", [] if kind.is_open else None))
             try:
-                changes = _checked_layer(kind, layer)
+                changes = _checked_layer(kind, Layer(plain(config, "")))
             except UnknownKeyError as error:
                 raise UsageError(f"{error} (root names every key: add it there)") from None
         self._add(name, lambda _: Layer(changes), lambda: help)
@@ -611,18 +587,12 @@ class ConfigRegistry:
         return Draft(kind, name, read(True) if kind.is_metayaml else layers)
 
     def _kind_of(self, config: Config) -> Schema:
-        """Root's kind, or the first schema of which the config has a key that root has not."""
-        complete = [other for other in self._schemas if other.defaults.keys() <= config.keys()]
-        for schema in self._schemas:
-            marks = (schema.defaults.keys() & config.keys()) - self._root.defaults.keys()
-            for other in complete:
-                # A resolved config has all defaults of its kind: these do not mark another.
-                if other is not schema:
-                    shared = marks & other.defaults.keys()
-                    marks -= {key for key in shared if same(config[key], other.defaults[key])}
-            if marks:
-                return schema
-        return self._root
+        """Root's kind, or the first schema of which the config has a key that root has not; a
+        resolved config has every key of its kind."""
+        own = config.keys() - self._root.defaults.keys()
+        marked = [schema for schema in self._schemas if schema.defaults.keys() & own]
+        whole = [schema for schema in marked if schema.defaults.keys() <= config.keys()]
+        return [*whole, *marked, self._root][0]
 
     def _read(self, name: str, is_metayaml: bool) -> Layer:
         if name in self:
@@ -656,15 +626,11 @@ def _schema_of(config: Config) -> Schema:
 
 
 def _read_layer(path: Path, is_metayaml: bool) -> Layer:
-    number_keys: list[str] = []
-    config = load_file(path, number_keys, is_metayaml=is_metayaml)
-    return Layer(config, str(path), number_keys)
+    return Layer(load_file(path, is_metayaml=is_metayaml), str(path))
 
 
 def _checked_layer(kind: Schema, layer: Layer) -> Config:
     """The layer's config, if it fits its kind. Raises UsageError."""
-    if layer.number_keys and not kind.is_open:
-        raise UsageError(layer.number_keys[0])
     if not kind.defaults:
         return layer.config
     try:
@@ -683,9 +649,8 @@ def _as_value_error(name: str) -> Iterator[None]:
 
 
 def config_from_folder(path: str | Path) -> ConfigRegistry:
-    """A registry of a folder's files. `root.yaml` (or .yml, .json) is the root config; the
-    comments at the end of its lines explain the keys in `--help`. Raises ValueError without one.
-    """
+    """A registry of a folder's files. `root.yaml` (or .yml, .json) is the root config. Raises
+    ValueError without one."""
     folder = Path(path)
     roots = [folder / f"root{suffix}" for suffix in CONFIG_SUFFIXES]
     root = next((file for file in roots if file.is_file()), None)
@@ -693,7 +658,6 @@ def config_from_folder(path: str | Path) -> ConfigRegistry:
         raise ValueError(f"{folder} has no root.yaml, which names every key and its default")
     registry = ConfigRegistry()
     registry.set_root_config(load_file(root))
-    registry._root.keys.update(comments_as_help(read_text(root)))
     registry.add_folder(folder)
     return registry
 
@@ -744,7 +708,7 @@ class Draft:
             refuse_metayaml(value, key)
             if isinstance(value, str) and COMPUTED.fullmatch(value):
                 raise UsageError(f"{key}: {value} is not computed; write the number, or [1, 2]")
-        change = plain(nested(key, value), "", [] if kind.is_open else None)
+        change = plain(nested(key, value), "")
         may_add = kind.is_open and override.adds
         # One text may stand where a file has a list.
         is_one = may_add and isinstance(value, str) and isinstance(present, list)
@@ -821,13 +785,11 @@ def _types_of(defaults: Config, names: Config) -> Config:
 
 
 def read_value(text: str, default: Any, key: str) -> Any:
-    """What was typed as a value: YAML, or `@file`. Where text is expected, a number is text.
+    """What was typed as a value: YAML. Where text is expected, a number is text.
 
     What is neither a number, a truth nor null, and not in quotes or brackets, is text as it was
     typed, whatever YAML makes of a # or a line break.
     """
-    if text.startswith("@"):
-        return read_yaml(read_text(Path(text[1:])), text[1:])
     is_text, stripped = isinstance(default, str), text.strip()
     is_plain = stripped[:1] not in ("'", '"', "[", "{", "!")
     if stripped in ("null", "~") or (stripped == "None" and not is_text):
