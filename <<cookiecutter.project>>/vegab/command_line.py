@@ -81,7 +81,7 @@ def wrap(
     opens_folder: bool = True,
     follows: Callable[[], bool] | None = None,
     is_whole: Callable[[str], bool] = lambda path: True,
-    argv: Sequence[str] | None = None,
+    rewrite: Callable[[list[str]], list[str]] = list,
     **fixed: Any,
 ) -> NoReturn:
     """Runs `func(config, save_path[, prepared][, **flags])` as a program, and ends the process.
@@ -107,7 +107,7 @@ def wrap(
             one then calls `prepare` and `func` too, and writes nothing there.
         is_whole: whether a run that is finished has all that it made; raises UsageError if it has
             lost what it could be continued from.
-        argv: the words of the command line; None: those that were typed.
+        rewrite: returns the words of the command line in place of those that were typed.
         fixed: further arguments of `func`, which are no flags then.
     """
     if isinstance(config_registry, str | Path):
@@ -125,6 +125,7 @@ def wrap(
         given = fixed.keys() | (set() if opens_folder else {"dry_run"})
         flags = {name: flag for name, flag in flags.items() if name not in given}
         _refuse_clashes(flags, registry.schemas)
+        arguments = rewrite(arguments)
         told = {} if opens_folder else _explanations(func)
         options = _options()
         add = options.add_argument
@@ -170,7 +171,7 @@ def wrap(
             return accompany(func, folder, keywords, prepare)
         return execute(func, folder, keywords, told_plugins, prepare)
 
-    _exit(program, argv)
+    _exit(program)
 
 
 main = wrap
@@ -271,12 +272,12 @@ def wrap_commands(
     _exit(program)
 
 
-def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
+def _exit(program: Callable[[list[str]], int]) -> NoReturn:
     """Ends the process with what the program returns; a UsageError becomes its sentence."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no text is worth a crash
             stream.reconfigure(errors="backslashreplace")
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = sys.argv[1:]
     try:
         snapshot.go_back(arguments)
         code = program(arguments)

@@ -217,9 +217,12 @@ def test_a_setting_that_always_dies_is_given_up(command: Command, tmp_path: Path
         "bin/sweep.py", "digits", folder, *words, hooks, env={**os.environ, "PYTHONPATH": paths}
     )
     assert done.returncode == 1, done.stderr
-    assert "n_filters=3 is not finished: it died by SIGKILL" in done.stderr
+    assert "n_filters=3 failed: it died by SIGKILL" in done.stderr
     assert "all 2 combinations were chosen, fewer than --trials" in done.stdout
     assert len(json.loads((folder / "n_filters=3" / "meta.json").read_text())["attempts"]) == 3
+    for look in (("bin/sweep.py", "status", folder), ("bin/runs.py", "list", folder)):
+        (line,) = [x for x in command(*look).stdout.splitlines() if "n_filters=3 " in x]
+        assert line.split()[1] == "failed"
 
 
 @pytest.mark.slow
@@ -240,7 +243,7 @@ def test_a_search_under_fire_chooses_none_twice_and_each_is_made_again_to_the_bi
     assert killed.total() == kills, said
     print(f"{dict(killed)} in {time.monotonic() - began:.0f} s: {said}")
     assert f"{number - 1} of {number} trials are finished" in said
-    assert f"{folder / doomed} is not finished: it died by SIGKILL" in said
+    assert f"{folder / doomed} failed: it died by SIGKILL" in said
     told, trials, chosen = sweep.read(folder)
     identities = {sweep_trials.identity(told.config, one) for one in chosen}
     assert len(identities) == len(chosen) == len(trials) == number

@@ -17,12 +17,12 @@ from typing import Any
 
 from engine import endings
 from engine.devices import gpus as devices
+from engine.runs.results import MOST_DEATHS
 from vegab import ROOT, UsageError, capture
 from vegab.provenance import usable_cores
 
 SECONDS_BETWEEN = 0.5
 KILLED, UNKNOWN = -9, 255
-MOST_DEATHS = 3  # of a trial that is killed, before it counts as one that failed
 Commands = Mapping[str, Sequence[str]]
 Tell = Callable[[Sequence[str], Mapping[str, int]], Commands]
 

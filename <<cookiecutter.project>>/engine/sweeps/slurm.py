@@ -22,8 +22,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.runs.results import MOST_DEATHS
 from engine.sweeps import definition
-from engine.sweeps.local import KILLED, MOST_DEATHS, SECONDS_BETWEEN, Commands, Launcher, Tell
+from engine.sweeps.local import KILLED, SECONDS_BETWEEN, Commands, Launcher, Tell
 from vegab import ROOT, UsageError
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, REFUSED

@@ -16,8 +16,9 @@ from typing import Any
 
 from engine import endings
 from engine.runs import RunRecord, results, selection
+from engine.runs.results import MOST_DEATHS
 from engine.sweeps.definition import PLAN, Definition, Settings, Trial, trials_of
-from engine.sweeps.local import MOST_DEATHS, SECONDS_BETWEEN
+from engine.sweeps.local import SECONDS_BETWEEN
 from vegab import UsageError
 from vegab.config import differences, show, show_differences
 from vegab.exits import FINISHED, INTERRUPTED, REFUSED
@@ -26,14 +27,10 @@ from vegab.run_folder import IN_USE, living_owner, refuse_links, take_lock
 from vegab.snapshot import CODE
 
 SWEEP, LOCK, LOG, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.log", "sweep.html"
-OUTPUTS, ENDINGS = (
-    ".output",
-    "endings.json",
-)  # what trials said, and how those ended that did not finish
+OUTPUTS, ENDINGS = results.OUTPUTS, results.ENDINGS
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
 # Is told how many trials run, are done and have failed, and the best so far.
 Show = Callable[[int, int, int, str], None]
-MOST_LINES, NUM_BEST = 40, 10  # of `status`
 
 
 def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Trial]]:
@@ -122,7 +119,9 @@ def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
     paths = [os.path.join(folder, trial.name) for trial in trials]
     there = [path for path in paths if os.path.exists(path)]
     records = {record.path: record for record in results.read_runs(there)}
-    return [records.get(path) or RunRecord(path, state="waiting") for path in paths]
+    every = [records.get(path) or RunRecord(path, state="waiting") for path in paths]
+    results.note_given_up(every)
+    return every
 
 
 def ranked(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -132,15 +131,6 @@ def ranked(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def _reached(best: RunRecord) -> str:
     return f"best {best.monitor} {best.metrics[str(best.monitor)].best:.4g}"
-
-
-def to_look_at(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """Return all trials, or of many those that are on their way or went wrong, and the best."""
-    if len(records) <= MOST_LINES:
-        return list(records)
-    known = [record for record in records if record.state not in ("waiting", "new", "finished")]
-    finished = [record for record in records if record.state == "finished"]
-    return [*known[: MOST_LINES - NUM_BEST], *ranked(finished)[:NUM_BEST]]
 
 
 def summary(records: Sequence[RunRecord]) -> str:
