@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from vegab.exits import UsageError, leave
+from vegab.exits import UsageError
 from vegab.files import (
     CONFIG,
     LOCK,
@@ -339,19 +338,15 @@ def go_back(arguments: list[str]) -> None:
     if FLAG not in arguments or PROJECT != ROOT:
         return
     words = [word for word in arguments if not word.startswith("-")]
-    found = {word: [word] if os.path.exists(word) else glob(word) for word in words}
-    codes = {p: code for word in words for p in found[word] if (code := code_of(Path(p)))}
+    paths = [path for word in words for path in ([word] if os.path.exists(word) else glob(word))]
+    codes = [code for path in paths if (code := code_of(Path(path)))]
     if not codes:
         raise UsageError(f"{FLAG} needs the folder of a run that has begun, as SAVE_PATH or RUN")
+    snapshots = {each.record["sha256"]: each for each in map(load, codes)}
+    if len(snapshots) > 1:
+        raise UsageError(f"{FLAG}: these runs ran different code; name one at a time")
     script = os.path.relpath(os.path.realpath(sys.argv[0]), ROOT)
-    runs = [word for word in words if set(found[word]) & codes.keys()]
-    commands = []
-    for path, code in codes.items():
-        program = freeze(load(code)) / script
-        if not program.is_file():
-            raise UsageError(f"{code} has no {script}")
-        own = [path if w == runs[0] else w for w in arguments if w == runs[0] or w not in runs]
-        commands.append([sys.executable, str(program), *own])
-    if len(commands) == 1:
-        os.execv(sys.executable, commands[0])
-    leave(max(subprocess.run(command, check=False).returncode for command in commands))
+    (snapshot,) = snapshots.values()
+    if script not in snapshot.files:
+        raise UsageError(f"{codes[0]} has no {script}")
+    os.execv(sys.executable, [sys.executable, str(freeze(snapshot) / script), *arguments])

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from multiprocessing import forkserver
@@ -72,6 +71,15 @@ class Launcher:
         """Return the file for what a command says."""
         return self.outputs / f"{name}.txt"
 
+    def begin_some(self, waiting: Commands, num_running: int) -> dict[Any, str]:
+        """Begin as many as there is room for; return their names by what stands for each."""
+        some = [*waiting][: max(self.room() - num_running, 0)]
+        return {self.begin(name, waiting[name]): name for name in some}
+
+    def at_work(self, names: Sequence[str]) -> Sequence[str]:
+        """Return those that are not only queued, of commands that were begun."""
+        return names
+
     def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
         """Run commands by name until all have ended, or `is_stopped` says so.
 
@@ -80,17 +88,18 @@ class Launcher:
         name (minus the number of a signal that ended it) of all that was begun.
         """
         self.outputs.mkdir(exist_ok=True)
-        waiting = deque(commands.items())
+        waiting = dict(commands)
         running: dict[Any, str] = {}
         codes: dict[str, int] = {}
         is_told = False
         while running or (waiting and not self.is_stopped()):
-            room = self.room()
-            while waiting and len(running) < room and not self.is_stopped():
-                name, words = waiting.popleft()
-                running[self.begin(name, words)] = name
-            if more := tell(list(running.values()), codes):
-                waiting.extend(more.items())
+            if not self.is_stopped():
+                begun = self.begin_some(waiting, len(running))
+                running |= begun
+                for name in begun.values():
+                    del waiting[name]
+            if more := tell(self.at_work([*running.values()]), codes):
+                waiting |= more
                 continue
             ended = self.ended(list(running))
             if self.is_stopped() and not is_told:
