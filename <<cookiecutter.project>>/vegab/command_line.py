@@ -268,16 +268,16 @@ def _exit(program: Callable[[list[str]], int]) -> NoReturn:
     try:
         snapshot.go_back(arguments)
         code = program(arguments)
+        sys.stdout.flush()
     except UsageError as error:
         say(f"error: {one_line(error)}")
         code = REFUSED
     except AlreadyFinished as finished:
         print(finished)
         code = FINISHED
-    try:
-        sys.stdout.flush()
     except BrokenPipeError:  # `script --help | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = FINISHED
     leave(code)
 
 
@@ -289,8 +289,8 @@ def _call_without_folder(
     except KeyboardInterrupt:
         say("interrupted")
         return 130  # as a shell says of a program that SIGINT ended
-    except BrokenPipeError:  # `script | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:
+        raise
     except explained as error:
         say(f"failed: {one_line(error)}")
         return FAILED

@@ -87,8 +87,6 @@ class RunFolder:
 
     def _check_writable(self) -> None:
         place = self.absolute
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.lstat(place)  # another error, as of a name that is too long, is one of the path
         while not os.path.lexists(place):
             place = os.path.dirname(place)
         shown = self.path if place == self.absolute else f"{self.path}: {os.path.relpath(place)}"

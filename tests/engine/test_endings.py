@@ -81,7 +81,7 @@ def test_a_trial(has_begun: bool, tmp_path: Any) -> None:
     assert "it died by SIGSEGV (Segmentation fault)" in told
     assert "(death 3 of 3)" in told
     assert ("; its last line is: my own (" in told) == has_begun
-    assert bool(sweeper.died) == has_begun
+    assert record.state == "failed"
     assert bool(sweeper.refused) == (not has_begun)
     assert has_begun or "the last line" in sweeper.refused["n=1"]
 

@@ -65,13 +65,6 @@ class Definition:
         """Whether less of that is better."""
         return results.is_lower_better_in(dict(self.config), str(self.monitor))
 
-    @property
-    def num_epochs(self) -> int:
-        """Epochs of a trial, or 0 if the config does not say."""
-        train = self.config.get("train")
-        epochs = train.get("epochs") if isinstance(train, Mapping) else None
-        return int(self.config.get("num_epochs") or epochs or 0)
-
 
 def read_known(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     """Return what a YAML file says that may have keys and types as in `defaults`, and no others."""
@@ -194,8 +187,6 @@ def check_search(definition: Definition) -> None:
         return
     if not definition.monitor:
         raise UsageError("the config does not say which trial is best; add --monitor, as val_loss")
-    if definition.pruner == "hyperband" and not definition.num_epochs:
-        raise UsageError("--pruner hyperband needs num_epochs in the config; choose another pruner")
     try:
         import optuna  # noqa: F401
     except ImportError:

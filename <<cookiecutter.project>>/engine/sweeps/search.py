@@ -152,13 +152,10 @@ def _new_study(definition: Definition, **arguments: Any) -> optuna.Study:
 
 
 def _pruner(definition: Definition) -> Any:
-    if definition.pruner == "median":
-        return optuna.pruners.MedianPruner()
+    pruners: Any = optuna.pruners
     if definition.pruner == "halving":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
-    if definition.pruner == "hyperband":
-        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=definition.num_epochs)
-    return optuna.pruners.NopPruner()
+        return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    return pruners.MedianPruner() if definition.pruner == "median" else pruners.HyperbandPruner()
 
 
 def _distributions(definition: Definition) -> dict[str, distributions.BaseDistribution]:

@@ -195,7 +195,6 @@ class Sweeper:
     command_of: Callable[[Trial], Sequence[str]]  # returns the words after bin/train.py
     launcher: Any  # starts them; see `engine.sweeps.local`
     refused: dict[str, str] = field(default_factory=dict)  # what those said that left no folder
-    died: set[str] = field(default_factory=set)  # those that left a folder
     num_refusals: int = 0  # of bin/train.py itself
 
     def run(self, retry_failed: bool, show: Show) -> list[RunRecord]:
@@ -206,7 +205,7 @@ class Sweeper:
         tried: set[str] = set()
         deaths: Counter[str] = Counter()
         while True:
-            every, ready = self.advance(self.refused.keys() | self.died)
+            every, ready = self.advance(self.refused)
             records = states_of(self.folder, every)
             states = {trial.name: r.state for trial, r in zip(every, records, strict=True)}
             adopted = self.launcher.adopted()
@@ -248,8 +247,6 @@ class Sweeper:
                     said = self.launcher.said(name)
                     self.refused[name] = f"{name}: {how} ({said})" if how else said
                     self.num_refusals += code == REFUSED
-                elif how:
-                    self.died.add(name)
 
     def _note(self, name: str, how: str) -> None:
         """Keep how a trial ended, for `problems`."""
@@ -265,7 +262,7 @@ class Sweeper:
             self._best = ranked([*self._best, *results.read_runs(paths)])[:1]
             self._num_done += sum(codes[name] == FINISHED for name in ended)
             self._num_failed += sum(codes[name] not in (FINISHED, INTERRUPTED) for name in ended)
-            ready = self.advance(self.refused.keys() | self.died)[1]
+            ready = self.advance(self.refused)[1]
             new = [trial for trial in ready if trial.name not in self._begun]
             self._begun |= {trial.name for trial in new}
         best = "".join(map(_reached, self._best))
