@@ -18,7 +18,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,11 +91,7 @@ class Schema(NamedTuple):
         return self.resolved(self.defaults, strict=False)
 
 
-class Layer(NamedTuple):
-    """What one file or registration contributes to a config."""
-
-    config: Config
-    source: str = ""  # the file, for errors
+Layer = tuple[Config, str]  # what a file or registration contributes, and the file, for errors
 
 
 # ----------------------------------------------------------------------- plain nested dictionaries
@@ -286,10 +282,8 @@ def checked(
 
 
 def find_key(names: Config, name: str, types: Config | None = None) -> str:
-    """The dotted key that a full or short name, perhaps with slashes, stands for.
-
-    Inside a mapping that is {} in `types` (by default `names`) any key is fine.
-    """
+    """The dotted key that a full or short name, perhaps with slashes, stands for. Inside a mapping
+    that is {} in `types` (by default `names`) any key is fine."""
     leaves = flatten(names)
     sections = {key.rsplit(".", n)[0] for key in leaves for n in range(1, key.count(".") + 1)}
     dotted = name if name in leaves else name.replace("/", ".")
@@ -308,10 +302,8 @@ def find_key(names: Config, name: str, types: Config | None = None) -> str:
 
 def resolve_references(config: Config, *, braces: bool = False, strict: bool = True) -> Config:
     """Replaces `${a.b}`: by itself it keeps the type of what it names, in text it is written out.
-
     With `braces`, a value `{a/b}` is replaced, too, where there is such a key. A reference to
-    nothing or to itself raises UsageError; if not `strict` it becomes None.
-    """
+    nothing or to itself raises UsageError; if not `strict` it becomes None."""
 
     def resolved(value: Any, trail: tuple[str, ...]) -> Any:
         if isinstance(value, dict):
@@ -347,10 +339,8 @@ def resolve_references(config: Config, *, braces: bool = False, strict: bool = T
 
 
 def read_yaml(text: str, source: str, is_metayaml: bool = False) -> Any:
-    """Reads YAML 1.2 or JSON; a time or date stays text. `source` names it in errors.
-
-    If `is_metayaml`, the words of YAML 1.1 are true, false and null, and its numbers are refused.
-    """
+    """Reads YAML 1.2 or JSON; a time or date stays text. `source` names it in errors. If
+    `is_metayaml`, the words of YAML 1.1 are true, false and null, and its numbers are refused."""
     # Imported where it is needed: it is half of what importing vegab would cost.
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import SafeConstructor
@@ -461,11 +451,6 @@ def _pop_texts(config: Config, key: str, what: str, path: Path) -> list[str]:
     return texts
 
 
-def _first_comment(path: Path) -> str:
-    first = read_text(path).split("\n", 1)[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else ""
-
-
 # ---------------------------------------------------------------------------------------- registry
 
 
@@ -475,8 +460,8 @@ class ConfigRegistry:
     def __init__(self) -> None:
         self._root = Schema({})
         self._schemas: list[Schema] = []
-        # name -> what reads the config (perhaps as metayaml did), and the line that says what it is
-        self._named: dict[str, tuple[Callable[[bool], Layer], Callable[[], str]]] = {}
+        # name -> the config or its file, and the line that says what it is
+        self._named: dict[str, tuple[Config | Path, str]] = {}
 
     def set_root_config(self, config: Config) -> None:
         """Sets every key and its default. Any value may be a `Key(default, help)`."""
@@ -484,8 +469,7 @@ class ConfigRegistry:
             raise ValueError("the root config is set already")
         with _as_value_error("root"):
             self._root = _schema_of(config)
-        summary = "every key with its default"
-        self._named = {"root": (lambda _: Layer({}), lambda: summary), **self._named}
+        self._named = {"root": ({}, "every key with its default"), **self._named}
 
     def get_root_config(self) -> Config:
         """A deep copy of the root config, as plain data."""
@@ -501,11 +485,10 @@ class ConfigRegistry:
     ) -> None:
         """Adds a kind of config: one that has a top-level key of this schema that root has not.
 
-        Such a config may have keys of its own, except in the mappings at top-level keys that are
-        `closed`. Of each tuple that is `required`, one top-level key must have a value other than
-        None, "" and {}. Add schemas before configs are registered. Of several, the first that
-        recognises a config has it. `title` is the heading of these keys in `--help`. Files of a
-        kind that `is_metayaml`, with all that they extend, are read as `load_file` says.
+        Such a config may have keys of its own, except in the mappings at keys that are `closed`. Of
+        each tuple that is `required`, one top-level key must have a value other than None, "" and
+        {}. Add schemas before configs are registered; the first that recognises a config has it.
+        `title` is their heading in `--help`. For `is_metayaml` see `load_file`.
         """
         with _as_value_error(title):
             kind = _schema_of(config)._replace(title=title, is_open=True, is_metayaml=is_metayaml)
@@ -526,24 +509,21 @@ class ConfigRegistry:
         with _as_value_error(name):
             kind = self._kind_of(config)
             try:
-                changes = _checked_layer(kind, Layer(plain(config, "")))
+                changes = _checked_layer(kind, plain(config, ""))
             except UnknownKeyError as error:
                 raise UsageError(f"{error} (root names every key: add it there)") from None
-        self._add(name, lambda _: Layer(changes), lambda: help)
+        self._add(name, changes, help)
 
     __setitem__ = register
 
     def add_folder(self, path: str | Path, besides: Iterable[str] = ()) -> None:
-        """Registers each file but `root` and `besides` by its stem; it is read when asked for.
-
-        A folder that is not there has none.
-        """
+        """Registers each file but `root` and `besides` by its stem; it is read when asked for. A
+        folder that is not there has none."""
         others = {"root", *besides}
         for file in sorted(Path(path).glob("*")):
             hidden = file.name.startswith(".")
             if file.suffix in CONFIG_SUFFIXES and file.stem not in others and not hidden:
-                read = functools.partial(_read_layer, file)
-                self._add(file.stem, read, functools.partial(_first_comment, file))
+                self._add(file.stem, file)
 
     def __contains__(self, name: object) -> bool:
         return name in self._named
@@ -554,7 +534,9 @@ class ConfigRegistry:
 
     def summary(self, name: str) -> str:
         """The one line that says what a named config is, or nothing."""
-        return self._named[name][1]()
+        source, about = self._named[name]
+        first = read_text(source).split("\n", 1)[0] if isinstance(source, Path) else ""
+        return first.lstrip("# ").strip() if first.startswith("#") else about
 
     def resolve(
         self, name: str, bases: Iterable[str | Path] = (), overrides: Sequence[Override] = ()
@@ -570,14 +552,14 @@ class ConfigRegistry:
         """The config, or root, before its overrides, of which the `keys` are known."""
 
         def read(is_metayaml: bool) -> list[Layer]:
-            below = [_read_layer(path, is_metayaml) for path in paths]
+            below = [(load_file(path, is_metayaml=is_metayaml), str(path)) for path in paths]
             return [*below, *([] if name is None else [self._read(name, is_metayaml)])]
 
         paths = list(map(Path, bases))
         layers = read(False)
         present: Config = {}
-        for layer in layers:
-            present |= layer.config
+        for config, _ in layers:
+            present |= config
         root = flatten(self._root.defaults)
         for key in (key.replace("/", ".") for key in keys):
             # The last name of a nested key of root is no mark of another kind.
@@ -595,19 +577,20 @@ class ConfigRegistry:
         return [*whole, *marked, self._root][0]
 
     def _read(self, name: str, is_metayaml: bool) -> Layer:
-        if name in self:
-            return self._named[name][0](is_metayaml)
-        if name.endswith(CONFIG_SUFFIXES):
-            return _read_layer(Path(name), is_metayaml)
-        raise UsageError(
-            f"unknown config '{name}'{did_you_mean(name, self.names()) or '.'} "
-            f"Known are {', '.join(self.names())}; a path to a .yaml or .json file is fine, too"
-        )
+        source = self._named[name][0] if name in self else Path(name)
+        if not (name in self or name.endswith(CONFIG_SUFFIXES)):
+            raise UsageError(
+                f"unknown config '{name}'{did_you_mean(name, self.names()) or '.'} "
+                f"Known are {', '.join(self.names())}; a path to a .yaml or .json file is fine, too"
+            )
+        if isinstance(source, Path):
+            return load_file(source, is_metayaml=is_metayaml), str(source)
+        return source, ""
 
-    def _add(self, name: str, read: Callable[[bool], Layer], summary: Callable[[], str]) -> None:
+    def _add(self, name: str, source: Config | Path, about: str = "") -> None:
         if name in self or name == "root":
             raise ValueError(f"a config named '{name}' is registered already")
-        self._named[name] = read, summary
+        self._named[name] = source, about
 
 
 def _schema_of(config: Config) -> Schema:
@@ -625,18 +608,14 @@ def _schema_of(config: Config) -> Schema:
     return Schema(plain(without_keys(config, ""), ""), keys)
 
 
-def _read_layer(path: Path, is_metayaml: bool) -> Layer:
-    return Layer(load_file(path, is_metayaml=is_metayaml), str(path))
-
-
-def _checked_layer(kind: Schema, layer: Layer) -> Config:
+def _checked_layer(kind: Schema, config: Config, source: str = "") -> Config:
     """The layer's config, if it fits its kind. Raises UsageError."""
     if not kind.defaults:
-        return layer.config
+        return config
     try:
-        return checked(kind, kind.expected(), layer.config, kind.is_open)
+        return checked(kind, kind.expected(), config, kind.is_open)
     except UsageError as error:
-        raise type(error)(f"{layer.source}: {error}" if layer.source else str(error)) from None
+        raise type(error)(f"{source}: {error}" if source else str(error)) from None
 
 
 @contextlib.contextmanager
@@ -674,7 +653,7 @@ class Draft:
 
     def __init__(self, kind: Schema, name: str | None, layers: Sequence[Layer] = ()) -> None:
         self.kind, self.name = kind, name
-        configs = [_checked_layer(kind, layer) for layer in layers]
+        configs = [_checked_layer(kind, *layer) for layer in layers]
         self._last = configs[-1] if name is not None else {}
         self._merged = functools.reduce(merge, configs, kind.defaults)
         self.names = self.types = kind.expected()
@@ -785,11 +764,9 @@ def _types_of(defaults: Config, names: Config) -> Config:
 
 
 def read_value(text: str, default: Any, key: str) -> Any:
-    """What was typed as a value: YAML. Where text is expected, a number is text.
-
-    What is neither a number, a truth nor null, and not in quotes or brackets, is text as it was
-    typed, whatever YAML makes of a # or a line break.
-    """
+    """What was typed as a value: YAML. Where text is expected, a number is text. What is neither a
+    number, a truth nor null, and not in quotes or brackets, is text as it was typed, whatever YAML
+    makes of a # or a line break."""
     is_text, stripped = isinstance(default, str), text.strip()
     is_plain = stripped[:1] not in ("'", '"', "[", "{", "!")
     if stripped in ("null", "~") or (stripped == "None" and not is_text):

@@ -31,10 +31,8 @@ _IGNORED_AT_START = [
 def execute(
     func: Func, folder: RunFolder, keywords: Config, plugins: Plugins, prepare: Func | None
 ) -> int:
-    """Calls `func(config, save_path[, prepare(config)], **keywords)`; returns the exit code.
-
-    Raises UsageError, or AlreadyFinished, while the folder is untouched.
-    """
+    """Calls `func(config, save_path[, prepare(config)], **keywords)`; returns the exit code. Raises
+    UsageError, or AlreadyFinished, while the folder is untouched."""
     config = folder.config
     folder.check()
     _signals(_interrupt)

@@ -319,8 +319,7 @@ def code_of(folder: Path) -> Path | None:
 def go_on_from(began: Path | None = None) -> None:
     """Runs this command again from a snapshot of the project, so that all that it starts, at
     whatever time, has the source as it is now. `began` is a snapshot of what it goes on with:
-    raises UsageError if the project has other source meanwhile.
-    """
+    raises UsageError if the project has other source meanwhile."""
     if PROJECT != ROOT:
         return
     now = take()

@@ -57,15 +57,11 @@ class Launcher:
 
     def how(self, name: str, code: int, why: str = "") -> str:
         """Return a phrase that says how a command was ended, and `why` where that is known."""
-        said = ""
+        said = b""
         with suppress(OSError):
-            errors = self.outputs.parent / name / capture.FILES[1]
-            said = (
-                capture.ATTEMPT.split(errors.read_bytes())[-1]
-                .partition(b"\n")[2]
-                .decode(errors="replace")
-            )
-        return endings.ending(code, said, why)
+            errors = (self.outputs.parent / name / capture.FILES[1]).read_bytes()
+            said = capture.ATTEMPT.split(errors)[-1].partition(b"\n")[2]
+        return endings.ending(code, said.decode(errors="replace"), why)
 
     def output(self, name: str) -> Path:
         """Return the file for what a command says."""
@@ -200,10 +196,8 @@ def _run(words: list[str], output: str, gpu: str, is_shared: bool) -> None:
 @contextmanager
 def _apart() -> Iterator[None]:
     """Let processes that begin now write no errors, and not import the sweeper's program.
-
     TensorFlow tells of itself when the fork server imports it. To import the program, of which a
-    trial needs nothing, would take each a quarter of a second.
-    """
+    trial needs nothing, would take each a quarter of a second."""
     kept, program = os.dup(2), sys.modules["__main__"]
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

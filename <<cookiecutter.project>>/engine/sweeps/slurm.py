@@ -186,8 +186,7 @@ class SlurmLauncher(Launcher):
     def _submit(self, commands: Commands) -> dict[str, Task]:
         """Submit an array, and return its tasks. It is noted before, and again when it is whole,
         after submitit has written what jobs wait for: what was cut short is taken back. If SLURM
-        does not take it now, the next one is smaller.
-        """
+        does not take it now, the next one is smaller."""
         job = f"{_safe(self.outputs.resolve().parent.name)}-{secrets.token_hex(4)}"
         lines = {}
         for name, words in commands.items():
@@ -336,10 +335,8 @@ def submit(
     max_parallel: int = 0,
 ) -> str:
     """Submit a job for each of the lines, which are for a shell, by the run folder that they train
-    in, and return its number.
-
-    The folder `logs` gets batch scripts, what jobs say, and exit codes. Raises UsageError.
-    """
+    in, and return its number. The folder `logs` gets batch scripts, what jobs say, and exit codes.
+    Raises UsageError."""
     import submitit
 
     place = shlex.quote(str(logs.absolute() / name))

@@ -35,10 +35,8 @@ Show = Callable[[int, int, int, str], None]
 
 def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Trial]]:
     """Return a definition and its trials, with those of the sweep that is in the folder already.
-
     New trials are added to those that are there; a search goes on from what it has chosen. Raises
-    UsageError if the folder holds something else, as a sweep of another config.
-    """
+    UsageError if the folder holds something else, as a sweep of another config."""
     trials = trials_of(definition)
     if not (folder / SWEEP).exists():
         try:
