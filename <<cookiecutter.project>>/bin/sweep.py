@@ -147,7 +147,7 @@ def run(
             vegab.snapshot.keep(vegab.snapshot.take(), source)
         is_new = not (folder / sweep.SWEEP).exists()
         sweep.write(folder, definition, known, [] if is_new else sweep.read(folder)[2])
-        sweeper = sweep.Sweeper(folder, lambda refused: (known, known), command_of, starts)
+        sweeper = sweep.Sweeper(folder, lambda refused: known, command_of, starts)
         total, chooser = len(known), None
         if definition.search:
             room = functools.partial(max, 1, max_parallel or starts.num_parallel)

@@ -75,7 +75,7 @@ def test_a_trial(has_begun: bool, tmp_path: Any) -> None:
 
     trials = [Trial("n=1", {})]
     launcher = Crashing(tmp_path / ".output", lambda: False)
-    sweeper = Sweeper(tmp_path, lambda refused: (trials, trials), lambda trial: [], launcher)
+    sweeper = Sweeper(tmp_path, lambda refused: trials, lambda trial: [], launcher)
     (record,) = sweeper.run(retry_failed=False, show=lambda *numbers: None)
     (told,) = sweep.problems(tmp_path, [record])
     assert "it died by SIGSEGV (Segmentation fault)" in told

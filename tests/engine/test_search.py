@@ -66,7 +66,7 @@ def swept(
     supply = open_search(folder, told)
     while True:
         chosen = [*supply.suggested]
-        every, _ = supply.advance(())
+        every = supply.advance(())
         assert supply.suggested[: len(chosen)] == chosen, "what was chosen is never chosen again"
         assert sweep.read(folder)[2] == supply.suggested, "and stands there before a trial begins"
         left = [trial for trial in every if not (folder / trial.name).exists()]
@@ -118,7 +118,7 @@ def test_all_combinations_are_chosen_and_then_the_search_ends(
     folder = tmp_path / "sweep"
     supply = open_search(folder, told)
     for _ in range(20):
-        for trial in supply.advance(())[0]:
+        for trial in supply.advance(()):
             end(folder, trial, told, losses={})
     assert supply.is_exhausted
     assert len(supply.suggested) == len({trial.name for trial in supply.trials}) == number

@@ -190,7 +190,7 @@ def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_pa
 
     launcher = Begun()
     trials = [Trial("n=1", {})]
-    sweeper = Sweeper(tmp_path, lambda refused: (trials, trials), lambda trial: [], launcher)
+    sweeper = Sweeper(tmp_path, lambda refused: trials, lambda trial: [], launcher)
     sweeper.run(retry_failed=False, show=lambda *numbers: None)
     assert launcher.codes == []
     assert sweeper.refused == {}

@@ -36,7 +36,7 @@ class Search:
         self.is_exhausted = False
         self._ended: dict[int, FrozenTrial] = {}  # those that nothing changes any more
 
-    def advance(self, given_up: Collection[str]) -> tuple[list[Trial], list[Trial]]:
+    def advance(self, given_up: Collection[str]) -> list[Trial]:
         """Choose what is to follow; see `sweep.Sweeper.advance`."""
         told = []
         for number, settings in enumerate(self.suggested):
@@ -58,7 +58,7 @@ class Search:
             self.trials += [trial for trial in new if trial not in self.trials]
         if len(self.suggested) > before:
             sweep.write(self.folder, self.definition, self.trials, self.suggested)
-        return self.trials, self.trials
+        return self.trials
 
     def _outcome(self, settings: Settings, given_up: Collection[str]) -> FrozenTrial:
         """Return what settings have come to by now."""

@@ -187,9 +187,8 @@ class Sweeper:
     """Trains what is not done yet."""
 
     folder: Path  # of the sweep, which is locked for this process
-    # Returns all trials by now, and those of them that may be trained by now; it is given the names
-    # of those that were refused.
-    advance: Callable[[Collection[str]], tuple[list[Trial], list[Trial]]]
+    # Returns all trials by now; it is given the names of those that were refused.
+    advance: Callable[[Collection[str]], list[Trial]]
     command_of: Callable[[Trial], Sequence[str]]  # returns the words after bin/train.py
     launcher: Any  # starts them; see `engine.sweeps.local`
     refused: dict[str, str] = field(default_factory=dict)  # what those said that left no folder
@@ -203,23 +202,23 @@ class Sweeper:
         tried: set[str] = set()
         deaths: Counter[str] = Counter()
         while True:
-            every, ready = self.advance(self.refused)
-            records = states_of(self.folder, every)
-            states = {trial.name: r.state for trial, r in zip(every, records, strict=True)}
+            trials = self.advance(self.refused)
+            records = states_of(self.folder, trials)
+            states = {trial.name: r.state for trial, r in zip(trials, records, strict=True)}
             adopted = self.launcher.adopted()
             left = [
                 trial
-                for trial in ready
+                for trial in trials
                 if states[trial.name] not in done and trial.name not in tried
                 if states[trial.name] != "running" or trial.name in adopted
             ]
-            elsewhere = [trial.name for trial in ready if states[trial.name] == "running"]
+            elsewhere = [trial.name for trial in trials if states[trial.name] == "running"]
             if self.launcher.is_stopped() or not (left or elsewhere):
                 return records
             self._best, self._num_ended = ranked(records)[:1], 0
             self._num_done = sum(record.state == "finished" for record in records)
             self._num_failed = sum(record.state in done for record in records) - self._num_done
-            self._begun = {trial.name for trial in ready}
+            self._begun = {trial.name for trial in trials}
             commands = {trial.name: self.command_of(trial) for trial in left}
             codes = self.launcher.run(commands, self._tell) if left else {}
             while not (left or self.launcher.is_stopped()):
@@ -260,8 +259,8 @@ class Sweeper:
             self._best = ranked([*self._best, *results.read_runs(paths)])[:1]
             self._num_done += sum(codes[name] == FINISHED for name in ended)
             self._num_failed += sum(codes[name] not in (FINISHED, INTERRUPTED) for name in ended)
-            ready = self.advance(self.refused)[1]
-            new = [trial for trial in ready if trial.name not in self._begun]
+            trials = self.advance(self.refused)
+            new = [trial for trial in trials if trial.name not in self._begun]
             self._begun |= {trial.name for trial in new}
         best = "".join(map(_reached, self._best))
         self._show(len(running), self._num_done, self._num_failed, best)
