@@ -227,7 +227,7 @@ def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> Non
     """Resolve each trial's config. Raises vegab.UsageError, naming the trial that cannot be."""
     given = [Override(key, value, adds=True) for key, value in args.overrides.items()]
     given += [Override(key, None, deletes=True) for key in args.delete]
-    draft = registry.draft(args.config, args.base, [override.key for override in given])
+    draft = registry.draft(args.config, args.base)
     for trial in trials:
         own = [Override(key, value) for key, value in trial.settings.items()]
         try:

@@ -403,8 +403,6 @@ def _parse_twice(
     known = dict(ChainMap(*(schema.defaults for schema in registry.schemas)))
     # A first look, before it is known which keys are true or false.
     words, guessed = _split(arguments, known, known, options.known, is_strict=False)
-    keys = [override.key for override in guessed]
-    keys += [key[3:] for key in keys if key.startswith("no_")]
     seen, others = options.parse_known_args(words)
     others = [word for word in others if not word.startswith("-")]
     if all(override.value is not None for override in guessed):
@@ -412,7 +410,7 @@ def _parse_twice(
     is_config = (word for word in others if word in registry or word.endswith(CONFIG_SUFFIXES))
     found = next(is_config, None), seen.base
     for _ in range(2):  # the first look may have found another CONFIG, or none
-        draft = registry.draft(*found, keys)
+        draft = registry.draft(*found)
         args, overrides = _parse(parser, arguments, draft.names, draft.types, options.known)
         if found == (args.config, args.base):
             return args, overrides, draft

@@ -18,6 +18,7 @@ import math
 import operator
 import os
 import re
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -542,14 +543,12 @@ class ConfigRegistry:
         self, name: str, bases: Iterable[str | Path] = (), overrides: Sequence[Override] = ()
     ) -> Config:
         """defaults <- base files <- named config or file <- overrides, then the references."""
-        return self.draft(name, bases, [o.key for o in overrides]).resolve(overrides)
+        return self.draft(name, bases).resolve(overrides)
 
     __getitem__ = resolve
 
-    def draft(
-        self, name: str | None, bases: Iterable[str | Path] = (), keys: Iterable[str] = ()
-    ) -> Draft:
-        """The config, or root, before its overrides, of which the `keys` are known."""
+    def draft(self, name: str | None, bases: Iterable[str | Path] = ()) -> Draft:
+        """The config, or root, before its overrides."""
 
         def read(is_metayaml: bool) -> list[Layer]:
             below = [(load_file(path, is_metayaml=is_metayaml), str(path)) for path in paths]
@@ -557,15 +556,7 @@ class ConfigRegistry:
 
         paths = list(map(Path, bases))
         layers = read(False)
-        present: Config = {}
-        for config, _ in layers:
-            present |= config
-        root = flatten(self._root.defaults)
-        for key in (key.replace("/", ".") for key in keys):
-            # The last name of a nested key of root is no mark of another kind.
-            if not any(leaf.endswith("." + key) for leaf in root):
-                present.setdefault(key.partition(".")[0], ...)
-        kind = self._kind_of(present)
+        kind = self._kind_of(dict(ChainMap(*(config for config, _ in layers))))
         return Draft(kind, name, read(True) if kind.is_metayaml else layers)
 
     def _kind_of(self, config: Config) -> Schema:

@@ -221,8 +221,8 @@ def test_a_setting_that_always_dies_is_given_up(command: Command, tmp_path: Path
     assert "all 2 combinations were chosen, fewer than --trials" in done.stdout
     assert len(json.loads((folder / "n_filters=3" / "meta.json").read_text())["attempts"]) == 3
     for look in (("bin/sweep.py", "status", folder), ("bin/runs.py", "list", folder)):
-        (line,) = [x for x in command(*look).stdout.splitlines() if "n_filters=3 " in x]
-        assert line.split()[1] == "failed"
+        lines = [x for x in command(*look).stdout.splitlines() if "n_filters=3 " in x]
+        assert lines[0].split()[1] == "failed"
 
 
 @pytest.mark.slow

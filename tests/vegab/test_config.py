@@ -426,20 +426,6 @@ def test_layers_lie_in_the_order_of_root_s(flows: ConfigRegistry, tmp_path: Path
     assert config["hook"] == {"op": "validation/op", "active": False, "mine": 2}
 
 
-def test_an_override_alone_can_mark_a_config(flow: Flow) -> None:
-    content = "batch_size: 4\nnote: x\n"
-    with pytest.raises(UsageError, match="is missing"):
-        flow(content)
-    iterator, steps = Override("iterator", "a.B", adds=True), Override("num_steps", "3")
-    assert flow(content, iterator, steps)["iterator"] == "a.B"
-    assert flow("note: x\n", Override("params/x", "1"))["params"] == {"x": 1}
-
-
-def test_a_key_of_root_s_depths_marks_no_other_kind(flows: ConfigRegistry) -> None:
-    flows.add_schema({"width": 3})
-    assert with_overrides(flows, ("width", "5"))["model"]["width"] == 5
-
-
 def test_registered_configs_and_folders_can_be_of_such_a_kind(
     flows: ConfigRegistry, tmp_path: Path
 ) -> None:

@@ -1108,11 +1108,6 @@ def test_overrides_of_a_file_with_keys_of_its_own(flow: Run, tmp_path: Path) -> 
     (tmp_path / "top.yaml").write_text("num_epochs: 2\n")
     config = config_of(flow("top.yaml", "based", "-bbase.yaml", "--no_active"))
     assert (config["iterator"], config["own"]) == ("of.Base", {"active": False})
-    (tmp_path / "bare.yaml").write_text("speed: 2\n")
-    config = config_of(
-        flow("bare.yaml", "marked", "--speed=3", "--num_steps=1", "-p", "iterator", "I")
-    )
-    assert (config["iterator"], config["speed"]) == ("I", 3)
 
 
 @pytest.mark.parametrize(
