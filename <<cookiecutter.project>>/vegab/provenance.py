@@ -24,7 +24,6 @@ ENVIRONMENT = re.compile(
     r"|ONEDNN_(MAX_CPU_ISA|DEFAULT_FPMATH_MODE)"
     r"|TF_(CPP|CUDNN|DETERMINISTIC|DISABLE|ENABLE|FORCE|GPU|NUM|SET_ONEDNN|USE|XLA)_\w+"
 )
-NAME_AND_VERSION = re.compile(r"^(Name|Version): *(.*\S)", re.MULTILINE)  # in a package's METADATA
 
 
 def run_quietly(*command: str) -> bytes | None:
@@ -192,13 +191,9 @@ def ask_nvidia_smi(fields: str, form: str = "csv,noheader") -> list[str]:
 
 def describe_software() -> dict[str, Any]:
     """Python, every installed package with its version, and the variables that change results."""
-    packages: dict[str, str | None] = {}
-    for distribution in metadata.distributions():
-        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-        # Not `distribution.metadata`: to parse the rest takes several times as long.
-        about = dict(NAME_AND_VERSION.findall(text.partition("\n\n")[0]))
-        if "Name" in about:
-            packages.setdefault(about["Name"], about.get("Version"))
+    # Of several of one name the first counts, which is the one that Python imports.
+    found = {each.name: each.version for each in reversed([*metadata.distributions()])}
+    packages = {name: version for name, version in found.items() if name}
     return {
         "python": platform.python_version(),
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
