@@ -133,7 +133,7 @@ def wrap(
         parser.tables = lambda: _tables_of(registry, arguments)
         add = parser.add_argument
         named = add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
-        named.completer = _completer(registry)  # type: ignore[attr-defined]
+        named.completer = lambda **_: registry.names()  # type: ignore[attr-defined]
         if has_folder:
             about = told.get("save_path", "folder of the run: a new one, or its own")
             nargs = "?" if save_path_key else None
@@ -221,9 +221,7 @@ def wrap_no_config_registry(
             keywords["save_path"] = args.save_path
 
         def call(config: Config, *path: str) -> Any:
-            values = config | dict(zip(["save_path"], path, strict=False))
-            first = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
-            return func(*(values.pop(name) for name in first), **values)
+            return func(**config, **dict(zip(["save_path"], path, strict=False)))
 
         if not keywords.get("save_path"):
             return _call_without_folder(functools.partial(call, keywords))
@@ -350,17 +348,6 @@ class _Version(argparse.Action):
         commit = f", commit {found}" if found else ""
         print(f"{project['name']} {project['version']}{commit}, Python {sys.version.split()[0]}")
         sys.exit()
-
-
-def _completer(registry: ConfigRegistry) -> Callable[..., list[str]]:
-    """Returns what has a shell complete CONFIG; it completes paths by itself elsewhere."""
-
-    def find(prefix: str, **_: Any) -> list[str]:
-        from argcomplete import FilesCompleter
-
-        return [*registry.names(), *FilesCompleter()(prefix)]
-
-    return find
 
 
 def _complete(parser: argparse.ArgumentParser, keys: Iterable[str] = ()) -> None:
