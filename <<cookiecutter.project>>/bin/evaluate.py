@@ -78,13 +78,12 @@ def evaluate_run(
         files = files or [""]
         configs = [config_asked_for(folder, file, split) for file in files]
         names = [name or Path(file).stem or split for file in files]
-        for each in names:
-            if each.startswith(".") or Path(each).name != each:
-                what = f"outputs cannot be stored as {each!r}"
-                raise vegab.UsageError(f"{what}; give --name a single word")
-            if names.count(each) > 1:
-                what = f"several evaluations would be stored as {each}"
-                raise vegab.UsageError(f"{what}; give their files other names, and no --name")
+        fits = all(Path(each).name == each and not each.startswith(".") for each in names)
+        if not fits or len(set(names)) < len(names):
+            shown = " and ".join(map(repr, names))
+            raise vegab.UsageError(
+                f"outputs cannot be stored as {shown}; give each a word of its own"
+            )
         for file, own, each in zip(files, configs, names, strict=True):
             if callbacks_only:
                 call_callbacks(folder, file, each)
@@ -92,10 +91,8 @@ def evaluate_run(
                 evaluate_with_iterator(folder, checkpoint, own, file, each, split)
         return
     if files or name or callbacks_only or split != "validation":
-        raise vegab.UsageError(
-            f"the config of {folder} has no iterator; leave out -e, --name, --split and "
-            "--callbacks_only, which need one"
-        )
+        asked = "-e, --name, --split and --callbacks_only"
+        raise vegab.UsageError(f"the config of {folder} has no iterator, which {asked} need")
     if "train" in config and not config["train"]["eval_feeder"]:
         raise vegab.UsageError(f"{folder} has no train.eval_feeder to evaluate on")
     evaluate_model(folder, commit_named(folder, checkpoint), config)
@@ -164,7 +161,7 @@ def config_asked_for(folder: Path, file: str, split: str) -> dict[str, Any]:
 
     own = folder / CONFIG
     config = registry.resolve(file or str(own), bases=[own])
-    if not file or "test_mode" not in load_file(Path(file), number_keys=[]):
+    if not file or "test_mode" not in load_file(Path(file)):
         config["test_mode"] = True
     if split not in (splits := splits_of(config)):
         raise vegab.UsageError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
@@ -217,7 +214,7 @@ def call_callbacks(folder: Path, file: str, name: str) -> None:
     meta = StoredOutputs(output).meta
     config = meta["config"]  # their own, and what the file says now
     if file:
-        config = resolve_references(merge(config, load_file(Path(file), number_keys=[])))
+        config = resolve_references(merge(config, load_file(Path(file))))
     callbacks, arguments = callbacks_of(config)
     key, data = splits_of(config)[meta["split"]]
     make = vegab.resolve(data, key)

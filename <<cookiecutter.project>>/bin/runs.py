@@ -6,7 +6,6 @@ python bin/runs.py compare results/a 'results/lr_*' --sort=val_loss
 
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,33 +18,23 @@ from vegab.execution import printable
 
 FORMS = {"csv": comparison.as_csv, "markdown": comparison.as_markdown, "latex": comparison.as_latex}
 SORT = "by this column; --sort=-COLUMN: the other way round"
-SECONDS_BETWEEN = 2.0
 
 
 @argh.named("list")
 @selection.selects
 @argh.arg("--sort", metavar="COLUMN", help=SORT)
-@argh.arg("--watch", help="show it again every two seconds, until Ctrl-C")
 def list_runs(
     *patterns: str,
     where: str = "",
     columns: str = "",
     best: int = 0,
     sort: str = "",
-    watch: bool = False,
 ) -> None:
     """Print a line a run: its state, how far it is, how good, how old."""
-    while True:
-        records, problems = selection.chosen(patterns, where, best)
-        asked = selection.columns_in(columns)
-        table = comparison.listing(records, asked, sort.removeprefix("-"))
-        text = comparison.as_text(comparison.sorted_table(table, sort), width_for(asked))
-        clear = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
-        print(clear + text, end="", flush=True)
-        if not watch:
-            break
-        results.tell([], problems)
-        time.sleep(SECONDS_BETWEEN)
+    records, problems = selection.chosen(patterns, where, best)
+    asked = selection.columns_in(columns)
+    table = comparison.listing(records, asked, sort.removeprefix("-"))
+    print(comparison.as_text(comparison.sorted_table(table, sort), width_for(asked)), end="")
     results.tell(problems)
 
 

@@ -96,8 +96,6 @@ def run(
     """
     asked: dict[str, Any] = {"grid": list(grid), "range": list(range), "random": random}
     asked |= {"seeds": seeds, "folds": folds, "search": search, "trials": trials, "pruner": pruner}
-    if plan:
-        asked = sweep_trials.with_plan(plan, asked)
     numbers = {key: asked[key] for key in ("random", "seeds", "folds", "trials")}
     sweep_trials.require_numbers(0, **numbers, max_parallel=max_parallel)
     sweep_trials.require_numbers(1, jobs=1 if jobs is None else jobs, per_gpu=per_gpu)
@@ -149,7 +147,7 @@ def run(
             vegab.snapshot.keep(vegab.snapshot.take(), source)
         is_new = not (folder / sweep.SWEEP).exists()
         sweep.write(folder, definition, known, [] if is_new else sweep.read(folder)[2])
-        sweeper = sweep.Sweeper(folder, lambda refused: (known, known), command_of, starts)
+        sweeper = sweep.Sweeper(folder, lambda refused: known, command_of, starts)
         total, chooser = len(known), None
         if definition.search:
             room = functools.partial(max, 1, max_parallel or starts.num_parallel)
@@ -229,7 +227,7 @@ def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> Non
     """Resolve each trial's config. Raises vegab.UsageError, naming the trial that cannot be."""
     given = [Override(key, value, adds=True) for key, value in args.overrides.items()]
     given += [Override(key, None, deletes=True) for key in args.delete]
-    draft = registry.draft(args.config, args.base, [override.key for override in given])
+    draft = registry.draft(args.config, args.base)
     for trial in trials:
         own = [Override(key, value) for key, value in trial.settings.items()]
         try:
@@ -285,23 +283,16 @@ def words_with_plan(argv: list[str]) -> list[str]:
     if not plan:
         return argv
     typed = argv[:1] if argv[0] in registry or argv[0].endswith(CONFIG_SUFFIXES) else []
-    try:
-        return [*typed, *sweep_trials.words_of_plan(plan, bool(typed)), *argv[len(typed) :]]
-    except vegab.UsageError as error:
-        say(f"error: {error}")
-        sys.exit(REFUSED)
+    return [*typed, *sweep_trials.words_of_plan(plan, bool(typed)), *argv[len(typed) :]]
 
 
 @argh.arg("folder", metavar="FOLDER", help="of a sweep")
 def status(folder: str) -> None:
-    """Print a line a trial, or of many those that need a look and the best, and one for all."""
+    """Print a line a trial, and one for all."""
     place = Path(folder)
     records = sweep.states_of(place, sweep.read(place)[1])
-    shown = sweep.to_look_at(records)
-    print(comparison.as_text(comparison.listing(shown)), end="")
-    if more := len(records) - len(shown):
-        print(f"and {more} more: python bin/runs.py list {shlex.quote(folder)}")
-    more_lines = sweep.problems(place, shown)
+    print(comparison.as_text(comparison.listing(records)), end="")
+    more_lines = sweep.problems(place, records)
     with contextlib.suppress(vegab.UsageError):  # it may be typed where no SLURM is
         more_lines += slurm.queue_of(place / sweep.OUTPUTS)
     for line in more_lines:
@@ -346,5 +337,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] in (["status"], ["stop"]):
         vegab.wrap_commands(status, stop)
     else:
-        words = words_with_plan(sys.argv[1:])
-        vegab.wrap(registry, run, plugins=[TYPED], opens_folder=False, argv=words)
+        vegab.wrap(registry, run, plugins=[TYPED], opens_folder=False, rewrite=words_with_plan)

@@ -3,10 +3,9 @@
 
 import fnmatch
 import functools
-import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +18,6 @@ from engine.runs import comparison
 from vegab.command_line import argh  # which tells what to do where it is not installed
 from vegab.execution import one_line, say
 
-SOME = 100  # records that `inspect` looks at
 PATTERNS = "files, or patterns in quotes such as 'data/toy/*'"
 
 
@@ -63,21 +61,23 @@ def total_examples(*patterns: str) -> None:
 
 
 @argh.arg("file", metavar="FILE", help="a file of Examples, compressed or not")
-@argh.arg("--all", help=f"look at all records, not at the first {SOME}")
-def inspect(file: str, *, all: bool = False) -> None:
-    """Show the features in a file: name, type, shape, and how many records have it."""
+def inspect(file: str) -> None:
+    """Show the features in a file's first record: name, type, and number of values."""
+    from engine.records import features  # with TensorFlow
+
     path = Path(file)
     if not path.is_file():
         raise vegab.UsageError(f"there is no file {file}")
     if path.name in tfrecords.COMPANIONS:
         raise vegab.UsageError(f"{file} holds no records; give a file next to it")
-    records = tfrecords.read_all(path, tfrecords.compression_of(path))
-    looked_at = list(bar("records")(itertools.islice(records, None if all else SOME)))
-    print(f"{path}: {'all' if all else 'first'} {len(looked_at)} records")
-    if looked_at:
-        columns = ["feature", "type", "shape", "records"]
-        table = comparison.Table(columns, list(features_of(path, looked_at)))
-        print(comparison.as_text(table), end="")
+    for offset, data in tfrecords.read_all(path, tfrecords.compression_of(path)):
+        try:
+            held = sorted(features.held_in(data).items())
+        except ValueError as error:
+            raise tfrecords.RecordError(path, offset, "is no tf.train.Example") from error
+        rows = [[name, dtype or "none", str(len(values))] for name, (dtype, values) in held]
+        print(comparison.as_text(comparison.Table(["feature", "type", "values"], rows)), end="")
+        break
 
 
 def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
@@ -96,26 +96,6 @@ def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
     if not found:
         raise vegab.UsageError("none of these is a file of records")
     return sorted(found)
-
-
-def features_of(path: Path, records: Sequence[tuple[int, bytes]]) -> Iterator[list[str]]:
-    """Yield name, type, shape and number of records of each feature in serialized Examples."""
-    from engine.records import features  # with TensorFlow
-
-    dtypes: dict[str, set[str]] = {}
-    lengths: dict[str, list[int]] = {}
-    for offset, data in records:
-        try:
-            held = features.held_in(data)
-        except ValueError as error:
-            raise tfrecords.RecordError(path, offset, "is no tf.train.Example") from error
-        for name, (dtype, values) in held.items():
-            dtypes.setdefault(name, set()).add(dtype or "none")
-            lengths.setdefault(name, []).append(len(values))
-    for name in sorted(dtypes):
-        least, most = min(lengths[name]), max(lengths[name])
-        shape = f"({most},)" if least == most else f"varies from {least} to {most}"
-        yield [name, " or ".join(sorted(dtypes[name])), shape, str(len(lengths[name]))]
 
 
 def bar(unit: str) -> Callable[[Any], Iterable[Any]]:

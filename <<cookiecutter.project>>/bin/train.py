@@ -61,7 +61,7 @@ def train(
         from_epoch: after epoch N of it, if it keeps that; 0: its last
         warm_start: take weights of a run or checkpoint
         warm_start_vars: a regular expression that their paths match
-        evaluation: evaluate with this config after training
+        evaluation: evaluate with this config, too; may be repeated
         name: train into SAVE_PATH_NAME
         gpus: such as 0,1; none: the CPU; -1: idle ones; slurm: a number
         own_code: run the code that this run began with

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import copy
 import functools
-import glob
 import inspect
 import io
 import json
@@ -21,7 +20,7 @@ import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from vegab import capture, provenance, snapshot
 from vegab.config import (
@@ -31,7 +30,6 @@ from vegab.config import (
     Draft,
     Key,
     Override,
-    Schema,
     UnknownKeyError,
     as_text,
     config_from_folder,
@@ -39,14 +37,14 @@ from vegab.config import (
     find_key,
     flatten,
     lookup,
-    merge,
+    read_value,
     show,
     show_differences,
     without,
 )
 from vegab.execution import EXPLAINED, accompany, execute, one_line, say, script
-from vegab.exits import FAILED, FINISHED, REFUSED, UsageError, leave
-from vegab.files import CONFIG, ROOT
+from vegab.exits import FAILED, FINISHED, REFUSED, UsageError
+from vegab.files import ROOT
 from vegab.plugins import MetaSaver, VegabPlugin
 from vegab.run_folder import AlreadyFinished, RunFolder
 
@@ -61,9 +59,6 @@ except ModuleNotFoundError:
     sys.exit(REFUSED)
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-OPTIONS_WITH_VALUE = ("-b", "--base", "-l", "--log_level", "--delete")
-OPTIONS = ("-h", "--help", "--dry_run", "--version", *OPTIONS_WITH_VALUE)
-LONG_OPTIONS = {option[2:] for option in OPTIONS if option.startswith("--")}
 TAKEN_LETTERS = "bhlpP"
 LIST_OF_TEXT = re.compile(r"(?:[\w.]+\.)?(?:list|List|Sequence|tuple|Tuple)\[str(?:, \.\.\.)?\]")
 FLAG = re.compile(r"--([^=]+)(?:=(.*))?", re.DOTALL)
@@ -81,7 +76,7 @@ def wrap(
     opens_folder: bool = True,
     follows: Callable[[], bool] | None = None,
     is_whole: Callable[[str], bool] = lambda path: True,
-    argv: Sequence[str] | None = None,
+    rewrite: Callable[[list[str]], list[str]] = list,
     **fixed: Any,
 ) -> NoReturn:
     """Runs `func(config, save_path[, prepared][, **flags])` as a program, and ends the process.
@@ -94,20 +89,17 @@ def wrap(
         config_registry: or a folder with `root.yaml`, for `config_from_folder`.
         func: the function, as above.
         plugins: they are told in their order; None: a MetaSaver, where there is a run folder.
-        prepare: `prepare(config)` runs before the run folder is touched; it is also given
-            `save_path` and the flags of `func` that it has parameters for. Its result is
-            given to `func` as a third argument. What it finds wrong (UsageError) is a refusal.
+        prepare: `prepare(config)` is called before the run folder is touched, also with `save_path`
+            and the flags that it has parameters for. UsageError is a refusal; what it returns is
+            a third argument of `func`.
         extendable: dotted keys that may grow in a run that exists.
         short_flags: letters for flags, as {"n": "note"}: `-n TEXT` is `--note=TEXT`.
-        save_path_key: a dotted key that may stand for SAVE_PATH, in configs that have keys of their
-            own. It is no part of the config that is kept.
-        opens_folder: whether SAVE_PATH is a run folder, to be opened and locked. If not, `func`
-            does with it as it likes, and is given `dry_run`.
-        follows: whether another process, which runs the same command, writes the run folder. This
-            one then calls `prepare` and `func` too, and writes nothing there.
+        save_path_key: a dotted key that may stand for SAVE_PATH, and is not kept in the config.
+        opens_folder: if not, SAVE_PATH is no run folder, and `func` is also given `dry_run`.
+        follows: whether another process, with the same command, writes the run folder.
         is_whole: whether a run that is finished has all that it made; raises UsageError if it has
             lost what it could be continued from.
-        argv: the words of the command line; None: those that were typed.
+        rewrite: returns the words of the command line in place of those that were typed.
         fixed: further arguments of `func`, which are no flags then.
     """
     if isinstance(config_registry, str | Path):
@@ -121,46 +113,45 @@ def wrap(
     told_plugins = ([MetaSaver()] if has_folder else []) if plugins is None else plugins
 
     def program(arguments: list[str]) -> int:
-        flags = _flags_of(func, short_flags, skip=1 + has_folder + (prepare is not None))
-        given = fixed.keys() | (set() if opens_folder else {"dry_run"})
-        flags = {name: flag for name, flag in flags.items() if name not in given}
-        _refuse_clashes(flags, registry.schemas)
+        arguments = rewrite(arguments)
         told = {} if opens_folder else _explanations(func)
         options = _options()
-        add = options.add_argument
-        add("-b", "--base", metavar="FILE", action="append", default=[], help=_HELP_ON_BASE)
-        add("--delete", metavar="KEY", action="append", default=[], help=_HELP_ON_DELETE)
-        add("--dry_run", action="store_true", help=told.get("dry_run", _HELP_ON_DRY_RUN))
+        several = functools.partial(options.add_argument, action="append", default=[])
+        several("-b", "--base", metavar="FILE", help="lay this file under CONFIG; may be repeated")
+        several("--delete", metavar="KEY", help="give a key its default back; may be repeated")
+        about = told.get("dry_run", "print the resolved config and its changes")
+        options.add_argument("--dry_run", action="store_true", help=about)
+        first = [p.name for p in parameters][: 1 + has_folder + (prepare is not None)]
+        others = [*first, *fixed, *([] if opens_folder else ["dry_run"])]
+        defaults = _add_flags(options, func, short_flags, others)
+        keys = {key for schema in registry.schemas for key in schema.defaults}
+        for name in sorted(keys & {option[2:] for option in options.known}):
+            raise ValueError(f"the name '{name}' is taken by another flag; rename the key")
         usage = f"CONFIG {'SAVE_PATH ' * has_folder}[--key=value ...] [options]"
         parser = _parser(func, usage, options)
         parser.epilog = _HELP_ON_VALUES
-        parser.tables = lambda: [*_tables_of(registry, arguments), *_table_of(flags)]
+        parser.tables = lambda: _tables_of(registry, arguments)
         add = parser.add_argument
         named = add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
-        _completed_by(named, lambda prefix: [*registry.names(), *_paths(prefix)])
+        named.completer = lambda **_: registry.names()  # type: ignore[attr-defined]
         if has_folder:
             about = told.get("save_path", "folder of the run: a new one, or its own")
             nargs = "?" if save_path_key else None
-            _completed_by(add("save_path", metavar="SAVE_PATH", nargs=nargs, help=about), _paths)
-        args, overrides, draft = _parse_twice(options, parser, arguments, registry, flags)
-        # -p reaches a config's own key that has the name of a flag.
-        names = flags.keys() - draft.names.keys()
-        of_flags = [o for o in overrides if o.key in (names if o.adds else flags)]
-        of_config = [o for o in overrides if o not in of_flags]
+            add("save_path", metavar="SAVE_PATH", nargs=nargs, help=about)
+        args, overrides, draft = _parse_twice(options, parser, arguments, registry)
         deleted = [Override(key, None, deletes=True) for key in args.delete]
-        config = draft.resolve([*of_config, *deleted])
+        config = draft.resolve([*overrides, *deleted])
         if has_folder:
             config = _take_save_path(args, config, save_path_key)
-        keywords = _read_flags(flags, of_flags)
         args.overrides = {}
-        for key in map(draft.key_of, of_config):
+        for key in map(draft.key_of, overrides):
             with contextlib.suppress(KeyError):  # --delete has taken it away
                 args.overrides[key] = lookup(config, key)
         args.resolved_config = copy.deepcopy(config)
         if args.dry_run and opens_folder:
             print(_as_yaml(config, differences(draft.named(), config)))
             return FINISHED
-        _tell(told_plugins, args, keywords, flags)
+        keywords = _tell(told_plugins, args, defaults)
         keywords |= fixed if opens_folder else {**fixed, "dry_run": args.dry_run}
         if not has_folder or not opens_folder:
             places = [args.save_path] if has_folder else []
@@ -170,7 +161,7 @@ def wrap(
             return accompany(func, folder, keywords, prepare)
         return execute(func, folder, keywords, told_plugins, prepare)
 
-    _exit(program, argv)
+    _exit(program)
 
 
 main = wrap
@@ -208,37 +199,32 @@ def wrap_no_config_registry(
     def program(arguments: list[str]) -> int:
         parameters = inspect.signature(func).parameters.values()
         positionals = [p for p in parameters if p.default is p.empty and p.kind in _POSITIONAL]
-        flags = _flags_of(func, short_flags, skip=len(positionals))
-        usage = " ".join([*(p.name.upper() for p in positionals), "[options]"])
-        _refuse_clashes(flags)
-        parser = _parser(func, usage, _options())
-        parser.tables = lambda: _table_of(flags)
+        words = [p.name for p in positionals]
+        options = _options()
+        defaults = _add_flags(options, func, short_flags, words)
+        parser = _parser(func, " ".join([*map(str.upper, words), "[options]"]), options)
+        told = _explanations(func)
         for p in positionals:
-            kind = _type_of(p) or str
-            read = _read_bool if kind is bool else kind
-            about = _explanations(func).get(p.name, "").replace("%", "%%")
             nargs = "+" if LIST_OF_TEXT.fullmatch(str(p.annotation)) else None
-            add = functools.partial(parser.add_argument, p.name, metavar=p.name.upper())
-            _completed_by(add(type=read, nargs=nargs, help=about), _paths)
-        _complete(parser, flags)
-        args, overrides = _parse(parser, arguments, {}, {}, flags)
-        of_flags = _read_flags(flags, overrides)
-        args.overrides = {o.key: of_flags[o.key] for o in overrides}
-        keywords = {p.name: getattr(args, p.name) for p in positionals} | of_flags
+            about = told.get(p.name, "").replace("%", "%%")
+            add = functools.partial(parser.add_argument, p.name, metavar=p.name.upper(), help=about)
+            add(type=_type_of(p) or str, nargs=nargs)
+        _complete(parser)
+        args, _ = _parse(parser, arguments, {}, {}, options.known)
+        given = {name: getattr(args, name) for name in words}
+        keywords = given | {name: getattr(args, name) for name in defaults}
+        args.overrides = {k: keywords[k] for k in defaults if keywords[k] != defaults[k]}
         args.resolved_config = {k: v for k, v in keywords.items() if k != "save_path"}
         args.save_path = keywords.get("save_path", "")
-        _tell(plugins, args, of_flags, flags)
+        _tell(plugins, args, defaults)
         if "save_path" in keywords:
             keywords["save_path"] = args.save_path
 
         def call(config: Config, *path: str) -> Any:
-            values = config | dict(zip(["save_path"], path, strict=False))
-            first = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
-            return func(*(values.pop(name) for name in first), **values)
+            return func(**config, **dict(zip(["save_path"], path, strict=False)))
 
         if not keywords.get("save_path"):
             return _call_without_folder(functools.partial(call, keywords))
-        defaults = {name: flag.default for name, flag in flags.items() if not flag.required}
         folder = RunFolder(str(keywords.pop("save_path")), keywords, (), defaults.__or__)
         return execute(call, folder, {}, plugins, None)
 
@@ -271,29 +257,26 @@ def wrap_commands(
     _exit(program)
 
 
-def _exit(program: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
+def _exit(program: Callable[[list[str]], int]) -> NoReturn:
     """Ends the process with what the program returns; a UsageError becomes its sentence."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no text is worth a crash
             stream.reconfigure(errors="backslashreplace")
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = sys.argv[1:]
     try:
         snapshot.go_back(arguments)
         code = program(arguments)
+        sys.stdout.flush()
     except UsageError as error:
         say(f"error: {one_line(error)}")
-        code = REFUSED
-    except RecursionError:
-        say("error: a config refers to itself without end (look for YAML anchors: &a, *a)")
         code = REFUSED
     except AlreadyFinished as finished:
         print(finished)
         code = FINISHED
-    try:
-        sys.stdout.flush()
     except BrokenPipeError:  # `script --help | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    leave(code)
+        code = FINISHED
+    sys.exit(code)
 
 
 def _call_without_folder(
@@ -304,8 +287,8 @@ def _call_without_folder(
     except KeyboardInterrupt:
         say("interrupted")
         return 130  # as a shell says of a program that SIGINT ended
-    except BrokenPipeError:  # `script | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:
+        raise
     except explained as error:
         say(f"failed: {one_line(error)}")
         return FAILED
@@ -314,17 +297,24 @@ def _call_without_folder(
 
 # ------------------------------------------------------------------------ reading the command line
 
+_Known = Mapping[str, tuple[str, bool]]
 _Table = tuple[str, Iterable[tuple[str, str]]]  # its title, and names with what explains them
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_HELP_ON_BASE = "lay this file under CONFIG; may be repeated"
-_HELP_ON_DELETE = "give a key its default back; may be repeated"
-_HELP_ON_DRY_RUN = "print the resolved config and its changes"
 
 
 class _Parser(argh.ArghParser):
     """A parser whose mistakes are UsageErrors, and whose help has tables made when needed."""
 
     tables: Callable[[], Iterable[_Table]] = tuple
+
+    def __init__(self, **options: Any) -> None:
+        self.known: dict[str, tuple[str, bool]] = {}  # of an option, its long name; has it a value?
+        super().__init__(**options)
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        action = super().add_argument(*names, **options)
+        self.known |= dict.fromkeys(action.option_strings, (names[-1], action.nargs != 0))
+        return action
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see --help)")
@@ -344,10 +334,7 @@ class _CommandsParser(_Parser):
         if names[-1].startswith("--") and names[-1] != "--help":
             name = f"--{names[-1][2:].replace('-', '_')}"
             names = ("-o", name) if name == "--output" else (name,)
-        action = super().add_argument(*names, **options)
-        if not names[-1].startswith("-"):
-            _completed_by(action, _paths)
-        return action
+        return super().add_argument(*names, **options)
 
 
 class _Version(argparse.Action):
@@ -356,28 +343,11 @@ class _Version(argparse.Action):
     def __call__(self, *ignored: Any) -> NoReturn:
         import tomllib  # only here
 
-        try:
-            project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        except (OSError, ValueError, KeyError):
-            project = {"name": ROOT.name, "version": "without a version"}
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         found = provenance.git_words("rev-parse", "--short", "HEAD")
         commit = f", commit {found}" if found else ""
         print(f"{project['name']} {project['version']}{commit}, Python {sys.version.split()[0]}")
         sys.exit()
-
-
-def _completed_by(action: argparse.Action, find: Callable[[str], Iterable[str]]) -> None:
-    """Has a shell complete what is typed of an argument with what `find(prefix)` returns."""
-    action.completer = lambda prefix, **_: find(prefix)  # type: ignore[attr-defined]
-
-
-def _paths(prefix: str) -> Iterator[str]:
-    """Return the folders and configs that a path may go on with; a run folder is complete."""
-    for path in glob.glob(glob.escape(prefix) + "*"):
-        if os.path.isdir(path):
-            yield path if os.path.exists(os.path.join(path, CONFIG)) else path + os.sep
-        elif path.endswith(CONFIG_SUFFIXES):
-            yield path
 
 
 def _complete(parser: argparse.ArgumentParser, keys: Iterable[str] = ()) -> None:
@@ -410,18 +380,16 @@ def _parser(func: Callable[..., Any], usage: str, options: _Parser) -> _Parser:
 
 
 def _parse_twice(
-    options: _Parser, parser: _Parser, arguments: list[str], registry: ConfigRegistry, flags: _Flags
+    options: _Parser, parser: _Parser, arguments: list[str], registry: ConfigRegistry
 ) -> tuple[argparse.Namespace, list[Override], Draft]:
     """As `_parse`, with the config before its overrides: which keys there are depends on it."""
     if "_ARGCOMPLETE" in os.environ:  # then the words are there, and nowhere else
         arguments = os.environ.get("COMP_LINE", "").split()
         draft = registry.draft(next(filter(registry.__contains__, arguments), None))
-        _complete(parser, [*flatten(draft.names), *flags])
+        _complete(parser, flatten(draft.names))
     known = dict(ChainMap(*(schema.defaults for schema in registry.schemas)))
     # A first look, before it is known which keys are true or false.
-    words, guessed = _split(arguments, known, known, flags, is_strict=False)
-    keys = [override.key for override in guessed if override.key not in flags]
-    keys += [key[3:] for key in keys if key.startswith("no_")]
+    words, guessed = _split(arguments, known, known, options.known, is_strict=False)
     seen, others = options.parse_known_args(words)
     others = [word for word in others if not word.startswith("-")]
     if all(override.value is not None for override in guessed):
@@ -429,8 +397,8 @@ def _parse_twice(
     is_config = (word for word in others if word in registry or word.endswith(CONFIG_SUFFIXES))
     found = next(is_config, None), seen.base
     for _ in range(2):  # the first look may have found another CONFIG, or none
-        draft = registry.draft(*found, keys)
-        args, overrides = _parse(parser, arguments, draft.names, draft.types, flags)
+        draft = registry.draft(*found)
+        args, overrides = _parse(parser, arguments, draft.names, draft.types, options.known)
         if found == (args.config, args.base):
             return args, overrides, draft
         path = getattr(args, "save_path", None)
@@ -441,10 +409,10 @@ def _parse_twice(
 
 
 def _parse(
-    parser: _Parser, arguments: list[str], names: Config, types: Config, flags: _Flags
+    parser: _Parser, arguments: list[str], names: Config, types: Config, known: _Known
 ) -> tuple[argparse.Namespace, list[Override]]:
     """The fixed arguments and, apart from them, the overrides in the order they were given."""
-    words, overrides = _split(arguments, names, types, flags)
+    words, overrides = _split(arguments, names, types, known)
     args = parser.parse_args(words)
     args.argv = arguments
     _set_up_logging(args.log_level)
@@ -452,26 +420,22 @@ def _parse(
 
 
 def _split(
-    arguments: list[str], names: Config, types: Config, flags: _Flags, is_strict: bool = True
+    arguments: list[str], names: Config, types: Config, known: _Known, is_strict: bool = True
 ) -> tuple[list[str], list[Override]]:
-    """The other arguments and the overrides, which argparse cannot read: `-1e-4` may be a value.
-
-    If it is not strict, what follows an unknown key stays, for it may be its value or CONFIG.
-    """
+    """The other arguments and the overrides, which argparse cannot read: `-1e-4` may be a value. If
+    it is not strict, what follows an unknown key stays, for it may be its value or CONFIG."""
     for option in ("-h", "--help", "--version"):
         if option in arguments:
             return [option], []
     fixed: list[str] = []
     overrides: list[Override] = []
     waiting = list(reversed(arguments))
-    samples = {name: flag.sample for name, flag in flags.items()}
     # The options are here only to be found where one is misspelled.
-    names = {**dict.fromkeys(LONG_OPTIONS), **names, **samples}
-    letters = {f"-{flag.letter}": name for name, flag in flags.items() if flag.letter}
+    names = {**dict.fromkeys(long[2:] for long, _ in known.values()), **names}
 
     def is_bool(name: str) -> bool:
         with contextlib.suppress(UsageError, KeyError):
-            return isinstance(lookup(names, find_key(names, name, types | samples)), bool)
+            return isinstance(lookup(names, find_key(names, name, types)), bool)
         return False
 
     def value_of(option: str) -> str:
@@ -482,22 +446,31 @@ def _split(
     while waiting:
         argument = waiting.pop()
         flag = FLAG.fullmatch(argument)
+        option = argument.partition("=")[0]
         if argument == "--":
             return [*fixed, argument, *reversed(waiting)], overrides
         if argument in ("-p", "-P"):
             key = value_of(argument)
             value = value_of(f"{argument} {key}")
             overrides.append(Override(key, value, raw=argument == "-P", adds=True))
-        elif name := letters.get(argument):
-            text = "true" if is_bool(name) else value_of(argument)
+        elif option in known:
+            long, has_value = known[option]
+            text = flag[2] if flag else None
+            if has_value and text is None:
+                text = value_of(option)
+            elif text is not None and not has_value:
+                raise UsageError(f"{option} takes no value; {text} was given")
             with contextlib.suppress(UnknownKeyError):
-                if is_strict and "." in text and find_key(names, text, types):
-                    known = f"{text} is a key of the config: write -p {text} VALUE"
-                    raise UsageError(f"{argument} is --{name}, and {known}")
-            overrides.append(Override(name, text))
-        elif argument in OPTIONS_WITH_VALUE:
-            fixed += [argument, value_of(argument)]
-        elif not flag or argument.split("=")[0] in OPTIONS:
+                if (
+                    is_strict
+                    and not flag
+                    and "." in str(text)
+                    and find_key(names, str(text), types)
+                ):
+                    other = f"{text} is a key of the config: write -p {text} VALUE"
+                    raise UsageError(f"{argument} is {long}, and {other}")
+            fixed.append(f"{long}={text}" if has_value else long)
+        elif not flag:
             fixed.append(argument)
         else:
             name, text = flag[1], flag[2]
@@ -507,7 +480,7 @@ def _split(
                 name, text = name[3:], "false"
             else:
                 try:
-                    find_key(names, name, types | samples)
+                    find_key(names, name, types)
                     text = value_of(argument) if text is None else text
                 except UsageError:
                     if is_strict:
@@ -530,51 +503,44 @@ def _set_up_logging(level: str) -> None:
 # -------------------------------------------------------------- flags from a function's parameters
 
 
-def _read_bool(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} was given, true or false is expected")
-    return text.lower() == "true"
-
-
-class _Flag(NamedTuple):
-    default: Any
-    sample: Any  # a value of the expected type; None if any will do
-    required: bool
-    help: str
-    repeats: bool  # each use adds a text to a list
-    letter: str | None
-
-
-_Flags = dict[str, _Flag]  # by the name of the parameter
-
-
-def _flags_of(func: Callable[..., Any], short_flags: Mapping[str, str], skip: int) -> _Flags:
-    """The parameters after the first `skip`, by name. Raises ValueError if a letter is not free."""
-    flags, explanations = {}, _explanations(func)
-    letters = {name: letter for letter, name in short_flags.items()}
-    for p in list(inspect.signature(func).parameters.values())[skip:]:
-        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+def _add_flags(
+    options: _Parser, func: Callable[..., Any], short_flags: Mapping[str, str], others: list[str]
+) -> dict[str, Any]:
+    """Adds an option for each parameter but the others, and returns their defaults by name. Raises
+    ValueError if a letter is not free."""
+    defaults: dict[str, Any] = {}
+    told, letters = _explanations(func), {name: letter for letter, name in short_flags.items()}
+    for p in inspect.signature(func).parameters.values():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.name in others:
             continue
-        required = p.default is p.empty
-        default, kind = None if required else p.default, _type_of(p)
-        may_be_none = "None" in str(p.annotation) or "Optional" in str(p.annotation)
-        sample = kind() if kind and default is None and not may_be_none else default
-        if isinstance(sample, tuple):
-            sample = list(sample)
-        elif not isinstance(sample, bool | int | float | str | list | dict):
-            sample = None
-        repeats = LIST_OF_TEXT.fullmatch(str(p.annotation)) is not None
-        if repeats:
-            default, sample = list(default or ()), []
-        about = (explanations.get(p.name, ""), repeats, letters.get(p.name))
-        flags[p.name] = _Flag(default, sample, required, *about)
+        default = None if p.default is p.empty else p.default
+        kind = _type_of(p) or (type(default) if isinstance(default, int | float | str) else None)
+        names = [*(f"-{letters[n]}" for n in [p.name] if n in letters), f"--{p.name}"]
+        about = told.get(p.name, "").replace("%", "%%")
+        add: Any = functools.partial(options.add_argument, dest=p.name)
+        if kind is bool:
+            on, off = (argparse.SUPPRESS, about) if default else (about, argparse.SUPPRESS)
+            add(*names, action="store_true", default=default, help=on)
+            add(f"--no_{p.name}", action="store_false", default=default, help=off)
+        elif LIST_OF_TEXT.fullmatch(str(p.annotation)):
+            default = list(default or ())
+            add(*names, action="append", default=default, metavar="TEXT", help=about)
+        else:
+            if default:
+                about += f" ({as_text(default)})".replace("%", "%%")
+            read = kind or functools.partial(read_value, default=default, key=p.name)
+            metavar = {int: "N", float: "X", str: "TEXT"}.get(kind or object, "VALUE")
+            required = p.default is p.empty
+            add(*names, type=read, default=default, metavar=metavar, help=about, required=required)
+        defaults[p.name] = default
     for letter, name in short_flags.items():
-        if len(letter) != 1 or not letter.isalpha() or letter in TAKEN_LETTERS or name not in flags:
+        is_letter = len(letter) == 1 and letter.isalpha() and letter not in TAKEN_LETTERS
+        if not is_letter or name not in defaults:
             raise ValueError(
                 f"short_flags: '{letter}' was given for '{name}'; give a letter, but none of "
-                f"{TAKEN_LETTERS}, for a flag of the function: {', '.join(flags)}"
+                f"{TAKEN_LETTERS}, for a flag of the function: {', '.join(defaults)}"
             )
-    return flags
+    return defaults
 
 
 def _explanations(func: Callable[..., Any]) -> dict[str, str]:
@@ -592,34 +558,13 @@ def _type_of(parameter: inspect.Parameter) -> type | None:
     return {"str": str, "int": int, "float": float, "bool": bool}.get(name)
 
 
-def _refuse_clashes(flags: _Flags, schemas: Iterable[Schema] = ()) -> None:
-    """Raises ValueError if a flag, a key and an option share a name."""
-    keys = {key for schema in schemas for key in schema.defaults}
-    twice = (flags.keys() & keys) | ((flags.keys() | keys) & LONG_OPTIONS)
-    if twice:
-        raise ValueError(f"the name '{sorted(twice)[0]}' is taken by another flag; rename the key")
-
-
-def _read_flags(flags: _Flags, overrides: list[Override]) -> dict[str, Any]:
-    """The value of every flag. Raises UsageError if one that has no default is missing."""
-    draft = Draft(Schema({name: flag.sample for name, flag in flags.items()}), None)
-    given: dict[str, Any] = {}
-    for override in overrides:
-        if override.key in flags and flags[override.key].repeats:
-            given.setdefault(override.key, []).append(override.value)
-            continue
-        given = merge(given, draft.change_of(override, draft.key_of(override)))
-    for name, flag in flags.items():
-        if flag.required and name not in given:
-            raise UsageError(f"--{name} is required (see --help)")
-    return {name: given.get(name, flag.default) for name, flag in flags.items()}
-
-
-def _tell(plugins: Iterable[VegabPlugin], args: Any, keywords: Config, flags: _Flags) -> None:
-    args.flags = dict(keywords)
-    args.given_flags = {k: value for k, value in keywords.items() if value != flags[k].default}
+def _tell(plugins: Iterable[VegabPlugin], args: Any, defaults: Config) -> Config:
+    """Tells the plugins what was typed; returns the flags."""
+    args.flags = {name: getattr(args, name) for name in defaults}
+    args.given_flags = {k: value for k, value in args.flags.items() if value != defaults[k]}
     for plugin in plugins:
         plugin.on_parsed_args(args)
+    return dict(args.flags)
 
 
 # ------------------------------------------------------------------------------- --help, --dry_run
@@ -647,21 +592,11 @@ def _tables_of(registry: ConfigRegistry, arguments: Iterable[str]) -> Iterator[_
         yield from sections.items()
 
 
-def _table_of(flags: _Flags) -> Iterator[_Table]:
-    rows = []
-    for name, flag in flags.items():
-        unsaid = flag.required or (flag.repeats and not flag.default)
-        left = f"-{flag.letter}, --{name}" if flag.letter else f"--{name}"
-        told = filter(None, (flag.help, "may be repeated" * flag.repeats))
-        rows.append((f"{left}={'…' if unsaid else as_text(flag.default)}", "; ".join(told)))
-    yield "flags and their defaults", rows
-
-
 _HELP_ON_VALUES = """\
 A value is YAML: 1e-4, true, null, text as it is typed, [1, 2] (or 1,2 where a list is expected),
-{a: 1}; @FILE reads it from a file. A key that is true or false may be written --key and --no_key, a
-nested one a.b, a/b, or by its last name while no other key has that. -p KEY VALUE is the same as
---KEY=VALUE, -P KEY TEXT takes TEXT as it is. Of a key given twice, the last one counts.
+{a: 1}. A key that is true or false may be written --key and --no_key, a nested one a.b, a/b, or by
+its last name while no other key has that. -p KEY VALUE is the same as --KEY=VALUE, -P KEY TEXT
+takes TEXT as it is. Of a key given twice, the last one counts.
 """
 
 

@@ -18,7 +18,8 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,12 +92,7 @@ class Schema(NamedTuple):
         return self.resolved(self.defaults, strict=False)
 
 
-class Layer(NamedTuple):
-    """What one file or registration contributes to a config."""
-
-    config: Config
-    source: str = ""  # the file, for errors
-    number_keys: Sequence[str] = ()  # why it cannot be part of a config of root's kind
+Layer = tuple[Config, str]  # what a file or registration contributes, and the file, for errors
 
 
 # ----------------------------------------------------------------------- plain nested dictionaries
@@ -196,24 +192,23 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 # ---------------------------------------------------------------------------------------- checking
 
 
-def plain(value: Any, key: str, number_keys: list[str] | None = None) -> Any:
-    """A deep copy made of what JSON can say. Raises UsageError for anything else.
-
-    A key that is a whole number becomes text if there is a list, `number_keys`, for its refusal.
-    """
+def plain(value: Any, key: str) -> Any:
+    """A deep copy made of what JSON can say, where a key that is a whole number is text. Raises
+    UsageError for anything else."""
     if isinstance(value, dict):
         copied: Config = {}
         for name, item in value.items():
-            wrong = f"{key or 'config'}: the key {name!r} is not a word; keys are text without dots"
-            if type(name) is int and number_keys is not None:
-                number_keys.append(wrong)
+            if type(name) is int:
                 name = str(name)
             if not isinstance(name, str) or not name or "." in name:
-                raise UsageError(wrong)
-            copied[name] = plain(item, f"{key}.{name}" if key else name, number_keys)
+                where = key or "config"
+                raise UsageError(
+                    f"{where}: the key {name!r} is not a word; keys are text without dots"
+                )
+            copied[name] = plain(item, f"{key}.{name}" if key else name)
         return copied
     if isinstance(value, list | tuple):
-        return [plain(item, f"{key}[{i}]", number_keys) for i, item in enumerate(value)]
+        return [plain(item, f"{key}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{key}: {value} is not a finite number, and a config holds none else")
     if value is None or isinstance(value, bool | int | float | str):
@@ -288,10 +283,8 @@ def checked(
 
 
 def find_key(names: Config, name: str, types: Config | None = None) -> str:
-    """The dotted key that a full or short name, perhaps with slashes, stands for.
-
-    Inside a mapping that is {} in `types` (by default `names`) any key is fine.
-    """
+    """The dotted key that a full or short name, perhaps with slashes, stands for. Inside a mapping
+    that is {} in `types` (by default `names`) any key is fine."""
     leaves = flatten(names)
     sections = {key.rsplit(".", n)[0] for key in leaves for n in range(1, key.count(".") + 1)}
     dotted = name if name in leaves else name.replace("/", ".")
@@ -310,10 +303,8 @@ def find_key(names: Config, name: str, types: Config | None = None) -> str:
 
 def resolve_references(config: Config, *, braces: bool = False, strict: bool = True) -> Config:
     """Replaces `${a.b}`: by itself it keeps the type of what it names, in text it is written out.
-
     With `braces`, a value `{a/b}` is replaced, too, where there is such a key. A reference to
-    nothing or to itself raises UsageError; if not `strict` it becomes None.
-    """
+    nothing or to itself raises UsageError; if not `strict` it becomes None."""
 
     def resolved(value: Any, trail: tuple[str, ...]) -> Any:
         if isinstance(value, dict):
@@ -349,10 +340,8 @@ def resolve_references(config: Config, *, braces: bool = False, strict: bool = T
 
 
 def read_yaml(text: str, source: str, is_metayaml: bool = False) -> Any:
-    """Reads YAML 1.2 or JSON; a time or date stays text. `source` names it in errors.
-
-    If `is_metayaml`, the words of YAML 1.1 are true, false and null, and its numbers are refused.
-    """
+    """Reads YAML 1.2 or JSON; a time or date stays text. `source` names it in errors. If
+    `is_metayaml`, the words of YAML 1.1 are true, false and null, and its numbers are refused."""
     # Imported where it is needed: it is half of what importing vegab would cost.
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import SafeConstructor
@@ -414,14 +403,13 @@ def _of_a_size(value: Any, source: str) -> Any:
 
 def load_file(
     path: Path,
-    number_keys: list[str] | None = None,
     trail: tuple[Path, ...] = (),
     laid: set[Path] | None = None,
     is_metayaml: bool = False,
 ) -> Config:
-    """A config file with what it extends merged under it; `number_keys`: see `plain`. Each file is
-    `laid` once: where two of them extend a third, the later one does not bring it back. What
-    metayaml would have read in another way is read so, or refused, if it `is_metayaml`."""
+    """A config file with what it extends merged under it. Each file is `laid` once: where two of
+    them extend a third, the later one does not bring it back. What metayaml would have read in
+    another way is read so, or refused, if it `is_metayaml`."""
     laid = set() if laid is None else laid
     if path.resolve() in [other.resolve() for other in trail]:
         circle = " -> ".join(str(other) for other in (*trail, path))
@@ -443,7 +431,7 @@ def load_file(
             raise UsageError(f"{path}: there is no file {pattern} to extend")
         for base in map(Path, sorted(bases)):
             if base.resolve() not in laid:
-                below = load_file(base, number_keys, (*trail, path), laid, is_metayaml)
+                below = load_file(base, (*trail, path), laid, is_metayaml)
                 merged = merge(merged, below)
                 laid.add(base.resolve())
     for key in deleted:
@@ -452,7 +440,7 @@ def load_file(
         except KeyError:
             hint = did_you_mean(key, flatten(merged))
             raise UsageError(f"{path}: no extended file has '{key}' to delete{hint}") from None
-    return merge(merged, plain(config, "", number_keys))
+    return merge(merged, plain(config, ""))
 
 
 def _pop_texts(config: Config, key: str, what: str, path: Path) -> list[str]:
@@ -464,31 +452,6 @@ def _pop_texts(config: Config, key: str, what: str, path: Path) -> list[str]:
     return texts
 
 
-def comments_as_help(text: str) -> dict[str, Key]:
-    """Dotted key -> the comment at the end of its line."""
-    from ruamel.yaml import YAML
-
-    keys: dict[str, Key] = {}
-
-    def walk(mapping: Any, prefix: str) -> None:
-        for name, value in mapping.items():
-            _, _, after, below = mapping.ca.items.get(name, [None] * 4)
-            # Lines of their own may follow; that of a block of text is kept apart.
-            comment = after.value if after else (below or [""])[0]
-            if isinstance(comment, str) and (first := comment.split("\n")[0].strip("# ")):
-                keys[prefix + name] = Key(value, first)
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{name}.")
-
-    walk(YAML().load(text), "")
-    return keys
-
-
-def _first_comment(path: Path) -> str:
-    first = read_text(path).split("\n", 1)[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else ""
-
-
 # ---------------------------------------------------------------------------------------- registry
 
 
@@ -498,8 +461,8 @@ class ConfigRegistry:
     def __init__(self) -> None:
         self._root = Schema({})
         self._schemas: list[Schema] = []
-        # name -> what reads the config (perhaps as metayaml did), and the line that says what it is
-        self._named: dict[str, tuple[Callable[[bool], Layer], Callable[[], str]]] = {}
+        # name -> the config or its file, and the line that says what it is
+        self._named: dict[str, tuple[Config | Path, str]] = {}
 
     def set_root_config(self, config: Config) -> None:
         """Sets every key and its default. Any value may be a `Key(default, help)`."""
@@ -507,8 +470,7 @@ class ConfigRegistry:
             raise ValueError("the root config is set already")
         with _as_value_error("root"):
             self._root = _schema_of(config)
-        summary = "every key with its default"
-        self._named = {"root": (lambda _: Layer({}), lambda: summary), **self._named}
+        self._named = {"root": ({}, "every key with its default"), **self._named}
 
     def get_root_config(self) -> Config:
         """A deep copy of the root config, as plain data."""
@@ -524,11 +486,10 @@ class ConfigRegistry:
     ) -> None:
         """Adds a kind of config: one that has a top-level key of this schema that root has not.
 
-        Such a config may have keys of its own, except in the mappings at top-level keys that are
-        `closed`. Of each tuple that is `required`, one top-level key must have a value other than
-        None, "" and {}. Add schemas before configs are registered. Of several, the first that
-        recognises a config has it. `title` is the heading of these keys in `--help`. Files of a
-        kind that `is_metayaml`, with all that they extend, are read as `load_file` says.
+        Such a config may have keys of its own, except in the mappings at keys that are `closed`. Of
+        each tuple that is `required`, one top-level key must have a value other than None, "" and
+        {}. Add schemas before configs are registered; the first that recognises a config has it.
+        `title` is their heading in `--help`. For `is_metayaml` see `load_file`.
         """
         with _as_value_error(title):
             kind = _schema_of(config)._replace(title=title, is_open=True, is_metayaml=is_metayaml)
@@ -548,26 +509,22 @@ class ConfigRegistry:
         """Registers what differs from root. Raises ValueError for a name or key that cannot be."""
         with _as_value_error(name):
             kind = self._kind_of(config)
-            layer = Layer(plain(config, "", [] if kind.is_open else None))
             try:
-                changes = _checked_layer(kind, layer)
+                changes = _checked_layer(kind, plain(config, ""))
             except UnknownKeyError as error:
                 raise UsageError(f"{error} (root names every key: add it there)") from None
-        self._add(name, lambda _: Layer(changes), lambda: help)
+        self._add(name, changes, help)
 
     __setitem__ = register
 
     def add_folder(self, path: str | Path, besides: Iterable[str] = ()) -> None:
-        """Registers each file but `root` and `besides` by its stem; it is read when asked for.
-
-        A folder that is not there has none.
-        """
+        """Registers each file but `root` and `besides` by its stem; it is read when asked for. A
+        folder that is not there has none."""
         others = {"root", *besides}
         for file in sorted(Path(path).glob("*")):
             hidden = file.name.startswith(".")
             if file.suffix in CONFIG_SUFFIXES and file.stem not in others and not hidden:
-                read = functools.partial(_read_layer, file)
-                self._add(file.stem, read, functools.partial(_first_comment, file))
+                self._add(file.stem, file)
 
     def __contains__(self, name: object) -> bool:
         return name in self._named
@@ -578,66 +535,53 @@ class ConfigRegistry:
 
     def summary(self, name: str) -> str:
         """The one line that says what a named config is, or nothing."""
-        return self._named[name][1]()
+        source, about = self._named[name]
+        first = read_text(source).split("\n", 1)[0] if isinstance(source, Path) else ""
+        return first.lstrip("# ").strip() if first.startswith("#") else about
 
     def resolve(
         self, name: str, bases: Iterable[str | Path] = (), overrides: Sequence[Override] = ()
     ) -> Config:
         """defaults <- base files <- named config or file <- overrides, then the references."""
-        return self.draft(name, bases, [o.key for o in overrides]).resolve(overrides)
+        return self.draft(name, bases).resolve(overrides)
 
     __getitem__ = resolve
 
-    def draft(
-        self, name: str | None, bases: Iterable[str | Path] = (), keys: Iterable[str] = ()
-    ) -> Draft:
-        """The config, or root, before its overrides, of which the `keys` are known."""
+    def draft(self, name: str | None, bases: Iterable[str | Path] = ()) -> Draft:
+        """The config, or root, before its overrides."""
 
         def read(is_metayaml: bool) -> list[Layer]:
-            below = [_read_layer(path, is_metayaml) for path in paths]
+            below = [(load_file(path, is_metayaml=is_metayaml), str(path)) for path in paths]
             return [*below, *([] if name is None else [self._read(name, is_metayaml)])]
 
         paths = list(map(Path, bases))
         layers = read(False)
-        present: Config = {}
-        for layer in layers:
-            present |= layer.config
-        root = flatten(self._root.defaults)
-        for key in (key.replace("/", ".") for key in keys):
-            # The last name of a nested key of root is no mark of another kind.
-            if not any(leaf.endswith("." + key) for leaf in root):
-                present.setdefault(key.partition(".")[0], ...)
-        kind = self._kind_of(present)
+        kind = self._kind_of(dict(ChainMap(*(config for config, _ in layers))))
         return Draft(kind, name, read(True) if kind.is_metayaml else layers)
 
     def _kind_of(self, config: Config) -> Schema:
-        """Root's kind, or the first schema of which the config has a key that root has not."""
-        complete = [other for other in self._schemas if other.defaults.keys() <= config.keys()]
-        for schema in self._schemas:
-            marks = (schema.defaults.keys() & config.keys()) - self._root.defaults.keys()
-            for other in complete:
-                # A resolved config has all defaults of its kind: these do not mark another.
-                if other is not schema:
-                    shared = marks & other.defaults.keys()
-                    marks -= {key for key in shared if same(config[key], other.defaults[key])}
-            if marks:
-                return schema
-        return self._root
+        """Root's kind, or the first schema of which the config has a key that root has not; a
+        resolved config has every key of its kind."""
+        own = config.keys() - self._root.defaults.keys()
+        marked = [schema for schema in self._schemas if schema.defaults.keys() & own]
+        whole = [schema for schema in marked if schema.defaults.keys() <= config.keys()]
+        return [*whole, *marked, self._root][0]
 
     def _read(self, name: str, is_metayaml: bool) -> Layer:
-        if name in self:
-            return self._named[name][0](is_metayaml)
-        if name.endswith(CONFIG_SUFFIXES):
-            return _read_layer(Path(name), is_metayaml)
-        raise UsageError(
-            f"unknown config '{name}'{did_you_mean(name, self.names()) or '.'} "
-            f"Known are {', '.join(self.names())}; a path to a .yaml or .json file is fine, too"
-        )
+        source = self._named[name][0] if name in self else Path(name)
+        if not (name in self or name.endswith(CONFIG_SUFFIXES)):
+            raise UsageError(
+                f"unknown config '{name}'{did_you_mean(name, self.names()) or '.'} "
+                f"Known are {', '.join(self.names())}; a path to a .yaml or .json file is fine, too"
+            )
+        if isinstance(source, Path):
+            return load_file(source, is_metayaml=is_metayaml), str(source)
+        return source, ""
 
-    def _add(self, name: str, read: Callable[[bool], Layer], summary: Callable[[], str]) -> None:
+    def _add(self, name: str, source: Config | Path, about: str = "") -> None:
         if name in self or name == "root":
             raise ValueError(f"a config named '{name}' is registered already")
-        self._named[name] = read, summary
+        self._named[name] = source, about
 
 
 def _schema_of(config: Config) -> Schema:
@@ -655,22 +599,14 @@ def _schema_of(config: Config) -> Schema:
     return Schema(plain(without_keys(config, ""), ""), keys)
 
 
-def _read_layer(path: Path, is_metayaml: bool) -> Layer:
-    number_keys: list[str] = []
-    config = load_file(path, number_keys, is_metayaml=is_metayaml)
-    return Layer(config, str(path), number_keys)
-
-
-def _checked_layer(kind: Schema, layer: Layer) -> Config:
+def _checked_layer(kind: Schema, config: Config, source: str = "") -> Config:
     """The layer's config, if it fits its kind. Raises UsageError."""
-    if layer.number_keys and not kind.is_open:
-        raise UsageError(layer.number_keys[0])
     if not kind.defaults:
-        return layer.config
+        return config
     try:
-        return checked(kind, kind.expected(), layer.config, kind.is_open)
+        return checked(kind, kind.expected(), config, kind.is_open)
     except UsageError as error:
-        raise type(error)(f"{layer.source}: {error}" if layer.source else str(error)) from None
+        raise type(error)(f"{source}: {error}" if source else str(error)) from None
 
 
 @contextlib.contextmanager
@@ -683,9 +619,8 @@ def _as_value_error(name: str) -> Iterator[None]:
 
 
 def config_from_folder(path: str | Path) -> ConfigRegistry:
-    """A registry of a folder's files. `root.yaml` (or .yml, .json) is the root config; the
-    comments at the end of its lines explain the keys in `--help`. Raises ValueError without one.
-    """
+    """A registry of a folder's files. `root.yaml` (or .yml, .json) is the root config. Raises
+    ValueError without one."""
     folder = Path(path)
     roots = [folder / f"root{suffix}" for suffix in CONFIG_SUFFIXES]
     root = next((file for file in roots if file.is_file()), None)
@@ -693,7 +628,6 @@ def config_from_folder(path: str | Path) -> ConfigRegistry:
         raise ValueError(f"{folder} has no root.yaml, which names every key and its default")
     registry = ConfigRegistry()
     registry.set_root_config(load_file(root))
-    registry._root.keys.update(comments_as_help(read_text(root)))
     registry.add_folder(folder)
     return registry
 
@@ -710,7 +644,7 @@ class Draft:
 
     def __init__(self, kind: Schema, name: str | None, layers: Sequence[Layer] = ()) -> None:
         self.kind, self.name = kind, name
-        configs = [_checked_layer(kind, layer) for layer in layers]
+        configs = [_checked_layer(kind, *layer) for layer in layers]
         self._last = configs[-1] if name is not None else {}
         self._merged = functools.reduce(merge, configs, kind.defaults)
         self.names = self.types = kind.expected()
@@ -744,7 +678,7 @@ class Draft:
             refuse_metayaml(value, key)
             if isinstance(value, str) and COMPUTED.fullmatch(value):
                 raise UsageError(f"{key}: {value} is not computed; write the number, or [1, 2]")
-        change = plain(nested(key, value), "", [] if kind.is_open else None)
+        change = plain(nested(key, value), "")
         may_add = kind.is_open and override.adds
         # One text may stand where a file has a list.
         is_one = may_add and isinstance(value, str) and isinstance(present, list)
@@ -821,13 +755,9 @@ def _types_of(defaults: Config, names: Config) -> Config:
 
 
 def read_value(text: str, default: Any, key: str) -> Any:
-    """What was typed as a value: YAML, or `@file`. Where text is expected, a number is text.
-
-    What is neither a number, a truth nor null, and not in quotes or brackets, is text as it was
-    typed, whatever YAML makes of a # or a line break.
-    """
-    if text.startswith("@"):
-        return read_yaml(read_text(Path(text[1:])), text[1:])
+    """What was typed as a value: YAML. Where text is expected, a number is text. What is neither a
+    number, a truth nor null, and not in quotes or brackets, is text as it was typed, whatever YAML
+    makes of a # or a line break."""
     is_text, stripped = isinstance(default, str), text.strip()
     is_plain = stripped[:1] not in ("'", '"', "[", "{", "!")
     if stripped in ("null", "~") or (stripped == "None" and not is_text):

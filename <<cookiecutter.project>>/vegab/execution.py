@@ -31,10 +31,8 @@ _IGNORED_AT_START = [
 def execute(
     func: Func, folder: RunFolder, keywords: Config, plugins: Plugins, prepare: Func | None
 ) -> int:
-    """Calls `func(config, save_path[, prepare(config)], **keywords)`; returns the exit code.
-
-    Raises UsageError, or AlreadyFinished, while the folder is untouched.
-    """
+    """Calls `func(config, save_path[, prepare(config)], **keywords)`; returns the exit code. Raises
+    UsageError, or AlreadyFinished, while the folder is untouched."""
     config = folder.config
     folder.check()
     _signals(_interrupt)
@@ -62,37 +60,31 @@ def execute(
             plugin.on_before_call(config, folder.path)
         if error is not None:
             raise error
-        try:
-            func(*arguments, **keywords)
-        except SystemExit as end:
-            if end.code not in (None, 0):
-                raise
+        _call(func, arguments, keywords)
         for plugin in plugins:
             plugin.on_after_call(config, folder.path)
-        error = None
     except BaseException as failure:
         error = failure
     # From here on a second Ctrl-C would only spoil the record of the first.
     _signals(signal.SIG_IGN)
+    status = outcome(error)
     failures: list[BaseException] = []
     if error is not None:
-        failures += [error] if outcome(error) == "failed" else []
+        failures += [error] if status == "failed" else []
         for plugin in plugins:
             try:
                 plugin.on_failure(config, folder.path, error)
             except Exception as another:
                 failures.append(another)
     loud = [one for one in failures if not isinstance(one, EXPLAINED)]
+    quiet = [one for one in failures if isinstance(one, EXPLAINED)]
     unwritten = [] if capture.append(_tracebacks(loud)) else loud
     _signals(signal.SIG_DFL)
     capture.stop()
-    quiet = [one for one in failures if isinstance(one, EXPLAINED)]
     if not capture.append(_tracebacks(quiet)):  # those of plugins may follow from this
         unwritten += [one for one in quiet if one is error]
     folder.close()
-    if unwritten:
-        sys.stderr.write(_tracebacks(unwritten))
-    status = outcome(error)
+    sys.stderr.write(_tracebacks(unwritten))
     if status == "interrupted":
         reason = f" by {error}" if isinstance(error, KeyboardInterrupt) and error.args else ""
         # A name that was made for this run would be another the next time.
@@ -100,11 +92,10 @@ def execute(
         again = "the same command" + ", with this path as SAVE_PATH," * has_new_name
         say(f"interrupted{reason}; {again} continues {folder.path}")
     elif status == "failed":
-        what = one_line(error)
-        if not isinstance(error, (*EXPLAINED, UsageError)):
-            what = f"{type(error).__name__}: {what}"
+        is_explained = isinstance(error, (*EXPLAINED, UsageError))
+        kind = "" if is_explained else f"{type(error).__name__}: "
         where = "above" if unwritten else f"in {os.path.join(folder.path, 'stderr.txt')}"
-        say(f"failed: {what} (traceback {where})")
+        say(f"failed: {kind}{one_line(error)} (traceback {where})")
     return EXIT_CODES[status]
 
 
@@ -115,11 +106,9 @@ def accompany(func: Func, folder: RunFolder, keywords: Config, prepare: Func | N
     error: BaseException | None = None
     try:
         arguments = [folder.config, folder.path, *_prepared(prepare, folder, keywords)]
-        func(*arguments, **keywords)
+        _call(func, arguments, keywords)
     except UsageError:
         raise
-    except SystemExit as end:
-        error = end if end.code not in (None, 0) else None
     except BaseException as failure:
         error = failure
         if outcome(failure) == "failed" and not isinstance(failure, EXPLAINED):
@@ -136,6 +125,14 @@ def _prepared(prepare: Func | None, folder: RunFolder, keywords: Config) -> list
     known = {"save_path": folder.path, **keywords}
     wanted = list(inspect.signature(prepare).parameters)[1:]
     return [prepare(folder.config, **{k: known[k] for k in wanted if k in known})]
+
+
+def _call(func: Func, arguments: list[Any], keywords: Config) -> None:
+    try:
+        func(*arguments, **keywords)
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
 
 
 def _signals(handler: Any) -> None:

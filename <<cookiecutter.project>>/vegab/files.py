@@ -24,11 +24,9 @@ FORMAT = 1  # of meta.json, whose number counts for config.json, too, and of swe
 
 @contextlib.contextmanager
 def replacing(path: str | Path, sync: bool = True) -> Iterator[Path]:
-    """A path to write a new file at, which takes the place of `path` at the end of the block.
-
-    A reader, and a kill, find the old content or the new. If the block fails, the old one stays.
-    With `sync` the new one is on the disk at the end, so that a power cut cannot take it.
-    """
+    """A path to write a new file at, which takes the place of `path` at the end of the block. A
+    reader, and a kill, find the old content or the new. If the block fails, the old one stays. With
+    `sync` the new one is on the disk at the end, so that a power cut cannot take it."""
     path = Path(path)
     # Nobody can lay a link there before, for the name is not known.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
@@ -62,8 +60,7 @@ def write_atomically(path: str | Path, content: str | bytes, sync: bool = True) 
 @contextlib.contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of `path` at the end of the block. A kill
-    leaves the old one or the new one, whole. If the block fails, the old one stays.
-    """
+    leaves the old one or the new one, whole. If the block fails, the old one stays."""
     path = Path(path)
     partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)

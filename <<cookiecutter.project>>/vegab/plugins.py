@@ -94,7 +94,7 @@ class MetaSaver(VegabPlugin):
         if script.suffix == ".py" and script.is_file():
             shutil.copyfile(script, folder / script.name)
         # What a later attempt ran, if it is something else, goes to a file of its own.
-        copies = {a["code"]["sha256"]: snapshot.name_of(a) for a in attempts if "code" in a}
+        copies = {a["code"]["sha256"]: a["code"]["file"] for a in attempts if "code" in a}
         sha256 = code.record["sha256"]
         if sha256 not in copies:
             copies[sha256] = f"code_attempt_{len(attempts)}.zip" if copies else snapshot.CODE

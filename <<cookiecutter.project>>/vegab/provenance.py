@@ -24,7 +24,6 @@ ENVIRONMENT = re.compile(
     r"|ONEDNN_(MAX_CPU_ISA|DEFAULT_FPMATH_MODE)"
     r"|TF_(CPP|CUDNN|DETERMINISTIC|DISABLE|ENABLE|FORCE|GPU|NUM|SET_ONEDNN|USE|XLA)_\w+"
 )
-NAME_AND_VERSION = re.compile(r"^(Name|Version): *(.*\S)", re.MULTILINE)  # in a package's METADATA
 
 
 def run_quietly(*command: str) -> bytes | None:
@@ -45,8 +44,7 @@ class GitError(Exception):
 
 def git(*arguments: str, given: bytes = b"", also: Mapping[str, str] = {}) -> bytes:
     """What a git command prints that runs in the project's folder, and in its name: of git's
-    variables in the environment only those of the user's settings count. It has 20 seconds.
-    """
+    variables in the environment only those of the user's settings count. It has 20 seconds."""
     others = {k: v for k, v in os.environ.items() if k[:4] != "GIT_" or k[:11] == "GIT_CONFIG_"}
     own = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **also}
     command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotePath=true", *arguments]
@@ -83,8 +81,8 @@ def describe_git(
     """What git says of the source: for meta.json (None without a repository), the uncommitted part
     of these files as a patch, and which files are as committed.
 
-    What git cannot answer is `unknown`, with its words, and `dirty` then None. If `git apply` does
-    not take the patch, or it lacks files, `patch` says why.
+    What git cannot answer is `unknown`, with its words, and `dirty` then None. If the patch lacks
+    files, `patch` says which.
     """
     about: dict[str, Any] = {"commit": None, "branch": None, "dirty": None, "diff": ""}
     try:
@@ -107,7 +105,7 @@ def describe_git(
 def _uncommitted(
     place: Path, commit: str | None, files: Collection[str], tracked: set[str]
 ) -> tuple[bytes, set[str], str]:
-    """The patch, all files that are not as committed, and why the patch does not apply, or ""."""
+    """The patch, all files that are not as committed, and what the patch lacks, or ""."""
     base = commit or git("hash-object", "-t", "tree", "--stdin").decode().strip()
     paths = ("rev-parse", "--git-path")
     index, objects = (PROJECT / os.fsdecode(git(*paths, n)).strip() for n in ("index", "objects"))
@@ -118,30 +116,25 @@ def _uncommitted(
         shutil.copyfile(index, place / "index")
     others = names_in(git("ls-files", "-z", "--others", "--exclude-standard"))
     inside = {name[:-1] for name in others if name[-1] == "/"}  # repositories of their own
-    added = (n for n in {*files} - tracked if not {*map(str, Path(n).parents)} & (tracked | inside))
-    if new := b"\0".join(map(os.fsencode, sorted(added))):
-        add = ("add", "--force", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
-        git(*add, given=new, also=own | {"GIT_LITERAL_PATHSPECS": "1"})
-    # Whatever a user has set for diffs, this is the form that `git apply` takes.
-    form = (
-        "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv",
-        "--no-renames", "--no-indent-heuristic", "--unified=3", "--inter-hunk-context=0",
-        "--ignore-submodules=dirty", "--submodule=short", "--src-prefix=a/", "--dst-prefix=b/",
-        "--output-indicator-new=+", "-O/dev/null",
-    )  # fmt: skip
-    diff = ("-c", "diff.suppressBlankEmpty=false", "diff", *form, base)
-    listed = ("--name-only", "-z", "--ignore-submodules=none", "--relative")
-    changed = names_in(git(*diff, *listed, also=own)) | inside
+    added = {n for n in {*files} - tracked if not {*map(str, Path(n).parents)} & (tracked | inside)}
+    update = (
+        "update-index",
+        "--add",
+        "--remove",
+        "--ignore-skip-worktree-entries",
+        "-z",
+        "--stdin",
+    )
+    git(*update, given=b"\0".join(map(os.fsencode, sorted(tracked | added))), also=own)
+    tree = git("write-tree", also=own).decode().strip()
+    listed = ("--name-only", "-z", "--relative", "--ignore-submodules=none")
+    changed = names_in(git("diff-tree", "-r", *listed, base, tree, also=own)) | inside
+    changed |= names_in(git("diff-files", *listed, also=own))  # changed submodules
     lacking = sorted(n for n in changed - {*files} if os.path.lexists(PROJECT / n))
     without = [f":(exclude,literal){name}" for name in lacking]
+    form = ("-r", "-p", "--binary", "--full-index", "--ignore-submodules=dirty")
+    diff = ("-c", "diff.suppressBlankEmpty=false", "diff-tree", *form, base, tree)
     patch = git(*diff, "--", ".", *without, also=own)
-    try:
-        own["GIT_INDEX_FILE"] = str(place / "committed")
-        git("read-tree", base, also=own)
-        if patch:
-            git("apply", "--cached", "--check", "--whitespace=nowarn", "-", given=patch, also=own)
-    except GitError as error:
-        return patch, changed, f"it does not apply: {error}"
     names = ", ".join(lacking)
     return patch, changed, f"it lacks {names}: data, or a repository of its own" if names else ""
 
@@ -198,13 +191,9 @@ def ask_nvidia_smi(fields: str, form: str = "csv,noheader") -> list[str]:
 
 def describe_software() -> dict[str, Any]:
     """Python, every installed package with its version, and the variables that change results."""
-    packages: dict[str, str | None] = {}
-    for distribution in metadata.distributions():
-        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-        # Not `distribution.metadata`: to parse the rest takes several times as long.
-        about = dict(NAME_AND_VERSION.findall(text.partition("\n\n")[0]))
-        if "Name" in about:
-            packages.setdefault(about["Name"], about.get("Version"))
+    # Of several of one name the first counts, which is the one that Python imports.
+    found = {each.name: each.version for each in reversed([*metadata.distributions()])}
+    packages = {name: version for name, version in found.items() if name}
     return {
         "python": platform.python_version(),
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),

@@ -87,8 +87,6 @@ class RunFolder:
 
     def _check_writable(self) -> None:
         place = self.absolute
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.lstat(place)  # another error, as of a name that is too long, is one of the path
         while not os.path.lexists(place):
             place = os.path.dirname(place)
         shown = self.path if place == self.absolute else f"{self.path}: {os.path.relpath(place)}"
@@ -126,10 +124,8 @@ class RunFolder:
 def take_lock(
     folder: str | Path, name: str, shown: str | Path, check: Callable[[], None] = lambda: None
 ) -> int:
-    """Makes a folder, takes the lock that its file `name` is, and returns what to close.
-
-    Nothing is written before `check` was called. Raises UsageError, naming the folder as `shown`.
-    """
+    """Makes a folder, takes the lock that its file `name` is, and returns what to close. Nothing is
+    written before `check` was called. Raises UsageError, naming the folder as `shown`."""
     try:
         os.makedirs(folder, exist_ok=True)
         lock = os.open(os.path.join(folder, name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -206,8 +202,7 @@ def refuse_links(folder: str | Path, shown: str | Path) -> None:
 def living_owner(path: str | Path, name: str = LOCK) -> dict[str, Any] | None:
     """Who holds the lock of a run folder, as {"host", "pid", "start"}, or None. Touches nothing.
     `name` is that of the lock file, where the folder is not a run's. What the lock says is only
-    true if `start` is that of the process, see `start_of`.
-    """
+    true if `start` is that of the process, see `start_of`."""
     path = Path(path)
     if os.path.realpath(path) in _locked_here:
         return _this_process()
@@ -230,11 +225,9 @@ def living_owner(path: str | Path, name: str = LOCK) -> dict[str, Any] | None:
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """A run folder as `{"config": …, "meta": …, "state": …}`.
-
-    The state is one of running, finished, interrupted, failed, died (it was running, and its
-    process is no more) and new (nothing ran here). Raises UsageError if a file is broken.
-    """
+    """A run folder as `{"config": …, "meta": …, "state": …}`. The state is one of running,
+    finished, interrupted, failed, died (it was running, and its process is no more) and new
+    (nothing ran here). Raises UsageError if a file is broken."""
     path = Path(path)
     config, meta = read_json(path / CONFIG), read_json(path / META)
     if not all(isinstance(content, dict | None) for content in (config, meta)):

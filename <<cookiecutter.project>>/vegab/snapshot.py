@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from vegab.exits import UsageError, leave
+from vegab.exits import UsageError
 from vegab.files import (
     CONFIG,
     LOCK,
@@ -80,7 +79,7 @@ def take() -> Snapshot:
     if PROJECT != ROOT:
         return load(ROOT / CODE)
     walk = _Walk()
-    walk.below(ROOT, frozenset())
+    walk.everywhere()
     for module in [*sys.modules.values()]:  # in use, though git may be told to ignore it
         file = Path(getattr(module, "__file__", None) or "/")
         if file.suffix == ".py" and file.is_relative_to(ROOT) and "site-packages" not in file.parts:
@@ -89,7 +88,6 @@ def take() -> Snapshot:
     left_out = [walk.left_out[name] for name in sorted(walk.left_out.keys() - files.keys())]
     about, patch, unchanged = describe_git(files, walk.tracked)
     for entry in left_out:
-        entry["changed"] = datetime.fromtimestamp(entry["changed"], UTC).isoformat()
         if entry["path"] in unchanged:
             entry["git"] = "unchanged"
     return Snapshot(files, {"sha256": _digest(files), "git": about, "left_out": left_out}, patch)
@@ -112,19 +110,13 @@ def _digest(files: Files) -> str:
 
 
 def read(path: Path) -> Files:
-    """Returns what a snapshot holds, by name; of an older run, what its folder code/ holds. Links
-    are not followed, and what Python has compiled, perhaps from other source, is not in it. Raises
-    UsageError if that fails.
-    """
+    """Returns what a snapshot holds, by name, without what Python has compiled, perhaps from other
+    source. Links are not followed. Raises UsageError if that fails."""
     try:
-        if path.is_dir() and not path.is_symlink():
-            every = (file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
-            names = {str(file.relative_to(path)): file for file in every if file.suffix != ".pyc"}
-            return {name: file.read_bytes() for name, file in names.items()}
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(opened, "rb") as file, zipfile.ZipFile(file) as archive:
-            members = [info for info in archive.infolist() if info.filename[-1:] != "/"]
-            members = [info for info in members if not info.filename.endswith(".pyc")]
+            every = archive.infolist()
+            members = [info for info in every if not info.filename.endswith(("/", ".pyc"))]
             if sum(info.file_size for info in members) > LARGEST_CODE:
                 raise UsageError(f"{path} unpacks to more than {LARGEST_CODE:,} bytes")
             for info in members:
@@ -163,58 +155,56 @@ class _Walk:
         self.ignored: set[str] = set()
         with contextlib.suppress(GitError):
             self.tracked = names_in(git("ls-files", "-z", "--cached"))
-        self.has_git = bool(self.tracked)
 
-    def below(self, folder: Path, around: frozenset[str]) -> dict[str, int]:
-        """Takes the files below a folder; returns the sizes of those that are no Python."""
-        if folder == ROOT or os.path.lexists(folder / ".git"):  # a repository of its own
-            words = ("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
-            with contextlib.suppress(GitError):
-                listing = names_in(git("-C", str(folder), *words))
-                self.ignored |= {os.path.normpath(folder / name) for name in listing}
-        around |= {os.path.realpath(folder)}
-        try:
-            with os.scandir(folder) as entries:
-                some = list(itertools.islice(entries, MOST_ENTRIES - self.num_seen + 1))
-        except OSError as error:
-            self.leave_out(folder, error.strerror or "cannot be read")
-            return {}
-        self.num_seen += len(some)
-        if self.num_seen > MOST_ENTRIES:
-            self.leave_out(folder, "data", [])
-            return {}
-        groups: dict[str, dict[str, int]] = {}  # sizes by name, by the child that they lie in
-        for entry in sorted(some, key=lambda entry: entry.name):
-            path = Path(entry.path)
-            if entry.name in NOT_SOURCE:
+    def everywhere(self) -> None:
+        """Takes the project's files, but for folders with too much that is not Python."""
+        num_seen = 0
+        sizes: dict[Path, dict[str, int]] = {}  # of files that are not Python, by folder
+        for place, names, files in os.walk(ROOT, onerror=self._unread, followlinks=True):
+            folder = Path(place)
+            num_seen += len(names) + len(files)
+            if num_seen > MOST_ENTRIES:
+                self.leave_out(folder, "data", [])
+                names.clear()
                 continue
-            if not entry.is_dir():
-                groups.setdefault("", {}).update(self.take(path))
-            elif self._may_be_source(path, around):
-                if entry.path in self.ignored:
-                    walk = ((here, name) for here, _, names in os.walk(path) for name in names)
-                    files = itertools.islice(walk, MOST_ENTRIES // 10)
-                    self.leave_out(path, "data", [os.path.join(*file) for file in files])
-                else:
-                    groups[entry.name] = self.below(path, around)
-        dropped = 0
-        while _weight(*groups.values()) > 1:
-            heaviest = max(groups, key=lambda name: _weight(groups[name]))
-            dropped += 1
-            # Where many children are heavy, the folder is one of data.
-            names = [*groups] if dropped > 3 and folder != ROOT else [heaviest]
-            sizes = {name: size for each in names for name, size in groups.pop(each).items()}
-            self.files -= sizes.keys()
-            place = folder / (heaviest if len(names) == 1 else "")
-            self.leave_out(place, "data", [str(ROOT / name) for name in sizes])
-        return {name: size for group in groups.values() for name, size in group.items()}
+            if folder == ROOT or ".git" in (*names, *files):  # a repository of its own
+                self._ask_what_is_ignored(folder)
+            names[:] = [name for name in sorted(names) if self._may_be_source(folder / name)]
+            sizes[folder] = {}
+            for name in sorted(set(files) - set(NOT_SOURCE)):
+                sizes[folder] |= self.take(folder / name)
+        for folder in sorted(sizes, key=lambda folder: len(folder.parts), reverse=True):
+            found = sizes[folder]
+            if len(found) > MOST_FILES or sum(found.values()) > MOST_BYTES:
+                self.files -= found.keys()
+                self.leave_out(folder, "data", [str(ROOT / name) for name in found])
+            elif folder.parent not in (ROOT, ROOT.parent):
+                sizes[folder.parent] |= found
 
-    def _may_be_source(self, path: Path, around: frozenset[str]) -> bool:
-        hidden = path.name.startswith(".") and (not self.has_git or str(path) in self.ignored)
-        is_place = path in (ROOT / PLACE, ROOT / "results") or hidden
+    def _unread(self, error: OSError) -> None:
+        self.leave_out(Path(error.filename), error.strerror or "cannot be read")
+
+    def _ask_what_is_ignored(self, repository: Path) -> None:
+        words = ("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
+        with contextlib.suppress(GitError):
+            listing = names_in(git("-C", str(repository), *words))
+            self.ignored |= {os.path.normpath(repository / name) for name in listing}
+
+    def _may_be_source(self, path: Path) -> bool:
+        is_ignored = str(path) in self.ignored
+        hidden = path.name.startswith(".") and (not self.tracked or is_ignored)
         is_run = (path / META).exists() and (path / CONFIG).exists()
         is_other = is_run or (path / "pyvenv.cfg").exists() or (path / LOCK).exists()
-        return not (is_place or is_other or os.path.realpath(path) in around)
+        goes_round = os.path.realpath(path) in map(os.path.realpath, path.parents)
+        if path in (ROOT / PLACE, ROOT / "results") or path.name in NOT_SOURCE:
+            return False
+        if hidden or is_other or goes_round:
+            return False
+        if is_ignored:
+            walk = ((here, name) for here, _, names in os.walk(path) for name in names)
+            files = itertools.islice(walk, MOST_ENTRIES // 10)
+            self.leave_out(path, "data", [os.path.join(*file) for file in files])
+        return not is_ignored
 
     def take(self, path: Path, is_in_use: bool = False) -> dict[str, int]:
         """Takes a file; returns its name and size if it may turn out to be data."""
@@ -251,25 +241,14 @@ class _Walk:
         """Lists a file, or a folder with the number, size and latest change of files in it."""
         found = [os.lstat(f) for f in ([path] if files is None else files) if os.path.lexists(f)]
         name = os.path.relpath(path, ROOT)
-        entry: dict[str, Any] = {
+        changed = max((int(status.st_mtime) for status in found), default=0)
+        self.left_out[name] = {
             "path": os.fsencode(name).decode(errors="backslashreplace"),
             "why": why,
             "bytes": sum(status.st_size for status in found),
-            "changed": max((int(status.st_mtime) for status in found), default=0),
+            "changed": datetime.fromtimestamp(changed, UTC).isoformat(),
+            **({} if files is None else {"files": len(files)}),
         }
-        if files is not None:
-            inner = [each for each in self.left_out if each.startswith(f"{name}/")]
-            others = [self.left_out.pop(each) for each in inner if why == "data"]
-            entry["files"] = len(files) + sum(other.get("files", 1) for other in others)
-            entry["bytes"] += sum(other["bytes"] for other in others)
-            entry["changed"] = max([entry["changed"], *(other["changed"] for other in others)])
-        self.left_out[name] = entry
-
-
-def _weight(*groups: Mapping[str, int]) -> float:
-    """Returns how much files are of the most that is kept below a folder, 1 being that."""
-    sizes = [size for group in groups for size in group.values()]
-    return max(len(sizes) / MOST_FILES, sum(sizes) / MOST_BYTES)
 
 
 # -------------------------------------------------------------------------- running from a snapshot
@@ -330,26 +309,17 @@ def keep(snapshot: Snapshot, path: Path) -> None:
 
 
 def code_of(folder: Path) -> Path | None:
-    """Returns the file, or of an older run the folder, with the code of a run's latest attempt,
-    or of a sweep; None without one."""
-    meta = read_json(folder / META)
-    names = [CODE, "code"]
+    """Returns the file with the code of a run's latest attempt, or of a sweep; None without one."""
+    meta, name = read_json(folder / META), CODE
     with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):
-        names = [name_of(meta["attempts"][-1])]
-    return next((folder / n for n in names if not leads_out(n) and (folder / n).exists()), None)
-
-
-def name_of(attempt: Mapping[str, Any]) -> str:
-    """Returns the name of the file, or of the folder, in which an attempt's code lies."""
-    code = attempt["code"]
-    return str(code["file"] if "file" in code else code["folder"])
+        name = meta["attempts"][-1]["code"]["file"]
+    return None if leads_out(name) or not (folder / name).exists() else folder / name
 
 
 def go_on_from(began: Path | None = None) -> None:
     """Runs this command again from a snapshot of the project, so that all that it starts, at
     whatever time, has the source as it is now. `began` is a snapshot of what it goes on with:
-    raises UsageError if the project has other source meanwhile.
-    """
+    raises UsageError if the project has other source meanwhile."""
     if PROJECT != ROOT:
         return
     now = take()
@@ -367,19 +337,15 @@ def go_back(arguments: list[str]) -> None:
     if FLAG not in arguments or PROJECT != ROOT:
         return
     words = [word for word in arguments if not word.startswith("-")]
-    found = {word: [word] if os.path.exists(word) else glob(word) for word in words}
-    codes = {p: code for word in words for p in found[word] if (code := code_of(Path(p)))}
+    paths = [path for word in words for path in ([word] if os.path.exists(word) else glob(word))]
+    codes = [code for path in paths if (code := code_of(Path(path)))]
     if not codes:
         raise UsageError(f"{FLAG} needs the folder of a run that has begun, as SAVE_PATH or RUN")
+    snapshots = {each.record["sha256"]: each for each in map(load, codes)}
+    if len(snapshots) > 1:
+        raise UsageError(f"{FLAG}: these runs ran different code; name one at a time")
     script = os.path.relpath(os.path.realpath(sys.argv[0]), ROOT)
-    runs = [word for word in words if set(found[word]) & codes.keys()]
-    commands = []
-    for path, code in codes.items():
-        program = freeze(load(code)) / script
-        if not program.is_file():
-            raise UsageError(f"{code} has no {script}")
-        own = [path if w == runs[0] else w for w in arguments if w == runs[0] or w not in runs]
-        commands.append([sys.executable, str(program), *own])
-    if len(commands) == 1:
-        os.execv(sys.executable, commands[0])
-    leave(max(subprocess.run(command, check=False).returncode for command in commands))
+    (snapshot,) = snapshots.values()
+    if script not in snapshot.files:
+        raise UsageError(f"{codes[0]} has no {script}")
+    os.execv(sys.executable, [sys.executable, str(freeze(snapshot) / script), *arguments])

@@ -81,8 +81,7 @@ def _is_own(path: Path, package: str) -> bool:
 
 def is_inside(module: str) -> bool | None:
     """Is a module of the project or of a dependency? None: there is no such module. It is not
-    imported for that; the packages around it are, once they are known to be inside.
-    """
+    imported for that; the packages around it are, once they are known to be inside."""
     import importlib.util
 
     parts = module.split(".")

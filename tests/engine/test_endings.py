@@ -66,13 +66,13 @@ def test_a_trial(has_begun: bool, tmp_path: Any) -> None:
 
     trials = [Trial("n=1", {})]
     launcher = Crashing(tmp_path / ".output", lambda: False)
-    sweeper = Sweeper(tmp_path, lambda refused: (trials, trials), lambda trial: [], launcher)
+    sweeper = Sweeper(tmp_path, lambda refused: trials, lambda trial: [], launcher)
     (record,) = sweeper.run(retry_failed=False, show=lambda *numbers: None)
     (told,) = sweep.problems(tmp_path, [record])
     assert "it died by SIGSEGV (Segmentation fault)" in told
     assert "(death 3 of 3)" in told
     assert ("; its last line is: my own (" in told) == has_begun
-    assert bool(sweeper.died) == has_begun
+    assert record.state == "failed"
     assert bool(sweeper.refused) == (not has_begun)
     assert has_begun or "the last line" in sweeper.refused["n=1"]
 

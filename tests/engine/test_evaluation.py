@@ -428,7 +428,7 @@ def test_evaluation_is_in_test_mode_unless_the_file_says_otherwise(
         (["--callbacks_only", "-n", "other"], "no outputs are stored as other"),
         (["-e", "nowhere.yaml"], "cannot read nowhere.yaml"),
         (["-n", "a/b"], "outputs cannot be stored as 'a/b'"),
-        (["-e", "{typo}", "-e", "{typo}"], "would be stored as typo"),
+        (["-e", "{typo}", "-e", "{typo}"], "cannot be stored as 'typo' and 'typo'"),
         (["-e", "{typo}"], "eval_callbacks.compare: 'test_evaluation:compar"),
         (["-e", "{nothing}"], "step_op of NothingToStore returns no eval_op"),
         (["-e", "{arguments}"], "callback_kwargs.compere is for no callback"),

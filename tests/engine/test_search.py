@@ -66,7 +66,7 @@ def swept(
     supply = open_search(folder, told)
     while True:
         chosen = [*supply.suggested]
-        every, _ = supply.advance(())
+        every = supply.advance(())
         assert supply.suggested[: len(chosen)] == chosen, "what was chosen is never chosen again"
         assert sweep.read(folder)[2] == supply.suggested, "and stands there before a trial begins"
         left = [trial for trial in every if not (folder / trial.name).exists()]
@@ -118,7 +118,7 @@ def test_all_combinations_are_chosen_and_then_the_search_ends(
     folder = tmp_path / "sweep"
     supply = open_search(folder, told)
     for _ in range(20):
-        for trial in supply.advance(())[0]:
+        for trial in supply.advance(()):
             end(folder, trial, told, losses={})
     assert supply.is_exhausted
     assert len(supply.suggested) == len({trial.name for trial in supply.trials}) == number
@@ -217,9 +217,12 @@ def test_a_setting_that_always_dies_is_given_up(command: Command, tmp_path: Path
         "bin/sweep.py", "digits", folder, *words, hooks, env={**os.environ, "PYTHONPATH": paths}
     )
     assert done.returncode == 1, done.stderr
-    assert "n_filters=3 is not finished: it died by SIGKILL" in done.stderr
+    assert "n_filters=3 failed: it died by SIGKILL" in done.stderr
     assert "all 2 combinations were chosen, fewer than --trials" in done.stdout
     assert len(json.loads((folder / "n_filters=3" / "meta.json").read_text())["attempts"]) == 3
+    for look in (("bin/sweep.py", "status", folder), ("bin/runs.py", "list", folder)):
+        lines = [x for x in command(*look).stdout.splitlines() if "n_filters=3 " in x]
+        assert lines[0].split()[1] == "failed"
 
 
 @pytest.mark.slow
@@ -240,7 +243,7 @@ def test_a_search_under_fire_chooses_none_twice_and_each_is_made_again_to_the_bi
     assert killed.total() == kills, said
     print(f"{dict(killed)} in {time.monotonic() - began:.0f} s: {said}")
     assert f"{number - 1} of {number} trials are finished" in said
-    assert f"{folder / doomed} is not finished: it died by SIGKILL" in said
+    assert f"{folder / doomed} failed: it died by SIGKILL" in said
     told, trials, chosen = sweep.read(folder)
     identities = {sweep_trials.identity(told.config, one) for one in chosen}
     assert len(identities) == len(chosen) == len(trials) == number

@@ -148,6 +148,28 @@ def test_whatever_is_killed_each_trial_has_the_bits_of_an_undisturbed_sweep(
     assert len(trials_in(folder)) == len(sweep.read(folder)[1]) == number
 
 
+def test_a_trial_that_was_given_up_has_failed_until_it_is_tried_again(tmp_path: Path) -> None:
+    how = {
+        "n=1": "it died (death 3 of 3)",
+        "n=2": "it died (death 2 of 3)",
+        "n=4": "x (death 3 of 3)",
+    }
+    (tmp_path / ".output").mkdir()
+    (tmp_path / ".output" / "endings.json").write_text(json.dumps(how))
+    for n, status in ((1, None), (2, "running"), (3, "running"), (4, "finished")):
+        (tmp_path / f"n={n}").mkdir()
+        if status:
+            (tmp_path / f"n={n}" / "config.json").write_text("{}")
+            meta = {"attempts": [], "status": status}
+            (tmp_path / f"n={n}" / "meta.json").write_text(json.dumps(meta))
+    records = sweep.states_of(tmp_path, [Trial(f"n={n}", {}) for n in (1, 2, 3, 4, 5)])
+    assert [one.state for one in records] == ["failed", "died", "died", "finished", "waiting"]
+    assert records[0].error == how["n=1"]
+    assert sweep.problems(tmp_path, records) == [
+        f"{tmp_path}/n=1 failed: {how['n=1']}", f"{tmp_path}/n=2 is not finished: {how['n=2']}",
+    ]  # fmt: skip
+
+
 def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_path: Path) -> None:
     class Begun:
         """Says that the folder was in use, and later that all went well."""
@@ -168,7 +190,7 @@ def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_pa
 
     launcher = Begun()
     trials = [Trial("n=1", {})]
-    sweeper = Sweeper(tmp_path, lambda refused: (trials, trials), lambda trial: [], launcher)
+    sweeper = Sweeper(tmp_path, lambda refused: trials, lambda trial: [], launcher)
     sweeper.run(retry_failed=False, show=lambda *numbers: None)
     assert launcher.codes == []
     assert sweeper.refused == {}

@@ -648,25 +648,21 @@ def test_wrong_usage_is_one_sentence(arguments: list[str], message: str, main: C
 # ---------------------------------------------------------------------------- --- Examples
 
 
-def test_inspect_shows_names_types_shapes_and_numbers(main: Command, tmp_path: Path) -> None:
+def test_inspect_shows_names_types_and_numbers(main: Command, tmp_path: Path) -> None:
     path = tmp_path / "a"
-    records = [example(number=[n], weights=[0.5] * (1 + n % 3)) for n in range(100)]
-    write_records(path, [*records, example(name=[b"x", b"y"])], "GZIP")
-    lines = [line.split("  ") for line in main("inspect", path).stdout.splitlines()]
-    table = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    records = [example(number=[n], weights=[0.5] * 3, name=[b"x", b"y"]) for n in range(2)]
+    write_records(path, records, "GZIP")
+    table = [line.split() for line in main("inspect", path).stdout.splitlines()]
     assert table == [
-        [f"{path}: first 100 records"],
-        ["feature", "type", "shape", "records"],
-        ["number", "int64", "(1,)", "100"],
-        ["weights", "float32", "varies from 1 to 3", "100"],
+        ["feature", "type", "values"],
+        ["name", "string", "2"],
+        ["number", "int64", "1"],
+        ["weights", "float32", "3"],
     ]
-    assert "name     string   (2,)                1" in main("inspect", path, "--all").stdout
-
-    write_records(path, [records[0], b"\xff\xff\xff"])
+    write_records(path, [b"\xff\xff\xff"])
     done = main("inspect", path)
     assert done.returncode == 1
-    offset = len(records[0]) + FRAME
-    assert f"{path}: the record at byte {offset} is no tf.train.Example" in done.stderr
+    assert f"{path}: the record at byte 0 is no tf.train.Example" in done.stderr
 
 
 @pytest.mark.parametrize("compression", ["", "GZIP"])

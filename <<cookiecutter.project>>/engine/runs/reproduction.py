@@ -142,7 +142,7 @@ def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, snapshot.Snapsh
     # One that finds no checkpoint begins the run again.
     attempts = meta["attempts"]
     begun = max((i for i, attempt in enumerate(attempts) if attempt.get("from") == {}), default=0)
-    names = [snapshot.name_of(attempt) for attempt in attempts[begun:] if "code" in attempt]
+    names = [attempt["code"]["file"] for attempt in attempts[begun:] if "code" in attempt]
     return begun, snapshot.load(own_file(folder, names[0] if names else snapshot.CODE))
 
 
@@ -159,9 +159,9 @@ def other_code(
     """Return a phrase for each attempt that made steps with other source than the first one."""
     found = []
     for attempt in attempts:
-        name = snapshot.name_of(attempt) if "code" in attempt else snapshot.CODE
-        made_steps = attempt.get("from") != attempt.get("to")
-        if made_steps and (path := own_file(folder, name)).exists():
+        name = attempt["code"]["file"] if "code" in attempt else snapshot.CODE
+        went_on = attempt.get("from") is None or attempt["from"] != attempt.get("to")
+        if went_on and (path := own_file(folder, name)).exists():
             files = snapshot.differing_source(code.files, snapshot.load(path).files)
             found += [f"a later attempt ran other code ({name}: {listed(files)})"] if files else []
     return list(dict.fromkeys(found))

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 PATTERNS = "run folders, folders of runs, or patterns such as 'results/lr_*'; by default: results"
 TEST = "eval/test.json"
 PRUNED = "pruned.json"  # says after how many epochs a sweep ended a trial
+# What a sweep keeps of its trials, in its folder: how those ended that were killed.
+OUTPUTS, ENDINGS = ".output", "endings.json"
+MOST_DEATHS = 3  # of a trial that is killed, before its sweep gives it up
+GIVEN_UP = f"(death {MOST_DEATHS} of {MOST_DEATHS})"  # so ends what is kept of it then
 NOTES = "notes.json"  # what somebody has written about a run, and its tags
 FILES = (CONFIG, META, "history.csv", "loop_state.pkl", TEST, NOTES)
 INDEX = ".runs.json"
@@ -152,7 +156,23 @@ def read_runs(paths: Sequence[str]) -> list[RunRecord]:
             if record.state == "running":
                 record.seconds += max(0.0, time.time() - _time(record.end).timestamp())
             record.end = None
+    note_given_up(records)
     return records
+
+
+def note_given_up(records: Sequence[RunRecord]) -> None:
+    """Let trials count as failed that their sweep has given up, and say how they ended."""
+    endings: dict[str, Any] = {}
+    for record in records:
+        folder, name = os.path.split(record.path)
+        if record.state in ("waiting", "new", "interrupted", "died", "broken"):
+            if folder not in endings:
+                with suppress(UsageError):
+                    endings[folder] = files.read_json(Path(folder, OUTPUTS, ENDINGS))
+            how = endings.get(folder)
+            how = how.get(name) if isinstance(how, dict) else None
+            if isinstance(how, str) and how.endswith(GIVEN_UP):
+                record.state, record.error = "failed", how
 
 
 def runs_matching(patterns: Sequence[str]) -> tuple[list[RunRecord], list[str]]:

@@ -65,13 +65,6 @@ class Definition:
         """Whether less of that is better."""
         return results.is_lower_better_in(dict(self.config), str(self.monitor))
 
-    @property
-    def num_epochs(self) -> int:
-        """Epochs of a trial, or 0 if the config does not say."""
-        train = self.config.get("train")
-        epochs = train.get("epochs") if isinstance(train, Mapping) else None
-        return int(self.config.get("num_epochs") or epochs or 0)
-
 
 def read_known(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     """Return what a YAML file says that may have keys and types as in `defaults`, and no others."""
@@ -86,24 +79,19 @@ def read_known(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def words_of_plan(path: str, is_config_typed: bool) -> list[str]:
-    """Return the CONFIG that a plan names, unless one was typed, and its overrides, as words."""
+    """Return the words of a command line that say what a plan does: the CONFIG that it names,
+    unless one was typed, its overrides, and what is asked for."""
     plan = read_known(Path(path), PLAN_FILE)
-    config = [plan["config"]] if plan.get("config") and not is_config_typed else []
-    overrides = flatten(plan.get("overrides", {}))
-    return [*config, *(f"--{key}={show(value)}" for key, value in overrides.items())]
-
-
-def with_plan(path: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what a plan asks for in addition to the command line, which takes precedence."""
-    plan = read_known(Path(path), PLAN_FILE)
-    plan = {key: value for key, value in plan.items() if key in PLAN}
+    name = plan.pop("config", "")
+    words = [name] if name and not is_config_typed else []
+    flags = flatten(plan.pop("overrides", {}))
     for key in ("grid", "range"):
-        for name, value in plan.pop(key, {}).items():
+        for setting, value in plan.pop(key, {}).items():
             if key == "grid" and not isinstance(value, list):
-                raise UsageError(f"{path}: grid.{name} is {show(value)}; give a list")
+                raise UsageError(f"{path}: grid.{setting} is {show(value)}; give a list")
             text = ",".join(map(show, value)) if key == "grid" else value
-            asked[key].insert(0, f"{name}={text}")
-    return asked | {key: asked[key] or value for key, value in plan.items()}
+            words.append(f"--{key}={setting}={text}")
+    return [*words, *(f"--{key}={show(value)}" for key, value in (flags | plan).items())]
 
 
 def require_numbers(least: int, **numbers: int) -> None:
@@ -199,8 +187,6 @@ def check_search(definition: Definition) -> None:
         return
     if not definition.monitor:
         raise UsageError("the config does not say which trial is best; add --monitor, as val_loss")
-    if definition.pruner == "hyperband" and not definition.num_epochs:
-        raise UsageError("--pruner hyperband needs num_epochs in the config; choose another pruner")
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -281,17 +267,6 @@ def corners(definition: Definition) -> list[Trial]:
         corner = {key: values[min(i, len(values) - 1)] for key, values in choices.items()}
         found += repeated(definition, corner)
     return found
-
-
-def num_combinations(definition: Definition) -> int | None:
-    """Return how many different settings a search can choose, or None if they are endless."""
-    number = math.prod(len(values) for values in definition.grid.values())
-    for key, text in definition.range.items():
-        low, high, _ = bounds_of(text, key)
-        if not (isinstance(low, int) and isinstance(high, int)):
-            return None
-        number *= high - low + 1
-    return number
 
 
 def name_of(settings: Settings) -> str:

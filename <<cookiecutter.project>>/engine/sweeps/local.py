@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from multiprocessing import forkserver
@@ -17,12 +16,12 @@ from typing import Any
 
 from engine import endings
 from engine.devices import gpus as devices
+from engine.runs.results import MOST_DEATHS
 from vegab import ROOT, UsageError, capture
 from vegab.provenance import usable_cores
 
 SECONDS_BETWEEN = 0.5
 KILLED, UNKNOWN = -9, 255
-MOST_DEATHS = 3  # of a trial that is killed, before it counts as one that failed
 Commands = Mapping[str, Sequence[str]]
 Tell = Callable[[Sequence[str], Mapping[str, int]], Commands]
 
@@ -58,19 +57,24 @@ class Launcher:
 
     def how(self, name: str, code: int, why: str = "") -> str:
         """Return a phrase that says how a command was ended, and `why` where that is known."""
-        said = ""
+        said = b""
         with suppress(OSError):
-            errors = self.outputs.parent / name / capture.FILES[1]
-            said = (
-                capture.ATTEMPT.split(errors.read_bytes())[-1]
-                .partition(b"\n")[2]
-                .decode(errors="replace")
-            )
-        return endings.ending(code, said, why)
+            errors = (self.outputs.parent / name / capture.FILES[1]).read_bytes()
+            said = capture.ATTEMPT.split(errors)[-1].partition(b"\n")[2]
+        return endings.ending(code, said.decode(errors="replace"), why)
 
     def output(self, name: str) -> Path:
         """Return the file for what a command says."""
         return self.outputs / f"{name}.txt"
+
+    def begin_some(self, waiting: Commands, num_running: int) -> dict[Any, str]:
+        """Begin as many as there is room for; return their names by what stands for each."""
+        some = [*waiting][: max(self.room() - num_running, 0)]
+        return {self.begin(name, waiting[name]): name for name in some}
+
+    def at_work(self, names: Sequence[str]) -> Sequence[str]:
+        """Return those that are not only queued, of commands that were begun."""
+        return names
 
     def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
         """Run commands by name until all have ended, or `is_stopped` says so.
@@ -80,17 +84,18 @@ class Launcher:
         name (minus the number of a signal that ended it) of all that was begun.
         """
         self.outputs.mkdir(exist_ok=True)
-        waiting = deque(commands.items())
+        waiting = dict(commands)
         running: dict[Any, str] = {}
         codes: dict[str, int] = {}
         is_told = False
         while running or (waiting and not self.is_stopped()):
-            room = self.room()
-            while waiting and len(running) < room and not self.is_stopped():
-                name, words = waiting.popleft()
-                running[self.begin(name, words)] = name
-            if more := tell(list(running.values()), codes):
-                waiting.extend(more.items())
+            if not self.is_stopped():
+                begun = self.begin_some(waiting, len(running))
+                running |= begun
+                for name in begun.values():
+                    del waiting[name]
+            if more := tell(self.at_work([*running.values()]), codes):
+                waiting |= more
                 continue
             ended = self.ended(list(running))
             if self.is_stopped() and not is_told:
@@ -191,10 +196,8 @@ def _run(words: list[str], output: str, gpu: str, is_shared: bool) -> None:
 @contextmanager
 def _apart() -> Iterator[None]:
     """Let processes that begin now write no errors, and not import the sweeper's program.
-
     TensorFlow tells of itself when the fork server imports it. To import the program, of which a
-    trial needs nothing, would take each a quarter of a second.
-    """
+    trial needs nothing, would take each a quarter of a second."""
     kept, program = os.dup(2), sys.modules["__main__"]
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

@@ -14,16 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from engine import endings
 from engine.sweeps.local import SECONDS_BETWEEN, Commands, Launcher, Tell
 from vegab import ROOT, UsageError
 from vegab.execution import one_line, say
 from vegab.exits import INTERRUPTED, REFUSED
 from vegab.provenance import ENVIRONMENT
-from vegab.run_folder import IN_USE, living_owner
 
 OF_THE_NODE = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
 # Where it finds data and code; taken along in addition to what a run records of its environment.
@@ -55,8 +52,7 @@ class RayLauncher(Launcher):
         self.max_parallel = max_parallel
         if not SHARE.fullmatch(gpus):
             raise UsageError(f"gpus is {gpus!r}; give how many each trial needs, such as 1 or 0.5")
-        self.num_gpus = float(gpus or 0)
-        self.threads = threads
+        self.num_gpus, self.threads = float(gpus or 0), threads
         self.address = address or os.environ.get("RAY_ADDRESS") or "local"
         if self.address == "local":
             for name, value in ALONE.items():
@@ -66,8 +62,11 @@ class RayLauncher(Launcher):
         except ImportError:
             raise UsageError('--launcher ray needs Ray: pip install "ray>=2.40"') from None
         self._ray: Any = ray
-        if self.address not in ("auto", "local"):
-            _require_answer(self.address)
+        if self.address not in ("auto", "local") and not _answers(self.address):
+            raise UsageError(  # to find that out, Ray itself takes two minutes
+                f"no Ray listens at {self.address!r}; give the address that `ray start --head` "
+                "tells, such as head:6379, or none to start one on this machine"
+            )
         self._problems: dict[str, str] = {}
 
     def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
@@ -165,15 +164,6 @@ class RayLauncher(Launcher):
         return sum(map(int, fit))
 
 
-def _require_answer(address: str) -> None:
-    """Raise UsageError if no Ray listens: to find that out, Ray itself takes two minutes."""
-    if not _answers(address):
-        raise UsageError(
-            f"no Ray listens at {address!r}; give the address that `ray start --head` tells, "
-            "such as head:6379, or none to start one on this machine"
-        )
-
-
 def _answers(address: str) -> bool:
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
@@ -199,35 +189,21 @@ def _task() -> Callable[..., int]:
 
 
 def train(words: list[str], place: str, environment: dict[str, str], output: str) -> int:
-    """Run `bin/train.py` as if it were typed in the sweeper's shell, and return its exit code. Ray
-    runs this again if its worker dies, whose trial may live on, and is waited for.
-    """
+    """Run `bin/train.py` as if it were typed in the sweeper's shell, and return its exit code."""
     kept = {k: v for k, v in os.environ.items() if k in OF_THE_NODE or not ENVIRONMENT.fullmatch(k)}
     command = [sys.executable, os.path.relpath(ROOT / "bin" / "train.py", place), *words]
-    run = os.path.join(place, words[1])
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
     process = None
     try:
-        while True:
-            while living_owner(run):
-                time.sleep(SECONDS_BETWEEN)
-            with open(os.path.join(place, output), "a") as file:
-                process = subprocess.Popen(
-                    command,
-                    cwd=place,
-                    env=kept | environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=file,
-                    start_new_session=True,
-                )
-            # Ray's cancellation is an exception between two instructions; it ends no call of wait.
-            while process.poll() is None:
-                time.sleep(SECONDS_BETWEEN)
-            said = endings.last_line(Path(place, output).read_text(errors="replace"))
-            if process.returncode != REFUSED or IN_USE not in said:
-                return process.returncode
+        with open(os.path.join(place, output), "a") as file:
+            options |= {"stdout": file, "stderr": file, "env": kept | environment}
+            process = subprocess.Popen(command, cwd=place, **options)
+        # Ray's cancellation is an exception between two instructions; it ends no call of wait.
+        while process.poll() is None:
+            time.sleep(SECONDS_BETWEEN)
+        return process.returncode
     except KeyboardInterrupt:
-        if process is None or process.returncode == REFUSED:
+        if process is None:
             return INTERRUPTED
         process.terminate()
         return process.wait()

@@ -5,7 +5,6 @@ chosen again: it may depend on what has ended by then. Its study is made of what
 folders say, whenever something is asked of it.
 """
 
-import itertools
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -23,8 +22,7 @@ from engine.sweeps.definition import Definition, Settings, Trial
 from vegab.config import read_yaml, show
 from vegab.files import META, read_json
 
-MOST_ASKED = 50  # times that the sampler may choose what was chosen before
-MOST_LISTED = 10_000  # combinations, to choose from those that are left
+MOST_ASKED = 50  # times that a sampler may choose what was chosen before
 Curve = list[tuple[int, float]]  # epochs done, and what is monitored
 
 
@@ -38,7 +36,7 @@ class Search:
         self.is_exhausted = False
         self._ended: dict[int, FrozenTrial] = {}  # those that nothing changes any more
 
-    def advance(self, given_up: Collection[str]) -> tuple[list[Trial], list[Trial]]:
+    def advance(self, given_up: Collection[str]) -> list[Trial]:
         """Choose what is to follow; see `sweep.Sweeper.advance`."""
         told = []
         for number, settings in enumerate(self.suggested):
@@ -60,7 +58,7 @@ class Search:
             self.trials += [trial for trial in new if trial not in self.trials]
         if len(self.suggested) > before:
             sweep.write(self.folder, self.definition, self.trials, self.suggested)
-        return self.trials, self.trials
+        return self.trials
 
     def _outcome(self, settings: Settings, given_up: Collection[str]) -> FrozenTrial:
         """Return what settings have come to by now."""
@@ -84,34 +82,27 @@ def suggest(
     definition: Definition, told: Iterable[FrozenTrial], before: Sequence[Settings]
 ) -> Settings | None:
     """Return other settings than those before, by the tree-structured Parzen estimator; None if all
-    combinations were chosen.
-
-    Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011; as Optuna has it.
-    """
+    combinations were chosen. Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS
+    2011; as Optuna has it."""
     chosen = {sweep_trials.identity(definition.config, settings) for settings in before}
-    number = sweep_trials.num_combinations(definition)
-    if number is not None and len(chosen) >= number:
-        return None
     chance = random.Random(f"{definition.config['seed']} {len(before)}")
     # Trials that still run count as poor ones, so that no two of them are nearly the same.
-    sampler = optuna.samplers.TPESampler(seed=chance.getrandbits(32), constant_liar=True)
-    study = _new_study(definition, sampler=sampler)
+    tree = optuna.samplers.TPESampler(seed=chance.getrandbits(32), constant_liar=True)
+    samplers: list[Any] = [tree, optuna.samplers.RandomSampler(chance.getrandbits(32))]
+    every = _distributions(definition)
+    if not any(isinstance(one, distributions.FloatDistribution) for one in every.values()):
+        samplers.append(optuna.samplers.BruteForceSampler(chance.getrandbits(32)))
+    study = _new_study(definition)
     for one in told:
         study.add_trial(one)
-    every = _distributions(definition)
-    for number_asked in range(2 * MOST_ASKED):
-        if number_asked == MOST_ASKED:
-            study.sampler = optuna.samplers.RandomSampler(chance.getrandbits(32))
-        params = study.ask(every).params
-        settings = {key: _rounded(definition, key, value) for key, value in params.items()}
-        if sweep_trials.identity(definition.config, settings) not in chosen:
-            return settings
-    if number is None or number > MOST_LISTED:
-        return None
-    values = [definition.grid.get(key) or _whole_numbers(definition, key) for key in every]
-    left = (dict(zip(every, one, strict=True)) for one in itertools.product(*values))
-    others = [s for s in left if sweep_trials.identity(definition.config, s) not in chosen]
-    return chance.choice(others) if others else None
+    for sampler in samplers:
+        study.sampler = sampler
+        for _ in range(MOST_ASKED):
+            params = study.ask(every).params
+            settings = {key: _rounded(definition, key, value) for key, value in params.items()}
+            if sweep_trials.identity(definition.config, settings) not in chosen:
+                return settings
+    return None
 
 
 def is_poor(
@@ -159,13 +150,10 @@ def _new_study(definition: Definition, **arguments: Any) -> optuna.Study:
 
 
 def _pruner(definition: Definition) -> Any:
-    if definition.pruner == "median":
-        return optuna.pruners.MedianPruner()
+    pruners: Any = optuna.pruners
     if definition.pruner == "halving":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
-    if definition.pruner == "hyperband":
-        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=definition.num_epochs)
-    return optuna.pruners.NopPruner()
+        return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    return pruners.MedianPruner() if definition.pruner == "median" else pruners.HyperbandPruner()
 
 
 def _distributions(definition: Definition) -> dict[str, distributions.BaseDistribution]:
@@ -189,11 +177,6 @@ def _rounded(definition: Definition, key: str, value: Any) -> Any:
         low, high, _ = sweep_trials.bounds_of(definition.range[key], key)
         return min(max(sweep_trials.shortened(value), float(low)), float(high))
     return value
-
-
-def _whole_numbers(definition: Definition, key: str) -> range:
-    low, high, _ = sweep_trials.bounds_of(definition.range[key], key)
-    return range(low, high + 1)
 
 
 def _frozen(

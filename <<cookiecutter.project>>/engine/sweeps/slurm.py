@@ -22,8 +22,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.runs.results import MOST_DEATHS
 from engine.sweeps import definition
-from engine.sweeps.local import KILLED, MOST_DEATHS, SECONDS_BETWEEN, Commands, Launcher, Tell
+from engine.sweeps.local import KILLED, SECONDS_BETWEEN, Commands, Launcher, Tell
 from vegab import ROOT, UsageError
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, REFUSED
@@ -41,7 +42,6 @@ NODES_DOWN = "Requested node configuration is not available"  # so says sbatch -
 LIMITS = re.compile(r"\b(?:QOS|Assoc)\w+")  # sbatch names the one that was reached, if it may
 LATER = re.compile("accounting/QOS policy|timed out|unable to contact|temporarily|refused", re.I)
 SECONDS_TO_WAIT = (2, 300)  # at first, and at most, until SLURM is asked again that said no
-MOST_NUMBERS = 8  # of jobs that a line of `status` names
 LOOKS = 10  # waits for each squeue, which burdens a cluster
 ENDINGS = {
     "OUT_OF_MEMORY": "it ran out of memory; ask for more by mem in configs/slurm.yaml",
@@ -94,8 +94,10 @@ class SlurmLauncher(Launcher):
         self.options = options_of(gpus, partition, time)
         self.max_parallel = max_parallel
         self.most = self.largest = largest_array()
-        self._pause, self._not_before = SECONDS_TO_WAIT[0], 0.0
+        self._pause, self._not_before, self._look_at = SECONDS_TO_WAIT[0], 0.0, 0.0
         self._told: set[str] = set()  # what SLURM said
+        self._queue: dict[str, Task] = {}  # as SLURM said last
+        self._gone: dict[str, Task] = {}  # what was in it the time before
         self._ended: dict[str, tuple[str, str]] = {}  # where, and why, of those that were killed
 
     def adopted(self) -> set[str]:
@@ -105,43 +107,39 @@ class SlurmLauncher(Launcher):
         """See `Launcher.run`. What an earlier launcher has submitted is not submitted again."""
         self.outputs.mkdir(exist_ok=True)
         self._take_back()
-        there = self._tasks()
-        queued = {name: task for name, task in there.items() if name in commands}
-        codes: dict[str, int] = {}
-        while True:
-            waiting = [name for name in commands if name not in queued and name not in codes]
-            was_stopped = self.is_stopped()
-            if was_stopped:
-                stop(queued.values())
-            elif waiting and time.monotonic() >= self._not_before:
-                # An array keeps to --max_parallel by itself; others take the places that it leaves.
-                some = waiting[: self.largest]
-                if queued and self.max_parallel:
-                    some = some[: max(self.max_parallel - len(queued), 0)]
-                if some and (new := self._submit({name: commands[name] for name in some})):
-                    queued |= new
-                    continue
-            if not queued and (was_stopped or not waiting):
-                break
-            for _ in range(LOOKS):
-                running = [name for name, task in queued.items() if task.state != "PENDING"]
-                commands = {**commands, **tell(running, codes)}
-                time.sleep(SECONDS_BETWEEN)
-                if self.is_stopped() != was_stopped:
-                    break
+        self._queue = self._tasks()
+        return super().run(commands, tell)
+
+    def begin_some(self, waiting: Commands, num_running: int) -> dict[str, str]:
+        most = self.largest
+        if num_running and self.max_parallel:  # an array keeps to that by itself
+            most = min(most, max(self.max_parallel - num_running, 0))
+        is_there = any(name in self._queue for name in waiting)
+        if waiting and most and not is_there and time.monotonic() >= self._not_before:
+            self._queue |= self._submit({name: waiting[name] for name in [*waiting][:most]})
+        return {name: name for name in waiting if name in self._queue}
+
+    def at_work(self, names: Sequence[str]) -> Sequence[str]:
+        return [name for name in names if self._queue[name].state != "PENDING"]
+
+    def ended(self, running: list[str]) -> list[str]:
+        time.sleep(SECONDS_BETWEEN)
+        gone: dict[str, Task] = {}
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOKS * SECONDS_BETWEEN
             with contextlib.suppress(UsageError):  # SLURM's controller may be away for a while
                 there = tasks_of(self.outputs)
-                ended = queued.keys() - there.keys()
-                for name in ended:
-                    code = self._code_of(name, queued.pop(name))
-                    if code is not None:
-                        codes[name] = code
-                queued = {name: there[name] for name in queued}
-                if ended:  # there is room again
-                    self._not_before = 0
-                    self._note({task.job for task in there.values()})
-        tell([], codes)
-        return codes
+                gone = {name: self._queue[name] for name in running if name not in there}
+                self._queue, self._gone = there, gone
+                if self.is_stopped():
+                    stop(there.values())
+        if gone:  # there is room again
+            self._not_before = 0
+            self._note({task.job for task in self._queue.values()})
+        return [*gone]
+
+    def end(self, one: str) -> None:
+        self._look_at = 0.0
 
     def said(self, name: str) -> str:
         return f"{super().said(name)} ({self.outputs / LOGS} holds what the jobs said)"
@@ -150,9 +148,8 @@ class SlurmLauncher(Launcher):
         where, why = self._ended.get(name, ("", why))
         return where + super().how(name, code, why)
 
-    def _code_of(self, name: str, task: Task) -> int | None:
-        """Return the exit code of a job that has ended, after noting why it was killed, if it was;
-        None if it was stopped before it had begun."""
+    def code_of(self, one: str, name: str) -> int | None:
+        task = self._gone[name]
         logs = self.outputs / LOGS / task.job
         file = logs / f"{task.job}_{task.position}.code"
         text = file.read_text().strip() if file.exists() else ""
@@ -189,15 +186,12 @@ class SlurmLauncher(Launcher):
     def _submit(self, commands: Commands) -> dict[str, Task]:
         """Submit an array, and return its tasks. It is noted before, and again when it is whole,
         after submitit has written what jobs wait for: what was cut short is taken back. If SLURM
-        does not take it now, the next one is smaller.
-        """
+        does not take it now, the next one is smaller."""
         job = f"{_safe(self.outputs.resolve().parent.name)}-{secrets.token_hex(4)}"
-        lines = {
-            words[
-                1
-            ]: f"{line_of(words, self.options)} >> {shlex.quote(str(self.output(name)))} 2>&1"
-            for name, words in commands.items()
-        }
+        lines = {}
+        for name, words in commands.items():
+            output = shlex.quote(str(self.output(name)))
+            lines[words[1]] = f"{line_of(words, self.options)} >> {output} 2>&1"
         before = read_json(self.outputs / JOBS) or {}
         noted = {"commands": list(commands), "is_whole": False}
         write_json(self.outputs / JOBS, before | {job: noted})
@@ -330,11 +324,7 @@ def queue_of(outputs: Path) -> list[str]:
     for task in tasks_of(outputs).values():
         reason = f" ({task.reason})" if task.reason not in ("None", "") else ""
         found.setdefault(f"{task.state.lower()}{reason}", []).append(task.number)
-    return [
-        f"{len(numbers)} {state}: {', '.join(numbers[:MOST_NUMBERS])}"
-        + ", …" * (len(numbers) > MOST_NUMBERS)
-        for state, numbers in found.items()
-    ]
+    return [f"{len(numbers)} {state}: {', '.join(numbers)}" for state, numbers in found.items()]
 
 
 def submit(
@@ -345,10 +335,8 @@ def submit(
     max_parallel: int = 0,
 ) -> str:
     """Submit a job for each of the lines, which are for a shell, by the run folder that they train
-    in, and return its number.
-
-    The folder `logs` gets batch scripts, what jobs say, and exit codes. Raises UsageError.
-    """
+    in, and return its number. The folder `logs` gets batch scripts, what jobs say, and exit codes.
+    Raises UsageError."""
     import submitit
 
     place = shlex.quote(str(logs.absolute() / name))

@@ -16,8 +16,9 @@ from typing import Any
 
 from engine import endings
 from engine.runs import RunRecord, results, selection
+from engine.runs.results import MOST_DEATHS
 from engine.sweeps.definition import PLAN, Definition, Settings, Trial, trials_of
-from engine.sweeps.local import MOST_DEATHS, SECONDS_BETWEEN
+from engine.sweeps.local import SECONDS_BETWEEN
 from vegab import UsageError
 from vegab.config import differences, show, show_differences
 from vegab.exits import FINISHED, INTERRUPTED, REFUSED
@@ -26,22 +27,16 @@ from vegab.run_folder import IN_USE, living_owner, refuse_links, take_lock
 from vegab.snapshot import CODE
 
 SWEEP, LOCK, LOG, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.log", "sweep.html"
-OUTPUTS, ENDINGS = (
-    ".output",
-    "endings.json",
-)  # what trials said, and how those ended that did not finish
+OUTPUTS, ENDINGS = results.OUTPUTS, results.ENDINGS
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
 # Is told how many trials run, are done and have failed, and the best so far.
 Show = Callable[[int, int, int, str], None]
-MOST_LINES, NUM_BEST = 40, 10  # of `status`
 
 
 def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Trial]]:
     """Return a definition and its trials, with those of the sweep that is in the folder already.
-
     New trials are added to those that are there; a search goes on from what it has chosen. Raises
-    UsageError if the folder holds something else, as a sweep of another config.
-    """
+    UsageError if the folder holds something else, as a sweep of another config."""
     trials = trials_of(definition)
     if not (folder / SWEEP).exists():
         try:
@@ -122,7 +117,9 @@ def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
     paths = [os.path.join(folder, trial.name) for trial in trials]
     there = [path for path in paths if os.path.exists(path)]
     records = {record.path: record for record in results.read_runs(there)}
-    return [records.get(path) or RunRecord(path, state="waiting") for path in paths]
+    every = [records.get(path) or RunRecord(path, state="waiting") for path in paths]
+    results.note_given_up(every)
+    return every
 
 
 def ranked(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -132,15 +129,6 @@ def ranked(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def _reached(best: RunRecord) -> str:
     return f"best {best.monitor} {best.metrics[str(best.monitor)].best:.4g}"
-
-
-def to_look_at(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """Return all trials, or of many those that are on their way or went wrong, and the best."""
-    if len(records) <= MOST_LINES:
-        return list(records)
-    known = [record for record in records if record.state not in ("waiting", "new", "finished")]
-    finished = [record for record in records if record.state == "finished"]
-    return [*known[: MOST_LINES - NUM_BEST], *ranked(finished)[:NUM_BEST]]
 
 
 def summary(records: Sequence[RunRecord]) -> str:
@@ -199,13 +187,11 @@ class Sweeper:
     """Trains what is not done yet."""
 
     folder: Path  # of the sweep, which is locked for this process
-    # Returns all trials by now, and those of them that may be trained by now; it is given the names
-    # of those that were refused.
-    advance: Callable[[Collection[str]], tuple[list[Trial], list[Trial]]]
+    # Returns all trials by now; it is given the names of those that were refused.
+    advance: Callable[[Collection[str]], list[Trial]]
     command_of: Callable[[Trial], Sequence[str]]  # returns the words after bin/train.py
     launcher: Any  # starts them; see `engine.sweeps.local`
     refused: dict[str, str] = field(default_factory=dict)  # what those said that left no folder
-    died: set[str] = field(default_factory=set)  # those that left a folder
     num_refusals: int = 0  # of bin/train.py itself
 
     def run(self, retry_failed: bool, show: Show) -> list[RunRecord]:
@@ -216,23 +202,23 @@ class Sweeper:
         tried: set[str] = set()
         deaths: Counter[str] = Counter()
         while True:
-            every, ready = self.advance(self.refused.keys() | self.died)
-            records = states_of(self.folder, every)
-            states = {trial.name: r.state for trial, r in zip(every, records, strict=True)}
+            trials = self.advance(self.refused)
+            records = states_of(self.folder, trials)
+            states = {trial.name: r.state for trial, r in zip(trials, records, strict=True)}
             adopted = self.launcher.adopted()
             left = [
                 trial
-                for trial in ready
+                for trial in trials
                 if states[trial.name] not in done and trial.name not in tried
                 if states[trial.name] != "running" or trial.name in adopted
             ]
-            elsewhere = [trial.name for trial in ready if states[trial.name] == "running"]
+            elsewhere = [trial.name for trial in trials if states[trial.name] == "running"]
             if self.launcher.is_stopped() or not (left or elsewhere):
                 return records
             self._best, self._num_ended = ranked(records)[:1], 0
             self._num_done = sum(record.state == "finished" for record in records)
             self._num_failed = sum(record.state in done for record in records) - self._num_done
-            self._begun = {trial.name for trial in ready}
+            self._begun = {trial.name for trial in trials}
             commands = {trial.name: self.command_of(trial) for trial in left}
             codes = self.launcher.run(commands, self._tell) if left else {}
             while not (left or self.launcher.is_stopped()):
@@ -258,8 +244,6 @@ class Sweeper:
                     said = self.launcher.said(name)
                     self.refused[name] = f"{name}: {how} ({said})" if how else said
                     self.num_refusals += code == REFUSED
-                elif how:
-                    self.died.add(name)
 
     def _note(self, name: str, how: str) -> None:
         """Keep how a trial ended, for `problems`."""
@@ -275,8 +259,8 @@ class Sweeper:
             self._best = ranked([*self._best, *results.read_runs(paths)])[:1]
             self._num_done += sum(codes[name] == FINISHED for name in ended)
             self._num_failed += sum(codes[name] not in (FINISHED, INTERRUPTED) for name in ended)
-            ready = self.advance(self.refused.keys() | self.died)[1]
-            new = [trial for trial in ready if trial.name not in self._begun]
+            trials = self.advance(self.refused)
+            new = [trial for trial in trials if trial.name not in self._begun]
             self._begun |= {trial.name for trial in new}
         best = "".join(map(_reached, self._best))
         self._show(len(running), self._num_done, self._num_failed, best)
