@@ -56,13 +56,13 @@ def test_a_trial(has_begun: bool, tmp_path: Any) -> None:
         def said(self, name: str) -> str:
             return "the last line"
 
-        def run(self, commands: Commands, tell: Any) -> dict[str, int]:
+        def run(self, commands: Commands, tell: Any) -> None:
             self.outputs.mkdir(exist_ok=True)
             if has_begun:
                 (tmp_path / "n=1").mkdir(exist_ok=True)
                 said = f"--- attempt 1 ---\nmine\n--- attempt 2 ---\nmy own\n{NOISE}\n"
                 (tmp_path / "n=1" / "stderr.txt").write_text(said)
-            return dict.fromkeys(commands, -signal.SIGSEGV)
+            tell([], dict.fromkeys(commands, -signal.SIGSEGV))
 
     trials = [Trial("n=1", {})]
     launcher = Crashing(tmp_path / ".output", lambda: False)

@@ -14,8 +14,10 @@ from fault_lab import WHOLE
 from machinery import ROOT, Command
 from sweeping import kill, pid_in, start, swept_under_fire, wait_for
 
+from engine.runs.results import PRUNED
 from engine.sweeps import Launcher, sweep
 from engine.sweeps import definition as sweep_trials
+from engine.sweeps.local import KILLED
 
 optuna = pytest.importorskip("optuna")
 search = pytest.importorskip("engine.sweeps.search")
@@ -171,13 +173,13 @@ def test_a_pruner_ends_what_is_poor_and_not_what_is_good(pruner: str, tmp_path: 
 # ------------------------------------------------------------------------------ the whole of it
 
 WORDS = ("--num_epochs=4", "--range", "lr=1e-4..1 log", "--search=optuna", "--trials=7")
-PRUNED = (*WORDS, "--pruner=halving", "--jobs=2")
+WITH_PRUNER = (*WORDS, "--pruner=halving", "--jobs=2")
 
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_goes_on(command: Command, tmp_path: Path) -> None:
     folder, moved = tmp_path / "sweep", tmp_path / "moved"
-    words = ("bin/sweep.py", "iterator_numpy", folder, *PRUNED)
+    words = ("bin/sweep.py", "iterator_numpy", folder, *WITH_PRUNER)
     first = start(ROOT, *words)
     wait_for(lambda: len(list(folder.glob("*/model.h5"))) >= 3)
     first.kill()
@@ -185,7 +187,7 @@ def test_a_search_that_is_killed_goes_on(command: Command, tmp_path: Path) -> No
     first.communicate()
     chosen = sweep.read(folder)[2]
     folder.rename(moved)  # nothing in it knows where it lies
-    done = command("bin/sweep.py", "iterator_numpy", moved, *PRUNED)
+    done = command("bin/sweep.py", "iterator_numpy", moved, *WITH_PRUNER)
     assert done.returncode == 0, done.stderr
     assert "7 trials: 7 finished (" in done.stdout
     assert done.stdout.endswith("7 of 7 trials are finished\n")
@@ -257,19 +259,26 @@ def test_a_search_under_fire_chooses_none_twice_and_each_is_made_again_to_the_bi
 
 
 class Simulated(Launcher):
-    """Runs nothing: its trials take a time by a clock of its own, and leave what runs leave."""
+    """Runs nothing: its trials take a time by a clock of its own, and leave what runs leave. Half
+    of them are pruned early, a tenth is killed on its way, and the first one at each attempt.
+    """
 
     def __init__(self, folder: Path, told: sweep_trials.Definition) -> None:
         super().__init__(folder / ".output", lambda: False)
         self.folder, self.told, self.now, self.work = folder, told, 0.0, 0.0
         self.chance = random.Random(0)
         self.ends: dict[str, float] = {}
+        self.killed: set[str] = set()
+        self.pruned: set[str] = set()
 
     def room(self) -> int:
         return 8
 
     def begin(self, name: str, words: Sequence[str]) -> str:
-        seconds = self.chance.uniform(1, 5)
+        is_first = name in (*self.ends, name)[:1]
+        (self.killed.add if is_first or self.chance.random() < 0.1 else self.killed.discard)(name)
+        (self.pruned.add if self.chance.random() < 0.5 else self.pruned.discard)(name)
+        seconds = self.chance.uniform(1, 5) * (0.3 if name in self.pruned else 1)
         self.work += seconds
         self.ends[name] = self.now + seconds
         return name
@@ -280,23 +289,29 @@ class Simulated(Launcher):
         return [first]
 
     def code_of(self, one: str, name: str) -> int:
+        if name in self.killed:
+            return KILLED
         settings = dict(part.split("=") for part in name.split(","))
         trial = sweep_trials.Trial(name, {"lr": float(settings["lr"]), "kind": settings["kind"]})
         end(self.folder, trial, self.told)
+        if name in self.pruned:
+            (self.folder / name / PRUNED).write_text('{"epoch": 2}')
         return 0
 
 
 def test_workers_are_as_busy_as_in_a_search_that_does_not_wait(tmp_path: Path) -> None:
-    told = definition(grid={"kind": ["a", "b"]}, trials=60)
+    told = definition(grid={"kind": ["a", "b"]}, trials=60, pruner="halving")
     busy = []
     for name in ("search", "unordered"):
         folder = tmp_path / name
         launcher, chooser = Simulated(folder, told), open_search(folder, told, room=8)
         if name == "unordered":
-            chooser.room = lambda: 60
+            chooser.room = lambda: 60  # none waits for what another has learned
         sweeper = sweep.Sweeper(folder, chooser.advance, lambda trial: [], launcher)
         records = sweeper.run(retry_failed=False, show=lambda *numbers: None)
         assert len(records) == 60
+        assert [record.state for record in records].count("finished") == 59
+        assert launcher.pruned and len(launcher.killed) == 1, "the one that always dies"
         busy.append(launcher.work / (8 * launcher.now))
     print(f"busy: {busy[0]:.3f}, unordered {busy[1]:.3f}")
     assert busy[0] >= 0.95 * busy[1]

@@ -185,8 +185,8 @@ def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_pa
         def said(self, name: str) -> str:
             return f"train.py: error: {name} {IN_USE} process 7 on here; wait for it"
 
-        def run(self, commands: dict[str, Any], tell: Any) -> dict[str, int]:
-            return dict.fromkeys(commands, self.codes.pop(0))
+        def run(self, commands: dict[str, Any], tell: Any) -> None:
+            tell([], dict.fromkeys(commands, self.codes.pop(0)))
 
     launcher = Begun()
     trials = [Trial("n=1", {})]
@@ -338,9 +338,11 @@ def test_as_many_run_at_a_time_as_there_is_room_for(
     tmp_path: Path,
 ) -> None:
     seen: list[Counter[str]] = []
+    ended: list[dict[str, int]] = []
 
     def tell(running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
         seen.append(Counter(launcher.held.values()))
+        ended.append(dict(codes))
         return {}
 
     monkeypatch.setattr(launch, "_run", lambda *words: time.sleep(0.1))
@@ -351,7 +353,9 @@ def test_as_many_run_at_a_time_as_there_is_room_for(
     launcher = launch.LocalLauncher(**asked, outputs=tmp_path / "said", is_stopped=lambda: False)
     launcher._processes = multiprocessing.get_context("fork")
     names = [f"trial {number}" for number in range(9)]
-    assert launcher.run({name: [] for name in names}, tell) == dict.fromkeys(names, 0)
+    launcher.run({name: [] for name in names}, tell)
+    assert functools.reduce(operator.or_, ended) == dict.fromkeys(names, 0)
+    assert sum(map(len, ended)) == len(names), "each is told once"
     assert dict(functools.reduce(operator.or_, seen)) == most_at_a_time
 
 

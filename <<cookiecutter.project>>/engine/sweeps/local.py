@@ -76,26 +76,29 @@ class Launcher:
         """Return those that are not only queued, of commands that were begun."""
         return names
 
-    def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
+    def run(self, commands: Commands, tell: Tell) -> None:
         """Run commands by name until all have ended, or `is_stopped` says so.
 
-        `tell` is called with the names that run and the exit codes of those that have ended, twice
-        a second or oftener; it returns commands that may now begin, too. Return the exit codes by
-        name (minus the number of a signal that ended it) of all that was begun.
+        `tell` is called with the names that run, and the exit codes (minus the number of a signal
+        that ended it) of those that have ended since, twice a second or oftener; it returns
+        commands that may now begin, or begin again.
         """
         self.outputs.mkdir(exist_ok=True)
         waiting = dict(commands)
         running: dict[Any, str] = {}
         codes: dict[str, int] = {}
         is_told = False
-        while running or (waiting and not self.is_stopped()):
+        while True:
             if not self.is_stopped():
                 begun = self.begin_some(waiting, len(running))
                 running |= begun
                 for name in begun.values():
                     del waiting[name]
-            if more := tell(self.at_work([*running.values()]), codes):
-                waiting |= more
+            more, codes = tell(self.at_work([*running.values()]), codes), {}
+            waiting |= more
+            if not running and (self.is_stopped() or not waiting):
+                return
+            if more:
                 continue
             ended = self.ended(list(running))
             if self.is_stopped() and not is_told:
@@ -106,8 +109,6 @@ class Launcher:
                 name = running.pop(one)
                 if (code := self.code_of(one, name)) is not None:
                     codes[name] = code
-        tell([], codes)
-        return codes
 
 
 class LocalLauncher(Launcher):

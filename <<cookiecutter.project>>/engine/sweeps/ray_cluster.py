@@ -69,12 +69,13 @@ class RayLauncher(Launcher):
             )
         self._problems: dict[str, str] = {}
 
-    def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
+    def run(self, commands: Commands, tell: Tell) -> None:
         try:
             self._connect()
         except UsageError as error:
             self._problems = dict.fromkeys(commands, str(error))
-            return dict.fromkeys(commands, REFUSED)
+            tell([], dict.fromkeys(commands, REFUSED))
+            return
         options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
         self._train = self._ray.remote(max_retries=-1, **options)(_task())  # a node may die
         self._environment = {
@@ -86,7 +87,7 @@ class RayLauncher(Launcher):
             self._environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
         # Of a node that died Ray tells at length, whatever it was asked to do.
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            return super().run(commands, tell)
+            super().run(commands, tell)
 
     def room(self) -> int:
         return self.max_parallel or max(self._room(), 1)

@@ -103,12 +103,12 @@ class SlurmLauncher(Launcher):
     def adopted(self) -> set[str]:
         return set(self._tasks())
 
-    def run(self, commands: Commands, tell: Tell) -> dict[str, int]:
+    def run(self, commands: Commands, tell: Tell) -> None:
         """See `Launcher.run`. What an earlier launcher has submitted is not submitted again."""
         self.outputs.mkdir(exist_ok=True)
         self._take_back()
         self._queue = self._tasks()
-        return super().run(commands, tell)
+        super().run(commands, tell)
 
     def begin_some(self, waiting: Commands, num_running: int) -> dict[str, str]:
         most = self.largest

@@ -193,14 +193,14 @@ class Sweeper:
     launcher: Any  # starts them; see `engine.sweeps.local`
     refused: dict[str, str] = field(default_factory=dict)  # what those said that left no folder
     num_refusals: int = 0  # of bin/train.py itself
+    tried: set[str] = field(default_factory=set)
+    deaths: Counter[str] = field(default_factory=Counter)
 
     def run(self, retry_failed: bool, show: Show) -> list[RunRecord]:
         """Train until all are done or failed, or it is told to stop; return the records of all."""
         self._show = show
         # One that is broken was killed as it began, and begins again, or says what is wrong.
         done = ("finished",) if retry_failed else ("finished", "failed")
-        tried: set[str] = set()
-        deaths: Counter[str] = Counter()
         while True:
             trials = self.advance(self.refused)
             records = states_of(self.folder, trials)
@@ -209,41 +209,44 @@ class Sweeper:
             left = [
                 trial
                 for trial in trials
-                if states[trial.name] not in done and trial.name not in tried
+                if states[trial.name] not in done and trial.name not in self.tried
                 if states[trial.name] != "running" or trial.name in adopted
             ]
             elsewhere = [trial.name for trial in trials if states[trial.name] == "running"]
             if self.launcher.is_stopped() or not (left or elsewhere):
                 return records
-            self._best, self._num_ended = ranked(records)[:1], 0
+            self._best = ranked(records)[:1]
             self._num_done = sum(record.state == "finished" for record in records)
             self._num_failed = sum(record.state in done for record in records) - self._num_done
             self._begun = {trial.name for trial in trials}
-            commands = {trial.name: self.command_of(trial) for trial in left}
-            codes = self.launcher.run(commands, self._tell) if left else {}
+            if left:
+                commands = {trial.name: self.command_of(trial) for trial in left}
+                self.launcher.run(commands, self._tell)
             while not (left or self.launcher.is_stopped()):
                 if not all(living_owner(self.folder / name) for name in elsewhere):
                     break
                 self._tell(elsewhere, {})
                 time.sleep(SECONDS_BETWEEN)
-            # One that found its folder in use is tried again; whose it was may have ended by now.
-            for name, code in codes.items():
-                if code == REFUSED and IN_USE in self.launcher.said(name):
-                    continue
-                has_begun = code in (FINISHED, INTERRUPTED) or (self.folder / name).exists()
-                is_dead = endings.signal_of(code) or code == INTERRUPTED
-                how = ""
-                if is_dead and not self.launcher.is_stopped():
-                    deaths[name] += 1
-                    how = f"{self.launcher.how(name, code)} (death {deaths[name]} of {MOST_DEATHS})"
-                    self._note(name, how)
-                    if deaths[name] < MOST_DEATHS:
-                        continue  # killed by whatever it was, it goes on
-                tried.add(name)
-                if code == REFUSED or not has_begun:
-                    said = self.launcher.said(name)
-                    self.refused[name] = f"{name}: {how} ({said})" if how else said
-                    self.num_refusals += code == REFUSED
+
+    def _goes_on(self, name: str, code: int) -> bool:
+        """Note how a trial has ended; return whether it was killed, and goes on."""
+        # One that found its folder in use is tried later; whose it was may have ended by then.
+        if code == REFUSED and IN_USE in self.launcher.said(name):
+            return False
+        has_begun = code in (FINISHED, INTERRUPTED) or (self.folder / name).exists()
+        how = ""
+        if (endings.signal_of(code) or code == INTERRUPTED) and not self.launcher.is_stopped():
+            self.deaths[name] += 1
+            how = f"{self.launcher.how(name, code)} (death {self.deaths[name]} of {MOST_DEATHS})"
+            self._note(name, how)
+            if self.deaths[name] < MOST_DEATHS:
+                return True
+        self.tried.add(name)
+        if code == REFUSED or not has_begun:
+            said = self.launcher.said(name)
+            self.refused[name] = f"{name}: {how} ({said})" if how else said
+            self.num_refusals += code == REFUSED
+        return False
 
     def _note(self, name: str, how: str) -> None:
         """Keep how a trial ended, for `problems`."""
@@ -251,14 +254,20 @@ class Sweeper:
         write_json(path, (read_json(path) or {}) | {name: how})
 
     def _tell(self, running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
-        """Say how it stands; return commands that may follow because others have ended."""
+        """Say how it stands; return commands that may begin because others have ended: new ones,
+        and those that were killed, so that what waits for them does not wait long.
+        """
         new: list[Trial] = []
-        if ended := [*codes][self._num_ended :]:
-            self._num_ended = len(codes)
-            paths = [os.path.join(self.folder, name) for name in ended]
+        if codes:
+            self._begun -= {name for name, code in codes.items() if self._goes_on(name, code)}
+            paths = [os.path.join(self.folder, name) for name in codes]
             self._best = ranked([*self._best, *results.read_runs(paths)])[:1]
-            self._num_done += sum(codes[name] == FINISHED for name in ended)
-            self._num_failed += sum(codes[name] not in (FINISHED, INTERRUPTED) for name in ended)
+            self._num_done += sum(code == FINISHED for code in codes.values())
+            self._num_failed += sum(
+                code not in (FINISHED, INTERRUPTED)
+                for name, code in codes.items()
+                if name in self.tried
+            )
             trials = self.advance(self.refused)
             new = [trial for trial in trials if trial.name not in self._begun]
             self._begun |= {trial.name for trial in new}
