@@ -38,7 +38,9 @@ def prose_of(project: Path) -> str:
     return MarkdownIt().render((project / "README.md").read_text())
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize(
+    "text", [*HOSTILE[:4], *(pytest.param(text, marks=pytest.mark.slow) for text in HOSTILE[4:])]
+)
 def test_any_text_is_data(bake: Baker, tmp_path: Path, text: str) -> None:
     expected = " ".join(text.split())
     if "\n" in text:  # cannot be typed, but arrives this way

@@ -12,7 +12,8 @@ from conftest import FAIL_ON_SKIP, Baker, run
 SAME = "check_resume or made_again or export or example_runner or refuses or probabilities"
 
 
-@pytest.mark.parametrize("rooms", ["all", pytest.param("core", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rooms", ["all", "core"])
 def test_project_passes_its_own_tests(bake: Baker, rooms: str) -> None:
     project = bake(rooms=rooms).project
     environment = {name: value for name, value in os.environ.items() if name != FAIL_ON_SKIP}

@@ -44,7 +44,7 @@ REFUSED = {
     ("corridor", "evaluate"): "it has train",
     ("corridor", "export"): "iterator",
 }
-QUICK = ("many_outputs", "houses")
+QUICK = ("houses",)
 NEEDS_TORCH = "torch_net"  # test_torch has it
 
 

@@ -401,6 +401,7 @@ def build(config, input_shape, num_classes):
 """
 
 
+@pytest.mark.slow
 def test_two_devices_are_as_exact_as_one(command: Command, tmp_path: Path) -> None:
     (tmp_path / "noisy.py").write_text(NOISY)
     done = command("-c", TWO_DEVICES, tmp_path)

@@ -204,7 +204,9 @@ def test_hosts_are_in_slurm_s_order() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no such timer")
-@pytest.mark.parametrize(("seconds", "code"), [(1, 75), (60, 0)])
+@pytest.mark.parametrize(
+    ("seconds", "code"), [(1, 75), pytest.param(60, 0, marks=pytest.mark.slow)]
+)
 def test_a_timer_ends_a_process_in_which_python_runs_nothing(seconds: int, code: int) -> None:
     # ctypes.PyDLL keeps Python's lock while it sleeps.
     program = (

@@ -330,7 +330,7 @@ def own_weight(config: Any, input_shape: Any, num_classes: int) -> keras.Model:
         ("no_json", False),
         ("half", True),
         ("shared_encoder", True),
-        ("long_names", True),
+        pytest.param("long_names", True, marks=pytest.mark.slow),
         ("own_weight", False),
     ],
 )

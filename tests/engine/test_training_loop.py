@@ -302,9 +302,9 @@ def test_signal_handlers_are_put_back(config: dict[str, Any], tmp_path: Path) ->
 @pytest.mark.parametrize(
     "changes",
     [
-        {"accumulate_steps": 3},
-        {"optimizer_arguments": {"clipnorm": 0.5}},
-        {"precision": "mixed_bfloat16"},
+        pytest.param({"accumulate_steps": 3}, marks=pytest.mark.slow),
+        pytest.param({"optimizer_arguments": {"clipnorm": 0.5}}, marks=pytest.mark.slow),
+        pytest.param({"precision": "mixed_bfloat16"}, marks=pytest.mark.slow),
         {
             "callbacks": [
                 {"class": "keras.callbacks.ReduceLROnPlateau", "patience": 0, "min_delta": 10.0},
@@ -343,6 +343,7 @@ def test_stopped_in_the_middle_of_an_epoch_it_ends_the_same(
         assert straight.read_bytes() == resumed.read_bytes(), name
 
 
+@pytest.mark.slow
 def test_how_steps_are_grouped_changes_no_bit(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -479,6 +480,7 @@ class TellsHow(keras.Sequential):
         return super().train_step(data)
 
 
+@pytest.mark.slow
 def test_a_model_that_runs_eagerly_is_not_compiled(tmp_path: Path) -> None:
     features = np.random.default_rng(0).random((67, 4), np.float32)
     source = ArrayBatches(features, np.arange(67) % 2, batch_size=32, seed=0)

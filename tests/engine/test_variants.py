@@ -523,6 +523,7 @@ assert not any(name == "src" or name.startswith("src.") for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_an_exported_model_needs_nothing_of_the_project(
     quick_command: Command, other: Path, tmp_path: Path
 ) -> None:
