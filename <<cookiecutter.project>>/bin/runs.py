@@ -4,7 +4,6 @@
 python bin/runs.py compare results/a 'results/lr_*' --sort=val_loss
 """
 
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ def list_runs(
     records, problems = selection.chosen(patterns, where, best)
     asked = selection.columns_in(columns)
     table = comparison.listing(records, asked, sort.removeprefix("-"))
-    print(comparison.as_text(comparison.sorted_table(table, sort), width_for(asked)), end="")
+    print(comparison.for_terminal(comparison.sorted_table(table, sort), bool(asked)), end="")
     results.tell(problems)
 
 
@@ -85,7 +84,7 @@ def compare(
     if format == "json":
         text = comparison.as_json(table, provenance)
     elif format == "table":
-        text = comparison.as_text(table, 0 if output else width_for(asked))
+        text = comparison.as_text(table) if output else comparison.for_terminal(table, bool(asked))
     else:
         text = FORMS[format](table)
     if output:
@@ -94,11 +93,6 @@ def compare(
     else:
         print(text, end="")
     results.tell(problems, [*results.problems_of(records), *doubts])
-
-
-def width_for(asked: Sequence[str]) -> int:
-    """Return how wide a table may be: as the terminal, unless its columns were asked for."""
-    return 0 if asked or not sys.stdout.isatty() else shutil.get_terminal_size().columns
 
 
 @argh.arg("one", metavar="RUN", help="a run folder")

@@ -291,7 +291,7 @@ def status(folder: str) -> None:
     """Print a line a trial, and one for all."""
     place = Path(folder)
     records = sweep.states_of(place, sweep.read(place)[1])
-    print(comparison.as_text(comparison.listing(records)), end="")
+    print(comparison.for_terminal(comparison.listing(records)), end="")
     more_lines = sweep.problems(place, records)
     with contextlib.suppress(vegab.UsageError):  # it may be typed where no SLURM is
         more_lines += slurm.queue_of(place / sweep.OUTPUTS)

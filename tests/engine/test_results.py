@@ -1,6 +1,7 @@
 """Reading runs back, and the notebook that does it."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -237,3 +238,21 @@ def test_epochs_are_read_as_they_are_written_or_from_0(tmp_path: Path) -> None:
     assert [row["epoch"] for row in results.rows_in(tmp_path)] == ["1", "2"]
     assert list(results.load_history(tmp_path).index) == [1, 2]
     assert [row["epoch"] for row in results.read_history(tmp_path)] == [0, 1]
+
+
+def test_colours_are_for_terminals_only(
+    records: list[RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = comparison.comparison(records, ["val_loss"])
+    plain = comparison.as_text(table)
+    assert comparison.for_terminal(table, True) == plain, "stdout is none"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = comparison.for_terminal(table, True)
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == plain
+    place = table.columns.index("val_loss best")
+    best = min(row[place] for row in table.rows if row[place] is not None)
+    assert f"{best:.4g}\x1b[0m" in coloured
+    assert re.search(r"\x1b\[32mfinished *\x1b\[0m", coloured)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert comparison.for_terminal(table, True) == plain

@@ -6,8 +6,11 @@ import difflib
 import io
 import json
 import math
+import os
 import pickle
+import shutil
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +24,9 @@ from vegab.config import did_you_mean, differences, show
 from vegab.execution import printable
 from vegab.files import META
 
+RED, GREEN, YELLOW, CYAN, BOLD = 31, 32, 33, 36, 1  # as terminals number them
+COLOURS = {"finished": GREEN, "running": CYAN, "interrupted": YELLOW, "failed": RED, "died": RED}
+
 
 class Mean(NamedTuple):
     """Mean and standard deviation (n - 1; None of one value) of a metric over some runs."""
@@ -29,6 +35,10 @@ class Mean(NamedTuple):
     std: float | None
     num_runs: int
     is_best: bool = False  # of its kind in the table, which says so in bold
+
+
+class Best(float):
+    """The best value of a metric in a table."""
 
 
 class Table(NamedTuple):
@@ -61,7 +71,15 @@ def comparison(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
     told = [name for name in ("tags", "note") if any(map(known[name], records))]
     settings = _setting_columns(known, results.differing_settings(records))
     columns = ["state", "epoch", *settings, *_metric_columns(records, metrics), *told]
-    return listing(records, columns)
+    table = listing(records, columns)
+    for place, name in enumerate(table.columns):
+        values = [row[place] for row in table.rows if isinstance(row[place], float)]
+        if len(values) > 1 and (metric := name.removesuffix(" best")) != name:
+            is_lower = results.is_lower_better_in(records[0].config, metric)
+            best = (min if is_lower else max)(values)
+            for row in table.rows:
+                row[place] = Best(best) if row[place] == best else row[place]
+    return table
 
 
 def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
@@ -188,9 +206,10 @@ def mean_of(values: Sequence[float]) -> Mean | None:
     return Mean(statistics.fmean(values), std, len(values))
 
 
-def as_text(table: Table, width: int = 0) -> str:
+def as_text(table: Table, width: int = 0, has_colours: bool = False) -> str:
     """Return lines of columns below each other, numbers to the right; the columns that tell least
-    are left out until the lines fit into a `width`, if any.
+    are left out until the lines fit into a `width`, if any. States have colours, if wanted, and
+    what is best is bold.
     """
     columns = [*zip(*_shown(table), strict=True)]
     widths = [max(map(_width, column)) for column in columns]
@@ -210,6 +229,12 @@ def as_text(table: Table, width: int = 0) -> str:
         blanks = [" " * (wide - _width(cell)) for cell in column]
         pairs = zip(column, blanks, strict=True)
         padded.append([blank + cell if to_the_right else cell + blank for cell, blank in pairs])
+    for place, name in enumerate(table.columns if has_colours else ()):
+        for line, row in enumerate(table.rows, start=1):
+            cell, text = row[place], padded[place][line]
+            is_best = isinstance(cell, Best) or (isinstance(cell, Mean) and cell.is_best)
+            code = COLOURS.get(text.strip()) if name == "state" else BOLD if is_best else None
+            padded[place][line] = f"\x1b[{code}m{text}\x1b[0m" if code else text
     lines = [
         "  ".join(row[place] for place in places).rstrip() for row in zip(*padded, strict=True)
     ]
@@ -218,6 +243,16 @@ def as_text(table: Table, width: int = 0) -> str:
         what = f"left out, for the terminal is {width} wide: {', '.join(left_out)}"
         lines.append(printable(f"{what}; name columns in --columns, or see all with | less -S"))
     return "\n".join(lines) + "\n"
+
+
+def for_terminal(table: Table, is_whole: bool = False) -> str:
+    """Return the text as stdout shows it: within its width, unless it is to be whole, and with
+    colours, unless NO_COLOR is set; a file or a pipe has all of it, plain.
+    """
+    if not sys.stdout.isatty():
+        return as_text(table)
+    width = 0 if is_whole else shutil.get_terminal_size().columns
+    return as_text(table, width, has_colours=not os.environ.get("NO_COLOR"))
 
 
 def _note_of(table: Table) -> str:
@@ -286,7 +321,7 @@ def _without_means(table: Table) -> Table:
 
 
 def _value(cell: Any) -> Any:
-    return cell.value if isinstance(cell, Cell) else cell
+    return cell.value if isinstance(cell, Cell) else float(cell) if isinstance(cell, Best) else cell
 
 
 def text_of(cell: Any) -> str:
