@@ -44,6 +44,7 @@ from engine.iterators.trainers import (
     TFFrequencyTrainer,
     TFListTrainer,
 )
+from src.examples.iterators import Samples
 from src.experiment import build
 from vegab import UsageError
 
@@ -1262,11 +1263,15 @@ def test_an_example_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     # Two epochs, the first of which is interrupted.
     shorter = {"num_steps": 3, "max_batches_per_epoch": 2, "test_batch_size": 256}
     config = registry.resolve(name) | shorter | {"tensorboard": False}
-    train(config, tmp_path / "straight")
-    train(config, tmp_path / "resumed", stop=1)
-    train(config, tmp_path / "resumed")
+    hooks = [Samples()] if name == "gan" else []
+    train(config, tmp_path / "straight", *hooks)
+    train(config, tmp_path / "resumed", *hooks, stop=1)
+    train(config, tmp_path / "resumed", *hooks)
     assert read_state(tmp_path / "straight" / "model.h5")["global_step"] == 3
     assert_same_run(tmp_path)
+    for run in ("straight", "resumed") if hooks else ():
+        samples = sorted(path.name for path in (tmp_path / run / "train").iterdir())
+        assert samples == ["samples.png", "samples_00000002.png", "samples_00000003.png"]
 
 
 class HoldsANetwork:

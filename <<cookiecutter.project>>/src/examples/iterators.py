@@ -5,13 +5,16 @@
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers, ops
+from matplotlib.image import imsave
 
+from engine.hooks import Hook, tile
 from engine.iterators import (
     DatasetMixin,
     PyHookedModelIterator,
@@ -21,6 +24,7 @@ from engine.iterators import (
     TFHookedModelIterator,
     TFListTrainer,
 )
+from engine.pictures import draw_through_training
 from src.data import get_digits
 
 Config = Mapping[str, Any]
@@ -240,6 +244,26 @@ class GANTrainer(TFFrequencyTrainer):
 
     def eval_op(self, model: GAN, **batch: Any) -> dict[str, Any]:
         return {"image": model.generate(ops.shape(batch["image"])[0])}
+
+
+class Samples(Hook):
+    """Draws what the generator makes of the same noise after epochs 1, 2, 4, 8, … and the last,
+    and at the end all of these side by side, as `train/samples.png`.
+    """
+
+    only_tells = True
+
+    def after_epoch(self, epoch: int) -> None:
+        if epoch & (epoch + 1) and epoch + 1 < self.run.num_epochs:
+            return
+        gan: GAN = self.run.model
+        images = gan.generator(keras.random.normal((16, gan.num_noise), seed=0))
+        Path(self.train).mkdir(exist_ok=True)
+        path = f"{self.train}/samples_{self.run.global_step:08d}.png"
+        imsave(path, tile(ops.convert_to_numpy(images))[..., 0], cmap="gray", vmin=-1, vmax=1)
+
+    def after_training(self) -> None:
+        draw_through_training(Path(self.train))
 
 
 class Autoencoder(keras.Model):
