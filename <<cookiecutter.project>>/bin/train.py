@@ -59,7 +59,7 @@ def train(
         retrain: take only its weights, and begin at step 0
         fork: begin with the state of this run
         from_epoch: after epoch N of it, if it keeps that; 0: its last
-        warm_start: take weights of a run or checkpoint
+        warm_start: take weights of a run, checkpoint or .keras file
         warm_start_vars: a regular expression that their paths match
         evaluation: evaluate with this config, too; may be repeated
         name: train into SAVE_PATH_NAME

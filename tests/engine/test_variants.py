@@ -416,9 +416,11 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["", "model.h5"])
+@pytest.mark.parametrize("kind", ["", "model.h5", "model.keras", "model.weights.h5"])
 def test_a_warm_start_takes_the_weights_that_match(other: Path, kind: str) -> None:
     trained = keras.models.load_model(other / "model.h5")
+    trained.save(other / "model.keras")
+    trained.save_weights(other / "model.weights.h5")
     checkpoint = other / kind
     model = build(variant()).model
     before = weights_of(model)
@@ -431,13 +433,17 @@ def test_a_warm_start_takes_the_weights_that_match(other: Path, kind: str) -> No
         assert (value != before[name]).any() == is_taken
 
 
-def test_a_warm_start_that_takes_nothing_or_another_shape_is_refused(other: Path) -> None:
+@pytest.mark.parametrize("kind", ["model.h5", "model.keras"])
+def test_a_warm_start_that_takes_nothing_or_another_shape_is_refused(
+    other: Path, kind: str
+) -> None:
+    keras.models.load_model(other / "model.h5").save(other / "model.keras")
     model = build(variant(model__hidden_neurons=7)).model
     before = weights_of(model)
     with pytest.raises(ValueError, match="has no weight for 'nothing'"):
-        warm_start(model, other / "model.h5", "nothing")
+        warm_start(model, other / kind, "nothing")
     with pytest.raises(ValueError, match="hidden"):
-        warm_start(model, other / "model.h5", "hidden")
+        warm_start(model, other / kind, "hidden")
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         warm_start(model, other / "none.h5")
     for name, value in weights_of(model).items():

@@ -1,6 +1,7 @@
 """Gives a model weights of another run, and trains only some weights."""
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,15 +9,18 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import keras
+import numpy as np
 
 from engine.checkpoints.file import LATEST, verify, weights_in
 
+KERAS_FILES = (".keras", ".weights.h5")
 _frozen: WeakKeyDictionary[keras.Model, list[Any]] = WeakKeyDictionary()
 
 
 def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str:
-    """Assign weights of a checkpoint, or a run's latest one, to a model's that have the same path,
-    which matches a regular expression from its beginning on; return a sentence that tells which.
+    """Assign weights of a checkpoint, a run's latest one, a `.keras` or a `.weights.h5` file to a
+    model's that have the same path, which matches a regular expression from its beginning on;
+    return a sentence that tells which.
 
     Raises ValueError if none is taken, or one has another shape; OSError without a checkpoint.
     """
@@ -24,8 +28,11 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str
     path = checkpoint / LATEST if checkpoint.is_dir() else checkpoint
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    verify(path)
-    saved = dict(weights_in(path))
+    if path.name.endswith(KERAS_FILES):
+        saved = _from_keras(model, path)
+    else:
+        verify(path)
+        saved = dict(weights_in(path))
     taken = sorted(wanted.keys() & saved.keys())
     if not taken:
         names = _some([weight.path for weight in model.weights])
@@ -44,6 +51,25 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str
     left = sorted({weight.path for weight in model.weights} - {*taken})
     not_taken = f"; not {_some(left)}" if left else ""
     return f"warm start: {len(taken)} weights taken from {checkpoint}{not_taken}"
+
+
+def _from_keras(model: keras.Model, path: Path) -> dict[str, np.ndarray]:
+    """Return what Keras finds in a file of its own for the weights of a model, by path. Such a file
+    knows layers, not paths: Keras reads it into the model, and what it has not touched stays NaN.
+    """
+    before = [(weight, np.array(weight)) for weight in model.weights]
+    floats = [weight for weight, value in before if np.issubdtype(value.dtype, np.floating)]
+    try:
+        for weight in floats:
+            weight.assign(np.full(weight.shape, np.nan))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.load_weights(path, skip_mismatch=True)
+        read = {weight.path: np.array(weight) for weight in floats}
+    finally:
+        for weight, value in before:
+            weight.assign(value)
+    return {name: value for name, value in read.items() if not np.isnan(value).all()}
 
 
 def freeze(model: keras.Model, pattern: str) -> None:
