@@ -76,6 +76,7 @@ class Capture:
         self._waiting = [file.fileno() for file in self._temporary]
 
         self.folder: Path | None = None
+        self.is_watched = is_watched
         flush()
         self._control: socket.socket | None = None
         if is_watched:
@@ -131,7 +132,7 @@ class Capture:
         self.folder = Path(folder)
 
     def append(self, text: str) -> bool:
-        """Adds a text to stderr.txt, and, before `stop`, the terminal; says whether it could."""
+        """Adds a text to stderr.txt; says whether it could."""
         with contextlib.suppress(OSError):  # a full disk
             if self.folder:
                 flush()

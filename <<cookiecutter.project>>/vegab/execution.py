@@ -76,15 +76,14 @@ def execute(
                 plugin.on_failure(config, folder.path, error)
             except Exception as another:
                 failures.append(another)
-    loud = [one for one in failures if not isinstance(one, EXPLAINED)]
-    quiet = [one for one in failures if isinstance(one, EXPLAINED)]
-    unwritten = [] if capture.append(_tracebacks(loud)) else loud
     _signals(signal.SIG_DFL)
     capture.stop()
-    if not capture.append(_tracebacks(quiet)):  # those of plugins may follow from this
-        unwritten += [one for one in quiet if one is error]
+    is_kept = capture.append(_tracebacks(failures))
     folder.close()
-    sys.stderr.write(_tracebacks(unwritten))
+    if capture.is_watched or not is_kept:
+        loud = [one for one in failures if not isinstance(one, EXPLAINED)]
+        with contextlib.suppress(OSError):  # the terminal is gone
+            sys.stderr.write(_tracebacks(loud if is_kept else failures))
     if status == "interrupted":
         reason = f" by {error}" if isinstance(error, KeyboardInterrupt) and error.args else ""
         # A name that was made for this run would be another the next time.
@@ -94,7 +93,7 @@ def execute(
     elif status == "failed":
         is_explained = isinstance(error, (*EXPLAINED, UsageError))
         kind = "" if is_explained else f"{type(error).__name__}: "
-        where = "above" if unwritten else f"in {os.path.join(folder.path, 'stderr.txt')}"
+        where = f"in {os.path.join(folder.path, 'stderr.txt')}" if is_kept else "above"
         say(f"failed: {kind}{one_line(error)} (traceback {where})")
     return EXIT_CODES[status]
 
