@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import pty
 import re
 import shutil
 import signal
@@ -162,6 +163,19 @@ def test_list_sorts_numbers_as_numbers_and_names_as_people_do(grid: Path) -> Non
     assert len(set(epochs)) > 2
     names = [line[0] for line in lines_of(look(grid, "list", "results/n2*_s?").stdout)]
     assert names[1:10] == [f"results/{name_of(2, 0.001, seed)}" for seed in SEEDS]
+
+
+def test_list_watches_until_it_is_told_to_stop(grid: Path) -> None:
+    master, slave = pty.openpty()
+    words = (sys.executable, "bin/runs.py", "list", "results/alive", "--watch")
+    process = subprocess.Popen(words, cwd=grid, stdout=slave, stderr=subprocess.PIPE)
+    os.close(slave)
+    said = b""
+    while said.count(b"running") < 2:
+        said += os.read(master, 10_000)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(300) == 130
+    os.close(master)
 
 
 # ---- compare -------------------------------------------------------------------------------------

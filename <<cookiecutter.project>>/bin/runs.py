@@ -5,6 +5,7 @@ python bin/runs.py compare results/a 'results/lr_*' --sort=val_loss
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,25 +17,32 @@ from vegab.command_line import argh  # which tells what to do where it is not in
 from vegab.execution import printable
 
 FORMS = {"csv": comparison.as_csv, "markdown": comparison.as_markdown, "latex": comparison.as_latex}
+CLEAR = "\x1b[H\x1b[2J"
 SORT = "by this column; --sort=-COLUMN: the other way round"
 
 
 @argh.named("list")
 @selection.selects
 @argh.arg("--sort", metavar="COLUMN", help=SORT)
+@argh.arg("--watch", help="show it again every two seconds, until Ctrl-C")
 def list_runs(
     *patterns: str,
     where: str = "",
     columns: str = "",
     best: int = 0,
     sort: str = "",
+    watch: bool = False,
 ) -> None:
     """Print a line a run: its state, how far it is, how good, how old."""
-    records, problems = selection.chosen(patterns, where, best)
     asked = selection.columns_in(columns)
-    table = comparison.listing(records, asked, sort.removeprefix("-"))
-    print(comparison.for_terminal(comparison.sorted_table(table, sort), bool(asked)), end="")
-    results.tell(problems)
+    while True:
+        records, problems = selection.chosen(patterns, where, best)
+        table = comparison.listing(records, asked, sort.removeprefix("-"))
+        text = comparison.for_terminal(comparison.sorted_table(table, sort), bool(asked))
+        print(CLEAR * (watch and sys.stdout.isatty()) + text, end="", flush=True)
+        if not watch:
+            return results.tell(problems)
+        time.sleep(2)
 
 
 @selection.selects

@@ -594,9 +594,9 @@ def _tables_of(registry: ConfigRegistry, arguments: Iterable[str]) -> Iterator[_
 
 _HELP_ON_VALUES = """\
 A value is YAML: 1e-4, true, null, text as it is typed, [1, 2] (or 1,2 where a list is expected),
-{a: 1}. A key that is true or false may be written --key and --no_key, a nested one a.b, a/b, or by
-its last name while no other key has that. -p KEY VALUE is the same as --KEY=VALUE, -P KEY TEXT
-takes TEXT as it is. Of a key given twice, the last one counts.
+{a: 1}, or @FILE, which has it. A key that is true or false may be written --key and --no_key, a
+nested one a.b, a/b, or by its last name while no other key has that. -p KEY VALUE is the same as
+--KEY=VALUE, -P KEY TEXT takes TEXT as it is. Of a key given twice, the last one counts.
 """
 
 

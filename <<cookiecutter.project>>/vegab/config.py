@@ -755,9 +755,11 @@ def _types_of(defaults: Config, names: Config) -> Config:
 
 
 def read_value(text: str, default: Any, key: str) -> Any:
-    """What was typed as a value: YAML. Where text is expected, a number is text. What is neither a
-    number, a truth nor null, and not in quotes or brackets, is text as it was typed, whatever YAML
-    makes of a # or a line break."""
+    """What was typed as a value: YAML, or `@file` with it. Where text is expected, a number is
+    text. What is neither a number, a truth nor null, and not in quotes or brackets, is text as it
+    was typed, whatever YAML makes of a # or a line break."""
+    if text.startswith("@"):
+        return read_yaml(read_text(Path(text[1:])), text[1:])
     is_text, stripped = isinstance(default, str), text.strip()
     is_plain = stripped[:1] not in ("'", '"', "[", "{", "!")
     if stripped in ("null", "~") or (stripped == "None" and not is_text):

@@ -173,6 +173,7 @@ def test_overrides_are_read_as_yaml_of_the_default_s_type(
         ("weights", "{a: 1, a: 2}", "weights: this is not valid YAML: found duplicate key"),
         ("weights", "{1.5: 2}", "weights: the key 1.5 is not a word"),
         ("model.zz", "1", "unknown key 'model.zz'"),
+        ("weights", "@/nowhere/file.yaml", "cannot read /nowhere/file.yaml"),
         ("optimizer", "${n_filter}", "${n_filter} refers to a key that is not there; did you mean"),
         ("optimizer", "${optimizer}", "the references optimizer -> optimizer go round in a circle"),
         ("n_filters", "${optimizer}", "n_filters: adam was given, an integer is expected"),
@@ -194,6 +195,12 @@ def test_raw_text_is_taken_as_it_is(registry: ConfigRegistry) -> None:
     assert with_overrides(registry, ("weights", "[1]"), raw=True)["weights"] == "[1]"
     with pytest.raises(UsageError, match='n_filters: "10" was given, an integer is expected'):
         with_overrides(registry, ("n_filters", "10"), raw=True)
+
+
+def test_a_value_can_come_from_a_file(registry: ConfigRegistry, tmp_path: Path) -> None:
+    (tmp_path / "schedule.yaml").write_text("- [5, 0.5]\n- [6, 0.1]\n")
+    config = with_overrides(registry, ("lr_schedule", f"@{tmp_path}/schedule.yaml"))
+    assert config["lr_schedule"] == [[5, 0.5], [6, 0.1]]
 
 
 # -------------------------------------------------------------------------------------- references
