@@ -154,11 +154,18 @@ class Parser:
 
     def parse(self, serialized: tf.Tensor) -> Any:
         """Return features, or (features, labels), of strings of shape (batch,); runs in a graph."""
-        features = self._dense(self.features, serialized)
-        return features if self.labels is None else (features, self._dense(self.labels, serialized))
+        features, labels = stored(self.features), stored(self.labels or {})
+        values = tf.io.parse_example(serialized, labels | features)
+        first = self._dense(self.features, values)
+        if self.labels is None:
+            return first
+        # One pass over the records parses both maps, unless they read a name in different ways.
+        if any(repr(labels[name]) != repr(features[name]) for name in labels.keys() & features):
+            values = tf.io.parse_example(serialized, labels)
+        return first, self._dense(self.labels, values)
 
-    def _dense(self, features: Features, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-        dense = tf.io.parse_example(serialized, stored(features))
+    def _dense(self, features: Features, values: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+        dense = {name: values[name] for name in features}
         for name, value in dense.items():
             if isinstance(feature := features[name], Decoded):
                 dense[name] = feature.decode(value, self.num_parallel)
@@ -166,7 +173,7 @@ class Parser:
                 dense[name] = tf.sparse.to_dense(value)
             elif isinstance(value, tf.RaggedTensor):
                 dense[name] = value.to_tensor()
-        return {name: dense[name] for name in features}
+        return dense
 
     def missing(self, found: set[str]) -> dict[str, str]:
         """Return the names in a record that are not among `found`, and the maps that name them."""

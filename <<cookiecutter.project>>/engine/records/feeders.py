@@ -378,12 +378,11 @@ def _columns(values: Any, name: str, feed_as_dict: bool) -> Any:
         columns = {key: values[key] for key in values.columns}
     elif not isinstance(values, Mapping):
         columns = np.asarray(values)
-        if feed_as_dict:
-            own = getattr(values, "name", None)  # of a Series
-            is_table = columns.ndim == 2
-            columns = (
-                dict(enumerate(columns.T)) if is_table else {0 if own is None else own: columns}
-            )
+        own = getattr(values, "name", None)  # of a Series
+        if feed_as_dict and columns.ndim == 2:
+            columns = dict(enumerate(columns.T))
+        elif feed_as_dict:
+            columns = {0 if own is None else own: columns}
     elif not feed_as_dict:
         raise ValueError(f"{name} is a dict, which feed_as_dict=False cannot make an array of")
     if isinstance(columns, Mapping):

@@ -159,7 +159,8 @@ def _setting_columns(known: Container[str], settings: Sequence[str]) -> list[str
 
 def _metric_columns(records: Sequence[RunRecord], metrics: Sequence[str]) -> list[str]:
     known = {column for record in records for column in results.values_of(record)}
-    names = [name for key in metrics for name in (key, f"{key} best", f"{key} last")]
+    every = dict.fromkeys(metrics)
+    names = [name for key in every for name in (key, f"{key} best", f"{key} last")]
     return [name for name in names if name in known]
 
 

@@ -106,7 +106,7 @@ def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[s
             str(path.relative_to(run))
             for pattern in LINKED
             for path in sorted(run.glob(pattern))
-            if path.resolve().is_relative_to(run.resolve())
+            if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(run))
         ],
     }
     del entry["config"]
