@@ -1,5 +1,6 @@
-"""What the report holds: text that stays text, curves that are thinned, pictures kept once."""
+"""What the report holds: text that stays text, curves that are thinned, pictures of the runs."""
 
+import base64
 import csv
 import json
 import math
@@ -102,7 +103,21 @@ def test_pictures_are_those_of_the_run_folder_and_of_no_other(tmp_path: Path) ->
     (tmp_path / "c/eval").symlink_to(tmp_path / "other")
     runs = written(tmp_path)["runs"]
     assert ["eval/examples.png" in run["files"] for run in runs] == [True, False, False]
+    assert [[*run["pictures"]] for run in runs] == [["eval/examples.png"], [], []]
+    content = (tmp_path / "a/eval/examples.png").read_bytes()
+    assert runs[0]["pictures"]["eval/examples.png"].endswith(base64.b64encode(content).decode())
     assert ["eval/predictions.csv" in run["files"] for run in runs] == [True, True, False]
+
+
+def test_pictures_that_would_make_the_page_too_large_are_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        evaluate(make_run(tmp_path / name), np.random.default_rng(0).uniform(size=(9, 9, 9, 1)))
+    size = (tmp_path / "a/eval/examples.png").stat().st_size
+    monkeypatch.setattr(report, "MOST_OF_PICTURES", 1.5 * size)
+    runs = written(tmp_path)["runs"]
+    assert [bool(run["pictures"]["eval/examples.png"]) for run in runs] == [True, False]
 
 
 def test_damage_is_told_and_hides_no_other_run(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 `report_page.html` is the page, written by hand; it is filled here with what it is to show.
 """
 
+import base64
 import json
 import math
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,16 +18,17 @@ from urllib.parse import quote
 from engine.runs import results, selection
 from engine.runs.effects import LARGEST, clipped, effects_of, short
 from engine.runs.results import RunRecord
-from vegab.files import write_atomically
+from vegab.files import read_bytes, write_atomically
 
 PAGE = Path(__file__).with_name("report_page.html")
 PLACE_FOR_DATA = '"the data"'
+MOST_OF_PICTURES = 5_000_000  # bytes of all together
 MOST_VALUES = 500_000  # of all curves together, some 9 bytes each
 FEWEST_ROWS = 16  # of a curve, however many there are
 LONGEST_SETTING = 2_000  # characters
 LINKED = (
     "history.csv", "learning_curve.png", "stdout.txt", "stderr.txt", "config.json", "meta.json",
-    "eval/*.csv", "eval/*.json", "eval/*/scalars.json", "eval/*.png",
+    "eval/*.csv", "eval/*.json", "eval/*/scalars.json", "eval/*.png", "train/*[!0-9].png",
 )  # fmt: skip
 
 
@@ -80,6 +84,7 @@ def data_of(
     runs, notes = data["runs"], data["notes"]
     for run, curve in zip(runs, curves, strict=True):
         run["history"] = curve
+    _add_pictures(records, runs, MOST_OF_PICTURES)
     if stride > 1:
         notes.append(
             f"Long curves are thinned, so that the page stays small: one epoch in {stride} is "
@@ -101,7 +106,7 @@ def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[s
         "href": f"./{quote(os.fsencode(os.path.relpath(run, folder)))}/",
         "has_config": bool(record.config),
         "settings": {k: clipped(settings[k], LONGEST_SETTING) for k in differing if k in settings},
-        # Pictures among them are shown: of another folder there are none.
+        # Of another folder there are none.
         "files": [
             str(path.relative_to(run))
             for pattern in LINKED
@@ -111,6 +116,21 @@ def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[s
     }
     del entry["config"]
     return entry
+
+
+def _add_pictures(records: Sequence[RunRecord], runs: Sequence[dict[str, Any]], space: int) -> None:
+    """Put pictures of evaluation and samples into the page while there is space, which then needs
+    no run folder; those of the other runs are links.
+    """
+    for record, run in zip(records, runs, strict=True):
+        run["pictures"] = dict.fromkeys(filter(re.compile(r"\w+/.*\.png").match, run["files"]))
+        for name in run["pictures"]:
+            with suppress(OSError):
+                content = read_bytes(Path(record.path, name), record.path)
+                space -= len(content)
+                if space >= 0 and content.startswith(b"\x89PNG"):
+                    text = base64.b64encode(content).decode()
+                    run["pictures"][name] = f"data:image/png;base64,{text}"
 
 
 def _history_of(record: RunRecord) -> list[dict[str, float]]:
