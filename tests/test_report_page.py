@@ -462,7 +462,7 @@ def test_what_a_run_is_called_is_text(look: Opener, page_path: Path, results: Pa
     page.wait_for_timeout(100)
     assert page.evaluate("window.struck") is None
     sources = [image.get_attribute("src") for image in page.locator("img").all()]
-    assert all(source.startswith(f"{href}eval/") for source in sources)
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert page.locator("script").count() == 2
 
 
