@@ -135,7 +135,7 @@ def _pixels(name: str, images: Any) -> Array:
     array = array[np.newaxis] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
         raise ValueError(
-            f"image {name!r} has the shape {np.shape(images)}; expected (H, W, 1, 3 or 4), or many"
+            f"image {name!r} has the shape {np.shape(images)}; expected (N, H, W, C), C 1, 3 or 4"
         )
     if array.dtype == np.uint8:
         return array
