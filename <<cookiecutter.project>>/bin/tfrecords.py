@@ -4,6 +4,7 @@
 import fnmatch
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
-from engine.records import MetadataError
+from engine.records import MetadataError, images
 from engine.records import files as tfrecords
 from engine.runs import comparison
 from vegab.command_line import argh  # which tells what to do where it is not installed
@@ -80,6 +81,42 @@ def inspect(file: str) -> None:
         break
 
 
+@argh.arg("folder", metavar="FOLDER", help="has a subfolder of pictures per label")
+@argh.arg("out", metavar="OUT", help="the folder to make")
+@argh.arg("--shards", metavar="N", help="files for training; 0: as many as make about 100 MB each")
+@argh.arg("--split", metavar="SHARE", help="this share of the pictures is for validation")
+def from_images(folder: str, out: str, *, shards: int = 0, split: float = 0.0) -> None:
+    """Make records of pictures (JPEG, PNG, GIF, BMP), of which each label has a subfolder."""
+    source, output = Path(folder), Path(out)
+    if not source.is_dir():
+        raise vegab.UsageError(f"there is no folder {folder}")
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise vegab.UsageError(f"{out} is there already; name a folder that is new or empty")
+    if source.resolve() in (output.resolve(), *output.resolve().parents):
+        raise vegab.UsageError(f"{out} lies in {folder}, and would be a label the next time")
+    if not 0 <= split < 1:
+        raise vegab.UsageError(f"--split={split}: the share is at least 0 and below 1")
+    try:
+        pictures, labels = images.pictures_of(source)
+        splits = images.split_and_shuffle(pictures, split)
+    except images.PictureError as error:
+        raise vegab.UsageError(str(error)) from error
+    numbers = {name: images.number_of_shards(entry) for name, entry in splits.items()}
+    if not 0 <= shards <= len(splits["train"]):
+        most = len(splits["train"])
+        raise vegab.UsageError(f"--shards={shards}: expected 1 to {most}, or 0 to go by the size")
+    if shards:
+        numbers = {"train": shards, "validation": max(1, round(shards * split))}
+    # Ended by a signal, it leaves nothing half written behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    images.write_pictures(output, splits, labels, numbers, bar("pictures"))
+    for name, entry in splits.items():
+        print(f"{name}: {len(entry)} pictures in {name}-*-of-{numbers[name]:05}")
+    if others := sorted(each.name for each in source.glob("[!.]*") if each.is_file()):
+        say(f"{folder}: {len(others)} files without a label, such as {others[0]}, are left out")
+    print(f"{len(labels)} labels in {tfrecords.LABELS}; all in {output}")
+
+
 def matching(patterns: Sequence[str], listed: bool = False) -> list[Path]:
     """Return the files that patterns mean; if `listed`, also those gone that the metadata has."""
     found: set[Path] = set()
@@ -110,8 +147,8 @@ def main() -> NoReturn:
     # TensorFlow only unpacks here: it needs no GPU, and nothing that it would tell of itself.
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
     os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", **quiet}
-    commands = generate_metadata, validate, total_examples, inspect
-    vegab.wrap_commands(*commands, explained=(OSError, MetadataError))
+    commands = generate_metadata, validate, total_examples, inspect, from_images
+    vegab.wrap_commands(*commands, explained=(OSError, MetadataError, images.PictureError))
 
 
 if __name__ == "__main__":

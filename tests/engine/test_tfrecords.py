@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 from machinery import ROOT, Command, example
 
+from engine.records import features, reading
 from engine.records import files as tfrecords
-from engine.records import reading
 from engine.records.files import (
     FRAME,
     INDEX,
@@ -40,6 +40,13 @@ from engine.records.files import (
     read_index,
     read_metadata,
     write_records,
+)
+from engine.records.images import (
+    PictureError,
+    number_of_shards,
+    pictures_of,
+    split_and_shuffle,
+    write_pictures,
 )
 from engine.records.reading import Indexed
 
@@ -636,13 +643,31 @@ def test_validate_names_each_bad_file_and_why(main: Command, path: Path) -> None
         (["generate-metadata", "x", "--compression=LZ4"], "invalid choice: 'LZ4'"),
         (["inspect", "nothing"], "there is no file nothing"),
         (["inspect", f"data/toy/{METADATA}"], "holds no records"),
+        (["from-images", "nothing", "{new}"], "there is no folder nothing"),
+        (["from-images", "data", "data/toy"], "data/toy is there already"),
+        (["from-images", "data/toy/compressed_toy", "{new}"], "has no subfolder"),
+        (["from-images", "data", "data/new"], "lies in data"),
+        (["from-images", "data", "{new}", "--split=1"], "below 1"),
+        (["from-images", "data", "{new}", "--split=much"], "--split"),
+        (["from-images", "data", "{new}", "--shards=-1"], "expected 1 to"),
+        (["from-images", "data", "{new}", "--shards=1000"], "--shards=1000"),
+        (["from-images", "{empty}", "{new}"], "has no subfolder"),
+        (["from-images", "{no_picture}", "{new}"], "holds no picture"),
     ],
 )
-def test_wrong_usage_is_one_sentence(arguments: list[str], message: str, main: Command) -> None:
-    done = main(*arguments)
+def test_wrong_usage_is_one_sentence(
+    arguments: list[str], message: str, main: Command, tmp_path: Path
+) -> None:
+    places = {name: tmp_path / name for name in ("new", "empty", "no_picture")}
+    places["empty"].mkdir()
+    (places["no_picture"] / "label").mkdir(parents=True)
+    (places["no_picture"] / "label" / ".hidden").write_text("x")
+    done = main(*(argument.format(**places) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert not places["new"].exists()
+    assert not (ROOT / "data" / "new").exists()
 
 
 # ---------------------------------------------------------------------------- --- Examples
@@ -680,3 +705,119 @@ def test_tensorflow_reads_what_we_write_and_we_what_it_writes(
             writer.write(record)
     assert compression_of(tmp_path / "theirs") == compression
     assert data_of(tmp_path / "theirs", compression) == RECORDS
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Six pictures each of ants and bees; one has colours, the other has none."""
+    import tensorflow as tf
+
+    folder = tmp_path / "pictures"
+    for label, channels in (("bees", 1), ("ants", 3)):
+        (folder / label / "below").mkdir(parents=True)
+        for number in range(6):
+            pixels = np.full((5 + number, 8, channels), 40 * number, np.uint8)
+            is_png = number % 2
+            encoded = (tf.io.encode_png if is_png else tf.io.encode_jpeg)(pixels).numpy()
+            place = f"below/{number}.png" if is_png else f"{number}.picture"
+            (folder / label / place).write_bytes(encoded)
+    return folder
+
+
+def examples_in(folder: Path, split: str) -> list[dict]:
+    """The features of each record, with those of one value as that value."""
+    examples = []
+    for path in sorted(folder.glob(f"{split}-*")):
+        for data in data_of(path):
+            held = features.held_in(data)
+            examples.append({name: values[0] for name, (_, values) in held.items()})
+    return examples
+
+
+def test_from_images_by_the_command_line(
+    command: Command, main: Command, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "LICENSE.txt").write_text("x")
+    out = tmp_path / "deep" / "out"
+    done = command(SCRIPT, "from-images", pictures, out, "--shards=2", "--split=0.25")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "LICENSE.txt" in done.stderr
+    names = {"train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"}
+    assert set(files_in(out)) == {*names, "labels.txt", METADATA, INDEX}
+    assert list(out.parent.iterdir()) == [out]
+    assert (out / "labels.txt").read_text() == "ants\nbees\n"
+    assert all(file_info(out / name, deep=True).total_records for name in names)
+    assert all(read_index(out / name) is not None for name in names)
+
+    train, validation = examples_in(out, "train"), examples_in(out, "validation")
+    both = {entry["image/filename"].decode(): entry for entry in train + validation}
+    assert len(both) == len(train) + len(validation) == 12
+    assert len(validation) == 3
+    for name, entry in both.items():
+        number = int(Path(name).stem)
+        assert entry["image/encoded"] == (pictures / name).read_bytes()
+        assert entry["image/format"] == (b"png" if number % 2 else b"jpeg")
+        assert (entry["image/height"], entry["image/width"]) == (5 + number, 8)
+        is_bee = name.startswith("bees/")
+        assert entry["image/label"] == is_bee
+        assert entry["image/label_name"] == (b"bees" if is_bee else b"ants")
+        assert entry["image/channels"] == (1 if is_bee else 3)
+
+
+def write(folder: Path, out: Path) -> None:
+    pictures, labels = pictures_of(folder)
+    splits = split_and_shuffle(pictures, 0.3)
+    shards = {name: number_of_shards(split) for name, split in splits.items()}
+    write_pictures(out, splits, labels, shards)
+
+
+def test_order_and_split_are_functions_of_the_names(pictures: Path, tmp_path: Path) -> None:
+    for out in "ab":
+        write(pictures, tmp_path / out)
+    assert files_in(tmp_path / "a") == files_in(tmp_path / "b")
+    train, validation = (
+        [entry["image/filename"] for entry in examples_in(tmp_path / "a", split)]
+        for split in ("train", "validation")
+    )
+    assert len(validation) == round(0.3 * 12)
+    # Nothing is sorted by label, as the folders are.
+    assert train != sorted(train)
+    assert {name.split(b"/")[0] for name in validation} == {b"ants", b"bees"}
+
+
+def test_a_large_folder_has_several_shards(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, labels = pictures_of(pictures)
+    size = sum(picture.path.stat().st_size for picture in found)
+    monkeypatch.setattr("engine.records.images.SHARD_SIZE", size // 5 + 1)
+    assert number_of_shards(found) == 5
+    write_pictures(tmp_path / "out", {"train": found}, labels, {"train": 5})
+    counts = [info.total_records for info in read_metadata(tmp_path / "out").values()]
+    assert sum(counts) == 12
+    assert set(counts) == {2, 3}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"\xff\xd8\xffno", b"GIF89a", b"BM", "cut jpeg", "cut png"]
+)
+def test_an_unreadable_picture_stops_and_leaves_nothing(
+    content: bytes | str, pictures: Path, tmp_path: Path
+) -> None:
+    if isinstance(content, str):
+        whole = pictures / "ants" / ("4.picture" if "jpeg" in content else "below/5.png")
+        content = whole.read_bytes()[:-20]
+    bad = pictures / "bees" / "bad"
+    bad.write_bytes(content)
+    with pytest.raises(PictureError, match=str(bad)):
+        write(pictures, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pictures"]
+    (tmp_path / "out").mkdir()  # an empty folder is as good as none
+    (tmp_path / ".out.partial").mkdir()  # left by a process that was killed
+    (tmp_path / ".out.partial" / "x").write_text("x")
+    bad.unlink()
+    write(pictures, tmp_path / "out")
+    totals = [info.total_records for info in read_metadata(tmp_path / "out").values()]
+    assert sum(totals) == 12
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "pictures"]

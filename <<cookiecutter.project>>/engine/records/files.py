@@ -36,8 +36,8 @@ if TYPE_CHECKING:  # it is imported where it is used, so that bin/tfrecords.py a
 
 METADATA = "_tfrecord_metadata.json"
 INDEX = "_tfrecord_index.npz"
-# What lies next to records and holds none.
-COMPANIONS = (METADATA, INDEX, "labels.txt", "README.md")
+LABELS = "labels.txt"  # where the pictures of a folder became records: the name of each label
+COMPANIONS = (METADATA, INDEX, LABELS, "README.md")  # what lies next to records and holds none
 VERSION = 1
 COMPRESSIONS = ("", "GZIP")
 HEADER = struct.Struct("<QI")
