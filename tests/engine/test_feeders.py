@@ -404,6 +404,30 @@ def test_a_corrupt_record_ends_the_run(folder: Path) -> None:
         assert (caught.value.path, caught.value.offset) == (folder / "c", offset)
 
 
+def test_a_corrupt_record_is_skipped(folder: Path, caplog: Any) -> None:
+    flip(folder / "a", 0)
+    flip(folder / "c", 4)
+    flip(folder / "c", 5)
+    made = feeder(folder, on_corrupt="skip")
+    straight = drawn(made, epochs=2)
+    sound = [n for n in range(25) if n not in (0, 17, 18)]
+    assert sorted(flat(straight)[:22]) == sorted(flat(straight)[22:44]) == sound
+    warnings = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    assert len(warnings) == 3
+    assert any(str(folder / "c") in text for text in warnings)
+    assert feeder(folder, on_corrupt="skip").batch(1, 3)["number"].tolist() == straight[9]
+    assert flat(drawn(made.one_pass())) == sound
+
+
+def test_a_stream_loses_the_rest_of_a_file(folder: Path) -> None:
+    flip(folder / "c", 4)
+    made = feeder(streamed(folder), on_corrupt="skip")
+    straight = drawn(made, epochs=2)
+    assert sorted(flat(straight)[:17]) == list(range(17))
+    assert feeder(folder, on_corrupt="skip").batch(1, 3)["number"].tolist() == straight[8]
+    assert flat(drawn(made.one_pass())) == list(range(17))
+
+
 def test_training_needs_metadata_of_these_files(folder: Path) -> None:
     with open(folder / "b", "ab") as file:
         file.write(b"more")
@@ -447,6 +471,7 @@ def fixed(shape: list[int], dtype: str = "int64") -> dict[str, Any]:
         ({"max_examples": 0}, "max_examples is 0"),
         ({"max_examples": 3}, "batch_size is 4, but there are 3"),
         ({"seed": -1}, "seed is -1"),
+        ({"on_corrupt": "ignore"}, "on_corrupt"),
         ({"compression": "BZ2"}, "compression"),
         ({"features_map": {}}, "features_map is {}; expected names"),
         ({"features_map": {"number": 3}}, r"features_map\.number is 3"),
@@ -515,6 +540,7 @@ def test_the_digest_tells_other_data_and_options(folder: Path, tmp_path: Path) -
         "shuffle": False,
         "drop_remainder": True,
         "labels_map": NUMBER,
+        "on_corrupt": "skip",
         "features_map": {"number": fixed([1])},
     }
     digests = [feeder(folder).digest()]
@@ -525,8 +551,8 @@ def test_the_digest_tells_other_data_and_options(folder: Path, tmp_path: Path) -
     digests += [feeder(folder, num_parallel_reads=2).digest()]
     assert len(set(digests)) == len(digests)
     # The last one has the first batch of the first one.
-    sources = [feeder(folder), feeder(folder, seed=1)]
-    assert len({digest(source, source.one_pass()) for source in sources}) == 2
+    sources = [feeder(folder), feeder(folder, seed=1), feeder(folder, on_corrupt="skip")]
+    assert len({digest(source, source.one_pass()) for source in sources}) == 3
 
 
 # ---------------------------------------------------------------------------------------- memory

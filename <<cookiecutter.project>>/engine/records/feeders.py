@@ -155,6 +155,8 @@ class TFRecordExamplesFeeder(Feeder):
         prefetch: batches whose records a thread reads ahead, while others are parsed.
         auto_generate_meta: write metadata and index where they are missing or outdated.
         compression: "" or "GZIP".
+        on_corrupt: "fail", or "skip": corrupt records are looked for at the start, which reads all
+            files, and left out; in a stream, with the rest of their file.
     """
 
     def __init__(
@@ -172,6 +174,7 @@ class TFRecordExamplesFeeder(Feeder):
         prefetch: int | None = 2,
         auto_generate_meta: bool = False,
         compression: str | None = "",
+        on_corrupt: str = "fail",
         seed: int = 0,
     ) -> None:
         if num_parallel_maps is None:
@@ -183,6 +186,8 @@ class TFRecordExamplesFeeder(Feeder):
         require_at_least(0, prefetch=prefetch)
         compression = (compression or "").upper()
         tfrecords.require_compression(compression)
+        if on_corrupt not in ("fail", "skip"):
+            raise ValueError(f"on_corrupt is {on_corrupt!r}; expected fail or skip")
         self.paths = matching_files(file_patterns)
         features = make_features(features_map, "features_map")
         labels = make_features(labels_map, "labels_map") if labels_map is not None else None
@@ -197,11 +202,19 @@ class TFRecordExamplesFeeder(Feeder):
             raise ValueError(f"max_examples is {max_examples}; expected -1 (all), or {held}")
         most = sum(totals) if max_examples == -1 else max_examples
         counts = np.clip(most - np.cumsum([0, *totals[:-1]]), 0, totals).tolist()
-        self.max_examples, self.compression, self.prefetch = max_examples, compression, prefetch
+        self.max_examples, self.on_corrupt = max_examples, on_corrupt
+        self.compression, self.prefetch = compression, prefetch
         indexes = [None if compression else tfrecords.read_index(path) for path in self.paths]
         found = [index for index in indexes if index is not None]
         self.random_access = len(found) == len(self.paths)
         self._indexed = Indexed(self.paths, found, counts) if self.random_access else None
+        self._sound: Array | None = None  # numbers of records, where corrupt ones are left out
+        if on_corrupt == "skip":
+            self._sound = np.fromiter(self._look_for_sound(counts), np.int64)
+            file_of = np.searchsorted(np.cumsum(counts), self._sound, side="right")
+            counts = np.bincount(file_of, minlength=len(counts)).tolist()
+            if not sum(counts):
+                raise ValueError(f"each record of {self._named()} is corrupt")
         super().__init__(sum(counts), batch_size, drop_remainder, shuffle, seed)
         self._parser = Parser(features, labels, num_parallel_maps)
         self._parse = self._compiled()
@@ -225,7 +238,7 @@ class TFRecordExamplesFeeder(Feeder):
     def digest(self) -> str:
         """Return a SHA-256 (hex) of the files' metadata and the options; reads no records."""
         lines = [f"{path.name} {info}" for path, info in zip(self.paths, self._infos, strict=True)]
-        lines += [self._options(), self.compression, "fail", str(self.max_examples)]
+        lines += [self._options(), self.compression, self.on_corrupt, str(self.max_examples)]
         maps = self._parser.features, self._parser.labels
         lines += [*map(described, maps), str(self.random_access)]
         if not self.random_access and self.shuffle:
@@ -254,7 +267,27 @@ class TFRecordExamplesFeeder(Feeder):
         """Return the records from one position in the endless stream to another."""
         if self._indexed is None:
             return self._stream.read(first, last)
-        return self._indexed.read(self._rows(first, last))
+        rows = self._rows(first, last)
+        return self._indexed.read(rows if self._sound is None else self._sound[rows])
+
+    def _look_for_sound(self, counts: Sequence[int]) -> Iterator[int]:
+        """Give the numbers of the records that are not corrupt; reads all of them."""
+        first = 0
+        for path, number in zip(self.paths, counts, strict=True):
+            stream = tfrecords.read_all(path, self.compression)
+            for row in range(first, first + number):
+                try:
+                    if self._indexed:
+                        self._indexed.read_one(row)
+                    else:
+                        next(stream, None)
+                    yield row
+                except tfrecords.RecordError as error:
+                    lost = "it" if self._indexed else "it and what comes after it in the file"
+                    log.warning("%s; %s is skipped", error, lost)
+                    if not self._indexed:
+                        break
+            first += number
 
     def _parsed(self, records: Records) -> Any:
         try:
@@ -276,7 +309,8 @@ class TFRecordExamplesFeeder(Feeder):
         """Parse the first record, and look for what a record may be without in some more."""
         records = self._stream.once()
         if self._indexed is not None:
-            records = map(self._indexed.read_one, range(self.num_examples))
+            rows = np.arange(self.num_examples) if self._sound is None else self._sound
+            records = map(self._indexed.read_one, rows.tolist())
         found: set[str] = set()
         for number, record in enumerate(islice(records, LOOKED_AT)):
             if number == 0:
