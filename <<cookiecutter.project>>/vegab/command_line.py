@@ -43,7 +43,7 @@ from vegab.config import (
     without,
 )
 from vegab.execution import EXPLAINED, accompany, execute, one_line, say, script
-from vegab.exits import FAILED, FINISHED, REFUSED, UsageError
+from vegab.exits import FAILED, FINISHED, REFUSED, UsageError, leave
 from vegab.files import ROOT
 from vegab.plugins import MetaSaver, VegabPlugin
 from vegab.run_folder import AlreadyFinished, RunFolder
@@ -276,7 +276,7 @@ def _exit(program: Callable[[list[str]], int]) -> NoReturn:
     except BrokenPipeError:  # `script --help | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = FINISHED
-    sys.exit(code)
+    leave(code)
 
 
 def _call_without_folder(

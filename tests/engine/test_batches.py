@@ -54,8 +54,8 @@ def test_augmentation_belongs_to_the_example_not_to_its_batch() -> None:
     [
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"seed": -1}, "seed is -1; it must be at least 0"),
-        ({"features": {"a": np.arange(3)}}, "are x/a: 3, y: 4; expected arrays with the same"),
-        ({"features": np.arange(0), "labels": None}, "are x: 0; .*at least one"),
+        ({"features": {"a": np.arange(3)}}, "are x/a: 3, y: 4; expected the same in all"),
+        ({"features": np.arange(0), "labels": None}, "are x: 0; .*at least 1"),
         ({"features": [1, 2, 3]}, "x/0 is the single value 1; make an array of a list"),
     ],
 )

@@ -28,7 +28,10 @@ def rows_in(run: Path) -> list[Cells]:
     path = run / "history.csv"
     try:
         text = read_bytes(path, run).decode()
-        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+        if rows and rows[0].get("epoch") == "0":  # an older project's, which counted from 0
+            rows = [row | {"epoch": str(number)} for number, row in enumerate(rows, start=1)]
+        return rows
     except FileNotFoundError:
         return []
     except (UnicodeDecodeError, csv.Error) as error:

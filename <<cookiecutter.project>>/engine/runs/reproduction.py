@@ -293,8 +293,11 @@ def command_of(original: Original, place: Path) -> list[str]:
     if flags.get("warm_start"):
         flags["warm_start"] = str((original.typed_in / flags["warm_start"]).resolve())
     for name, value in flags.items():
-        texts = value if isinstance(value, list) else [json.dumps(value)]
-        command += [f"--{name}={text}" for text in texts]
+        if isinstance(value, bool):
+            command.append(f"--{name}" if value else f"--no_{name}")
+        else:
+            texts = value if isinstance(value, list) else [value]
+            command += [f"--{name}={text}" for text in texts]
     return command
 
 
