@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from engine.runs import resume_check as resume_check
     from engine.runs import selection as selection
     from engine.runs.report import write_report as write_report
+    from engine.runs.results import MOST_DEATHS as MOST_DEATHS
     from engine.runs.results import RunRecord as RunRecord
 else:
     __getattr__ = lazy(__name__, __file__)

@@ -16,7 +16,7 @@ from typing import Any
 
 from engine import endings
 from engine.devices import gpus as devices
-from engine.runs.results import MOST_DEATHS
+from engine.runs import MOST_DEATHS
 from vegab import ROOT, UsageError, capture
 from vegab.provenance import usable_cores
 

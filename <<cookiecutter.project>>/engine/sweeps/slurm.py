@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.runs.results import MOST_DEATHS
+from engine.runs import MOST_DEATHS
 from engine.sweeps import definition
 from engine.sweeps.local import KILLED, SECONDS_BETWEEN, Commands, Launcher, Tell
 from vegab import ROOT, UsageError

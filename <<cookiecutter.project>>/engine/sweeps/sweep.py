@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import endings
-from engine.runs import RunRecord, results, selection
-from engine.runs.results import MOST_DEATHS
+from engine.runs import MOST_DEATHS, RunRecord, results, selection
 from engine.sweeps.definition import PLAN, Definition, Settings, Trial, trials_of
 from engine.sweeps.local import SECONDS_BETWEEN
 from vegab import UsageError
