@@ -113,7 +113,7 @@ def _uncommitted(
     own = {"GIT_INDEX_FILE": str(place / "index"), "GIT_OBJECT_DIRECTORY": str(place)}
     own["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = str(objects)
     if index.exists():
-        shutil.copyfile(index, place / "index")
+        shutil.copy2(index, place / "index")  # by its date git knows whose content it has to read
     others = names_in(git("ls-files", "-z", "--others", "--exclude-standard"))
     inside = {name[:-1] for name in others if name[-1] == "/"}  # repositories of their own
     added = {n for n in {*files} - tracked if not {*map(str, Path(n).parents)} & (tracked | inside)}
