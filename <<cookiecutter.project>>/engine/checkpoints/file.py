@@ -145,6 +145,13 @@ def commit_after(run: Path, epoch: int) -> Commit:
 
 def datasets_in(file: h5py.File, group: str) -> list[tuple[str, h5py.Dataset]]:
     """Return path and dataset of the variables in a group of a checkpoint."""
+    if group == "weights" and group not in file[STATE]:  # an older project's, by Keras only
+        root = file["model_weights"]
+        return [
+            (name, root[layer][name])
+            for layer in names_in(root, "layer_names")
+            for name in names_in(root[layer], "weight_names")
+        ]
     return [(str(each.attrs["path"]), each) for each in file[STATE].get(group, {}).values()]
 
 
