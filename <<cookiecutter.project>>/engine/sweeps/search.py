@@ -6,6 +6,7 @@ folders say, whenever something is asked of it.
 """
 
 import random
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -91,7 +92,9 @@ def suggest(
     samplers: list[Any] = [tree, optuna.samplers.RandomSampler(chance.getrandbits(32))]
     every = _distributions(definition)
     if not any(isinstance(one, distributions.FloatDistribution) for one in every.values()):
-        samplers.append(optuna.samplers.BruteForceSampler(chance.getrandbits(32)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            samplers.append(optuna.samplers.BruteForceSampler(chance.getrandbits(32)))
     study = _new_study(definition)
     for one in told:
         study.add_trial(one)
