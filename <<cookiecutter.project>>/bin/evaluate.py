@@ -2,8 +2,7 @@
 """Evaluate runs on the test set; this is the only place where the test set is read.
 
 A run with an iterator is evaluated on one of its splits instead: what the iterator makes of each
-example is stored, see engine/iterators/evaluation.py, and handed to the config's callbacks.
-"""
+example is stored, see engine/iterators/evaluation.py, and handed to the config's callbacks."""
 
 import logging
 import math
@@ -49,8 +48,7 @@ def evaluate(
         name: store outputs as NAME-STEP instead of by the config's or the split's name
         split: whose outputs are stored, where the config has an iterator
         callbacks_only: call the callbacks with the newest outputs that are stored, without a model
-        own_code: use the code that each run ran, not that of the project
-    """
+        own_code: use the code that each run ran, not that of the project"""
     folders, problems = results.find_runs(runs)
     if len(folders) > 1 and checkpoint not in ("best", "latest"):
         raise vegab.UsageError(f"--checkpoint={checkpoint} is of one run; name only that one")

@@ -1,8 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """Run a run again from nothing but its folder, and compare: the same history, the same weights?
 
-python bin/reproduce.py results/run
-"""
+python bin/reproduce.py results/run"""
 
 import shutil
 import signal
@@ -23,8 +22,7 @@ def reproduce(run: str, *, epochs: int = 0) -> None:
 
     Args:
         run: a run folder
-        epochs: train and compare only the first ones; 0: all that the run has
-    """
+        epochs: train and compare only the first ones; 0: all that the run has"""
     original = reproduction.Original(Path(run), epochs)
     done, attempts = len(original.state["history"]), len(original.meta["attempts"])
     is_dirty = bool((original.meta.get("git") or {}).get("dirty"))

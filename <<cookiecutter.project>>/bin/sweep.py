@@ -5,8 +5,7 @@ python bin/sweep.py digits results/sweep --grid n_filters=8,16,32 --seeds 3 --jo
 python bin/sweep.py digits results/search --range 'learning_rate=1e-4..1e-1 log' \\
     --search optuna --trials 50 --pruner median
 python bin/sweep.py status results/sweep
-python bin/sweep.py stop results/sweep
-"""
+python bin/sweep.py stop results/sweep"""
 
 import argparse
 import contextlib
@@ -92,8 +91,7 @@ def run(
         detach: give the prompt back; status shows how far it is, stop ends it
         own_code: go on with the code that the sweep began with, not that of the project
         allow_inexact: train although a step uses what no checkpoint holds
-        dry_run: print the trials, and train none
-    """
+        dry_run: print the trials, and train none"""
     asked: dict[str, Any] = {"grid": list(grid), "range": list(range), "random": random}
     asked |= {"seeds": seeds, "folds": folds, "search": search, "trials": trials, "pruner": pruner}
     numbers = {key: asked[key] for key in ("random", "seeds", "folds", "trials")}

@@ -70,8 +70,7 @@ def train(
         launcher: local: here; slurm: in a job, queued until it is done
         nodes: slurm: how many to train on at once
         partition: slurm: where to queue
-        time: slurm: limit of a job, such as 4:00:00
-    """
+        time: slurm: limit of a job, such as 4:00:00"""
     from engine.hooks import UnreadSettings  # with Keras
     from src.data import Dataset
 

@@ -1,8 +1,7 @@
 """Named configs. `root` names every key with its default and its reason: it is the schema.
 
 A named config says only what differs from root. Variants may also be YAML or JSON files in this
-folder: `digits_wide.yaml` is the config `digits_wide`.
-"""
+folder: `digits_wide.yaml` is the config `digits_wide`."""
 
 from pathlib import Path
 

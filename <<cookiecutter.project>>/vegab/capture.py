@@ -5,8 +5,7 @@ so is what C++ and child processes wrote. A small follower process, forked befor
 imported, reads the files as they grow and repeats them on the real terminal. A terminal that is
 gone or blocked therefore never harms the run.
 
-Where `is_watched` is False nothing is repeated but what a process says that opens no run folder.
-"""
+Where `is_watched` is False nothing is repeated but what a process says that opens no run folder."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Turns a function into a program: `script CONFIG SAVE_PATH [--key=value ...]`.
 
 argh builds the parser of the fixed arguments and their help. Overrides of config keys are split off
-before, because a value may begin with `-`.
-"""
+before, because a value may begin with `-`."""
 
 from __future__ import annotations
 
@@ -100,8 +99,7 @@ def wrap(
         is_whole: whether a run that is finished has all that it made; raises UsageError if it has
             lost what it could be continued from.
         rewrite: returns the words of the command line in place of those that were typed.
-        fixed: further arguments of `func`, which are no flags then.
-    """
+        fixed: further arguments of `func`, which are no flags then."""
     if isinstance(config_registry, str | Path):
         config_registry = config_from_folder(config_registry)
     registry = config_registry
@@ -193,8 +191,7 @@ def wrap_no_config_registry(
 
     Parameters without a default are positional, those with one are flags `--name=value`, as for
     `wrap`; those of `list[str]` take several: words, or flags that are repeated. If one is called
-    `save_path`, it is a run folder, and the others are its config.
-    """
+    `save_path`, it is a run folder, and the others are its config."""
 
     def program(arguments: list[str]) -> int:
         parameters = inspect.signature(func).parameters.values()

@@ -3,8 +3,7 @@
 A config is a nested dictionary of plain data (what JSON can say, without NaN and infinity).
 The root names every key and its default; whatever comes on top (a registered config, a file, the
 command line) may change values, never add a key or change a type. Besides root there may be schemas
-for files that bring keys of their own.
-"""
+for files that bring keys of their own."""
 
 from __future__ import annotations
 
@@ -259,8 +258,7 @@ def checked(
 
     Raises UsageError for a value of another type than in `types` and, unless `is_open`, for a key
     that is not there. A type of None takes anything, one of {} any mapping; what may be a reference
-    is checked once it is resolved.
-    """
+    is checked once it is resolved."""
     result: Config = {}
     for name, value in changes.items():
         key = prefix + name
@@ -489,8 +487,7 @@ class ConfigRegistry:
         Such a config may have keys of its own, except in the mappings at keys that are `closed`. Of
         each tuple that is `required`, one top-level key must have a value other than None, "" and
         {}. Add schemas before configs are registered; the first that recognises a config has it.
-        `title` is their heading in `--help`. For `is_metayaml` see `load_file`.
-        """
+        `title` is their heading in `--help`. For `is_metayaml` see `load_file`."""
         with _as_value_error(title):
             kind = _schema_of(config)._replace(title=title, is_open=True, is_metayaml=is_metayaml)
         self._schemas.append(kind._replace(required=tuple(required), closed=tuple(closed)))
@@ -639,8 +636,7 @@ class Draft:
     """A config whose files are read and whose kind is known; the overrides are to come.
 
     `names` has every key that can be set, with its value so far. `types` has a value of the type
-    that is expected there: the default, or for a key of its own what its files say.
-    """
+    that is expected there: the default, or for a key of its own what its files say."""
 
     def __init__(self, kind: Schema, name: str | None, layers: Sequence[Layer] = ()) -> None:
         self.kind, self.name = kind, name

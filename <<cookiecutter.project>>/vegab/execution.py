@@ -1,8 +1,7 @@
 """Calls a function in its run folder: the order of this file is the order of events.
 
 The folder is looked at, output is captured, what can only be checked after imports is checked, the
-folder is opened and locked, the function runs, and its end is recorded and told.
-"""
+folder is opened and locked, the function runs, and its end is recorded and told."""
 
 import contextlib
 import inspect

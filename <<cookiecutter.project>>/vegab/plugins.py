@@ -46,8 +46,7 @@ class MetaSaver(VegabPlugin):
     attempt notes it at its start (`from`) and end (`to`); {} says that nothing is kept yet.
 
     The run that this one comes from is noted as its parent: that whose config.json is CONFIG, or
-    the one that `parent(args)` names, as {"path": folder, …}; {} names none.
-    """
+    the one that `parent(args)` names, as {"path": folder, …}; {} names none."""
 
     def __init__(
         self,

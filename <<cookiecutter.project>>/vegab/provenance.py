@@ -82,8 +82,7 @@ def describe_git(
     of these files as a patch, and which files are as committed.
 
     What git cannot answer is `unknown`, with its words, and `dirty` then None. If the patch lacks
-    files, `patch` says which.
-    """
+    files, `patch` says which."""
     about: dict[str, Any] = {"commit": None, "branch": None, "dirty": None, "diff": ""}
     try:
         git("rev-parse", "--git-dir")

@@ -34,8 +34,7 @@ class RunFolder:
     `check` looks and touches nothing; `open` makes the folder and takes the lock; `close` gives it
     back. `path` is as it was typed, `absolute` stays right when the function changes directory.
     `completed` gives a config of an earlier time the keys that are younger, with their defaults.
-    `is_whole` looks whether what a finished run has made is there; if not, the run is continued.
-    """
+    `is_whole` looks whether what a finished run has made is there; if not, the run is continued."""
 
     def __init__(
         self,
@@ -175,8 +174,7 @@ def refuse_links(folder: str | Path, shown: str | Path) -> None:
 
     Below its first level a link to a file that is there may stay, as trackers make them: what is
     written there takes the place of the link. Folders of other runs in it are not looked into:
-    whoever opens these looks.
-    """
+    whoever opens these looks."""
     real = os.path.realpath(folder)
     for place, folders, files in os.walk(real):
         if place != real and {CONFIG, LOCK} & {*files}:

@@ -1,8 +1,7 @@
 """Keeps a project's source as it ran in one file, reads it back, and runs the project from it.
 
 All of the source is kept, whatever git thinks of it: submodules and clones inside with their
-changes, and linked files with their content. Data and secrets are left out, and listed.
-"""
+changes, and linked files with their content. Data and secrets are left out, and listed."""
 
 import contextlib
 import fnmatch

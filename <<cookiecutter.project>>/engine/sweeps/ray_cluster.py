@@ -1,7 +1,6 @@
 """Trains the trials of a sweep on a Ray cluster, each in a process of its own on one of its nodes.
 
-On every node the project, the sweep and Python lie at the same path, in a shared folder.
-"""
+On every node the project, the sweep and Python lie at the same path, in a shared folder."""
 
 import contextlib
 import logging
@@ -42,8 +41,7 @@ class RayLauncher(Launcher):
     The arguments are flags of `bin/sweep.py`, the threads of each trial, which has as many cores
     (None: all cores of a node, or one next to GPUs), and `Launcher`'s; all nodes share `outputs`.
     Without an address it is what RAY_ADDRESS says, or else a cluster is started on this machine and
-    ends with this process. Raises UsageError if Ray is not installed, or does not listen there.
-    """
+    ends with this process. Raises UsageError if Ray is not installed, or does not listen there."""
 
     def __init__(
         self, gpus: str, address: str, max_parallel: int, threads: int | None, **options: Any

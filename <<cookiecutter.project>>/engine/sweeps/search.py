@@ -2,8 +2,7 @@
 
 Optuna does both. What it has chosen stands in `sweep.json` before a trial begins, and is never
 chosen again: it may depend on what has ended by then. Its study is made of what the trials'
-folders say, whenever something is asked of it.
-"""
+folders say, whenever something is asked of it."""
 
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

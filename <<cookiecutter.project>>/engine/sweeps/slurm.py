@@ -2,8 +2,7 @@
 
 SLURM says which jobs there are; all else crosses machines in the shared folder. A job that SLURM
 interrupts, because its time is up or another job needs its place, saves a checkpoint and is queued
-again as the same job. One that is told to stop is not: SLURM itself then refuses to.
-"""
+again as the same job. One that is told to stop is not: SLURM itself then refuses to."""
 
 import argparse
 import contextlib
@@ -84,8 +83,7 @@ class SlurmLauncher(Launcher):
     """Runs command lines of `bin/train.py`, each in a job of an array.
 
     Jobs outlive this process: another launcher with the same `outputs` finds them again. The
-    arguments are flags of `bin/sweep.py` and `Launcher`'s. Raises what `options_of` does.
-    """
+    arguments are flags of `bin/sweep.py` and `Launcher`'s. Raises what `options_of` does."""
 
     def __init__(
         self, gpus: str, partition: str, time: str, max_parallel: int, **options: Any

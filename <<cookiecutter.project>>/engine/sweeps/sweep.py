@@ -1,8 +1,7 @@
 """A sweep on the disk: what it is, how far each trial is, and what has them trained.
 
 Needs no Keras. A trial is an ordinary run folder, made by what `bin/train.py` does. What the sweep
-is stands in `sweep.json`; how far it is, its trials' folders say.
-"""
+is stands in `sweep.json`; how far it is, its trials' folders say."""
 
 import os
 import shlex
@@ -254,8 +253,7 @@ class Sweeper:
 
     def _tell(self, running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
         """Say how it stands; return commands that may begin because others have ended: new ones,
-        and those that were killed, so that what waits for them does not wait long.
-        """
+        and those that were killed, so that what waits for them does not wait long."""
         new: list[Trial] = []
         if codes:
             self._begun -= {name for name, code in codes.items() if self._goes_on(name, code)}
