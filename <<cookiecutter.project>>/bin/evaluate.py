@@ -79,9 +79,8 @@ def evaluate_run(
         fits = all(Path(each).name == each and not each.startswith(".") for each in names)
         if not fits or len(set(names)) < len(names):
             shown = " and ".join(map(repr, names))
-            raise vegab.UsageError(
-                f"outputs cannot be stored as {shown}; give each a word of its own"
-            )
+            hint = "give each a word of its own"
+            raise vegab.UsageError(f"outputs cannot be stored as {shown}; {hint}")
         for file, own, each in zip(files, configs, names, strict=True):
             if callbacks_only:
                 call_callbacks(folder, file, each)
@@ -194,9 +193,8 @@ def evaluate_with_iterator(
         except evaluation.NoOutputsError as error:
             raise vegab.UsageError(f"iterator: {error}") from error
         except evaluation.OtherModelError as error:
-            raise vegab.UsageError(
-                f"{commit.name} does not belong to the model of {file or folder}: {error}"
-            ) from error
+            model = f"the model of {file or folder}"
+            raise vegab.UsageError(f"{commit.name} does not belong to {model}: {error}") from error
         tell(meta, output, run_callbacks(output, data_in, config, callbacks, arguments))
 
 
@@ -224,10 +222,9 @@ def call_callbacks(folder: Path, file: str, name: str) -> None:
 def tell(meta: Mapping[str, Any], output: Path, scalars: Mapping[str, Any]) -> None:
     """Print the line that an evaluation ends with."""
     shown = [f"{name}/{k} {v:.4g}" for name, items in scalars.items() for k, v in items.items()]
-    print(
-        f"{meta['split']}, {meta['num_examples']} examples, {meta['checkpoint']} of step "
-        f"{meta['global_step']}, in {output}" + "  ".join([":", *shown] if shown else [])
-    )
+    what = f"{meta['split']}, {meta['num_examples']} examples, {meta['checkpoint']}"
+    values = "  ".join([":", *shown] if shown else [])
+    print(f"{what} of step {meta['global_step']}, in {output}{values}")
 
 
 if __name__ == "__main__":

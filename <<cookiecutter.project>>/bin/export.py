@@ -27,10 +27,9 @@ def export(run: str, output: str, checkpoint: str = "best", *, own_code: bool = 
     config = config_of(folder, registry)
     path = commit_named(folder, checkpoint)
     if "iterator" in config:
-        raise vegab.UsageError(
-            f"the config of {run} has an iterator, and only that knows what its model takes; "
-            "export a compiled Keras model, or save yours in an evaluation callback"
-        )
+        hint = "export a compiled Keras model, or save yours in an evaluation callback"
+        why = "has an iterator, and only that knows what its model takes"
+        raise vegab.UsageError(f"the config of {run} {why}; {hint}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise vegab.UsageError(f"{output} is there already; give a new folder")
     prepared = experiment.build(config, trains=False)

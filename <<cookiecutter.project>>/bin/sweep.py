@@ -100,10 +100,8 @@ def run(
     args, folder = TYPED.args, Path(save_path)
     if asked["folds"]:
         if not {"num_folds", "fold"} <= config.keys():
-            raise vegab.UsageError(
-                f"--folds: {args.config} has no keys num_folds and fold, which say how the data is "
-                "split; see is_valid in src/data.py"
-            )
+            hint = "which say how the data is split; see is_valid in src/data.py"
+            raise vegab.UsageError(f"--folds: {args.config} has no keys num_folds and fold, {hint}")
         args.overrides["num_folds"] = asked["folds"]
         config = {**config, "num_folds": asked["folds"]}
     os.environ.pop("TF_CONFIG", None)  # a trial trains by itself

@@ -194,15 +194,12 @@ def suffix(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
+    saver = vegab.MetaSaver(position=results.load_position, parent=parent)
     try:
         vegab.wrap(
             registry,
             train,
-            plugins=[
-                vegab.AutomaticNamer(suffix, as_suffix=True),
-                Launch(),
-                vegab.MetaSaver(position=results.load_position, parent=parent),
-            ],
+            plugins=[vegab.AutomaticNamer(suffix, as_suffix=True), Launch(), saver],
             prepare=prepare,
             extendable=fingerprint.MAY_GROW,
             save_path_key="model.model_dir",

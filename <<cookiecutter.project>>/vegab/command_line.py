@@ -51,10 +51,8 @@ try:
     import argh
 except ModuleNotFoundError:
     # The commonest mistake of all, a shell without the environment, deserves a sentence.
-    say(
-        f"{sys.executable} lacks argh, which the project needs; "
-        "type make setup, then source .venv/bin/activate"
-    )
+    hint = "type make setup, then source .venv/bin/activate"
+    say(f"{sys.executable} lacks argh, which the project needs; {hint}")
     sys.exit(REFUSED)
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -457,13 +455,9 @@ def _split(
                 text = value_of(option)
             elif text is not None and not has_value:
                 raise UsageError(f"{option} takes no value; {text} was given")
+            is_dotted = is_strict and not flag and "." in str(text)
             with contextlib.suppress(UnknownKeyError):
-                if (
-                    is_strict
-                    and not flag
-                    and "." in str(text)
-                    and find_key(names, str(text), types)
-                ):
+                if is_dotted and find_key(names, str(text), types):
                     other = f"{text} is a key of the config: write -p {text} VALUE"
                     raise UsageError(f"{argument} is {long}, and {other}")
             fixed.append(f"{long}={text}" if has_value else long)
@@ -533,10 +527,9 @@ def _add_flags(
     for letter, name in short_flags.items():
         is_letter = len(letter) == 1 and letter.isalpha() and letter not in TAKEN_LETTERS
         if not is_letter or name not in defaults:
-            raise ValueError(
-                f"short_flags: '{letter}' was given for '{name}'; give a letter, but none of "
-                f"{TAKEN_LETTERS}, for a flag of the function: {', '.join(defaults)}"
-            )
+            flags = f"a flag of the function: {', '.join(defaults)}"
+            hint = f"give a letter, but none of {TAKEN_LETTERS}, for {flags}"
+            raise ValueError(f"short_flags: '{letter}' was given for '{name}'; {hint}")
     return defaults
 
 

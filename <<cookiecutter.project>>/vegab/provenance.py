@@ -116,15 +116,9 @@ def _uncommitted(
     others = names_in(git("ls-files", "-z", "--others", "--exclude-standard"))
     inside = {name[:-1] for name in others if name[-1] == "/"}  # repositories of their own
     added = {n for n in {*files} - tracked if not {*map(str, Path(n).parents)} & (tracked | inside)}
-    update = (
-        "update-index",
-        "--add",
-        "--remove",
-        "--ignore-skip-worktree-entries",
-        "-z",
-        "--stdin",
-    )
-    git(*update, given=b"\0".join(map(os.fsencode, sorted(tracked | added))), also=own)
+    names_given = b"\0".join(map(os.fsencode, sorted(tracked | added)))
+    update = ("--add", "--remove", "--ignore-skip-worktree-entries", "-z", "--stdin")
+    git("update-index", *update, given=names_given, also=own)
     tree = git("write-tree", also=own).decode().strip()
     listed = ("--name-only", "-z", "--relative", "--ignore-submodules=none")
     changed = names_in(git("diff-tree", "-r", *listed, base, tree, also=own)) | inside

@@ -323,10 +323,8 @@ def go_on_from(began: Path | None = None) -> None:
         return
     now = take()
     if began and began.exists() and (names := differing_source(load(began).files, now.files)):
-        raise UsageError(
-            f"{began.parent} began with other code ({', '.join(names[:3])}); add {FLAG} to go on "
-            "with that, or choose another folder"
-        )
+        hint = f"add {FLAG} to go on with that, or choose another folder"
+        raise UsageError(f"{began.parent} began with other code ({', '.join(names[:3])}); {hint}")
     script = os.path.relpath(os.path.realpath(sys.argv[0]), ROOT)
     os.execv(sys.executable, [sys.executable, str(freeze(now) / script), *sys.argv[1:]])
 

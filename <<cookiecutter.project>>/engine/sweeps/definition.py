@@ -34,6 +34,9 @@ class Trial(NamedTuple):
     settings: Settings  # what sets it apart
 
 
+Trials = Sequence[Trial]
+
+
 @dataclass(frozen=True)
 class Definition:
     """What a sweep is of."""
@@ -201,10 +204,8 @@ def trials_of(definition: Definition, there: Sequence[Trial] = ()) -> list[Trial
     seed = definition.config["seed"]
     combinations = itertools.product(*definition.grid.values())
     grid = (dict(zip(definition.grid, values, strict=True)) for values in combinations)
-    drawn: list[dict[str, Any]] = [
-        {key: _draw(text, key, i, seed) for key, text in definition.range.items()}
-        for i in range(definition.random)
-    ] or [{}]
+    ranges, draws = definition.range.items(), range(definition.random)
+    drawn = [{key: _draw(text, key, i, seed) for key, text in ranges} for i in draws] or [{}]
     parts = itertools.product(grid, drawn, _repeats(definition))
     every = [one | other | repeat for one, other, repeat in parts]
     if not any(every):
@@ -225,9 +226,7 @@ def identity(config: Mapping[str, Any], settings: Settings) -> str:
     return json.dumps(sorted(given.items()), default=str)
 
 
-def named(
-    config: Mapping[str, Any], every: Iterable[Settings], there: Sequence[Trial] = ()
-) -> list[Trial]:
+def named(config: Mapping[str, Any], every: Iterable[Settings], there: Trials = ()) -> list[Trial]:
     """Return trials with these settings, each once: one of those that are there already, or a new
     one, with a name that no other has."""
     known = {identity(config, trial.settings): trial for trial in there}
@@ -250,9 +249,7 @@ def _repeats(definition: Definition) -> list[dict[str, Any]]:
     return [seed | fold for seed in seeds for fold in folds]
 
 
-def repeated(
-    definition: Definition, settings: Settings, there: Sequence[Trial] = ()
-) -> list[Trial]:
+def repeated(definition: Definition, settings: Settings, there: Trials = ()) -> list[Trial]:
     """Return the trials of settings: if a search has chosen them, one for each seed and fold."""
     repeats = _repeats(definition) if definition.search else [{}]
     return named(definition.config, ({**settings, **repeat} for repeat in repeats), there)

@@ -174,10 +174,9 @@ def places_of(jobs: int | None, gpus: str, per_gpu: int, threads: int | None) ->
     numbers = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
     places = numbers * per_gpu
     if jobs and jobs > len(places):
-        raise UsageError(
-            f"--gpus={gpus} has room for {len(places)} at a time, and --jobs={jobs} asks for more; "
-            f"give --per_gpu={math.ceil(jobs / len(numbers))}"
-        )
+        room = f"--gpus={gpus} has room for {len(places)} at a time"
+        hint = f"give --per_gpu={math.ceil(jobs / len(numbers))}"
+        raise UsageError(f"{room}, and --jobs={jobs} asks for more; {hint}")
     return places[:jobs]
 
 

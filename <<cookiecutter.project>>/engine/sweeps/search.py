@@ -109,9 +109,8 @@ def is_poor(
 ) -> bool:
     """Ask Optuna's pruner of the trial named `own` after each epoch, with what the folders of all
     trials say now. The curve is its epochs done, and what is monitored."""
-    study = _new_study(
-        definition, sampler=optuna.samplers.RandomSampler(0), pruner=_pruner(definition)
-    )
+    sampler = optuna.samplers.RandomSampler(0)
+    study = _new_study(definition, sampler=sampler, pruner=_pruner(definition))
     asked: Any = None
     for trial in trials:
         one = study.ask()

@@ -257,25 +257,16 @@ def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str
     path = Path(os.path.relpath(SITE))
     site = DEFAULTS | (definition.read_known(path, DEFAULTS) if path.exists() else {})
     typed = {"partition": partition, "time": time, "gpus_per_node": int(gpus or 0)}
-    asked = {
-        **site["sbatch"],
-        **{key: site[key] for key in OF_SBATCH if site[key] is not None},
-        **{key: value for key, value in typed.items() if value},
-        "nodes": nodes,
-        "ntasks_per_node": 1,
-        "signal": f"USR1@{site['seconds_to_commit']}",
-        "requeue": True,
-    }
     lead = int(site["seconds_to_commit"])
+    asked = site["sbatch"] | {key: site[key] for key in OF_SBATCH if site[key] is not None}
+    asked |= {key: value for key, value in typed.items() if value}
+    asked |= {"nodes": nodes, "ntasks_per_node": 1, "signal": f"USR1@{lead}", "requeue": True}
     if seconds_of(str(asked.get("time", ""))) <= lead:
         raise UsageError(
             f"--time={asked['time']} is not longer than the {lead} s before its end at which a job "
             "is told to save a checkpoint (seconds_to_commit in configs/slurm.yaml); give more"
         )
-    flags = [
-        f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
-        for key, value in asked.items()
-    ]
+    flags = [f"--{k.replace('_', '-')}" + f"={v}" * (v is not True) for k, v in asked.items()]
     try:
         ask("sbatch", "--test-only", *flags, "--wrap=true")
     except NotNowError:
@@ -326,11 +317,7 @@ def queue_of(outputs: Path) -> list[str]:
 
 
 def submit(
-    options: Mapping[str, Any],
-    name: str,
-    lines: Mapping[str, str],
-    logs: Path,
-    max_parallel: int = 0,
+    options: dict[str, Any], name: str, lines: Mapping[str, str], logs: Path, max_parallel: int = 0
 ) -> str:
     """Submit a job for each of the lines, which are for a shell, by the run folder that they train
     in, and return its number. The folder `logs` gets batch scripts, what jobs say, and exit codes.
@@ -433,9 +420,8 @@ def _refusal(complaint: str, program: str) -> UsageError:
     lines = [re.sub(r"^\w+: (error: )?", "", line) for line in complaint.strip().splitlines()]
     limits = LIMITS.findall(complaint)
     is_later = "SubmitJob" in "".join(limits) if limits else LATER.search(complaint)
-    return (NotNowError if is_later else UsageError)(
-        f"{program} says: {'; '.join(lines) or 'nothing'}"
-    )
+    kind = NotNowError if is_later else UsageError
+    return kind(f"{program} says: {'; '.join(lines) or 'nothing'}")
 
 
 def _safe(name: str) -> str:

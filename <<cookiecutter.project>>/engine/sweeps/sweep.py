@@ -47,14 +47,11 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
     before, there, _ = read(folder)
     searched = ("grid", "range", "seeds", "folds")  # which a search cannot change on its way
     fixed = ["search", "pruner", *(searched if definition.search else ())]
-    old, now = (
-        {**each.config, **{f"--{key}": getattr(each, key) for key in fixed}}
-        for each in (before, definition)
-    )
+    both = before, definition
+    old, now = ({**one.config, **{f"--{k}": getattr(one, k) for k in fixed}} for one in both)
     if changes := show_differences(differences(old, now)):
-        raise UsageError(
-            f"{folder} holds a sweep of another config ({changes}); choose another folder"
-        )
+        what = f"a sweep of another config ({changes})"
+        raise UsageError(f"{folder} holds {what}; choose another folder")
     new = trials_of(definition, there)
     return definition, [*there, *(trial for trial in new if trial not in there)]
 
@@ -93,10 +90,9 @@ def require_unlocked(folder: Path) -> None:
     """Raise UsageError if another process sweeps a folder, or a link in it leads out of it."""
     refuse_links(folder, folder)
     if owner := living_owner(folder, LOCK):
-        raise UsageError(
-            f"{folder} is being swept by process {owner['pid']} on {owner['host']}; "
-            f"python bin/sweep.py stop {shlex.quote(str(folder))} ends that"
-        )
+        who = f"process {owner['pid']} on {owner['host']}"
+        hint = f"python bin/sweep.py stop {shlex.quote(str(folder))} ends that"
+        raise UsageError(f"{folder} is being swept by {who}; {hint}")
 
 
 @contextmanager
@@ -203,14 +199,10 @@ class Sweeper:
             trials = self.advance(self.refused)
             records = states_of(self.folder, trials)
             states = {trial.name: r.state for trial, r in zip(trials, records, strict=True)}
-            adopted = self.launcher.adopted()
-            left = [
-                trial
-                for trial in trials
-                if states[trial.name] not in done and trial.name not in self.tried
-                if states[trial.name] != "running" or trial.name in adopted
-            ]
-            elsewhere = [trial.name for trial in trials if states[trial.name] == "running"]
+            elsewhere = [name for name, state in states.items() if state == "running"]
+            ended = {name for name, state in states.items() if state in done}
+            others = ended | self.tried | ({*elsewhere} - self.launcher.adopted())
+            left = [trial for trial in trials if trial.name not in others]
             if self.launcher.is_stopped() or not (left or elsewhere):
                 return records
             self._best = ranked(records)[:1]
@@ -260,11 +252,8 @@ class Sweeper:
             paths = [os.path.join(self.folder, name) for name in codes]
             self._best = ranked([*self._best, *results.read_runs(paths)])[:1]
             self._num_done += sum(code == FINISHED for code in codes.values())
-            self._num_failed += sum(
-                code not in (FINISHED, INTERRUPTED)
-                for name, code in codes.items()
-                if name in self.tried
-            )
+            tried = [code for name, code in codes.items() if name in self.tried]
+            self._num_failed += sum(code not in (FINISHED, INTERRUPTED) for code in tried)
             trials = self.advance(self.refused)
             new = [trial for trial in trials if trial.name not in self._begun]
             self._begun |= {trial.name for trial in new}

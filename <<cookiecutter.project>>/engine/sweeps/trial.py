@@ -12,17 +12,8 @@ import sys
 
 from vegab import ROOT
 
-LIBRARIES = (
-    "tensorflow",
-    "keras",
-    "h5py",
-    "tensorboard.summary",
-    "matplotlib.backends.backend_agg",
-    "argh",
-    "ruamel.yaml",
-    "tqdm",
-)
-
+LIBRARIES = ["tensorflow", "keras", "h5py", "tensorboard.summary", "argh", "ruamel.yaml", "tqdm"]
+LIBRARIES += ["matplotlib.backends.backend_agg"]
 
 # Garbage collections, which find nothing here, would take a fifth of the time.
 gc.disable()
