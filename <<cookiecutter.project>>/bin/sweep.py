@@ -92,18 +92,18 @@ def run(
         own_code: go on with the code that the sweep began with, not that of the project
         allow_inexact: train although a step uses what no checkpoint holds
         dry_run: print the trials, and train none"""
-    asked: dict[str, Any] = {"grid": list(grid), "range": list(range), "random": random}
-    asked |= {"seeds": seeds, "folds": folds, "search": search, "trials": trials, "pruner": pruner}
-    numbers = {key: asked[key] for key in ("random", "seeds", "folds", "trials")}
+    numbers = {"random": random, "seeds": seeds, "folds": folds, "trials": trials}
+    asked: dict[str, Any] = {**numbers, "grid": list(grid), "range": list(range)}
+    asked |= {"search": search, "pruner": pruner}
     sweep_trials.require_numbers(0, **numbers, max_parallel=max_parallel)
     sweep_trials.require_numbers(1, jobs=1 if jobs is None else jobs, per_gpu=per_gpu)
     args, folder = TYPED.args, Path(save_path)
-    if asked["folds"]:
+    if folds:
         if not {"num_folds", "fold"} <= config.keys():
             hint = "which say how the data is split; see is_valid in src/data.py"
             raise vegab.UsageError(f"--folds: {args.config} has no keys num_folds and fold, {hint}")
-        args.overrides["num_folds"] = asked["folds"]
-        config = {**config, "num_folds": asked["folds"]}
+        args.overrides["num_folds"] = folds
+        config = {**config, "num_folds": folds}
     os.environ.pop("TF_CONFIG", None)  # a trial trains by itself
     stops: list[int] = []
     sweep_trials.require_one_of(("local", "slurm", "ray"), "launcher", launcher)

@@ -8,8 +8,7 @@ from pathlib import Path
 from vegab import ConfigRegistry, Key
 
 registry = ConfigRegistry()
-# Headings in --help.
-NUMBERS, CHECKPOINTS = "numbers and randomness", "checkpoints and the end"
+NUMBERS, SAVES = "numbers and randomness", "checkpoints and the end"  # headings in --help
 
 # What every config has.
 COMMON = {
@@ -17,9 +16,7 @@ COMMON = {
     "deterministic": Key(True, "only operations that give the same bits"),
     "threads": Key(None, "threads of an operation; null: one per core"),
     "seed": Key(0, "of all that is drawn at random"),
-    "checkpoint_seconds": Key(
-        300.0, "save a checkpoint every N seconds; 0: never", section=CHECKPOINTS
-    ),
+    "checkpoint_seconds": Key(300.0, "save a checkpoint every N seconds; 0: never", section=SAVES),
     "monitor_mode": Key("auto", "min or max; auto goes by the metric's name"),
     "patience": Key(0, "stop after N epochs without a best; 0: never"),
     "on_nan": Key("stop", "stop or continue when a loss is not finite"),
@@ -51,9 +48,7 @@ registry.set_root_config(
         ),
         "fine_tune": Key(None, "train only weights whose path matches this"),
         "jit_compile": Key(False, "compile with XLA; needs --no_deterministic"),
-        "checkpoint_steps": Key(
-            0, "save a checkpoint every N steps; 0: never", section=CHECKPOINTS
-        ),
+        "checkpoint_steps": Key(0, "save a checkpoint every N steps; 0: never", section=SAVES),
         "monitor": Key("val_loss", "metric that tells the best epoch; '': none"),
         **COMMON,
     }

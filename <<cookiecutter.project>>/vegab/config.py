@@ -246,7 +246,6 @@ def checked(
     is_resolved: bool = False,
 ) -> Config:
     """Changes to a config of a kind, with an int turned into a float where the default is one.
-
     Raises UsageError for a value of another type than in `types` and, unless `is_open`, for a key
     that is not there. A type of None takes anything, one of {} any mapping; what may be a reference
     is checked once it is resolved."""
@@ -617,10 +616,9 @@ def config_from_folder(path: str | Path) -> ConfigRegistry:
 
 
 class Draft:
-    """A config whose files are read and whose kind is known; the overrides are to come.
-
-    `names` has every key that can be set, with its value so far. `types` has a value of the type
-    that is expected there: the default, or for a key of its own what its files say."""
+    """A config whose files are read and whose kind is known; the overrides are to come. `names` has
+    every key that can be set, with its value so far; `types` a value of the type that is expected
+    there: the default, or for a key of its own what its files say."""
 
     def __init__(self, kind: Schema, name: str | None, layers: Sequence[Layer] = ()) -> None:
         self.kind, self.name = kind, name

@@ -79,10 +79,8 @@ def describe_git(
     files: Collection[str], tracked: set[str]
 ) -> tuple[dict[str, Any] | None, bytes, set[str]]:
     """What git says of the source: for meta.json (None without a repository), the uncommitted part
-    of these files as a patch, and which files are as committed.
-
-    What git cannot answer is `unknown`, with its words, and `dirty` then None. If the patch lacks
-    files, `patch` says which."""
+    of these files as a patch, and which files are as committed. What git cannot answer is
+    `unknown`, with its words, and `dirty` None. If the patch lacks files, `patch` says which."""
     about: dict[str, Any] = {"commit": None, "branch": None, "dirty": None, "diff": ""}
     try:
         git("rev-parse", "--git-dir")
@@ -136,8 +134,7 @@ def _uncommitted(
 
 
 def describe_command() -> dict[str, Any]:
-    """The command as a list and as a line to paste, where in the project it was typed, and which
-    of the project's files it runs."""
+    """The command as a list and a line to paste, where it was typed, and the file that it runs."""
     program = os.path.realpath(sys.argv[0])
     script = os.path.relpath(program, ROOT)
     words = ["python", *sys.orig_argv[1:]]

@@ -29,12 +29,11 @@ class AlreadyFinished(Exception):  # noqa: N818 (it is news, not an error)
 
 
 class RunFolder:
-    """The folder of one run, for the one process that may write to it.
-
-    `check` looks and touches nothing; `open` makes the folder and takes the lock; `close` gives it
-    back. `path` is as it was typed, `absolute` stays right when the function changes directory.
-    `completed` gives a config of an earlier time the keys that are younger, with their defaults.
-    `is_whole` looks whether what a finished run has made is there; if not, the run is continued."""
+    """The folder of one run, for the one process that may write to it. `check` looks and touches
+    nothing; `open` makes the folder and takes the lock; `close` gives it back. `path` is as it was
+    typed, `absolute` stays right when the function changes directory. `completed` gives a config of
+    an earlier time the keys that are younger, with their defaults. `is_whole` looks whether what a
+    finished run has made is there; if not, the run is continued."""
 
     def __init__(
         self,
@@ -165,12 +164,9 @@ def start_of(pid: int) -> str | None:
 
 
 def refuse_links(folder: str | Path, shown: str | Path) -> None:
-    """Raises UsageError if a run folder has links that lead out of it, so that something would be
-    written or read elsewhere, or pipes, which would be waited for.
-
-    Below its first level a link to a file that is there may stay, as trackers make them: what is
-    written there takes the place of the link. Folders of other runs in it are not looked into:
-    whoever opens these looks."""
+    """Raises UsageError if a run folder has pipes, which would be waited for, or links that lead
+    out of it. Below its first level a link to a file may stay, as trackers make them: what is
+    written there takes its place. Folders of other runs in it are looked at by who opens these."""
     real = os.path.realpath(folder)
     for place, folders, files in os.walk(real):
         if place != real and {CONFIG, LOCK} & {*files}:

@@ -21,19 +21,9 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+import vegab.files
 from vegab.exits import UsageError
-from vegab.files import (
-    CONFIG,
-    LOCK,
-    META,
-    PLACE,
-    PROJECT,
-    ROOT,
-    leads_out,
-    link,
-    read_json,
-    replacing,
-)
+from vegab.files import CONFIG, LOCK, META, PLACE, PROJECT, ROOT, leads_out, read_json, replacing
 from vegab.provenance import GitError, describe_git, git, names_in
 
 CODE, PATCH, RECORD = "code.zip", "uncommitted.diff", ".provenance.json"
@@ -302,7 +292,7 @@ def freeze(snapshot: Snapshot) -> Path:
 def keep(snapshot: Snapshot, path: Path) -> None:
     """Writes a snapshot to a file; one that this process runs from gets another name only."""
     if PROJECT != ROOT:
-        link(ROOT / CODE, path)
+        vegab.files.link(ROOT / CODE, path)
     else:
         snapshot.write(path)
 

@@ -82,8 +82,7 @@ def read_known(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def words_of_plan(path: str, is_config_typed: bool) -> list[str]:
-    """Return the words of a command line that say what a plan does: the CONFIG that it names,
-    unless one was typed, its overrides, and what is asked for."""
+    """Return the command line that says what a plan does, without its CONFIG if one was typed."""
     plan = read_known(Path(path), PLAN_FILE)
     name = plan.pop("config", "")
     words = [name] if name and not is_config_typed else []
@@ -197,8 +196,7 @@ def check_search(definition: Definition) -> None:
 
 
 def trials_of(definition: Definition, there: Sequence[Trial] = ()) -> list[Trial]:
-    """Return the trials of a sweep in the order in which they are run; of a search, none. See
-    `named` for those that are `there` already."""
+    """Return a sweep's trials in the order of their running; of a search, none. See `named`."""
     if definition.search:
         return []
     seed = definition.config["seed"]
@@ -214,8 +212,7 @@ def trials_of(definition: Definition, there: Sequence[Trial] = ()) -> list[Trial
 
 
 def identity(config: Mapping[str, Any], settings: Settings) -> str:
-    """Return what a trial is: a text that is the same for settings that, laid over the config that
-    all trials share, make the same config."""
+    """Return a text that is the same for settings that make the same config of the shared one."""
 
     def plain(value: Any) -> Any:
         return float(value) if type(value) is int else value
@@ -227,8 +224,7 @@ def identity(config: Mapping[str, Any], settings: Settings) -> str:
 
 
 def named(config: Mapping[str, Any], every: Iterable[Settings], there: Trials = ()) -> list[Trial]:
-    """Return trials with these settings, each once: one of those that are there already, or a new
-    one, with a name that no other has."""
+    """Return trials with these settings, each once: those that are there, or new ones."""
     known = {identity(config, trial.settings): trial for trial in there}
     names = {trial.name for trial in there}
     found = {}

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from engine.runs import results
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
-from engine.sweeps.definition import Definition, Settings, Trial
+from engine.sweeps.definition import Definition, Settings, Trial, Trials
 from vegab.config import read_yaml, show
 from vegab.files import META, read_json
 
@@ -104,9 +104,7 @@ def suggest(
     return None
 
 
-def is_poor(
-    folder: Path, definition: Definition, trials: Sequence[Trial], own: str, curve: Curve
-) -> bool:
+def is_poor(folder: Path, definition: Definition, trials: Trials, own: str, curve: Curve) -> bool:
     """Ask Optuna's pruner of the trial named `own` after each epoch, with what the folders of all
     trials say now. The curve is its epochs done, and what is monitored."""
     sampler = optuna.samplers.RandomSampler(0)

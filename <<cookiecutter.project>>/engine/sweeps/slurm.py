@@ -159,8 +159,7 @@ class SlurmLauncher(Launcher):
         return int(text or (state == "FAILED" and status) or KILLED)
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
-        """Return what a function returns as soon as SLURM answers, or None if that is awaited no
-        longer."""
+        """Return what a function returns when SLURM answers; None if that is awaited no longer."""
         while not self.is_stopped():
             try:
                 return call()
@@ -390,8 +389,7 @@ def stop_all(outputs: Path) -> bool:
 
 
 def ending_of(number: str) -> tuple[str, int]:
-    """Return how SLURM says that a job has ended, such as TIMEOUT, and its exit code: 0 if it has
-    none, or SLURM has forgotten the job."""
+    """Return how SLURM says a job ended, as TIMEOUT, and its exit code: "" and 0 if unknown."""
     of_sacct = ("--noheader", "--allocations", "--parsable2", "--format=State,ExitCode")
     for pattern, *command in (
         (r"JobState=(\w+).*? ExitCode=(\d+)", "scontrol", "show", "job", number, "--oneliner"),

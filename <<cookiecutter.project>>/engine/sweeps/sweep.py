@@ -32,9 +32,8 @@ Show = Callable[[int, int, int, str], None]
 
 
 def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Trial]]:
-    """Return a definition and its trials, with those of the sweep that is in the folder already.
-    New trials are added to those that are there; a search goes on from what it has chosen. Raises
-    UsageError if the folder holds something else, as a sweep of another config."""
+    """Return a definition and its trials, after those of the sweep that is in the folder already.
+    Raises UsageError if the folder holds something else, as a sweep of another config."""
     trials = trials_of(definition)
     if not (folder / SWEEP).exists():
         try:
@@ -58,16 +57,14 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
 
 def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
     """Return what `sweep.json` says: of what it is, the trials, and what a search has chosen.
-    Without a search, the last are the settings of all trials. Raises UsageError if it is no sweep.
-    """
+    Without a search, the last are the settings of all trials. UsageError if it is no sweep."""
     content = read_json(folder / SWEEP)
     if content is None:
         raise UsageError(f"{folder} holds no sweep; name a folder that bin/sweep.py made")
     try:
         trials = [Trial(entry["name"], entry["settings"]) for entry in content["trials"]]
         known = {each.name for each in fields(Definition)}
-        told = {key: value for key, value in content["definition"].items() if key in known}
-        definition = Definition(**told)
+        definition = Definition(**{k: v for k, v in content["definition"].items() if k in known})
         return definition, trials, content["suggested"] or [trial.settings for trial in trials]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{folder / SWEEP} is not one of this project's ({error!r})") from error
