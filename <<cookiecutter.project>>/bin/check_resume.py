@@ -1,8 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """Check that CONFIG can be killed and continued bit for bit: your model, your data, your callbacks.
 
-python bin/check_resume.py digits --kills 10 --n_filters=8
-"""
+python bin/check_resume.py digits --kills 10 --n_filters=8"""
 
 import contextlib
 import os
@@ -36,8 +35,7 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2, quick: bo
         config: the resolved config.
         kills: how often to kill the second run, at random steps
         epochs: how long both runs are
-        quick: only two steps of each thing: training, a kill, validation, evaluation
-    """
+        quick: only two steps of each thing: training, a kill, validation, evaluation"""
     require_at_least_one({"kills": kills, "epochs": epochs}, "kills", "epochs")
     experiment.check_ranges(config)
     if quick:

@@ -2,8 +2,7 @@
 """Evaluate runs on the test set; this is the only place where the test set is read.
 
 A run with an iterator is evaluated on one of its splits instead: what the iterator makes of each
-example is stored, see engine/iterators/evaluation.py, and handed to the config's callbacks.
-"""
+example is stored, see engine/iterators/evaluation.py, and handed to the config's callbacks."""
 
 import logging
 import math
@@ -49,8 +48,7 @@ def evaluate(
         name: store outputs as NAME-STEP instead of by the config's or the split's name
         split: whose outputs are stored, where the config has an iterator
         callbacks_only: call the callbacks with the newest outputs that are stored, without a model
-        own_code: use the code that each run ran, not that of the project
-    """
+        own_code: use the code that each run ran, not that of the project"""
     folders, problems = results.find_runs(runs)
     if len(folders) > 1 and checkpoint not in ("best", "latest"):
         raise vegab.UsageError(f"--checkpoint={checkpoint} is of one run; name only that one")
@@ -81,9 +79,8 @@ def evaluate_run(
         fits = all(Path(each).name == each and not each.startswith(".") for each in names)
         if not fits or len(set(names)) < len(names):
             shown = " and ".join(map(repr, names))
-            raise vegab.UsageError(
-                f"outputs cannot be stored as {shown}; give each a word of its own"
-            )
+            hint = "give each a word of its own"
+            raise vegab.UsageError(f"outputs cannot be stored as {shown}; {hint}")
         for file, own, each in zip(files, configs, names, strict=True):
             if callbacks_only:
                 call_callbacks(folder, file, each)
@@ -196,9 +193,8 @@ def evaluate_with_iterator(
         except evaluation.NoOutputsError as error:
             raise vegab.UsageError(f"iterator: {error}") from error
         except evaluation.OtherModelError as error:
-            raise vegab.UsageError(
-                f"{commit.name} does not belong to the model of {file or folder}: {error}"
-            ) from error
+            model = f"the model of {file or folder}"
+            raise vegab.UsageError(f"{commit.name} does not belong to {model}: {error}") from error
         tell(meta, output, run_callbacks(output, data_in, config, callbacks, arguments))
 
 
@@ -226,10 +222,9 @@ def call_callbacks(folder: Path, file: str, name: str) -> None:
 def tell(meta: Mapping[str, Any], output: Path, scalars: Mapping[str, Any]) -> None:
     """Print the line that an evaluation ends with."""
     shown = [f"{name}/{k} {v:.4g}" for name, items in scalars.items() for k, v in items.items()]
-    print(
-        f"{meta['split']}, {meta['num_examples']} examples, {meta['checkpoint']} of step "
-        f"{meta['global_step']}, in {output}" + "  ".join([":", *shown] if shown else [])
-    )
+    what = f"{meta['split']}, {meta['num_examples']} examples, {meta['checkpoint']}"
+    values = "  ".join([":", *shown] if shown else [])
+    print(f"{what} of step {meta['global_step']}, in {output}{values}")
 
 
 if __name__ == "__main__":

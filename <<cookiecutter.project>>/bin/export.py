@@ -22,16 +22,14 @@ def export(run: str, output: str, checkpoint: str = "best", *, own_code: bool = 
         run: a run folder.
         output: a folder to make, for each form that the model can have
         checkpoint: "best", "latest", or the path of a checkpoint
-        own_code: use the code that the run ran, not that of the project
-    """
+        own_code: use the code that the run ran, not that of the project"""
     folder, target = Path(run), Path(output)
     config = config_of(folder, registry)
     path = commit_named(folder, checkpoint)
     if "iterator" in config:
-        raise vegab.UsageError(
-            f"the config of {run} has an iterator, and only that knows what its model takes; "
-            "export a compiled Keras model, or save yours in an evaluation callback"
-        )
+        hint = "export a compiled Keras model, or save yours in an evaluation callback"
+        why = "has an iterator, and only that knows what its model takes"
+        raise vegab.UsageError(f"the config of {run} {why}; {hint}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise vegab.UsageError(f"{output} is there already; give a new folder")
     prepared = experiment.build(config, trains=False)

@@ -1,8 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """Draw curves of run folders: one panel a metric, seeds as their mean with a band.
 
-python bin/plot.py results/a 'results/lr_*' --metric=val_loss -o results/val_loss.pdf
-"""
+python bin/plot.py results/a 'results/lr_*' --metric=val_loss -o results/val_loss.pdf"""
 
 import sys
 from collections.abc import Sequence

@@ -1,8 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """Write a report on run folders: one page with their table, curves, settings and examples.
 
-python bin/report.py results 'other/lr_*' -o report.html
-"""
+python bin/report.py results 'other/lr_*' -o report.html"""
 
 import contextlib
 import sys

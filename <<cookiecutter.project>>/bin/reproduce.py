@@ -1,8 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """Run a run again from nothing but its folder, and compare: the same history, the same weights?
 
-python bin/reproduce.py results/run
-"""
+python bin/reproduce.py results/run"""
 
 import shutil
 import signal
@@ -23,17 +22,14 @@ def reproduce(run: str, *, epochs: int = 0) -> None:
 
     Args:
         run: a run folder
-        epochs: train and compare only the first ones; 0: all that the run has
-    """
+        epochs: train and compare only the first ones; 0: all that the run has"""
     original = reproduction.Original(Path(run), epochs)
     done, attempts = len(original.state["history"]), len(original.meta["attempts"])
     is_dirty = bool((original.meta.get("git") or {}).get("dirty"))
     commit = (original.commit or "unknown")[:7] + ", with uncommitted changes" * is_dirty
-    print(
-        f"{run}: {original.status}, {len(original.rows)} of {done} epochs, "
-        f"{attempts} attempt{'s' * (attempts > 1)}, commit {commit}",
-        flush=True,
-    )
+    epochs_done = f"{len(original.rows)} of {done} epochs"
+    tries = f"{attempts} attempt{'s' * (attempts > 1)}"
+    print(f"{run}: {original.status}, {epochs_done}, {tries}, commit {commit}", flush=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # they end it as Ctrl-C does
     place = Path(tempfile.mkdtemp(prefix="reproduce-"))
@@ -57,9 +53,8 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     before = reproduction.causes(original, None)
     print(reproduction.line_of(before, "packages, Python and processor"), flush=True)
     again = place / "run"
-    with tqdm(
-        total=len(original.rows), unit="epoch", leave=False, disable=not sys.stderr.isatty()
-    ) as bar:
+    is_hidden = not sys.stderr.isatty()
+    with tqdm(total=len(original.rows), unit="epoch", leave=False, disable=is_hidden) as bar:
         code = reproduction.run_again(original, place, lambda done: bar.update(done - bar.n))
     reason = endings.ending(code, (place / "output.txt").read_text(errors="replace"))
     if code == REFUSED:

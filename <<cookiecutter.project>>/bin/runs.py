@@ -1,8 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """Look at run folders: list them, compare them, show how two differ, note what is to be known.
 
-python bin/runs.py compare results/a 'results/lr_*' --sort=val_loss
-"""
+python bin/runs.py compare results/a 'results/lr_*' --sort=val_loss"""
 
 import sys
 import time

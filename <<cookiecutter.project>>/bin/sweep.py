@@ -5,8 +5,7 @@ python bin/sweep.py digits results/sweep --grid n_filters=8,16,32 --seeds 3 --jo
 python bin/sweep.py digits results/search --range 'learning_rate=1e-4..1e-1 log' \\
     --search optuna --trials 50 --pruner median
 python bin/sweep.py status results/sweep
-python bin/sweep.py stop results/sweep
-"""
+python bin/sweep.py stop results/sweep"""
 
 import argparse
 import contextlib
@@ -92,22 +91,19 @@ def run(
         detach: give the prompt back; status shows how far it is, stop ends it
         own_code: go on with the code that the sweep began with, not that of the project
         allow_inexact: train although a step uses what no checkpoint holds
-        dry_run: print the trials, and train none
-    """
-    asked: dict[str, Any] = {"grid": list(grid), "range": list(range), "random": random}
-    asked |= {"seeds": seeds, "folds": folds, "search": search, "trials": trials, "pruner": pruner}
-    numbers = {key: asked[key] for key in ("random", "seeds", "folds", "trials")}
+        dry_run: print the trials, and train none"""
+    numbers = {"random": random, "seeds": seeds, "folds": folds, "trials": trials}
+    asked: dict[str, Any] = {**numbers, "grid": list(grid), "range": list(range)}
+    asked |= {"search": search, "pruner": pruner}
     sweep_trials.require_numbers(0, **numbers, max_parallel=max_parallel)
     sweep_trials.require_numbers(1, jobs=1 if jobs is None else jobs, per_gpu=per_gpu)
     args, folder = TYPED.args, Path(save_path)
-    if asked["folds"]:
+    if folds:
         if not {"num_folds", "fold"} <= config.keys():
-            raise vegab.UsageError(
-                f"--folds: {args.config} has no keys num_folds and fold, which say how the data is "
-                "split; see is_valid in src/data.py"
-            )
-        args.overrides["num_folds"] = asked["folds"]
-        config = {**config, "num_folds": asked["folds"]}
+            hint = "which say how the data is split; see is_valid in src/data.py"
+            raise vegab.UsageError(f"--folds: {args.config} has no keys num_folds and fold, {hint}")
+        args.overrides["num_folds"] = folds
+        config = {**config, "num_folds": folds}
     os.environ.pop("TF_CONFIG", None)  # a trial trains by itself
     stops: list[int] = []
     sweep_trials.require_one_of(("local", "slurm", "ray"), "launcher", launcher)

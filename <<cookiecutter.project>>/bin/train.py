@@ -70,8 +70,7 @@ def train(
         launcher: local: here; slurm: in a job, queued until it is done
         nodes: slurm: how many to train on at once
         partition: slurm: where to queue
-        time: slurm: limit of a job, such as 4:00:00
-    """
+        time: slurm: limit of a job, such as 4:00:00"""
     from engine.hooks import UnreadSettings  # with Keras
     from src.data import Dataset
 
@@ -195,15 +194,12 @@ def suffix(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
+    saver = vegab.MetaSaver(position=results.load_position, parent=parent)
     try:
         vegab.wrap(
             registry,
             train,
-            plugins=[
-                vegab.AutomaticNamer(suffix, as_suffix=True),
-                Launch(),
-                vegab.MetaSaver(position=results.load_position, parent=parent),
-            ],
+            plugins=[vegab.AutomaticNamer(suffix, as_suffix=True), Launch(), saver],
             prepare=prepare,
             extendable=fingerprint.MAY_GROW,
             save_path_key="model.model_dir",

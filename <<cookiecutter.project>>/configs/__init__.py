@@ -1,26 +1,22 @@
 """Named configs. `root` names every key with its default and its reason: it is the schema.
 
 A named config says only what differs from root. Variants may also be YAML or JSON files in this
-folder: `digits_wide.yaml` is the config `digits_wide`.
-"""
+folder: `digits_wide.yaml` is the config `digits_wide`."""
 
 from pathlib import Path
 
 from vegab import ConfigRegistry, Key
 
 registry = ConfigRegistry()
+NUMBERS, SAVES = "numbers and randomness", "checkpoints and the end"  # headings in --help
 
 # What every config has.
 COMMON = {
-    "precision": Key(
-        "float32", "or mixed_bfloat16, mixed_float16, float64", section="numbers and randomness"
-    ),
+    "precision": Key("float32", "or mixed_bfloat16, mixed_float16, float64", section=NUMBERS),
     "deterministic": Key(True, "only operations that give the same bits"),
     "threads": Key(None, "threads of an operation; null: one per core"),
     "seed": Key(0, "of all that is drawn at random"),
-    "checkpoint_seconds": Key(
-        300.0, "save a checkpoint every N seconds; 0: never", section="checkpoints and the end"
-    ),
+    "checkpoint_seconds": Key(300.0, "save a checkpoint every N seconds; 0: never", section=SAVES),
     "monitor_mode": Key("auto", "min or max; auto goes by the metric's name"),
     "patience": Key(0, "stop after N epochs without a best; 0: never"),
     "on_nan": Key("stop", "stop or continue when a loss is not finite"),
@@ -52,9 +48,7 @@ registry.set_root_config(
         ),
         "fine_tune": Key(None, "train only weights whose path matches this"),
         "jit_compile": Key(False, "compile with XLA; needs --no_deterministic"),
-        "checkpoint_steps": Key(
-            0, "save a checkpoint every N steps; 0: never", section="checkpoints and the end"
-        ),
+        "checkpoint_steps": Key(0, "save a checkpoint every N steps; 0: never", section=SAVES),
         "monitor": Key("val_loss", "metric that tells the best epoch; '': none"),
         **COMMON,
     }
@@ -115,15 +109,12 @@ VARIANT = {
     "monitor": Key(None, "column of history.csv that decides which epoch is the best; null: loss"),
     **COMMON,
 }
-registry.add_schema(
-    VARIANT, [("model",), ("train",)], "keys of a variant", closed=("train",), is_metayaml=True
-)
+required = [("model",), ("train",)]
+registry.add_schema(VARIANT, required, "keys of a variant", closed=("train",), is_metayaml=True)
 
-registry.register(
-    "digits",
-    {"num_epochs": 30, "lr_schedule": [[20, 0.003], [26, 0.0005], [30, 0.0001]], "threads": 1},
-    help="the bundled digits: about 11 s on two cores, 98 to 99 % right on the test set",
-)
+about = "the bundled digits: about 11 s on two cores, 98 to 99 % right on the test set"
+schedule = [[20, 0.003], [26, 0.0005], [30, 0.0001]]
+registry.register("digits", {"num_epochs": 30, "lr_schedule": schedule, "threads": 1}, about)
 
 registry.add_folder(Path(__file__).parent, besides=["slurm"])  # which is no config
 registry.add_folder(Path(__file__).parent / "variants")

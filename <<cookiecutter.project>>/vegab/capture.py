@@ -5,8 +5,7 @@ so is what C++ and child processes wrote. A small follower process, forked befor
 imported, reads the files as they grow and repeats them on the real terminal. A terminal that is
 gone or blocked therefore never harms the run.
 
-Where `is_watched` is False nothing is repeated but what a process says that opens no run folder.
-"""
+Where `is_watched` is False nothing is repeated but what a process says that opens no run folder."""
 
 from __future__ import annotations
 
@@ -74,7 +73,6 @@ class Capture:
         self.has_terminal = os.isatty(self.real[1]) and os.environ.get("TERM") != "dumb"
         self._temporary = [tempfile.TemporaryFile(buffering=0) for _ in FILES]  # noqa: SIM115
         self._waiting = [file.fileno() for file in self._temporary]
-
         self.folder: Path | None = None
         self.is_watched = is_watched
         flush()
@@ -273,7 +271,6 @@ class _Follower:
     files: list[int]
     parent: int
     offsets: list[int] = field(default_factory=lambda: [0, 0])
-
     bar: str = ""
     at_line_start: bool = True
 

@@ -1,8 +1,7 @@
 """Turns a function into a program: `script CONFIG SAVE_PATH [--key=value ...]`.
 
 argh builds the parser of the fixed arguments and their help. Overrides of config keys are split off
-before, because a value may begin with `-`.
-"""
+before, because a value may begin with `-`."""
 
 from __future__ import annotations
 
@@ -18,31 +17,14 @@ import os
 import re
 import sys
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from vegab import capture, provenance, snapshot
-from vegab.config import (
-    CONFIG_SUFFIXES,
-    Config,
-    ConfigRegistry,
-    Draft,
-    Key,
-    Override,
-    UnknownKeyError,
-    as_text,
-    config_from_folder,
-    differences,
-    find_key,
-    flatten,
-    lookup,
-    read_value,
-    show,
-    show_differences,
-    without,
-)
-from vegab.execution import EXPLAINED, accompany, execute, one_line, say, script
+from vegab import config as configs
+from vegab.config import CONFIG_SUFFIXES, Config, ConfigRegistry, Draft, Key, Override
+from vegab.execution import EXPLAINED, Func, Plugins, accompany, execute, one_line, say, script
 from vegab.exits import FAILED, FINISHED, REFUSED, UsageError, leave
 from vegab.files import ROOT
 from vegab.plugins import MetaSaver, VegabPlugin
@@ -52,10 +34,8 @@ try:
     import argh
 except ModuleNotFoundError:
     # The commonest mistake of all, a shell without the environment, deserves a sentence.
-    say(
-        f"{sys.executable} lacks argh, which the project needs; "
-        "type make setup, then source .venv/bin/activate"
-    )
+    hint = "type make setup, then source .venv/bin/activate"
+    say(f"{sys.executable} lacks argh, which the project needs; {hint}")
     sys.exit(REFUSED)
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -66,10 +46,10 @@ FLAG = re.compile(r"--([^=]+)(?:=(.*))?", re.DOTALL)
 
 def wrap(
     config_registry: ConfigRegistry | str | Path,
-    func: Callable[..., Any],
-    plugins: Sequence[VegabPlugin] | None = None,
+    func: Func,
+    plugins: Plugins | None = None,
     *,
-    prepare: Callable[..., Any] | None = None,
+    prepare: Func | None = None,
     extendable: Iterable[str] = ("num_epochs", "num_steps"),
     short_flags: Mapping[str, str] = {},
     save_path_key: str = "",
@@ -100,10 +80,9 @@ def wrap(
         is_whole: whether a run that is finished has all that it made; raises UsageError if it has
             lost what it could be continued from.
         rewrite: returns the words of the command line in place of those that were typed.
-        fixed: further arguments of `func`, which are no flags then.
-    """
+        fixed: further arguments of `func`, which are no flags then."""
     if isinstance(config_registry, str | Path):
-        config_registry = config_from_folder(config_registry)
+        config_registry = configs.config_from_folder(config_registry)
     registry = config_registry
     parameters = inspect.signature(func).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -146,10 +125,10 @@ def wrap(
         args.overrides = {}
         for key in map(draft.key_of, overrides):
             with contextlib.suppress(KeyError):  # --delete has taken it away
-                args.overrides[key] = lookup(config, key)
+                args.overrides[key] = configs.lookup(config, key)
         args.resolved_config = copy.deepcopy(config)
         if args.dry_run and opens_folder:
-            print(_as_yaml(config, differences(draft.named(), config)))
+            print(_as_yaml(config, configs.differences(draft.named(), config)))
             return FINISHED
         keywords = _tell(told_plugins, args, defaults)
         keywords |= fixed if opens_folder else {**fixed, "dry_run": args.dry_run}
@@ -171,9 +150,9 @@ def _take_save_path(args: argparse.Namespace, config: Config, key: str) -> Confi
     """Finds SAVE_PATH, perhaps at a key of the config, and returns the config without that."""
     found, typed = None, args.save_path
     with contextlib.suppress(KeyError):
-        found, config = lookup(config, key), without(config, key)
+        found, config = configs.lookup(config, key), configs.without(config, key)
     if not isinstance(found, str | None):
-        raise UsageError(f"{key}: {show(found)} was given, a folder is expected")
+        raise UsageError(f"{key}: {configs.show(found)} was given, a folder is expected")
     if typed is None and found is None:
         missing = f"SAVE_PATH is missing; give the folder of the run, or -p {key} PATH"
         raise UsageError(f"{missing} (see --help)")
@@ -184,17 +163,13 @@ def _take_save_path(args: argparse.Namespace, config: Config, key: str) -> Confi
 
 
 def wrap_no_config_registry(
-    func: Callable[..., Any],
-    plugins: Sequence[VegabPlugin] = (),
-    *,
-    short_flags: Mapping[str, str] = {},
+    func: Func, plugins: Plugins = (), *, short_flags: Mapping[str, str] = {}
 ) -> NoReturn:
     """Runs `func` as a program and ends the process.
 
     Parameters without a default are positional, those with one are flags `--name=value`, as for
     `wrap`; those of `list[str]` take several: words, or flags that are repeated. If one is called
-    `save_path`, it is a run folder, and the others are its config.
-    """
+    `save_path`, it is a run folder, and the others are its config."""
 
     def program(arguments: list[str]) -> int:
         parameters = inspect.signature(func).parameters.values()
@@ -232,7 +207,7 @@ def wrap_no_config_registry(
 
 
 def wrap_commands(
-    *commands: Callable[..., Any], explained: tuple[type[BaseException], ...] = (OSError,)
+    *commands: Func, explained: tuple[type[BaseException], ...] = (OSError,)
 ) -> NoReturn:
     """Makes a program of functions, one a subcommand, and ends the process.
 
@@ -368,7 +343,7 @@ def _options() -> _Parser:
     return options
 
 
-def _parser(func: Callable[..., Any], usage: str, options: _Parser) -> _Parser:
+def _parser(func: Func, usage: str, options: _Parser) -> _Parser:
     return _Parser(
         prog=script(),
         usage=f"%(prog)s {usage}",
@@ -386,7 +361,7 @@ def _parse_twice(
     if "_ARGCOMPLETE" in os.environ:  # then the words are there, and nowhere else
         arguments = os.environ.get("COMP_LINE", "").split()
         draft = registry.draft(next(filter(registry.__contains__, arguments), None))
-        _complete(parser, flatten(draft.names))
+        _complete(parser, configs.flatten(draft.names))
     known = dict(ChainMap(*(schema.defaults for schema in registry.schemas)))
     # A first look, before it is known which keys are true or false.
     words, guessed = _split(arguments, known, known, options.known, is_strict=False)
@@ -435,7 +410,7 @@ def _split(
 
     def is_bool(name: str) -> bool:
         with contextlib.suppress(UsageError, KeyError):
-            return isinstance(lookup(names, find_key(names, name, types)), bool)
+            return isinstance(configs.lookup(names, configs.find_key(names, name, types)), bool)
         return False
 
     def value_of(option: str) -> str:
@@ -460,13 +435,9 @@ def _split(
                 text = value_of(option)
             elif text is not None and not has_value:
                 raise UsageError(f"{option} takes no value; {text} was given")
-            with contextlib.suppress(UnknownKeyError):
-                if (
-                    is_strict
-                    and not flag
-                    and "." in str(text)
-                    and find_key(names, str(text), types)
-                ):
+            is_dotted = is_strict and not flag and "." in str(text)
+            with contextlib.suppress(configs.UnknownKeyError):
+                if is_dotted and configs.find_key(names, str(text), types):
                     other = f"{text} is a key of the config: write -p {text} VALUE"
                     raise UsageError(f"{argument} is {long}, and {other}")
             fixed.append(f"{long}={text}" if has_value else long)
@@ -480,7 +451,7 @@ def _split(
                 name, text = name[3:], "false"
             else:
                 try:
-                    find_key(names, name, types)
+                    configs.find_key(names, name, types)
                     text = value_of(argument) if text is None else text
                 except UsageError:
                     if is_strict:
@@ -504,7 +475,7 @@ def _set_up_logging(level: str) -> None:
 
 
 def _add_flags(
-    options: _Parser, func: Callable[..., Any], short_flags: Mapping[str, str], others: list[str]
+    options: _Parser, func: Func, short_flags: Mapping[str, str], others: list[str]
 ) -> dict[str, Any]:
     """Adds an option for each parameter but the others, and returns their defaults by name. Raises
     ValueError if a letter is not free."""
@@ -527,8 +498,8 @@ def _add_flags(
             add(*names, action="append", default=default, metavar="TEXT", help=about)
         else:
             if default:
-                about += f" ({as_text(default)})".replace("%", "%%")
-            read = kind or functools.partial(read_value, default=default, key=p.name)
+                about += f" ({configs.as_text(default)})".replace("%", "%%")
+            read = kind or functools.partial(configs.read_value, default=default, key=p.name)
             metavar = {int: "N", float: "X", str: "TEXT"}.get(kind or object, "VALUE")
             required = p.default is p.empty
             add(*names, type=read, default=default, metavar=metavar, help=about, required=required)
@@ -536,14 +507,13 @@ def _add_flags(
     for letter, name in short_flags.items():
         is_letter = len(letter) == 1 and letter.isalpha() and letter not in TAKEN_LETTERS
         if not is_letter or name not in defaults:
-            raise ValueError(
-                f"short_flags: '{letter}' was given for '{name}'; give a letter, but none of "
-                f"{TAKEN_LETTERS}, for a flag of the function: {', '.join(defaults)}"
-            )
+            flags = f"a flag of the function: {', '.join(defaults)}"
+            hint = f"give a letter, but none of {TAKEN_LETTERS}, for {flags}"
+            raise ValueError(f"short_flags: '{letter}' was given for '{name}'; {hint}")
     return defaults
 
 
-def _explanations(func: Callable[..., Any]) -> dict[str, str]:
+def _explanations(func: Func) -> dict[str, str]:
     """What the section `Args:` of a docstring says of each parameter."""
     _, _, section = (inspect.getdoc(func) or "").partition("Args:\n")
     found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section.split("\n\n")[0], re.MULTILINE)
@@ -575,15 +545,15 @@ def _tables_of(registry: ConfigRegistry, arguments: Iterable[str]) -> Iterator[_
     schemas, changes = registry.schemas, {}
     if name := next(filter(registry.__contains__, arguments), None):
         draft = registry.draft(name)
-        schemas, changes = [draft.kind], flatten(draft.named())
+        schemas, changes = [draft.kind], configs.flatten(draft.named())
     else:
         yield "configs", [(name, registry.summary(name)) for name in registry.names()]
     for schema in schemas:
         sections: dict[str, list[tuple[str, str]]] = {}
         heading = schema.title or "keys and their defaults"
-        for key, default in flatten(schema.defaults).items():
+        for key, default in configs.flatten(schema.defaults).items():
             about = schema.keys.get(key, Key(default))
-            row = (f"--{key}={as_text(changes.get(key, default))}", about.help)
+            row = (f"--{key}={configs.as_text(changes.get(key, default))}", about.help)
             heading = about.section or heading
             section = key.rpartition(".")[0]
             of_section = schema.keys.get(section, Key(None)).help
@@ -605,10 +575,10 @@ def _as_yaml(config: Config, changes: dict[str, tuple[Any, Any]], indent: str = 
     lines = []
     for name, value in config.items():
         if isinstance(value, dict) and value:
-            lines += [f"{indent}{show(name)}:", _as_yaml(value, {}, indent + "  ")]
+            lines += [f"{indent}{configs.show(name)}:", _as_yaml(value, {}, indent + "  ")]
         else:
-            lines.append(f"{indent}{show(name)}: {json.dumps(value, ensure_ascii=False)}")
+            lines.append(f"{indent}{configs.show(name)}: {json.dumps(value, ensure_ascii=False)}")
     if changes:
         lines += ["# differs from the named config:"]
-        lines += [f"#   {show_differences({key: pair})}" for key, pair in changes.items()]
+        lines += [f"#   {configs.show_differences({key: pair})}" for key, pair in changes.items()]
     return "\n".join(lines)

@@ -3,8 +3,7 @@
 A config is a nested dictionary of plain data (what JSON can say, without NaN and infinity).
 The root names every key and its default; whatever comes on top (a registered config, a file, the
 command line) may change values, never add a key or change a type. Besides root there may be schemas
-for files that bring keys of their own.
-"""
+for files that bring keys of their own."""
 
 from __future__ import annotations
 
@@ -34,11 +33,8 @@ REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 # {a/b} is a reference where it is a whole value, and the config's kind is open.
 BRACES = re.compile(r"\{([^${}\[\]:,'\"\s]+)\}")
 # What metayaml, which read Deephub's files by the rules of YAML 1.1, took for another value.
-WORDS = {
-    **dict.fromkeys(("yes", "Yes", "YES", "on", "On", "ON"), True),
-    **dict.fromkeys(("no", "No", "NO", "off", "Off", "OFF"), False),
-    "None": None,
-}
+WORDS: dict[str, bool | None] = dict.fromkeys(("yes", "Yes", "YES", "on", "On", "ON"), True)
+WORDS |= dict.fromkeys(("no", "No", "NO", "off", "Off", "OFF"), False) | {"None": None}
 OLD_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)")
 COMPUTED = re.compile(r"[-(]?[\d.(][\d.eE()\s]*[*/+,][\d.eE()\s*/+,-]*")
 DIRECTIVES = {
@@ -201,10 +197,8 @@ def plain(value: Any, key: str) -> Any:
             if type(name) is int:
                 name = str(name)
             if not isinstance(name, str) or not name or "." in name:
-                where = key or "config"
-                raise UsageError(
-                    f"{where}: the key {name!r} is not a word; keys are text without dots"
-                )
+                wrong = f"the key {name!r} is not a word; keys are text without dots"
+                raise UsageError(f"{key or 'config'}: {wrong}")
             copied[name] = plain(item, f"{key}.{name}" if key else name)
         return copied
     if isinstance(value, list | tuple):
@@ -213,10 +207,8 @@ def plain(value: Any, key: str) -> Any:
         raise UsageError(f"{key}: {value} is not a finite number, and a config holds none else")
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise UsageError(
-        f"{key}: a value of type {type(value).__name__} is not plain data; "
-        "a config holds numbers, text, true, false, null, lists and mappings"
-    )
+    held = "a config holds numbers, text, true, false, null, lists and mappings"
+    raise UsageError(f"{key}: a value of type {type(value).__name__} is not plain data; {held}")
 
 
 def refuse_metayaml(value: Any, where: str, keys_only: bool = False) -> None:
@@ -235,10 +227,8 @@ def refuse_metayaml(value: Any, where: str, keys_only: bool = False) -> None:
         raise UsageError(f"{where}: {directive} is not known here; {DIRECTIVES[directive]}")
     for opening, inner in re.findall(r"\$([({])([^)}]*)", value):
         if opening == "(" or not re.fullmatch(r"[\w./-]*", inner):
-            raise UsageError(
-                f"{where}: {value!r} is not computed; write ${{a.b}} for the value of another key, "
-                "or the result itself"
-            )
+            hint = "write ${a.b} for the value of another key, or the result itself"
+            raise UsageError(f"{where}: {value!r} is not computed; {hint}")
 
 
 def type_name(value: Any) -> str:
@@ -256,11 +246,9 @@ def checked(
     is_resolved: bool = False,
 ) -> Config:
     """Changes to a config of a kind, with an int turned into a float where the default is one.
-
     Raises UsageError for a value of another type than in `types` and, unless `is_open`, for a key
     that is not there. A type of None takes anything, one of {} any mapping; what may be a reference
-    is checked once it is resolved.
-    """
+    is checked once it is resolved."""
     result: Config = {}
     for name, value in changes.items():
         key = prefix + name
@@ -275,9 +263,8 @@ def checked(
             value = float(value)
         elif default is not None and type(value) is not type(default):
             example = "" if isinstance(default, dict) else f" (the default is {show(default)})"
-            raise UsageError(
-                f"{key}: {show(value)} was given, {type_name(default)} is expected{example}"
-            )
+            expected = f"{type_name(default)} is expected{example}"
+            raise UsageError(f"{key}: {show(value)} was given, {expected}")
         result[name] = value
     return result
 
@@ -395,17 +382,13 @@ def _of_a_size(value: Any, source: str) -> Any:
         todo += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
         number += 1
         if number > MOST_VALUES:
-            raise UsageError(
-                f"{source}: it holds more than {MOST_VALUES:,} values; look for aliases (&a, *a)"
-            )
+            hint = "look for aliases (&a, *a)"
+            raise UsageError(f"{source}: it holds more than {MOST_VALUES:,} values; {hint}")
     return value
 
 
 def load_file(
-    path: Path,
-    trail: tuple[Path, ...] = (),
-    laid: set[Path] | None = None,
-    is_metayaml: bool = False,
+    path: Path, trail: Sequence[Path] = (), laid: set[Path] | None = None, is_metayaml: bool = False
 ) -> Config:
     """A config file with what it extends merged under it. Each file is `laid` once: where two of
     them extend a third, the later one does not bring it back. What metayaml would have read in
@@ -431,8 +414,7 @@ def load_file(
             raise UsageError(f"{path}: there is no file {pattern} to extend")
         for base in map(Path, sorted(bases)):
             if base.resolve() not in laid:
-                below = load_file(base, (*trail, path), laid, is_metayaml)
-                merged = merge(merged, below)
+                merged = merge(merged, load_file(base, (*trail, path), laid, is_metayaml))
                 laid.add(base.resolve())
     for key in deleted:
         try:
@@ -489,8 +471,7 @@ class ConfigRegistry:
         Such a config may have keys of its own, except in the mappings at keys that are `closed`. Of
         each tuple that is `required`, one top-level key must have a value other than None, "" and
         {}. Add schemas before configs are registered; the first that recognises a config has it.
-        `title` is their heading in `--help`. For `is_metayaml` see `load_file`.
-        """
+        `title` is their heading in `--help`. For `is_metayaml` see `load_file`."""
         with _as_value_error(title):
             kind = _schema_of(config)._replace(title=title, is_open=True, is_metayaml=is_metayaml)
         self._schemas.append(kind._replace(required=tuple(required), closed=tuple(closed)))
@@ -570,10 +551,9 @@ class ConfigRegistry:
     def _read(self, name: str, is_metayaml: bool) -> Layer:
         source = self._named[name][0] if name in self else Path(name)
         if not (name in self or name.endswith(CONFIG_SUFFIXES)):
-            raise UsageError(
-                f"unknown config '{name}'{did_you_mean(name, self.names()) or '.'} "
-                f"Known are {', '.join(self.names())}; a path to a .yaml or .json file is fine, too"
-            )
+            hint = did_you_mean(name, self.names()) or "."
+            known = f"{', '.join(self.names())}; a path to a .yaml or .json file is fine, too"
+            raise UsageError(f"unknown config '{name}'{hint} Known are {known}")
         if isinstance(source, Path):
             return load_file(source, is_metayaml=is_metayaml), str(source)
         return source, ""
@@ -636,11 +616,9 @@ def config_from_folder(path: str | Path) -> ConfigRegistry:
 
 
 class Draft:
-    """A config whose files are read and whose kind is known; the overrides are to come.
-
-    `names` has every key that can be set, with its value so far. `types` has a value of the type
-    that is expected there: the default, or for a key of its own what its files say.
-    """
+    """A config whose files are read and whose kind is known; the overrides are to come. `names` has
+    every key that can be set, with its value so far; `types` a value of the type that is expected
+    there: the default, or for a key of its own what its files say."""
 
     def __init__(self, kind: Schema, name: str | None, layers: Sequence[Layer] = ()) -> None:
         self.kind, self.name = kind, name

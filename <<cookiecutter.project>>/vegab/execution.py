@@ -1,8 +1,7 @@
 """Calls a function in its run folder: the order of this file is the order of events.
 
 The folder is looked at, output is captured, what can only be checked after imports is checked, the
-folder is opened and locked, the function runs, and its end is recorded and told.
-"""
+folder is opened and locked, the function runs, and its end is recorded and told."""
 
 import contextlib
 import inspect
@@ -23,9 +22,7 @@ Func = Callable[..., Any]
 Plugins = Sequence[VegabPlugin]
 # Exceptions whose message says it all: their traceback goes to stderr.txt only.
 EXPLAINED = (OSError, FloatingPointError)
-_IGNORED_AT_START = [
-    name for name in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(name) == signal.SIG_IGN
-]
+_IGNORED = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_IGN]
 
 
 def execute(
@@ -137,7 +134,7 @@ def _call(func: Func, arguments: list[Any], keywords: Config) -> None:
 def _signals(handler: Any) -> None:
     """Sets what the signals that ask for an end do. nohup's choice to ignore one is respected."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        if name not in _IGNORED_AT_START:
+        if name not in _IGNORED:
             signal.signal(name, handler)
 
 

@@ -19,10 +19,8 @@ def outcome(error: BaseException | None) -> str:
     """How a call ended: finished, interrupted or failed."""
     if error is None:
         return "finished"
-    interrupted = isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, SystemExit) and error.code == INTERRUPTED
-    )
-    return "interrupted" if interrupted else "failed"
+    is_exit = isinstance(error, SystemExit) and error.code == INTERRUPTED
+    return "interrupted" if is_exit or isinstance(error, KeyboardInterrupt) else "failed"
 
 
 _ends_at_once = False

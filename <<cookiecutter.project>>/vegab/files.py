@@ -154,8 +154,6 @@ def read_json(path: str | Path, inside: str | Path | None = None) -> Any:
     is_config = Path(path).name == CONFIG  # where a key of this name is the owner's
     found = content.get("format") if isinstance(content, dict) and not is_config else None
     if isinstance(found, int) and found > FORMAT:
-        raise UsageError(
-            f"cannot read {path}: its format is {found}, and this version of the project knows "
-            f"{FORMAT}; use the newer version that wrote it"
-        )
+        known = f"this version of the project knows {FORMAT}; use the newer version that wrote it"
+        raise UsageError(f"cannot read {path}: its format is {found}, and {known}")
     return content

@@ -13,15 +13,8 @@ from vegab.exits import UsageError
 SEARCHED = ("src", "src.examples")  # where the mod of mod:Name is looked for first
 # Packages that this project took the place of, and where their names are looked for if they cannot
 # be imported: as a registered name, in these modules, and as mod:Name for a.b.mod.Name.
-OTHER_HOMES: dict[str, tuple[str, ...]] = {
-    "edflow": (
-        "engine.iterators",
-        "engine.iterators.datasets",
-        "engine.hooks",
-        "engine.iterators.build",
-    ),
-    "deephub": (),
-}
+EDFLOW = ("engine.iterators", "engine.iterators.datasets", "engine.hooks", "engine.iterators.build")
+OTHER_HOMES: dict[str, tuple[str, ...]] = {"edflow": EDFLOW, "deephub": ()}
 # Modules that say in IMPORTS what to use instead of a name that has no home here.
 NOT_HERE = {"edflow": "engine.iterators.edflow"}
 
@@ -38,8 +31,7 @@ def resolve(
     `search`). `key` is the config key that it stands at. Raises UsageError with key, name, reason.
 
     A config of a run folder leads into the project and its dependencies only: see `vegab.trust`.
-    The object counts, not the name, for a module has all that it imports.
-    """
+    The object counts, not the name, for a module has all that it imports."""
     known = registered or {}
     if isinstance(name, str) and name in known:
         return known[name]

@@ -46,8 +46,7 @@ class MetaSaver(VegabPlugin):
     attempt notes it at its start (`from`) and end (`to`); {} says that nothing is kept yet.
 
     The run that this one comes from is noted as its parent: that whose config.json is CONFIG, or
-    the one that `parent(args)` names, as {"path": folder, …}; {} names none.
-    """
+    the one that `parent(args)` names, as {"path": folder, …}; {} names none."""
 
     def __init__(
         self,
@@ -162,12 +161,9 @@ class AutomaticNamer(VegabPlugin):
         self._namer = namer
 
     def on_parsed_args(self, args: argparse.Namespace) -> None:
-        name = self._namer(args)
-        if not name or not args.save_path.strip():
+        name, parent = self._namer(args), args.save_path
+        if not name or not parent.strip() or (not self.as_suffix and is_run(parent)):
             return
-        if not self.as_suffix and is_run(args.save_path):
-            return
-        parent = args.save_path
         if self.as_prefix is not False or self.as_suffix:
             parent, last = os.path.split(os.path.normpath(parent))
             name = f"{last}_{name}" if self.as_suffix else f"{name}_{last}"

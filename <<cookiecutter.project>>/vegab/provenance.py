@@ -79,11 +79,8 @@ def describe_git(
     files: Collection[str], tracked: set[str]
 ) -> tuple[dict[str, Any] | None, bytes, set[str]]:
     """What git says of the source: for meta.json (None without a repository), the uncommitted part
-    of these files as a patch, and which files are as committed.
-
-    What git cannot answer is `unknown`, with its words, and `dirty` then None. If the patch lacks
-    files, `patch` says which.
-    """
+    of these files as a patch, and which files are as committed. What git cannot answer is
+    `unknown`, with its words, and `dirty` None. If the patch lacks files, `patch` says which."""
     about: dict[str, Any] = {"commit": None, "branch": None, "dirty": None, "diff": ""}
     try:
         git("rev-parse", "--git-dir")
@@ -117,15 +114,9 @@ def _uncommitted(
     others = names_in(git("ls-files", "-z", "--others", "--exclude-standard"))
     inside = {name[:-1] for name in others if name[-1] == "/"}  # repositories of their own
     added = {n for n in {*files} - tracked if not {*map(str, Path(n).parents)} & (tracked | inside)}
-    update = (
-        "update-index",
-        "--add",
-        "--remove",
-        "--ignore-skip-worktree-entries",
-        "-z",
-        "--stdin",
-    )
-    git(*update, given=b"\0".join(map(os.fsencode, sorted(tracked | added))), also=own)
+    names_given = b"\0".join(map(os.fsencode, sorted(tracked | added)))
+    update = ("--add", "--remove", "--ignore-skip-worktree-entries", "-z", "--stdin")
+    git("update-index", *update, given=names_given, also=own)
     tree = git("write-tree", also=own).decode().strip()
     listed = ("--name-only", "-z", "--relative", "--ignore-submodules=none")
     changed = names_in(git("diff-tree", "-r", *listed, base, tree, also=own)) | inside
@@ -143,8 +134,7 @@ def _uncommitted(
 
 
 def describe_command() -> dict[str, Any]:
-    """The command as a list and as a line to paste, where in the project it was typed, and which
-    of the project's files it runs."""
+    """The command as a list and a line to paste, where it was typed, and the file that it runs."""
     program = os.path.realpath(sys.argv[0])
     script = os.path.relpath(program, ROOT)
     words = ["python", *sys.orig_argv[1:]]

@@ -29,13 +29,11 @@ class AlreadyFinished(Exception):  # noqa: N818 (it is news, not an error)
 
 
 class RunFolder:
-    """The folder of one run, for the one process that may write to it.
-
-    `check` looks and touches nothing; `open` makes the folder and takes the lock; `close` gives it
-    back. `path` is as it was typed, `absolute` stays right when the function changes directory.
-    `completed` gives a config of an earlier time the keys that are younger, with their defaults.
-    `is_whole` looks whether what a finished run has made is there; if not, the run is continued.
-    """
+    """The folder of one run, for the one process that may write to it. `check` looks and touches
+    nothing; `open` makes the folder and takes the lock; `close` gives it back. `path` is as it was
+    typed, `absolute` stays right when the function changes directory. `completed` gives a config of
+    an earlier time the keys that are younger, with their defaults. `is_whole` looks whether what a
+    finished run has made is there; if not, the run is continued."""
 
     def __init__(
         self,
@@ -65,10 +63,9 @@ class RunFolder:
         refuse_links(self.absolute, self.path)
         owner = living_owner(self.absolute) if writes else None
         if owner:
-            raise UsageError(
-                f"{self.path} {IN_USE} process {owner['pid']} on {owner['host']}; "
-                "wait for it, stop it, or choose another SAVE_PATH"
-            )
+            hint = "wait for it, stop it, or choose another SAVE_PATH"
+            who = f"process {owner['pid']} on {owner['host']}"
+            raise UsageError(f"{self.path} {IN_USE} {who}; {hint}")
         self._check_config()
 
     def open(self) -> None:
@@ -106,10 +103,8 @@ class RunFolder:
             if key not in self.extendable or {type(old), type(new)} - {int, float} or new <= old
         }
         if refused:
-            raise UsageError(
-                f"{self.path} holds a run with another config ({show_differences(refused)}); "
-                "choose another SAVE_PATH"
-            )
+            what = f"a run with another config ({show_differences(refused)})"
+            raise UsageError(f"{self.path} holds {what}; choose another SAVE_PATH")
         meta = meta or {}
         if meta.get("status") != "finished" or not self.is_whole(self.path) or changes:
             return
@@ -140,10 +135,9 @@ def take_lock(
             except LOCKED:
                 time.sleep(wait)
             except OSError as error:
-                raise UsageError(
-                    f"{shown}: this file system has no file locks ({error.strerror}); "
-                    "choose a SAVE_PATH on another one"
-                ) from None
+                wrong = f"this file system has no file locks ({error.strerror})"
+                hint = "choose a SAVE_PATH on another one"
+                raise UsageError(f"{shown}: {wrong}; {hint}") from None
         else:
             raise UsageError(f"{shown} {IN_USE} another process that was faster")
         check()
@@ -170,19 +164,16 @@ def start_of(pid: int) -> str | None:
 
 
 def refuse_links(folder: str | Path, shown: str | Path) -> None:
-    """Raises UsageError if a run folder has links that lead out of it, so that something would be
-    written or read elsewhere, or pipes, which would be waited for.
-
-    Below its first level a link to a file that is there may stay, as trackers make them: what is
-    written there takes the place of the link. Folders of other runs in it are not looked into:
-    whoever opens these looks.
-    """
+    """Raises UsageError if a run folder has pipes, which would be waited for, or links that lead
+    out of it. Below its first level a link to a file may stay, as trackers make them: what is
+    written there takes its place. Folders of other runs in it are looked at by who opens these."""
     real = os.path.realpath(folder)
     for place, folders, files in os.walk(real):
         if place != real and {CONFIG, LOCK} & {*files}:
             folders.clear()
             continue
         for path in (os.path.join(place, name) for name in (*folders, *files)):
+            name = f"{shown}: {os.path.relpath(path, real)}"
             try:
                 mode = os.lstat(path).st_mode
             except FileNotFoundError:  # an evaluation writes there, and has just renamed it
@@ -191,12 +182,10 @@ def refuse_links(folder: str | Path, shown: str | Path) -> None:
                 is_inside = os.path.realpath(path).startswith(f"{real}{os.sep}")
                 if is_inside or (place != real and os.path.isfile(path)):
                     continue
-                raise UsageError(
-                    f"{shown}: {os.path.relpath(path, real)} is a link that leads out of the "
-                    "folder, and a run writes into no other; remove it, or choose another folder"
-                )
+                what = "a link that leads out of the folder, and a run writes into no other"
+                raise UsageError(f"{name} is {what}; remove it, or choose another folder")
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise UsageError(f"{shown}: {os.path.relpath(path, real)} is not a file; remove it")
+                raise UsageError(f"{name} is not a file; remove it")
 
 
 def living_owner(path: str | Path, name: str = LOCK) -> dict[str, Any] | None:

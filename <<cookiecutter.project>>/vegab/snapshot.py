@@ -1,8 +1,7 @@
 """Keeps a project's source as it ran in one file, reads it back, and runs the project from it.
 
 All of the source is kept, whatever git thinks of it: submodules and clones inside with their
-changes, and linked files with their content. Data and secrets are left out, and listed.
-"""
+changes, and linked files with their content. Data and secrets are left out, and listed."""
 
 import contextlib
 import fnmatch
@@ -22,19 +21,9 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+import vegab.files
 from vegab.exits import UsageError
-from vegab.files import (
-    CONFIG,
-    LOCK,
-    META,
-    PLACE,
-    PROJECT,
-    ROOT,
-    leads_out,
-    link,
-    read_json,
-    replacing,
-)
+from vegab.files import CONFIG, LOCK, META, PLACE, PROJECT, ROOT, leads_out, read_json, replacing
 from vegab.provenance import GitError, describe_git, git, names_in
 
 CODE, PATCH, RECORD = "code.zip", "uncommitted.diff", ".provenance.json"
@@ -303,7 +292,7 @@ def freeze(snapshot: Snapshot) -> Path:
 def keep(snapshot: Snapshot, path: Path) -> None:
     """Writes a snapshot to a file; one that this process runs from gets another name only."""
     if PROJECT != ROOT:
-        link(ROOT / CODE, path)
+        vegab.files.link(ROOT / CODE, path)
     else:
         snapshot.write(path)
 
@@ -324,10 +313,8 @@ def go_on_from(began: Path | None = None) -> None:
         return
     now = take()
     if began and began.exists() and (names := differing_source(load(began).files, now.files)):
-        raise UsageError(
-            f"{began.parent} began with other code ({', '.join(names[:3])}); add {FLAG} to go on "
-            "with that, or choose another folder"
-        )
+        hint = f"add {FLAG} to go on with that, or choose another folder"
+        raise UsageError(f"{began.parent} began with other code ({', '.join(names[:3])}); {hint}")
     script = os.path.relpath(os.path.realpath(sys.argv[0]), ROOT)
     os.execv(sys.executable, [sys.executable, str(freeze(now) / script), *sys.argv[1:]])
 

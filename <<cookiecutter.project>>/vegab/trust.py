@@ -2,8 +2,7 @@
 
 A run's `config.json` is data, and whoever sends a run may have written it. Once a process has read
 a config from a run folder, names lead into the project and the dependencies of its `pyproject.toml`
-only, in this process and in those that it starts; all but the names that were typed besides.
-"""
+only, in this process and in those that it starts; all but the names that were typed besides."""
 
 import functools
 import itertools

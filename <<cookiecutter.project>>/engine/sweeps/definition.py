@@ -34,6 +34,9 @@ class Trial(NamedTuple):
     settings: Settings  # what sets it apart
 
 
+Trials = Sequence[Trial]
+
+
 @dataclass(frozen=True)
 class Definition:
     """What a sweep is of."""
@@ -79,8 +82,7 @@ def read_known(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def words_of_plan(path: str, is_config_typed: bool) -> list[str]:
-    """Return the words of a command line that say what a plan does: the CONFIG that it names,
-    unless one was typed, its overrides, and what is asked for."""
+    """Return the command line that says what a plan does, without its CONFIG if one was typed."""
     plan = read_known(Path(path), PLAN_FILE)
     name = plan.pop("config", "")
     words = [name] if name and not is_config_typed else []
@@ -194,17 +196,14 @@ def check_search(definition: Definition) -> None:
 
 
 def trials_of(definition: Definition, there: Sequence[Trial] = ()) -> list[Trial]:
-    """Return the trials of a sweep in the order in which they are run; of a search, none. See
-    `named` for those that are `there` already."""
+    """Return a sweep's trials in the order of their running; of a search, none. See `named`."""
     if definition.search:
         return []
     seed = definition.config["seed"]
     combinations = itertools.product(*definition.grid.values())
     grid = (dict(zip(definition.grid, values, strict=True)) for values in combinations)
-    drawn: list[dict[str, Any]] = [
-        {key: _draw(text, key, i, seed) for key, text in definition.range.items()}
-        for i in range(definition.random)
-    ] or [{}]
+    ranges, draws = definition.range.items(), range(definition.random)
+    drawn = [{key: _draw(text, key, i, seed) for key, text in ranges} for i in draws] or [{}]
     parts = itertools.product(grid, drawn, _repeats(definition))
     every = [one | other | repeat for one, other, repeat in parts]
     if not any(every):
@@ -213,8 +212,7 @@ def trials_of(definition: Definition, there: Sequence[Trial] = ()) -> list[Trial
 
 
 def identity(config: Mapping[str, Any], settings: Settings) -> str:
-    """Return what a trial is: a text that is the same for settings that, laid over the config that
-    all trials share, make the same config."""
+    """Return a text that is the same for settings that make the same config of the shared one."""
 
     def plain(value: Any) -> Any:
         return float(value) if type(value) is int else value
@@ -225,11 +223,8 @@ def identity(config: Mapping[str, Any], settings: Settings) -> str:
     return json.dumps(sorted(given.items()), default=str)
 
 
-def named(
-    config: Mapping[str, Any], every: Iterable[Settings], there: Sequence[Trial] = ()
-) -> list[Trial]:
-    """Return trials with these settings, each once: one of those that are there already, or a new
-    one, with a name that no other has."""
+def named(config: Mapping[str, Any], every: Iterable[Settings], there: Trials = ()) -> list[Trial]:
+    """Return trials with these settings, each once: those that are there, or new ones."""
     known = {identity(config, trial.settings): trial for trial in there}
     names = {trial.name for trial in there}
     found = {}
@@ -250,9 +245,7 @@ def _repeats(definition: Definition) -> list[dict[str, Any]]:
     return [seed | fold for seed in seeds for fold in folds]
 
 
-def repeated(
-    definition: Definition, settings: Settings, there: Sequence[Trial] = ()
-) -> list[Trial]:
+def repeated(definition: Definition, settings: Settings, there: Trials = ()) -> list[Trial]:
     """Return the trials of settings: if a search has chosen them, one for each seed and fold."""
     repeats = _repeats(definition) if definition.search else [{}]
     return named(definition.config, ({**settings, **repeat} for repeat in repeats), there)

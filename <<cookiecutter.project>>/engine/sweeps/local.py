@@ -30,8 +30,7 @@ class Launcher:
     """Runs command lines of `bin/train.py`, and touches the disk no sooner than in `run`.
 
     `outputs` is the folder for what commands say until their run folder is open. When `is_stopped`
-    returns true, those that run are told to save a checkpoint and end.
-    """
+    returns true, those that run are told to save a checkpoint and end."""
 
     num_parallel = 8  # that a search may run at a time, on a cluster, whose room changes
     room: Callable[[], int]  # returns how many commands may run at a time
@@ -81,8 +80,7 @@ class Launcher:
 
         `tell` is called with the names that run, and the exit codes (minus the number of a signal
         that ended it) of those that have ended since, twice a second or oftener; it returns
-        commands that may now begin, or begin again.
-        """
+        commands that may now begin, or begin again."""
         self.outputs.mkdir(exist_ok=True)
         waiting = dict(commands)
         running: dict[Any, str] = {}
@@ -115,8 +113,7 @@ class LocalLauncher(Launcher):
     """Runs command lines of `bin/train.py`, each in a process that is forked with all imported.
 
     The arguments are flags of `bin/sweep.py`, the threads of each trial (None: one a core), and
-    `Launcher`'s. Raises UsageError if `gpus` names none, or has no room for as many.
-    """
+    `Launcher`'s. Raises UsageError if `gpus` names none, or has no room for as many."""
 
     def __init__(
         self, jobs: int | None, gpus: str, per_gpu: int, threads: int | None, **options: Any
@@ -177,10 +174,9 @@ def places_of(jobs: int | None, gpus: str, per_gpu: int, threads: int | None) ->
     numbers = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
     places = numbers * per_gpu
     if jobs and jobs > len(places):
-        raise UsageError(
-            f"--gpus={gpus} has room for {len(places)} at a time, and --jobs={jobs} asks for more; "
-            f"give --per_gpu={math.ceil(jobs / len(numbers))}"
-        )
+        room = f"--gpus={gpus} has room for {len(places)} at a time"
+        hint = f"give --per_gpu={math.ceil(jobs / len(numbers))}"
+        raise UsageError(f"{room}, and --jobs={jobs} asks for more; {hint}")
     return places[:jobs]
 
 

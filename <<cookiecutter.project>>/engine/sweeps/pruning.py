@@ -11,8 +11,7 @@ class StopPoorTrial(Hook):
 
     The sweep is that in whose folder the run lies. Where a run ends early is written down before it
     ends, and never decided again: not when it is resumed, and not when it is made again elsewhere,
-    where it is given `epoch`, the number of epochs to end after.
-    """
+    where it is given `epoch`, the number of epochs to end after."""
 
     def __init__(self, epoch: int | None = None) -> None:
         self.epoch = epoch

@@ -1,7 +1,6 @@
 """Trains the trials of a sweep on a Ray cluster, each in a process of its own on one of its nodes.
 
-On every node the project, the sweep and Python lie at the same path, in a shared folder.
-"""
+On every node the project, the sweep and Python lie at the same path, in a shared folder."""
 
 import contextlib
 import logging
@@ -42,8 +41,7 @@ class RayLauncher(Launcher):
     The arguments are flags of `bin/sweep.py`, the threads of each trial, which has as many cores
     (None: all cores of a node, or one next to GPUs), and `Launcher`'s; all nodes share `outputs`.
     Without an address it is what RAY_ADDRESS says, or else a cluster is started on this machine and
-    ends with this process. Raises UsageError if Ray is not installed, or does not listen there.
-    """
+    ends with this process. Raises UsageError if Ray is not installed, or does not listen there."""
 
     def __init__(
         self, gpus: str, address: str, max_parallel: int, threads: int | None, **options: Any
@@ -78,11 +76,8 @@ class RayLauncher(Launcher):
             return
         options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
         self._train = self._ray.remote(max_retries=-1, **options)(_task())  # a node may die
-        self._environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name in FROM_THE_SHELL or (ENVIRONMENT.fullmatch(name) and name not in OF_THE_NODE)
-        }
+        taken = {*FROM_THE_SHELL, *filter(ENVIRONMENT.fullmatch, os.environ)} - {*OF_THE_NODE}
+        self._environment = {k: value for k, value in os.environ.items() if k in taken}
         if 0 < self.num_gpus < 1:  # else TensorFlow takes the whole memory for one
             self._environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
         # Of a node that died Ray tells at length, whatever it was asked to do.
@@ -134,10 +129,8 @@ class RayLauncher(Launcher):
         self.num_cpus = min(self.threads or (1 if self.num_gpus else min(cores)), max(cores))
         if not self._room():
             most = max((node.get("GPU", 0) for node in self._nodes()), default=0)
-            raise UsageError(
-                f"each trial is to have {self.num_gpus:g} GPUs, but no node of Ray has more than "
-                f"{most:g}; give a smaller --gpus"
-            )
+            wrong = f"no node of Ray has more than {most:g}; give a smaller --gpus"
+            raise UsageError(f"each trial is to have {self.num_gpus:g} GPUs, but {wrong}")
 
     def _watch(self) -> None:
         """End this process when the head is gone: calls of Ray's then wait, and end it without a

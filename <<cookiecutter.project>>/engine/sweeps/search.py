@@ -2,8 +2,7 @@
 
 Optuna does both. What it has chosen stands in `sweep.json` before a trial begins, and is never
 chosen again: it may depend on what has ended by then. Its study is made of what the trials'
-folders say, whenever something is asked of it.
-"""
+folders say, whenever something is asked of it."""
 
 import random
 import warnings
@@ -19,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from engine.runs import results
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
-from engine.sweeps.definition import Definition, Settings, Trial
+from engine.sweeps.definition import Definition, Settings, Trial, Trials
 from vegab.config import read_yaml, show
 from vegab.files import META, read_json
 
@@ -108,14 +107,11 @@ def suggest(
     return None
 
 
-def is_poor(
-    folder: Path, definition: Definition, trials: Sequence[Trial], own: str, curve: Curve
-) -> bool:
+def is_poor(folder: Path, definition: Definition, trials: Trials, own: str, curve: Curve) -> bool:
     """Ask Optuna's pruner of the trial named `own` after each epoch, with what the folders of all
     trials say now. The curve is its epochs done, and what is monitored."""
-    study = _new_study(
-        definition, sampler=optuna.samplers.RandomSampler(0), pruner=_pruner(definition)
-    )
+    sampler = optuna.samplers.RandomSampler(0)
+    study = _new_study(definition, sampler=sampler, pruner=_pruner(definition))
     asked: Any = None
     for trial in trials:
         one = study.ask()

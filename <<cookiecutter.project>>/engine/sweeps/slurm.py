@@ -2,8 +2,7 @@
 
 SLURM says which jobs there are; all else crosses machines in the shared folder. A job that SLURM
 interrupts, because its time is up or another job needs its place, saves a checkpoint and is queued
-again as the same job. One that is told to stop is not: SLURM itself then refuses to.
-"""
+again as the same job. One that is told to stop is not: SLURM itself then refuses to."""
 
 import argparse
 import contextlib
@@ -84,8 +83,7 @@ class SlurmLauncher(Launcher):
     """Runs command lines of `bin/train.py`, each in a job of an array.
 
     Jobs outlive this process: another launcher with the same `outputs` finds them again. The
-    arguments are flags of `bin/sweep.py` and `Launcher`'s. Raises what `options_of` does.
-    """
+    arguments are flags of `bin/sweep.py` and `Launcher`'s. Raises what `options_of` does."""
 
     def __init__(
         self, gpus: str, partition: str, time: str, max_parallel: int, **options: Any
@@ -161,8 +159,7 @@ class SlurmLauncher(Launcher):
         return int(text or (state == "FAILED" and status) or KILLED)
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
-        """Return what a function returns as soon as SLURM answers, or None if that is awaited no
-        longer."""
+        """Return what a function returns when SLURM answers; None if that is awaited no longer."""
         while not self.is_stopped():
             try:
                 return call()
@@ -259,25 +256,16 @@ def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str
     path = Path(os.path.relpath(SITE))
     site = DEFAULTS | (definition.read_known(path, DEFAULTS) if path.exists() else {})
     typed = {"partition": partition, "time": time, "gpus_per_node": int(gpus or 0)}
-    asked = {
-        **site["sbatch"],
-        **{key: site[key] for key in OF_SBATCH if site[key] is not None},
-        **{key: value for key, value in typed.items() if value},
-        "nodes": nodes,
-        "ntasks_per_node": 1,
-        "signal": f"USR1@{site['seconds_to_commit']}",
-        "requeue": True,
-    }
     lead = int(site["seconds_to_commit"])
+    asked = site["sbatch"] | {key: site[key] for key in OF_SBATCH if site[key] is not None}
+    asked |= {key: value for key, value in typed.items() if value}
+    asked |= {"nodes": nodes, "ntasks_per_node": 1, "signal": f"USR1@{lead}", "requeue": True}
     if seconds_of(str(asked.get("time", ""))) <= lead:
         raise UsageError(
             f"--time={asked['time']} is not longer than the {lead} s before its end at which a job "
             "is told to save a checkpoint (seconds_to_commit in configs/slurm.yaml); give more"
         )
-    flags = [
-        f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
-        for key, value in asked.items()
-    ]
+    flags = [f"--{k.replace('_', '-')}" + f"={v}" * (v is not True) for k, v in asked.items()]
     try:
         ask("sbatch", "--test-only", *flags, "--wrap=true")
     except NotNowError:
@@ -328,11 +316,7 @@ def queue_of(outputs: Path) -> list[str]:
 
 
 def submit(
-    options: Mapping[str, Any],
-    name: str,
-    lines: Mapping[str, str],
-    logs: Path,
-    max_parallel: int = 0,
+    options: dict[str, Any], name: str, lines: Mapping[str, str], logs: Path, max_parallel: int = 0
 ) -> str:
     """Submit a job for each of the lines, which are for a shell, by the run folder that they train
     in, and return its number. The folder `logs` gets batch scripts, what jobs say, and exit codes.
@@ -405,8 +389,7 @@ def stop_all(outputs: Path) -> bool:
 
 
 def ending_of(number: str) -> tuple[str, int]:
-    """Return how SLURM says that a job has ended, such as TIMEOUT, and its exit code: 0 if it has
-    none, or SLURM has forgotten the job."""
+    """Return how SLURM says a job ended, as TIMEOUT, and its exit code: "" and 0 if unknown."""
     of_sacct = ("--noheader", "--allocations", "--parsable2", "--format=State,ExitCode")
     for pattern, *command in (
         (r"JobState=(\w+).*? ExitCode=(\d+)", "scontrol", "show", "job", number, "--oneliner"),
@@ -435,9 +418,8 @@ def _refusal(complaint: str, program: str) -> UsageError:
     lines = [re.sub(r"^\w+: (error: )?", "", line) for line in complaint.strip().splitlines()]
     limits = LIMITS.findall(complaint)
     is_later = "SubmitJob" in "".join(limits) if limits else LATER.search(complaint)
-    return (NotNowError if is_later else UsageError)(
-        f"{program} says: {'; '.join(lines) or 'nothing'}"
-    )
+    kind = NotNowError if is_later else UsageError
+    return kind(f"{program} says: {'; '.join(lines) or 'nothing'}")
 
 
 def _safe(name: str) -> str:

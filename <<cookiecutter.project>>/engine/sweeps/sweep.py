@@ -1,8 +1,7 @@
 """A sweep on the disk: what it is, how far each trial is, and what has them trained.
 
 Needs no Keras. A trial is an ordinary run folder, made by what `bin/train.py` does. What the sweep
-is stands in `sweep.json`; how far it is, its trials' folders say.
-"""
+is stands in `sweep.json`; how far it is, its trials' folders say."""
 
 import os
 import shlex
@@ -33,9 +32,8 @@ Show = Callable[[int, int, int, str], None]
 
 
 def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Trial]]:
-    """Return a definition and its trials, with those of the sweep that is in the folder already.
-    New trials are added to those that are there; a search goes on from what it has chosen. Raises
-    UsageError if the folder holds something else, as a sweep of another config."""
+    """Return a definition and its trials, after those of the sweep that is in the folder already.
+    Raises UsageError if the folder holds something else, as a sweep of another config."""
     trials = trials_of(definition)
     if not (folder / SWEEP).exists():
         try:
@@ -48,30 +46,25 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
     before, there, _ = read(folder)
     searched = ("grid", "range", "seeds", "folds")  # which a search cannot change on its way
     fixed = ["search", "pruner", *(searched if definition.search else ())]
-    old, now = (
-        {**each.config, **{f"--{key}": getattr(each, key) for key in fixed}}
-        for each in (before, definition)
-    )
+    both = before, definition
+    old, now = ({**one.config, **{f"--{k}": getattr(one, k) for k in fixed}} for one in both)
     if changes := show_differences(differences(old, now)):
-        raise UsageError(
-            f"{folder} holds a sweep of another config ({changes}); choose another folder"
-        )
+        what = f"a sweep of another config ({changes})"
+        raise UsageError(f"{folder} holds {what}; choose another folder")
     new = trials_of(definition, there)
     return definition, [*there, *(trial for trial in new if trial not in there)]
 
 
 def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
     """Return what `sweep.json` says: of what it is, the trials, and what a search has chosen.
-    Without a search, the last are the settings of all trials. Raises UsageError if it is no sweep.
-    """
+    Without a search, the last are the settings of all trials. UsageError if it is no sweep."""
     content = read_json(folder / SWEEP)
     if content is None:
         raise UsageError(f"{folder} holds no sweep; name a folder that bin/sweep.py made")
     try:
         trials = [Trial(entry["name"], entry["settings"]) for entry in content["trials"]]
         known = {each.name for each in fields(Definition)}
-        told = {key: value for key, value in content["definition"].items() if key in known}
-        definition = Definition(**told)
+        definition = Definition(**{k: v for k, v in content["definition"].items() if k in known})
         return definition, trials, content["suggested"] or [trial.settings for trial in trials]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{folder / SWEEP} is not one of this project's ({error!r})") from error
@@ -94,10 +87,9 @@ def require_unlocked(folder: Path) -> None:
     """Raise UsageError if another process sweeps a folder, or a link in it leads out of it."""
     refuse_links(folder, folder)
     if owner := living_owner(folder, LOCK):
-        raise UsageError(
-            f"{folder} is being swept by process {owner['pid']} on {owner['host']}; "
-            f"python bin/sweep.py stop {shlex.quote(str(folder))} ends that"
-        )
+        who = f"process {owner['pid']} on {owner['host']}"
+        hint = f"python bin/sweep.py stop {shlex.quote(str(folder))} ends that"
+        raise UsageError(f"{folder} is being swept by {who}; {hint}")
 
 
 @contextmanager
@@ -204,14 +196,10 @@ class Sweeper:
             trials = self.advance(self.refused)
             records = states_of(self.folder, trials)
             states = {trial.name: r.state for trial, r in zip(trials, records, strict=True)}
-            adopted = self.launcher.adopted()
-            left = [
-                trial
-                for trial in trials
-                if states[trial.name] not in done and trial.name not in self.tried
-                if states[trial.name] != "running" or trial.name in adopted
-            ]
-            elsewhere = [trial.name for trial in trials if states[trial.name] == "running"]
+            elsewhere = [name for name, state in states.items() if state == "running"]
+            ended = {name for name, state in states.items() if state in done}
+            others = ended | self.tried | ({*elsewhere} - self.launcher.adopted())
+            left = [trial for trial in trials if trial.name not in others]
             if self.launcher.is_stopped() or not (left or elsewhere):
                 return records
             self._best = ranked(records)[:1]
@@ -254,19 +242,15 @@ class Sweeper:
 
     def _tell(self, running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
         """Say how it stands; return commands that may begin because others have ended: new ones,
-        and those that were killed, so that what waits for them does not wait long.
-        """
+        and those that were killed, so that what waits for them does not wait long."""
         new: list[Trial] = []
         if codes:
             self._begun -= {name for name, code in codes.items() if self._goes_on(name, code)}
             paths = [os.path.join(self.folder, name) for name in codes]
             self._best = ranked([*self._best, *results.read_runs(paths)])[:1]
             self._num_done += sum(code == FINISHED for code in codes.values())
-            self._num_failed += sum(
-                code not in (FINISHED, INTERRUPTED)
-                for name, code in codes.items()
-                if name in self.tried
-            )
+            tried = [code for name, code in codes.items() if name in self.tried]
+            self._num_failed += sum(code not in (FINISHED, INTERRUPTED) for code in tried)
             trials = self.advance(self.refused)
             new = [trial for trial in trials if trial.name not in self._begun]
             self._begun |= {trial.name for trial in new}

@@ -2,8 +2,7 @@
 
 The fork server of a sweep imports this module once; each trial is then a process of its own, in
 which TensorFlow has not begun yet. Of the project itself little is imported before: a
-sweep may last for days, and each trial is to run the source as it is when it begins.
-"""
+sweep may last for days, and each trial is to run the source as it is when it begins."""
 
 import gc
 import importlib
@@ -13,17 +12,8 @@ import sys
 
 from vegab import ROOT
 
-LIBRARIES = (
-    "tensorflow",
-    "keras",
-    "h5py",
-    "tensorboard.summary",
-    "matplotlib.backends.backend_agg",
-    "argh",
-    "ruamel.yaml",
-    "tqdm",
-)
-
+LIBRARIES = ["tensorflow", "keras", "h5py", "tensorboard.summary", "argh", "ruamel.yaml", "tqdm"]
+LIBRARIES += ["matplotlib.backends.backend_agg"]
 
 # Garbage collections, which find nothing here, would take a fifth of the time.
 gc.disable()
