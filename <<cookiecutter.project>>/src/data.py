@@ -67,15 +67,11 @@ def get_digits(config: Mapping[str, Any]) -> Dataset:
         return images.astype(np.float32) / 16
 
     train = ~(test | valid)
+    order = {"batch_size": config["batch_size"], "seed": config["seed"]}
+    augment = partial(shift, most=1) if config["augmented"] else None
+    arrays = images[train], labels[train]
     return Dataset(
-        train=ArrayBatches(
-            images[train],
-            labels[train],
-            batch_size=config["batch_size"],
-            seed=config["seed"],
-            prepare=prepare,
-            augment=partial(shift, most=1) if config["augmented"] else None,
-        ),
+        train=ArrayBatches(*arrays, **order, prepare=prepare, augment=augment),
         valid=(prepare(images[valid]), labels[valid]),
         load_test=lambda: (prepare(images[test]), labels[test]),
         input_shape=(8, 8, 1),
@@ -105,15 +101,10 @@ def get_cifar(which: str, augment: bool, config: Mapping[str, Any] | None = None
         images, labels = _read_cifar(archive, source.test_files, source.label_key)
         return prepare(images), labels
 
+    order = {"batch_size": config["batch_size"], "seed": config["seed"]}
+    arrays = images[~valid], labels[~valid]
     return Dataset(
-        train=ArrayBatches(
-            images[~valid],
-            labels[~valid],
-            batch_size=config["batch_size"],
-            seed=config["seed"],
-            prepare=prepare,
-            augment=move if augment else None,
-        ),
+        train=ArrayBatches(*arrays, **order, prepare=prepare, augment=move if augment else None),
         valid=(prepare(images[valid]), labels[valid]),
         load_test=load_test,
         input_shape=(32, 32, 3),

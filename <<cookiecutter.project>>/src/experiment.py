@@ -95,11 +95,9 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
             )
         rates = []
     else:
-        optimizers = {
-            name.lower(): value
-            for name, value in vars(keras.optimizers).items()
-            if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
-        }
+        kinds = [each for each in vars(keras.optimizers).items() if isinstance(each[1], type)]
+        base = keras.optimizers.Optimizer
+        optimizers = {name.lower(): kind for name, kind in kinds if issubclass(kind, base)}
         optimizer = resolve(config["optimizer"], "optimizer", optimizers)
         arguments = {"learning_rate": first_rate, **config["optimizer_arguments"]}
         if config["accumulate_steps"] > 1:
@@ -166,9 +164,7 @@ def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
     offered = {"input_shape": dataset.input_shape or shape, "dataset": dataset}
     if dataset.num_classes is not None:
         offered["num_classes"] = dataset.num_classes
-    elif (
-        "num_classes" in parameters and parameters["num_classes"].default is inspect.Parameter.empty
-    ):
+    elif (asked := parameters.get("num_classes")) and asked.default is asked.empty:
         raise ValueError("it asks for num_classes, which the dataset does not say")
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     wanted = {*parameters, *(("input_shape", "num_classes") if takes_all else ())}

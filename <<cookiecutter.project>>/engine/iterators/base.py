@@ -48,8 +48,7 @@ class PyHookedModelIterator:
     draws are a function of seed and step. What has to survive a kill are Keras' and TensorFlow's
     models, optimizers and variables among the attributes of iterator and model, which are found
     there, and what `get_state` returns. `root` is the run folder; `code`, `checkpoints`, `train`
-    and `eval` are folders in it.
-    """
+    and `eval` are folders in it."""
 
     def __init__(
         self,
@@ -225,8 +224,7 @@ class PyHookedModelIterator:
 
 class TemplateIterator(PyHookedModelIterator):
     """Has operations to train, to log and to evaluate, each computed only if somebody reads it. A
-    subclass may save and restore in files of its own; these become part of the checkpoint.
-    """
+    subclass may save and restore in files of its own; these become part of the checkpoint."""
 
     @abstractmethod
     def step_op(self, model: Any, **batch: Any) -> Mapping[str, Any]:
@@ -234,8 +232,7 @@ class TemplateIterator(PyHookedModelIterator):
 
         `train_op` trains and may return a loss, or metrics by name; `log_op` returns a dictionary
         of "scalars", "images" and "figures", or of scalars; `eval_op` one of arrays, with arrays
-        under "labels".
-        """
+        under "labels"."""
 
     def save(self, checkpoint_path: str) -> None:
         """Write what has to survive a kill to a file or folder of that name."""
@@ -257,8 +254,7 @@ class TemplateIterator(PyHookedModelIterator):
     def _trained(self, ops: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the operations give that train; EDflow's names, "train/…", count too."""
         names = self.config.get("train_ops") or ["train_op"]
-        names = [name.removeprefix("train/") for name in names]
-        return {name: ops[name] for name in names if name in ops}
+        return {n: ops[n] for n in (name.removeprefix("train/") for name in names) if n in ops}
 
     def figures(self, results: Any) -> dict[str, float]:
         return figures_in(self._trained(results.get("step_ops", {})))
@@ -295,11 +291,9 @@ class TemplateIterator(PyHookedModelIterator):
         if type(self).save is not TemplateIterator.save:
             with tempfile.TemporaryDirectory() as name:
                 self.save(str(Path(name, "checkpoint")))
-                state["files"] = {
-                    str(path.relative_to(name)): np.frombuffer(path.read_bytes(), np.uint8)
-                    for path in sorted(Path(name).rglob("*"))
-                    if path.is_file()
-                }
+                paths = [path for path in sorted(Path(name).rglob("*")) if path.is_file()]
+                content = {str(path.relative_to(name)): path.read_bytes() for path in paths}
+                state["files"] = {k: np.frombuffer(v, np.uint8) for k, v in content.items()}
         return state
 
     def set_state(self, state: Mapping[str, Any]) -> None:

@@ -39,15 +39,9 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
         with refusals_named(config, "model"):
             model = make_model(config)
         with refusals_named(config, "iterator"):
-            iterator = make_iterator(
-                config=config,
-                root=save_path or ".",
-                model=model,
-                datasets=datasets,
-                hook_freq=config["hook_freq"],
-                num_epochs=config["num_epochs"] or 0,
-                hooks=[],
-            )
+            numbers = {"hook_freq": config["hook_freq"], "num_epochs": config["num_epochs"] or 0}
+            given: dict[str, Any] = {"config": config, "model": model, "datasets": datasets}
+            iterator = make_iterator(root=save_path or ".", **given, **numbers, hooks=[])
             edflow.check_definitions(iterator, isinstance(iterator, TFBaseTrainer))
     with refusals_named(config, "fixed_example_indices"):
         for split in config["fixed_example_indices"]:
@@ -63,15 +57,10 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
     import keras
 
     own = getattr(iterator, "model", None)  # it may make its model itself
-    return Experiment(
-        config=config,
-        dataset=splits,
-        model=own if isinstance(own, keras.Model) else model,
-        monitor=config["monitor"],
-        callbacks=callbacks_of(config),
-        iterator=iterator,
-        own_hooks=of_iterators(config, iterator, splits.valid),
-    )
+    model = own if isinstance(own, keras.Model) else model
+    parts = config, splits, model, config["monitor"], callbacks_of(config)
+    hooks = of_iterators(config, iterator, splits.valid)
+    return Experiment(*parts, iterator=iterator, own_hooks=hooks)
 
 
 def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,9 +89,8 @@ def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
     name = config["iterator"]
     kind = resolve(name, "iterator")
     if not isinstance(kind, type) or not issubclass(kind, PyHookedModelIterator):
-        raise UsageError(
-            f"iterator: {name} is not an iterator; inherit from one in engine.iterators"
-        )
+        hint = "inherit from one in engine.iterators"
+        raise UsageError(f"iterator: {name} is not an iterator; {hint}")
     own = inspect.unwrap(kind.iterate)
     if own is not PyHookedModelIterator.iterate and "iterate" not in own.__code__.co_names:
         how = "call super().iterate(batches) there, or say in step_ops what a step does"
@@ -129,9 +117,8 @@ def of_iterators(config: Mapping[str, Any], iterator: Any, valid: Any) -> list[H
     """Return the hooks of a config with an iterator: by its keys, and to evaluate after epochs."""
     ops = {"log_ops": config["log_ops"]} if config.get("log_ops") else {}
     logs = LoggingHook(**ops, tensorboard=config["tensorboard"])
-    hooks: list[Hook] = [
-        IntervalHook([logs], config["start_log_freq"], max_interval=config["log_freq"])
-    ]
+    first, most = config["start_log_freq"], config["log_freq"]
+    hooks: list[Hook] = [IntervalHook([logs], first, max_interval=most)]
     if every := config["ckpt_freq"]:
         monitor = config["monitor"], config["monitor_mode"]
         hooks.append(KeepCheckpoints(every, config["ckpt_keep"], *monitor))

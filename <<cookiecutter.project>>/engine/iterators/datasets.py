@@ -47,8 +47,7 @@ class DatasetMixin:
     `dataset[index]` is a copy of the example with its index under "index_". Functions among the
     values, nested ones too, are called and replaced by what they return: an image that is read by
     a function is only read when somebody asks for the example. `dataset[2:5]` and `dataset[[7, 3]]`
-    are lists of examples, `a + b` and `3 * a` are datasets.
-    """
+    are lists of examples, `a + b` and `3 * a` are datasets."""
 
     append_labels: bool = False  # put the labels of an example under "labels_"
     data: Any
@@ -168,8 +167,7 @@ class ConcatenatedDataset(DatasetMixin):
 
 class CsvDataset(DatasetMixin):
     """The rows of a CSV file: its columns are the labels, a row is an example. In the config,
-    `csv_path` is the file, `csv_arguments` (optional) are for `pandas.read_csv`.
-    """
+    `csv_path` is the file, `csv_arguments` (optional) are for `pandas.read_csv`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         import pandas as pd
@@ -205,10 +203,8 @@ class ExtraLabelsDataset(DatasetMixin):
     ) -> None:
         self.data = data
         # The labeler is not kept: it may be a lambda, which could not go to a worker process.
-        extra = [
-            {key: np.asarray(value) for key, value in labeler(data, index).items()}
-            for index in range(len(data))
-        ]
+        given = (labeler(data, index) for index in range(len(data)))
+        extra = [{key: np.asarray(value) for key, value in each.items()} for each in given]
         self.labels = data.labels | (stack(extra) if extra else {})
 
 
@@ -231,8 +227,7 @@ def make_examples(
     dataset: DatasetMixin, indices: Iterable[int], seed: int, epoch: int
 ) -> list[Example]:
     """Return the examples at `indices`; each is a function of seed, epoch and its index. So is what
-    it draws from Python's and NumPy's global generators, which are left as they were.
-    """
+    it draws from Python's and NumPy's global generators, which are left as they were."""
     states = random.getstate(), np.random.get_state()
     token = _generator_in_hand.set(None)
     examples = []

@@ -27,16 +27,9 @@ from tqdm import tqdm
 from engine import checkpoints
 from engine.experiment import Experiment
 from engine.hooks import Hook
+from engine.iterators import outputs
 from engine.iterators.base import NoOutputsError
 from engine.iterators.datasets import ExampleBatches
-from engine.iterators.outputs import (
-    META,
-    OutputWriter,
-    clean,
-    own_callbacks,
-    run_callbacks,
-    yaml_of_outputs,
-)
 from engine.iterators.steps import sow, undone
 from engine.training import Guard
 from vegab.files import CONFIG, link, read_json, replacing_folder
@@ -73,22 +66,20 @@ def store_outputs(
     global_step, epoch = iterator.get_global_step(), iterator.get_epoch_step()
     dataset, split = batches.dataset, iterator.get_split()
     with replacing_folder(output) as partial:
-        writer = OutputWriter(partial)
-        for step in tqdm(
-            range(batches.steps_per_epoch), desc=split, unit="batch", leave=False, disable=None
-        ):
+        writer, steps = outputs.OutputWriter(partial), range(batches.steps_per_epoch)
+        for step in tqdm(steps, desc=split, unit="batch", leave=False, disable=None):
             batch = batches.batch(0, step)
             iterator.set_position(global_step, epoch, step, split)
             sow(config["seed"], step)
             size = min(batches.batch_size, len(dataset) - writer.num_examples)
-            outputs = iterator.evaluate(batch)
-            if not isinstance(outputs, Mapping):
-                what = f"eval_op of {type(iterator).__name__} returns a {type(outputs).__name__}"
+            made = iterator.evaluate(batch)
+            if not isinstance(made, Mapping):
+                what = f"eval_op of {type(iterator).__name__} returns a {type(made).__name__}"
                 raise NoOutputsError(f"{what}; expected a dictionary of arrays or lists")
-            writer.add(outputs, size)
+            writer.add(made, size)
         writer.add_labels(getattr(dataset, "labels", None) or {})
         name = f"{type(iterator).__module__}:{type(iterator).__name__}"
-        callbacks = own_callbacks(iterator, iterator.model) | config["eval_callbacks"]
+        callbacks = outputs.own_callbacks(iterator, iterator.model) | config["eval_callbacks"]
         meta = {
             "description": f"what {name} made of each example of the split {split}",
             "split": split,
@@ -98,15 +89,14 @@ def store_outputs(
             **writer.finish(),
             "config": dict(config) | {"eval_callbacks": callbacks},
         }
-        with open(partial / META, "w", encoding="utf-8") as file:
-            yaml_of_outputs().dump(meta, file)
+        with open(partial / outputs.META, "w", encoding="utf-8") as file:
+            outputs.yaml_of_outputs().dump(meta, file)
     return meta
 
 
 class EvaluateEpochs(Hook):
     """Stores what `eval_op` makes of the validation split after each epoch, in `test_mode`, and
-    calls the callbacks; what they return is kept of every epoch, the outputs of the latest.
-    """
+    calls the callbacks; what they return is kept of every epoch, the outputs of the latest."""
 
     only_tells = True
 
@@ -132,16 +122,15 @@ class EvaluateEpochs(Hook):
             iterator.set_position(*before)
         for earlier in Path(self.eval).glob("epoch-*"):
             if earlier != output:
-                clean(earlier)
-        run_callbacks(output, iterator.datasets["validation"], self._config, *self._callbacks)
+                outputs.clean(earlier)
+        data_in = iterator.datasets["validation"]
+        outputs.run_callbacks(output, data_in, self._config, *self._callbacks)
 
 
 def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Give model and iterator the state of a checkpoint; return what it says of its run.
-
-    Variables that are there only after a step are made by evaluating `batch`. What only training
-    needs, such as optimizers, is left where this iterator has none of it.
-    """
+    """Give model and iterator the state of a checkpoint; return what it says of its run. Variables
+    that are there only after a step are made by evaluating `batch`. What only training needs, such
+    as optimizers, is left where this iterator has none of it."""
     checkpoint = checkpoints.Checkpoint(path.parent, iterator.model, iterator.variables)
     try:
         state = checkpoint.read_other(path)
@@ -196,8 +185,7 @@ def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -
     """Yield checkpoints, each under a second name, so that it stays until the next is asked for.
 
     With `eval_all` these are all that the run has, with `eval_forever` the latest, then each newer
-    one, until the run has ended; else the given one. No global step comes twice.
-    """
+    one, until the run has ended; else the given one. No global step comes twice."""
     paths = [] if config.get("eval_forever") else [given]
     if config.get("eval_all"):
         paths = [commit.path for commit in reversed(checkpoints.commits_of(run))]

@@ -21,24 +21,17 @@ from vegab.config import merge
 from vegab.files import write_json
 
 log = logging.getLogger(__name__)
-
-META = "meta.yaml"
-OUTPUTS = "model_outputs"
-LABELS = "labels"
-SCALARS = "scalars.json"
+META, OUTPUTS, LABELS, SCALARS = "meta.yaml", "model_outputs", "labels", "scalars.json"
 Callback = Callable[..., Any]
 
 
 class OutputWriter:
-    """Writes outputs of one batch after the other into a folder, by the index of the example.
-
-    An output is "text" or an "array" in a file per example, an "image" that has a PNG next to its
-    array, or a "number", which is in one file for all examples, as a label is.
-    """
+    """Writes outputs of one batch after the other into a folder, by the example's index: "text" or
+    an "array" in a file per example, an "image" that has a PNG next to its array, or a "number",
+    which is in one file for all examples, as a label is."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.num_examples = 0
+        self.folder, self.num_examples = folder, 0
         self._kinds: dict[str, str] = {}
         self._rows: dict[str, list[Array]] = {}
         self._counts: Counter[str] = Counter()
@@ -153,8 +146,7 @@ def _plain_array(value: Any, name: str) -> Array:
     """Return an array that can be read without unpickling anything."""
     array = np.asarray(value)
     if array.dtype.kind in "SO":
-        items = array.ravel().tolist()
-        items = [item.decode() if isinstance(item, bytes) else item for item in items]
+        items = [v.decode() if isinstance(v, bytes) else v for v in array.ravel().tolist()]
         if not all(isinstance(item, str) for item in items):
             raise ValueError(f"the output {name!r} has values that are neither numbers nor text")
         array = np.array(items, dtype=np.str_).reshape(array.shape)
@@ -174,8 +166,7 @@ def yaml_of_outputs() -> YAML:
 class StoredOutputs(DatasetMixin):
     """The outputs in a folder that `evaluate_split` has written, by example, nested as they were.
 
-    Files are read when an example is asked for, `labels` memory-mapped. `meta` is `meta.yaml`.
-    """
+    Files are read when an example is asked for, `labels` memory-mapped. `meta` is `meta.yaml`."""
 
     append_labels = True  # an example has its labels under "labels_"
 
@@ -207,10 +198,8 @@ class StoredOutputs(DatasetMixin):
     @cached_property
     def labels(self) -> dict[str, Array]:
         """Labels, and the outputs that are numbers, one row per example."""
-        return {
-            name: np.load(self.folder / LABELS / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in self.meta["labels"]
-        }
+        paths = {name: self.folder / LABELS / f"{name}.npy" for name in self.meta["labels"]}
+        return {k: np.load(p, mmap_mode="r", allow_pickle=False) for k, p in paths.items()}
 
 
 def run_callbacks(
@@ -223,8 +212,7 @@ def run_callbacks(
     """Call functions with what is stored in a folder; log and keep the numbers that they return.
 
     They are called as `(root, data_in, data_out, config, **kwargs)`, with the dataset that was
-    evaluated and the evaluation's config. `scalars.json` has the numbers with those of before.
-    """
+    evaluated and the evaluation's config. `scalars.json` has the numbers with those of before."""
     path = output / SCALARS
     kept = json.loads(path.read_text()) if path.exists() else {}
     returned: dict[str, dict[str, float]] = {}
@@ -250,11 +238,8 @@ def run_callbacks(
 def callbacks_of(
     config: Mapping[str, Any], *owners: Any
 ) -> tuple[dict[str, Callback], dict[str, Any]]:
-    """Import the callbacks of a config, and return them and their arguments by name.
-
-    EDflow's places for them count as well: `eval_hook` and `eval_pipeline`, and `callbacks` of the
-    owners, which are iterator and model.
-    """
+    """Import the callbacks of a config; return them and their arguments by name. EDflow's places
+    count as well: `eval_hook`, `eval_pipeline`, `callbacks` of the owners, iterator and model."""
     hook, pipeline = config.get("eval_hook") or {}, config.get("eval_pipeline") or {}
     callbacks: dict[str, Any] = {}
     for key, paths in (

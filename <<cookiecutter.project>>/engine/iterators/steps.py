@@ -27,9 +27,7 @@ class IteratorSteps:
     size = 1
 
     def __init__(self, iterator: Any, source: BatchSource, seed: int) -> None:
-        self.iterator = iterator
-        self.source = source
-        self.seed = seed
+        self.iterator, self.source, self.seed = iterator, source, seed
         self._sums: dict[str, list[float]] = {}
         self._made = False
         keras_private.seed_generator()  # made on the first call, with a seed that Python draws
@@ -138,8 +136,7 @@ class IteratorValidation:
 @contextlib.contextmanager
 def undone(iterator: Any) -> Iterator[None]:
     """Let variables keep their values, those that are made in the block their first ones, and
-    TensorFlow's eager operations draw what they would have drawn.
-    """
+    TensorFlow's eager operations draw what they would have drawn."""
     eager = keras_private.eager_generator()
     state = eager.getstate()
     eager.seed(eager.getrandbits(64))  # an operation that draws with one seed again goes on with it
@@ -166,9 +163,7 @@ def undone(iterator: Any) -> Iterator[None]:
 
 
 def sow(seed: int, step: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch by seed and step only. Keras' generators
-    keep their state in variables, which are part of every checkpoint.
-    """
+    """Seed the generators of Python, NumPy and PyTorch; Keras' are variables in checkpoints."""
     number = int(random_generator(seed, step, STEP_STREAM).integers(2**32))
     random.seed(number)
     np.random.seed(number)

@@ -14,8 +14,7 @@ class TorchHookedModelIterator(PyHookedModelIterator):
     """Gives the functions of `step_ops` tensors of PyTorch; what they return becomes arrays.
 
     Arrays of 4 dimensions go from (batch, height, width, channels) to (batch, channels, height,
-    width) and back, those of 3 get a channel, unless not `transform`.
-    """
+    width) and back, those of 3 get a channel, unless not `transform`."""
 
     transform = True
 

@@ -20,8 +20,7 @@ class TFBaseTrainer(TFHookedModelIterator):
     A part is an attribute of the model that has variables (`model.generator`), or else all
     trainable variables with its name in their path. Config: `optimizer` ("adam"), `lr` (0.001),
     `beta1` and `beta2` (of Adam: 0.5 and 0.9, as in EDflow); with `lr_end`, `lr_decay_begin` and
-    `lr_decay_end` the rate goes in a straight line from `lr` to `lr_end` between these steps.
-    """
+    `lr_decay_end` the rate goes in a straight line from `lr` to `lr_end` between these steps."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -83,10 +82,9 @@ class TFBaseTrainer(TFHookedModelIterator):
 
     def make_optimizers(self, batch: Feeds) -> None:
         """Make an optimizer for each loss that there is for a batch."""
-        losses = tf.function(
-            lambda feeds: self.make_loss_ops(self.model, **feeds), autograph=False
-        ).get_concrete_function(map_leaves(batch, tf.convert_to_tensor))
-        for path, _ in leaves(losses.structured_outputs):
+        losses = tf.function(lambda feeds: self.make_loss_ops(self.model, **feeds), autograph=False)
+        traced = losses.get_concrete_function(map_leaves(batch, tf.convert_to_tensor))
+        for path, _ in leaves(traced.structured_outputs):
             variables = self.part_variables(path[-1])
             if _key(path) not in self.optimizers:
                 optimizer = self.make_optimizer(path[-1])
@@ -147,8 +145,7 @@ class TFFrequencyTrainer(TFBaseTrainer):
     """Trains one part after the other: `{generator: 2, critic: 1}` is g, g, c by global step.
 
     `opt_frequency` is an attribute of the class or a key of the config; as a list, its entries are
-    a part, or a list of parts that are trained together.
-    """
+    a part, or a list of parts that are trained together."""
 
     opt_frequency: Mapping[str, int] | Sequence[str | Sequence[str]] = ()
 

@@ -8,19 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from engine import hooks
 from engine.batches import parts_of
 from engine.building import callbacks_of, learning_rate_schedule, refusals_named
 from engine.checkpoints import BEST, LATEST, is_lower_better
 from engine.experiment import Experiment
-from engine.hooks import (
-    EarlyStopping,
-    Export,
-    Hook,
-    IntervalHook,
-    KeepCheckpoints,
-    LastMetrics,
-    LoggingHook,
-)
+from engine.hooks import Hook
 from engine.records.features import class_in
 from engine.records.feeders import MemorySamplesFeeder, TFRecordExamplesFeeder
 from engine.records.ranges import NOTED, REFUSED, not_done
@@ -29,7 +22,6 @@ from vegab.config import did_you_mean, lookup
 
 log = logging.getLogger(__name__)
 FEEDERS = {kind.__name__: kind for kind in (TFRecordExamplesFeeder, MemorySamplesFeeder)}
-
 OF_FEEDERS = ("steps_per_epoch", "total_steps", "batch", "one_pass", "until_epochs")
 RECEIVER = "serving_input_receiver_fn"  # the method of Deephub's feeder by that name
 EXPORTED = {"BestExporter": BEST, "FinalExporter": LATEST}
@@ -51,34 +43,26 @@ def build_variant(config: Mapping[str, Any], save_path: str | None = None) -> Ex
     serving = getattr(train_feeder, "serving_features", lambda: None)()
     model = make_model(config, save_path or ".")
     if train["lr_schedule"] is not None:
-        model.optimizer.learning_rate = learning_rate_schedule(
-            config, "train.lr_schedule", train["lr_schedule"]
-        )
+        schedule = learning_rate_schedule(config, "train.lr_schedule", train["lr_schedule"])
+        model.optimizer.learning_rate = schedule
     with refusals_named(config, "train.train_feeder"):
         features = parts_of(splits.train.batch(0, 0))["x"]
     watched = metrics_of(config)
     with refusals_named(config, "monitor"):
         is_lower_better(watched["monitor"], config["monitor_mode"])
-    return Experiment(
-        config=config,
-        dataset=splits,
-        model=model,
-        monitor=watched["monitor"],
-        callbacks=callbacks_of(config),
-        own_hooks=hooks_of(config, watched) + exporters_of(config, watched, features, serving),
-        serving=serving,
-        watched=watched,
-        changes={
-            "warm_start": train["warm_start_check_point"],
-            "warm_start_vars": train["warm_start_variables_regex"],
-            "fine_tune": train["fine_tune"],
-            "num_epochs": None,
-            "num_steps": train_feeder.total_steps(train["epochs"]),
-            "checkpoint_steps": train["save_checkpoint_steps"] or 0,
-            "checkpoint_seconds": train["save_checkpoint_secs"] or 0,
-            "validation_seconds": train["validation_secs"] or 0,
-        },
-    )
+    parts = config, splits, model, watched["monitor"], callbacks_of(config)
+    own = hooks_of(config, watched) + exporters_of(config, watched, features, serving)
+    changes = {
+        "warm_start": train["warm_start_check_point"],
+        "warm_start_vars": train["warm_start_variables_regex"],
+        "fine_tune": train["fine_tune"],
+        "num_epochs": None,
+        "num_steps": train_feeder.total_steps(train["epochs"]),
+        "checkpoint_steps": train["save_checkpoint_steps"] or 0,
+        "checkpoint_seconds": train["save_checkpoint_secs"] or 0,
+        "validation_seconds": train["validation_secs"] or 0,
+    }
+    return Experiment(*parts, own_hooks=own, serving=serving, watched=watched, changes=changes)
 
 
 class OneLabel:
@@ -156,26 +140,20 @@ def made(config: Mapping[str, Any], key: str, registered: Mapping[str, Any], **m
 def hooks_of(config: Mapping[str, Any], watched: Mapping[str, str]) -> list[Hook]:
     """Return the hooks that a variant asks for by its keys."""
     train = config["train"]
-    logs = LoggingHook(tensorboard=config["tensorboard"])
-    chosen: list[Hook] = [LastMetrics(), IntervalHook([logs], train["save_summary_steps"])]
+    logs = hooks.LoggingHook(tensorboard=config["tensorboard"])
+    every = hooks.IntervalHook([logs], train["save_summary_steps"])
+    chosen: list[Hook] = [hooks.LastMetrics(), every]
     decrease = train["early_stopping_steps_without_decrease"]
     steps = decrease or train["early_stopping_steps_without_increase"]
     if bool(train["early_stopping_metric"]) != bool(steps):
-        log.warning(
-            "train.early_stopping_metric and train.early_stopping_steps_without_…: only one is "
-            "given; the metric by itself stops nothing, and the steps go by the run's monitor"
-        )
+        keys = "train.early_stopping_metric and train.early_stopping_steps_without_…"
+        how = "the metric by itself stops nothing, and the steps go by the run's monitor"
+        log.warning("%s: only one is given; %s", keys, how)
     if steps:
-        chosen.append(
-            EarlyStopping(
-                steps,
-                watched.get("train.early_stopping_metric", watched["monitor"]),
-                "min" if decrease else "max",
-                in_steps=True,
-                min_steps=train["early_stopping_min_steps"],
-                every_steps=train["early_stopping_hook_run_every_steps"] or 1,
-            )
-        )
+        metric = watched.get("train.early_stopping_metric", watched["monitor"])
+        rule: Any = {"in_steps": True, "min_steps": train["early_stopping_min_steps"]}
+        rule["every_steps"] = train["early_stopping_hook_run_every_steps"] or 1
+        chosen.append(hooks.EarlyStopping(steps, metric, "min" if decrease else "max", **rule))
     return chosen
 
 
@@ -204,7 +182,7 @@ def exporters_of(
                 reader = getattr(feeder, "serving_features", lambda: None)()
             if not isinstance(folder, str) or not folder or Path(folder).name != folder:
                 raise UsageError(f"{key} names a folder in export/; give it a single word")
-            hook: Hook = Export(folder, EXPORTED[kind], features, reader)
+            hook: Hook = hooks.Export(folder, EXPORTED[kind], features, reader)
         else:
             if folder != word:
                 log.info("%s: %s is checkpoints/ here", key, folder)
@@ -217,7 +195,7 @@ def exporters_of(
                 mode = "min"  # as Deephub takes every metric
             with refusals_named(config, key):
                 keep = arguments.get("checkpoints_to_keep", 5)
-                hook = KeepCheckpoints(None, keep, score or watched["monitor"], mode)
+                hook = hooks.KeepCheckpoints(None, keep, score or watched["monitor"], mode)
         if folder in chosen:
             raise UsageError(f"{key}: another exporter writes to {folder} already")
         chosen[folder] = hook

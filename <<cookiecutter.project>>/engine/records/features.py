@@ -39,8 +39,7 @@ class ImageFeature(Decoded):
 
     It becomes an array (height, width, channels), or (frames, height, width, channels) where
     `decode_format` is "gif"; "auto" takes the first frame. Without resizing, the images of a batch
-    have to be of one size.
-    """
+    have to be of one size."""
 
     resize_height: int | None = None  # pixels, bilinear; goes with `resize_width`
     resize_width: int | None = None
@@ -67,16 +66,11 @@ class ImageFeature(Decoded):
             raise ValueError(f"standard_scaling needs floats, not {self.enforced_dtype}")
 
     def decode(self, contents: tf.Tensor, num_parallel: int) -> tf.Tensor:
-        one = tf.function(
-            self._decode_one, input_signature=[tf.TensorSpec([], tf.string)], autograph=False
-        ).get_concrete_function()
-        result = one.structured_outputs
-        return tf.map_fn(
-            one,
-            contents,
-            fn_output_signature=tf.TensorSpec(result.shape, result.dtype),
-            parallel_iterations=num_parallel,
-        )
+        text = [tf.TensorSpec([], tf.string)]
+        compiled = tf.function(self._decode_one, input_signature=text, autograph=False)
+        one = compiled.get_concrete_function()
+        spec = tf.TensorSpec(one.structured_outputs.shape, one.structured_outputs.dtype)
+        return tf.map_fn(one, contents, fn_output_signature=spec, parallel_iterations=num_parallel)
 
     def _decode_one(self, content: tf.Tensor) -> tf.Tensor:
         image = self._decode_bytes(content)
@@ -110,8 +104,7 @@ class ImageFeature(Decoded):
 
 def make_features(entries: Mapping[str, Any], where: str) -> Features:
     """Return a map whose values are features; ValueError, naming `where`, if one cannot be made.
-    An entry `module_path` that is text is the one of each feature that has a `class_type`.
-    """
+    An entry `module_path` that is text is the one of each feature that has a `class_type`."""
     if isinstance(entries, Mapping) and isinstance(module := entries.get("module_path"), str):
         entries = {
             name: {"module_path": module, **entry} if isinstance(entry, Mapping) else entry
@@ -147,9 +140,7 @@ class Parser:
     """Makes arrays of serialized `tf.train.Example`s, decoding `num_parallel` images at a time."""
 
     def __init__(self, features: Features, labels: Features | None, num_parallel: int) -> None:
-        self.features = features
-        self.labels = labels
-        self.num_parallel = num_parallel
+        self.features, self.labels, self.num_parallel = features, labels, num_parallel
         self.maps = {"features_map": features} | ({"labels_map": labels} if labels else {})
 
     def parse(self, serialized: tf.Tensor) -> Any:

@@ -34,8 +34,7 @@ class Feeder:
     """Batches of examples that are counted from 0, in an order that seed and pass decide.
 
     A batch at the end that is not full is left out if `drop_remainder`; if `shuffle`, every pass
-    has an order of its own. Raises ValueError if batch size or seed is out of range.
-    """
+    has an order of its own. Raises ValueError if batch size or seed is out of range."""
 
     # Passes over the data, after which there is nothing; None: it never ends.
     until_epochs: int | None = None
@@ -48,11 +47,8 @@ class Feeder:
         require_at_least(0, seed=seed)
         if batch_size > num_examples and (drop_remainder or not self.may_cross):
             raise ValueError(f"batch_size is {batch_size}, but there are {num_examples} examples")
-        self.num_examples = num_examples
-        self.batch_size = batch_size
-        self.drop_remainder = drop_remainder
-        self.shuffle = shuffle
-        self.seed = seed
+        self.num_examples, self.batch_size = num_examples, batch_size
+        self.drop_remainder, self.shuffle, self.seed = drop_remainder, shuffle, seed
         self._orders: dict[int, Array] = {}
 
     def __len__(self) -> int:
@@ -219,14 +215,8 @@ class TFRecordExamplesFeeder(Feeder):
         self._parser = Parser(features, labels, num_parallel_maps)
         self._parse = self._compiled()
         self._ahead = Ahead(self._records, "records")
-        self._stream = Stream(
-            self.paths,
-            counts,
-            compression,
-            window=min(shuffle_buffer_size, self.num_examples),
-            side_by_side=num_parallel_reads,
-            seed=seed if shuffle else None,
-        )
+        window, order = min(shuffle_buffer_size, self.num_examples), seed if shuffle else None
+        self._stream = Stream(self.paths, counts, compression, window, num_parallel_reads, order)
         self._log_access()
         self._check_records()
 

@@ -34,14 +34,12 @@ from vegab.files import remove_partial_files, replacing, write_atomically
 if TYPE_CHECKING:  # it is imported where it is used, so that bin/tfrecords.py answers at once
     import numpy as np
 
-METADATA = "_tfrecord_metadata.json"
-INDEX = "_tfrecord_index.npz"
+METADATA, INDEX = "_tfrecord_metadata.json", "_tfrecord_index.npz"
 LABELS = "labels.txt"  # where the pictures of a folder became records: the name of each label
 COMPANIONS = (METADATA, INDEX, LABELS, "README.md")  # what lies next to records and holds none
 VERSION = 1
 COMPRESSIONS = ("", "GZIP")
-HEADER = struct.Struct("<QI")
-FOOTER = struct.Struct("<I")
+HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 TORN = "is truncated: the file ends in it"
 FRAME = HEADER.size + FOOTER.size  # bytes of a record besides its data
 PIECE = 2**20  # bytes that are read at once
@@ -133,8 +131,7 @@ def generate(
     An entry whose size and MD5 are the file's is kept, unless `force`; another is made by reading
     the file to its end. What was done is written when the work is interrupted, too. Raises
     MetadataError if metadata that is there is corrupt. The compression is "GZIP", or "" to find it
-    from each file's first bytes. `progress` goes through the paths, and may show how far it is.
-    """
+    from each file's first bytes. `progress` goes through the paths, and may show how far it is."""
     require_compression(compression)
     before = {path.parent: read_metadata(path.parent) for path in paths}
     found: dict[Path, dict[str, _Scanned]] = {}  # by folder, then by name

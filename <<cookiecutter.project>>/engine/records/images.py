@@ -45,8 +45,7 @@ def split_and_shuffle(pictures: Sequence[Picture], share: float) -> dict[str, li
     """Divide pictures into "train" and, where the share for it is above 0, "validation".
 
     Place and order are functions of the names, so that of pictures that come later about the share
-    goes to validation. Raises PictureError if nothing is left for training.
-    """
+    goes to validation. Raises PictureError if nothing is left for training."""
     number = max(1, round(share * len(pictures))) if share else 0
     if number >= len(pictures):
         raise PictureError(f"{number} of {len(pictures)} pictures for validation leave none")
@@ -72,8 +71,7 @@ def write_pictures(
 ) -> None:
     """Write records, labels, metadata and index into a folder, which is there when all is written.
 
-    Each split has as many files as `shards` says. Raises PictureError for what is not a picture.
-    """
+    Each split has as many files as `shards` says. Raises PictureError for what is not a picture."""
     with replacing_folder(output.resolve()) as partial:
         files = []
         for split, pictures in splits.items():
@@ -90,8 +88,7 @@ def record_of(picture: Picture) -> bytes:
 
     Its features are image/encoded, image/format (jpeg, png, gif or bmp), image/label_name and
     image/filename (bytes), image/height, image/width, image/channels and image/label (int64). Of an
-    animated GIF they are those of the first picture. Raises PictureError if it cannot be decoded.
-    """
+    animated GIF they are those of the first picture. PictureError: it cannot be decoded."""
     import tensorflow as tf
 
     from engine.records.features import first_line

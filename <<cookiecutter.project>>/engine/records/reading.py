@@ -38,8 +38,7 @@ class Indexed:
     """Records of uncompressed files at hand by their numbers among all; threads may share it."""
 
     def __init__(self, paths: list[Path], indexes: list[Array], counts: list[int]) -> None:
-        self.counts = counts
-        self._paths = paths
+        self.counts, self._paths = counts, paths
         self._ends = np.cumsum(counts)
         self._firsts = self._ends - counts
         # One array for all files: where records begin, with each file's end after its last one.

@@ -103,10 +103,8 @@ def grouped(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
 def for_paper(
     records: Sequence[RunRecord], asked: Sequence[str], rows: Sequence[str], by: str
 ) -> tuple[Table, list[str]]:
-    """Return a row for each value of some settings, a column for each of another, and in it the
-    mean of metrics over finished runs, by default those of the test set, or else what the runs
-    monitor; the best of each is marked. And return what is doubtful in it.
-    """
+    """Return a row for each value of some settings, a column for each of another, in it the mean of
+    metrics, by default of the test set or the monitor, over finished runs; and what is doubtful."""
     known = selection.known_to(records)
     metrics = selection.metrics_of(records, asked)
     if not asked:
@@ -159,9 +157,8 @@ def _setting_columns(known: Container[str], settings: Sequence[str]) -> list[str
 
 def _metric_columns(records: Sequence[RunRecord], metrics: Sequence[str]) -> list[str]:
     known = {column for record in records for column in results.values_of(record)}
-    every = dict.fromkeys(metrics)
-    names = [name for key in every for name in (key, f"{key} best", f"{key} last")]
-    return [name for name in names if name in known]
+    every = [n for key in dict.fromkeys(metrics) for n in (key, f"{key} best", f"{key} last")]
+    return [name for name in every if name in known]
 
 
 def _place_of(table: Table, name: str) -> int:
@@ -208,10 +205,8 @@ def mean_of(values: Sequence[float]) -> Mean | None:
 
 
 def as_text(table: Table, width: int = 0, has_colours: bool = False) -> str:
-    """Return lines of columns below each other, numbers to the right; the columns that tell least
-    are left out until the lines fit into a `width`, if any. States have colours, if wanted, and
-    what is best is bold.
-    """
+    """Return aligned columns; those that tell least are left out until the lines fit into a
+    `width`, if any. States have colours, if wanted, and what is best is bold."""
     columns = [*zip(*_shown(table), strict=True)]
     widths = [max(map(_width, column)) for column in columns]
     alike = [max(Counter(column[1:]).values(), default=0) for column in columns]
@@ -236,9 +231,8 @@ def as_text(table: Table, width: int = 0, has_colours: bool = False) -> str:
             is_best = isinstance(cell, Best) or (isinstance(cell, Mean) and cell.is_best)
             code = COLOURS.get(text.strip()) if name == "state" else BOLD if is_best else None
             padded[place][line] = f"\x1b[{code}m{text}\x1b[0m" if code else text
-    lines = [
-        "  ".join(row[place] for place in places).rstrip() for row in zip(*padded, strict=True)
-    ]
+    rows = zip(*padded, strict=True)
+    lines = ["  ".join(row[place] for place in places).rstrip() for row in rows]
     lines += [note] if (note := _note_of(table)) else []
     if left_out := [name for place, name in enumerate(table.columns) if place not in places]:
         what = f"left out, for the terminal is {width} wide: {', '.join(left_out)}"
@@ -248,8 +242,7 @@ def as_text(table: Table, width: int = 0, has_colours: bool = False) -> str:
 
 def for_terminal(table: Table, is_whole: bool = False) -> str:
     """Return the text as stdout shows it: within its width, unless it is to be whole, and with
-    colours, unless NO_COLOR is set; a file or a pipe has all of it, plain.
-    """
+    colours, unless NO_COLOR is set; a file or a pipe has all of it, plain."""
     if not sys.stdout.isatty():
         return as_text(table)
     width = 0 if is_whole else shutil.get_terminal_size().columns
@@ -299,10 +292,8 @@ def as_json(table: Table, provenance: Mapping[str, Any]) -> str:
     """Return a mapping per row, with all digits, and where the table comes from."""
     plain = _without_means(table)
     rows = [dict(zip(plain.columns, map(_value, row), strict=True)) for row in plain.rows]
-    content = json.loads(
-        json.dumps({"rows": rows, "provenance": provenance}),
-        parse_constant=lambda _: None,  # JSON knows no infinity
-    )
+    text = json.dumps({"rows": rows, "provenance": provenance})
+    content = json.loads(text, parse_constant=lambda _: None)  # JSON knows no infinity
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -381,21 +372,14 @@ def _width(text: str) -> int:
 
 
 MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", **{c: f"\\{c}" for c in "\\|`*_[]"}})
+WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "|": "bar"}
+WORDS |= {"<": "less", ">": "greater"}
 LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "|": r"\textbar{}",
-        "±": r"$\pm$",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        '"': r"{\ttfamily\char34}",
-        # A row that begins with one of these would be read as an argument of the command before it.
-        "[": "{[}",
-        "*": "{*}",
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-    }
+    {c: rf"\text{word}{{}}" for c, word in WORDS.items()}
+    | {c: f"\\{c}" for c in "&%$#_{}"}
+    # A row that begins with one of these would be read as an argument of the command before it.
+    | {c: f"{{{c}}}" for c in "[*"}
+    | {"±": r"$\pm$", '"': r"{\ttfamily\char34}"}
 )
 
 

@@ -30,15 +30,12 @@ LINES = ("-", "--", "-.", ":")
 # a name look the same.
 MARKERS = ("o", "s", "^", "D", "v")
 MOST_NAMED = 10  # curves, the best; the rest is grey
-LONGEST_LINE = 44
-LONGEST_TITLE = 64
+LONGEST_LINE, LONGEST_TITLE = 44, 64
 TEST_SET = "test set"
 MOST_MARKED = 10  # points of a curve or so, besides those that stand alone
 # Names are text, and no LaTeX; PDF with TrueType fonts, as publishers ask for; the same identifiers
 # in each SVG.
-STYLE: dict[Any, Any] = {
-    "text.usetex": False, "pdf.fonttype": 42, "svg.hashsalt": "curves", "font.size": 9,
-}  # fmt: skip
+STYLE: Any = {"text.usetex": False, "pdf.fonttype": 42, "svg.hashsalt": "curves", "font.size": 9}
 Groups = Sequence[Sequence[RunRecord]]
 Curves = dict[str, "pd.Series"]  # a metric by epochs (from 1) or steps, for each run's path
 
@@ -50,8 +47,7 @@ def curves_of(
 
     A curve is NaN where a value is not finite, or with `log_y` not above 0, which leaves a gap; its
     index has the name of `x`. A metric of the test set is one point, and its index has the name
-    "test set". Without columns that are `asked` for, it is what the runs monitor.
-    """
+    "test set". Without columns that are `asked` for, it is what the runs monitor."""
     import numpy as np
     import pandas as pd
 
@@ -85,10 +81,9 @@ def curves_of(
             values = pd.Series(points, dtype=np.float64)
             usable = np.isfinite(values) & ((values > 0) | (not log_y))
             if not usable.all():
-                problems.append(
-                    f"{record.path}: {metric} is not finite{' and above 0' * log_y} at "
-                    f"{(~usable).sum()} of {len(values)} points, which leaves a gap"
-                )
+                what = f"{record.path}: {metric} is not finite{' and above 0' * log_y}"
+                where = f"{(~usable).sum()} of {len(values)} points"
+                problems.append(f"{what} at {where}, which leaves a gap")
             if usable.any():
                 curves[metric][record.path] = curve = values.where(usable)
                 curve.index += x == "epoch"
@@ -126,8 +121,7 @@ def draw(
     the mean of the smoothed curves, over that of the raw ones.
 
     `log_y` is None for an axis as the values ask for. The legend tells of each curve what differs,
-    or these `columns`. Of too many, the best of the first metric have a name and a colour.
-    """
+    or these `columns`. Of too many, the best of the first metric have a name and a colour."""
     import matplotlib
     from matplotlib.lines import Line2D
 
@@ -138,17 +132,14 @@ def draw(
         are_ranked = set(map(id, best))
         groups = [*best, *(group for group in groups if id(group) not in are_ranked)]
     names, title = _legend(groups, smooth, columns)
-    labels = names[:MOST_NAMED]
-    if (num_more := len(names) - MOST_NAMED) > 0:
-        labels.append(f"and {num_more} more")
+    num_more = len(names) - MOST_NAMED
+    labels = names[:MOST_NAMED] + [f"and {num_more} more"] * (num_more > 0)
     lines = [line for text in (*labels, title) for line in text.split("\n")]
     num_columns = 2 if len(curves) == 4 else min(len(curves), 3)
     num_rows = -(-len(curves) // num_columns)
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(
-            width=4.4 * num_columns + 0.6 + 0.065 * max(map(len, lines)),
-            height=max(3.2 * num_rows, 0.3 + 0.15 * len(lines)),
-        )
+        width = 4.4 * num_columns + 0.6 + 0.065 * max(map(len, lines))
+        figure = new_figure(width=width, height=max(3.2 * num_rows, 0.3 + 0.15 * len(lines)))
         panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
         for axes in panels[len(curves) :]:
             axes.remove()

@@ -60,6 +60,8 @@ def effects_of(records: Sequence[RunRecord], monitor: str | None) -> dict[str, A
     groups.sort(key=lambda group: group["mean"], reverse=not is_lower)
     varied = results.differing_settings(records, repetitions=False)
     axes, undrawn = _axes_of([record.settings for record in counted], varied)
+    drawn = enumerate(counted[:MOST_POINTS])
+    points = [[place_of[r.path], short(values[i]), *(a.places[i] for a in axes)] for i, r in drawn]
     return {
         "metric": monitor,
         "lower": is_lower,
@@ -70,10 +72,7 @@ def effects_of(records: Sequence[RunRecord], monitor: str | None) -> dict[str, A
         "repetitions": list(filter(results.is_repetition, results.differing_settings(records))),
         "undrawn": undrawn,
         "axes": [{"key": a.key, "scale": a.scale, "levels": _with_means(a, values)} for a in axes],
-        "points": [
-            [place_of[record.path], short(values[i]), *(axis.places[i] for axis in axes)]
-            for i, record in enumerate(counted[:MOST_POINTS])
-        ],
+        "points": points,
         "num_groups": len(groups),
         "groups": groups[:MOST_GROUPS],
     }

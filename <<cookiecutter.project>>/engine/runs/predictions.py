@@ -22,8 +22,7 @@ MOST_PANELS = 6
 
 class Predictions(NamedTuple):
     """The first examples of a set and what a model makes of them: arrays (examples, ...) by name,
-    objects if text. Of other features only the first few are there, and some pictures.
-    """
+    objects if text. Of other features only the first few are there, and some pictures."""
 
     features: dict[str, Array]
     labels: dict[str, Array]
@@ -34,8 +33,7 @@ class Predictions(NamedTuple):
 
 class Classes(NamedTuple):
     """Labels and predictions of one shape, (examples, ...): integers in [0, number); with several
-    at once 0 or 1, and the last dimension is that of the classes.
-    """
+    at once 0 or 1, and the last dimension is that of the classes."""
 
     label: Array
     prediction: Array
@@ -114,10 +112,8 @@ def _are_pictures(array: Array) -> bool:
 def write(
     folder: Path, title: str, found: Predictions, class_names: Sequence[str], are_logits: bool
 ) -> list[str]:
-    """Write the table of predictions, and what there is to see of each output, into a folder.
-
-    Return a sentence for whatever a reader may miss.
-    """
+    """Write the table of predictions, and what there is to see of each output, into a folder;
+    return a sentence for whatever a reader may miss."""
     features, labels, outputs, left_out, num_examples = found
     notes = [f"{name} has no row for each example, and is left out" for name in sorted(left_out)]
     columns = {key: array for key, array in features.items() if array.dtype.kind == "O"}
@@ -163,8 +159,7 @@ def classes_of(output: Array, label: Array | None, are_logits: bool) -> Classes 
 
     Labels are integers in [0, number) for an output (..., number), and up to half of them others,
     as those that a loss ignores; or of the output's shape and all 0 or 1. Outputs are logits if one
-    is not in [0, 1], or if `are_logits` says so.
-    """
+    is not in [0, 1], or if `are_logits` says so."""
     if label is None or not label.size or output.dtype.kind != "f" or label.dtype.kind == "O":
         return None
     *shape, number = output.shape if output.ndim > 1 else (*output.shape, 1)

@@ -22,6 +22,7 @@ from vegab.files import read_bytes, write_atomically
 
 PAGE = Path(__file__).with_name("report_page.html")
 PLACE_FOR_DATA = '"the data"'
+Sweep = Mapping[str, Any]
 MOST_OF_PICTURES = 5_000_000  # bytes of all together
 MOST_VALUES = 500_000  # of all curves together, some 9 bytes each
 FEWEST_ROWS = 16  # of a curve, however many there are
@@ -36,13 +37,12 @@ def write_report(
     records: Sequence[RunRecord],
     page: Path,
     problems: Sequence[str] = (),
-    sweep: Mapping[str, Any] | None = None,
+    sweep: Sweep | None = None,
     columns: Sequence[str] = (),
 ) -> int:
     """Write the page, whose links are relative to its folder; return its size in bytes.
 
-    `sweep` is what `engine.sweeps.sweep_of` returns; `columns` are what the table shows at first.
-    """
+    `sweep` is what `engine.sweeps.sweep_of` returns, `columns` what the table shows at first."""
     known = selection.known_to(records)
     for name in columns:
         selection.find(known, name)
@@ -55,10 +55,7 @@ def write_report(
 
 
 def data_of(
-    records: Sequence[RunRecord],
-    folder: Path,
-    problems: Sequence[str],
-    sweep: Mapping[str, Any] | None,
+    records: Sequence[RunRecord], folder: Path, problems: Sequence[str], sweep: Sweep | None
 ) -> dict[str, Any]:
     """Return what the page in `folder` shows, as JSON values; see `write_report`."""
     differing = results.differing_settings(records)
@@ -69,27 +66,25 @@ def data_of(
     # One is read after the other: together they would need hundreds of megabytes.
     curves, stride = thinned(map(_history_of, records), num_values)
     monitor = selection.main_monitor(records)
-    data = _plain(
-        {
-            "provenance": results.provenance_of(records),
-            "monitor": monitor,
-            "sweep": sweep,
-            "metrics": _metrics_of(records, curves),
-            "settings": {"differing": differing, "common": common},
-            "effects": effects_of(records, monitor),
-            "runs": [_run_of(record, folder, differing) for record in records],
-            "notes": problems,
-        }
-    )
+    told = {
+        "provenance": results.provenance_of(records),
+        "monitor": monitor,
+        "sweep": sweep,
+        "metrics": _metrics_of(records, curves),
+        "settings": {"differing": differing, "common": common},
+        "effects": effects_of(records, monitor),
+        "runs": [_run_of(record, folder, differing) for record in records],
+        "notes": problems,
+    }
+    data = _plain(told)
     runs, notes = data["runs"], data["notes"]
     for run, curve in zip(runs, curves, strict=True):
         run["history"] = curve
     _add_pictures(records, runs, MOST_OF_PICTURES)
     if stride > 1:
-        notes.append(
-            f"Long curves are thinned, so that the page stays small: one epoch in {stride} is "
-            "drawn, and the best and the last ones. Each history.csv has them all."
-        )
+        what = "Long curves are thinned, so that the page stays small"
+        drawn = f"one epoch in {stride} is drawn, and the best and the last ones"
+        notes.append(f"{what}: {drawn}. Each history.csv has them all.")
     if damaged := sum(bool(run["problem"]) for run in runs):
         count = f"{damaged} run{'s' * (damaged != 1)}"
         notes.append(f"{count} could not be read in full; the details say what is wrong.")
@@ -119,9 +114,7 @@ def _run_of(record: RunRecord, folder: Path, differing: Sequence[str]) -> dict[s
 
 
 def _add_pictures(records: Sequence[RunRecord], runs: Sequence[dict[str, Any]], space: int) -> None:
-    """Put pictures of evaluation and samples into the page while there is space, which then needs
-    no run folder; those of the other runs are links.
-    """
+    """Put pictures of evaluation and samples into the page while there is space, else links."""
     for record, run in zip(records, runs, strict=True):
         run["pictures"] = dict.fromkeys(filter(re.compile(r"\w+/.*\.png").match, run["files"]))
         for name in run["pictures"]:
@@ -143,15 +136,11 @@ def _history_of(record: RunRecord) -> list[dict[str, float]]:
 def thinned(
     histories: Iterable[list[dict[str, float]]], num_values: int
 ) -> tuple[list[dict[str, list]], int]:
-    """Return the curves of runs, values by column, None where there is no number, and their stride.
-
-    Of each run every stride-th epoch (from 1) stays, the last one, and those where a column has its
-    least and its largest value.
-    """
+    """Return the curves of runs, values by column, None where there is no number, and their stride:
+    every stride-th epoch (from 1) stays, the last, and each column's least and largest value."""
     stride = max(1, -(-num_values // MOST_VALUES))
-    return [
-        _curve_of(rows, min(stride, len(rows) // FEWEST_ROWS or 1)) for rows in histories
-    ], stride
+    curves = [_curve_of(rows, min(stride, len(rows) // FEWEST_ROWS or 1)) for rows in histories]
+    return curves, stride
 
 
 def _curve_of(rows: Sequence[dict[str, float]], stride: int) -> dict[str, list]:
@@ -164,9 +153,7 @@ def _curve_of(rows: Sequence[dict[str, float]], stride: int) -> dict[str, list]:
         kept |= {pick(finite, key=lambda i: rows[i][key], default=0) for pick in (min, max)}
     chosen = [rows[index] for index in sorted(kept)]
     values = {key: [row.get(key, math.nan) for row in chosen] for key in columns}
-    curve = {
-        k: [short(v) if math.isfinite(v) else None for v in some] for k, some in values.items()
-    }
+    curve = {k: [short(v) if math.isfinite(v) else None for v in vs] for k, vs in values.items()}
     return {"epoch": [int(row["epoch"]) + 1 for row in chosen], **curve}
 
 
@@ -177,10 +164,8 @@ def _metrics_of(
     names = dict.fromkeys(key for curve in curves for key in curve if key != "epoch")
     in_order = sorted(names, key=lambda name: (name == "learning_rate", name[:4] != "val_"))
     configs = {key: record.config for record in reversed(records) for key in record.metrics}
-    return [
-        {"name": name, "lower": results.is_lower_better_in(configs.get(name, {}), name)}
-        for name in in_order
-    ]
+    lower = {name: results.is_lower_better_in(configs.get(name, {}), name) for name in in_order}
+    return [{"name": name, "lower": is_lower} for name, is_lower in lower.items()]
 
 
 def _plain(value: Any) -> Any:

@@ -40,6 +40,7 @@ PRUNING = "engine.sweeps.StopPoorTrial"  # the hook that bin/sweep.py adds
 SURROUNDINGS = ("data", "devices", "layout", "settings")
 STOP = Path(__file__).with_name("stop_at.py")
 POLL = 0.05  # seconds between two looks at the history
+Meta = Mapping[str, Any]  # meta.json, or a part of it
 
 
 class Original:
@@ -153,9 +154,7 @@ def own_file(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def other_code(
-    folder: Path, attempts: Sequence[Mapping[str, Any]], code: snapshot.Snapshot
-) -> list[str]:
+def other_code(folder: Path, attempts: Sequence[Meta], code: snapshot.Snapshot) -> list[str]:
     """Return a phrase for each attempt that made steps with other source than the first one."""
     found = []
     for attempt in attempts:
@@ -167,9 +166,7 @@ def other_code(
     return list(dict.fromkeys(found))
 
 
-def start_of(
-    folder: Path, typed_in: Path, parent: Mapping[str, Any], checkpoint: str | None
-) -> Path | None:
+def start_of(folder: Path, typed_in: Path, parent: Meta, checkpoint: str | None) -> Path | None:
     """Return the checkpoint that --fork or --checkpoint began with, or None."""
     if "from_step" in parent:
         place, steps = typed_in / parent["path"], parent["from_step"]
@@ -267,18 +264,13 @@ def begin(original: Original, place: Path) -> list[subprocess.Popen[bytes]]:
     if original.num_workers > 1:
         configs = workers.on_this_machine(original.num_workers)
         environments = [environments[0] | {"TF_CONFIG": text} for text in configs]
-    children = []
+    command, cwd = command_of(original, place), folder if folder.is_dir() else place / "code"
+    # In sessions of their own: Ctrl-C is for this process, which ends the others.
+    apart: Any = {"cwd": cwd, "stdin": subprocess.DEVNULL, "start_new_session": True}
+    children, both = [], subprocess.STDOUT
     for rank, environment in enumerate(environments):
         with open(place / ("output.txt" if rank == 0 else f"output-{rank}.txt"), "wb") as output:
-            child = subprocess.Popen(
-                command_of(original, place),
-                cwd=folder if folder.is_dir() else place / "code",
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for this process, which ends the others
-            )
+            child = subprocess.Popen(command, env=environment, stdout=output, stderr=both, **apart)
         children.append(child)
     return children
 
@@ -304,12 +296,9 @@ def command_of(original: Original, place: Path) -> list[str]:
 def environment_of(original: Original) -> dict[str, str]:
     """Return the variables to make a run again with: its own, where bits hang on them."""
     recorded = original.meta.get("environment") or {}
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if NOT_TAKEN_OVER.fullmatch(name) or not ENVIRONMENT.fullmatch(name)
-    }
-    environment |= {k: v for k, v in recorded.items() if not NOT_TAKEN_OVER.fullmatch(k)}
+    here = NOT_TAKEN_OVER.fullmatch  # what is this machine's own
+    environment = {k: v for k, v in os.environ.items() if here(k) or not ENVIRONMENT.fullmatch(k)}
+    environment |= {k: v for k, v in recorded.items() if not here(k)}
     if settings := original.fingerprint.get("settings"):  # {}: its script does not keep them
         environment |= {v: settings.get(k, "") for k, v in fingerprint.READ_AT_IMPORT.items()}
     devices = original.fingerprint.get("devices")
@@ -357,10 +346,8 @@ def pairs_of_commits(original: Original, again: Path) -> tuple[list[tuple[Path, 
         pairs = [(folder / n, again / n) for n in (checkpoints.LATEST, checkpoints.BEST)]
         return [pair for pair in pairs if pair[0].exists() or pair[1].exists()], ""
     # Of several names of one checkpoint the first counts, which is that of the latest.
-    there = {
-        (commit.state["epoch"], commit.state["step"]): commit.path
-        for commit in reversed(checkpoints.commits_of(again))
-    }
+    made = reversed(checkpoints.commits_of(again))
+    there = {(commit.state["epoch"], commit.state["step"]): commit.path for commit in made}
     ones = [c for c in checkpoints.commits_of(folder) if c.ends_epoch and c.epoch == epoch]
     for one in ones:
         # One of an epoch's last step is made before the epoch's end, and is another one.

@@ -32,7 +32,6 @@ from vegab.run_folder import state_now
 if TYPE_CHECKING:
     import pandas as pd
 
-
 # What the commands that read runs are told to read.
 PATTERNS = "run folders, folders of runs, or patterns such as 'results/lr_*'; by default: results"
 TEST = "eval/test.json"
@@ -50,14 +49,14 @@ NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 SET = re.compile("^(val|test)_")
 # Columns of the history that say nothing of how good the model is.
 NO_METRICS = ("epoch", "step", "learning_rate")
+Rows = list[dict[str, float]]  # of a history, by column
 # What a file of another form raises.
 OF_ANOTHER_FORM = (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
 
 class Metric(NamedTuple):
     """The finite values of a column of the history: the best one, its epoch (from 0), the last. A
-    metric of the test set, `test_…`, has one value, and no epoch.
-    """
+    metric of the test set, `test_…`, has one value, and no epoch."""
 
     best: float
     best_epoch: int | None
@@ -285,9 +284,7 @@ def _of_meta(meta: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_history(
-    config: dict[str, Any], history: list[dict[str, float]], state: dict[str, Any]
-) -> dict[str, Any]:
+def _of_history(config: dict[str, Any], history: Rows, state: dict[str, Any]) -> dict[str, Any]:
     train = config.get("train") or {}
     num_epochs = config.get("num_epochs") or (isinstance(train, dict) and train.get("epochs"))
     num_steps = config.get("num_steps")
@@ -312,7 +309,7 @@ def _of_history(
     }
 
 
-def _metric(config: dict[str, Any], key: str, history: list[dict[str, float]]) -> Metric | None:
+def _metric(config: dict[str, Any], key: str, history: Rows) -> Metric | None:
     epochs = [n for n, row in enumerate(history) if math.isfinite(row.get(key, math.nan))]
     if not epochs:
         return None
@@ -322,11 +319,10 @@ def _metric(config: dict[str, Any], key: str, history: list[dict[str, float]]) -
 
 
 def _of_test(run: str) -> dict[str, Metric]:
-    return {
-        f"test_{key}": Metric(value, None, value)
-        for key, value in (files.read_json(f"{run}/{TEST}", run) or {}).items()
-        if isinstance(value, float)  # whole numbers say what was evaluated
-    }
+    content = files.read_json(f"{run}/{TEST}", run) or {}
+    numbers = {key: value for key, value in content.items() if isinstance(value, float)}
+    # Whole numbers say what was evaluated.
+    return {f"test_{key}": Metric(value, None, value) for key, value in numbers.items()}
 
 
 def _of_notes(run: str) -> dict[str, Any]:
@@ -356,7 +352,7 @@ def _time(text: Any) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def read_history(run: str | Path) -> list[dict[str, float]]:
+def read_history(run: str | Path) -> Rows:
     """Return the rows of `history.csv` by column, epochs from 0; ValueError if it is damaged."""
     rows = []
     for epoch, row in enumerate(rows_in(Path(run)), start=1):
@@ -458,8 +454,7 @@ def require_writable(output: str, *suffixes: str) -> None:
 
 def load_runs(*patterns: str) -> "pd.DataFrame":
     """Return a row per run, by path: state, epoch, settings and metrics (`val_loss best`,
-    `val_loss last`, `test_loss`). The patterns are those of `find_runs`.
-    """
+    `val_loss last`, `test_loss`). The patterns are those of `find_runs`."""
     import pandas as pd
 
     rows = []

@@ -28,8 +28,7 @@ def train(
     is_quick: bool = False,
 ) -> None:
     """Train by the functions `build` and `train`, and die after `kill_at` steps, unless that is 0;
-    quick: an epoch has two steps, and the model is evaluated.
-    """
+    quick: an epoch has two steps, and the model is evaluated."""
     import keras
 
     from engine.hooks import Hook
@@ -64,9 +63,8 @@ def train(
             test = load_test()
         except ValueError as error:  # there may be no test set
             return print(error)
-        Validation(prepared.model, first_steps(test)).run(
-            keras.callbacks.CallbackList(), stop=lambda: False
-        )
+        nobody = keras.callbacks.CallbackList()
+        Validation(prepared.model, first_steps(test)).run(nobody, stop=lambda: False)
 
 
 def first_steps(data: Any) -> Any:
@@ -115,10 +113,9 @@ def survey(
     batches = [keras.tree.flatten(source.batch(0, step)) for source in sources]
     if len({b"".join(np.asarray(part).tobytes() for part in batch) for batch in batches}) > 1:
         name = config["dataset"] or config["datasets"]["train"]
-        found.append(
-            "the data is not a function of position: the last batch of an epoch is another when "
-            f"it is asked for directly, or twice ({place(resolve(name, 'dataset', datasets))})"
-        )
+        where = place(resolve(name, "dataset", datasets))
+        what = "the last batch of an epoch is another when it is asked for directly, or twice"
+        found.append(f"the data is not a function of position: {what} ({where})")
     return steps_per_epoch, found
 
 

@@ -1,10 +1,10 @@
 """Chooses runs, and what is told of them: by conditions such as `state=finished val_loss<0.3`."""
 
-import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import eq, ge, gt, itemgetter, le, lt
 from os.path import basename
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -15,11 +15,9 @@ from vegab import UsageError
 from vegab.command_line import argh
 from vegab.config import UnknownKeyError, did_you_mean, find_key, show
 
+FITTING = "only runs that fit: 'state=finished n_filters>=16 val_loss<0.3 tag=paper'"
 OPTIONS = {
-    "--where": (
-        "FILTER",
-        "only runs that fit: 'state=finished n_filters>=16 val_loss<0.3 tag=paper'",
-    ),
+    "--where": ("FILTER", FITTING),
     "--columns": ("NAMES", "show these, as a,b,c: settings, metrics, and what `list` shows"),
     "--best": ("N", "only the N best, by the (first) metric, or else by what runs monitor"),
 }
@@ -29,10 +27,8 @@ LONGEST_NOTE = 70
 # bin/report.py reads filters in the same way.
 WORD = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
 CONDITION = re.compile(r'((?:[^=<>!"]|"[^"]*")+)(!=|>=|<=|=|>|<)(.*)')
-COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    "=": operator.eq, "!=": operator.eq, "<": operator.lt, "<=": operator.le, ">": operator.gt,
-    ">=": operator.ge,
-}  # fmt: skip
+Compare = Callable[[Any, Any], bool]
+COMPARISONS: dict[str, Compare] = {"=": eq, "!=": eq, "<": lt, "<=": le, ">": gt, ">=": ge}
 
 
 class Cell(NamedTuple):
@@ -86,6 +82,7 @@ def selects(command: Callable[..., None]) -> Callable[..., None]:
     return argh.arg("patterns", nargs="*", metavar="PATTERN", help=results.PATTERNS)(command)
 
 
+Group = Sequence[RunRecord]
 Getter = Callable[[RunRecord], Any]  # of a value or a cell; None where a run has none
 OWN: dict[str, Getter] = {
     "run": lambda record: record.path,
@@ -125,9 +122,8 @@ def of_setting(key: str) -> Getter:
     """Return what gets a setting of a dotted key."""
 
     def get(record: RunRecord) -> Cell | None:
-        if key not in record.settings:
-            return None
-        return Cell(record.settings[key], written(record.settings[key]))
+        own = record.settings
+        return Cell(own[key], written(own[key])) if key in own else None
 
     return get
 
@@ -153,8 +149,7 @@ def columns_in(text: str) -> list[str]:
 
 def matching(records: Sequence[RunRecord], text: str) -> list[RunRecord]:
     """Return the runs that fit all words of a filter: conditions, or texts that occur in what a
-    run is called and set to. Where a run has no value, only `!=` is true.
-    """
+    run is called and set to. Where a run has no value, only `!=` is true."""
     known: dict[str, Getter] = {}
     keys: list[str] = []
     fitting = list(records)
@@ -226,9 +221,7 @@ def main_monitor(records: Iterable[RunRecord]) -> str | None:
     return monitors.most_common(1)[0][0] if monitors else None
 
 
-def ranked(
-    groups: Iterable[Sequence[RunRecord]], metric: str | None = None
-) -> list[Sequence[RunRecord]]:
+def ranked(groups: Iterable[Group], metric: str | None = None) -> list[Group]:
     """Return the groups with values of a metric, by default what most runs monitor, best first."""
     groups = list(groups)
     metric = metric or main_monitor(record for group in groups for record in group)
@@ -238,7 +231,7 @@ def ranked(
         if metric and usable:
             sign = 1 if results.is_lower_better_in(usable[0].config, metric) else -1
             found.append((sign * fmean(record.metrics[metric].best for record in usable), group))
-    return [group for _, group in sorted(found, key=operator.itemgetter(0))]
+    return [group for _, group in sorted(found, key=itemgetter(0))]
 
 
 def chosen(
@@ -249,8 +242,7 @@ def chosen(
     by_group: bool = False,
 ) -> tuple[list[RunRecord], list[str]]:
     """Return the runs that patterns and a filter choose, or the `best` of them, and what
-    `find_runs` says; with `by_group`, those that differ only by seeds and folds by their mean.
-    """
+    `find_runs` says; with `by_group`, those that differ only by seeds and folds by their mean."""
     records, problems = results.runs_matching(patterns)
     fitting = matching(records, where)
     if not fitting:

@@ -199,25 +199,12 @@ class GAN(keras.Model):
     def __init__(self, config: Config) -> None:
         super().__init__(name="gan")
         self.num_noise = config.get("n_noise", 16)
-        self.generator = keras.Sequential(
-            [
-                keras.Input((self.num_noise,)),
-                layers.Dense(64, activation="relu"),
-                layers.Dense(64, activation="tanh"),
-                layers.Reshape((8, 8, 1)),
-            ],
-            name="generator",
-        )
-        self.critic = keras.Sequential(
-            [
-                keras.Input((8, 8, 1)),
-                layers.Flatten(),
-                layers.Dense(64, activation="leaky_relu"),
-                layers.Dropout(0.2),
-                layers.Dense(1),
-            ],
-            name="critic",
-        )
+        draw = [keras.Input((self.num_noise,)), layers.Dense(64, activation="relu")]
+        draw += [layers.Dense(64, activation="tanh"), layers.Reshape((8, 8, 1))]
+        self.generator = keras.Sequential(draw, name="generator")
+        judge = [keras.Input((8, 8, 1)), layers.Flatten()]
+        judge += [layers.Dense(64, activation="leaky_relu"), layers.Dropout(0.2), layers.Dense(1)]
+        self.critic = keras.Sequential(judge, name="critic")
         self.seed_generator = keras.random.SeedGenerator(config["seed"])
         self.built = True
 
@@ -271,16 +258,12 @@ class Autoencoder(keras.Model):
 
     def __init__(self, config: Config) -> None:
         super().__init__(name="autoencoder")
-        self.encoder = keras.Sequential(
-            [keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(32, activation="relu")],
-            name="encoder",
-        )
-        self.classifier = keras.Sequential(
-            [keras.Input((32,)), layers.Dense(10)], name="classifier"
-        )
-        self.decoder = keras.Sequential(
-            [keras.Input((32,)), layers.Dense(64), layers.Reshape((8, 8, 1))], name="decoder"
-        )
+        encode = [keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(32, activation="relu")]
+        self.encoder = keras.Sequential(encode, name="encoder")
+        classify = [keras.Input((32,)), layers.Dense(10)]
+        self.classifier = keras.Sequential(classify, name="classifier")
+        decode = [keras.Input((32,)), layers.Dense(64), layers.Reshape((8, 8, 1))]
+        self.decoder = keras.Sequential(decode, name="decoder")
         self.built = True
 
 
