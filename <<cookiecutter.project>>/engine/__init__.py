@@ -49,8 +49,7 @@ sys.meta_path.insert(0, BeforeImport())
 
 def lazy(room: str, file: str) -> Callable[[str], Any]:
     """Return a `__getattr__` that imports a room's public names when they are asked for first; its
-    `file`, the `__init__.py`, imports them for type checkers.
-    """
+    `file`, the `__init__.py`, imports them for type checkers."""
 
     @functools.cache
     def homes() -> dict[str, str]:

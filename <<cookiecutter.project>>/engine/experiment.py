@@ -236,8 +236,7 @@ def prepare(
     """Build an experiment in a process that is set up for it, and look whether it can be resumed.
 
     Raises UsageError if a name leads nowhere, or the run in `save_path` could not be resumed
-    exactly; OSError if the data cannot be read.
-    """
+    exactly; OSError if the data cannot be read."""
     # TensorFlow and Keras, which may not be imported before, are given what the bits depend on.
     quiet_libraries()
     stored = fingerprint.stored_in(save_path) if save_path else None

@@ -29,8 +29,7 @@ def by_path(nested: Mapping[Any, Any]) -> dict[str, Any]:
 
 def map_leaves(nested: Any, function: Callable[[Any], Any]) -> Any:
     """Call a function with every leaf of nested dictionaries, lists and tuples, which become lists.
-    Unlike Keras' own, it takes a mapping of any kind, and leaves the order of the keys as it is.
-    """
+    Unlike Keras' own, it takes a mapping of any kind, and leaves the order of the keys as it is."""
     if isinstance(nested, Mapping):
         return {key: map_leaves(item, function) for key, item in nested.items()}
     if isinstance(nested, list | tuple):
@@ -50,8 +49,7 @@ def copied(nested: Any) -> Any:
 
 def named(nested: Any, prefix: str) -> dict[str, Any]:
     """Return the leaves by their keys joined with "_", in Keras' order. `prefix` stands before an
-    index at the top, and for the key of a leaf that is not nested.
-    """
+    index at the top, and for the key of a leaf that is not nested."""
     import keras
 
     found = {}

@@ -1,8 +1,7 @@
 """Takes out, and puts back, what a callback or hook remembers between epochs.
 
 Of Keras' own callbacks, the fields are listed here, for a stranger's checkpoint must not set paths.
-A callback of one's own takes part by `get_state` and `set_state`.
-"""
+A callback of one's own takes part by `get_state` and `set_state`."""
 
 import logging
 import random

@@ -3,8 +3,7 @@
 `model.h5` is an ordinary Keras HDF5 file with two additions: the group `training_state`, and in the
 first 512 bytes, which HDF5 leaves to its user, the SHA-256 of all bytes that follow. It is written
 under another name, synced, and renamed: at every instant there is a whole one, the old or the new.
-`history.csv` and `loop_state.pkl` are views of it, which are never read back to resume.
-"""
+`history.csv` and `loop_state.pkl` are views of it, which are never read back to resume."""
 
 import contextlib
 import logging
@@ -61,8 +60,7 @@ class Checkpoint:
     Before `prepare`, all variables of a Keras model are made. With another model, or None, there
     are only `variables()`: by group, lists, or mappings by path. If `only_finite`, weights that are
     trained have to be finite numbers. `note_files` is called before a checkpoint is to be seen,
-    with its digest, the snapshot's `files`, and the digest of the checkpoint before it.
-    """
+    with its digest, the snapshot's `files`, and the digest of the checkpoint before it."""
 
     def __init__(
         self,

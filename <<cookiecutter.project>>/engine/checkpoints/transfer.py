@@ -22,8 +22,7 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str
     model's that have the same path, which matches a regular expression from its beginning on;
     return a sentence that tells which.
 
-    Raises ValueError if none is taken, or one has another shape; OSError without a checkpoint.
-    """
+    Raises ValueError if none is taken, or one has another shape; OSError without a checkpoint."""
     wanted = {w.path: w for w in model.weights if matching(pattern, w.path, "--warm_start_vars")}
     path = checkpoint / LATEST if checkpoint.is_dir() else checkpoint
     if not path.is_file():

@@ -1,6 +1,5 @@
 """Has several processes, which run the same command, train one model, on one machine or many. Only
-the first one, the chief, writes the run folder.
-"""
+the first one, the chief, writes the run folder."""
 
 import contextlib
 import functools
@@ -59,8 +58,7 @@ def is_follower() -> bool:
 
 def strategy() -> "tf.distribute.Strategy":
     """Meet the other workers, before TensorFlow has run anything; return the strategy by which all
-    train one model. Its servers listen on all networks of the machine.
-    """
+    train one model. Its servers listen on all networks of the machine."""
     import tensorflow as tf
 
     from engine import keras_private

@@ -1,7 +1,6 @@
 """Takes and compares what has to be the same for a resumed run to have the same bits.
 
-Of that, a resumed process takes over the settings from the checkpoint, before TensorFlow starts.
-"""
+Of that, a resumed process takes over the settings from the checkpoint, before TensorFlow starts."""
 
 import contextlib
 import hashlib

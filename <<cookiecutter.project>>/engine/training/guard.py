@@ -1,8 +1,7 @@
 """Finds all that a step of training or validation uses, so that a checkpoint can hold it.
 
 It is read from the graph, or found by walking over what callbacks, hooks and data keep, as all is
-where there is no graph. What nobody can save is refused.
-"""
+where there is no graph. What nobody can save is refused."""
 
 import contextlib
 import gc
@@ -53,8 +52,7 @@ class Guard:
     """Looks at each step of training and validation that is traced.
 
     With `allows_inexact`, what cannot be saved is not refused: `found` has a phrase for each such
-    thing. `has_news`: a trace came since this was set to False, which may use more variables.
-    """
+    thing. `has_news`: a trace came since this was set to False, which may use more variables."""
 
     def __init__(
         self,

@@ -106,8 +106,7 @@ class Session:
         nothing_to_do: why, if that is so, else "".
 
     Raises ValueError if "auto" does not know whether less of `monitor` is better, or `start` is a
-    checkpoint of another model; OSError if there are checkpoints, and none of them is whole.
-    """
+    checkpoint of another model; OSError if there are checkpoints, and none of them is whole."""
 
     def __init__(
         self,
@@ -392,8 +391,7 @@ class Session:
     ) -> bool:
         """Save the end of an epoch; return whether the run ends with it. Of one that `num_steps`
         cuts short, `cut` is a copy from before its validation, for more steps would belong to it.
-        Raises KeyError if the history has no column `monitor`, unless there was no validation.
-        """
+        Raises KeyError if the history has no column `monitor`, unless there was no validation."""
         run = self.run
         if self._keras_model.stop_training:
             run.stop_reason = run.stop_reason or "a Keras callback stopped the training"

@@ -10,8 +10,7 @@ class SignalsToFlag:
     """Within the block, a signal to stop sets `name` and the step goes on to its end.
 
     Several workers see the name when they agree. A second SIGINT leaves at once. A SIGHUP that was
-    ignored at the start, as by `nohup`, stays ignored.
-    """
+    ignored at the start, as by `nohup`, stays ignored."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 

@@ -1,8 +1,7 @@
 """Runs many steps in one compiled call, on batches that are made ready while the one before runs.
 
 How steps are grouped changes no bit: every step is a compiled function of its batch and the model's
-variables, and which one that is depends only on its place in the run and the batch's shapes.
-"""
+variables, and which one that is depends only on its place in the run and the batch's shapes."""
 
 import contextlib
 import functools
@@ -187,8 +186,7 @@ class Steps:
         self, epoch: int, step: int, until: int, then: int, before: Before | None = None
     ) -> Call:
         """Run steps of `epoch` from `step` on, at least one, and none from `until` on; with
-        `before`, only one. The batches of the next call, to stop at `then`, are made ready.
-        """
+        `before`, only one. The batches of the next call, to stop at `then`, are made ready."""
         group = self._take(epoch, step, step + 1 if before else until)
         after, steps_per_epoch = step + group.num_steps, self.source.steps_per_epoch
         if after == steps_per_epoch:
