@@ -105,11 +105,9 @@ class ArrayBatches:
     def __post_init__(self) -> None:
         require_at_least(1, batch_size=self.batch_size)
         require_at_least(0, seed=self.seed)
-        self.features, self.labels, self.sample_weight = (
-            None if part is None else _map(_in_memory, part)
-            for part in (self.features, self.labels, self.sample_weight)
-        )
-        self._num_examples = _length_of((self.features, self.labels, self.sample_weight))
+        parts = _map(_in_memory, (self.features, self.labels, self.sample_weight))
+        self.features, self.labels, self.sample_weight = parts
+        self._num_examples = _length_of(parts)
         self._epoch: int | None = None
         self._order = np.arange(len(self))
         self._draws = np.empty((0, DRAWS_PER_EXAMPLE))
@@ -137,10 +135,8 @@ class ArrayBatches:
         # A slice of what is not shuffled copies nothing.
         part = slice(step * self.batch_size, (step + 1) * self.batch_size)
         rows = self._order[part] if self.shuffle else part
-        features, labels, weights = (
-            _map(lambda array: array[rows], part)
-            for part in (self.features, self.labels, self.sample_weight)
-        )
+        of_all = (self.features, self.labels, self.sample_weight)
+        features, labels, weights = _map(lambda array: array[rows], of_all)
         if self.augment:
             features = self.augment(features, self._draws[rows])
         if self.prepare:
@@ -156,9 +152,7 @@ class FunctionBatches:
     """Batches of a function of the epoch, resumed by skipping what was seen already. It returns an
     iterable of batches, such as a `tf.data.Dataset`, which `is_the_same` in every epoch, or not."""
 
-    def __init__(
-        self, open_epoch: Callable[[int], Iterable[Any]], is_the_same: bool = False
-    ) -> None:
+    def __init__(self, open_epoch: Callable[[int], Iterable], is_the_same: bool = False) -> None:
         self.open_epoch, self.is_the_same = open_epoch, is_the_same
         self.element_spec: Any = None  # of tf.data: which dimensions may vary
         self._first: dict[int, Any] = {}  # steps of epoch 0 that are asked for before all others

@@ -205,9 +205,8 @@ class Experiment:
         model += f", trained by {iterator}" * bool(iterator)
         found = gpus.device_names() or [f"{usable_cores()} CPU cores"]
         lines = ("data", data), ("model", model), ("device", ", ".join(found))
-        return "\n".join(
-            textwrap.fill(f"{k:8}{v}", 80, subsequent_indent=" " * 8) for k, v in lines
-        )
+        indent = " " * 8
+        return "\n".join(textwrap.fill(f"{k:8}{v}", 80, subsequent_indent=indent) for k, v in lines)
 
     def hooks(self, terminal: TextIO | None) -> list["Hook"]:
         """Return what happens around the steps; `terminal` is where a progress bar may be drawn."""

@@ -170,12 +170,10 @@ class Hooks:
         acting = self._acting(global_step, global_step + 1)
         return [hook for hook in acting if id(hook) in self._acts_before]
 
-    def before_step(
-        self, hooks: Sequence[Hook], global_step: int, fetches: Any, feeds: Any, batch: Any
-    ) -> None:
-        """Call `before_step` of some hooks."""
+    def before_step(self, hooks: Sequence[Hook], *arguments: Any) -> None:
+        """Call `before_step` of some hooks with its arguments."""
         for hook in hooks:
-            self._call(hook, "before_step", global_step, fetches, feeds, batch)
+            self._call(hook, "before_step", *arguments)
 
     def after_step(self, begun_at: int, global_step: int, results: Any, *seen: Any) -> None:
         """Call `after_step` of those that act; `seen` are fetches, feeds, batch of one step."""

@@ -51,8 +51,6 @@ WITHOUT_STATE: Mapping[str, Callable[..., Any]] = {
     "SampleDistortedBoundingBox": _box,
     "SampleDistortedBoundingBoxV2": _box,
 }
-
-
 _generators: list[tf.random.Generator] = []  # one, as soon as it is known
 
 
