@@ -310,9 +310,7 @@ def commit_named(folder: Path, checkpoint: str) -> Path:
         checkpoint = "latest"
     path = named.get(checkpoint, Path(checkpoint))
     if not path.is_file():
-        raise UsageError(
-            f"there is no checkpoint {path}; --checkpoint takes best, latest or the path of one"
-        )
+        raise UsageError(f"there is no checkpoint {path}; give --checkpoint best, latest or a path")
     return path
 
 

@@ -10,12 +10,11 @@ Path = tuple[Any, ...]  # keys and indices
 
 def leaves(nested: Any, path: Path = (), lists: bool = True) -> Iterator[tuple[Path, Any]]:
     """Yield path and value of each leaf; without `lists`, lists and tuples are leaves."""
-    items: Any = None
     if isinstance(nested, Mapping):
-        items = nested.items()
+        items: Any = nested.items()
     elif lists and isinstance(nested, list | tuple):
         items = enumerate(nested)
-    if items is None:
+    else:
         yield path, nested
         return
     for key, item in items:

@@ -79,7 +79,7 @@ class Checkpoint:
         self._history = HistoryArray()
         # Columns and number of rows of history.csv; None: the whole file is written again.
         self._in_csv: tuple[list[str], int] | None = None
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._only_finite = only_finite
         self._note_files = note_files

@@ -315,8 +315,7 @@ class Workers:
             return mine[np.newaxis]
         rows = np.zeros((self.number, len(mine)), np.int64)
         rows[self.rank] = mine
-        replicas_here = self.num_replicas // self.number
-        return _adder(self.strategy)(rows).numpy() // replicas_here
+        return _adder(self.strategy)(rows).numpy() // (self.num_replicas // self.number)
 
     def gather_bytes(self, content: bytes) -> list[bytes]:
         """Return what each worker has given, all of the same length; see `gather`."""

@@ -77,9 +77,7 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Set what `settings_of` returned and import TensorFlow; return the settings as they are."""
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # or ~/.keras/keras.json decides
     if backend != "tensorflow":
-        raise UsageError(
-            f"KERAS_BACKEND is {backend!r}; unset it, for this project trains with TensorFlow"
-        )
+        raise UsageError(f"KERAS_BACKEND is {backend!r}, but must be tensorflow; unset it")
     for key, name in READ_AT_IMPORT.items():
         os.environ.pop(name, None)
         if settings.get(key):
