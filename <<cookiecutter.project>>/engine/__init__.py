@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from vegab import UsageError, capture
@@ -26,9 +25,7 @@ capture.hidden = re.compile(
 class BeforeImport(MetaPathFinder):
     """Finds no module itself, for all finders are asked; acts before some are imported."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> None:
         """Import triton before TensorFlow; raise UsageError for a room that was left out."""
         if name == "tensorflow":
             # TensorFlow loads its LLVM for the whole process to see. A later `import triton`, which
@@ -49,8 +46,7 @@ sys.meta_path.insert(0, BeforeImport())
 
 def lazy(room: str, file: str) -> Callable[[str], Any]:
     """Return a `__getattr__` that imports a room's public names when they are asked for first; its
-    `file`, the `__init__.py`, imports them for type checkers.
-    """
+    `file`, the `__init__.py`, imports them for type checkers."""
 
     @functools.cache
     def homes() -> dict[str, str]:

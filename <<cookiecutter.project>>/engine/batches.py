@@ -43,14 +43,12 @@ class BatchSource(Protocol):
 
     def batch(self, epoch: int, step: int) -> Any:
         """Return the batch at `step` of `epoch`, both from 0, as `fit` takes it: x, (x, y) or
-        (x, y, sample_weight), each an array or nested dicts, lists and tuples of arrays.
-        """
+        (x, y, sample_weight), each an array or nested dicts, lists and tuples of arrays."""
 
 
 def random_generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
     """Return a generator that depends on nothing but its arguments, and overlaps with no other:
-    seed and epoch are the key of Philox (Salmon et al., 2011), the stream is its counter.
-    """
+    seed and epoch are the key of Philox (Salmon et al., 2011), the stream is its counter."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream]))
 
 
@@ -89,8 +87,7 @@ class Ahead:
 class ArrayBatches:
     """Batches of arrays in memory; every example comes exactly once an epoch.
 
-    Raises ValueError if the arrays differ in length, or a number is out of range.
-    """
+    Raises ValueError if the arrays differ in length, or a number is out of range."""
 
     # An array (num_examples, ...), or nested dicts, lists and tuples of arrays. A DataFrame
     # is its rows, or, if not all are numbers, a dict of columns; a Series is (num_examples, 1).
@@ -108,11 +105,9 @@ class ArrayBatches:
     def __post_init__(self) -> None:
         require_at_least(1, batch_size=self.batch_size)
         require_at_least(0, seed=self.seed)
-        self.features, self.labels, self.sample_weight = (
-            None if part is None else _map(_in_memory, part)
-            for part in (self.features, self.labels, self.sample_weight)
-        )
-        self._num_examples = _length_of((self.features, self.labels, self.sample_weight))
+        parts = _map(_in_memory, (self.features, self.labels, self.sample_weight))
+        self.features, self.labels, self.sample_weight = parts
+        self._num_examples = _length_of(parts)
         self._epoch: int | None = None
         self._order = np.arange(len(self))
         self._draws = np.empty((0, DRAWS_PER_EXAMPLE))
@@ -140,10 +135,8 @@ class ArrayBatches:
         # A slice of what is not shuffled copies nothing.
         part = slice(step * self.batch_size, (step + 1) * self.batch_size)
         rows = self._order[part] if self.shuffle else part
-        features, labels, weights = (
-            _map(lambda array: array[rows], part)
-            for part in (self.features, self.labels, self.sample_weight)
-        )
+        of_all = (self.features, self.labels, self.sample_weight)
+        features, labels, weights = _map(lambda array: array[rows], of_all)
         if self.augment:
             features = self.augment(features, self._draws[rows])
         if self.prepare:
@@ -157,12 +150,9 @@ class ArrayBatches:
 
 class FunctionBatches:
     """Batches of a function of the epoch, resumed by skipping what was seen already. It returns an
-    iterable of batches, such as a `tf.data.Dataset`, which `is_the_same` in every epoch, or not.
-    """
+    iterable of batches, such as a `tf.data.Dataset`, which `is_the_same` in every epoch, or not."""
 
-    def __init__(
-        self, open_epoch: Callable[[int], Iterable[Any]], is_the_same: bool = False
-    ) -> None:
+    def __init__(self, open_epoch: Callable[[int], Iterable], is_the_same: bool = False) -> None:
         self.open_epoch, self.is_the_same = open_epoch, is_the_same
         self.element_spec: Any = None  # of tf.data: which dimensions may vary
         self._first: dict[int, Any] = {}  # steps of epoch 0 that are asked for before all others
@@ -192,8 +182,7 @@ class FunctionBatches:
 
     def settle(self, steps_per_epoch: int | None) -> None:
         """Find out how many batches there are, unless an earlier attempt at the run has found it,
-        and compare, for a minute, two passes where all are to be the same; ValueError if not.
-        """
+        and compare, for a minute, two passes where all are to be the same; ValueError if not."""
         if steps_per_epoch is not None:
             if self._cardinality() == UNKNOWN:
                 self.steps_per_epoch = steps_per_epoch
@@ -253,8 +242,7 @@ class FunctionBatches:
 
 class PyDatasetBatches:
     """Batches of a `keras.utils.PyDataset`, or what has its methods, made by its number of workers.
-    As Keras would, it calls `on_epoch_begin` and `on_epoch_end` for each epoch.
-    """
+    As Keras would, it calls `on_epoch_begin` and `on_epoch_end` for each epoch."""
 
     def __init__(self, dataset: Any, seed: int, shuffle: bool = True) -> None:
         number = dataset.num_batches if hasattr(dataset, "num_batches") else len(dataset)
@@ -308,8 +296,7 @@ def batch_source(
     DataFrames and their columns too; a `tf.data.Dataset` of batches that gives the same ones at
     every pass; a function `(epoch, seed) -> tf.data.Dataset` or a generator function of the epoch;
     a `keras.utils.PyDataset`; an object with `batch(epoch, step)`, and a length or
-    `steps_per_epoch`. Batch size, seed and shuffle are for what does not decide them itself.
-    """
+    `steps_per_epoch`. Batch size, seed and shuffle are for what does not decide them itself."""
     try:
         if hasattr(data, "batch") and hasattr(data, "steps_per_epoch"):
             return data

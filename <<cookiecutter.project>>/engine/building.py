@@ -54,8 +54,7 @@ def check_common_ranges(config: Mapping[str, Any]) -> None:
 
 def learning_rate_schedule(config: Mapping[str, Any], key: str, value: Any) -> Any:
     """Return a Keras schedule over steps: {class: exponential, …}, or "0.1:1000:0.01", which is 0.1
-    for the first 1,000 steps and then 0.01. Raises UsageError if it is neither.
-    """
+    for the first 1,000 steps and then 0.01. Raises UsageError if it is neither."""
     import keras
 
     schedules = keras.optimizers.schedules
@@ -155,8 +154,7 @@ def _is_of(frame: traceback.FrameSummary) -> int:
 
 def require_registered(config: Mapping[str, Any], key: str, file: Path, table: str) -> None:
     """Raise UsageError for a bare name that is no key of a table in the user's source, if it is
-    written out there. The source is only read: to import it can take seconds.
-    """
+    written out there. The source is only read: to import it can take seconds."""
     name, names = config[key], _names_in(file, table)
     if isinstance(name, str) and name.isidentifier() and names is not None:
         resolve(name, key, dict.fromkeys(names))

@@ -205,9 +205,8 @@ class Experiment:
         model += f", trained by {iterator}" * bool(iterator)
         found = gpus.device_names() or [f"{usable_cores()} CPU cores"]
         lines = ("data", data), ("model", model), ("device", ", ".join(found))
-        return "\n".join(
-            textwrap.fill(f"{k:8}{v}", 80, subsequent_indent=" " * 8) for k, v in lines
-        )
+        indent = " " * 8
+        return "\n".join(textwrap.fill(f"{k:8}{v}", 80, subsequent_indent=indent) for k, v in lines)
 
     def hooks(self, terminal: TextIO | None) -> list["Hook"]:
         """Return what happens around the steps; `terminal` is where a progress bar may be drawn."""
@@ -236,8 +235,7 @@ def prepare(
     """Build an experiment in a process that is set up for it, and look whether it can be resumed.
 
     Raises UsageError if a name leads nowhere, or the run in `save_path` could not be resumed
-    exactly; OSError if the data cannot be read.
-    """
+    exactly; OSError if the data cannot be read."""
     # TensorFlow and Keras, which may not be imported before, are given what the bits depend on.
     quiet_libraries()
     stored = fingerprint.stored_in(save_path) if save_path else None
@@ -312,9 +310,7 @@ def commit_named(folder: Path, checkpoint: str) -> Path:
         checkpoint = "latest"
     path = named.get(checkpoint, Path(checkpoint))
     if not path.is_file():
-        raise UsageError(
-            f"there is no checkpoint {path}; --checkpoint takes best, latest or the path of one"
-        )
+        raise UsageError(f"there is no checkpoint {path}; give --checkpoint best, latest or a path")
     return path
 
 

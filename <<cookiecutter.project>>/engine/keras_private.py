@@ -1,6 +1,5 @@
 """Uses names of Keras and TensorFlow that are not public, each in one function, which a test of the
-template tries, so that it is known which one a new version has dropped.
-"""
+template tries, so that it is known which one a new version has dropped."""
 
 import contextlib
 import ctypes
@@ -101,8 +100,7 @@ def give_seed(op: Any) -> None:
 @contextlib.contextmanager
 def replacing_operations(replaced: Callable[[Any], Sequence[Any] | None]) -> Iterator[None]:
     """Within the block, have the tensors that `replaced` returns, unless that is None, take the
-    place of those of an operation that this thread adds to a graph.
-    """
+    place of those of an operation that this thread adds to a graph."""
 
     def look(
         _: str, __: Any, ___: Any, outputs: Any, op_name: Any = None, graph: Any = None
@@ -156,8 +154,7 @@ def exiting_after(seconds: int, code: int) -> Iterator[None]:
     """End the process with an exit code if the block takes longer; on Linux only.
 
     A thread or handler of Python would wait for TensorFlow to return, so a timer of the C library
-    calls `_exit`; `faulthandler`, which could do that too, knows the code 1 only.
-    """
+    calls `_exit`; `faulthandler`, which could do that too, knows the code 1 only."""
     if not sys.platform.startswith("linux"):
         yield
         return

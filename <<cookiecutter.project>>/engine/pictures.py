@@ -109,8 +109,7 @@ def draw_examples(
     """Draw the first pictures of a set side by side, a row for each name, into a PNG file.
 
     Pictures have the shape (num_images, height, width, 1 or 3), or are classes that `class_names`
-    names, without the last. A last row that can be compared takes the scale of the one above.
-    """
+    names, without the last. A last row that can be compared takes the scale of the one above."""
     from matplotlib import colormaps
 
     num_images = min(NUM_SHOWN, *map(len, rows.values()))
@@ -140,8 +139,7 @@ def draw_examples(
 
 def draw_through_training(folder: Path) -> None:
     """Draw the pictures NAME_STEP.png of a folder side by side in order of steps, as NAME.png: at
-    most eight of each name, the first and the last among them.
-    """
+    most eight of each name, the first and the last among them."""
     from matplotlib.image import imread
 
     found: dict[str, list[Path]] = {}

@@ -17,8 +17,7 @@ from engine import endings
 
 class Processes:
     """Processes that call functions with an object; they end with this process. `remedy` says what
-    to do if it cannot be pickled.
-    """
+    to do if it cannot be pickled."""
 
     def __init__(self, thing: Any, number: int, remedy: str) -> None:
         self._thing, self._number = thing, number

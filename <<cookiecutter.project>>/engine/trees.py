@@ -10,12 +10,11 @@ Path = tuple[Any, ...]  # keys and indices
 
 def leaves(nested: Any, path: Path = (), lists: bool = True) -> Iterator[tuple[Path, Any]]:
     """Yield path and value of each leaf; without `lists`, lists and tuples are leaves."""
-    items: Any = None
     if isinstance(nested, Mapping):
-        items = nested.items()
+        items: Any = nested.items()
     elif lists and isinstance(nested, list | tuple):
         items = enumerate(nested)
-    if items is None:
+    else:
         yield path, nested
         return
     for key, item in items:
@@ -29,8 +28,7 @@ def by_path(nested: Mapping[Any, Any]) -> dict[str, Any]:
 
 def map_leaves(nested: Any, function: Callable[[Any], Any]) -> Any:
     """Call a function with every leaf of nested dictionaries, lists and tuples, which become lists.
-    Unlike Keras' own, it takes a mapping of any kind, and leaves the order of the keys as it is.
-    """
+    Unlike Keras' own, it takes a mapping of any kind, and leaves the order of the keys as it is."""
     if isinstance(nested, Mapping):
         return {key: map_leaves(item, function) for key, item in nested.items()}
     if isinstance(nested, list | tuple):
@@ -50,8 +48,7 @@ def copied(nested: Any) -> Any:
 
 def named(nested: Any, prefix: str) -> dict[str, Any]:
     """Return the leaves by their keys joined with "_", in Keras' order. `prefix` stands before an
-    index at the top, and for the key of a leaf that is not nested.
-    """
+    index at the top, and for the key of a leaf that is not nested."""
     import keras
 
     found = {}

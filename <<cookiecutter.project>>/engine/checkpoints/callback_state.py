@@ -1,8 +1,7 @@
 """Takes out, and puts back, what a callback or hook remembers between epochs.
 
 Of Keras' own callbacks, the fields are listed here, for a stranger's checkpoint must not set paths.
-A callback of one's own takes part by `get_state` and `set_state`.
-"""
+A callback of one's own takes part by `get_state` and `set_state`."""
 
 import logging
 import random
@@ -17,16 +16,11 @@ import numpy as np
 from engine.checkpoints.file import DamagedCheckpointError
 
 log = logging.getLogger(__name__)
+SEEN = ("_batches_seen_since_last_saving", "_last_batch_seen")
 FIELDS: dict[type, tuple[str, ...]] = {
     keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch", "stopped_epoch", "best_weights"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
-    keras.callbacks.ModelCheckpoint: (
-        "best",
-        "epochs_since_last_save",
-        "_batches_seen_since_last_saving",
-        "_last_batch_seen",
-        "_current_epoch",
-    ),
+    keras.callbacks.ModelCheckpoint: ("best", "epochs_since_last_save", *SEEN, "_current_epoch"),
     keras.callbacks.SwapEMAWeights: ("_ema_weights_in_model",),
     keras.callbacks.TensorBoard: ("_global_train_batch", "_global_test_batch"),
 }

@@ -3,8 +3,7 @@
 `model.h5` is an ordinary Keras HDF5 file with two additions: the group `training_state`, and in the
 first 512 bytes, which HDF5 leaves to its user, the SHA-256 of all bytes that follow. It is written
 under another name, synced, and renamed: at every instant there is a whole one, the old or the new.
-`history.csv` and `loop_state.pkl` are views of it, which are never read back to resume.
-"""
+`history.csv` and `loop_state.pkl` are views of it, which are never read back to resume."""
 
 import contextlib
 import logging
@@ -26,19 +25,20 @@ import tensorflow as tf
 from engine import keras_private
 from engine.checkpoints import file as commits
 from engine.checkpoints.file import DamagedCheckpointError, verify
-from engine.checkpoints.history import HistoryArray, csv_lines
+from engine.checkpoints.history import HistoryArray, Row, csv_lines
 from engine.checkpoints.layout import CommitLayout, path_of
 from engine.devices import Workers, replicas
 from engine.trees import copied, map_leaves
 from vegab.files import inode_of, link, replacing, sync_to_disk, write_atomically
 
 log = logging.getLogger(__name__)
-HISTORY_CSV = "history.csv"
-LOOP_STATE = "loop_state.pkl"
+HISTORY_CSV, LOOP_STATE = "history.csv", "loop_state.pkl"
 # Groups of variables.
 RESTORE_ALL: tuple[str, ...] = ("weights", "variables", "optimizer", "metrics", "others")
 RESTORE_WEIGHTS: tuple[str, ...] = ("weights", "variables")
 SECONDS_FOR_FILES = 60
+Entries = Mapping[str, Any]
+Datasets = dict[str, h5py.Dataset]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Snapshot:
     # while it is still held here. Arrays where each replica has its own.
     values: list[Any]
     state: dict[str, Any]  # JSON values, and arrays; without the history
-    rows: list[Mapping[str, Any]]  # the history, a row per finished epoch
+    rows: list[Row]  # the history, a row per finished epoch
     history: np.ndarray  # the same as an array
     columns: dict[str, bool]  # of the array; see `HistoryArray`
     files: dict[str, int]  # lengths of the files that others append to
@@ -61,8 +61,7 @@ class Checkpoint:
     Before `prepare`, all variables of a Keras model are made. With another model, or None, there
     are only `variables()`: by group, lists, or mappings by path. If `only_finite`, weights that are
     trained have to be finite numbers. `note_files` is called before a checkpoint is to be seen,
-    with its digest, the snapshot's `files`, and the digest of the checkpoint before it.
-    """
+    with its digest, the snapshot's `files`, and the digest of the checkpoint before it."""
 
     def __init__(
         self,
@@ -80,12 +79,12 @@ class Checkpoint:
         self._history = HistoryArray()
         # Columns and number of rows of history.csv; None: the whole file is written again.
         self._in_csv: tuple[list[str], int] | None = None
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._only_finite = only_finite
         self._note_files = note_files
         self._inode = inode_of(folder)
-        self._last: Snapshot | None = None  # of those that were committed
+        self._last: Snapshot | None = None  # of those that were saved
         self.found: Path | None = None  # the checkpoint that was read
         self._workers = Workers(self.model.distribute_strategy if self.model else None)
 
@@ -118,9 +117,7 @@ class Checkpoint:
             self.wait()  # what is being written has the variables of before
             self.prepare()
 
-    def snapshot(
-        self, state: Mapping[str, Any], files: Mapping[str, int] | None = None
-    ) -> Snapshot:
+    def snapshot(self, state: Entries, files: Mapping[str, int] | None = None) -> Snapshot:
         """Take variables and state as they are; UsageError if copies of the model differ."""
         if self._layout is None:
             self.prepare()
@@ -147,7 +144,7 @@ class Checkpoint:
         if self._workers.is_chief:
             self._pending = self._executor.submit(self._write, snapshot, is_best, keep_as, discard)
 
-    def hold(self, state: Mapping[str, Any]) -> None:
+    def hold(self, state: Entries) -> None:
         """Take a state that was read, and restored, for that of the last checkpoint."""
         self._last = self.snapshot(state)
 
@@ -228,7 +225,7 @@ class Checkpoint:
             "all workers need the same folder"
         )
 
-    def take_along(self, state: Mapping[str, Any], best_epoch: int | None) -> None:
+    def take_along(self, state: Entries, best_epoch: int | None) -> None:
         """Link, of the run whose checkpoint was read, those that it kept and the best one."""
         path = self.found
         assert path is not None
@@ -252,7 +249,7 @@ class Checkpoint:
 
     def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
         """Assign the variables of the checkpoint that was read; ValueError if they are others."""
-        for group, saved, wanted in self._saved_and_wanted(groups):
+        for group, saved, wanted in self._by_group(groups):
             if group == "others":
                 if late := ", ".join(sorted(saved.keys() - wanted.keys())):
                     log.warning(
@@ -267,26 +264,22 @@ class Checkpoint:
 
     def fits(self, groups: Sequence[str]) -> bool:
         """Whether there is nothing to restore, or every variable that `restore` asks for."""
-        return self.found is None or all(
-            saved.keys() == wanted.keys() for _, saved, wanted in self._saved_and_wanted(groups)
-        )
+        return self.found is None or all(s.keys() == w.keys() for _, s, w in self._by_group(groups))
 
     def require_fit(self, groups: Sequence[str]) -> None:
         """Raise a ValueError, naming what is not the same, if `restore` would not succeed."""
-        for group, saved, wanted in self._saved_and_wanted(groups):
+        for group, saved, wanted in self._by_group(groups):
             # What only a first step makes is not there yet.
             if group in RESTORE_WEIGHTS or wanted.keys() - saved.keys():
                 self._compare(saved, wanted)
 
-    def _saved_and_wanted(
-        self, groups: Sequence[str]
-    ) -> Iterator[tuple[str, dict[str, h5py.Dataset], dict[str, Any]]]:
+    def _by_group(self, groups: Sequence[str]) -> Iterator[tuple[str, Datasets, dict[str, Any]]]:
         """Yield each group with its variables in the checkpoint that was read, and in the model."""
         with h5py.File(self.found, "r") as file:
             for group in groups:
                 yield group, saved_variables(file, group), self._groups[group]
 
-    def _assign(self, saved: Mapping[str, h5py.Dataset], wanted: Mapping[str, Any]) -> None:
+    def _assign(self, saved: Datasets, wanted: Mapping[str, Any]) -> None:
         self._compare(saved, wanted)
         for name, variable in wanted.items():
             value = commits.value_of(saved[name])
@@ -297,7 +290,7 @@ class Checkpoint:
             else:
                 variable.assign(value.sum(axis=0, dtype=value.dtype) if has_replicas else value)
 
-    def _compare(self, saved: Mapping[str, h5py.Dataset], wanted: Mapping[str, Any]) -> None:
+    def _compare(self, saved: Datasets, wanted: Mapping[str, Any]) -> None:
         shapes = {n: each.shape[replicas.NUM_REPLICAS in each.attrs :] for n, each in saved.items()}
         _require_same(shapes, wanted, self.found)
 
@@ -369,9 +362,7 @@ class Checkpoint:
                         "kept, and --on_nan=continue goes on all the same"
                     )
 
-    def _write_views(
-        self, position: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], columns: list[str]
-    ) -> None:
+    def _write_views(self, position: Entries, rows: Sequence[Row], columns: list[str]) -> None:
         """Write `loop_state.pkl`, and what is new of `history.csv`; they are not synced."""
         path = self.folder / HISTORY_CSV
         (known_columns, known), self._in_csv = self._in_csv or (None, 0), None
@@ -489,19 +480,16 @@ def by_unique_path(variables: Any) -> dict[str, Any]:
 def read_others(path: Path) -> dict[str, np.ndarray]:
     """Return the variables of a checkpoint that are in no other group, by path."""
     with h5py.File(path, "r") as file:
-        return {
-            name: commits.value_of(each) for name, each in saved_variables(file, "others").items()
-        }
+        found = saved_variables(file, "others")
+        return {name: commits.value_of(each) for name, each in found.items()}
 
 
-def saved_variables(file: h5py.File, group: str) -> dict[str, h5py.Dataset]:
+def saved_variables(file: h5py.File, group: str) -> Datasets:
     """Return the datasets of variables in a group of a checkpoint, by path."""
     return by_unique_path(commits.datasets_in(file, group))
 
 
-def _require_same(
-    saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any], path: Path | None
-) -> None:
+def _require_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path | None) -> None:
     shapes = {name: tuple(variable.shape) for name, variable in wanted.items()}
     if differing := sorted(f"{n} {shape}" for n, shape in {*saved.items()} ^ {*shapes.items()}):
         raise ValueError(
@@ -511,15 +499,14 @@ def _require_same(
         )
 
 
-def _leads_to(state: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
+def _leads_to(state: Entries, earlier: Entries) -> bool:
     """Whether a state can be one of the same run before another, or that itself."""
     rows = earlier["history"]
-    # As text: a NaN in a row does not equal itself.
-    has_same_rows = repr(state["history"][: len(rows)]) == repr(rows)
+    has_same_rows = repr(state["history"][: len(rows)]) == repr(rows)  # a NaN does not equal itself
     return has_same_rows and earlier["global_step"] <= state["global_step"]
 
 
-def _without_history(state: Mapping[str, Any]) -> dict[str, Any]:
+def _without_history(state: Entries) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key != "history"}
 
 

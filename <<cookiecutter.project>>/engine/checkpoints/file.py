@@ -15,15 +15,12 @@ from engine.checkpoints.differences import NOTHING, Difference, history_differen
 from engine.checkpoints.history import rows_of
 from vegab.files import leads_out
 
-LATEST = "model.h5"
-PREVIOUS = "model_previous.h5"
-BEST = "model_best.h5"
+LATEST, PREVIOUS, BEST = "model.h5", "model_previous.h5", "model_best.h5"
 KEPT = "checkpoints"
 USER_BLOCK = 512
 SIGNATURE = b"training checkpoint, sha256 of what follows byte 512: "
 STATE = "training_state"
-TEXT = f"{STATE}/state"  # JSON
-HISTORY = f"{STATE}/history"
+TEXT, HISTORY = f"{STATE}/state", f"{STATE}/history"  # JSON, and an array
 WEIGHTS_AT_END = f"{STATE}/weights_at_end"  # where they are other than the last step's
 ARRAY = "__array__"  # stands in the JSON for an array, with its number
 
@@ -159,10 +156,8 @@ def weights_in(path: Path) -> list[tuple[str, np.ndarray]]:
     """Return path and value of the weights to use: those at the end of training, if they differ."""
     with h5py.File(path, "r") as file:
         ends = file.get(WEIGHTS_AT_END, {})
-        return [
-            (name, value_of(ends.get(f"{index:05}", dataset)))
-            for index, (name, dataset) in enumerate(datasets_in(file, "weights"))
-        ]
+        weights = enumerate(datasets_in(file, "weights"))
+        return [(name, value_of(ends.get(f"{n:05}", each))) for n, (name, each) in weights]
 
 
 def value_of(dataset: h5py.Dataset) -> np.ndarray:

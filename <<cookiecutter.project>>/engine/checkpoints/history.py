@@ -93,12 +93,10 @@ def best_of(history: Sequence[Row], monitor: str | None, lower_is_better: bool) 
     return best["epoch"] if best else None
 
 
-def is_best(
-    history: Sequence[Row], best_epoch: int | None, monitor: str, lower_is_better: bool
-) -> bool:
+def is_best(history: Sequence[Row], best_epoch: int | None, monitor: str, is_lower: bool) -> bool:
     """Whether the last row, which has a column `monitor`, is better than the best epoch so far."""
     value = history[-1][monitor]
     if best_epoch is None or not math.isfinite(value):
         return math.isfinite(value)
     best = history[best_epoch][monitor]
-    return value < best if lower_is_better else value > best
+    return value < best if is_lower else value > best

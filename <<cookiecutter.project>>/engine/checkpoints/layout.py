@@ -1,8 +1,7 @@
 """Lays out a checkpoint's HDF5 file, so that writing one is no more than copying.
 
 HDF5 and Keras write the file once, with all values zero. A checkpoint is the bytes between the
-arrays, with the arrays of the moment in their places: a tenth of the time that HDF5 would take.
-"""
+arrays, with the arrays of the moment in their places: a tenth of the time that HDF5 would take."""
 
 import hashlib
 import io
@@ -46,8 +45,7 @@ class CommitLayout:
 
     `training_state` has every variable by its path. The datasets that Keras reads are links to
     these, or, where Keras cannot read ours (bfloat16), and `at_end`, arrays of their own.
-    `unreadable` says why `load_model` cannot open the file, if so.
-    """
+    `unreadable` says why `load_model` cannot open the file, if so."""
 
     def __init__(
         self,

@@ -22,8 +22,7 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str
     model's that have the same path, which matches a regular expression from its beginning on;
     return a sentence that tells which.
 
-    Raises ValueError if none is taken, or one has another shape; OSError without a checkpoint.
-    """
+    Raises ValueError if none is taken, or one has another shape; OSError without a checkpoint."""
     wanted = {w.path: w for w in model.weights if matching(pattern, w.path, "--warm_start_vars")}
     path = checkpoint / LATEST if checkpoint.is_dir() else checkpoint
     if not path.is_file():
@@ -55,8 +54,7 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str
 
 def _from_keras(model: keras.Model, path: Path) -> dict[str, np.ndarray]:
     """Return what Keras finds in a file of its own for the weights of a model, by path. Such a file
-    knows layers, not paths: Keras reads it into the model, and what it has not touched stays NaN.
-    """
+    knows layers, not paths: Keras reads it into the model; what it has not touched stays NaN."""
     before = [(weight, np.array(weight)) for weight in model.weights]
     floats = [weight for weight, value in before if np.issubdtype(value.dtype, np.floating)]
     try:
@@ -76,10 +74,8 @@ def freeze(model: keras.Model, pattern: str) -> None:
     """Train only the weights whose path matches a regular expression from its beginning on."""
     trained = [w.path for w in model.trainable_weights if matching(pattern, w.path, "fine_tune")]
     if not trained:
-        raise ValueError(
-            f"fine_tune {pattern!r} matches no weight; there are "
-            f"{_some([weight.path for weight in model.trainable_weights])}"
-        )
+        names = _some([weight.path for weight in model.trainable_weights])
+        raise ValueError(f"fine_tune {pattern!r} matches no weight; there are {names}")
     others = [weight for weight in model.trainable_weights if weight.path not in trained]
     for weight in others:
         weight.trainable = False

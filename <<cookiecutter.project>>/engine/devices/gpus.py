@@ -15,8 +15,7 @@ MOST_PERCENT, MOST_MEMORY = 5, 5  # of use, and MiB: below both a GPU is idle
 
 def choose_gpus(gpus: str) -> None:
     """Let TensorFlow see some GPUs only: numbers such as "0,1", "none" for the CPU, "-1" for those
-    that are idle, "" for what the environment says. UsageError for others, or if none is idle.
-    """
+    that are idle, "" for what the environment says. UsageError for others, or if none is idle."""
     if not gpus:
         return
     numbers = [] if gpus == "none" else gpus.split(",")

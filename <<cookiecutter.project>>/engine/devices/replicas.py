@@ -1,7 +1,6 @@
 """Keeps copies of a model on several devices the same: every replica makes the same update.
 
-Metrics differ, for each counts its own part of a batch; a checkpoint holds those of every replica.
-"""
+Metrics differ, for each counts its part of a batch; a checkpoint holds those of every replica."""
 
 import contextlib
 import functools
@@ -70,10 +69,7 @@ def _scale_loss(scale_loss: Callable[[tf.Tensor], tf.Tensor], loss: tf.Tensor) -
 
 
 def _apply(
-    apply: Callable[..., None],
-    add_up: Callable[..., Any],
-    gradients: Sequence[Any],
-    variables: Sequence[Any],
+    apply: Callable[..., None], add_up: Callable[..., Any], gradients: Sequence, variables: Sequence
 ) -> None:
     """Make an update by gradients of the whole batch; Keras would clip each replica's before."""
     if tf.distribute.get_replica_context() is not None:

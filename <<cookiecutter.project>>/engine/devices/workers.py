@@ -1,6 +1,5 @@
 """Has several processes, which run the same command, train one model, on one machine or many. Only
-the first one, the chief, writes the run folder.
-"""
+the first one, the chief, writes the run folder."""
 
 import contextlib
 import functools
@@ -59,8 +58,7 @@ def is_follower() -> bool:
 
 def strategy() -> "tf.distribute.Strategy":
     """Meet the other workers, before TensorFlow has run anything; return the strategy by which all
-    train one model. Its servers listen on all networks of the machine.
-    """
+    train one model. Its servers listen on all networks of the machine."""
     import tensorflow as tf
 
     from engine import keras_private
@@ -96,13 +94,10 @@ def cluster() -> tuple[int, tuple[str, ...]]:
 
     rank, number = worker()
     # Jobs that share a machine must not meet: each has ports of its own.
-    job = int(os.environ.get("SLURM_JOB_ID", "0")) * PORTS_PER_JOB
+    port = FIRST_PORT + int(os.environ.get("SLURM_JOB_ID", "0")) * PORTS_PER_JOB % NUM_PORTS
     # GPUs are SLURM's business; the resolver asks for a number, and fails at 0.
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-        port_base=FIRST_PORT + job % NUM_PORTS,
-        gpus_per_node=number,
-        gpus_per_task=1,
-        auto_set_gpu=False,
+        port_base=port, gpus_per_node=number, gpus_per_task=1, auto_set_gpu=False
     )
     addresses = resolver.cluster_spec().as_dict()["worker"]
     # It sorts the machines by name, n10 before n9; SLURM numbers the tasks in its own order.
@@ -114,9 +109,8 @@ def cluster() -> tuple[int, tuple[str, ...]]:
 def free_ports(number: int) -> list[int]:
     """Return ports of the loopback on which nothing listens."""
     with contextlib.ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)
-        ]
+        opened = (socket.create_server(("127.0.0.1", 0)) for _ in range(number))
+        sockets = [stack.enter_context(each) for each in opened]
         return [each.getsockname()[1] for each in sockets]
 
 
@@ -135,10 +129,8 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
         by_type = {each: list(addresses) for each, addresses in cluster.items()}
         number = len(by_type.get(kind, []))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(
-            f"TF_CONFIG is {text!r} ({reason}); expected {EXAMPLE}, or unset it"
-        ) from None
+        shown = f"{text!r} ({type(error).__name__}: {error})"
+        raise UsageError(f"TF_CONFIG is {shown}; expected {EXAMPLE}, or unset it") from None
     if strange := sorted(by_type.keys() - {"chief", "worker"}):
         raise UsageError(f"TF_CONFIG names {', '.join(strange)}; expected only chief and worker")
     chiefs = by_type.get("chief", [])
@@ -153,9 +145,8 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
         if addresses.count(address) > 1:
             raise UsageError(f"TF_CONFIG has the address {address!r} twice; give each worker one")
     if type(index) is not int or not 0 <= index < number:
-        raise UsageError(
-            f"TF_CONFIG says that this is {kind} {index!r} of {number}; indices begin with 0"
-        )
+        place = f"{kind} {index!r} of {number}"
+        raise UsageError(f"TF_CONFIG says that this is {place}; indices begin with 0")
     return index + len(chiefs) * (kind == "worker"), addresses
 
 
@@ -221,12 +212,9 @@ def _lead(
 def _ask(rank: int, address: str, word: bytes, seconds: float) -> bytes:
     """Tell the chief a word, and return its answer; nothing if there is none."""
     host, _, port = address.rpartition(":")
-    until = time.monotonic() + seconds
+    place, until = (host.strip("[]"), int(port)), time.monotonic() + seconds
     while time.monotonic() < until:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((host.strip("[]"), int(port)), 2) as chief,
-        ):
+        with contextlib.suppress(OSError), socket.create_connection(place, 2) as chief:
             chief.sendall(word + b" %d" % rank)
             chief.settimeout(max(until - time.monotonic(), 0.1))
             if answer := chief.recv(64):
@@ -269,17 +257,13 @@ def ends_with_the_others() -> Iterator[None]:
 
 
 def _tells_of_another(error: BaseException | None) -> bool:
-    import tensorflow as tf
+    from tensorflow import errors
 
-    absence = (
-        tf.errors.UnavailableError,
-        tf.errors.AbortedError,
-        tf.errors.CancelledError,
-        tf.errors.DeadlineExceededError,
-        tf.errors.FailedPreconditionError,
-    )
+    gone = (errors.UnavailableError, errors.AbortedError, errors.CancelledError)
+    late = (errors.DeadlineExceededError, errors.FailedPreconditionError)
     # A hook that fails is named by an error of its own.
-    return error is not None and (isinstance(error, absence) or _tells_of_another(error.__cause__))
+    is_absence = isinstance(error, (*gone, *late))
+    return error is not None and (is_absence or _tells_of_another(error.__cause__))
 
 
 @functools.cache
@@ -331,8 +315,7 @@ class Workers:
             return mine[np.newaxis]
         rows = np.zeros((self.number, len(mine)), np.int64)
         rows[self.rank] = mine
-        replicas_here = self.num_replicas // self.number
-        return _adder(self.strategy)(rows).numpy() // replicas_here
+        return _adder(self.strategy)(rows).numpy() // (self.num_replicas // self.number)
 
     def gather_bytes(self, content: bytes) -> list[bytes]:
         """Return what each worker has given, all of the same length; see `gather`."""

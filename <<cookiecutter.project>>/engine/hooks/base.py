@@ -1,7 +1,6 @@
 """Calls hooks around the steps of training: progress, curves, logs, checkpoints, early stopping.
 
-A hook overrides what it needs of `Hook`. What `get_state` returns is saved in each checkpoint.
-"""
+A hook overrides what it needs of `Hook`. What `get_state` returns is saved in each checkpoint."""
 
 import inspect
 import logging
@@ -59,28 +58,24 @@ class Hook:
 
     def before_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch, counted from 0; where a run goes on within an
-        epoch, before the state is restored, so that what it changes is as it was.
-        """
+        epoch, before the state is restored, so that what it changes is as it was."""
 
     def next_step(self, global_step: int) -> int | None:
         """Return the next number of steps done, above `global_step`, for `after_step` to be called
         with; `before_step` gets the one below. None: a hook with a `before_step` acts at every
-        step, another one whenever a call of many steps ends.
-        """
+        step, another one whenever a call of many steps ends."""
         return None
 
     def before_step(
         self, global_step: int, fetches: dict[str, Any], feeds: Any, batch: Any
     ) -> None:
         """Called before a step, when `global_step` steps are done. It may change `fetches`, nested
-        functions that the step will call, and `feeds`, its copy of the batch, but not `batch`.
-        """
+        functions that the step will call, and `feeds`, its copy of the batch, but not `batch`."""
 
     def after_step(self, global_step: int, last_results: Any) -> None:
         """Called after a step, when `global_step` steps are done, with a Keras model's metrics over
         the epoch so far, or what an iterator's `run` has returned. A method that is written as
-        `after_step(self, global_step, fetches, feeds, batch)` is given these instead.
-        """
+        `after_step(self, global_step, fetches, feeds, batch)` is given these instead."""
 
     def after_epoch(self, epoch: int) -> None:
         """Called after validation, before the checkpoint; the epoch's row is `run.history[-1]`."""
@@ -175,12 +170,10 @@ class Hooks:
         acting = self._acting(global_step, global_step + 1)
         return [hook for hook in acting if id(hook) in self._acts_before]
 
-    def before_step(
-        self, hooks: Sequence[Hook], global_step: int, fetches: Any, feeds: Any, batch: Any
-    ) -> None:
-        """Call `before_step` of some hooks."""
+    def before_step(self, hooks: Sequence[Hook], *arguments: Any) -> None:
+        """Call `before_step` of some hooks with its arguments."""
         for hook in hooks:
-            self._call(hook, "before_step", global_step, fetches, feeds, batch)
+            self._call(hook, "before_step", *arguments)
 
     def after_step(self, begun_at: int, global_step: int, results: Any, *seen: Any) -> None:
         """Call `after_step` of those that act; `seen` are fetches, feeds, batch of one step."""
@@ -256,8 +249,7 @@ class IntervalHook(Hook):
     These are `start` and every `interval`-th step from there on, below `stop`. With `max_interval`
     the interval doubles each time until it is that: 1 and 1000 give 0, 2, 4, 8, …, 512, 1000, 2000,
     …. With `modify_each` it doubles after so many times only, and without end if there is no
-    `max_interval`. A `next_step` of the hooks makes them act more seldom.
-    """
+    `max_interval`. A `next_step` of the hooks makes them act more seldom."""
 
     def __init__(
         self,

@@ -31,8 +31,7 @@ def export(
     The SavedModel's signature `serving_default` takes the features of a batch as tensors by name;
     with `serving`, a feeder's `serving_features()`, `serving_examples` takes serialized examples.
     Return what each signature takes, and why forms are not there, by name. Raises FileExistsError
-    if `output` is not an empty folder, unless it is to `replace` it; OSError if there is no form.
-    """
+    if `output` is not an empty folder, unless it may `replace` it; OSError if there is no form."""
     is_taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if is_taken and not replace:
         raise FileExistsError(f"{output} is there already; give a new folder")

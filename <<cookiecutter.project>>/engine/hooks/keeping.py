@@ -17,8 +17,7 @@ class KeepCheckpoints(Hook):
     """Keeps checkpoints as `checkpoints/model-<steps done>.h5`, the best or the newest.
 
     Every N steps a value is that of the epoch so far, of a "val_…" column that of the last one.
-    One without a finite value counts as the worst; of two that are equally good the newer is kept.
-    """
+    One without a finite value counts as the worst; of two that are equally good the newer stays."""
 
     NAME = re.compile(r"model-[0-9]+\.h5")
 

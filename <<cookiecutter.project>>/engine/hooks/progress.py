@@ -48,12 +48,10 @@ class EpochLog(Hook):
             log.info("%s", head)
         self.head = head
         log.info("%s", line)
-        timing = {
-            "epoch": epoch,
-            "seconds": round(seconds, 3),
-            "steps_per_second": round((self.run.global_step - self.steps_before) / seconds, 1),
-            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+        rate = round((self.run.global_step - self.steps_before) / seconds, 1)
+        finished_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        cells = (epoch, round(seconds, 3), rate, finished_at)
+        timing = dict(zip(self.COLUMNS, cells, strict=True))
         with open(self.run.root / "timing.csv", "a") as file:
             file.write(csv_lines(self.COLUMNS, [timing], header=False))
 

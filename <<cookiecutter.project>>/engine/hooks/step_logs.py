@@ -30,8 +30,7 @@ class LoggingHook(WriterHook):
     [-1, 1] if one of the array is negative, and if not, in [0, 1].
 
     Of the operations in `log_ops`, "train/log_op" is "log_op"; "validation/log_op" is that of a
-    `TemplateIterator` on a validation batch, which depends on the step, and prefixes its names.
-    """
+    `TemplateIterator` on a validation batch, which depends on the step, and prefixes its names."""
 
     VALIDATION = "validation/"
 

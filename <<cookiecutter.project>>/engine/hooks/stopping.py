@@ -54,8 +54,7 @@ class EarlyStopping(Hook):
 @dataclass(eq=False)
 class LearningRates(Hook):
     """Sets one rate after the other. `rates` are pairs of `until_epoch` and the rate that holds
-    while `epoch < until_epoch`, epochs counted from 0; the last one holds to the end.
-    """
+    while `epoch < until_epoch`, epochs counted from 0; the last one holds to the end."""
 
     rates: Sequence[tuple[int, float]]
 

@@ -1,6 +1,5 @@
 """Replaces TensorFlow's random operations, whose counters are out of reach, while a step is traced,
-by draws without a state, whose seeds come from a generator whose state is a variable.
-"""
+by draws without a state, whose seeds come from a generator whose state is a variable."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,8 +51,6 @@ WITHOUT_STATE: Mapping[str, Callable[..., Any]] = {
     "SampleDistortedBoundingBox": _box,
     "SampleDistortedBoundingBoxV2": _box,
 }
-
-
 _generators: list[tf.random.Generator] = []  # one, as soon as it is known
 
 

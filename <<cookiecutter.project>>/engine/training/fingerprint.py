@@ -1,7 +1,6 @@
 """Takes and compares what has to be the same for a resumed run to have the same bits.
 
-Of that, a resumed process takes over the settings from the checkpoint, before TensorFlow starts.
-"""
+Of that, a resumed process takes over the settings from the checkpoint, before TensorFlow starts."""
 
 import contextlib
 import hashlib
@@ -78,9 +77,7 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Set what `settings_of` returned and import TensorFlow; return the settings as they are."""
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # or ~/.keras/keras.json decides
     if backend != "tensorflow":
-        raise UsageError(
-            f"KERAS_BACKEND is {backend!r}; unset it, for this project trains with TensorFlow"
-        )
+        raise UsageError(f"KERAS_BACKEND is {backend!r}, but must be tensorflow; unset it")
     for key, name in READ_AT_IMPORT.items():
         os.environ.pop(name, None)
         if settings.get(key):

@@ -1,8 +1,7 @@
 """Finds all that a step of training or validation uses, so that a checkpoint can hold it.
 
 It is read from the graph, or found by walking over what callbacks, hooks and data keep, as all is
-where there is no graph. What nobody can save is refused.
-"""
+where there is no graph. What nobody can save is refused."""
 
 import contextlib
 import gc
@@ -18,17 +17,8 @@ import tensorflow as tf
 
 from engine import keras_private
 from engine.checkpoints import by_unique_path, callback_state, path_of, read_others, variables_of
-from engine.training.objects import (
-    VARIABLES,
-    Reached,
-    State,
-    attributes_of_project,
-    handles_of,
-    is_of_project,
-    is_own,
-    state_of,
-    walk,
-)
+from engine.training import objects
+from engine.training.objects import VARIABLES, handles_of, is_of_project, state_of, walk
 from vegab import ROOT, UsageError
 
 log = logging.getLogger(__name__)
@@ -53,15 +43,10 @@ class Guard:
     """Looks at each step of training and validation that is traced.
 
     With `allows_inexact`, what cannot be saved is not refused: `found` has a phrase for each such
-    thing. `has_news`: a trace came since this was set to False, which may use more variables.
-    """
+    thing. `has_news`: a trace came since this was set to False, which may use more variables."""
 
     def __init__(
-        self,
-        model: Any,
-        iterator: Any = None,
-        data: Sequence[Any] = (),
-        allows_inexact: bool = False,
+        self, model: Any, iterator: Any = None, data: Sequence = (), allows_inexact: bool = False
     ) -> None:
         self._model, self._iterator = model, iterator
         self._steps = {"model": model, "iterator": iterator}
@@ -151,7 +136,7 @@ class Guard:
             self._captured |= made
         named: list[tuple[str, Any]] = []
 
-        def take(reached: Iterable[Reached], take_all: bool) -> None:
+        def take(reached: Iterable[objects.Reached], take_all: bool) -> None:
             for path, thing, keeper, keeper_path in reached:
                 if not isinstance(thing, VARIABLES):
                     continue
@@ -166,9 +151,7 @@ class Guard:
         take(walk(self.around | self._data, own), take_all=True)
         if wanted or takes_all:
             if not (self._reached and self._has_graph):
-                self._reached = [
-                    each for each in walk(self._steps) if isinstance(each.thing, VARIABLES)
-                ]
+                self._reached = [r for r in walk(self._steps) if isinstance(r.thing, VARIABLES)]
             take(self._reached, takes_all)
         for handle, variable in self._captured.items():
             if handle not in saved:
@@ -176,7 +159,7 @@ class Guard:
                 named.append((path_of(variable).split(":")[0], variable))
         return by_unique_path(named)
 
-    def states(self) -> dict[str, State]:
+    def states(self) -> dict[str, objects.State]:
         """Return how to save what is no variable, such as generators, by the path to it."""
         passed_by = self._passed_by()
         if self._iterator is None and self._has_graph:
@@ -226,7 +209,7 @@ class Guard:
             ]
         for path, thing, before in self._own:
             now = callback_state.plain_attributes(thing)
-            names = attributes_of_project(type(thing))  # type: ignore[arg-type]
+            names = objects.attributes_of_project(type(thing))  # type: ignore[arg-type]
             if changed := [name for name in names if now.get(name) != before.get(name)]:
                 self._own = [each for each in self._own if each[1] is not thing]
                 log.warning(
@@ -360,7 +343,7 @@ def _writers(tensor: Any) -> list[Any]:
 
 def _line_of(op: Any) -> str:
     """Return ", in file, line number" of the user's line that made an operation, or ""."""
-    own = [frame for frame in op.traceback if is_own(frame.filename)]
+    own = [frame for frame in op.traceback if objects.is_own(frame.filename)]
     if not own:
         return ""
     path = Path(own[-1].filename)  # the loop's own lines call the step; the user's is the innermost

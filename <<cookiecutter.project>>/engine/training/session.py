@@ -11,19 +11,9 @@ from typing import Any, NamedTuple
 
 import keras
 
+from engine import checkpoints
 from engine.batches import BatchSource, batch_source
-from engine.checkpoints import (
-    RESTORE_ALL,
-    RESTORE_WEIGHTS,
-    Checkpoint,
-    Snapshot,
-    best_of,
-    callback_state,
-    digest_of,
-    is_best,
-    is_done,
-    is_lower_better,
-)
+from engine.checkpoints import RESTORE_ALL, Snapshot, best_of, callback_state
 from engine.devices import INTERRUPTED, Workers
 from engine.hooks import Hook, Hooks, Run
 from engine.training.appended import AppendedFiles
@@ -106,8 +96,7 @@ class Session:
         nothing_to_do: why, if that is so, else "".
 
     Raises ValueError if "auto" does not know whether less of `monitor` is better, or `start` is a
-    checkpoint of another model; OSError if there are checkpoints, and none of them is whole.
-    """
+    checkpoint of another model; OSError if there are checkpoints, and none of them is whole."""
 
     def __init__(
         self,
@@ -127,11 +116,11 @@ class Session:
     ) -> None:
         self.work, self.on_nan = work, on_nan
         self.workers = Workers(getattr(work.model, "distribute_strategy", None))
-        self._lower_is_better = is_lower_better(monitor, monitor_mode)
+        self._lower_is_better = checkpoints.is_lower_better(monitor, monitor_mode)
         iterator, steps_per_epoch = work.iterator, work.source.steps_per_epoch
         passed_by = [work.model, iterator, work.source]
         self._files = AppendedFiles(self._root_of(folder, callbacks), passed_by)
-        self._checkpoint = Checkpoint(
+        self._checkpoint = checkpoints.Checkpoint(
             folder, work.model, work.guard.variables, on_nan == "stop", self._files.keep
         )
         if num_steps is not None:
@@ -161,7 +150,7 @@ class Session:
             self.hooks = Hooks([*hooks, *iterator.hooks], iterator.hooks, iterator.hook_freq)
         self._owners = [*self.hooks.hooks, *callbacks]
         work.guard.around = {"callbacks": callbacks, "hooks": self.hooks.hooks}
-        self._files.cut(digest_of(self._checkpoint.found), self._owners)
+        self._files.cut(checkpoints.digest_of(self._checkpoint.found), self._owners)
         self._files.listen()
         # Callbacks ask for a Keras model, also where an iterator trains something else.
         is_keras = isinstance(work.model, keras.Model)
@@ -180,7 +169,7 @@ class Session:
                 callback.set_params(callback.params | {"epochs": sys.maxsize})
         self._keras_model.stop_training = False
         asked = f"{num_epochs} epochs" if num_steps is None else f"{num_steps} steps"
-        is_over = is_done(state, num_epochs, num_steps)
+        is_over = checkpoints.is_done(state, num_epochs, num_steps)
         self.nothing_to_do = (state["stop_reason"] or f"{asked} are done") if is_over else ""
         self._fingerprint = dict(fingerprint or {})
         if not self.nothing_to_do:
@@ -199,7 +188,7 @@ class Session:
         other = self._checkpoint.read_other(start.path)
         if start.retrain:
             log.info("starting from %s, only from its weights", start.path)
-            self._restores = RESTORE_WEIGHTS
+            self._restores = checkpoints.RESTORE_WEIGHTS
             return new_run() | {"steps": other["steps"], "others": other.get("others", {})}
         log.info("starting from %s", start.path)
         best_epoch = best_of(other["history"], monitor, self._lower_is_better)
@@ -303,10 +292,8 @@ class Session:
         if self._is_new:
             return
         self._restore()
-        place = (
-            f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
-        )
-        log.info("continuing after %s", place)
+        within = f"step {self.step} of epoch {self.epoch + 1}"
+        log.info("continuing after %s", within if self.step else f"epoch {self.epoch}")
 
     def _restore(self) -> None:
         self._checkpoint.restore(self._restores)
@@ -377,7 +364,8 @@ class Session:
         run.history.append(row | floats(more))
         if run.monitor is None or run.monitor not in run.history[-1]:
             return False
-        if better := is_best(run.history, run.best_epoch, run.monitor, self._lower_is_better):
+        so_far = (run.history, run.best_epoch, run.monitor)
+        if better := checkpoints.is_best(*so_far, self._lower_is_better):
             run.best_epoch = row["epoch"]
         return better
 
@@ -392,8 +380,7 @@ class Session:
     ) -> bool:
         """Save the end of an epoch; return whether the run ends with it. Of one that `num_steps`
         cuts short, `cut` is a copy from before its validation, for more steps would belong to it.
-        Raises KeyError if the history has no column `monitor`, unless there was no validation.
-        """
+        Raises KeyError if the history has no column `monitor`, unless there was no validation."""
         run = self.run
         if self._keras_model.stop_training:
             run.stop_reason = run.stop_reason or "a Keras callback stopped the training"

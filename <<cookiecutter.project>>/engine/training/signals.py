@@ -10,8 +10,7 @@ class SignalsToFlag:
     """Within the block, a signal to stop sets `name` and the step goes on to its end.
 
     Several workers see the name when they agree. A second SIGINT leaves at once. A SIGHUP that was
-    ignored at the start, as by `nohup`, stays ignored.
-    """
+    ignored at the start, as by `nohup`, stays ignored."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
@@ -22,9 +21,8 @@ class SignalsToFlag:
     def __enter__(self) -> "SignalsToFlag":
         self.before = {}
         for number in self.SIGNALS:
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue
-            self.before[number] = signal.signal(number, self._receive)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:

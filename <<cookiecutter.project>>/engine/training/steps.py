@@ -1,8 +1,7 @@
 """Runs many steps in one compiled call, on batches that are made ready while the one before runs.
 
 How steps are grouped changes no bit: every step is a compiled function of its batch and the model's
-variables, and which one that is depends only on its place in the run and the batch's shapes.
-"""
+variables, and which one that is depends only on its place in the run and the batch's shapes."""
 
 import contextlib
 import functools
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import tree
 
 from engine import keras_private
 from engine.batches import Ahead, BatchSource, batch_source, shapes_of
@@ -31,7 +31,7 @@ class Call(NamedTuple):
     """What a call of one or many steps did."""
 
     step: int  # the one after the last one done, in the epoch
-    results: dict[str, float]  # figures of the epoch so far
+    results: dict[str, float]  # metrics of the epoch so far
     not_finite: int | None  # the first step whose loss is not a finite number
     last_results: Any  # what hooks are told of the last step
     seen: tuple[Any, ...] = ()  # its fetches, feeds and batch, if hooks were called before it
@@ -39,8 +39,9 @@ class Call(NamedTuple):
 
 # Called before a step with (fetches, feeds, batch), the first two of which it may change.
 Before = Callable[[dict[str, Any], Any, Any], None]
-# Called with a step that was traced, a concrete function.
-Look = Callable[[Any], None]
+# Called with a step that was traced, a concrete function; None: nothing is.
+Look = Callable[[Any], None] | None
+Step = Callable[[Any], Any]  # of a batch; returns metrics
 
 
 class _Group(NamedTuple):
@@ -55,19 +56,17 @@ class _Group(NamedTuple):
 class _Traces:
     """A step, compiled for batches like the first ones, and with open dimensions for others."""
 
-    def __init__(
-        self, model: keras.Model, step: Callable[[Any], Any], source: BatchSource, look: Look | None
-    ) -> None:
+    def __init__(self, model: keras.Model, step: Step, source: BatchSource, look: Look) -> None:
         self._model, self._step, self._look = model, step, look
         self._first = source.batch(0, 0)
-        self.base = keras.tree.map_structure(_spec_of, arrays_of(self._first))
+        self.base = tree.map_structure(_spec_of, arrays_of(self._first))
         if source.steps_per_epoch > 2:  # the last one may be smaller, which is no reason
             self.base = self.spec_of(arrays_of(source.batch(0, 1)), "batch 2", number_too=True)
         if self.varies:
             for number in range(2, min(source.steps_per_epoch - 1, FIRST_BATCHES)):
                 self.base = self.spec_of(arrays_of(source.batch(0, number)), f"batch {number + 1}")
             if (declared := getattr(source, "element_spec", None)) is not None:
-                self.base = keras.tree.map_structure(_opened_as, self.base, declared)
+                self.base = tree.map_structure(_opened_as, self.base, declared)
         self._loops = False
         self.names: list[str] = []  # of the metrics that a step returns, as far as it is known
         self._traced: dict[str, Any] = {}
@@ -76,13 +75,13 @@ class _Traces:
     @property
     def varies(self) -> bool:
         """Whether not all batches have the same shape, but perhaps the last."""
-        return any(None in spec.shape for spec in keras.tree.flatten(self.base))
+        return any(None in spec.shape for spec in tree.flatten(self.base))
 
     def spec_of(self, batch: Any, name: str, number_too: bool = False) -> Any:
         """Return the spec of a batch, with open dimensions; ValueError for another structure."""
         try:
             opened = functools.partial(_opened, number_too=number_too)
-            return keras.tree.map_structure(opened, self.base, batch)
+            return tree.map_structure(opened, self.base, batch)
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{name} of the data is {shapes_of(batch)}; expected the structure of the first "
@@ -95,7 +94,7 @@ class _Traces:
             return self._step
         # Steps that loop, as recurrent layers do, would take a quarter as long again.
         if not self._loops:
-            any_number = keras.tree.map_structure(
+            any_number = tree.map_structure(
                 lambda s: tf.TensorSpec([None, *s.shape[1:]] if s.shape else [], s.dtype), spec
             )
             key = str(any_number)
@@ -122,7 +121,7 @@ class _Traces:
                 shape = tf.TensorShape(getattr(output, "shape", ()))
                 return np.zeros(shape if shape.is_fully_defined() else ())
 
-            self.names = list(floats(keras.tree.map_structure(zeros, traced.structured_outputs)))
+            self.names = list(floats(tree.map_structure(zeros, traced.structured_outputs)))
             if self._look is not None:
                 self._look(traced)
         return traced
@@ -142,7 +141,7 @@ class Steps:
     source: BatchSource
     one_by_one: bool = False  # never group steps
     num_steps: int | None = None  # in all; None: there is no end
-    look: Look | None = None  # called with each step that is traced
+    look: Look = None  # called with each step that is traced
 
     # A signal may have to wait for the end of a call, and a progress bar too.
     SECONDS_PER_CALL = 0.08
@@ -154,7 +153,7 @@ class Steps:
 
     def __post_init__(self) -> None:
         self.size = 1
-        self._calls: dict[tuple[str, bool], Callable[[Any], Any]] = {}
+        self._calls: dict[tuple[str, bool], Step] = {}
         self._traces: _Traces | None = None
         self._usual = ""  # the spec of batches that can be run at once
         is_alone = Workers(self.model.distribute_strategy).number == 1
@@ -175,7 +174,7 @@ class Steps:
         self._calls = {}
 
     def begin_epoch(self, epoch: int) -> None:
-        """Start the figures of an epoch."""
+        """Start the metrics of an epoch."""
         self.model.reset_metrics()
 
     @property
@@ -187,8 +186,7 @@ class Steps:
         self, epoch: int, step: int, until: int, then: int, before: Before | None = None
     ) -> Call:
         """Run steps of `epoch` from `step` on, at least one, and none from `until` on; with
-        `before`, only one. The batches of the next call, to stop at `then`, are made ready.
-        """
+        `before`, only one. The batches of the next call, to stop at `then`, are made ready."""
         group = self._take(epoch, step, step + 1 if before else until)
         after, steps_per_epoch = step + group.num_steps, self.source.steps_per_epoch
         if after == steps_per_epoch:
@@ -199,15 +197,13 @@ class Steps:
         start = time.perf_counter()
         if before:
             return self._run_with(before, group, epoch, step)
-        results, finite = self._call(group)
-        finite = np.asarray(finite)
+        results, are_finite = self._call(group)
+        finite = np.asarray(are_finite)
         if known and not self.one_by_one:  # the first call of a kind may have been compiled
             seconds = (time.perf_counter() - start) / group.num_steps
             self.size = int(min(max(self._seconds / seconds, 1), self.MOST_STEPS))
-        figures = floats(results)
-        return Call(
-            after, figures, None if finite.all() else step + int(np.argmin(finite)), figures
-        )
+        metrics, not_finite = floats(results), None if finite.all() else step + int(finite.argmin())
+        return Call(after, metrics, not_finite, metrics)
 
     def close(self) -> None:
         """Let the thread go that makes batches ready."""
@@ -223,9 +219,9 @@ class Steps:
 
     def _run_with(self, before: Before, group: _Group, epoch: int, step: int) -> Call:
         """Run one step with what hooks have made of its batch, and of what it does."""
-        arrays = keras.tree.map_structure(lambda tensor: tensor.numpy(), group.batches)
+        arrays = tree.map_structure(lambda tensor: tensor.numpy(), group.batches)
         is_stacked = group.kind[1]
-        batch = keras.tree.map_structure(lambda a: a[0], arrays) if is_stacked else arrays[0]
+        batch = tree.map_structure(lambda a: a[0], arrays) if is_stacked else arrays[0]
         fetches: dict[str, Any] = {
             "train_op": lambda batch: floats(self._call(self._group([batch], epoch, step))[0])
         }
@@ -234,10 +230,10 @@ class Steps:
         if isinstance(batch, tuple) and isinstance(feeds, list):
             feeds = tuple(feeds)
         results = call_leaves(fetches, feeds)
-        figures = results.get("train_op", {})
-        figures = figures if isinstance(figures, dict) else {}
-        not_finite = step if not np.isfinite(losses_in(figures)).all() else None
-        return Call(step + 1, figures, not_finite, results | figures, (fetches, feeds, batch))
+        metrics = results.get("train_op", {})
+        metrics = metrics if isinstance(metrics, dict) else {}
+        not_finite = step if not np.isfinite(losses_in(metrics)).all() else None
+        return Call(step + 1, metrics, not_finite, results | metrics, (fetches, feeds, batch))
 
     def _take(self, epoch: int, step: int, until: int) -> _Group:
         ahead, self._ahead = self._ahead, None
@@ -253,7 +249,6 @@ class Steps:
             self._ahead = (epoch, step), self._executor.submit(self._stack, epoch, step, size)
 
     def _size_at(self, epoch: int, step: int, until: int) -> int:
-        """Return how many steps from there on make a group."""
         size, early = min(self.size, until - step), self._early_steps_from(epoch, step)
         return min(size, early) if early > 0 else size
 
@@ -268,7 +263,7 @@ class Steps:
         shapes: list[Any] = []
         for number in range(step, step + size):
             batch = arrays_of(self.source.batch(epoch, number))
-            shapes.append([array.shape for array in keras.tree.flatten(batch)])
+            shapes.append([array.shape for array in tree.flatten(batch)])
             if shapes[-1] != shapes[0]:
                 break  # the last batch of an epoch may be smaller: it is a group of its own
             batches.append(batch)
@@ -279,14 +274,12 @@ class Steps:
         kind, is_early = str(spec), self._early_steps_from(epoch, step) > 0
         at_once = kind == self._usual and not is_early and not self.model.run_eagerly
         if at_once:
-            tensors = keras.tree.map_structure(
-                lambda *a: tf.convert_to_tensor(np.stack(a)), *batches
-            )
+            tensors = tree.map_structure(lambda *a: tf.convert_to_tensor(np.stack(a)), *batches)
         else:
-            tensors = [keras.tree.map_structure(tf.convert_to_tensor, batch) for batch in batches]
+            tensors = [tree.map_structure(tf.convert_to_tensor, batch) for batch in batches]
         return _Group(len(batches), tensors, spec, (kind, at_once))
 
-    def _compile(self, group: _Group) -> Callable[[Any], Any]:
+    def _compile(self, group: _Group) -> Step:
         """Return a function of batches: the last step's results, and which losses are finite."""
         one_step = self.compile().get(group.spec)
         if not group.kind[1]:
@@ -294,30 +287,26 @@ class Steps:
         outputs = one_step.structured_outputs
 
         def many_steps(batches: Any) -> Any:
-            num_steps = tf.shape(keras.tree.flatten(batches)[0])[0]
+            num_steps = tf.shape(tree.flatten(batches)[0])[0]
 
             def body(number: tf.Tensor, _: Any, finite: tf.TensorArray) -> Any:
-                results = one_step(keras.tree.map_structure(lambda array: array[number], batches))
+                results = one_step(tree.map_structure(lambda array: array[number], batches))
                 return number + 1, results, finite.write(number, _are_finite(results))
 
-            start = keras.tree.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), outputs)
+            start = tree.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), outputs)
             finite = tf.TensorArray(tf.bool, size=num_steps)
+            begun = (tf.constant(0), start, finite)
             _, results, finite = tf.while_loop(
-                lambda number, *_: number < num_steps,
-                body,
-                (tf.constant(0), start, finite),
-                parallel_iterations=1,
+                lambda number, *_: number < num_steps, body, begun, parallel_iterations=1
             )
             return results, finite.stack()
 
         # Any number of steps, not of examples: a recurrent layer would take half as long again.
-        many_of = keras.tree.map_structure(
-            lambda one: tf.TensorSpec([None, *one.shape], one.dtype), group.spec
-        )
+        many_of = tree.map_structure(lambda s: tf.TensorSpec([None, *s.shape], s.dtype), group.spec)
         return tf.function(many_steps, autograph=False).get_concrete_function(many_of)
 
 
-def _run_singly(one_step: Callable[[Any], Any], batches: list[Any]) -> Any:
+def _run_singly(one_step: Step, batches: list[Any]) -> Any:
     are_finite, results = [], None
     # For Grappler to rewrite a step takes longer than a hundred steps win back.
     with keras_private.as_traced():
@@ -333,14 +322,12 @@ def losses_in(results: Mapping[str, Any]) -> list[Any]:
 
 
 def _are_finite(results: Mapping[str, Any]) -> Any:
-    values = keras.tree.flatten(losses_in(results))
+    values = tree.flatten(losses_in(results))
     floats = [v for v in map(tf.convert_to_tensor, values) if v.dtype.is_floating]
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in floats])
 
 
-def on_all_replicas(
-    model: keras.Model, step: Callable[[Any], Mapping[str, Any]]
-) -> Callable[[Any], Mapping[str, Any]]:
+def on_all_replicas(model: keras.Model, step: Step) -> Step:
     """Return a step of which every replica does a part of the batch, or the whole of a tiny one."""
     strategy = model.distribute_strategy
     if strategy is None or strategy.num_replicas_in_sync == 1:
@@ -360,8 +347,8 @@ def on_all_replicas(
             begin, end = number * size // parts, (number + 1) * size // parts
             return tf.cond(size < parts, lambda: tensor, lambda: tensor[begin:end])
 
-        mine = keras.tree.map_structure(part, batch)
-        sizes = [tf.shape(keras.tree.flatten(each)[0])[0] for each in (mine, batch)]
+        mine = tree.map_structure(part, batch)
+        sizes = [tf.shape(tree.flatten(each)[0])[0] for each in (mine, batch)]
         with replicas.part_of(*sizes):
             step(mine)
         return replicas.sum_over_replicas([tf.convert_to_tensor(v.value) for v in metrics])
@@ -391,9 +378,8 @@ def floats(results: Mapping[str, Any]) -> dict[str, float]:
 def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None) -> dict[str, Any]:
     """Make the variables that come into being with the first batch, and change none; of weights,
     only those that `fine_tune` matches are to be trained. Returns what a test step returns, or {}
-    for a model that cannot be tested; ValueError if it and the batch, or `fine_tune`, do not fit.
-    """
-    batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
+    for a model that cannot be tested; ValueError if it does not fit the batch, or `fine_tune`."""
+    batch = tree.map_structure(keras.ops.convert_to_tensor, batch)
     results: dict[str, Any] = {}
     try:
         step = on_all_replicas(model, model.test_step)
@@ -441,7 +427,7 @@ def arrays_of(batch: Any) -> Any:
             raise ValueError(f"a {type(leaf).__name__} is in a batch; expected dense arrays only")
         return array
 
-    return keras.tree.map_structure(array_of, batch)
+    return tree.map_structure(array_of, batch)
 
 
 def _spec_of(array: np.ndarray) -> tf.TensorSpec:
@@ -470,7 +456,7 @@ def _opened_as(spec: tf.TensorSpec, declared: tf.TensorSpec) -> tf.TensorSpec:
 class Validation:
     """Evaluates a model on epoch 0 of what `batch_source` takes, compiled once for all epochs."""
 
-    def __init__(self, model: keras.Model, examples: Any, look: Look | None = None) -> None:
+    def __init__(self, model: keras.Model, examples: Any, look: Look = None) -> None:
         self.model, self.source, self._look = model, batch_source(examples, shuffle=False), look
         self._traces: _Traces | None = None
 
@@ -493,7 +479,7 @@ class Validation:
             test_step = traces.get(traces.spec_of(batch, f"batch {step + 1}"))
             callbacks.on_test_batch_begin(step)
             with draws.replacing():
-                results = test_step(keras.tree.map_structure(tf.convert_to_tensor, batch))
+                results = test_step(tree.map_structure(tf.convert_to_tensor, batch))
             callbacks.on_test_batch_end(step, results)
             if stop():
                 return None
