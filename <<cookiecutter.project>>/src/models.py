@@ -56,4 +56,6 @@ class Model(NamedTuple):
 CLASSIFIER = ("sparse_categorical_crossentropy", ["accuracy"])  # loss and metrics
 
 
-MODELS: dict[str, Model] = {"simple_cnn": Model(build_simple_cnn, *CLASSIFIER)}
+MODELS: dict[str, Model] = {
+    "simple_cnn": Model(build_simple_cnn, *CLASSIFIER),
+}
