@@ -58,7 +58,10 @@ def test_the_history_has_a_row_per_epoch(straight: Path) -> None:
 
 @pytest.mark.parametrize(
     ("strikes", "code"),
-    [([(50, signal.SIGKILL), (95, signal.SIGKILL)], -signal.SIGKILL), ([(50, signal.SIGTERM)], 75)],
+    [
+        ([(50, signal.SIGKILL), (95, signal.SIGKILL)], -signal.SIGKILL),
+        ([(50, signal.SIGTERM)], 75),
+    ],
     ids=["killed", "stopped"],
 )
 def test_the_same_command_continues_and_ends_with_the_same_bytes(
