@@ -55,10 +55,6 @@ class Model(NamedTuple):
 
 CLASSIFIER = ("sparse_categorical_crossentropy", ["accuracy"])  # loss and metrics
 
-<<<<<<< HEAD
-=======
-
->>>>>>> work-pa
 MODELS: dict[str, Model] = {
     "simple_cnn": Model(build_simple_cnn, *CLASSIFIER),
 }
