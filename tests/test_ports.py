@@ -44,7 +44,6 @@ REFUSED = {
     ("corridor", "evaluate"): "it has train",
     ("corridor", "export"): "iterator",
 }
-QUICK = ("houses",)
 NEEDS_TORCH = "torch_net"  # test_torch has it
 
 
@@ -94,13 +93,8 @@ def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
         yield lab
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow)
-        for kind in (*FLAGS, *(name for name in commands() if name != NEEDS_TORCH))
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*FLAGS, *(name for name in commands() if name != NEEDS_TORCH)])
 def test_it_is_trained_continued_evaluated_exported_and_made_again(kind: str, lab: Lab) -> None:
     job, chance = job_of(kind, lab), random.Random(kind)
     has_iterator = "iterator" in json.loads((lab.reference(job) / "config.json").read_text())

@@ -275,7 +275,8 @@ def bare(tmp_path: Path) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home")}
 
 
-@pytest.mark.parametrize("which", ["cifar10", pytest.param("cifar100", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["cifar10", "cifar100"])
 def test_cifar_is_trained_on_where_nothing_is_set(
     which: str, bare: dict[str, str], lab: Path, tmp_path: Path
 ) -> None:

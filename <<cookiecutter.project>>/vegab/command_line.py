@@ -41,6 +41,7 @@ except ModuleNotFoundError:
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 TAKEN_LETTERS = "bhlpP"
 LIST_OF_TEXT = re.compile(r"(?:[\w.]+\.)?(?:list|List|Sequence|tuple|Tuple)\[str(?:, \.\.\.)?\]")
+WRONG_VALUE = re.compile(r"argument (?:-., )?(?:--)?(\S+): invalid (int|float) value: '(.*)'")
 FLAG = re.compile(r"--([^=]+)(?:=(.*))?", re.DOTALL)
 
 
@@ -292,6 +293,10 @@ class _Parser(argh.ArghParser):
         return action
 
     def error(self, message: str) -> NoReturn:
+        if wrong := WRONG_VALUE.fullmatch(message):
+            name, kind, value = wrong.groups()
+            wanted = {"int": "an integer", "float": "a number"}[kind]
+            raise UsageError(f"{name}: {value} was given, {wanted} is expected")
         raise UsageError(f"{message} (see --help)")
 
     def format_help(self) -> str:

@@ -988,9 +988,9 @@ def test_a_function_without_configs_is_a_program(tmp_path: Path) -> None:
     assert re.search(r"--scale X +by how much it is enlarged \(1\.0\)\n", helped)
     for arguments, sentence in [
         (["picture"], "the following arguments are required: SIZE"),
-        (["picture", "three"], "argument SIZE: invalid int value: 'three'"),
+        (["picture", "three"], "SIZE: three was given, an integer is expected"),
         (["picture", "3", "--scal=2"], "unknown key 'scal'; did you mean 'scale'?"),
-        (["picture", "3", "--scale=big"], "argument --scale: invalid float value: 'big'"),
+        (["picture", "3", "--scale=big"], "scale: big was given, a number is expected"),
     ]:
         refused = run_small(tmp_path, call, *arguments)
         assert refused.returncode == 2 and sentence in refused.stderr
