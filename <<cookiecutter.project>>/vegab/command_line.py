@@ -76,7 +76,7 @@ def wrap(
         extendable: dotted keys that may grow in a run that exists.
         short_flags: letters for flags, as {"n": "note"}: `-n TEXT` is `--note=TEXT`.
         save_path_key: a dotted key that may stand for SAVE_PATH, and is not kept in the config.
-        opens_folder: if not, SAVE_PATH is no run folder, and `func` is also given `dry_run`.
+        opens_folder: if not, SAVE_PATH is not a run folder, and `func` is also given `dry_run`.
         follows: whether another process, with the same command, writes the run folder.
         is_whole: whether a run that is finished has all that it made; raises UsageError if it has
             lost what it could be continued from.

@@ -32,7 +32,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 MOST_NAMED = 10  # curves, the best; the rest is grey
 LONGEST_LINE, LONGEST_TITLE = 44, 64
 TEST_SET = "test set"
-MOST_MARKED = 10  # points of a curve or so, besides those that stand alone
+MOST_MARKED = 10  # points of a curve or so, besides single ones
 # Names are text, and no LaTeX; PDF with TrueType fonts, as publishers ask for; the same identifiers
 # in each SVG.
 STYLE: Any = {"text.usetex": False, "pdf.fonttype": 42, "svg.hashsalt": "curves", "font.size": 9}

@@ -213,13 +213,13 @@ class SlurmLauncher(Launcher):
     def _take_back(self) -> None:
         """Cancel what was not submitted as a whole; what runs of it saves a checkpoint."""
         jobs = read_json(self.outputs / JOBS) or {}
-        torn = [job for job, noted in jobs.items() if not noted["is_whole"]]
-        for job in torn:
+        incomplete = [job for job, noted in jobs.items() if not noted["is_whole"]]
+        for job in incomplete:
             self._patiently(functools.partial(ask, "scancel", f"--name={job}"))
-        while torn and any(task.job in torn for task in self._tasks().values()):
+        while incomplete and any(task.job in incomplete for task in self._tasks().values()):
             time.sleep(SECONDS_BETWEEN)
-        if torn and not self.is_stopped():
-            self._note(jobs.keys() - set(torn))
+        if incomplete and not self.is_stopped():
+            self._note(jobs.keys() - set(incomplete))
 
     def _note(self, jobs: Collection[str]) -> None:
         """Forget other arrays than these."""
