@@ -99,6 +99,7 @@ def swept_under_fire(
     kinds = ("sweeper", "trial", "trial", "fork server")
     what = "trial"  # to be killed as soon as there is one
     while True:
+        deaths: Counter[Path] = Counter()  # a sweeper gives up what is killed three times
         sweeper = start(cwd, *words)
         at = time.monotonic()
         while sweeper.poll() is None:
@@ -107,14 +108,19 @@ def swept_under_fire(
                 kill(pid_in(folder / doomed))
             if killed.total() >= num_kills or time.monotonic() < at:
                 continue
-            trials = [pid_in(path) for path in folder.glob("*=*") if living_owner(path)]
-            servers = fork_servers_of(sweeper.pid)
-            found = {"sweeper": [sweeper.pid], "trial": trials, "fork server": servers}[what]
-            found = [pid for pid in found if pid]
-            if found:
-                kill(chance.choice(found))
+            trials = {path: pid_in(path) for path in folder.glob("*=*") if living_owner(path)}
+            fresh = {path: pid for path, pid in trials.items() if pid and deaths[path] < 2}
+            servers = fork_servers_of(sweeper.pid) if len(fresh) == len(trials) else []
+            found = {"sweeper": [sweeper.pid], "trial": [*fresh.values()], "fork server": servers}
+            if any(found[what]):
+                pid = chance.choice([pid for pid in found[what] if pid])
+                # All that a fork server has forked may die with it.
+                deaths.update(p for p in trials if what == "fork server" or trials[p] == pid)
+                kill(pid)
                 killed[what] += 1
                 what, at = chance.choice(kinds), time.monotonic() + chance.uniform(0, 1)
+            elif len(fresh) < len(trials):
+                what = "sweeper"  # the next one counts from 0 again
         said, problems = sweeper.communicate()
         if sweeper.returncode in (0, 1) and (doomed or "is not finished" not in problems):
             return killed, said + problems
