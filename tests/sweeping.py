@@ -110,7 +110,9 @@ def swept_under_fire(
                 continue
             trials = {path: pid_in(path) for path in folder.glob("*=*") if living_owner(path)}
             fresh = {path: pid for path, pid in trials.items() if pid and deaths[path] < 2}
-            servers = fork_servers_of(sweeper.pid) if len(fresh) == len(trials) else []
+            # Without a trial it may be starting: after its third death then, the sweep ends.
+            is_safe = trials and len(fresh) == len(trials)
+            servers = fork_servers_of(sweeper.pid) if is_safe else []
             found = {"sweeper": [sweeper.pid], "trial": [*fresh.values()], "fork server": servers}
             if any(found[what]):
                 pid = chance.choice([pid for pid in found[what] if pid])
