@@ -648,7 +648,7 @@ def test_validate_names_each_bad_file_and_why(main: Command, path: Path) -> None
         (["from-images", "data/toy/compressed_toy", "{new}"], "has no subfolder"),
         (["from-images", "data", "data/new"], "lies in data"),
         (["from-images", "data", "{new}", "--split=1"], "below 1"),
-        (["from-images", "data", "{new}", "--split=much"], "--split"),
+        (["from-images", "data", "{new}", "--split=much"], "split: much was given"),
         (["from-images", "data", "{new}", "--shards=-1"], "expected 1 to"),
         (["from-images", "data", "{new}", "--shards=1000"], "--shards=1000"),
         (["from-images", "{empty}", "{new}"], "has no subfolder"),
