@@ -184,9 +184,10 @@ class _Walk:
         hidden = path.name.startswith(".") and (not self.tracked or is_ignored)
         is_run = (path / META).exists() and (path / CONFIG).exists()
         is_other = is_run or (path / "pyvenv.cfg").exists() or (path / LOCK).exists()
-        goes_round = os.path.realpath(path) in map(os.path.realpath, path.parents)
         if path in (ROOT / PLACE, ROOT / "results") or path.name in NOT_SOURCE:
             return False
+        above = map(os.path.realpath, path.parents)
+        goes_round = path.is_symlink() and os.path.realpath(path) in above
         if hidden or is_other or goes_round:
             return False
         if is_ignored:
