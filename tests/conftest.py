@@ -16,6 +16,11 @@ from typing import Any
 import pytest
 from fault_lab import Lab, opened
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the others only hand out the tests
+    import libraries
+
+    assert libraries
+
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["machinery"]
 TEMPLATE_FOLDER = "<<cookiecutter.project>>"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import json
 import os
 import random
@@ -50,6 +51,7 @@ assert models and vegab
 
 def serve() -> None:
     """Answer requests until there are no more."""
+    gc.freeze()  # an attempt need not look at what is here already
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:

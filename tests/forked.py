@@ -15,16 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-# triton, where it is installed, comes before TensorFlow; see `engine`.
-LIBRARIES = [
-    "triton",
-    "h5py",
-    "keras",
-    "matplotlib.figure",
-    "tensorboard.summary",
-    "tensorflow",
-    "tqdm",
-]
 OWN = {"configs", "engine", "src", "tests", "vegab"}
 
 
@@ -54,7 +44,7 @@ def start(
 ) -> multiprocessing.process.BaseProcess:
     """Begin as `run` does; what it says is added to the files `1` and `2` of the folder `said`."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(LIBRARIES)
+    processes.set_forkserver_preload(["libraries"])
     process = processes.Process(target=_be, args=(list(words), str(folder), dict(env), said))
     process.start()
     return process

@@ -284,11 +284,14 @@ def words_with_plan(argv: list[str]) -> list[str]:
 
 @argh.arg("folder", metavar="FOLDER", help="of a sweep")
 def status(folder: str) -> None:
-    """Print a line a trial, and one for all."""
+    """Print a line a trial, or of many those that need a look and the best, and one for all."""
     place = Path(folder)
     records = sweep.states_of(place, sweep.read(place)[1])
-    print(comparison.for_terminal(comparison.listing(records)), end="")
-    more_lines = sweep.problems(place, records)
+    shown = sweep.to_look_at(records)
+    print(comparison.for_terminal(comparison.listing(shown)), end="")
+    if more := len(records) - len(shown):
+        print(f"and {more} more: python bin/runs.py list {shlex.quote(folder)}")
+    more_lines = sweep.problems(place, shown)
     with contextlib.suppress(vegab.UsageError):  # it may be typed where no SLURM is
         more_lines += slurm.queue_of(place / sweep.OUTPUTS)
     for line in more_lines:

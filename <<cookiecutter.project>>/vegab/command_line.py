@@ -113,7 +113,7 @@ def wrap(
         parser.tables = lambda: _tables_of(registry, arguments)
         add = parser.add_argument
         named = add("config", metavar="CONFIG", help="a named config, or a .yaml or .json file")
-        named.completer = lambda **_: registry.names()  # type: ignore[attr-defined]
+        named.completer = _completer(registry)  # type: ignore[attr-defined]
         if has_folder:
             about = told.get("save_path", "folder of the run: a new one, or its own")
             nargs = "?" if save_path_key else None
@@ -328,6 +328,17 @@ class _Version(argparse.Action):
         commit = f", commit {found}" if found else ""
         print(f"{project['name']} {project['version']}{commit}, Python {sys.version.split()[0]}")
         sys.exit()
+
+
+def _completer(registry: ConfigRegistry) -> Callable[..., list[str]]:
+    """Returns what has a shell complete CONFIG: by names, and by files as in all other places."""
+
+    def find(prefix: str, **_: Any) -> list[str]:
+        from argcomplete import FilesCompleter
+
+        return [*registry.names(), *FilesCompleter()(prefix)]
+
+    return find
 
 
 def _complete(parser: argparse.ArgumentParser, keys: Iterable[str] = ()) -> None:

@@ -1,8 +1,9 @@
 """One way to name a class or function in a config, whatever it is for."""
 
 import contextlib
+import gc
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,16 @@ EDFLOW = ("engine.iterators", "engine.iterators.datasets", "engine.hooks", "engi
 OTHER_HOMES: dict[str, tuple[str, ...]] = {"edflow": EDFLOW, "deephub": ()}
 # Modules that say in IMPORTS what to use instead of a name that has no home here.
 NOT_HERE = {"edflow": "engine.iterators.edflow"}
+
+
+def import_libraries(names: Iterable[str]) -> None:
+    """Import large modules as a process begins, while nothing is garbage yet. To look for it would
+    take a quarter of the time, and every later look goes through all that they hold."""
+    gc.disable()
+    for name in names:
+        importlib.import_module(name)
+    gc.freeze()
+    gc.enable()
 
 
 def resolve(

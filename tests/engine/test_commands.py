@@ -176,6 +176,7 @@ def test_the_version_is_told(command: Command) -> None:
         ("bin/train.py digits {}/run --n_f", {"--n_filters"}),
         ("bin/train.py gan {}/run --n_f", set()),
         ("bin/train.py digits {}/", {"{}/run/", "{}/more/"}),
+        ("bin/train.py {}/m", {"{}/more/"}),
         ("bin/evaluate.py {}/r", {"{}/run/"}),
         ("bin/evaluate.py {}/run --che", {"--checkpoint"}),
         ("bin/runs.py com", {"compare"}),

@@ -170,6 +170,30 @@ def test_a_trial_that_was_given_up_has_failed_until_it_is_tried_again(tmp_path: 
     ]  # fmt: skip
 
 
+def test_of_many_trials_status_shows_those_that_need_a_look_and_the_best(
+    command: Command, tmp_path: Path
+) -> None:
+    told = definition(grid={"n": list(range(60))})
+    trials = sweep_trials.trials_of(told)
+    sweep.write(tmp_path, told, trials)
+    for number, trial in enumerate(trials[:50]):
+        folder = tmp_path / trial.name
+        folder.mkdir()
+        config = {"num_epochs": 1, "monitor": "val_loss"}
+        (folder / "config.json").write_text(json.dumps(config))
+        status = "interrupted" if number == 20 else "finished"
+        (folder / "meta.json").write_text(json.dumps({"attempts": [], "status": status}))
+        (folder / "history.csv").write_text(f"epoch,val_loss\n1,{(number - 30) ** 2}\n")
+    shown = [Path(one.path).name for one in sweep.to_look_at(sweep.states_of(tmp_path, trials))]
+    assert shown[0] == trials[20].name
+    assert set(shown[1:]) == {trial.name for trial in trials[25:35]}
+    said = command("bin/sweep.py", "status", tmp_path).stdout
+    assert f"and 49 more: python bin/runs.py list {tmp_path}" in said
+    assert len(said.splitlines()) < 16
+    few = sweep.states_of(tmp_path, trials[:40])
+    assert sweep.to_look_at(few) == few
+
+
 def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_path: Path) -> None:
     class Begun:
         """Says that the folder was in use, and later that all went well."""

@@ -41,6 +41,7 @@ NODES_DOWN = "Requested node configuration is not available"  # so says sbatch -
 LIMITS = re.compile(r"\b(?:QOS|Assoc)\w+")  # sbatch names the one that was reached, if it may
 LATER = re.compile("accounting/QOS policy|timed out|unable to contact|temporarily|refused", re.I)
 SECONDS_TO_WAIT = (2, 300)  # at first, and at most, until SLURM is asked again that said no
+MOST_NUMBERS = 8  # of jobs that a line of `status` names
 LOOKS = 10  # waits for each squeue, which burdens a cluster
 ENDINGS = {
     "OUT_OF_MEMORY": "it ran out of memory; ask for more by mem in configs/slurm.yaml",
@@ -312,7 +313,11 @@ def queue_of(outputs: Path) -> list[str]:
     for task in tasks_of(outputs).values():
         reason = f" ({task.reason})" if task.reason not in ("None", "") else ""
         found.setdefault(f"{task.state.lower()}{reason}", []).append(task.number)
-    return [f"{len(numbers)} {state}: {', '.join(numbers)}" for state, numbers in found.items()]
+    return [
+        f"{len(numbers)} {state}: {', '.join(numbers[:MOST_NUMBERS])}"
+        + ", …" * (len(numbers) > MOST_NUMBERS)
+        for state, numbers in found.items()
+    ]
 
 
 def submit(

@@ -27,6 +27,7 @@ from vegab.snapshot import CODE
 SWEEP, LOCK, LOG, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.log", "sweep.html"
 OUTPUTS, ENDINGS = results.OUTPUTS, results.ENDINGS
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
+MOST_LINES, NUM_BEST = 40, 10  # trials that `status` prints, and the best among them
 # Is told how many trials run, are done and have failed, and the best so far.
 Show = Callable[[int, int, int, str], None]
 
@@ -120,6 +121,15 @@ def ranked(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def _reached(best: RunRecord) -> str:
     return f"best {best.monitor} {best.metrics[str(best.monitor)].best:.4g}"
+
+
+def to_look_at(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return all trials, or of many those that run or went wrong, and the best."""
+    if len(records) <= MOST_LINES:
+        return list(records)
+    unusual = [record for record in records if record.state not in ("waiting", "new", "finished")]
+    finished = [record for record in records if record.state == "finished"]
+    return [*unusual[: MOST_LINES - NUM_BEST], *ranked(finished)[:NUM_BEST]]
 
 
 def summary(records: Sequence[RunRecord]) -> str:

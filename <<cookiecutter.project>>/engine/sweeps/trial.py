@@ -4,23 +4,17 @@ The fork server of a sweep imports this module once; each trial is then a proces
 which TensorFlow has not begun yet. Of the project itself little is imported before: a
 sweep may last for days, and each trial is to run the source as it is when it begins."""
 
-import gc
-import importlib
 import os
 import runpy
 import sys
 
 from vegab import ROOT
+from vegab.names import import_libraries
 
 LIBRARIES = ["tensorflow", "keras", "h5py", "tensorboard.summary", "argh", "ruamel.yaml", "tqdm"]
 LIBRARIES += ["matplotlib.backends.backend_agg"]
 
-# Garbage collections, which find nothing here, would take a fifth of the time.
-gc.disable()
-for name in LIBRARIES:
-    importlib.import_module(name)
-gc.freeze()
-gc.enable()
+import_libraries(LIBRARIES)
 
 
 def run(words: list[str], output: str) -> None:

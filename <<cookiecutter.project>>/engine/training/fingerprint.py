@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from engine.training import sources
 from vegab import UsageError, read_run
 from vegab.config import without
+from vegab.names import import_libraries
 from vegab.provenance import usable_cores
 
 Fingerprint = dict[str, Any]
@@ -82,6 +84,8 @@ def apply(settings: Mapping[str, Any]) -> dict[str, Any]:
         os.environ.pop(name, None)
         if settings.get(key):
             os.environ[name] = settings[key]
+    if "tensorflow" not in sys.modules:
+        import_libraries(["keras"])
     import tensorflow as tf
 
     threading = tf.config.threading

@@ -242,16 +242,13 @@ def noting_variables() -> Iterator[None]:
 @contextlib.contextmanager
 def noting_torch() -> Iterator[None]:
     """Within the block, note what PyTorch makes that has a state."""
-    was_frozen = gc.get_freeze_count() > 0
-    gc.freeze()  # so that get_objects returns only what is new
-    try:
-        yield
-        new = gc.get_objects() if "torch" in sys.modules else []
-        kinds = {kind for kind in map(type, new) if hasattr(kind, "load_state_dict")}
-        _made_of_torch[:] = [weakref.ref(thing) for thing in new if type(thing) in kinds]
-    finally:
-        if not was_frozen:
-            gc.unfreeze()
+    before = gc.get_objects()  # held until the end, so that nothing new has an id of theirs
+    yield
+    found = gc.get_objects() if "torch" in sys.modules else []
+    kinds = {kind for kind in map(type, found) if hasattr(kind, "load_state_dict")}
+    known = set(map(id, before))
+    stateful = [thing for thing in found if type(thing) in kinds and id(thing) not in known]
+    _made_of_torch[:] = map(weakref.ref, stateful)
 
 
 def _draws(graph: Any) -> list[Unsaved]:
