@@ -25,6 +25,7 @@ ORDER = [
         "engine.cifar",
         "engine.endings",
         "engine.keras_private",
+        "engine.libraries",
         "engine.pictures",
         "engine.processes",
         "engine.trees",

@@ -93,7 +93,7 @@ def server() -> ForkServerContext:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(vegab.ROOT), os.environ.get("PYTHONPATH", "")])
     os.environ["PYTHONHASHSEED"] = another_hash_seed()
     processes = get_context("forkserver")
-    processes.set_forkserver_preload(["engine.hooks.base", "engine.runs.resume_check"])
+    processes.set_forkserver_preload(["engine.libraries", "engine.runs.resume_check"])
     return processes
 
 

@@ -126,7 +126,7 @@ class LocalLauncher(Launcher):
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         self._processes: Any = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(["engine.sweeps.trial"])
+        self._processes.set_forkserver_preload(["engine.libraries", "engine.sweeps.trial"])
 
     def room(self) -> int:
         return self.num_parallel

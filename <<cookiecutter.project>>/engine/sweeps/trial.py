@@ -9,12 +9,6 @@ import runpy
 import sys
 
 from vegab import ROOT
-from vegab.names import import_libraries
-
-LIBRARIES = ["tensorflow", "keras", "h5py", "tensorboard.summary", "argh", "ruamel.yaml", "tqdm"]
-LIBRARIES += ["matplotlib.backends.backend_agg"]
-
-import_libraries(LIBRARIES)
 
 
 def run(words: list[str], output: str) -> None:
