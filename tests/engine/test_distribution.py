@@ -197,7 +197,7 @@ def test_workers_that_do_not_come_end_the_others(monkeypatch: pytest.MonkeyPatch
     assert ended.value.code == 75
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_worker_that_dies_as_they_meet_ends_the_others(rank: int, command: Command) -> None:
     """The other one says that it is there, or that all are, and no more."""
     port, other = workers.free_ports(2)

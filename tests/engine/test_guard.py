@@ -495,6 +495,7 @@ def test_a_refusal_leaves_no_folder_and_what_is_allowed_is_on_record(
     assert "finished, inexact" in listed.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_may_allow_it_too(quick_command: Command, tmp_path: Path) -> None:
     words = ["bin/sweep.py", "digits", tmp_path / "sweep", f"--model={HERE}.python"]
     words += ["--lr_schedule=null", "--num_epochs=1", "--no_tensorboard", "--grid", "seed=1"]

@@ -712,7 +712,7 @@ def test_test_mode_reaches_model_and_iterator(test_mode: bool, full: Full) -> No
 KINDS = [(Counts, Counter), (CompiledCounts, NoisyCounter), (SavesFiles, FileCounter)]
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(("iterator", "model"), KINDS)
 def test_num_steps_is_the_number_of_updates_whatever_interrupts_them(
     iterator: type, model: type, fails: bool, full: Full, tmp_path: Path

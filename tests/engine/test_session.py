@@ -67,7 +67,9 @@ class Fails(Hook):
         {"callbacks": [STOPPING], "lr_schedule": [[1, 0.01], [9, 50.0]], "learning_rate": None},
         EMA,
         EMA | {"callbacks": [SWAP]},
-        EMA | {"callbacks": [SWAP | {"swap_on_epoch": False}]},
+        pytest.param(
+            EMA | {"callbacks": [SWAP | {"swap_on_epoch": False}]}, marks=pytest.mark.slow
+        ),
     ],
     ids=["restored", "averaged", "swapped", "swapped_to_validate"],
 )

@@ -133,7 +133,7 @@ class Warm(Hook):
         optimizer.learning_rate = float(optimizer.learning_rate) / 2
 
 
-@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("within", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_what_a_hook_sets_before_an_epoch_holds_in_a_resumed_run(
     within: bool, config: dict[str, Any], tmp_path: Path
 ) -> None:
