@@ -1,6 +1,8 @@
 """The loop: what stands in the history, how it resumes, how it stops."""
 
 import signal
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ from interruptions import AfterStep, StopAt
 from loops import loop
 from tensorflow.python.eager import context
 
-from engine.batches import ArrayBatches
+from engine.batches import ArrayBatches, FunctionBatches
 from engine.checkpoints import is_lower_better, read_state
 from engine.hooks import LearningRates
 from engine.hooks.base import Hook, IntervalHook
@@ -436,6 +438,35 @@ def test_a_steps_place_and_its_batch_decide_which_function_makes_it(
         ends.append(step)
     steps.close()
     assert list(zip(ends, made, strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+    "lengths", [[4] * 9, [3, 4, 4, 5, 3, 4, 4, 5, 3]], ids=["equal", "varying"]
+)
+def test_batches_of_a_function_are_read_once_whatever_their_shapes(lengths: list[int]) -> None:
+    """To go back to a batch, all of its epoch before it has to be read again."""
+    opened = Counter[int]()
+
+    def open_epoch(epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        opened[epoch] += 1
+        for number, length in enumerate(lengths):
+            size = 2 if number < 8 else 1  # the last is smaller
+            yield np.ones((size, length, 2), np.float32), np.ones((size, 1), np.float32)
+
+    layers = [keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((None, 2)), *layers])
+    model.compile("sgd", "mse")
+    steps = Steps(model, FunctionBatches(open_epoch))
+    ends = []
+    for epoch in range(20):
+        step = 0
+        while step < 9:
+            steps.size = 4  # as after fast calls
+            step = steps.run(epoch, step, 9, 9).step
+            ends.append((epoch, step))
+    steps.close()
+    assert ends[-1] == (19, 9)
+    assert {opened[epoch] for epoch in range(5, 20)} == {1}, "but for what is looked at first"
 
 
 def test_only_single_steps_run_as_they_were_traced_and_only_in_their_thread() -> None:

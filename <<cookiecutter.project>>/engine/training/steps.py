@@ -160,6 +160,7 @@ class Steps:
         self._seconds = self.SECONDS_PER_CALL if is_alone else self.SECONDS_PER_CALL_OF_WORKERS
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._ahead: tuple[tuple[int, int], Future[_Group]] | None = None
+        self._last: tuple[tuple[int, int] | None, Any] = (None, None)  # batch that was read
 
     def compile(self) -> _Traces:
         """Compile for the first batch, if that is not done, which makes what a step makes."""
@@ -262,7 +263,12 @@ class Steps:
         batches: list[Any] = []
         shapes: list[Any] = []
         for number in range(step, step + size):
-            batch = arrays_of(self.source.batch(epoch, number))
+            if self._last[0] != (
+                epoch,
+                number,
+            ):  # to go back by one, tf.data reads all from the start
+                self._last = (epoch, number), arrays_of(self.source.batch(epoch, number))
+            batch = self._last[1]
             shapes.append([array.shape for array in tree.flatten(batch)])
             if shapes[-1] != shapes[0]:
                 break  # the last batch of an epoch may be smaller: it is a group of its own
