@@ -39,15 +39,15 @@ def evaluate(
     callbacks_only: bool = False,
     own_code: bool = False,
 ) -> None:
-    """Evaluate runs on the test set; write what comes out to the folder eval of each.
+    """Evaluate runs on the test set; write the results to the folder eval of each.
 
     Args:
         runs: run folders, folders of runs, or patterns in quotes such as 'results/lr_*'
         checkpoint: "best", "latest", or the path of a checkpoint.
         evaluation: evaluate with this config over the run's; may be repeated
         name: store outputs as NAME-STEP instead of by the config's or the split's name
-        split: whose outputs are stored, where the config has an iterator
-        callbacks_only: call the callbacks with the newest outputs that are stored, without a model
+        split: the split to evaluate on, if the config has an iterator
+        callbacks_only: only call the callbacks with the latest stored outputs, without a model
         own_code: use the code that each run ran, not that of the project"""
     folders, problems = results.find_runs(runs)
     if len(folders) > 1 and checkpoint not in ("best", "latest"):

@@ -20,7 +20,7 @@ def export(run: str, output: str, checkpoint: str = "best", *, own_code: bool = 
 
     Args:
         run: a run folder.
-        output: a folder to make, for each form that the model can have
+        output: a new folder, for all forms that the model can have
         checkpoint: "best", "latest", or the path of a checkpoint
         own_code: use the code that the run ran, not that of the project"""
     folder, target = Path(run), Path(output)

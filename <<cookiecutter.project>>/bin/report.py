@@ -16,7 +16,7 @@ from vegab.command_line import argh  # which tells what to do where it is not in
 
 
 @selection.selects
-@argh.arg("-o", "--output", metavar="FILE", help="the page, for any browser, without a network")
+@argh.arg("-o", "--output", metavar="FILE", help="the page, which needs no network")
 def report(
     *patterns: str, where: str = "", columns: str = "", best: int = 0, output: str = "report.html"
 ) -> None:

@@ -97,8 +97,8 @@ def wrap(
         told = {} if opens_folder else _explanations(func)
         options = _options()
         several = functools.partial(options.add_argument, action="append", default=[])
-        several("-b", "--base", metavar="FILE", help="lay this file under CONFIG; may be repeated")
-        several("--delete", metavar="KEY", help="give a key its default back; may be repeated")
+        several("-b", "--base", metavar="FILE", help="a file that CONFIG overrides; repeatable")
+        several("--delete", metavar="KEY", help="set a key back to its default; may be repeated")
         about = told.get("dry_run", "print the resolved config and its changes")
         options.add_argument("--dry_run", action="store_true", help=about)
         first = [p.name for p in parameters][: 1 + has_folder + (prepare is not None)]
@@ -569,9 +569,9 @@ def _tables_of(registry: ConfigRegistry, arguments: Iterable[str]) -> Iterator[_
 
 _HELP_ON_VALUES = """\
 A value is YAML: 1e-4, true, null, text as it is typed, [1, 2] (or 1,2 where a list is expected),
-{a: 1}, or @FILE, which has it. A key that is true or false may be written --key and --no_key, a
-nested one a.b, a/b, or by its last name while no other key has that. -p KEY VALUE is the same as
---KEY=VALUE, -P KEY TEXT takes TEXT as it is. Of a key given twice, the last one counts.
+{a: 1}, or @FILE, a file with the value. True and false may be written --key and --no_key. A nested
+key is a.b, a/b, or only b while no other key ends in that. -p KEY VALUE is the same as
+--KEY=VALUE; -P KEY TEXT takes TEXT as it is. If a key is given twice, the last value counts.
 """
 
 

@@ -19,7 +19,7 @@ FITTING = "only runs that fit: 'state=finished n_filters>=16 val_loss<0.3 tag=pa
 OPTIONS = {
     "--where": ("FILTER", FITTING),
     "--columns": ("NAMES", "show these, as a,b,c: settings, metrics, and what `list` shows"),
-    "--best": ("N", "only the N best, by the (first) metric, or else by what runs monitor"),
+    "--best": ("N", "only the N best runs, by the (first) metric, or else by what they monitor"),
 }
 SHORT_COMMIT = 8
 LONGEST_NOTE = 70
