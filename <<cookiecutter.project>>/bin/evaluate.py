@@ -153,7 +153,7 @@ def evaluate_model(folder: Path, path: Path, config: dict[str, Any]) -> None:
 
 
 def config_asked_for(folder: Path, file: str, split: str) -> dict[str, Any]:
-    """Return the run's config with that of an -e, or none, over it."""
+    """Return the run's config with that of an -e, if any, over it."""
     from engine.iterators import splits_of
 
     own = folder / CONFIG

@@ -180,7 +180,7 @@ def write_to_log(folder: Path) -> None:
 
 
 def definition_of(config: dict[str, Any], asked: dict[str, Any]) -> sweep_trials.Definition:
-    """Return what a sweep is that is asked for. Raises vegab.UsageError if it makes no sense."""
+    """Return the sweep that is asked for. Raises vegab.UsageError if it makes no sense."""
     args = TYPED.args
     given = dict(args.overrides)
     if asked["pruner"]:
@@ -311,7 +311,7 @@ def stop(folder: str) -> None:
 
 
 def end_all(folders: Sequence[Path], lock: str = LOCK) -> None:
-    """Tell who holds these folders to end, and wait. vegab.UsageError if that is elsewhere."""
+    """Tell the holders of these folders to end, and wait; UsageError for one on another host."""
     ended: set[int] = set()
     while living := {str(path): owner for path in folders if (owner := living_owner(path, lock))}:
         for path, owner in living.items():

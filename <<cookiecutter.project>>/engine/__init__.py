@@ -23,7 +23,7 @@ capture.hidden = re.compile(
 
 
 class BeforeImport(MetaPathFinder):
-    """Finds no module itself, for all finders are asked; acts before some are imported."""
+    """Finds no module, but is asked like every finder, and so can act before an import."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> None:
         """Import triton before TensorFlow; raise UsageError for a room that was left out."""

@@ -1,4 +1,4 @@
-"""From a config to data, model, optimizer and hooks, and on to the training loop."""
+"""Builds data, model, optimizer and hooks from a config, and starts the training loop."""
 
 import functools
 import inspect
@@ -32,7 +32,7 @@ OF_COMPILING: dict[str, Any] = {
 
 
 def build(config: Mapping[str, Any], save_path: str | None = None, **asked: Any) -> Experiment:
-    """Import, read and build what the config names, of whichever kind it is. Nothing is written.
+    """Build what the config names, whatever kind of config it is. Nothing is written.
 
     For arguments and errors see `engine.experiment.prepare`.
     """
@@ -128,10 +128,10 @@ def train(
     start_from: Path | None = None,
     retrain: bool = False,
 ) -> None:
-    """Train into a run folder, which exists, or go on where its latest checkpoint stands.
+    """Train into an existing run folder, from its latest checkpoint on if it has one.
 
-    A new run may start from a checkpoint of another; to `retrain` takes only the weights from
-    there. Raises what `training_loop` does.
+    A new run may start from a checkpoint of another; `retrain` takes only the weights from it.
+    Raises what `training_loop` does.
     """
     from src.training_loop import training_loop
 
@@ -153,8 +153,8 @@ def train(
 def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
     """Return what a model function asks for besides the config, by the names of its parameters.
 
-    Where the dataset says no `input_shape`, that of the first batch is taken. Raises ValueError if
-    it has to know a number of classes that the dataset does not say.
+    Without `input_shape` in the dataset, that of the first batch is taken. Raises ValueError if the
+    function needs a number of classes that the dataset does not have.
     """
     import keras
 
@@ -172,7 +172,7 @@ def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
 
 
 def check_ranges(config: Mapping[str, Any]) -> None:
-    """Raise UsageError for numbers that have the right type and make no sense."""
+    """Raise UsageError for numbers that have the right type but make no sense."""
     check_common_ranges(config)
     if "iterator" in config:
         from engine.iterators import check_ranges_of_iterator
@@ -209,7 +209,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
 def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]], Any]:
     """Return the rates by epoch, if any, and what the optimizer starts with.
 
-    Raises UsageError if `lr_schedule` is no list of [until_epoch, rate], and no Keras schedule.
+    Raises UsageError if `lr_schedule` is neither [until_epoch, rate] pairs nor a Keras schedule.
     """
     schedule, rate = config["lr_schedule"], config["learning_rate"]
     if schedule is None:

@@ -1,4 +1,4 @@
-"""Models. Each function takes the config and what it needs of the data; it returns a Keras model.
+"""Builds models. Each function takes the config and what it needs of the data, and returns one.
 
 To add one, write a function like `build_simple_cnn` and enter it in `MODELS` with loss and metrics.
 """

@@ -1,4 +1,4 @@
-"""Configs: a root that is the schema, named variants, files, overrides and references.
+"""Resolves configs: a root that is the schema, named variants, files, overrides, references.
 
 A config is a nested dictionary of plain data (what JSON can say, without NaN and infinity).
 The root names every key and its default; whatever comes on top (a registered config, a file, the
@@ -482,7 +482,7 @@ class ConfigRegistry:
         return [*([self._root] if "root" in self else []), *self._schemas]
 
     def completed(self, config: Config) -> Config:
-        """A resolved config of an earlier time; a key that is younger has its default."""
+        """A resolved config of an earlier time, with the defaults of keys that were added since."""
         kind = self._kind_of(config)
         return kind.resolved(merge(kind.defaults, config), strict=False)
 

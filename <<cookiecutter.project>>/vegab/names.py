@@ -1,4 +1,4 @@
-"""One way to name a class or function in a config, whatever it is for."""
+"""Finds the class or function that a config names, whatever it is for."""
 
 import contextlib
 import importlib

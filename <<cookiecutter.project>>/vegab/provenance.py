@@ -1,4 +1,4 @@
-"""What a run has to remember of where it came from: the source, git, the packages, the machine."""
+"""Records where a run came from: the source, git, the packages, the machine."""
 
 import contextlib
 import os

@@ -1,8 +1,8 @@
-"""Knows whose config it is: what a person types may name anything, what a run folder holds may not.
+"""Knows whose config it is: one that is typed may name anything, one in a run folder may not.
 
 A run's `config.json` is data, and whoever sends a run may have written it. Once a process has read
 a config from a run folder, names lead into the project and the dependencies of its `pyproject.toml`
-only, in this process and in those that it starts; all but the names that were typed besides."""
+only, in this process and in those that it starts. Names that were typed in addition are free."""
 
 import functools
 import itertools
@@ -24,12 +24,12 @@ _typed: set[str] = set()
 
 
 def confine() -> None:
-    """Has names lead into the project and its dependencies only, from now on."""
+    """Lets names lead only into the project and its dependencies from now on."""
     os.environ[FLAG] = "1"
 
 
 def is_confined(name: str) -> bool:
-    """Is a name of a config that somebody else may have written?"""
+    """May a name be from a config that somebody else has written?"""
     return bool(os.environ.get(FLAG)) and (_is_inherited or name not in _typed)
 
 

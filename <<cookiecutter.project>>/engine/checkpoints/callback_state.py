@@ -86,13 +86,13 @@ def attributes_of(thing: Any) -> dict[str, Any]:
 
 
 def plain_attributes(thing: Any) -> dict[str, str]:
-    """Return the plain values among an object's attributes as text, so that it tells a change."""
+    """Return the plain values among an object's attributes as text, which shows any change."""
     values = {name: _as_text(value) for name, value in attributes_of(thing).items()}
     return {name: text for name, text in values.items() if text is not None}
 
 
 def _as_text(value: Any) -> str | None:
-    """Return numbers, text, arrays, generators and what holds such as text; None: it is neither."""
+    """Return numbers, text, arrays, generators and what holds such as text; None for others."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape} {hash(value.tobytes())}"
     if value is None or isinstance(value, int | float | complex | str | bytes | np.generic):

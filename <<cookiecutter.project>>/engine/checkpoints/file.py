@@ -26,7 +26,7 @@ ARRAY = "__array__"  # stands in the JSON for an array, with its number
 
 
 class DamagedCheckpointError(OSError):
-    """A file that is no checkpoint, or whose bytes are not those that were written."""
+    """A file that is not a checkpoint, or whose bytes are not those that were written."""
 
 
 def verify(path: Path) -> None:
@@ -85,7 +85,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def is_done(state: Mapping[str, Any], num_epochs: int | None, num_steps: int | None) -> bool:
-    """Whether nothing is left to train of so many epochs or, if that is not None, steps."""
+    """Whether nothing is left to train, by the number of steps, or if that is None, of epochs."""
     if state["stop_reason"]:
         return True
     if num_steps is not None:
@@ -126,7 +126,7 @@ def commits_of(run: Path) -> list[Commit]:
 
 
 def commit_after(run: Path, epoch: int) -> Commit:
-    """Return the whole checkpoint after an epoch, of 0 the latest; ValueError if none is kept."""
+    """Return the checkpoint after an epoch (0: the latest), verified; ValueError without one."""
     commits = commits_of(run)
     for commit in commits:
         if not epoch or (commit.ends_epoch and commit.epoch == epoch):

@@ -18,9 +18,9 @@ _frozen: WeakKeyDictionary[keras.Model, list[Any]] = WeakKeyDictionary()
 
 
 def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str:
-    """Assign weights of a checkpoint, a run's latest one, a `.keras` or a `.weights.h5` file to a
-    model's that have the same path, which matches a regular expression from its beginning on;
-    return a sentence that tells which.
+    """Assign the weights in a checkpoint, a run's latest one, a `.keras` or a `.weights.h5` file to
+    those of a model that have the same path, if that matches a regular expression from its
+    beginning on; return a sentence that says how many.
 
     Raises ValueError if none is taken, or one has another shape; OSError without a checkpoint."""
     wanted = {w.path: w for w in model.weights if matching(pattern, w.path, "--warm_start_vars")}
@@ -96,7 +96,7 @@ def as_if_none_were_frozen(model: Any) -> Iterator[None]:
 
 
 def matching(pattern: str, path: str, key: str) -> bool:
-    """Whether a path matches a regular expression from its beginning on; refuses what is none."""
+    """Whether a path matches a regular expression from its beginning on; refuses an invalid one."""
     try:
         return re.match(pattern, path) is not None
     except re.error as error:

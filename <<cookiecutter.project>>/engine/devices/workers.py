@@ -1,4 +1,4 @@
-"""Has several processes, which run the same command, train one model, on one machine or many. Only
+"""Lets several processes that run the same command train one model, on one machine or many. Only
 the first one, the chief, writes the run folder."""
 
 import contextlib
@@ -151,7 +151,7 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
 
 
 def _meet(rank: int, addresses: Sequence[str]) -> None:
-    """Return when all are there: TensorFlow's own waiting heeds no signal, and no time."""
+    """Wait until all are there: TensorFlow's own waiting ends at no signal and no time limit."""
     awaited = ", ".join(addresses[1:] if rank == 0 else addresses[:1])
     log.info("worker %d of %d waits for %s", rank, len(addresses), awaited)
     with _socket(rank, addresses) as mine:
@@ -184,7 +184,7 @@ def _socket(rank: int, addresses: Sequence[str]) -> socket.socket:
 def _lead(
     mine: socket.socket, addresses: Sequence[str], answer: bytes = GO
 ) -> tuple[bytes, list[str]]:
-    """Hear of all other workers, and answer them; return what, and who did not come."""
+    """Wait for all other workers, and answer them; return the answer, and who did not come."""
     mine.settimeout(0.2)
     there: dict[int, socket.socket] = {}
     until = time.monotonic() + SECONDS_TO_COME
@@ -268,7 +268,7 @@ def _tells_of_another(error: BaseException | None) -> bool:
 
 @functools.cache
 def _adder(strategy: Any) -> Callable[["np.ndarray"], Any]:
-    """Return a function that adds up matrices of integers, of each replica one."""
+    """Return a function that adds up matrices of integers, one from each replica."""
     import tensorflow as tf
 
     def on_replica(rows: tf.Tensor) -> tf.Tensor:

@@ -57,8 +57,8 @@ class Hook:
         self.run = run
 
     def before_epoch(self, epoch: int) -> None:
-        """Called before the first step of an epoch, counted from 0; where a run goes on within an
-        epoch, before the state is restored, so that what it changes is as it was."""
+        """Called before the first step of an epoch, counted from 0; if a run is resumed within
+        an epoch, before the state is restored, which undoes what the hook changes."""
 
     def next_step(self, global_step: int) -> int | None:
         """Return the next number of steps done, above `global_step`, for `after_step` to be called

@@ -1,4 +1,4 @@
-"""Shows how the training goes: a bar, a line an epoch, the learning curve, TensorBoard."""
+"""Shows how the training goes: a bar, a line per epoch, the learning curve, TensorBoard."""
 
 import io
 import logging
@@ -16,7 +16,7 @@ from vegab.files import write_atomically
 
 
 class EpochLog(Hook):
-    """Logs a line per epoch and appends its wall-clock figures to `timing.csv`."""
+    """Logs a line per epoch and appends its wall-clock times to `timing.csv`."""
 
     only_tells = True
     COLUMNS = ("epoch", "seconds", "steps_per_second", "finished_at")
@@ -111,7 +111,7 @@ class Progress(Hook):
 
 
 class UnreadSettings(Hook):
-    """Names settings that are other than root's, and that nobody has read in the first epoch."""
+    """Names settings that differ from root's, and that nothing has read in the first epoch."""
 
     only_tells = True
 

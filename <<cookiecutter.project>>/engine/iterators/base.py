@@ -1,4 +1,4 @@
-"""Iterators say what one step of training does; the training loop calls them, step by step.
+"""Defines iterators: they say what one step of training does, and the training loop calls them.
 
 A compiled Keras model needs none. The family is EDflow's, from the plain to the special:
 `PyHookedModelIterator` calls any functions, `TemplateIterator` has lazy operations to train, log
@@ -252,7 +252,7 @@ class TemplateIterator(PyHookedModelIterator):
         return results
 
     def _trained(self, ops: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the operations give that train; EDflow's names, "train/…", count too."""
+        """Return the results of training operations, also by EDflow's names, "train/…"."""
         names = self.config.get("train_ops") or ["train_op"]
         return {n: ops[n] for n in (name.removeprefix("train/") for name in names) if n in ops}
 

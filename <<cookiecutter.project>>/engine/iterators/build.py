@@ -85,7 +85,7 @@ def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
-    """Return the class that `iterator` names, which has written what it has to write itself."""
+    """Return the class that `iterator` names, if it defines the methods that it has to."""
     name = config["iterator"]
     kind = resolve(name, "iterator")
     if not isinstance(kind, type) or not issubclass(kind, PyHookedModelIterator):

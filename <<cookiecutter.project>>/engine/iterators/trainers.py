@@ -1,4 +1,4 @@
-"""Trains parts of a model by losses of their own: in one step, by turns, or from a list."""
+"""Trains parts of a model by losses of their own: in one step, in turn, or from a list."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""From a variant, Deephub's form of a config, to feeders, model and hooks."""
+"""Builds feeders, model and hooks from a variant, which is Deephub's form of a config."""
 
 import contextlib
 import inspect
@@ -66,7 +66,7 @@ def build_variant(config: Mapping[str, Any], save_path: str | None = None) -> Ex
 
 
 class OneLabel:
-    """A feeder's batches, an only label without its name, which Keras takes of named outputs."""
+    """A feeder's batches; a single label loses its name, which Keras takes for an output's."""
 
     def __init__(self, source: Any) -> None:
         self.source = source

@@ -1,4 +1,4 @@
-"""What a record holds, by name: features of TensorFlow, and images.
+"""Parses what a record holds, by name: features of TensorFlow, and images.
 
 A map of features has names as keys, and as values features of `tf.io`, the ones from here, or
 mappings with `type` (or `module_path` and `class_type`) and the arguments of that class, such as

@@ -143,7 +143,7 @@ class TFRecordExamplesFeeder(Feeder):
         features_map: names and features, as `{type: FixedLenFeature, shape: [1], dtype: int64}`;
             see `engine.records.features`.
         labels_map: the same for labels, or None. A name may stand in both maps.
-        max_examples: take the first N of the files only; -1: all.
+        max_examples: take only the first N of the files; -1: all.
         shuffle_buffer_size: records in the window of a stream.
         num_parallel_maps: images decoded at a time; None: one for each core.
         num_parallel_reads: files of a shuffled stream read side by side; the order depends on it.

@@ -302,7 +302,7 @@ def _entry(entry: Mapping[str, Any]) -> FileInfo:
 
 @functools.lru_cache(maxsize=4)
 def _loaded(path: Path, *_: int) -> "Mapping[str, np.ndarray]":
-    """Return the offsets of each file in an index; nothing if it is damaged."""
+    """Return the offsets of each file in an index; nothing if it is corrupt."""
     import numpy as np
 
     try:

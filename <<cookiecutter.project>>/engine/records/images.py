@@ -1,4 +1,4 @@
-"""Makes folders of pictures TFRecord files: a folder per label in, a record per picture out."""
+"""Turns folders of pictures into TFRecord files: a folder per label, a record per picture."""
 
 import hashlib
 import os

@@ -35,7 +35,7 @@ class Records(NamedTuple):
 
 
 class Indexed:
-    """Records of uncompressed files at hand by their numbers among all; threads may share it."""
+    """Reads records of uncompressed files by their numbers among all; threads may share it."""
 
     def __init__(self, paths: list[Path], indexes: list[Array], counts: list[int]) -> None:
         self.counts, self._paths = counts, paths

@@ -1,4 +1,4 @@
-"""Makes tables of runs: what there is, how they compare, how two of them differ; in many forms."""
+"""Makes tables of runs, in many forms: a list, a comparison, the differences between two."""
 
 import contextlib
 import csv
@@ -50,7 +50,7 @@ class Table(NamedTuple):
 
 
 def listing(records: Sequence[RunRecord], columns: Sequence[str] = (), more: str = "") -> Table:
-    """Return a line a run: its name, how far it is, how good, how old; or these columns, `more`."""
+    """Return a line per run: its name, epoch, best metric and age; or these columns, and `more`."""
     known, rare = selection.known_to(records), selection.OFTEN_EMPTY
     own = selection.OWN.items()
     columns = columns or [n for n, get in own if n not in rare or any(map(get, records))]
@@ -66,7 +66,7 @@ def _rows(
 
 
 def comparison(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
-    """Return a row a run: the settings that differ, the best and the last value of each metric."""
+    """Return a row per run: the settings that differ, the best and last value of each metric."""
     known = selection.known_to(records)
     told = [name for name in ("tags", "note") if any(map(known[name], records))]
     settings = _setting_columns(known, results.differing_settings(records))

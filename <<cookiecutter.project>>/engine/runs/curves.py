@@ -117,7 +117,7 @@ def draw(
     smooth: float = 0.0,
     columns: Sequence[str] = (),
 ) -> "Figure":
-    """Draw a panel per metric, and in it a curve per run, or per group of runs but for their seed:
+    """Draw a panel per metric, and in it a curve per run, or per group of runs of different seeds:
     the mean of the smoothed curves, over that of the raw ones.
 
     `log_y` is None for an axis as the values ask for. The legend tells of each curve what differs,

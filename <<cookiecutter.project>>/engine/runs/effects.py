@@ -1,4 +1,4 @@
-"""Tells what settings do: the best value of a metric against each, over any runs, as of a sweep.
+"""Shows what settings do: the best value of a metric against each setting, over any runs.
 
 Runs that differ only by seed and fold are one group, with a mean and a standard deviation.
 """

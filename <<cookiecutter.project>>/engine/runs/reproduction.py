@@ -1,4 +1,4 @@
-"""Makes a run again from nothing but its folder, for `bin/reproduce.py`. Needs no TensorFlow.
+"""Reproduces a run from nothing but its folder, for `bin/reproduce.py`. Needs no TensorFlow.
 
 The order is that of events: what the folder says, its code restored, the run, the comparison.
 """

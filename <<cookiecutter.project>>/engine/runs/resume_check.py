@@ -1,4 +1,4 @@
-"""What `bin/check_resume.py` looks at: suspects in model, data and callbacks."""
+"""Trains and kills for `bin/check_resume.py`, and looks for suspects in model, data, callbacks."""
 
 import inspect
 import os

@@ -10,7 +10,7 @@ import keras
 
 
 class StopAfterEpoch(keras.callbacks.Callback):
-    """Ends the run as Ctrl-C does, once `epoch` epochs are committed and before the next one."""
+    """Ends the run as Ctrl-C does, once `epoch` epochs are saved and before the next one."""
 
     def __init__(self, epoch: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is asked of a sweep, and which trials that makes: their settings and their names."""
+"""Reads what a sweep is asked for, and makes its trials: their settings and their names."""
 
 import hashlib
 import itertools
@@ -39,7 +39,7 @@ Trials = Sequence[Trial]
 
 @dataclass(frozen=True)
 class Definition:
-    """What a sweep is of."""
+    """What a sweep consists of."""
 
     config_name: str  # CONFIG as it was typed
     config: Mapping[str, Any]  # resolved, what all trials share

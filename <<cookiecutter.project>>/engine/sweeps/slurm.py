@@ -2,7 +2,7 @@
 
 SLURM says which jobs there are; all else crosses machines in the shared folder. A job that SLURM
 interrupts, because its time is up or another job needs its place, saves a checkpoint and is queued
-again as the same job. One that is told to stop is not: SLURM itself then refuses to."""
+again as the same job. A job that is told to stop is not: SLURM itself then refuses to."""
 
 import argparse
 import contextlib
@@ -173,7 +173,7 @@ class SlurmLauncher(Launcher):
         return self._patiently(functools.partial(tasks_of, self.outputs)) or {}
 
     def _wait(self, error: NotNowError) -> None:
-        """Say, once, what SLURM said, and ask it later, and ever later."""
+        """Say, once, what SLURM said, and wait longer each time until it is asked again."""
         if str(error) not in self._told:
             say(f"{error}; it is asked again until it does")
         self._told.add(str(error))
@@ -307,7 +307,7 @@ def largest_array() -> int:
 
 
 def queue_of(outputs: Path) -> list[str]:
-    """Return a line for each state of jobs in the queue, with what those wait for that wait."""
+    """Return a line for each state of jobs in the queue, with what waiting ones wait for."""
     found: dict[str, list[str]] = {}
     for task in tasks_of(outputs).values():
         reason = f" ({task.reason})" if task.reason not in ("None", "") else ""

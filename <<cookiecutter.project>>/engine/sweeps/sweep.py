@@ -1,7 +1,7 @@
-"""A sweep on the disk: what it is, how far each trial is, and what has them trained.
+"""Keeps a sweep on the disk: what it is, how far each trial is; and has the trials trained.
 
 Needs no Keras. A trial is an ordinary run folder, made by what `bin/train.py` does. What the sweep
-is stands in `sweep.json`; how far it is, its trials' folders say."""
+is stands in `sweep.json`; the folders of its trials say how far it is."""
 
 import os
 import shlex

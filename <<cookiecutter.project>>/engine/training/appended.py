@@ -1,4 +1,4 @@
-"""Cuts files that callbacks and hooks append to back to their length at a checkpoint."""
+"""Cuts back the files that callbacks and hooks append to, to their length at a checkpoint."""
 
 import io
 import os

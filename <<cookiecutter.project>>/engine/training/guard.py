@@ -1,7 +1,7 @@
 """Finds all that a step of training or validation uses, so that a checkpoint can hold it.
 
-It is read from the graph, or found by walking over what callbacks, hooks and data keep, as all is
-where there is no graph. What nobody can save is refused."""
+It is read from the graph, or found by walking over what callbacks, hooks and data keep; without a
+graph, all of it is found so. What cannot be saved is refused."""
 
 import contextlib
 import gc

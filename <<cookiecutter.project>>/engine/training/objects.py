@@ -1,4 +1,4 @@
-"""Walks over all that hangs on objects: attributes, containers, closures and globals of code. The
+"""Walks over all that objects lead to: attributes, containers, closures and globals of code. The
 path to a thing is the shortest one, and the same in every process that runs the same code."""
 
 import contextlib

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""A runner whose loop is PyTorch's own (`pip install torch`); vegab brings the rest.
+"""Trains in a loop of PyTorch's own (`pip install torch`); vegab does the rest.
 
 python src/examples/torch_loop.py root results/torch_loop --num_epochs=5
 
-The same command continues what was interrupted, to the bit: the order of examples and dropout go by
-the seed and the epoch only, and `model.pt` has all the rest.
+The same command continues an interrupted run bit for bit: order of examples and dropout depend only
+on seed and epoch, and `model.pt` has all the rest.
 """
 
 import sys
@@ -32,7 +32,7 @@ registry.set_root_config(
 
 
 def build(config: dict[str, Any]) -> Any:
-    """Return the model; refuse, while no folder is made, where PyTorch is missing."""
+    """Return the model; refuse, before a folder is made, if PyTorch is missing."""
     try:
         import torch
     except ModuleNotFoundError:

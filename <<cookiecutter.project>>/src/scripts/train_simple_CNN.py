@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A runner of its own for one family of experiments, on vegab only: copy it and change it.
+"""Trains one family of experiments with its own settings, on vegab only: copy it and change it.
 
 ./src/scripts/train_simple_CNN.py root results/simple_cnn/first --n_layers=10
 """
