@@ -38,7 +38,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
 }
 # What cannot be done, and what is said of it.
 REFUSED = {
-    ("vae", "evaluate"): "no metrics, which take a test_step",
+    ("vae", "evaluate"): "no metrics: they need a test_step",
     ("digits_gan", "evaluate"): "give its Dataset a load_test",
     ("dqn", "export"): "iterator",
     ("corridor", "evaluate"): "it has train",

@@ -74,7 +74,7 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2, quick: bo
                 raise SystemExit(1)
     print(f"identical: model.h5, model_best.h5, history.csv, killed after the steps {stops}")
     for reason in reasons:
-        print(f"yet it may not always be: {reason}")
+        print(f"it may not always be identical: {reason}")
 
 
 NOT_REPEATABLE = (

@@ -51,7 +51,7 @@ def evaluate(
         own_code: use the code that each run ran, not that of the project"""
     folders, problems = results.find_runs(runs)
     if len(folders) > 1 and checkpoint not in ("best", "latest"):
-        raise vegab.UsageError(f"--checkpoint={checkpoint} is of one run; name only that one")
+        raise vegab.UsageError(f"--checkpoint={checkpoint} belongs to one run; name only that run")
     for folder in map(Path, folders):
         try:
             evaluate_run(folder, checkpoint, evaluation, name, split, callbacks_only)
@@ -79,7 +79,7 @@ def evaluate_run(
         fits = all(Path(each).name == each and not each.startswith(".") for each in names)
         if not fits or len(set(names)) < len(names):
             shown = " and ".join(map(repr, names))
-            hint = "give each a word of its own"
+            hint = "give each another single word"
             raise vegab.UsageError(f"outputs cannot be stored as {shown}; {hint}")
         for file, own, each in zip(files, configs, names, strict=True):
             if callbacks_only:
@@ -123,7 +123,7 @@ def evaluate_model(folder: Path, path: Path, config: dict[str, Any]) -> None:
         has_step = type(model).test_step is not keras.Model.test_step
         if has_step or (model.loss is not None and labels is not None):
             raise refusal(config, "model", error, f"the {split} set") from error
-        notes.append("no metrics, which take a test_step, or labels and a loss")
+        notes.append("no metrics: they need a test_step, or labels and a loss")
     try:
         found = predictions.predict(model, source)
     except Exception as error:

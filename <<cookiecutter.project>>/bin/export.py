@@ -31,7 +31,7 @@ def export(run: str, output: str, checkpoint: str = "best", *, own_code: bool = 
         why = "has an iterator, and only that knows what its model takes"
         raise vegab.UsageError(f"the config of {run} {why}; {hint}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise vegab.UsageError(f"{output} is there already; give a new folder")
+        raise vegab.UsageError(f"{output} already exists; give a new folder")
     prepared = experiment.build(config, trains=False)
     prepared.load(path)
     import keras

@@ -41,7 +41,7 @@ def plot(
 ) -> None:
     """Draw curves of runs; runs that differ only by seed or fold as mean ± standard deviation."""
     if not 0 <= smooth < 1:
-        raise vegab.UsageError(f"--smooth={smooth:g} is no weight from 0 to below 1, such as 0.6")
+        raise vegab.UsageError(f"--smooth={smooth:g} is not a weight in [0, 1), such as 0.6")
     if output:
         results.require_writable(output, *curves.FORMATS)
     first = metric[0] if metric else None

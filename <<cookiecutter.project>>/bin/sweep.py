@@ -320,7 +320,7 @@ def end_all(folders: Sequence[Path], lock: str = LOCK) -> None:
             if owner["start"] is None or owner["start"] != start_of(owner["pid"]):
                 raise vegab.UsageError(
                     f"{path} is in use by process {owner['pid']}, and its lock does not prove that "
-                    "this is the one that took it; look, and end it yourself"
+                    "this process took it; look what it is, and end it yourself"
                 )
             if owner["pid"] not in ended:
                 ended.add(owner["pid"])

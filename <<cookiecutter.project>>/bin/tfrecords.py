@@ -75,7 +75,7 @@ def inspect(file: str) -> None:
         try:
             held = sorted(features.held_in(data).items())
         except ValueError as error:
-            raise tfrecords.RecordError(path, offset, "is no tf.train.Example") from error
+            raise tfrecords.RecordError(path, offset, "is not a tf.train.Example") from error
         rows = [[name, dtype or "none", str(len(values))] for name, (dtype, values) in held]
         print(comparison.as_text(comparison.Table(["feature", "type", "values"], rows)), end="")
         break
@@ -91,11 +91,11 @@ def from_images(folder: str, out: str, *, shards: int = 0, split: float = 0.0) -
     if not source.is_dir():
         raise vegab.UsageError(f"there is no folder {folder}")
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise vegab.UsageError(f"{out} is there already; name a folder that is new or empty")
+        raise vegab.UsageError(f"{out} already exists; name a folder that is new or empty")
     if source.resolve() in (output.resolve(), *output.resolve().parents):
-        raise vegab.UsageError(f"{out} lies in {folder}, and would be a label the next time")
+        raise vegab.UsageError(f"{out} lies in {folder}, and would become a label the next time")
     if not 0 <= split < 1:
-        raise vegab.UsageError(f"--split={split}: the share is at least 0 and below 1")
+        raise vegab.UsageError(f"--split={split}: expected a share of at least 0 and below 1")
     try:
         pictures, labels = images.pictures_of(source)
         splits = images.split_and_shuffle(pictures, split)

@@ -177,7 +177,7 @@ class Launch(vegab.VegabPlugin):
                 raise vegab.UsageError(f"--{name} is for a job: add --launcher=slurm")
             return
         if launcher != "slurm":
-            raise vegab.UsageError(f"launcher is {launcher!r}; it is local or slurm")
+            raise vegab.UsageError(f"launcher is {launcher!r}; expected local or slurm")
         from engine.sweeps import slurm as launch_slurm
 
         experiment.check_ranges(args.resolved_config)

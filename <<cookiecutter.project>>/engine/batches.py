@@ -173,7 +173,7 @@ class FunctionBatches:
                 "the data has no end, or more than a million batches; cut it by take(steps)"
             )
         if not number:
-            raise ValueError("the data has no batches; expected at least one an epoch")
+            raise ValueError("the data has no batches; expected at least one per epoch")
         return number
 
     def _cardinality(self) -> int:
@@ -416,7 +416,7 @@ def _length_of(parts: tuple[Any, ...]) -> int:
                 continue
             name = "/".join((part_name, *map(str, path)))
             if not np.ndim(leaf):
-                raise ValueError(f"{name} is the single value {leaf}; make an array of a list")
+                raise ValueError(f"{name} is the number {leaf}; expected an array, not a list")
             lengths[name] = len(leaf)
     number = next(iter(lengths.values()), 0)
     if number == 0 or set(lengths.values()) != {number}:

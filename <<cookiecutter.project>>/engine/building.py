@@ -41,7 +41,7 @@ def check_common_ranges(config: Mapping[str, Any]) -> None:
     """Raise a UsageError that names the first key out of range, of those that every config has."""
     threads = config["threads"]
     if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise UsageError(f"threads is {threads!r}; it must be at least 1, or null: one a core")
+        raise UsageError(f"threads is {threads!r}; it must be at least 1, or null: one per core")
     for key in ("patience", "checkpoint_seconds"):
         if config[key] < 0:
             raise UsageError(f"{key} is {config[key]}; it must be at least 0 (0: never)")

@@ -306,7 +306,7 @@ def commit_named(folder: Path, checkpoint: str) -> Path:
     named = {"best": folder / "model_best.h5", "latest": folder / "model.h5"}
     has_monitor = read_run(folder)["config"].get("monitor")
     if checkpoint == "best" and not named["best"].is_file() and not has_monitor:
-        log.info("%s has no monitor to tell its best checkpoint: the latest is taken", folder)
+        log.info("%s monitors nothing, so it has no best checkpoint: the latest is taken", folder)
         checkpoint = "latest"
     path = named.get(checkpoint, Path(checkpoint))
     if not path.is_file():

@@ -165,7 +165,7 @@ def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
     if dataset.num_classes is not None:
         offered["num_classes"] = dataset.num_classes
     elif (asked := parameters.get("num_classes")) and asked.default is asked.empty:
-        raise ValueError("it asks for num_classes, which the dataset does not say")
+        raise ValueError("it asks for num_classes; give the Dataset num_classes")
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     wanted = {*parameters, *(("input_shape", "num_classes") if takes_all else ())}
     return {name: value for name, value in offered.items() if name in wanted}
@@ -186,8 +186,8 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     require_at_least_one(config, *keys)
     if config["jit_compile"] and config["deterministic"]:
         raise UsageError(
-            "jit_compile and deterministic exclude each other, for TensorFlow has no deterministic "
-            "XLA; add --no_deterministic (bits may then change on a GPU), or --no_jit_compile"
+            "jit_compile and deterministic exclude each other: there is no deterministic XLA; add "
+            "--no_deterministic (bits may then change on a GPU), or --no_jit_compile"
         )
     require_registered(config, "dataset", HERE / "data.py", "DATASETS")
     require_registered(config, "model", HERE / "models.py", "MODELS")

@@ -409,9 +409,9 @@ def test_other_data_are_the_likely_cause(
     done = do("bin/reproduce.py", RUN, "--epochs=1")
     path.write_bytes(good)
     assert done.returncode == 1, done.stderr
-    assert "not as it was then: the data is another\n" in done.stdout
+    assert "not as it was then: the data has changed\n" in done.stdout
     assert "different: history.csv, epoch 1, loss: " in done.stdout
-    assert "likely cause: the data is another\n" in done.stdout
+    assert "likely cause: the data has changed\n" in done.stdout
 
 
 def test_what_cannot_be_made_again_is_refused_and_left_alone(
@@ -446,7 +446,7 @@ def test_what_cannot_be_made_again_is_refused_and_left_alone(
         (later / "results" / name / "meta.json").write_text(json.dumps(meta))
     refusals = [
         (("results/nowhere", 0), "results/nowhere is not a run folder"),
-        (("results/damaged", 0), "model.h5 is damaged"),
+        (("results/damaged", 0), "model.h5 is corrupt"),
         (("results/torn", 0), "cannot read results/torn/config.json"),
         (("results/garbled", 0), "cannot read results/garbled/history.csv"),
         (("results/empty", 0), "results/empty has no model.h5"),

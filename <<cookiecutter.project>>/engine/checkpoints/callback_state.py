@@ -48,7 +48,7 @@ def put(callback: Any, state: Mapping[str, Any]) -> None:
     fields, name = fields_of(callback), type(callback).__name__
     if foreign := [key for key in state if key not in fields]:
         raise DamagedCheckpointError(
-            f"the checkpoint is none of ours: it would set {', '.join(foreign)} of {name}, of "
+            f"this is not a checkpoint of ours: it would set {', '.join(foreign)} of {name}, of "
             f"which {', '.join(fields) or 'nothing'} is saved; put a good copy back"
         )
     for key, value in state.items():

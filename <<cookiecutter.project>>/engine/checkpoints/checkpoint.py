@@ -253,8 +253,8 @@ class Checkpoint:
             if group == "others":
                 if late := ", ".join(sorted(saved.keys() - wanted.keys())):
                     log.warning(
-                        f"{late} is in the checkpoint, but is not there before the first step: a "
-                        "resumed run may differ; make it earlier"
+                        f"{late} is in the checkpoint, but does not exist before the first step: a "
+                        "resumed run may differ; create it earlier"
                     )
                 names = [name for name in wanted if name in saved]
                 saved, wanted = ({n: each[n] for n in names} for each in (saved, wanted))
@@ -344,7 +344,7 @@ class Checkpoint:
     def _require_same_folder(self) -> None:
         if not self.is_in_its_folder:
             raise OSError(
-                f"{self.folder} was renamed or replaced while this process trains in it; nothing "
+                f"{self.folder} was renamed or replaced while this process trained in it; nothing "
                 "is written there any more; give it its name back, and type the same command"
             )
 
@@ -412,7 +412,7 @@ def look_after_best(folder: Path, best_epoch: int) -> None:
     except FileNotFoundError:
         harm = "is gone"
     except DamagedCheckpointError:
-        harm = "is damaged"
+        harm = "is corrupt"
         os.replace(path, path.with_name(f"{path.name}.damaged"))
     if found := _end_of(best_epoch, (folder / commits.LATEST, folder / commits.PREVIOUS)):
         link(found, path)
@@ -493,8 +493,8 @@ def _require_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Pat
     shapes = {name: tuple(variable.shape) for name, variable in wanted.items()}
     if differing := sorted(f"{n} {shape}" for n, shape in {*saved.items()} ^ {*shapes.items()}):
         raise ValueError(
-            f"{path} was written by another model or optimizer, or by one that is made only during "
-            f"training, where it should be made before; these are in one of them only: "
+            f"{path} was written by another model or optimizer, or by one whose variables are made "
+            f"during training, and should be made before; these are in one of the two only: "
             f"{', '.join(differing[:6])}"
         )
 

@@ -27,7 +27,7 @@ class HistoryArray:
         for row in history[len(self.values) :]:
             for key, value in row.items():
                 if not isinstance(value, int | float):
-                    raise TypeError(f"{key} is {value!r}; the history holds numbers only")
+                    raise TypeError(f"{key} is {value!r}; the history holds only numbers")
                 self.columns.setdefault(key, isinstance(value, int))
             more = len(self.columns) - self.values.shape[1]
             wide = np.pad(self.values, ((0, 0), (0, more)), constant_values=MISSING)

@@ -36,13 +36,13 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str
     if not taken:
         names = _some([weight.path for weight in model.weights])
         raise ValueError(
-            f"{path} has no weight for {pattern!r}; the model's are {names}, the file's "
-            f"{_some(sorted(saved))}"
+            f"{path} has no weight of the model that {pattern!r} matches; the model's are {names}, "
+            f"the file's {_some(sorted(saved))}"
         )
     for name in taken:
         if saved[name].shape != wanted[name].shape:
             raise ValueError(
-                f"{path} has {name} of the shape {saved[name].shape}, the model of "
+                f"{path} has {name} with the shape {saved[name].shape}, the model with "
                 f"{tuple(wanted[name].shape)}; exclude it by --warm_start_vars"
             )
     for name in taken:
@@ -100,7 +100,7 @@ def matching(pattern: str, path: str, key: str) -> bool:
     try:
         return re.match(pattern, path) is not None
     except re.error as error:
-        raise ValueError(f"{key}: {pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"{key}: {pattern!r} is not a regular expression: {error}") from None
 
 
 def _some(names: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ def make_seed_generator() -> None:
 def prepare(model: Any) -> None:
     """Make a model fit for several devices; UsageError if its steps cannot be shared out."""
     if model.run_eagerly:
-        raise UsageError("a model with run_eagerly trains on one device; compile it without")
+        raise UsageError("a model with run_eagerly trains on one device; compile it without that")
     if getattr(model.optimizer, "gradient_accumulation_steps", None):
         raise UsageError("accumulate_steps needs one device; give a larger batch_size instead")
     if getattr(model.optimizer, "ema_overwrite_frequency", None):
@@ -142,8 +142,8 @@ class Agreement:
         if differs.any():
             variable = self.variables[int(differs.argmax())]
             raise UsageError(
-                f"{getattr(variable, 'path', variable.name)} is not the same on all devices: what "
-                "sets it goes by the part of a batch that a device sees; train this model on one"
+                f"{getattr(variable, 'path', variable.name)} is not the same on all devices: it "
+                "depends on the part of a batch that a device sees; train this model on one"
             )
 
 

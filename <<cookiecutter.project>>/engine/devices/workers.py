@@ -74,7 +74,7 @@ def strategy() -> "tf.distribute.Strategy":
         num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
         rpc_layer="grpc",
     )
-    log.info("all are there; if one dies now, this ends within %d s", SECONDS_TO_REGISTER)
+    log.info("all are there; if one dies now, the others end within %d s", SECONDS_TO_REGISTER)
     try:
         with keras_private.exiting_after(SECONDS_TO_REGISTER, INTERRUPTED):
             met = tf.distribute.MultiWorkerMirroredStrategy(resolver)
@@ -161,7 +161,7 @@ def _meet(rank: int, addresses: Sequence[str]) -> None:
             answer, missing = _ask(rank, addresses[0], HERE, SECONDS_TO_COME), [addresses[0]]
     if answer == GO:
         return
-    reason = f"{', '.join(missing)} did not come in {SECONDS_TO_COME} s"
+    reason = f"{', '.join(missing)} did not connect in {SECONDS_TO_COME} s"
     if answer == REFUSED:
         reason = "another worker was refused, and says why"
     log.error("%s; start all workers again", reason)
@@ -177,7 +177,7 @@ def _socket(rank: int, addresses: Sequence[str]) -> socket.socket:
     except OSError as error:
         raise UsageError(
             f"worker {rank} is to listen on port {port} ({addresses[rank]}), and cannot: "
-            f"{os.strerror(error.errno or 0)}; wait for who has it, or name another port for all"
+            f"{os.strerror(error.errno or 0)}; wait until it is free, or name another one for all"
         ) from None
 
 

@@ -31,7 +31,7 @@ class EpochLog(Hook):
         _, *rows = text.splitlines() or [""]
         whole = [row for row in rows if self.ROW.fullmatch(row)]
         if len(whole) < len(rows):
-            log.warning("%s: %d rows are damaged; they are left out", path, len(rows) - len(whole))
+            log.warning("%s: %d rows are corrupt; they are left out", path, len(rows) - len(whole))
         # An epoch that was done but not saved is done again.
         kept = [row for row in whole if int(row.split(",")[0]) <= len(run.history)]
         lines = [csv_lines(self.COLUMNS, []).strip(), *kept, ""]
@@ -127,7 +127,7 @@ class UnreadSettings(Hook):
         read = getattr(self.config, "read", self.changed)
         unread = [key for key in self.changed if key not in read]
         if unread and epoch == 0 and self.is_new:
-            log.warning("%s: set, but nothing, neither model nor data, reads it", ", ".join(unread))
+            log.warning("%s: set, but neither model nor data reads it", ", ".join(unread))
 
 
 class LearningCurve(Hook):

@@ -347,7 +347,7 @@ class TFHookedModelIterator(PyHookedModelIterator):
     def outputs(self, model: keras.Model, **batch: Any) -> Any:
         """Call a Keras model with the entries of the batch that have its inputs' names."""
         if not getattr(model, "inputs", None):
-            what = f"{type(model).__name__} is no functional model"
+            what = f"{type(model).__name__} is not a functional model"
             raise TypeError(f"{what}; write an iterator with an eval_op(model, **batch)")
         names = [tensor.name for tensor in model.inputs]
         if missing := [name for name in names if name not in batch]:

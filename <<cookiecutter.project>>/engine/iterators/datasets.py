@@ -55,13 +55,13 @@ class DatasetMixin:
     def get_example(self, index: int) -> Example:
         """Return the example at `index`, which is in [0, len(self))."""
         if not hasattr(self, "data"):
-            raise TypeError(f"{type(self).__name__} has no get_example(index), nor data to ask")
+            raise TypeError(f"{type(self).__name__} has neither get_example(index) nor self.data")
         return self.data[index]
 
     def __len__(self) -> int:
         """Return the number of examples."""
         if not hasattr(self, "data"):
-            raise TypeError(f"{type(self).__name__} has no __len__, nor data to ask")
+            raise TypeError(f"{type(self).__name__} has neither __len__ nor self.data")
         return len(self.data)
 
     @cached_property
@@ -354,7 +354,7 @@ def _stacked(path: Path, values: Sequence[Any], number: int) -> Array:
     for value, array in zip(values, arrays, strict=True):
         if array.dtype == object:
             kind = type(value).__name__
-            raise ValueError(f"'{name}' is a {kind} in one of the examples; it cannot stack")
+            raise ValueError(f"'{name}' is a {kind} in one of the examples; it cannot be stacked")
     if len(shapes := sorted({array.shape for array in arrays})) > 1:
         listed = " and ".join(map(str, shapes))
         raise ValueError(f"'{name}' has the shapes {listed}; examples must have the same")

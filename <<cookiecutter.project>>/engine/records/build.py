@@ -147,7 +147,7 @@ def hooks_of(config: Mapping[str, Any], watched: Mapping[str, str]) -> list[Hook
     steps = decrease or train["early_stopping_steps_without_increase"]
     if bool(train["early_stopping_metric"]) != bool(steps):
         keys = "train.early_stopping_metric and train.early_stopping_steps_without_…"
-        how = "the metric by itself stops nothing, and the steps go by the run's monitor"
+        how = "the metric without steps stops nothing, and steps without it use the run's monitor"
         log.warning("%s: only one is given; %s", keys, how)
     if steps:
         metric = watched.get("train.early_stopping_metric", watched["monitor"])

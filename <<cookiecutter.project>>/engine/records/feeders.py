@@ -292,7 +292,7 @@ class TFRecordExamplesFeeder(Feeder):
             if fault := self._parser.fault(data):
                 return ValueError(f"{self.paths[file]}, record {number} (from 0), {fault}")
         paths = ", ".join(sorted({str(self.paths[file]) for file in records.files}))
-        why = "as images of several sizes without resize_height and resize_width do not"
+        why = "such as images of several sizes without resize_height and resize_width"
         return ValueError(f"records of {paths} do not fit in one batch, {why}: {first_line(error)}")
 
     def _check_records(self) -> None:
@@ -371,7 +371,7 @@ class MemorySamplesFeeder(Feeder):
         for name, other in others:
             if len(other) != len(array):
                 sizes = f"{first} has {len(array)} samples and {name} has {len(other)}"
-                raise ValueError(f"{sizes}; expected as many")
+                raise ValueError(f"{sizes}; expected the same number")
         super().__init__(len(array), batch_size, drop_remainder, shuffle, seed)
 
     def digest(self) -> str:

@@ -161,6 +161,6 @@ class Stream:
             yield data, file, number
             number += 1
         if number < most:
-            what = f"{path} ends after {number} records, but its metadata say {most} or more"
+            what = f"{path} ends after {number} records, but its metadata says {most} or more"
             command = tfrecords.generate_command(path)
             raise tfrecords.MetadataError(f"{what}; if the file is right, type: {command}")

@@ -140,7 +140,7 @@ def for_paper(
     num_runs = numbers.pop() if len(numbers) == 1 else None
     alike = [group for line in runs.values() for group in line.values()]
     mixed = dict.fromkeys(k for group in alike for k in results.differing_settings(group, False))
-    doubt = f"a mean is over runs that differ by {', '.join(mixed)}, too"
+    doubt = f"a mean is over runs that also differ by {', '.join(mixed)}"
     hint = "add that to --rows, --by or --where"
     return Table(columns, body, num_runs), [f"{doubt}; {hint}"] if mixed else []
 
@@ -235,7 +235,7 @@ def as_text(table: Table, width: int = 0, has_colours: bool = False) -> str:
     lines = ["  ".join(row[place] for place in places).rstrip() for row in rows]
     lines += [note] if (note := _note_of(table)) else []
     if left_out := [name for place, name in enumerate(table.columns) if place not in places]:
-        what = f"left out, for the terminal is {width} wide: {', '.join(left_out)}"
+        what = f"left out, because the terminal is {width} wide: {', '.join(left_out)}"
         lines.append(printable(f"{what}; name columns in --columns, or see all with | less -S"))
     return "\n".join(lines) + "\n"
 

@@ -67,7 +67,7 @@ def curves_of(
     metrics = list(dict.fromkeys(asked or [r.monitor for r in records if r.monitor]))
     if not metrics:
         hint = f"; name one by --metric: {', '.join(sorted(columns))}" if columns else ""
-        raise UsageError(f"no run has a history with a metric to draw by itself{hint}")
+        raise UsageError(f"no run monitors a metric that could be drawn{hint}")
     curves: dict[str, Curves] = {metric: {} for metric in metrics}
     for record in records:
         rows = histories.get(record.path, [])

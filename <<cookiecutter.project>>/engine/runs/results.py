@@ -359,7 +359,7 @@ def read_history(run: str | Path) -> Rows:
         try:
             cells = {key: float(cell) for key, cell in row.items() if cell != ""}
         except (TypeError, ValueError) as error:  # too few cells, too many, or no number
-            raise ValueError(f"line {epoch + 1} of history.csv is damaged ({error})") from None
+            raise ValueError(f"line {epoch + 1} of history.csv is corrupt ({error})") from None
         rows.append(cells | {"epoch": cells.get("epoch", epoch) - 1})
     return rows
 

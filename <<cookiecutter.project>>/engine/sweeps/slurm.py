@@ -175,7 +175,7 @@ class SlurmLauncher(Launcher):
     def _wait(self, error: NotNowError) -> None:
         """Say, once, what SLURM said, and wait longer each time until it is asked again."""
         if str(error) not in self._told:
-            say(f"{error}; it is asked again until it does")
+            say(f"{error}; the command waits, and asks again")
         self._told.add(str(error))
         self._not_before = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, SECONDS_TO_WAIT[1])
@@ -240,7 +240,7 @@ def submit_run(
     run = Path(os.path.normpath(save_path))
     logs = run.parent / ".slurm"
     number = submit(options, _safe(run.name), {save_path: line_of(words, options)}, logs)
-    return f"job {number} trains {run}; what it says: {logs / f'{number}_0_log.out'}"
+    return f"job {number} trains {run}; its output: {logs / f'{number}_0_log.out'}"
 
 
 def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str, Any]:

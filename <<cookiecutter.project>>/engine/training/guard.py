@@ -31,7 +31,7 @@ CALLS_PYTHON = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
 # What to do.
 RANDOM = "draw by keras.random with a keras.random.SeedGenerator that is an attribute of a layer"
 PYTHON = "write a Python function with operations of Keras or TensorFlow"
-OTHER = "keep in a weight of a layer what changes"
+OTHER = "keep what changes in a weight of a layer"
 Unsaved = tuple[str, str]  # what no checkpoint holds, and what to do
 LOOKS_FOR_CHANGES = 10  # before the first step, and at checkpoints after it
 # While an experiment was built.
@@ -215,7 +215,7 @@ class Guard:
                 log.warning(
                     f"{path} ({type(thing).__name__}) changes its {', '.join(changed)}, which no "
                     "checkpoint holds: a resumed run may differ; give it get_state() and "
-                    "set_state(state), with JSON values, or, if it only shows, only_tells = True"
+                    "set_state(state), with JSON values, or only_tells = True if it only shows"
                 )
 
 

@@ -21,12 +21,12 @@ from vegab.files import replacing, write_atomically
 registry = vegab.ConfigRegistry()
 registry.set_root_config(
     {
-        "n_filters": Key(16, "of the convolution"),
-        "dropout": Key(0.2, "share of the classifier's inputs that is dropped in training"),
-        "batch_size": Key(32, "examples in a step"),
-        "learning_rate": Key(0.001, "of Adam"),
+        "n_filters": Key(16, "filters of the convolution"),
+        "dropout": Key(0.2, "dropout rate before the last layer"),
+        "batch_size": Key(32, "examples per step"),
+        "learning_rate": Key(0.001, "learning rate of Adam"),
         "num_epochs": Key(10, "epochs in all; a larger number continues a finished run"),
-        "seed": Key(0, "of initial weights, order of examples and dropout"),
+        "seed": Key(0, "seed of initial weights, order of examples and dropout"),
     }
 )
 
