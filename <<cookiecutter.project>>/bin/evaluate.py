@@ -173,10 +173,10 @@ def evaluate_with_iterator(
 
     if checkpoint not in ("best", "latest"):
         config |= {"eval_all": False, "eval_forever": False}
-    path = folder / checkpoints.LATEST  # which training is yet to write, if it is waited for
+    path = folder / checkpoints.LATEST  # with eval_forever, training may not have written it yet
     if not config.get("eval_forever"):
         path = commit_named(folder, "latest" if config.get("eval_all") else checkpoint)
-    # What is not as in training is no hindrance here.
+    # A difference from the training does not matter here.
     prepared = experiment.build(config, str(folder), resume_inexact=True, trains=False)
     assert prepared.iterator is not None
     callbacks, arguments = callbacks_of(config, prepared.iterator, prepared.model)

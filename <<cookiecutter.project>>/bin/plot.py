@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from engine.runs import curves, results, selection
-from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.command_line import argh  # which says what to do if it is missing
 
 COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
 SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn underneath"

@@ -30,7 +30,7 @@ from engine.runs import comparison, reproduction
 from engine.sweeps import Launcher, LocalLauncher, slurm, sweep
 from engine.sweeps import definition as sweep_trials
 from src import experiment
-from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.command_line import argh  # which says what to do if it is missing
 from vegab.config import CONFIG_SUFFIXES, Override, UnknownKeyError, find_key, show
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED

@@ -16,7 +16,7 @@ import vegab
 from engine.records import MetadataError, images
 from engine.records import files as tfrecords
 from engine.runs import comparison
-from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.command_line import argh  # which says what to do if it is missing
 from vegab.execution import one_line, say
 
 PATTERNS = "files, or patterns in quotes such as 'data/toy/*'"

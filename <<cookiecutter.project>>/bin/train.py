@@ -183,7 +183,7 @@ class Launch(vegab.VegabPlugin):
         experiment.check_ranges(args.resolved_config)
         RunFolder(args.save_path, args.resolved_config, fingerprint.MAY_GROW).check()
         gpus = args.flags["gpus"]
-        vegab.snapshot.go_on_from()  # a job may begin when the project is another
+        vegab.snapshot.go_on_from()  # a job may begin after the project has changed
         print(launch_slurm.submit_run(args.argv, args.save_path, gpus, **asked))
         sys.exit()
 

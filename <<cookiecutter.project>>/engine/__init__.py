@@ -13,7 +13,7 @@ from typing import Any
 
 from vegab import UsageError, capture
 
-# What TensorFlow's C++ logs as it starts is no news to whoever reads along; stderr.txt has it.
+# What TensorFlow's C++ logs as it starts helps nobody on the terminal; stderr.txt has it.
 capture.hidden = re.compile(
     rb"^(?:WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR"
     rb"|[IWE]\d{4} \d\d:\d\d:[\d.]+ +\d+ [\w./]+\.cc:\d+\] .*"

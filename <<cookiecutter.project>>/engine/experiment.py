@@ -109,7 +109,7 @@ class Experiment:
         if start_from is not None:
             rate: Callable[[int], float] | None = None  # as in the other run
             before = read_run(run_of(start_from))["config"]
-            # A schedule of Keras is no state, and is this run's own.
+            # A schedule of Keras is not a state, and is this run's own.
             has_own = isinstance(self.config.get("lr_schedule"), Mapping | str)
             keys = () if has_own or self.iterator is not None else ("learning_rate", "lr_schedule")
             if any(key in before and before[key] != self.config.get(key) for key in keys):

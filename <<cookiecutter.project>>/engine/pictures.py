@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-NUM_EXAMPLES = 16  # that an evaluation keeps a picture of
+NUM_EXAMPLES = 16  # of which an evaluation keeps a picture
 NUM_SHOWN = 8  # of them, where each has several pictures
 MOST_NAMED = 20  # classes; more would not be legible
 MOST_POINTS = 10_000

@@ -56,8 +56,8 @@ def get_digits(config: Mapping[str, Any]) -> Dataset:
     """
     with np.load(DIGITS, allow_pickle=False) as file:
         images, labels = file["images"][..., np.newaxis], file["labels"]
-    # A split by position is the same for every seed and every version of NumPy. The digits come in
-    # turns, 0 to 9 over and over, so that blocks of ten hold every class.
+    # A split by position is the same for every seed and every version of NumPy. The labels run
+    # from 0 to 9 over and over, so that every block of ten holds each class.
     block = np.arange(len(images)) // 10 % 10
     test = np.isin(block, (4, 9))
     valid = np.zeros_like(test)
@@ -131,8 +131,8 @@ DATASETS: dict[str, Callable[[Mapping[str, Any]], Dataset]] = {
 
 
 def is_valid(config: Mapping[str, Any], default: Array) -> Array:
-    """Return which examples to validate on, of those that are not for the test: every
-    `num_folds`th block of ten, from `fold` on, or, without folds, the `default`.
+    """Return which of the examples outside of the test set to validate on: every `num_folds`th
+    block of ten, from block `fold` on, or, without folds, the `default`.
     """
     if not config.get("num_folds"):
         return default

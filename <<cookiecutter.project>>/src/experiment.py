@@ -24,7 +24,7 @@ from vegab import UsageError, resolve
 
 HERE = Path(__file__).parent
 DEFAULT_RATE = 0.001
-# Settings, as root has them, of which a model that is compiled already sees nothing.
+# Settings, with root's values, that have no effect on a model that is compiled already.
 OF_COMPILING: dict[str, Any] = {
     "lr_schedule": None, "learning_rate": None, "optimizer": "adam", "optimizer_arguments": {},
     "accumulate_steps": 1, "jit_compile": False, "loss": None, "metrics": None,
@@ -104,7 +104,7 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
             arguments["gradient_accumulation_steps"] = config["accumulate_steps"]
         with refusals_named(config, "optimizer"):
             optimizer = optimizer(**arguments)
-        # What the settings say takes the place of what stands with the model.
+        # The settings `loss` and `metrics` replace those of the model's entry.
         loss, metrics = entry.loss, entry.metrics
         if loss is config["loss"] is None and dataset.num_classes is not None:
             loss, metrics = CLASSIFIER

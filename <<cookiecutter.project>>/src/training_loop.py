@@ -54,7 +54,7 @@ def training_loop(
         for epoch in range(session.epoch, run.num_epochs):
             # ---- begin the epoch ---------------------------------------------------------------
             if step:  # a run is resumed in the middle of its epoch
-                # What is done as an epoch begins was done already; restoring undoes it.
+                # This epoch began before the interruption; restoring undoes what is repeated here.
                 hooks.call("before_epoch", epoch)
                 callbacks.on_epoch_begin(epoch)
                 session.restore()
@@ -108,7 +108,7 @@ def training_loop(
             is_cut, logs = step < run.steps_per_epoch, dict(run.results)
             before_validation = None
             if signals.name or is_cut or (validation is not None and is_due):
-                # Validation uses the metrics of the epoch for its own.
+                # Validation overwrites the metrics of the epoch.
                 before_validation = session.snapshot(epoch, step, learning_rate)
             if validation is not None and is_due and not signals.name:
                 metrics = validation.run(callbacks, stop=signals.is_agreed)

@@ -91,7 +91,7 @@ class Capture:
     def _follow(self) -> tuple[socket.socket, int]:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         parent = os.getpid()
-        with warnings.catch_warnings():  # threads are no harm: the follower needs none of theirs
+        with warnings.catch_warnings():  # threads do no harm: the follower needs none of them
             warnings.simplefilter("ignore", DeprecationWarning)
             follower = os.fork()
         if follower == 0:

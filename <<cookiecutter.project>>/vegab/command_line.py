@@ -403,7 +403,7 @@ def _split(
     arguments: list[str], names: Config, types: Config, known: _Known, is_strict: bool = True
 ) -> tuple[list[str], list[Override]]:
     """The other arguments and the overrides, which argparse cannot read: `-1e-4` may be a value. If
-    it is not strict, what follows an unknown key stays, for it may be its value or CONFIG."""
+    it is not strict, what follows an unknown key stays: it may be its value, or CONFIG."""
     for option in ("-h", "--help", "--version"):
         if option in arguments:
             return [option], []

@@ -31,7 +31,7 @@ def resolve(
     `search`). `key` is the config key that it stands at. Raises UsageError with key, name, reason.
 
     A config of a run folder leads into the project and its dependencies only: see `vegab.trust`.
-    The object counts, not the name, for a module has all that it imports."""
+    The object counts, not the name: a module also has all that it imports."""
     known = registered or {}
     if isinstance(name, str) and name in known:
         return known[name]

@@ -14,7 +14,7 @@ from typing import Any
 
 from vegab.files import CONFIG, LOCK, META, ROOT
 
-# Folders of the project that a config has nothing to name in: this one could be told of trust.
+# A config may name nothing in these folders of the project; in vegab it could name what trusts it.
 NO_CODE = ("data", "results", "vegab")
 FLAG = "VEGAB_CONFINED"
 
@@ -70,7 +70,7 @@ def is_of_project(path: Path) -> bool:
 
 
 def _is_own(path: Path, package: str) -> bool:
-    # To set PYTHONPATH is to type it, and what it leads to is no distribution to depend on.
+    # To set PYTHONPATH is to type it, and what it leads to is not a dependency.
     entries = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     places = [Path(entry, name) for entry in entries for name in (package, f"{package}.py")]
     is_named = any(path.is_relative_to(place) for place in places)

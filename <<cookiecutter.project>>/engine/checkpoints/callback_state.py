@@ -1,6 +1,6 @@
 """Takes out, and puts back, what a callback or hook remembers between epochs.
 
-Of Keras' own callbacks, the fields are listed here, for a stranger's checkpoint must not set paths.
+The fields of Keras' own callbacks are listed here: a stranger's checkpoint must not set paths.
 A callback of one's own takes part by `get_state` and `set_state`."""
 
 import logging

@@ -112,7 +112,7 @@ def commits_of(run: Path) -> list[Commit]:
     """Return the checkpoints of a run that can be read, unverified; most steps first."""
     found = []
     for path in (run / LATEST, run / PREVIOUS, run / BEST, *sorted((run / KEPT).glob("*.h5"))):
-        with contextlib.suppress(OSError, RuntimeError):  # missing or damaged
+        with contextlib.suppress(OSError, RuntimeError):  # missing or corrupt
             found.append((path, read_state(path)))
     if not found:
         return []

@@ -133,7 +133,7 @@ class Hooks:
         self.hooks = list(hooks)
         self._intervals = list(_expanded(hooks))
         self._every = every = [hook for hook, _ in self._intervals]
-        # Those that are mute count all the same for where a call of many steps is to end.
+        # Hooks that do not act here still decide where a call of many steps is to end.
         tell = {id(hook) for hook in every if getattr(hook, "only_tells", False)}
         self._mute = set() if is_chief else tell
         self._seldom = {id(hook) for hook in seldom} if hook_freq > 1 else set()

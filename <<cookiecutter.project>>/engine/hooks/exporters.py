@@ -92,7 +92,7 @@ def _save(model: keras.Model, features: Any, serving: Any, path: Path) -> dict[s
 
 
 def _save_onnx(model: keras.Model, features: Any, path: Path) -> None:
-    """Write an ONNX file; check it, for the exporter also writes operations that ONNX lacks."""
+    """Write an ONNX file; check it: the exporter also writes operations that ONNX lacks."""
     logging.getLogger("tf2onnx").setLevel("CRITICAL")
     specs = keras.tree.pack_sequence_as(features, list(specs_of(model, features).values()))
     model.export(path, "onnx", verbose=False, input_signature=[specs])

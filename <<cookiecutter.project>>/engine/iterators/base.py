@@ -422,7 +422,7 @@ def figures_in(results: Any) -> dict[str, float]:
         for path, value in leaves(results)
         if isinstance(value, int | float | np.number) or getattr(value, "shape", None) == ()
     }
-    if len(figures) == 1 and "".join(figures).isdigit():  # its place in a list is no name
+    if len(figures) == 1 and "".join(figures).isdigit():  # its place in a list is not a name
         return {"loss": sum(figures.values())}
     return figures
 

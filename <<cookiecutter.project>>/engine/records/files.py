@@ -148,7 +148,7 @@ def generate(
                 result.problems[path] = str(error)
                 continue
             found.setdefault(path.parent, {})[path.name] = scanned
-            # A file that only lacked its index is no news.
+            # A file that only lacked its index is not reported.
             (result.kept if scanned[0] == known and not force else result.made).append(path)
     finally:
         for folder, files in found.items():

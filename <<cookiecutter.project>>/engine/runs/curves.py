@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".pdf", ".svg")
-# Of Okabe and Ito (https://jfly.uni-koeln.de/color/), but for yellow, which white paper swallows.
+# Of Okabe and Ito (https://jfly.uni-koeln.de/color/), except yellow, which fades on white paper.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES = ("-", "--", "-.", ":")
 # As many as have no factor in common with the others: in grey print, too, no two curves that have

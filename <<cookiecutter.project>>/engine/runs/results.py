@@ -491,7 +491,7 @@ def loop_state(run: str | Path) -> dict[str, Any]:
         return {}
     except OSError:
         raise
-    except Exception as error:  # whatever a damaged pickle makes of itself
+    except Exception as error:  # a corrupt pickle may raise anything
         raise pickle.UnpicklingError(f"loop_state.pkl cannot be read ({error})") from None
 
 

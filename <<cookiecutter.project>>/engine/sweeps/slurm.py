@@ -40,7 +40,7 @@ LARGEST_ARRAY = 1000  # whatever the site allows
 NODES_DOWN = "Requested node configuration is not available"  # so says sbatch --test-only of them
 LIMITS = re.compile(r"\b(?:QOS|Assoc)\w+")  # sbatch names the one that was reached, if it may
 LATER = re.compile("accounting/QOS policy|timed out|unable to contact|temporarily|refused", re.I)
-SECONDS_TO_WAIT = (2, 300)  # at first, and at most, until SLURM is asked again that said no
+SECONDS_TO_WAIT = (2, 300)  # before SLURM is asked again: at first, and at most
 LOOKS = 10  # waits for each squeue, which burdens a cluster
 ENDINGS = {
     "OUT_OF_MEMORY": "it ran out of memory; ask for more by mem in configs/slurm.yaml",
@@ -361,7 +361,7 @@ def tasks_of(outputs: Path) -> dict[str, Task]:
     words = ("--noheader", "--array", f"--name={','.join(jobs)}", "--format=%j %K %T %i %r")
     for line in ask("squeue", *words).splitlines():
         job, position, state, number, reason = line.split(maxsplit=4)
-        index = int(position) if position.isdecimal() else 0  # a job that is no array
+        index = int(position) if position.isdecimal() else 0  # a job that is not an array
         found[jobs[job]["commands"][index]] = Task(job, index, number, state, reason)
     return found
 

@@ -57,7 +57,7 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
 
 def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
     """Return what `sweep.json` says: of what it is, the trials, and what a search has chosen.
-    Without a search, the last are the settings of all trials. UsageError if it is no sweep."""
+    Without a search, the last are the settings of all trials. UsageError if it is not a sweep."""
     content = read_json(folder / SWEEP)
     if content is None:
         raise UsageError(f"{folder} holds no sweep; name a folder that bin/sweep.py made")

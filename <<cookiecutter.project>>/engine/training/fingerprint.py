@@ -49,7 +49,7 @@ def of(commit: Path) -> Fingerprint | None:
         verify(commit)
         return read_state(commit)["fingerprint"] or None
     except (OSError, KeyError, ValueError):
-        return None  # missing or damaged; what is to be said of that is said on restoring
+        return None  # missing or corrupt; restoring says so
 
 
 def settings_of(

@@ -23,7 +23,7 @@ from vegab import ROOT, UsageError
 
 log = logging.getLogger(__name__)
 # Operations that leave a table as it is, and messages to other workers, which take a token for
-# their order. All others, of a resource that is no variable, count as writers.
+# their order. All others, of a resource that is not a variable, count as writers.
 READERS = ("LookupTableFind", "LookupTableSize", "LookupTableExport", "Collective")
 # These draw without being marked as operations with a state.
 DRAW_ALL_THE_SAME = ("FractionalAvgPool", "FractionalMaxPool")
@@ -160,7 +160,7 @@ class Guard:
         return by_unique_path(named)
 
     def states(self) -> dict[str, objects.State]:
-        """Return how to save what is no variable, such as generators, by the path to it."""
+        """Return how to save what is not a variable, such as generators, by the path to it."""
         passed_by = self._passed_by()
         if self._iterator is None and self._has_graph:
             passed_by.append(self._model)
@@ -323,7 +323,7 @@ def _read(found: Sequence[Any]) -> list[Any]:
 
 
 def _writers(tensor: Any) -> list[Any]:
-    """Return the operations that may change a resource which is no variable."""
+    """Return the operations that may change a resource which is not a variable."""
     found: list[Any] = []
     for op in tensor.consumers():
         names = _functions_of(op)

@@ -38,7 +38,7 @@ class Digits(DatasetMixin):
     def __init__(self, config: Config) -> None:
         digits = get_digits({"batch_size": 1, "seed": 0, "augmented": False})
         if self.split == "train":
-            # The arrays themselves: the order in which they come is the iterator's affair.
+            # Only the arrays are used: in which order, the iterator decides.
             images, labels = digits.train.features / 16, digits.train.labels
         else:
             assert digits.valid is not None

@@ -59,7 +59,7 @@ def train(config: dict[str, Any], save_path: str, model: Any) -> None:
     with np.load(DIGITS) as file:
         images = torch.from_numpy(file["images"][:, np.newaxis]).float() / 16
         labels = torch.from_numpy(file["labels"]).long()
-    part = torch.arange(len(labels)) // 10 % 10  # 8 and 9 are for the test, which is not looked at
+    part = torch.arange(len(labels)) // 10 % 10  # 8 and 9 are the test set, which is not used
     batches = DataLoader(
         TensorDataset(images[part < 7], labels[part < 7]), config["batch_size"], shuffle=True
     )
