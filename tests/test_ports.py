@@ -116,7 +116,7 @@ def test_it_is_trained_continued_evaluated_exported_and_made_again(kind: str, la
         assert done.returncode == (2 if expected else 0), said[program]
         assert (expected or "") in said[program]
         assert "Traceback" not in said[program]
-    assert "identical to the bit: history.csv" in said["reproduce"]
+    assert "identical bit for bit: history.csv" in said["reproduce"]
 
 
 def test_a_port_costs_few_lines() -> None:

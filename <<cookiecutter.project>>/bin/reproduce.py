@@ -69,7 +69,7 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     else:
         result = reproduction.compare(original, again)
         if result.difference is None:
-            print(f"identical to the bit: {', '.join(result.compared)}")
+            print(f"identical bit for bit: {', '.join(result.compared)}")
             if result.left_out:
                 print(result.left_out)
             return True

@@ -500,7 +500,7 @@ def _require_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Pat
 
 
 def _leads_to(state: Entries, earlier: Entries) -> bool:
-    """Whether a state can be `earlier` in the same run than another, or the same state."""
+    """Whether `earlier` can be an earlier state of the same run as `state`, or the same one."""
     rows = earlier["history"]
     has_same_rows = repr(state["history"][: len(rows)]) == repr(rows)  # a NaN does not equal itself
     return has_same_rows and earlier["global_step"] <= state["global_step"]
