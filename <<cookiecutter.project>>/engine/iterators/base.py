@@ -107,7 +107,7 @@ class PyHookedModelIterator:
             self.model.set_state(state["model"])
 
     def set_weights(self, state: Mapping[str, Any]) -> None:
-        """Take of another run's state what a new training of the same model begins with."""
+        """Take from another run's state what a new training of the same model begins with."""
         PyHookedModelIterator.set_state(self, state)
 
     # ---- what it can ask ------------------------------------------------------------------------

@@ -93,7 +93,7 @@ class Session:
         run: how far it is; what hooks may look at.
         epoch, step: the first ones to train, counted from 0.
         learning_rate: at the beginning of that epoch, if `step` is not 0.
-        nothing_to_do: why, if that is so, else "".
+        nothing_to_do: why there is nothing left to train, or "".
 
     Raises ValueError if "auto" does not know whether less of `monitor` is better, or `start` is a
     checkpoint of another model; OSError if there are checkpoints, and none of them is whole."""
@@ -111,7 +111,7 @@ class Session:
         monitor_mode: str = "auto",  # by its name; or "min", "max", whichever is better
         start: Start | None = None,  # to begin with, while the folder has no checkpoint of its own
         fingerprint: Mapping[str, Any] | None = None,  # has to be the same when it is resumed
-        inexact: Sequence[str] = (),  # what of that is not
+        inexact: Sequence[str] = (),  # what of that differs
         on_nan: str = "stop",  # or "continue", when a loss or weight is NaN or infinity
     ) -> None:
         self.work, self.on_nan = work, on_nan
