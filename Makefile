@@ -94,11 +94,11 @@ lint: setup ## check style and types, here and in the template
 	@"$(PYTHON)" -m mypy --cache-dir "$(CACHES)/mypy"
 	@cd "$(TEMPLATE)" && "$(PYTHON)" -m mypy --cache-dir "$(CACHES)/mypy-template"
 
-lock: setup ## write both requirements.txt anew: the newest versions that go together
+lock: setup ## write both requirements.txt again: the newest versions that go together
 	@command -v uv > /dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
 	@PATH="$(ENVIRONMENT)/bin:$$PATH" "$(PYTHON)" .ci/lock.py
 
-benchmark: setup ## measure how long things take, beside model.fit and, where it is installed, PyTorch
+benchmark: setup ## measure how long things take, compared with model.fit and, if it is installed, PyTorch
 	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/startup.py
 	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/loop.py $(ARGS)
 	@$(COMPILED_ONCE) "$(PYTHON)" benchmarks/ports.py

@@ -1,6 +1,6 @@
-"""Write the exact requirements anew, of the generated project and of the template itself.
+"""Write the exact requirements again, of the generated project and of the template itself.
 
-Run by `make lock`. The project's file is a template, for the two accelerators need different
+Run by `make lock`. The project's file is a template, because the two accelerators need different
 wheels of TensorFlow, and a project without some rooms needs less: each is resolved in a project
 generated for it, by that project's own `make lock`, and lines that not all have are put under a
 condition.

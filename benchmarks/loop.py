@@ -8,7 +8,7 @@ meets both sides. Rates come from two processes, one for each side, that train b
 seconds each after a warm-up, while the other one waits at the end of an epoch. Memory, the
 time to resume, and how long a signal takes come from a new process each. Our side is `bin/train.py`
 as it lies in the template: history, captured output, a progress bar on a terminal that nobody looks
-at, TensorBoard, a commit every epoch, signals, the lock of the folder.
+at, TensorBoard, a checkpoint every epoch, signals, the lock of the folder.
 """
 
 from __future__ import annotations
@@ -364,10 +364,10 @@ def side_lightning(job: dict[str, Any], meter: Meter) -> None:
 
 
 def side_stall(job: dict[str, Any], meter: Meter) -> None:
-    """Train step by step; tell what a commit adds to them, and how long `model.save` takes.
+    """Train step by step; tell what a checkpoint adds to them, and how long `model.save` takes.
 
-    Every `job["every"]` steps there is a commit; three quarters of the way to the next one, when
-    it is long on the disk, comes the save.
+    Every `job["every"]` steps comes a checkpoint. Three quarters of the way to the next one, when
+    it has long been on the disk, comes the save.
     """
     every = job["every"]
     save_at, num_pairs = every * 3 // 4, job["pairs"]
@@ -440,7 +440,7 @@ def side_stop(job: dict[str, Any], meter: Meter) -> None:
 
 
 def side_signalled(job: dict[str, Any], meter: Meter) -> None:
-    """Train until a signal comes; tell once how long a step and a commit take."""
+    """Train until a signal comes; tell once how long a step and a checkpoint take."""
     from engine.checkpoints.checkpoint import Checkpoint
 
     taken: dict[str, list[float]] = {"snapshot": [], "_write": []}
@@ -699,14 +699,14 @@ def peak_memory(config: dict[str, Any], pairs: int) -> Figures:
 
 @functools.cache
 def commits(pairs: int) -> list[dict[str, float]]:
-    """Return what commits of the 100 MB model cost, and saves of it between them."""
+    """Return what checkpoints of the 100 MB model cost, and saves of it between them."""
     config = LARGE | {"checkpoint_steps": 40}
     with side("stall", {"config": config, "every": 40, "pairs": pairs}) as process:
         return process.answer()
 
 
 def commit_over_save(which: str, pairs: int) -> Figures:
-    """Return what a commit takes from the training over the time of `model.save`."""
+    """Return what a checkpoint takes from the training over the time of `model.save`."""
     figures = commits(pairs)
     medians = {key: statistics.median(row[key] for row in figures) for key in figures[0]}
     return Figures(
@@ -744,7 +744,7 @@ def resume(pairs: int) -> Figures:
 
 
 def signalled(pairs: int) -> Figures:
-    """Return the time from a signal to the process' end over a step, 100 ms and a commit."""
+    """Return the time from a signal to the process' end over a step, 100 ms and a checkpoint."""
     chance = random.Random(0)
     rows = []
     for _ in range(pairs):
@@ -760,7 +760,7 @@ def signalled(pairs: int) -> Figures:
     medians = {key: 1000 * statistics.median(row[key] for row in rows) for key in rows[0]}
     return Figures(
         [row["end"] / limit for row, limit in zip(rows, allowed, strict=True)],
-        f"{medians['end']:.0f} ms; a step takes {medians['step']:.1f} ms, a commit "
+        f"{medians['end']:.0f} ms; a step takes {medians['step']:.1f} ms, a checkpoint "
         f"{medians['commit']:.0f} ms",
     )
 
@@ -849,7 +849,7 @@ ROWS = {
         lambda a: bfloat16(a.pairs),
     ),
     "stall": Row(
-        "100 MB model: stall of the training by a commit / time of model.save to .keras",
+        "100 MB model: stall of the training by a checkpoint / time of model.save to .keras",
         "<= 0.25",
         lambda a: commit_over_save("stall", a.pairs),
     ),
@@ -859,7 +859,7 @@ ROWS = {
         lambda a: commit_over_save("cost", a.pairs),
     ),
     "commits": Row(
-        f"{SMALL} a commit every 10 steps / a commit every epoch (40 steps)",
+        f"{SMALL} a checkpoint every 10 steps / a checkpoint every epoch (40 steps)",
         ">= 0.9",
         lambda a: in_turn(DIGITS | {"checkpoint_steps": 10}, "ours", {"config": DIGITS}, a.pairs),
     ),
@@ -874,7 +874,7 @@ ROWS = {
         lambda a: in_turn(DIGITS | TEN_IN_TURN, "ours", {"config": DIGITS}, a.pairs),
     ),
     "signals": Row(
-        "small model, from SIGTERM to the end of the process with 75 / a step, 100 ms and a commit",
+        "small model, from SIGTERM to the process's end with 75 / a step, 100 ms and a checkpoint",
         "<= 1",
         lambda a: signalled(a.pairs),
     ),

@@ -108,7 +108,7 @@ def make_repository() -> str:
         return f"git was not found, so there is no repository yet. Once it is installed: {by_hand}"
     if git("rev-parse", "--is-inside-work-tree") and not git("check-ignore", "--quiet", "."):
         return (
-            "The project lies in another git repository, which is to have its files: git add . "
+            "The project lies in another git repository. To add its files there: git add . "
             f"For a repository of its own instead: {by_hand}"
         )
     # `git init -b` is not known to git older than 2.28.
@@ -122,7 +122,7 @@ def make_repository() -> str:
         return "git could not make the first commit. To see why: git commit -m 'First commit'"
     if identity:
         return (
-            "git knows no identity of yours, so the first commit bears the author's name. "
+            "git does not know your name and address, so the first commit has the author's. "
             "To change it:\n    git config user.name NAME; git config user.email EMAIL; "
             "git commit --amend --reset-author --no-edit"
         )

@@ -230,7 +230,7 @@ def test_a_harmed_best_commit_is_named_and_the_run_goes_on(
     assert done.code == 0, done.said
     sentences = [line for line in done.said.splitlines() if "model_best.h5" in line]
     assert len(sentences) == 1 and "cannot be made again" in sentences[0], done.said
-    assert ("is gone" if harm == "deleted" else "is damaged") in sentences[0]
+    assert ("is gone" if harm == "deleted" else "is corrupt") in sentences[0]
     assert (run / "model_best.h5.damaged").exists() == (harm != "deleted")
     assert set(differences(run, lab.reference(EVEN))) <= {"model_best.h5"}
 

@@ -38,7 +38,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
 }
 # What cannot be done, and what is said of it.
 REFUSED = {
-    ("vae", "evaluate"): "no metrics, which take a test_step",
+    ("vae", "evaluate"): "no metrics: they need a test_step",
     ("digits_gan", "evaluate"): "give its Dataset a load_test",
     ("dqn", "export"): "iterator",
     ("corridor", "evaluate"): "it has train",
@@ -116,7 +116,7 @@ def test_it_is_trained_continued_evaluated_exported_and_made_again(kind: str, la
         assert done.returncode == (2 if expected else 0), said[program]
         assert (expected or "") in said[program]
         assert "Traceback" not in said[program]
-    assert "identical to the bit: history.csv" in said["reproduce"]
+    assert "identical bit for bit: history.csv" in said["reproduce"]
 
 
 def test_a_port_costs_few_lines() -> None:

@@ -405,7 +405,7 @@ def test_a_run_has_details(look: Opener, lab: Lab, page_path: Path, results: Pat
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == "python bin/reproduce.py results/c"
     done = run_command(sys.executable, *shlex.split(copied)[1:], "--epochs=1", cwd=lab.project)
-    assert "identical to the bit" in done.stdout
+    assert "identical bit for bit" in done.stdout
     terms = panel.locator("dl.settings").first.locator("dt, dd").all_inner_texts()
     settings = dict(zip(terms[::2], terms[1::2], strict=True))
     assert settings["n_filters"] == "2"

@@ -295,7 +295,7 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(
 def test_flags_of_a_job_belong_to_a_launcher_that_there_is(site: Site) -> None:
     for flag, said in (
         ("--nodes=4", "--nodes is for a job: add --launcher=slurm"),
-        ("--launcher=slrm", "launcher is 'slrm'; it is local or slurm"),
+        ("--launcher=slrm", "launcher is 'slrm'; expected local or slurm"),
     ):
         done = site.command("bin/train.py", "digits", "results/new", flag)
         assert done.returncode == 2

@@ -134,7 +134,7 @@ def test_a_refusal_leaves_no_folder(own: Path) -> None:
     [
         (("bin/check_resume.py", *commands()[NEEDS_TORCH], "--kills=2"), "identical: "),
         (("bin/sweep.py", "iterator_torch", "results/sweep", "--seeds=2"), "2 trials: 2 finished"),
-        (("bin/reproduce.py", "results/straight", "--epochs=1"), "identical to the bit"),
+        (("bin/reproduce.py", "results/straight", "--epochs=1"), "identical bit for bit"),
     ],
     ids=["check_resume", "sweep", "reproduce"],
 )

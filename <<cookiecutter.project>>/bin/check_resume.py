@@ -34,8 +34,8 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2, quick: bo
     Args:
         config: the resolved config.
         kills: how often to kill the second run, at random steps
-        epochs: how long both runs are
-        quick: only two steps of each thing: training, a kill, validation, evaluation"""
+        epochs: number of epochs of both runs
+        quick: do only two steps each of training (with one kill), validation and evaluation"""
     require_at_least_one({"kills": kills, "epochs": epochs}, "kills", "epochs")
     experiment.check_ranges(config)
     if quick:
@@ -74,7 +74,7 @@ def check(config: dict[str, Any], *, kills: int = 10, epochs: int = 2, quick: bo
                 raise SystemExit(1)
     print(f"identical: model.h5, model_best.h5, history.csv, killed after the steps {stops}")
     for reason in reasons:
-        print(f"yet it may not always be: {reason}")
+        print(f"it may not always be identical: {reason}")
 
 
 NOT_REPEATABLE = (

@@ -39,19 +39,19 @@ def evaluate(
     callbacks_only: bool = False,
     own_code: bool = False,
 ) -> None:
-    """Evaluate runs on the test set; write what comes out to the folder eval of each.
+    """Evaluate runs on the test set; write the results to the folder eval of each.
 
     Args:
         runs: run folders, folders of runs, or patterns in quotes such as 'results/lr_*'
         checkpoint: "best", "latest", or the path of a checkpoint.
         evaluation: evaluate with this config over the run's; may be repeated
         name: store outputs as NAME-STEP instead of by the config's or the split's name
-        split: whose outputs are stored, where the config has an iterator
-        callbacks_only: call the callbacks with the newest outputs that are stored, without a model
+        split: the split to evaluate on, if the config has an iterator
+        callbacks_only: only call the callbacks with the latest stored outputs, without a model
         own_code: use the code that each run ran, not that of the project"""
     folders, problems = results.find_runs(runs)
     if len(folders) > 1 and checkpoint not in ("best", "latest"):
-        raise vegab.UsageError(f"--checkpoint={checkpoint} is of one run; name only that one")
+        raise vegab.UsageError(f"--checkpoint={checkpoint} belongs to one run; name only that run")
     for folder in map(Path, folders):
         try:
             evaluate_run(folder, checkpoint, evaluation, name, split, callbacks_only)
@@ -79,7 +79,7 @@ def evaluate_run(
         fits = all(Path(each).name == each and not each.startswith(".") for each in names)
         if not fits or len(set(names)) < len(names):
             shown = " and ".join(map(repr, names))
-            hint = "give each a word of its own"
+            hint = "give each another single word"
             raise vegab.UsageError(f"outputs cannot be stored as {shown}; {hint}")
         for file, own, each in zip(files, configs, names, strict=True):
             if callbacks_only:
@@ -123,7 +123,7 @@ def evaluate_model(folder: Path, path: Path, config: dict[str, Any]) -> None:
         has_step = type(model).test_step is not keras.Model.test_step
         if has_step or (model.loss is not None and labels is not None):
             raise refusal(config, "model", error, f"the {split} set") from error
-        notes.append("no metrics, which take a test_step, or labels and a loss")
+        notes.append("no metrics: they need a test_step, or labels and a loss")
     try:
         found = predictions.predict(model, source)
     except Exception as error:
@@ -153,7 +153,7 @@ def evaluate_model(folder: Path, path: Path, config: dict[str, Any]) -> None:
 
 
 def config_asked_for(folder: Path, file: str, split: str) -> dict[str, Any]:
-    """Return the run's config with that of an -e, or none, over it."""
+    """Return the run's config with that of an -e, if any, over it."""
     from engine.iterators import splits_of
 
     own = folder / CONFIG
@@ -173,10 +173,10 @@ def evaluate_with_iterator(
 
     if checkpoint not in ("best", "latest"):
         config |= {"eval_all": False, "eval_forever": False}
-    path = folder / checkpoints.LATEST  # which training is yet to write, if it is waited for
+    path = folder / checkpoints.LATEST  # with eval_forever, training may not have written it yet
     if not config.get("eval_forever"):
         path = commit_named(folder, "latest" if config.get("eval_all") else checkpoint)
-    # What is not as in training is no hindrance here.
+    # A difference from the training does not matter here.
     prepared = experiment.build(config, str(folder), resume_inexact=True, trains=False)
     assert prepared.iterator is not None
     callbacks, arguments = callbacks_of(config, prepared.iterator, prepared.model)

@@ -20,7 +20,7 @@ def export(run: str, output: str, checkpoint: str = "best", *, own_code: bool = 
 
     Args:
         run: a run folder.
-        output: a folder to make, for each form that the model can have
+        output: a new folder, for all forms that the model can have
         checkpoint: "best", "latest", or the path of a checkpoint
         own_code: use the code that the run ran, not that of the project"""
     folder, target = Path(run), Path(output)
@@ -31,7 +31,7 @@ def export(run: str, output: str, checkpoint: str = "best", *, own_code: bool = 
         why = "has an iterator, and only that knows what its model takes"
         raise vegab.UsageError(f"the config of {run} {why}; {hint}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise vegab.UsageError(f"{output} is there already; give a new folder")
+        raise vegab.UsageError(f"{output} already exists; give a new folder")
     prepared = experiment.build(config, trains=False)
     prepared.load(path)
     import keras

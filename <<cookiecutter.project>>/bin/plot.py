@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Draw curves of run folders: one panel a metric, seeds as their mean with a band.
+"""Draw curves of run folders: one panel per metric, seeds as their mean with a band.
 
 python bin/plot.py results/a 'results/lr_*' --metric=val_loss -o results/val_loss.pdf"""
 
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from engine.runs import curves, results, selection
-from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.command_line import argh  # which says what to do if it is missing
 
 COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
 SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn underneath"
@@ -20,10 +20,10 @@ OUTPUT = ".png, .pdf or .svg; without it, METRIC.png here; FILE.json, next to it
 
 @selection.selects
 @argh.arg("--metric", action="append", metavar="NAME", help=COLUMN)
-@argh.arg("--x", choices=("epoch", "step"), help="what goes to the right")
-@argh.arg("--log_x", help="a logarithmic axis to the right")
-@argh.arg("--log_y", help="a logarithmic axis upwards; values of 0 and less leave gaps")
-@argh.arg("--linear_y", help="a linear one, also where the greatest is over 100 times the least")
+@argh.arg("--x", choices=("epoch", "step"), help="what the x axis shows")
+@argh.arg("--log_x", help="make the x axis logarithmic")
+@argh.arg("--log_y", help="make the y axis logarithmic; values of 0 and below leave gaps")
+@argh.arg("--linear_y", help="keep the y axis linear, though values span a range of 100")
 @argh.arg("--smooth", metavar="WEIGHT", help=SMOOTH)
 @argh.arg("-o", "--output", metavar="FILE", help=OUTPUT)
 def plot(
@@ -39,9 +39,9 @@ def plot(
     smooth: float = 0.0,
     output: str = "",
 ) -> None:
-    """Draw curves of runs; seeds and folds of the same as mean ± standard deviation."""
+    """Draw curves of runs; runs that differ only by seed or fold as mean ± standard deviation."""
     if not 0 <= smooth < 1:
-        raise vegab.UsageError(f"--smooth={smooth:g} is no weight from 0 to below 1, such as 0.6")
+        raise vegab.UsageError(f"--smooth={smooth:g} is not a weight in [0, 1), such as 0.6")
     if output:
         results.require_writable(output, *curves.FORMATS)
     first = metric[0] if metric else None

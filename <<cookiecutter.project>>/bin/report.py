@@ -12,11 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import vegab
 from engine.runs import report as page
 from engine.runs import results, selection
-from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.command_line import argh  # which says what to do if it is missing
 
 
 @selection.selects
-@argh.arg("-o", "--output", metavar="FILE", help="the page, for any browser, without a network")
+@argh.arg("-o", "--output", metavar="FILE", help="the page, which needs no network")
 def report(
     *patterns: str, where: str = "", columns: str = "", best: int = 0, output: str = "report.html"
 ) -> None:

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Run a run again from nothing but its folder, and compare: the same history, the same weights?
+"""Reproduce a run from nothing but its folder, and compare history and weights bit for bit.
 
 python bin/reproduce.py results/run"""
 
@@ -18,11 +18,11 @@ from vegab.exits import INTERRUPTED, REFUSED
 
 
 def reproduce(run: str, *, epochs: int = 0) -> None:
-    """Run the run in folder RUN again, with its own code, and compare history and weights.
+    """Reproduce the run in folder RUN with its own code, and compare history and weights.
 
     Args:
         run: a run folder
-        epochs: train and compare only the first ones; 0: all that the run has"""
+        epochs: train and compare only the first N epochs; 0: all that the run has"""
     original = reproduction.Original(Path(run), epochs)
     done, attempts = len(original.state["history"]), len(original.meta["attempts"])
     is_dirty = bool((original.meta.get("git") or {}).get("dirty"))
@@ -69,7 +69,7 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     else:
         result = reproduction.compare(original, again)
         if result.difference is None:
-            print(f"identical to the bit: {', '.join(result.compared)}")
+            print(f"identical bit for bit: {', '.join(result.compared)}")
             if result.left_out:
                 print(result.left_out)
             return True

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Look at run folders: list them, compare them, show how two differ, note what is to be known.
+"""Look at run folders: list them, compare them, show how two differ, add notes and tags.
 
 python bin/runs.py compare results/a 'results/lr_*' --sort=val_loss"""
 
@@ -12,18 +12,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import vegab
 from engine.runs import comparison, results, selection
-from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.command_line import argh  # which says what to do if it is missing
 from vegab.execution import printable
 
 FORMS = {"csv": comparison.as_csv, "markdown": comparison.as_markdown, "latex": comparison.as_latex}
 CLEAR = "\x1b[H\x1b[2J"
-SORT = "by this column; --sort=-COLUMN: the other way round"
+SORT = "sort by this column; --sort=-COLUMN: in reverse order"
 
 
 @argh.named("list")
 @selection.selects
 @argh.arg("--sort", metavar="COLUMN", help=SORT)
-@argh.arg("--watch", help="show it again every two seconds, until Ctrl-C")
+@argh.arg("--watch", help="show the list again every two seconds, until Ctrl-C")
 def list_runs(
     *patterns: str,
     where: str = "",
@@ -32,7 +32,7 @@ def list_runs(
     sort: str = "",
     watch: bool = False,
 ) -> None:
-    """Print a line a run: its state, how far it is, how good, how old."""
+    """Print a line per run: its state, epoch, best metric and age."""
     asked = selection.columns_in(columns)
     while True:
         records, problems = selection.chosen(patterns, where, best)
@@ -46,12 +46,12 @@ def list_runs(
 
 @selection.selects
 @argh.arg("--metric", action="append", metavar="NAME", help="this metric only; may be repeated")
-@argh.arg("--group", help="a row for runs that differ only by seeds and folds: mean ± std (count)")
-@argh.arg("--rows", metavar="SETTINGS", help="for a paper: a row for each value of these, as a,b")
-@argh.arg("--by", metavar="SETTING", help="with --rows: a column for each value of it")
+@argh.arg("--group", help="one row for runs that differ only by seed or fold: mean ± std (count)")
+@argh.arg("--rows", metavar="SETTINGS", help="for a paper: a row per value of these, as a,b")
+@argh.arg("--by", metavar="SETTING", help="with --rows: a column for each value of this setting")
 @argh.arg("--sort", metavar="COLUMN", help=SORT)
-@argh.arg("--format", choices=("table", *FORMS, "json"), help="of the table")
-@argh.arg("-o", "--output", metavar="FILE", help="write it to a file, and FILE.json with its runs")
+@argh.arg("--format", choices=("table", *FORMS, "json"), help="form of the table")
+@argh.arg("-o", "--output", metavar="FILE", help="write it to FILE, and its runs to FILE.json")
 def compare(
     *patterns: str,
     where: str = "",
@@ -112,7 +112,7 @@ def diff(one: str, other: str) -> None:
 
 
 @argh.arg("run", metavar="RUN", help="a run folder")
-@argh.arg("text", metavar="TEXT", help="what to remember of it; '' takes the note away")
+@argh.arg("text", metavar="TEXT", help="the note; '' removes the one that is there")
 def note(run: str, text: str) -> None:
     """Write a note on a run; `list`, `compare` and the report show it."""
     record = the_run(run)
@@ -120,9 +120,9 @@ def note(run: str, text: str) -> None:
     print(f"{record.path}: {printable(text)}" if text else f"{record.path} has no note now")
 
 
-@argh.arg("run", metavar="RUN", help="a run folder, or a pattern or folder of many")
-@argh.arg("tags", nargs="*", metavar="TAG", help="words to find it by: --where tag=TAG")
-@argh.arg("--remove", action="append", metavar="TAG", help="take this tag away; may be repeated")
+@argh.arg("run", metavar="RUN", help="a run folder, a folder of runs, or a pattern")
+@argh.arg("tags", nargs="*", metavar="TAG", help="words to find the runs by: --where tag=TAG")
+@argh.arg("--remove", action="append", metavar="TAG", help="remove this tag; may be repeated")
 def tag(run: str, *tags: str, remove: Sequence[str] | None = None) -> None:
     """Give runs tags; `list`, `compare` and the report show them and filter by them."""
     if unfit := [word for word in tags if not word or "," in word or word.split() != [word]]:

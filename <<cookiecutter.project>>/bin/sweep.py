@@ -30,7 +30,7 @@ from engine.runs import comparison, reproduction
 from engine.sweeps import Launcher, LocalLauncher, slurm, sweep
 from engine.sweeps import definition as sweep_trials
 from src import experiment
-from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.command_line import argh  # which says what to do if it is missing
 from vegab.config import CONFIG_SUFFIXES, Override, UnknownKeyError, find_key, show
 from vegab.execution import say
 from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
@@ -72,23 +72,23 @@ def run(
         save_path: folder of the sweep; the same command continues it
         grid: KEY=VALUE,VALUE,…; may be repeated: all combinations are trained
         range: KEY=LOW..HIGH or 'KEY=LOW..HIGH log', to draw or choose from; may be repeated
-        random: draws from the ranges, for each combination of the grid
-        seeds: how many seeds of each, counted up from the config's
-        folds: cross-validation: how many parts; each trial trains on all but one of them
-        search: optuna: let it choose from grid and ranges by what it learns from earlier trials
-        trials: how many settings to choose
-        pruner: median, halving or hyperband: end trials early that are poor next to others
-        plan: a YAML file that has all these under their names, and may have config and overrides
+        random: how many draws from the ranges to train, for each combination of the grid
+        seeds: how many seeds to train each setting with, counted up from the config's
+        folds: cross-validation with so many folds; each trial trains on all but one of them
+        search: optuna: let Optuna choose from grid and ranges by what it learns from earlier trials
+        trials: how many settings the search is to choose
+        pruner: median, halving or hyperband: end trials early that do worse than others
+        plan: a YAML file that has these flags as keys, and may have config and overrides
         launcher: what starts the trials: local, slurm or ray
-        jobs: local: trials at a time; none: as many as there are GPUs or cores for
-        gpus: local: share these out, such as 0,1; slurm, ray: how many for each trial
+        jobs: local: trials at a time; by default as many as there are GPUs or cores for
+        gpus: local: the GPUs to share out, such as 0,1; slurm, ray: how many for each trial
         per_gpu: local: trials at a time on each GPU
-        partition: slurm: where to queue
-        time: slurm: limit of a job, such as 4:00:00; a job that reaches it is queued again
+        partition: slurm: the partition to queue in
+        time: slurm: time limit of a job, such as 4:00:00; a job that reaches it is queued again
         max_parallel: slurm, ray: trials at a time; 0: as many as there is room for
-        address: ray: of a cluster, such as head:6379; none: one is started on this machine
-        retry_failed: train those again that have failed
-        detach: give the prompt back; status shows how far it is, stop ends it
+        address: ray: the cluster's, such as head:6379; by default one is started on this machine
+        retry_failed: train failed trials again
+        detach: go on in the background; status shows how far the sweep is, stop ends it
         own_code: go on with the code that the sweep began with, not that of the project
         allow_inexact: train although a step uses what no checkpoint holds
         dry_run: print the trials, and train none"""
@@ -180,7 +180,7 @@ def write_to_log(folder: Path) -> None:
 
 
 def definition_of(config: dict[str, Any], asked: dict[str, Any]) -> sweep_trials.Definition:
-    """Return what a sweep is that is asked for. Raises vegab.UsageError if it makes no sense."""
+    """Return the sweep that is asked for. Raises vegab.UsageError if it makes no sense."""
     args = TYPED.args
     given = dict(args.overrides)
     if asked["pruner"]:
@@ -284,7 +284,7 @@ def words_with_plan(argv: list[str]) -> list[str]:
 
 @argh.arg("folder", metavar="FOLDER", help="of a sweep")
 def status(folder: str) -> None:
-    """Print a line a trial, or of many those that need a look and the best, and one for all."""
+    """Print a line per trial, or, of many, those that need a look and the best; and one for all."""
     place = Path(folder)
     records = sweep.states_of(place, sweep.read(place)[1])
     shown = sweep.to_look_at(records)
@@ -301,7 +301,7 @@ def status(folder: str) -> None:
 
 @argh.arg("folder", metavar="FOLDER", help="of a sweep")
 def stop(folder: str) -> None:
-    """End the sweep of a folder, and its trials: they save a checkpoint first."""
+    """End the sweep in FOLDER and its trials, which save a checkpoint first."""
     place = Path(folder)
     _, trials, _ = sweep.read(place)
     owner = living_owner(place, sweep.LOCK)
@@ -314,7 +314,7 @@ def stop(folder: str) -> None:
 
 
 def end_all(folders: Sequence[Path], lock: str = LOCK) -> None:
-    """Tell who holds these folders to end, and wait. vegab.UsageError if that is elsewhere."""
+    """Tell the holders of these folders to end, and wait; UsageError for one on another host."""
     ended: set[int] = set()
     while living := {str(path): owner for path in folders if (owner := living_owner(path, lock))}:
         for path, owner in living.items():
@@ -323,7 +323,7 @@ def end_all(folders: Sequence[Path], lock: str = LOCK) -> None:
             if owner["start"] is None or owner["start"] != start_of(owner["pid"]):
                 raise vegab.UsageError(
                     f"{path} is in use by process {owner['pid']}, and its lock does not prove that "
-                    "this is the one that took it; look, and end it yourself"
+                    "this process took it; look what it is, and end it yourself"
                 )
             if owner["pid"] not in ended:
                 ended.add(owner["pid"])

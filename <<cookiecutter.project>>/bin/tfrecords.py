@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Look after TFRecord files: their metadata, and what is in them."""
+"""Make TFRecord files and their metadata, check them, and show what is in them."""
 
 import fnmatch
 import functools
@@ -16,7 +16,7 @@ import vegab
 from engine.records import MetadataError, images
 from engine.records import files as tfrecords
 from engine.runs import comparison
-from vegab.command_line import argh  # which tells what to do where it is not installed
+from vegab.command_line import argh  # which says what to do if it is missing
 from vegab.execution import one_line, say
 
 PATTERNS = "files, or patterns in quotes such as 'data/toy/*'"
@@ -24,9 +24,9 @@ PATTERNS = "files, or patterns in quotes such as 'data/toy/*'"
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
 @argh.arg("--force", help="make all entries again")
-@argh.arg("--compression", choices=tfrecords.COMPRESSIONS, help="'': the first bytes tell")
+@argh.arg("--compression", choices=tfrecords.COMPRESSIONS, help="'': by a file's first bytes")
 def generate_metadata(*patterns: str, force: bool = False, compression: str = "") -> None:
-    """Count the records of files, and write that and where they begin next to the files."""
+    """Count the records of files; write the counts and an index of offsets next to the files."""
     paths = matching(patterns)
     print(f"{len(paths)} files matched")
     done = tfrecords.generate(paths, force, compression, bar("files"))
@@ -38,7 +38,7 @@ def generate_metadata(*patterns: str, force: bool = False, compression: str = ""
 
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
-@argh.arg("--deep", help="compare MD5 sums too, which reads the files to their end")
+@argh.arg("--deep", help="also compare MD5 sums, for which files are read to their end")
 def validate(*patterns: str, deep: bool = False) -> None:
     """Compare files with their metadata: are they there, and of the same size?"""
     bad = 0
@@ -56,7 +56,7 @@ def validate(*patterns: str, deep: bool = False) -> None:
 
 @argh.arg("patterns", nargs="+", metavar="PATTERN", help=PATTERNS)
 def total_examples(*patterns: str) -> None:
-    """Print how many records files have together, as their metadata says."""
+    """Print how many records the files have in all, by their metadata."""
     paths = matching(patterns, listed=True)
     print(sum(tfrecords.file_info(path).total_records for path in paths))
 
@@ -75,27 +75,27 @@ def inspect(file: str) -> None:
         try:
             held = sorted(features.held_in(data).items())
         except ValueError as error:
-            raise tfrecords.RecordError(path, offset, "is no tf.train.Example") from error
+            raise tfrecords.RecordError(path, offset, "is not a tf.train.Example") from error
         rows = [[name, dtype or "none", str(len(values))] for name, (dtype, values) in held]
         print(comparison.as_text(comparison.Table(["feature", "type", "values"], rows)), end="")
         break
 
 
-@argh.arg("folder", metavar="FOLDER", help="has a subfolder of pictures per label")
+@argh.arg("folder", metavar="FOLDER", help="a folder with a subfolder of pictures per label")
 @argh.arg("out", metavar="OUT", help="the folder to make")
-@argh.arg("--shards", metavar="N", help="files for training; 0: as many as make about 100 MB each")
-@argh.arg("--split", metavar="SHARE", help="this share of the pictures is for validation")
+@argh.arg("--shards", metavar="N", help="number of training files; 0: one per 100 MB or so")
+@argh.arg("--split", metavar="SHARE", help="share of the pictures to put aside for validation")
 def from_images(folder: str, out: str, *, shards: int = 0, split: float = 0.0) -> None:
-    """Make records of pictures (JPEG, PNG, GIF, BMP), of which each label has a subfolder."""
+    """Make records of pictures (JPEG, PNG, GIF, BMP) that lie in a subfolder for each label."""
     source, output = Path(folder), Path(out)
     if not source.is_dir():
         raise vegab.UsageError(f"there is no folder {folder}")
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise vegab.UsageError(f"{out} is there already; name a folder that is new or empty")
+        raise vegab.UsageError(f"{out} already exists; name a folder that is new or empty")
     if source.resolve() in (output.resolve(), *output.resolve().parents):
-        raise vegab.UsageError(f"{out} lies in {folder}, and would be a label the next time")
+        raise vegab.UsageError(f"{out} lies in {folder}, and would become a label the next time")
     if not 0 <= split < 1:
-        raise vegab.UsageError(f"--split={split}: the share is at least 0 and below 1")
+        raise vegab.UsageError(f"--split={split}: expected a share of at least 0 and below 1")
     try:
         pictures, labels = images.pictures_of(source)
         splits = images.split_and_shuffle(pictures, split)

@@ -55,22 +55,22 @@ def train(
         config: the resolved config.
         save_path: the run folder.
         prepared: what the config stands for.
-        checkpoint: begin with this checkpoint, or that of this run
-        retrain: take only its weights, and begin at step 0
+        checkpoint: begin with this checkpoint, or with the latest of this run
+        retrain: with --checkpoint: take only the weights, and begin at step 0
         fork: begin with the state of this run
-        from_epoch: after epoch N of it, if it keeps that; 0: its last
-        warm_start: take weights of a run, checkpoint or .keras file
-        warm_start_vars: a regular expression that their paths match
+        from_epoch: with --fork: after this epoch, if the run keeps a checkpoint of it; 0: the last
+        warm_start: begin with the weights of a run, checkpoint or .keras file
+        warm_start_vars: take only weights whose path matches this regular expression
         evaluation: evaluate with this config, too; may be repeated
         name: train into SAVE_PATH_NAME
-        gpus: such as 0,1; none: the CPU; -1: idle ones; slurm: a number
+        gpus: such as 0,1; none: use the CPU; -1: use idle GPUs; slurm: how many per node
         own_code: run the code that this run began with
         resume_inexact: continue although code, data or versions differ
         allow_inexact: train although checkpoints will lack some state
-        launcher: local: here; slurm: in a job, queued until it is done
-        nodes: slurm: how many to train on at once
-        partition: slurm: where to queue
-        time: slurm: limit of a job, such as 4:00:00"""
+        launcher: local: train here; slurm: in a job that is queued again until the run is finished
+        nodes: slurm: number of nodes to train on
+        partition: slurm: the partition to queue in
+        time: slurm: time limit of a job, such as 4:00:00"""
     from engine.hooks import UnreadSettings  # with Keras
     from src.data import Dataset
 
@@ -177,13 +177,13 @@ class Launch(vegab.VegabPlugin):
                 raise vegab.UsageError(f"--{name} is for a job: add --launcher=slurm")
             return
         if launcher != "slurm":
-            raise vegab.UsageError(f"launcher is {launcher!r}; it is local or slurm")
+            raise vegab.UsageError(f"launcher is {launcher!r}; expected local or slurm")
         from engine.sweeps import slurm as launch_slurm
 
         experiment.check_ranges(args.resolved_config)
         RunFolder(args.save_path, args.resolved_config, fingerprint.MAY_GROW).check()
         gpus = args.flags["gpus"]
-        vegab.snapshot.go_on_from()  # a job may begin when the project is another
+        vegab.snapshot.go_on_from()  # a job may begin after the project has changed
         print(launch_slurm.submit_run(args.argv, args.save_path, gpus, **asked))
         sys.exit()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vegab import UsageError, capture
 
-# What TensorFlow's C++ logs as it starts is no news to whoever reads along; stderr.txt has it.
+# What TensorFlow's C++ logs as it starts helps nobody on the terminal; stderr.txt has it.
 capture.hidden = re.compile(
     rb"^(?:WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR"
     rb"|[IWE]\d{4} \d\d:\d\d:[\d.]+ +\d+ [\w./]+\.cc:\d+\] .*"
@@ -23,7 +23,7 @@ capture.hidden = re.compile(
 
 
 class BeforeImport(MetaPathFinder):
-    """Finds no module itself, for all finders are asked; acts before some are imported."""
+    """Finds no module, but is asked like every finder, and so can act before an import."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> None:
         """Import triton before TensorFlow; raise UsageError for a room that was left out."""

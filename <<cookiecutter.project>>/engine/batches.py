@@ -60,7 +60,7 @@ def require_at_least(least: int, **values: int) -> None:
 
 
 class Ahead:
-    """Calls a function in threads, as many as `workers`, and already for what is wanted next."""
+    """Calls a function in `workers` threads, ahead of time for what will be wanted next."""
 
     def __init__(self, function: Callable[..., Any], name: str, workers: int = 1) -> None:
         self._function = function
@@ -77,7 +77,7 @@ class Ahead:
         return self._pending.pop(wanted).result()
 
     def forget(self) -> None:
-        """Forget what was begun with."""
+        """Forget what was begun."""
         for future in self._pending.values():
             future.cancel()
         self._pending.clear()
@@ -149,8 +149,8 @@ class ArrayBatches:
 
 
 class FunctionBatches:
-    """Batches of a function of the epoch, resumed by skipping what was seen already. It returns an
-    iterable of batches, such as a `tf.data.Dataset`, which `is_the_same` in every epoch, or not."""
+    """Batches of an iterable, such as a `tf.data.Dataset`, that a function of the epoch returns; it
+    may be one that `is_the_same` in every epoch. A resume skips the batches that were seen."""
 
     def __init__(self, open_epoch: Callable[[int], Iterable], is_the_same: bool = False) -> None:
         self.open_epoch, self.is_the_same = open_epoch, is_the_same
@@ -162,7 +162,7 @@ class FunctionBatches:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Number of batches of an epoch, read to its end where it does not say it."""
+        """Number of batches of an epoch, which is read to its end if it does not say how many."""
         # Reading past an end that was not foreseen makes Keras count a step without data.
         number = self._cardinality()
         if number == UNKNOWN:
@@ -173,7 +173,7 @@ class FunctionBatches:
                 "the data has no end, or more than a million batches; cut it by take(steps)"
             )
         if not number:
-            raise ValueError("the data has no batches; expected at least one an epoch")
+            raise ValueError("the data has no batches; expected at least one per epoch")
         return number
 
     def _cardinality(self) -> int:
@@ -181,8 +181,8 @@ class FunctionBatches:
         return int(opened.cardinality()) if hasattr(opened, "cardinality") else UNKNOWN
 
     def settle(self, steps_per_epoch: int | None) -> None:
-        """Find out how many batches there are, unless an earlier attempt at the run has found it,
-        and compare, for a minute, two passes where all are to be the same; ValueError if not."""
+        """Count the batches, unless an earlier attempt at the run has done so. If all passes are to
+        be the same, compare two, for a minute at most; ValueError if they differ."""
         if steps_per_epoch is not None:
             if self._cardinality() == UNKNOWN:
                 self.steps_per_epoch = steps_per_epoch
@@ -241,7 +241,7 @@ class FunctionBatches:
 
 
 class PyDatasetBatches:
-    """Batches of a `keras.utils.PyDataset`, or what has its methods, made by its number of workers.
+    """Batches of a `keras.utils.PyDataset`, or what has its methods, by as many workers as it says.
     As Keras would, it calls `on_epoch_begin` and `on_epoch_end` for each epoch."""
 
     def __init__(self, dataset: Any, seed: int, shuffle: bool = True) -> None:
@@ -416,7 +416,7 @@ def _length_of(parts: tuple[Any, ...]) -> int:
                 continue
             name = "/".join((part_name, *map(str, path)))
             if not np.ndim(leaf):
-                raise ValueError(f"{name} is the single value {leaf}; make an array of a list")
+                raise ValueError(f"{name} is the number {leaf}; expected an array, not a list")
             lengths[name] = len(leaf)
     number = next(iter(lengths.values()), 0)
     if number == 0 or set(lengths.values()) != {number}:

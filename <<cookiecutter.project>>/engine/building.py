@@ -31,7 +31,7 @@ def callbacks_of(config: Mapping[str, Any]) -> list[Any]:
 
 
 def require_at_least_one(config: Mapping[str, Any], *keys: str, section: str = "") -> None:
-    """Raise a UsageError that names the first key whose value is not a whole number from 1 on."""
+    """Raise a UsageError that names the first key whose value is not a whole number above 0."""
     for key in keys:
         if not isinstance(config[key], int) or config[key] < 1:
             raise UsageError(f"{section}{key} is {config[key]!r}; it must be at least 1")
@@ -41,7 +41,7 @@ def check_common_ranges(config: Mapping[str, Any]) -> None:
     """Raise a UsageError that names the first key out of range, of those that every config has."""
     threads = config["threads"]
     if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise UsageError(f"threads is {threads!r}; it must be at least 1, or null: one a core")
+        raise UsageError(f"threads is {threads!r}; it must be at least 1, or null: one per core")
     for key in ("patience", "checkpoint_seconds"):
         if config[key] < 0:
             raise UsageError(f"{key} is {config[key]}; it must be at least 0 (0: never)")
@@ -90,7 +90,7 @@ def from_mapping(
 
 
 def objects_of(config: Mapping[str, Any], key: str, value: Any) -> Any:
-    """Return a value with what import paths and mappings with `class` in it stand for."""
+    """Return a value whose import paths and mappings with `class` are replaced by the objects."""
     if isinstance(value, list):
         return [objects_of(config, key, each) for each in value]
     if isinstance(value, Mapping) and "class" in value:
@@ -130,7 +130,7 @@ def refusals_named(config: Mapping[str, Any], key: str) -> Iterator[None]:
 def refusal(
     config: Mapping[str, Any], key: str, error: BaseException, what: str = "this config"
 ) -> UsageError:
-    """Return what is to be raised where the thing that a key names does not take `what`."""
+    """Return the error to raise if the thing that a key names does not take `what`."""
     logging.getLogger(__name__).debug("%s", "".join(traceback.format_exception(error)))
     frames = traceback.extract_tb(error.__traceback__)[1:]  # without that of the block
     frame = max(frames[::-1], key=_is_of, default=None)  # the last of those that say most
@@ -153,8 +153,8 @@ def _is_of(frame: traceback.FrameSummary) -> int:
 
 
 def require_registered(config: Mapping[str, Any], key: str, file: Path, table: str) -> None:
-    """Raise UsageError for a bare name that is no key of a table in the user's source, if it is
-    written out there. The source is only read: to import it can take seconds."""
+    """Raise UsageError for a bare name that is not a key of a table that is written out in the
+    user's source. The source is only read: to import it can take seconds."""
     name, names = config[key], _names_in(file, table)
     if isinstance(name, str) and name.isidentifier() and names is not None:
         resolve(name, key, dict.fromkeys(names))
@@ -179,7 +179,7 @@ def _names_in(file: Path, table: str) -> list[str] | None:
 
 
 def quiet_libraries() -> None:
-    """Keep notices of matplotlib, and what can be of TensorFlow's, out of the output."""
+    """Keep notices of matplotlib, and of TensorFlow as far as possible, out of the output."""
     for name in ("matplotlib", "absl", "tensorflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not logging.getLogger().isEnabledFor(logging.DEBUG):

@@ -1,4 +1,4 @@
-"""What a config stands for, and the runs that it may begin with."""
+"""Holds what a config describes: data, model, training; and finds the run that it begins with."""
 
 import logging
 import textwrap
@@ -109,7 +109,7 @@ class Experiment:
         if start_from is not None:
             rate: Callable[[int], float] | None = None  # as in the other run
             before = read_run(run_of(start_from))["config"]
-            # A schedule of Keras is no state, and is this run's own.
+            # A schedule of Keras is not a state, and is this run's own.
             has_own = isinstance(self.config.get("lr_schedule"), Mapping | str)
             keys = () if has_own or self.iterator is not None else ("learning_rate", "lr_schedule")
             if any(key in before and before[key] != self.config.get(key) for key in keys):
@@ -157,7 +157,7 @@ class Experiment:
             raise UsageError(f"{flag}: {done}; ask for more, or begin with an earlier epoch")
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Assign what a checkpoint has of the model; return its state, of the same file."""
+        """Assign what a checkpoint has of the model; return the state in the same file."""
         from engine.checkpoints import digest_of, load_weights, read_state, verify
         from engine.training import Guard
 
@@ -232,7 +232,7 @@ def prepare(
     together: bool = False,  # with the other workers that the environment names
     trains: bool = True,  # whether the hooks that the config names are needed
 ) -> Experiment:
-    """Build an experiment in a process that is set up for it, and look whether it can be resumed.
+    """Set this process up, build the experiment, and check whether its run can be resumed.
 
     Raises UsageError if a name leads nowhere, or the run in `save_path` could not be resumed
     exactly; OSError if the data cannot be read."""
@@ -302,11 +302,11 @@ def config_of(folder: Path, registry: ConfigRegistry) -> dict[str, Any]:
 
 
 def commit_named(folder: Path, checkpoint: str) -> Path:
-    """Return the checkpoint that "best", "latest" or a path means; raise UsageError without it."""
+    """Return the checkpoint that "best", "latest" or a path means; UsageError if there is none."""
     named = {"best": folder / "model_best.h5", "latest": folder / "model.h5"}
     has_monitor = read_run(folder)["config"].get("monitor")
     if checkpoint == "best" and not named["best"].is_file() and not has_monitor:
-        log.info("%s has no monitor to tell its best checkpoint: the latest is taken", folder)
+        log.info("%s monitors nothing, so it has no best checkpoint: the latest is taken", folder)
         checkpoint = "latest"
     path = named.get(checkpoint, Path(checkpoint))
     if not path.is_file():
@@ -315,7 +315,7 @@ def commit_named(folder: Path, checkpoint: str) -> Path:
 
 
 def commit_to_fork(folder: Path, epoch: int) -> "Commit":
-    """Return the checkpoint of a run at the end of an epoch, counted from 1; of 0: the latest."""
+    """Return the checkpoint of a run at the end of an epoch, counted from 1 (0: the latest)."""
     run = read_run(folder)
     if not run["meta"].get("attempts"):
         raise UsageError(f"--fork: {folder} is not a run folder; name one that bin/train.py made")

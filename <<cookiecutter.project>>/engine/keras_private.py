@@ -1,5 +1,5 @@
-"""Uses names of Keras and TensorFlow that are not public, each in one function, which a test of the
-template tries, so that it is known which one a new version has dropped."""
+"""Uses names of Keras and TensorFlow that are not public, each in one function. A test of the
+template tries each function, and so shows which name a new version has dropped."""
 
 import contextlib
 import ctypes
@@ -92,7 +92,7 @@ def graph_of(graph: Any, name: str) -> Any:
 
 
 def give_seed(op: Any) -> None:
-    """Give a random operation in a graph a seed, without which it is no deterministic one."""
+    """Give a random operation in a graph a seed, without which it is not deterministic."""
     if not op.get_attr("seed") and not op.get_attr("seed2"):
         op._set_attr("seed", tf.compat.v1.AttrValue(i=1))
 

@@ -1,4 +1,4 @@
-"""Draws what a run or an evaluation shows in pictures. Needs no Keras."""
+"""Draws the pictures of a run or an evaluation. Needs no Keras."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-NUM_EXAMPLES = 16  # that an evaluation keeps a picture of
+NUM_EXAMPLES = 16  # of which an evaluation keeps a picture
 NUM_SHOWN = 8  # of them, where each has several pictures
 MOST_NAMED = 20  # classes; more would not be legible
 MOST_POINTS = 10_000
@@ -84,7 +84,7 @@ def draw_confusion_matrix(
 def draw_predicted_against_true(
     pairs: Mapping[str, tuple["np.ndarray", "np.ndarray"]], path: Path, title: str
 ) -> None:
-    """Draw a panel for each name: true values to the right, predicted ones upwards."""
+    """Draw a panel for each name: true values on the x axis, predictions on the y axis."""
     import numpy as np
 
     figure = new_figure(width=3.6 * len(pairs), height=3.9)

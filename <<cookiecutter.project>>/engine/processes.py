@@ -1,4 +1,4 @@
-"""Worker processes that do what is asked of them with an object that was pickled for them."""
+"""Runs worker processes that call functions with an object that was pickled for them."""
 
 import multiprocessing
 import os

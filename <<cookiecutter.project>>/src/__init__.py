@@ -1,3 +1,3 @@
-"""The researcher's rooms: data, models, and how they are trained."""
+"""Holds what the researcher writes: data, models, and how they are trained."""
 
 import engine  # noqa: F401

@@ -1,4 +1,4 @@
-"""Datasets. Each function takes the config and returns a `Dataset`.
+"""Provides data sets. Each function takes the config and returns a `Dataset`.
 
 To add one, write a function like `get_digits` and enter it in `DATASETS`.
 """
@@ -23,21 +23,21 @@ def _no_test_set() -> Any:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a model is trained and judged on.
+    """What a model is trained and evaluated on.
 
     Each of the three is what `fit` takes: arrays x, (x, y) or (x, y, sample_weight), nested and by
     name if you like; a `tf.data.Dataset` of batches; a function `(epoch, seed) -> tf.data.Dataset`;
     a `keras.utils.PyDataset`; or any object with `steps_per_epoch` and `batch(epoch, step)`.
 
     Attributes:
-        train: what is trained on; of arrays, each epoch shuffles the examples.
-        valid: what is validated on after each epoch; None: nothing is.
+        train: the training data; if it is arrays, they are shuffled in each epoch.
+        valid: the validation data, used after each epoch; None: no validation.
         load_test: reads the test set. Only evaluation calls it: what training never holds cannot
             leak into it.
         input_shape: shape of one example's features, without the batch dimension; None: as the
             first batch has it.
         num_classes: labels are integers in [0, num_classes); None: there are no classes.
-        class_names: of the classes, in their order; None: they are shown by number.
+        class_names: names of the classes, in their order; None: classes are shown by number.
     """
 
     train: Any
@@ -56,8 +56,8 @@ def get_digits(config: Mapping[str, Any]) -> Dataset:
     """
     with np.load(DIGITS, allow_pickle=False) as file:
         images, labels = file["images"][..., np.newaxis], file["labels"]
-    # A split by position is the same for every seed and every version of NumPy. The digits come in
-    # turns, 0 to 9 over and over, so that blocks of ten hold every class.
+    # A split by position is the same for every seed and every version of NumPy. The labels run
+    # from 0 to 9 over and over, so that every block of ten holds each class.
     block = np.arange(len(images)) // 10 % 10
     test = np.isin(block, (4, 9))
     valid = np.zeros_like(test)
@@ -82,8 +82,8 @@ def get_digits(config: Mapping[str, Any]) -> Dataset:
 def get_cifar(which: str, augment: bool, config: Mapping[str, Any] | None = None) -> Dataset:
     """Return CIFAR-10 or CIFAR-100: 45,000 images for training, 5,000 to validate, 10,000 to test.
 
-    Features are float32 of shape (batch, 32, 32, 3) in [0, 1], labels uint8 of shape (batch,). To
-    augment is to move and mirror training images at random. Without a config, batches are of 32.
+    Features are float32 of shape (batch, 32, 32, 3) in [0, 1], labels uint8 of shape (batch,).
+    `augmented` moves and mirrors training images at random. Without a config, batches are of 32.
     """
     config = config or {"batch_size": 32, "seed": 0}
     source = CIFAR[which]
@@ -131,8 +131,8 @@ DATASETS: dict[str, Callable[[Mapping[str, Any]], Dataset]] = {
 
 
 def is_valid(config: Mapping[str, Any], default: Array) -> Array:
-    """Return which examples to validate on, of those that are not for the test: every
-    `num_folds`th block of ten, from `fold` on, or, without folds, the `default`.
+    """Return which of the examples outside of the test set to validate on: every `num_folds`th
+    block of ten, from block `fold` on, or, without folds, the `default`.
     """
     if not config.get("num_folds"):
         return default

@@ -1,4 +1,4 @@
-"""From a config to data, model, optimizer and hooks, and on to the training loop."""
+"""Builds data, model, optimizer and hooks from a config, and starts the training loop."""
 
 import functools
 import inspect
@@ -24,7 +24,7 @@ from vegab import UsageError, resolve
 
 HERE = Path(__file__).parent
 DEFAULT_RATE = 0.001
-# Settings, as root has them, of which a model that is compiled already sees nothing.
+# Settings, with root's values, that have no effect on a model that is compiled already.
 OF_COMPILING: dict[str, Any] = {
     "lr_schedule": None, "learning_rate": None, "optimizer": "adam", "optimizer_arguments": {},
     "accumulate_steps": 1, "jit_compile": False, "loss": None, "metrics": None,
@@ -32,7 +32,7 @@ OF_COMPILING: dict[str, Any] = {
 
 
 def build(config: Mapping[str, Any], save_path: str | None = None, **asked: Any) -> Experiment:
-    """Import, read and build what the config names, of whichever kind it is. Nothing is written.
+    """Build what the config names, whatever kind of config it is. Nothing is written.
 
     For arguments and errors see `engine.experiment.prepare`.
     """
@@ -104,7 +104,7 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
             arguments["gradient_accumulation_steps"] = config["accumulate_steps"]
         with refusals_named(config, "optimizer"):
             optimizer = optimizer(**arguments)
-        # What the settings say takes the place of what stands with the model.
+        # The settings `loss` and `metrics` replace those of the model's entry.
         loss, metrics = entry.loss, entry.metrics
         if loss is config["loss"] is None and dataset.num_classes is not None:
             loss, metrics = CLASSIFIER
@@ -128,10 +128,10 @@ def train(
     start_from: Path | None = None,
     retrain: bool = False,
 ) -> None:
-    """Train into a run folder, which exists, or go on where its latest checkpoint stands.
+    """Train into an existing run folder, from its latest checkpoint on if it has one.
 
-    A new run may start from a checkpoint of another; to `retrain` takes only the weights from
-    there. Raises what `training_loop` does.
+    A new run may start from a checkpoint of another; `retrain` takes only the weights from it.
+    Raises what `training_loop` does.
     """
     from src.training_loop import training_loop
 
@@ -153,8 +153,8 @@ def train(
 def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
     """Return what a model function asks for besides the config, by the names of its parameters.
 
-    Where the dataset says no `input_shape`, that of the first batch is taken. Raises ValueError if
-    it has to know a number of classes that the dataset does not say.
+    Without `input_shape` in the dataset, that of the first batch is taken. Raises ValueError if the
+    function needs a number of classes that the dataset does not have.
     """
     import keras
 
@@ -165,14 +165,14 @@ def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
     if dataset.num_classes is not None:
         offered["num_classes"] = dataset.num_classes
     elif (asked := parameters.get("num_classes")) and asked.default is asked.empty:
-        raise ValueError("it asks for num_classes, which the dataset does not say")
+        raise ValueError("it asks for num_classes; give the Dataset num_classes")
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     wanted = {*parameters, *(("input_shape", "num_classes") if takes_all else ())}
     return {name: value for name, value in offered.items() if name in wanted}
 
 
 def check_ranges(config: Mapping[str, Any]) -> None:
-    """Raise UsageError for numbers that have the right type and make no sense."""
+    """Raise UsageError for numbers that have the right type but make no sense."""
     check_common_ranges(config)
     if "iterator" in config:
         from engine.iterators import check_ranges_of_iterator
@@ -186,8 +186,8 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     require_at_least_one(config, *keys)
     if config["jit_compile"] and config["deterministic"]:
         raise UsageError(
-            "jit_compile and deterministic exclude each other, for TensorFlow has no deterministic "
-            "XLA; add --no_deterministic (bits may then change on a GPU), or --no_jit_compile"
+            "jit_compile and deterministic exclude each other: there is no deterministic XLA; add "
+            "--no_deterministic (bits may then change on a GPU), or --no_jit_compile"
         )
     require_registered(config, "dataset", HERE / "data.py", "DATASETS")
     require_registered(config, "model", HERE / "models.py", "MODELS")
@@ -209,7 +209,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
 def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]], Any]:
     """Return the rates by epoch, if any, and what the optimizer starts with.
 
-    Raises UsageError if `lr_schedule` is no list of [until_epoch, rate], and no Keras schedule.
+    Raises UsageError if `lr_schedule` is neither [until_epoch, rate] pairs nor a Keras schedule.
     """
     schedule, rate = config["lr_schedule"], config["learning_rate"]
     if schedule is None:

@@ -1,6 +1,6 @@
-"""What happens around the steps of training: an example of a hook, yours to extend.
+"""Acts around the steps of training: an example of a hook, yours to extend.
 
-A hook has the methods that it needs of those in `engine.hooks.Hook`. A config names it:
+A hook overrides the methods of `engine.hooks.Hook` that it needs. A config names it:
 --hooks='[{class: hooks:GapLog}]'
 """
 
@@ -15,7 +15,7 @@ class GapLog(Hook):
     """Logs after each epoch by how much validation is worse than training: a sign of overfitting.
 
     Args:
-        metric: of the history, which has a column of this name and one with "val_" before it.
+        metric: a column of the history, which has another one with "val_" in front of the name.
     """
 
     only_tells = True  # it changes nothing in the run
@@ -24,7 +24,7 @@ class GapLog(Hook):
         self.metric = metric
 
     def after_epoch(self, epoch: int) -> None:
-        """Log the difference; `run.history` has a row for each epoch, the last one is this."""
+        """Log the difference; `run.history` has a row per epoch, and the last is this epoch's."""
         row = self.run.history[-1]
         if f"val_{self.metric}" in row:
             gap = row[f"val_{self.metric}"] - row[self.metric]

@@ -1,4 +1,4 @@
-"""Models. Each function takes the config and what it needs of the data; it returns a Keras model.
+"""Builds models. Each function takes the config and what it needs of the data, and returns one.
 
 To add one, write a function like `build_simple_cnn` and enter it in `MODELS` with loss and metrics.
 """
@@ -31,7 +31,7 @@ def build_simple_cnn(
             n_filters *= 2
     x = layers.Flatten()(x)
     x = layers.Dropout(config["dropout"])(x)
-    # Probabilities are not in a shorter format, also where the layers above compute in one.
+    # Probabilities keep full precision, even if the layers above compute in a shorter format.
     precision = keras.config.dtype_policy().variable_dtype
     outputs = layers.Dense(num_classes, activation="softmax", dtype=precision)(x)
     return keras.Model(inputs, outputs, name="simple_cnn")

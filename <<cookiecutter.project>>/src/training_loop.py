@@ -1,6 +1,6 @@
-"""The resumable training loop. Read it from top to bottom: that is the order of events.
+"""Trains in a resumable loop. Read it from top to bottom: that is the order of events.
 
-It is never given the test set. What begins or resumes a run is `engine/training/session.py`.
+It is never given the test set. `engine/training/session.py` begins or resumes a run.
 """
 
 import functools
@@ -22,10 +22,10 @@ def training_loop(
     checkpoint_seconds: float = 0,
     validation_seconds: float = 0,
 ) -> list[dict[str, Any]]:
-    """Train until all epochs or steps are done, going on where the run's last checkpoint stands.
+    """Train until all epochs or steps are done, from the latest checkpoint on, if there is one.
 
     Args:
-        session: the run: what it does, how long, and where it goes on.
+        session: the run: what it does, for how long, and where it begins or is resumed.
         checkpoint_steps: save a checkpoint every N steps, besides each epoch's end; 0: never.
         checkpoint_seconds: save one every N seconds; 0: never.
         validation_seconds: validate at most every N seconds of the process, and after the
@@ -38,7 +38,7 @@ def training_loop(
         FloatingPointError: if a loss or weight is not finite and `session.on_nan` is "stop".
         SystemExit: with code 75, when a signal to stop came: the state is saved.
         KeyError: if the history has no column `monitor`.
-        ValueError: if a checkpoint is one of another model.
+        ValueError: if a checkpoint belongs to another model.
         OSError: if a checkpoint cannot be written.
         RuntimeError: if a hook fails; it is named.
     """
@@ -54,7 +54,7 @@ def training_loop(
         for epoch in range(session.epoch, run.num_epochs):
             # ---- begin the epoch ---------------------------------------------------------------
             if step:  # a run is resumed in the middle of its epoch
-                # What is done as an epoch begins was done already; restoring undoes it.
+                # This epoch began before the interruption; restoring undoes what is repeated here.
                 hooks.call("before_epoch", epoch)
                 callbacks.on_epoch_begin(epoch)
                 session.restore()
@@ -108,7 +108,7 @@ def training_loop(
             is_cut, logs = step < run.steps_per_epoch, dict(run.results)
             before_validation = None
             if signals.name or is_cut or (validation is not None and is_due):
-                # Validation uses the metrics of the epoch for its own.
+                # Validation overwrites the metrics of the epoch.
                 before_validation = session.snapshot(epoch, step, learning_rate)
             if validation is not None and is_due and not signals.name:
                 metrics = validation.run(callbacks, stop=signals.is_agreed)
@@ -138,7 +138,7 @@ def training_loop(
 
 
 def next_stop(global_step: int, checkpoint_steps: int, hooks: Hooks) -> int:
-    """Return the first step after `global_step` at which somebody wants to act."""
+    """Return the first step after `global_step` at which a hook acts or a checkpoint is due."""
     stops = [hooks.next_stop(global_step)]
     if checkpoint_steps:
         stops.append((global_step // checkpoint_steps + 1) * checkpoint_steps)

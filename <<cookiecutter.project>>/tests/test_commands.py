@@ -85,7 +85,7 @@ def test_runs_are_listed_compared_drawn_and_reported(
 def test_a_run_is_made_again_from_its_folder_and_forked(
     command: Command, run: Path, tmp_path: Path
 ) -> None:
-    assert "identical to the bit" in command("bin/reproduce.py", run, "--epochs=1").stdout
+    assert "identical bit for bit" in command("bin/reproduce.py", run, "--epochs=1").stdout
     fork = (f"--fork={run}", "--from_epoch=1")
     command("bin/train.py", run / "config.json", tmp_path / "fork", *fork)
     for name in ("history.csv", "model.h5"):

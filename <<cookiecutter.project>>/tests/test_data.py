@@ -1,4 +1,4 @@
-"""Shapes, value ranges, splits, and that a batch is a function of seed, epoch and step alone."""
+"""Shapes, value ranges, splits, and that a batch is a function of seed, epoch and step only."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A runner for research scripts: named configs, one command line, one folder that tells it all."""
+"""Runs research scripts: named configs, one command line, one folder that tells it all."""
 
 from vegab.capture import filtered, terminal
 from vegab.command_line import main, wrap, wrap_commands, wrap_no_config_registry

@@ -1,11 +1,11 @@
-"""Everything that a process writes, at the level of file descriptors, in two files.
+"""Captures everything that a process writes, at the level of file descriptors, in two files.
 
 The descriptors 1 and 2 point straight at the files: what was written before a SIGKILL is there, and
 so is what C++ and child processes wrote. A small follower process, forked before anything heavy is
 imported, reads the files as they grow and repeats them on the real terminal. A terminal that is
 gone or blocked therefore never harms the run.
 
-Where `is_watched` is False nothing is repeated but what a process says that opens no run folder."""
+If `is_watched` is False, nothing is repeated except what a process without a run folder says."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Capture:
     def _follow(self) -> tuple[socket.socket, int]:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         parent = os.getpid()
-        with warnings.catch_warnings():  # threads are no harm: the follower needs none of theirs
+        with warnings.catch_warnings():  # threads do no harm: the follower needs none of them
             warnings.simplefilter("ignore", DeprecationWarning)
             follower = os.fork()
         if follower == 0:

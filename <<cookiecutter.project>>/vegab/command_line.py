@@ -67,21 +67,21 @@ def wrap(
     describes the program. One that takes the config only, `func(config, *, …)`, has no run folder.
 
     Args:
-        config_registry: or a folder with `root.yaml`, for `config_from_folder`.
+        config_registry: a registry, or a folder with `root.yaml`, for `config_from_folder`.
         func: the function, as above.
-        plugins: they are told in their order; None: a MetaSaver, where there is a run folder.
+        plugins: called in their order; None: a MetaSaver, if there is a run folder.
         prepare: `prepare(config)` is called before the run folder is touched, also with `save_path`
             and the flags that it has parameters for. UsageError is a refusal; what it returns is
             a third argument of `func`.
-        extendable: dotted keys that may grow in a run that exists.
+        extendable: dotted keys that may grow in an existing run.
         short_flags: letters for flags, as {"n": "note"}: `-n TEXT` is `--note=TEXT`.
         save_path_key: a dotted key that may stand for SAVE_PATH, and is not kept in the config.
         opens_folder: if not, SAVE_PATH is not a run folder, and `func` is also given `dry_run`.
         follows: whether another process, with the same command, writes the run folder.
-        is_whole: whether a run that is finished has all that it made; raises UsageError if it has
-            lost what it could be continued from.
+        is_whole: whether the folder of a finished run has all that it made; raises UsageError if
+            even what the run could be continued from is lost.
         rewrite: returns the words of the command line in place of those that were typed.
-        fixed: further arguments of `func`, which are no flags then."""
+        fixed: further arguments of `func`, which are then not flags."""
     if isinstance(config_registry, str | Path):
         config_registry = configs.config_from_folder(config_registry)
     registry = config_registry
@@ -97,8 +97,8 @@ def wrap(
         told = {} if opens_folder else _explanations(func)
         options = _options()
         several = functools.partial(options.add_argument, action="append", default=[])
-        several("-b", "--base", metavar="FILE", help="lay this file under CONFIG; may be repeated")
-        several("--delete", metavar="KEY", help="give a key its default back; may be repeated")
+        several("-b", "--base", metavar="FILE", help="a file that CONFIG overrides; repeatable")
+        several("--delete", metavar="KEY", help="set a key back to its default; may be repeated")
         about = told.get("dry_run", "print the resolved config and its changes")
         options.add_argument("--dry_run", action="store_true", help=about)
         first = [p.name for p in parameters][: 1 + has_folder + (prepare is not None)]
@@ -210,7 +210,7 @@ def wrap_no_config_registry(
 def wrap_commands(
     *commands: Func, explained: tuple[type[BaseException], ...] = (OSError,)
 ) -> NoReturn:
-    """Makes a program of functions, one a subcommand, and ends the process.
+    """Makes a program of functions, one per subcommand, and ends the process.
 
     argh reads their parameters and the decorators `argh.arg`; a single one needs no name on the
     command line. `explained` are exceptions whose message says it all: exit code 1, no traceback.
@@ -308,7 +308,7 @@ class _Parser(argh.ArghParser):
 
 
 class _CommandsParser(_Parser):
-    """Flags are named like the parameters, without argh's hyphens and letters, but for `-o`."""
+    """Flags are named like the parameters, without argh's hyphens and letters, except `-o`."""
 
     def add_argument(self, *names: str, **options: Any) -> Any:
         if names[-1].startswith("--") and names[-1] != "--help":
@@ -414,7 +414,7 @@ def _split(
     arguments: list[str], names: Config, types: Config, known: _Known, is_strict: bool = True
 ) -> tuple[list[str], list[Override]]:
     """The other arguments and the overrides, which argparse cannot read: `-1e-4` may be a value. If
-    it is not strict, what follows an unknown key stays, for it may be its value or CONFIG."""
+    it is not strict, what follows an unknown key stays: it may be its value, or CONFIG."""
     for option in ("-h", "--help", "--version"):
         if option in arguments:
             return [option], []
@@ -580,9 +580,9 @@ def _tables_of(registry: ConfigRegistry, arguments: Iterable[str]) -> Iterator[_
 
 _HELP_ON_VALUES = """\
 A value is YAML: 1e-4, true, null, text as it is typed, [1, 2] (or 1,2 where a list is expected),
-{a: 1}, or @FILE, which has it. A key that is true or false may be written --key and --no_key, a
-nested one a.b, a/b, or by its last name while no other key has that. -p KEY VALUE is the same as
---KEY=VALUE, -P KEY TEXT takes TEXT as it is. Of a key given twice, the last one counts.
+{a: 1}, or @FILE, a file with the value. True and false may be written --key and --no_key. A nested
+key is a.b, a/b, or only b while no other key ends in that. -p KEY VALUE is the same as
+--KEY=VALUE; -P KEY TEXT takes TEXT as it is. If a key is given twice, the last value counts.
 """
 
 

@@ -1,4 +1,4 @@
-"""Configs: a root that is the schema, named variants, files, overrides and references.
+"""Resolves configs: a root that is the schema, named variants, files, overrides, references.
 
 A config is a nested dictionary of plain data (what JSON can say, without NaN and infinity).
 The root names every key and its default; whatever comes on top (a registered config, a file, the
@@ -204,7 +204,7 @@ def plain(value: Any, key: str) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item, f"{key}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{key}: {value} is not a finite number, and a config holds none else")
+        raise UsageError(f"{key}: {value} is not a finite number; a config holds only finite ones")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     held = "a config holds numbers, text, true, false, null, lists and mappings"
@@ -309,7 +309,7 @@ def resolve_references(config: Config, *, braces: bool = False, strict: bool = T
         return REFERENCE.sub(lambda match: as_text(target(match[1], trail)), value)
 
     def target(key: str, trail: tuple[str, ...]) -> Any:
-        wrong = f"the references {' -> '.join([*trail, key])} go round in a circle"
+        wrong = f"the references {' -> '.join([*trail, key])} form a circle"
         if key not in trail:
             try:
                 return resolved(lookup(config, key), (*trail, key))
@@ -482,7 +482,7 @@ class ConfigRegistry:
         return [*([self._root] if "root" in self else []), *self._schemas]
 
     def completed(self, config: Config) -> Config:
-        """A resolved config of an earlier time; a key that is younger has its default."""
+        """A resolved config of an earlier time, with the defaults of keys that were added since."""
         kind = self._kind_of(config)
         return kind.resolved(merge(kind.defaults, config), strict=False)
 

@@ -28,7 +28,7 @@ def replacing(path: str | Path, sync: bool = True) -> Iterator[Path]:
     reader, and a kill, find the old content or the new. If the block fails, the old one stays. With
     `sync` the new one is on the disk at the end, so that a power cut cannot take it."""
     path = Path(path)
-    # Nobody can lay a link there before, for the name is not known.
+    # Nobody can lay a link there before, because the name is not known.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:

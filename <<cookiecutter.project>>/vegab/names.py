@@ -1,4 +1,4 @@
-"""One way to name a class or function in a config, whatever it is for."""
+"""Finds the class or function that a config names, whatever it is for."""
 
 import contextlib
 import gc
@@ -42,7 +42,7 @@ def resolve(
     `search`). `key` is the config key that it stands at. Raises UsageError with key, name, reason.
 
     A config of a run folder leads into the project and its dependencies only: see `vegab.trust`.
-    The object counts, not the name, for a module has all that it imports."""
+    The object counts, not the name: a module also has all that it imports."""
     known = registered or {}
     if isinstance(name, str) and name in known:
         return known[name]

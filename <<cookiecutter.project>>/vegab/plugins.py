@@ -1,4 +1,4 @@
-"""What happens around a run: its record in the folder, names made for it, links to it."""
+"""Acts around a run: keeps its record in the folder, makes its name, links to it."""
 
 import argparse
 import contextlib

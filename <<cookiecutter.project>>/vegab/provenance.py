@@ -1,4 +1,4 @@
-"""What a run has to remember of where it came from: the source, git, the packages, the machine."""
+"""Records where a run came from: the source, git, the packages, the machine."""
 
 import contextlib
 import os
@@ -58,7 +58,7 @@ def git(*arguments: str, given: bytes = b"", also: Mapping[str, str] = {}) -> by
         raise GitError(f"git cannot be run: {error.strerror}") from None
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise GitError(said[0] if said else f"git {arguments[0]} failed without a word")
+        raise GitError(said[0] if said else f"git {arguments[0]} failed without a message")
     return done.stdout
 
 

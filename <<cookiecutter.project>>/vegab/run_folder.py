@@ -1,4 +1,4 @@
-"""The run folder: who may open it, the lock that dies with its process, and how it is read back."""
+"""Guards run folders: who may open one, a lock that dies with its process; and reads them back."""
 
 import contextlib
 import fcntl

@@ -1,8 +1,8 @@
-"""Knows whose config it is: what a person types may name anything, what a run folder holds may not.
+"""Knows whose config it is: one that is typed may name anything, one in a run folder may not.
 
 A run's `config.json` is data, and whoever sends a run may have written it. Once a process has read
 a config from a run folder, names lead into the project and the dependencies of its `pyproject.toml`
-only, in this process and in those that it starts; all but the names that were typed besides."""
+only, in this process and in those that it starts. Names that were typed in addition are free."""
 
 import functools
 import itertools
@@ -14,7 +14,7 @@ from typing import Any
 
 from vegab.files import CONFIG, LOCK, META, ROOT
 
-# Folders of the project that a config has nothing to name in: this one could be told of trust.
+# A config may name nothing in these folders of the project; in vegab it could name what trusts it.
 NO_CODE = ("data", "results", "vegab")
 FLAG = "VEGAB_CONFINED"
 
@@ -24,12 +24,12 @@ _typed: set[str] = set()
 
 
 def confine() -> None:
-    """Has names lead into the project and its dependencies only, from now on."""
+    """Lets names lead only into the project and its dependencies from now on."""
     os.environ[FLAG] = "1"
 
 
 def is_confined(name: str) -> bool:
-    """Is a name of a config that somebody else may have written?"""
+    """May a name be from a config that somebody else has written?"""
     return bool(os.environ.get(FLAG)) and (_is_inherited or name not in _typed)
 
 
@@ -70,7 +70,7 @@ def is_of_project(path: Path) -> bool:
 
 
 def _is_own(path: Path, package: str) -> bool:
-    # To set PYTHONPATH is to type it, and what it leads to is no distribution to depend on.
+    # To set PYTHONPATH is to type it, and what it leads to is not a dependency.
     entries = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     places = [Path(entry, name) for entry in entries for name in (package, f"{package}.py")]
     is_named = any(path.is_relative_to(place) for place in places)

@@ -56,7 +56,7 @@ def test_augmentation_belongs_to_the_example_not_to_its_batch() -> None:
         ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"features": {"a": np.arange(3)}}, "are x/a: 3, y: 4; expected the same in all"),
         ({"features": np.arange(0), "labels": None}, "are x: 0; .*at least 1"),
-        ({"features": [1, 2, 3]}, "x/0 is the single value 1; make an array of a list"),
+        ({"features": [1, 2, 3]}, "x/0 is the number 1; expected an array"),
     ],
 )
 def test_batches_refuse_what_makes_no_sense(values: dict[str, Any], refusal: str) -> None:

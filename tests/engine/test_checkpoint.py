@@ -258,7 +258,7 @@ def test_what_a_harmed_best_commit_was_is_made_anew_or_named(
     (tmp_path / "model_best.h5").write_bytes(best[:-9])
     restore(tmp_path, model)
     assert not (tmp_path / "model_best.h5").exists()
-    assert "is damaged and cannot be made again: the weights of epoch 1" in caplog.text
+    assert "is corrupt and cannot be made again: the weights of epoch 1" in caplog.text
 
 
 @pytest.mark.parametrize("loss", ["mse", "MAE", "kld"])

@@ -45,7 +45,7 @@ def test_evaluate_and_export_name_the_source_that_has_changed(
     stored = fingerprint.of(model)
     assert stored is not None
     edit_state(model, fingerprint=stored | {"code": stored["code"] | {"src/models.py": "0"}})
-    changed = "src/models.py has changed since the run; this is of the code as it is now"
+    changed = "src/models.py has changed since the run; this is of the present code"
     for words in (("bin/evaluate.py", run), ("bin/export.py", run, tmp_path / "exported")):
         done = quick_command(*words)
         assert done.returncode == 0, done.stderr

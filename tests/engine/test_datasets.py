@@ -204,9 +204,9 @@ def test_what_a_dataset_lacks_is_named() -> None:
     class Nothing(DatasetMixin):
         pass
 
-    with pytest.raises(TypeError, match="Nothing has no __len__"):
+    with pytest.raises(TypeError, match="Nothing has neither __len__"):
         len(Nothing())
-    with pytest.raises(TypeError, match="Nothing has no get_example"):
+    with pytest.raises(TypeError, match="Nothing has neither get_example"):
         Nothing().get_example(0)
     with pytest.raises(TypeError, match="Given gave a tuple as an example; expected a dict"):
         Given((1, 2))[0]

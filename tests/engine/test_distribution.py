@@ -101,7 +101,7 @@ def test_two_workers_are_killed_stopped_and_continued(tmp_path: Path) -> None:
     # It is made again by as many.
     again = forked.run(["bin/reproduce.py", str(killed)], ROOT, os.environ, LIMIT)
     assert (
-        "identical to the bit: history.csv (8 epochs), model.h5, model_best.h5" in again.stdout
+        "identical bit for bit: history.csv (8 epochs), model.h5, model_best.h5" in again.stdout
     ), again.stderr
 
     # By one process it goes on only where that is asked for.

@@ -281,7 +281,7 @@ def test_outputs_are_stored_by_index_and_move_with_the_run(
         f"validation, 10 examples, model.h5 of step 7, in {output}:  "
         "compare/difference 0  compare/number 10"
     )
-    assert "no monitor" in done.stdout
+    assert "has no best checkpoint" in done.stdout
     assert "compare: difference 0  number 10" in done.stdout
     assert not list((run / "eval").glob(".*")) + list(run.glob(".evaluating*"))
     assert str(here) not in (output / "meta.yaml").read_text()

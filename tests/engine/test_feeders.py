@@ -478,7 +478,7 @@ def fixed(shape: list[int], dtype: str = "int64") -> dict[str, Any]:
         ({"features_map": {"number": {"type": "FixdLenFeature"}}}, "did you mean 'Fixed"),
         ({"features_map": {"number": {"type": "x.y:Z"}}}, "number: 'x.y:Z' cannot be imp"),
         ({"features_map": {"number": {"type": "VarLenFeature"}}}, "VarLenFeature.*dtype"),
-        ({"features_map": {"number": fixed([], "int23")}}, "no such dtype as 'int23'"),
+        ({"features_map": {"number": fixed([], "int23")}}, "there is no dtype 'int23'"),
         ({"features_map": {"number": fixed([], "int32")}}, "a record holds int64, float32"),
         (
             {"features_map": {"numbr": INT}},

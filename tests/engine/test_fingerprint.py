@@ -56,7 +56,7 @@ def test_nothing_differs_in_the_same_place(config: dict[str, Any], run: Path) ->
     ("changes", "phrase"),
     [
         ({"versions": {"tensorflow": "1.0"}}, "versions tensorflow: 1.0, now "),
-        ({"data": "0"}, "the data is another"),
+        ({"data": "0"}, "the data has changed"),
         ({"code": {"src/models.py": "0"}}, "src/models.py has changed"),
         ({"code": {"engine": "0"}}, "the engine is another version"),
         ({"processor": ["abacus"]}, "processor: abacus, now "),
@@ -74,9 +74,9 @@ def test_what_differs_is_named_and_may_be_accepted(
 
 
 def test_an_inexact_resume_is_on_record(config: dict[str, Any], run: Path) -> None:
-    train(config | {"num_epochs": 3}, run, inexact=["the data is another"])
+    train(config | {"num_epochs": 3}, run, inexact=["the data has changed"])
     state = read_state(run / "model.h5")
-    assert state["inexact"] == [{"global_step": 80, "differs": ["the data is another"]}]
+    assert state["inexact"] == [{"global_step": 80, "differs": ["the data has changed"]}]
 
 
 def test_settings_are_those_of_the_commit(config: dict[str, Any], run: Path) -> None:

@@ -674,7 +674,7 @@ def test_fixed_examples_of_a_split_that_is_not_there_are_a_note(
 ) -> None:
     config = full(fixed_example_indices={"train": [1], "validation": [0]})
     assert build(config).iterator.get_fixed_examples()["index_"].tolist() == [1]
-    assert "fixed_example_indices has validation, which is no split" in caplog.text
+    assert "fixed_example_indices has validation, which is not a split" in caplog.text
 
 
 def test_fixed_examples_are_drawn_from_each_split_by_the_seed(full: Full, tmp_path: Path) -> None:
@@ -928,7 +928,7 @@ def test_the_rate_goes_in_a_straight_line(
         rates[step] = iterator.learning_rate
     assert rates == pytest.approx(expected, abs=1e-7)
     is_without_end = "lr_decay_end" in changes and "lr_end" not in changes
-    assert ("the rate stays at lr, for there is no lr_end" in caplog.text) == is_without_end
+    assert ("the rate stays at lr, because there is no lr_end" in caplog.text) == is_without_end
 
 
 def test_steps_are_made_at_the_rate_that_the_history_tells(full: Full, tmp_path: Path) -> None:

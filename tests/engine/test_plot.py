@@ -425,12 +425,12 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(
     for patterns, options, sentence in (
         (["run"], {"output": "x.jpg"}, "x.jpg ends with none of .png, .pdf, .svg"),
         (["run"], {"output": "none/x.png"}, "none/x.png is not a file that could"),
-        (["run"], {"smooth": 1}, "--smooth=1 is no weight from 0 to below 1"),
-        (["run"], {"smooth": math.nan}, "--smooth=nan is no weight"),
+        (["run"], {"smooth": 1}, "--smooth=1 is not a weight in [0, 1)"),
+        (["run"], {"smooth": math.nan}, "--smooth=nan is not a weight"),
         (["run"], {"metric": ["val_los"]}, "no run has the metric 'val_los'; did you mean"),
         (["diverged"], {"metric": ["gone"]}, "no run has a finite value of 'gone'"),
         (["diverged"], {}, "no run has a finite value of 'gone'"),
-        (["empty"], {}, "no run has a history with a metric to draw"),
+        (["empty"], {}, "no run monitors a metric that could be drawn"),
         (["runn"], {}, "did you mean 'run'"),
     ):
         with pytest.raises(UsageError, match=re.escape(sentence)):

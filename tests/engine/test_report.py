@@ -232,7 +232,7 @@ def test_a_value_of_one_run_has_no_chart(tmp_path: Path) -> None:
         make_run(tmp_path / str(index), [index], rate=0.1 + index, n=index % 2)
     shown = effects_in(tmp_path)
     assert [axis["key"] for axis in shown["axes"]] == ["n"]
-    assert shown["undrawn"] == ["rate (one run a value)"]
+    assert shown["undrawn"] == ["rate (one run per value)"]
 
 
 def test_more_is_better_where_the_metric_says_so(tmp_path: Path) -> None:

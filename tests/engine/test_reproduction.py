@@ -262,7 +262,7 @@ def test_a_run_is_identical_with_its_own_code(
         "not from the run folder: data from the project as it is now",
         "packages, Python and processor are the same",
         "data, devices and settings are the same",
-        "identical to the bit: history.csv (4 epochs), model.h5, model_best.h5",
+        "identical bit for bit: history.csv (4 epochs), model.h5, model_best.h5",
     ]
     assert files_below(run) == before
     assert not list(tmp_path.glob("reproduce-*")), "nothing is left where all is identical"
@@ -321,7 +321,7 @@ def test_a_fork_begins_again_with_the_state_that_it_had(later: Path, do: Do) -> 
     done = do("bin/reproduce.py", "results/fork", "--epochs=3")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(
-        "identical to the bit: history.csv (3 epochs), checkpoints/model-30.h5\n"
+        "identical bit for bit: history.csv (3 epochs), checkpoints/model-30.h5\n"
     )
 
 
@@ -337,7 +337,9 @@ def test_a_run_that_failed_is_compared_as_far_as_it_came(later: Path, do: Do) ->
     done = do("bin/reproduce.py", "results/failed", end_at=FAILURE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "results/failed: failed, 3 of 3 epochs, 3 attempts" in done.stdout
-    assert done.stdout.endswith("identical to the bit: history.csv (3 epochs), model_previous.h5\n")
+    assert done.stdout.endswith(
+        "identical bit for bit: history.csv (3 epochs), model_previous.h5\n"
+    )
 
 
 def test_another_weight_is_a_difference_where_it_is_kept(
@@ -379,7 +381,7 @@ def test_an_edited_cell_is_named_and_the_first_epochs_can_be_compared_alone(
     assert first.returncode == 0, first.stdout + first.stderr
     assert "results/edited: finished, 1 of 4 epochs" in first.stdout
     assert first.stdout.endswith(
-        "identical to the bit: history.csv (1 epoch)\n"
+        "identical bit for bit: history.csv (1 epoch)\n"
         "the weights after epoch 1 are not kept in results/edited, and were not compared\n"
     )
 
@@ -409,9 +411,9 @@ def test_other_data_are_the_likely_cause(
     done = do("bin/reproduce.py", RUN, "--epochs=1")
     path.write_bytes(good)
     assert done.returncode == 1, done.stderr
-    assert "not as it was then: the data is another\n" in done.stdout
+    assert "not as it was then: the data has changed\n" in done.stdout
     assert "different: history.csv, epoch 1, loss: " in done.stdout
-    assert "likely cause: the data is another\n" in done.stdout
+    assert "likely cause: the data has changed\n" in done.stdout
 
 
 def test_what_cannot_be_made_again_is_refused_and_left_alone(
@@ -446,7 +448,7 @@ def test_what_cannot_be_made_again_is_refused_and_left_alone(
         (later / "results" / name / "meta.json").write_text(json.dumps(meta))
     refusals = [
         (("results/nowhere", 0), "results/nowhere is not a run folder"),
-        (("results/damaged", 0), "model.h5 is damaged"),
+        (("results/damaged", 0), "model.h5 is corrupt"),
         (("results/torn", 0), "cannot read results/torn/config.json"),
         (("results/garbled", 0), "cannot read results/garbled/history.csv"),
         (("results/empty", 0), "results/empty has no model.h5"),

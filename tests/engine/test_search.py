@@ -199,7 +199,7 @@ def test_a_search_that_is_killed_goes_on(command: Command, tmp_path: Path) -> No
     assert len((early / "history.csv").read_text().splitlines()) == epochs + 1 < 5
     again = command("bin/reproduce.py", early)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "identical to the bit: history.csv" in again.stdout
+    assert "identical bit for bit: history.csv" in again.stdout
     assert "model.h5" in again.stdout
 
 
@@ -256,7 +256,7 @@ def test_a_search_under_fire_chooses_none_twice_and_each_is_made_again_to_the_bi
     for run in sorted(whole, key=lambda path: path not in early)[:made_again]:
         again = command("bin/reproduce.py", run)
         assert again.returncode == 0, again.stdout + again.stderr
-        assert "identical to the bit: history.csv" in again.stdout
+        assert "identical bit for bit: history.csv" in again.stdout
 
 
 class Simulated(Launcher):

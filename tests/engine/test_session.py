@@ -377,4 +377,4 @@ def test_a_setting_that_nobody_reads_is_named(quick_command: Command, tmp_path: 
     words += [f"--model={HERE}.half", "--fold=0", "--lr_schedule=null", "--no_tensorboard"]
     done = quick_command(*words)
     assert done.returncode == 0, done.stderr
-    assert (done.stdout + done.stderr).count("n_filters: set, but nothing") == 1
+    assert (done.stdout + done.stderr).count("n_filters: set, but neither") == 1

@@ -644,7 +644,7 @@ def test_validate_names_each_bad_file_and_why(main: Command, path: Path) -> None
         (["inspect", "nothing"], "there is no file nothing"),
         (["inspect", f"data/toy/{METADATA}"], "holds no records"),
         (["from-images", "nothing", "{new}"], "there is no folder nothing"),
-        (["from-images", "data", "data/toy"], "data/toy is there already"),
+        (["from-images", "data", "data/toy"], "data/toy already exists"),
         (["from-images", "data/toy/compressed_toy", "{new}"], "has no subfolder"),
         (["from-images", "data", "data/new"], "lies in data"),
         (["from-images", "data", "{new}", "--split=1"], "below 1"),
@@ -687,7 +687,7 @@ def test_inspect_shows_names_types_and_numbers(main: Command, tmp_path: Path) ->
     write_records(path, [b"\xff\xff\xff"])
     done = main("inspect", path)
     assert done.returncode == 1
-    assert f"{path}: the record at byte 0 is no tf.train.Example" in done.stderr
+    assert f"{path}: the record at byte 0 is not a tf.train.Example" in done.stderr
 
 
 @pytest.mark.parametrize("compression", ["", "GZIP"])

@@ -228,7 +228,7 @@ def test_a_checkpoint_that_would_is_refused_as_it_is_read(
     train(config | {"num_epochs": 1}, tmp_path, callbacks=[callback])  # which has arrays
     edit_state(tmp_path / "model.h5", **change)
     commit_file.verify(tmp_path / "model.h5")
-    with pytest.raises(commit_file.DamagedCheckpointError, match=r"is none of ours|no checkpoint"):
+    with pytest.raises(commit_file.DamagedCheckpointError, match="is not a checkpoint of"):
         commit_file.read_state(tmp_path / "model.h5")
 
 

@@ -258,7 +258,7 @@ def test_what_deephub_did_and_is_not_done_here_is_said_before_the_first_step(
 
 def test_half_of_early_stopping_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     build(variant(train__early_stopping_metric="loss"), str(tmp_path))
-    assert "only one is given; the metric by itself stops nothing" in caplog.text
+    assert "only one is given; the metric without steps stops nothing" in caplog.text
     with pytest.raises(UsageError, match=r"train\.early_stopping_metric is 'val_los'"):
         build(variant(train__early_stopping_metric="los", monitor="loss")).with_work()
 
@@ -333,7 +333,7 @@ def test_names_of_edflow_lead_to_their_homes(
         ({"train__train_feeder__batch_size": 11}, r"train\.train_feeder .*batch_size is 11"),
         ({"train__lr_schedule": "fast"}, "fast"),
         ({"train__fine_tune": "nothing"}, "matches no weight"),
-        ({"train__fine_tune": "("}, "is no regular expression"),
+        ({"train__fine_tune": "("}, "is not a regular expression"),
         ({"monitor": "beauty"}, "set monitor_mode|Set monitor_mode"),
     ],
 )
@@ -440,7 +440,7 @@ def test_a_warm_start_that_takes_nothing_or_another_shape_is_refused(
     keras.models.load_model(other / "model.h5").save(other / "model.keras")
     model = build(variant(model__hidden_neurons=7)).model
     before = weights_of(model)
-    with pytest.raises(ValueError, match="has no weight for 'nothing'"):
+    with pytest.raises(ValueError, match="has no weight of the model that 'nothing' matches"):
         warm_start(model, other / kind, "nothing")
     with pytest.raises(ValueError, match="hidden"):
         warm_start(model, other / kind, "hidden")
@@ -549,7 +549,7 @@ def test_an_exported_model_needs_nothing_of_the_project(
         np.testing.assert_array_equal(value, weights_of(model)[name])
 
     taken = quick_command("bin/export.py", other, tmp_path / "out")
-    assert taken.returncode == 2 and "is there already; give a new folder" in taken.stderr
+    assert taken.returncode == 2 and "already exists; give a new folder" in taken.stderr
 
 
 def test_evaluation_tells_the_figures_of_the_eval_feeder(

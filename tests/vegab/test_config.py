@@ -175,7 +175,7 @@ def test_overrides_are_read_as_yaml_of_the_default_s_type(
         ("model.zz", "1", "unknown key 'model.zz'"),
         ("weights", "@/nowhere/file.yaml", "cannot read /nowhere/file.yaml"),
         ("optimizer", "${n_filter}", "${n_filter} refers to a key that is not there; did you mean"),
-        ("optimizer", "${optimizer}", "the references optimizer -> optimizer go round in a circle"),
+        ("optimizer", "${optimizer}", "the references optimizer -> optimizer form a circle"),
         ("n_filters", "${optimizer}", "n_filters: adam was given, an integer is expected"),
     ],
 )
@@ -475,7 +475,7 @@ def test_registered_configs_and_folders_can_be_of_such_a_kind(
         (FLOW + "log_freq: '{note}'\n", "log_freq: text was given, an integer is expected"),
         (FLOW + "log_freq: '{nothing}'\n", 'log_freq: "{nothing}" was given, an integer is'),
         (FLOW + "other: ${nothing}\n", "${nothing} refers to a key that is not there"),
-        (FLOW + "other: '{other}'\n", "the references other -> other go round in a circle"),
+        (FLOW + "other: '{other}'\n", "the references other -> other form a circle"),
         (FLOW + "stages: {1.5: x}\n", "stages: the key 1.5 is not a word"),
     ],
 )

@@ -1,6 +1,6 @@
 """Takes out, and puts back, what a callback or hook remembers between epochs.
 
-Of Keras' own callbacks, the fields are listed here, for a stranger's checkpoint must not set paths.
+The fields of Keras' own callbacks are listed here: a stranger's checkpoint must not set paths.
 A callback of one's own takes part by `get_state` and `set_state`."""
 
 import logging
@@ -48,7 +48,7 @@ def put(callback: Any, state: Mapping[str, Any]) -> None:
     fields, name = fields_of(callback), type(callback).__name__
     if foreign := [key for key in state if key not in fields]:
         raise DamagedCheckpointError(
-            f"the checkpoint is none of ours: it would set {', '.join(foreign)} of {name}, of "
+            f"this is not a checkpoint of ours: it would set {', '.join(foreign)} of {name}, of "
             f"which {', '.join(fields) or 'nothing'} is saved; put a good copy back"
         )
     for key, value in state.items():
@@ -86,13 +86,13 @@ def attributes_of(thing: Any) -> dict[str, Any]:
 
 
 def plain_attributes(thing: Any) -> dict[str, str]:
-    """Return the plain values among an object's attributes as text, so that it tells a change."""
+    """Return the plain values among an object's attributes as text, which shows any change."""
     values = {name: _as_text(value) for name, value in attributes_of(thing).items()}
     return {name: text for name, text in values.items() if text is not None}
 
 
 def _as_text(value: Any) -> str | None:
-    """Return numbers, text, arrays, generators and what holds such as text; None: it is neither."""
+    """Return numbers, text, arrays, generators and what holds such as text; None for others."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape} {hash(value.tobytes())}"
     if value is None or isinstance(value, int | float | complex | str | bytes | np.generic):

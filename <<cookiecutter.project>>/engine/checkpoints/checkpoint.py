@@ -60,7 +60,7 @@ class Checkpoint:
 
     Before `prepare`, all variables of a Keras model are made. With another model, or None, there
     are only `variables()`: by group, lists, or mappings by path. If `only_finite`, weights that are
-    trained have to be finite numbers. `note_files` is called before a checkpoint is to be seen,
+    trained have to be finite numbers. `note_files` is called before a checkpoint can be seen,
     with its digest, the snapshot's `files`, and the digest of the checkpoint before it."""
 
     def __init__(
@@ -149,7 +149,7 @@ class Checkpoint:
         self._last = self.snapshot(state)
 
     def commit_end(self) -> None:
-        """Write the last checkpoint again, if weights changed after its step, with these."""
+        """Write the last checkpoint again with the present weights, if these changed after it."""
         last, weights = self._last, self._groups.get("weights", {})
         if last is None or not weights:
             return
@@ -172,14 +172,14 @@ class Checkpoint:
             pending.result()
 
     def finish(self) -> None:
-        """Have the last checkpoint on the disk, and the views too. Raises OSError if that fails."""
+        """Wait until the last checkpoint and the views are on the disk; OSError if that fails."""
         self.wait()
         if self._workers.is_chief:
             for path in (self.folder / HISTORY_CSV, self.folder / LOOP_STATE, self.folder):
                 sync_to_disk(path)
 
     def close(self) -> None:
-        """Finish what was started, and let the writing thread go. Raises nothing."""
+        """Finish what was started, and end the writing thread. Raises nothing."""
         self._executor.shutdown()
 
     def read(self) -> dict[str, Any] | None:
@@ -226,7 +226,7 @@ class Checkpoint:
         )
 
     def take_along(self, state: Entries, best_epoch: int | None) -> None:
-        """Link, of the run whose checkpoint was read, those that it kept and the best one."""
+        """Link the kept checkpoints and the best one of the run whose checkpoint was read."""
         path = self.found
         assert path is not None
         if not self._workers.is_chief:
@@ -253,8 +253,8 @@ class Checkpoint:
             if group == "others":
                 if late := ", ".join(sorted(saved.keys() - wanted.keys())):
                     log.warning(
-                        f"{late} is in the checkpoint, but is not there before the first step: a "
-                        "resumed run may differ; make it earlier"
+                        f"{late} is in the checkpoint, but does not exist before the first step: a "
+                        "resumed run may differ; create it earlier"
                     )
                 names = [name for name in wanted if name in saved]
                 saved, wanted = ({n: each[n] for n in names} for each in (saved, wanted))
@@ -344,7 +344,7 @@ class Checkpoint:
     def _require_same_folder(self) -> None:
         if not self.is_in_its_folder:
             raise OSError(
-                f"{self.folder} was renamed or replaced while this process trains in it; nothing "
+                f"{self.folder} was renamed or replaced while this process trained in it; nothing "
                 "is written there any more; give it its name back, and type the same command"
             )
 
@@ -377,7 +377,7 @@ class Checkpoint:
 
 
 def latest_good(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint, None before the first; damaged ones are set aside."""
+    """Return the latest whole checkpoint, None before the first; corrupt ones are set aside."""
     damaged = []
     for path in (folder / commits.LATEST, folder / commits.PREVIOUS):
         if not path.exists():
@@ -401,7 +401,7 @@ def latest_good(folder: Path) -> Path | None:
 
 
 def look_after_best(folder: Path, best_epoch: int) -> None:
-    """Link `model_best.h5` again if it was lost or damaged; if that cannot be, say so once."""
+    """Link `model_best.h5` again if it is lost or corrupt; if that is impossible, say so once."""
     path = folder / commits.BEST
     try:
         verify(path)
@@ -412,7 +412,7 @@ def look_after_best(folder: Path, best_epoch: int) -> None:
     except FileNotFoundError:
         harm = "is gone"
     except DamagedCheckpointError:
-        harm = "is damaged"
+        harm = "is corrupt"
         os.replace(path, path.with_name(f"{path.name}.damaged"))
     if found := _end_of(best_epoch, (folder / commits.LATEST, folder / commits.PREVIOUS)):
         link(found, path)
@@ -493,14 +493,14 @@ def _require_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Pat
     shapes = {name: tuple(variable.shape) for name, variable in wanted.items()}
     if differing := sorted(f"{n} {shape}" for n, shape in {*saved.items()} ^ {*shapes.items()}):
         raise ValueError(
-            f"{path} was written by another model or optimizer, or by one that is made only during "
-            f"training, where it should be made before; these are in one of them only: "
+            f"{path} was written by another model or optimizer, or by one whose variables are made "
+            f"during training, and should be made before; these are in one of the two only: "
             f"{', '.join(differing[:6])}"
         )
 
 
 def _leads_to(state: Entries, earlier: Entries) -> bool:
-    """Whether a state can be one of the same run before another, or that itself."""
+    """Whether `earlier` can be an earlier state of the same run as `state`, or the same one."""
     rows = earlier["history"]
     has_same_rows = repr(state["history"][: len(rows)]) == repr(rows)  # a NaN does not equal itself
     return has_same_rows and earlier["global_step"] <= state["global_step"]
@@ -511,7 +511,7 @@ def _without_history(state: Entries) -> dict[str, Any]:
 
 
 def _plain(leaf: Any) -> Any:
-    """Return a JSON value as it is, of an array its dtype and shape."""
+    """Return a JSON value as it is, and an array as its dtype and shape."""
     if not isinstance(leaf, np.ndarray | np.generic):
         return leaf
     return f"{leaf.dtype} of shape {leaf.shape}" if leaf.shape else leaf.item()

@@ -1,4 +1,4 @@
-"""Where two runs differ first, and the histories that are compared. Needs no NumPy."""
+"""Finds where two runs differ first, and reads their histories. Needs no NumPy."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ class Difference(NamedTuple):
 
 
 def rows_in(run: Path) -> list[Cells]:
-    """Return the rows of `history.csv`, if any, as text, but a last one that is half written."""
+    """Return the rows of `history.csv`, if any, as text, except a last one that is half written."""
     path = run / "history.csv"
     try:
         text = read_bytes(path, run).decode()

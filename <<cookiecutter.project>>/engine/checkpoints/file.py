@@ -26,7 +26,7 @@ ARRAY = "__array__"  # stands in the JSON for an array, with its number
 
 
 class DamagedCheckpointError(OSError):
-    """A file that is no checkpoint, or whose bytes are not those that were written."""
+    """A file that is not a checkpoint, or whose bytes are not those that were written."""
 
 
 def verify(path: Path) -> None:
@@ -38,7 +38,7 @@ def verify(path: Path) -> None:
             raise DamagedCheckpointError(f"{path} {reason}")
         digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
     if head.rstrip(b"\0") != SIGNATURE + digest:
-        raise DamagedCheckpointError(f"{path} is damaged: its bytes are not those once written")
+        raise DamagedCheckpointError(f"{path} is corrupt: its bytes are not those once written")
     with h5py.File(path, "r") as file:
         _refuse_foreign(file)
 
@@ -56,7 +56,7 @@ def require_inside(names: Iterable[Any]) -> None:
     for name in names:
         if leads_out(name):
             raise DamagedCheckpointError(
-                f"the checkpoint is none of ours: it would write the file {name!r}, which lies "
+                f"this is not a checkpoint of this project: it would write the file {name!r}, "
                 "outside of the folder for it; put a good copy back"
             )
 
@@ -75,9 +75,9 @@ def read_state(path: Path) -> dict[str, Any]:
             num_rows = state.pop("num_rows")
             state["history"] = rows_of(state.pop("columns"), file[HISTORY][:num_rows])
             if not all(isinstance(state.get(key, 0), int) for key in ("epoch", "global_step")):
-                raise ValueError("epoch and step, of which names of files are made, are no numbers")
+                raise ValueError("epoch and global_step, which name files, are not whole numbers")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedCheckpointError(f"{path} is no checkpoint of ours: {error}") from error
+        raise DamagedCheckpointError(f"{path} is not a checkpoint of ours: {error}") from error
     files = (state.get("steps") or {}).get("iterator", {}).get("files")
     if isinstance(files, dict) and all(hasattr(content, "dtype") for content in files.values()):
         require_inside(files)  # those of a `TemplateIterator`: refused before anything begins
@@ -85,7 +85,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def is_done(state: Mapping[str, Any], num_epochs: int | None, num_steps: int | None) -> bool:
-    """Whether nothing is left to train of so many epochs or, if that is not None, steps."""
+    """Whether nothing is left to train, by the number of steps, or if that is None, of epochs."""
     if state["stop_reason"]:
         return True
     if num_steps is not None:
@@ -112,7 +112,7 @@ def commits_of(run: Path) -> list[Commit]:
     """Return the checkpoints of a run that can be read, unverified; most steps first."""
     found = []
     for path in (run / LATEST, run / PREVIOUS, run / BEST, *sorted((run / KEPT).glob("*.h5"))):
-        with contextlib.suppress(OSError, RuntimeError):  # missing or damaged
+        with contextlib.suppress(OSError, RuntimeError):  # missing or corrupt
             found.append((path, read_state(path)))
     if not found:
         return []
@@ -126,7 +126,7 @@ def commits_of(run: Path) -> list[Commit]:
 
 
 def commit_after(run: Path, epoch: int) -> Commit:
-    """Return the whole checkpoint after an epoch, of 0 the latest; ValueError if none is kept."""
+    """Return the checkpoint after an epoch (0: the latest), verified; ValueError without one."""
     commits = commits_of(run)
     for commit in commits:
         if not epoch or (commit.ends_epoch and commit.epoch == epoch):
@@ -184,7 +184,7 @@ def _refuse_foreign(file: h5py.File) -> None:
 
     def refuse_if(is_foreign: bool, what: str) -> None:
         if is_foreign:
-            raise DamagedCheckpointError(f"{file.filename} is no checkpoint of ours: {what}")
+            raise DamagedCheckpointError(f"{file.filename} is not a checkpoint of ours: {what}")
 
     def look(group: h5py.Group) -> None:
         address = h5py.h5o.get_info(group.id).addr

@@ -27,7 +27,7 @@ class HistoryArray:
         for row in history[len(self.values) :]:
             for key, value in row.items():
                 if not isinstance(value, int | float):
-                    raise TypeError(f"{key} is {value!r}; the history holds numbers only")
+                    raise TypeError(f"{key} is {value!r}; the history holds only numbers")
                 self.columns.setdefault(key, isinstance(value, int))
             more = len(self.columns) - self.values.shape[1]
             wide = np.pad(self.values, ((0, 0), (0, more)), constant_values=MISSING)
@@ -73,7 +73,7 @@ HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "dice", "r
 
 
 def is_lower_better(monitor: str | None, mode: str = "auto") -> bool:
-    """Whether less of a metric is better; ValueError if in "auto" its name does not tell."""
+    """Whether less of a metric is better; ValueError if "auto" cannot tell by its name."""
     if monitor is None or mode != "auto":
         return mode != "max"
     lower = any(part in monitor.lower() for part in LOWER_IS_BETTER)

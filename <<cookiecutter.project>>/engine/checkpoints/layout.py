@@ -41,11 +41,11 @@ class _Sparse(NamedTuple):
 
 
 class CommitLayout:
-    """Puts checkpoints of one model, all of whose variables are made, together.
+    """Puts together checkpoints of one model, all of whose variables are made.
 
     `training_state` has every variable by its path. The datasets that Keras reads are links to
     these, or, where Keras cannot read ours (bfloat16), and `at_end`, arrays of their own.
-    `unreadable` says why `load_model` cannot open the file, if so."""
+    `unreadable` says why `load_model` cannot open the file, if it cannot."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ def _without_arrays(content: io.BytesIO, names: Sequence[str]) -> tuple[_Sparse,
 
 
 def _write_model(model: keras.Model, file: h5py.File) -> tuple[list[list[str]], str]:
-    """Write what Keras does of a model; return the datasets of each weight, and why it cannot."""
+    """Write a model as Keras does; return the datasets of each weight, and why Keras cannot."""
     none: list[list[str]] = [[] for _ in model.weights]
     if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
         return none, "it is subclassed, and load_model cannot build its layers"
@@ -194,7 +194,7 @@ def _datasets_of_weights(model: keras.Model, file: h5py.File) -> dict[int, list[
 
 
 def _link(file: h5py.File, copies: Sequence[str], name: str) -> None:
-    """Have several datasets be another one."""
+    """Make several datasets links to another one."""
     for copy in copies:
         if file[copy].id != file[name].id:
             del file[copy]
@@ -211,7 +211,7 @@ def _own_copy(file: h5py.File, index: int, variable: Any, copies: Sequence[str])
 
 
 def _stored(dtype: np.dtype) -> np.dtype:
-    """Return the dtype that HDF5 stores the bytes of another in, as bfloat16's."""
+    """Return the dtype as which HDF5 stores the bytes of another, such as bfloat16."""
     return np.dtype(f"u{dtype.itemsize}") if dtype.kind == "V" else dtype
 
 

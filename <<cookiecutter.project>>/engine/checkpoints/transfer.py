@@ -18,9 +18,9 @@ _frozen: WeakKeyDictionary[keras.Model, list[Any]] = WeakKeyDictionary()
 
 
 def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str:
-    """Assign weights of a checkpoint, a run's latest one, a `.keras` or a `.weights.h5` file to a
-    model's that have the same path, which matches a regular expression from its beginning on;
-    return a sentence that tells which.
+    """Assign the weights in a checkpoint, a run's latest one, a `.keras` or a `.weights.h5` file to
+    those of a model that have the same path, if that matches a regular expression from its
+    beginning on; return a sentence that says how many.
 
     Raises ValueError if none is taken, or one has another shape; OSError without a checkpoint."""
     wanted = {w.path: w for w in model.weights if matching(pattern, w.path, "--warm_start_vars")}
@@ -36,13 +36,13 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str
     if not taken:
         names = _some([weight.path for weight in model.weights])
         raise ValueError(
-            f"{path} has no weight for {pattern!r}; the model's are {names}, the file's "
-            f"{_some(sorted(saved))}"
+            f"{path} has no weight of the model that {pattern!r} matches; the model's are {names}, "
+            f"the file's {_some(sorted(saved))}"
         )
     for name in taken:
         if saved[name].shape != wanted[name].shape:
             raise ValueError(
-                f"{path} has {name} of the shape {saved[name].shape}, the model of "
+                f"{path} has {name} with the shape {saved[name].shape}, the model with "
                 f"{tuple(wanted[name].shape)}; exclude it by --warm_start_vars"
             )
     for name in taken:
@@ -96,11 +96,11 @@ def as_if_none_were_frozen(model: Any) -> Iterator[None]:
 
 
 def matching(pattern: str, path: str, key: str) -> bool:
-    """Whether a path matches a regular expression from its beginning on; refuses what is none."""
+    """Whether a path matches a regular expression from its beginning on; refuses an invalid one."""
     try:
         return re.match(pattern, path) is not None
     except re.error as error:
-        raise ValueError(f"{key}: {pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"{key}: {pattern!r} is not a regular expression: {error}") from None
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Which GPUs a run may use, chosen before TensorFlow is imported, and several of them at once."""
+"""Chooses the GPUs that a run may use, before TensorFlow is imported, and uses several at once."""
 
 import contextlib
 import os

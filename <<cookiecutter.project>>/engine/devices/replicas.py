@@ -1,6 +1,6 @@
 """Keeps copies of a model on several devices the same: every replica makes the same update.
 
-Metrics differ, for each counts its part of a batch; a checkpoint holds those of every replica."""
+Metrics differ, because each counts its part of a batch; a checkpoint has those of every replica."""
 
 import contextlib
 import functools
@@ -31,7 +31,7 @@ def make_seed_generator() -> None:
 def prepare(model: Any) -> None:
     """Make a model fit for several devices; UsageError if its steps cannot be shared out."""
     if model.run_eagerly:
-        raise UsageError("a model with run_eagerly trains on one device; compile it without")
+        raise UsageError("a model with run_eagerly trains on one device; compile it without that")
     if getattr(model.optimizer, "gradient_accumulation_steps", None):
         raise UsageError("accumulate_steps needs one device; give a larger batch_size instead")
     if getattr(model.optimizer, "ema_overwrite_frequency", None):
@@ -64,14 +64,14 @@ def part_of(size: tf.Tensor, whole: tf.Tensor) -> Iterator[None]:
 
 
 def _scale_loss(scale_loss: Callable[[tf.Tensor], tf.Tensor], loss: tf.Tensor) -> tf.Tensor:
-    """Have the loss of a part count by its examples; for Keras, each part has as many."""
+    """Weight the loss of a part by its examples; Keras assumes that all parts have as many."""
     return scale_loss(loss * tf.cast(getattr(_part, "weight", 1.0), loss.dtype))
 
 
 def _apply(
     apply: Callable[..., None], add_up: Callable[..., Any], gradients: Sequence, variables: Sequence
 ) -> None:
-    """Make an update by gradients of the whole batch; Keras would clip each replica's before."""
+    """Update by the gradients of the whole batch; Keras would clip those of each replica."""
     if tf.distribute.get_replica_context() is not None:
         gradients = [sums for sums, _ in add_up(list(zip(gradients, variables, strict=True)))]
     apply(gradients, variables)
@@ -142,8 +142,8 @@ class Agreement:
         if differs.any():
             variable = self.variables[int(differs.argmax())]
             raise UsageError(
-                f"{getattr(variable, 'path', variable.name)} is not the same on all devices: what "
-                "sets it goes by the part of a batch that a device sees; train this model on one"
+                f"{getattr(variable, 'path', variable.name)} is not the same on all devices: it "
+                "depends on the part of a batch that a device sees; train this model on one"
             )
 
 
@@ -159,7 +159,7 @@ def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:
 
 
 def assign(variable: Any, values: np.ndarray, workers: Workers) -> None:
-    """Give each replica here its value back; of another number of replicas, the first the sum."""
+    """Give each replica here its value back; if their number differs, the first gets the sum."""
     if len(values) != workers.num_replicas:
         first = values.sum(axis=0, dtype=values.dtype)
         values = np.stack([first, *[np.zeros_like(first)] * (workers.num_replicas - 1)])

@@ -1,4 +1,4 @@
-"""Has several processes, which run the same command, train one model, on one machine or many. Only
+"""Lets several processes that run the same command train one model, on one machine or many. Only
 the first one, the chief, writes the run folder."""
 
 import contextlib
@@ -74,7 +74,7 @@ def strategy() -> "tf.distribute.Strategy":
         num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
         rpc_layer="grpc",
     )
-    log.info("all are there; if one dies now, this ends within %d s", SECONDS_TO_REGISTER)
+    log.info("all are there; if one dies now, the others end within %d s", SECONDS_TO_REGISTER)
     try:
         with keras_private.exiting_after(SECONDS_TO_REGISTER, INTERRUPTED):
             met = tf.distribute.MultiWorkerMirroredStrategy(resolver)
@@ -151,7 +151,7 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
 
 
 def _meet(rank: int, addresses: Sequence[str]) -> None:
-    """Return when all are there: TensorFlow's own waiting heeds no signal, and no time."""
+    """Wait until all are there: TensorFlow's own waiting ends at no signal and no time limit."""
     awaited = ", ".join(addresses[1:] if rank == 0 else addresses[:1])
     log.info("worker %d of %d waits for %s", rank, len(addresses), awaited)
     with _socket(rank, addresses) as mine:
@@ -161,7 +161,7 @@ def _meet(rank: int, addresses: Sequence[str]) -> None:
             answer, missing = _ask(rank, addresses[0], HERE, SECONDS_TO_COME), [addresses[0]]
     if answer == GO:
         return
-    reason = f"{', '.join(missing)} did not come in {SECONDS_TO_COME} s"
+    reason = f"{', '.join(missing)} did not connect in {SECONDS_TO_COME} s"
     if answer == REFUSED:
         reason = "another worker was refused, and says why"
     log.error("%s; start all workers again", reason)
@@ -177,14 +177,14 @@ def _socket(rank: int, addresses: Sequence[str]) -> socket.socket:
     except OSError as error:
         raise UsageError(
             f"worker {rank} is to listen on port {port} ({addresses[rank]}), and cannot: "
-            f"{os.strerror(error.errno or 0)}; wait for who has it, or name another port for all"
+            f"{os.strerror(error.errno or 0)}; wait until it is free, or name another one for all"
         ) from None
 
 
 def _lead(
     mine: socket.socket, addresses: Sequence[str], answer: bytes = GO
 ) -> tuple[bytes, list[str]]:
-    """Hear of all other workers, and answer them; return what, and who did not come."""
+    """Wait for all other workers, and answer them; return the answer, and who did not come."""
     mine.settimeout(0.2)
     there: dict[int, socket.socket] = {}
     until = time.monotonic() + SECONDS_TO_COME
@@ -268,7 +268,7 @@ def _tells_of_another(error: BaseException | None) -> bool:
 
 @functools.cache
 def _adder(strategy: Any) -> Callable[["np.ndarray"], Any]:
-    """Return a function that adds up matrices of integers, of each replica one."""
+    """Return a function that adds up matrices of integers, one from each replica."""
     import tensorflow as tf
 
     def on_replica(rows: tf.Tensor) -> tf.Tensor:

@@ -21,19 +21,19 @@ class Run:
     """What hooks may look at; one object for the whole run, kept up to date by the loop."""
 
     root: Path  # the run folder
-    model: Any  # in training
-    num_epochs: int  # when the run is finished
+    model: Any  # the one that is trained
+    num_epochs: int  # after which the run is finished
     steps_per_epoch: int
     history: list[dict[str, Any]]  # a row per finished epoch
     global_step: int  # steps done since the run began, over all attempts
     best_epoch: int | None  # by `monitor` so far
     monitor: str | None  # column of the history that says how good the model is
-    num_steps: int | None = None  # when the run is finished; None: those of `num_epochs` epochs
+    num_steps: int | None = None  # after which the run is finished; None: `num_epochs` decides
     validates_seldom: bool = False  # are there epochs without validation?
     iterator: Any = None  # does the steps; None: the model's own training step does
     results: Mapping[str, float] = field(default_factory=dict)  # metrics of the epoch so far
-    # Set it in `after_step` or `after_epoch` to have a checkpoint saved now, and kept in
-    # `checkpoints/` as this too.
+    # Set it to a file name in `after_step` or `after_epoch`: a checkpoint is then saved, and also
+    # kept under that name in `checkpoints/`.
     keep_as: str | None = None
     discard: Sequence[str] = ()  # names in `checkpoints/` that this checkpoint makes superfluous
     stop_reason: str | None = None  # set it to end the run after this epoch
@@ -42,8 +42,8 @@ class Run:
 class Hook:
     """Does nothing; override what you need."""
 
-    # Is all that it does to write or to show? Of several workers, only the chief has it act. A hook
-    # that may change the run acts on all of them; what it writes into `root` only the chief keeps.
+    # Does it only write or show something? Then only the chief of several workers calls it. A hook
+    # that may change the run is called by all; what it writes into `root` only the chief keeps.
     only_tells = False
     run: Run  # what there is to know of the run, from `before_training` on
     root: str  # the run folder; these are folders in it:
@@ -57,13 +57,13 @@ class Hook:
         self.run = run
 
     def before_epoch(self, epoch: int) -> None:
-        """Called before the first step of an epoch, counted from 0; where a run goes on within an
-        epoch, before the state is restored, so that what it changes is as it was."""
+        """Called before the first step of an epoch, counted from 0; if a run is resumed within
+        an epoch, before the state is restored, which undoes what the hook changes."""
 
     def next_step(self, global_step: int) -> int | None:
-        """Return the next number of steps done, above `global_step`, for `after_step` to be called
-        with; `before_step` gets the one below. None: a hook with a `before_step` acts at every
-        step, another one whenever a call of many steps ends."""
+        """Return the next step, a number above `global_step`, before which `before_step` and after
+        which `after_step` is to be called. None: a hook with a `before_step` acts at every step,
+        another one whenever a call of many steps ends."""
         return None
 
     def before_step(
@@ -87,7 +87,7 @@ class Hook:
         """Called when training ends by an exception or a signal."""
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a resumed run needs, as JSON values."""
+        """Return what a resumed run needs, as JSON values and arrays."""
         return {}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -133,7 +133,7 @@ class Hooks:
         self.hooks = list(hooks)
         self._intervals = list(_expanded(hooks))
         self._every = every = [hook for hook, _ in self._intervals]
-        # Those that are mute count all the same for where a call of many steps is to end.
+        # Hooks that do not act here still decide where a call of many steps is to end.
         tell = {id(hook) for hook in every if getattr(hook, "only_tells", False)}
         self._mute = set() if is_chief else tell
         self._seldom = {id(hook) for hook in seldom} if hook_freq > 1 else set()
@@ -248,8 +248,8 @@ class IntervalHook(Hook):
 
     These are `start` and every `interval`-th step from there on, below `stop`. With `max_interval`
     the interval doubles each time until it is that: 1 and 1000 give 0, 2, 4, 8, …, 512, 1000, 2000,
-    …. With `modify_each` it doubles after so many times only, and without end if there is no
-    `max_interval`. A `next_step` of the hooks makes them act more seldom."""
+    …. With `modify_each` it doubles only after that many times, and without end if there is no
+    `max_interval`. A `next_step` of the hooks makes them act less often."""
 
     def __init__(
         self,

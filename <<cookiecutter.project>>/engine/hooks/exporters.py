@@ -34,7 +34,7 @@ def export(
     if `output` is not an empty folder, unless it may `replace` it; OSError if there is no form."""
     is_taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if is_taken and not replace:
-        raise FileExistsError(f"{output} is there already; give a new folder")
+        raise FileExistsError(f"{output} already exists; give a new folder")
     # Keras says so of a model that was never called, whose weights are there all the same.
     model.built = True
     missing: dict[str, str] = {}
@@ -58,7 +58,7 @@ def export(
                 begun = partial / name
                 shutil.rmtree(begun) if begun.is_dir() else begun.unlink(missing_ok=True)
         if not any(partial.iterdir()):
-            raise OSError(f"the model can be written in no form; {shown(missing)}")
+            raise OSError(f"the model cannot be written in any form; {shown(missing)}")
     return signatures, missing
 
 
@@ -92,7 +92,7 @@ def _save(model: keras.Model, features: Any, serving: Any, path: Path) -> dict[s
 
 
 def _save_onnx(model: keras.Model, features: Any, path: Path) -> None:
-    """Write an ONNX file; check it, for the exporter also writes operations that ONNX lacks."""
+    """Write an ONNX file; check it: the exporter also writes operations that ONNX lacks."""
     logging.getLogger("tf2onnx").setLevel("CRITICAL")
     specs = keras.tree.pack_sequence_as(features, list(specs_of(model, features).values()))
     model.export(path, "onnx", verbose=False, input_signature=[specs])

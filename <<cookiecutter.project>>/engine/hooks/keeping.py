@@ -14,10 +14,10 @@ from engine.hooks.base import Hook, Run
 
 @dataclass(eq=False)
 class KeepCheckpoints(Hook):
-    """Keeps checkpoints as `checkpoints/model-<steps done>.h5`, the best or the newest.
+    """Keeps checkpoints as `checkpoints/model-<steps done>.h5`, the best or the latest.
 
     Every N steps a value is that of the epoch so far, of a "val_…" column that of the last one.
-    One without a finite value counts as the worst; of two that are equally good the newer stays."""
+    One without a finite value counts as the worst; of two equally good ones the later stays."""
 
     NAME = re.compile(r"model-[0-9]+\.h5")
 

@@ -1,4 +1,4 @@
-"""Shows how the training goes: a bar, a line an epoch, the learning curve, TensorBoard."""
+"""Shows how the training goes: a bar, a line per epoch, the learning curve, TensorBoard."""
 
 import io
 import logging
@@ -16,7 +16,7 @@ from vegab.files import write_atomically
 
 
 class EpochLog(Hook):
-    """Logs a line per epoch and appends its wall-clock figures to `timing.csv`."""
+    """Logs a line per epoch and appends its wall-clock times to `timing.csv`."""
 
     only_tells = True
     COLUMNS = ("epoch", "seconds", "steps_per_second", "finished_at")
@@ -31,7 +31,7 @@ class EpochLog(Hook):
         _, *rows = text.splitlines() or [""]
         whole = [row for row in rows if self.ROW.fullmatch(row)]
         if len(whole) < len(rows):
-            log.warning("%s: %d rows are damaged; they are left out", path, len(rows) - len(whole))
+            log.warning("%s: %d rows are corrupt; they are left out", path, len(rows) - len(whole))
         # An epoch that was done but not saved is done again.
         kept = [row for row in whole if int(row.split(",")[0]) <= len(run.history)]
         lines = [csv_lines(self.COLUMNS, []).strip(), *kept, ""]
@@ -111,7 +111,7 @@ class Progress(Hook):
 
 
 class UnreadSettings(Hook):
-    """Names settings that are other than root's, and that nobody has read in the first epoch."""
+    """Names settings that differ from root's, and that nothing has read in the first epoch."""
 
     only_tells = True
 
@@ -127,7 +127,7 @@ class UnreadSettings(Hook):
         read = getattr(self.config, "read", self.changed)
         unread = [key for key in self.changed if key not in read]
         if unread and epoch == 0 and self.is_new:
-            log.warning("%s: set, but nothing, neither model nor data, reads it", ", ".join(unread))
+            log.warning("%s: set, but neither model nor data reads it", ", ".join(unread))
 
 
 class LearningCurve(Hook):

@@ -1,4 +1,4 @@
-"""Iterators say what one step of training does; the training loop calls them, step by step.
+"""Defines iterators: they say what one step of training does, and the training loop calls them.
 
 A compiled Keras model needs none. The family is EDflow's, from the plain to the special:
 `PyHookedModelIterator` calls any functions, `TemplateIterator` has lazy operations to train, log
@@ -107,7 +107,7 @@ class PyHookedModelIterator:
             self.model.set_state(state["model"])
 
     def set_weights(self, state: Mapping[str, Any]) -> None:
-        """Take of another run's state what a new training of the same model begins with."""
+        """Take from another run's state what a new training of the same model begins with."""
         PyHookedModelIterator.set_state(self, state)
 
     # ---- what it can ask ------------------------------------------------------------------------
@@ -252,7 +252,7 @@ class TemplateIterator(PyHookedModelIterator):
         return results
 
     def _trained(self, ops: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the operations give that train; EDflow's names, "train/…", count too."""
+        """Return the results of training operations, also by EDflow's names, "train/…"."""
         names = self.config.get("train_ops") or ["train_op"]
         return {n: ops[n] for n in (name.removeprefix("train/") for name in names) if n in ops}
 
@@ -347,7 +347,7 @@ class TFHookedModelIterator(PyHookedModelIterator):
     def outputs(self, model: keras.Model, **batch: Any) -> Any:
         """Call a Keras model with the entries of the batch that have its inputs' names."""
         if not getattr(model, "inputs", None):
-            what = f"{type(model).__name__} is no functional model"
+            what = f"{type(model).__name__} is not a functional model"
             raise TypeError(f"{what}; write an iterator with an eval_op(model, **batch)")
         names = [tensor.name for tensor in model.inputs]
         if missing := [name for name in names if name not in batch]:
@@ -422,7 +422,7 @@ def figures_in(results: Any) -> dict[str, float]:
         for path, value in leaves(results)
         if isinstance(value, int | float | np.number) or getattr(value, "shape", None) == ()
     }
-    if len(figures) == 1 and "".join(figures).isdigit():  # its place in a list is no name
+    if len(figures) == 1 and "".join(figures).isdigit():  # its place in a list is not a name
         return {"loss": sum(figures.values())}
     return figures
 

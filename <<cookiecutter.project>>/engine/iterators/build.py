@@ -48,7 +48,7 @@ def build_iterator(config: Mapping[str, Any], save_path: str | None) -> Experime
             if split in datasets:
                 iterator.fixed_example_indices(split)
             else:
-                log.warning("fixed_example_indices has %s, which is no split of datasets", split)
+                log.warning("fixed_example_indices has %s, which is not a split of datasets", split)
     splits = make_splits(config, datasets)
     with refusals_named(config, splits_of(config)["train"][0]):
         first = splits.train.batch(0, 0)
@@ -85,7 +85,7 @@ def build_datasets(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def iterator_class(config: Mapping[str, Any]) -> type[PyHookedModelIterator]:
-    """Return the class that `iterator` names, which has written what it has to write itself."""
+    """Return the class that `iterator` names, if it defines the methods that it has to."""
     name = config["iterator"]
     kind = resolve(name, "iterator")
     if not isinstance(kind, type) or not issubclass(kind, PyHookedModelIterator):

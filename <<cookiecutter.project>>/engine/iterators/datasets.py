@@ -1,4 +1,4 @@
-"""Datasets that give one example at a time, as a dict, and batches made of them.
+"""Gives examples one at a time, as dicts, and makes batches of them.
 
 An example may be read from a file, drawn at random or made of another dataset's. Its randomness is
 a function of seed, epoch and index: the same in every process and in whatever order it is made.
@@ -55,13 +55,13 @@ class DatasetMixin:
     def get_example(self, index: int) -> Example:
         """Return the example at `index`, which is in [0, len(self))."""
         if not hasattr(self, "data"):
-            raise TypeError(f"{type(self).__name__} has no get_example(index), nor data to ask")
+            raise TypeError(f"{type(self).__name__} has neither get_example(index) nor self.data")
         return self.data[index]
 
     def __len__(self) -> int:
         """Return the number of examples."""
         if not hasattr(self, "data"):
-            raise TypeError(f"{type(self).__name__} has no __len__, nor data to ask")
+            raise TypeError(f"{type(self).__name__} has neither __len__ nor self.data")
         return len(self.data)
 
     @cached_property
@@ -136,7 +136,7 @@ class SubDataset(DatasetMixin):
 
 
 class ConcatenatedDataset(DatasetMixin):
-    """One dataset after the other; to be balanced, the shorter ones are repeated."""
+    """One dataset after the other; if `balanced`, the shorter ones are repeated."""
 
     def __init__(self, *datasets: DatasetMixin, balanced: bool = False) -> None:
         if not datasets:
@@ -196,7 +196,7 @@ class LabelDataset(DatasetMixin):
 
 
 class ExtraLabelsDataset(DatasetMixin):
-    """`data` with further labels: a dict of them is what `labeler(data, index)` returns."""
+    """`data` with further labels, which `labeler(data, index)` returns as a dict."""
 
     def __init__(
         self, data: DatasetMixin, labeler: Callable[[DatasetMixin, int], Mapping[str, Any]]
@@ -210,7 +210,7 @@ class ExtraLabelsDataset(DatasetMixin):
 
 @dataclass(eq=False)
 class ProcessedDataset(DatasetMixin):
-    """`data` with `process(**example)` merged into each example, or, if not `update`, for it."""
+    """`data` with `process(**example)` merged into each example, or, without `update`, instead."""
 
     data: DatasetMixin
     process: Callable[..., Example]
@@ -268,8 +268,8 @@ class ExampleBatches:
 
     Args:
         dataset: the examples.
-        batch_size: examples a batch, at least 1; the last batch of an epoch may be smaller.
-        seed: order, which is a new one every epoch if `shuffle`, and randomness go by it.
+        batch_size: examples per batch, at least 1; the last batch of an epoch may be smaller.
+        seed: decides the order, a new one every epoch if `shuffle`, and what examples draw.
         num_workers: processes that make the examples; 0: this one does. The batches are the same.
             The dataset is pickled for the workers, once: changes after the first batch do not
             reach them. A script that is run with workers needs `if __name__ == "__main__"`.
@@ -354,7 +354,7 @@ def _stacked(path: Path, values: Sequence[Any], number: int) -> Array:
     for value, array in zip(values, arrays, strict=True):
         if array.dtype == object:
             kind = type(value).__name__
-            raise ValueError(f"'{name}' is a {kind} in one of the examples; it cannot stack")
+            raise ValueError(f"'{name}' is a {kind} in one of the examples; it cannot be stacked")
     if len(shapes := sorted({array.shape for array in arrays})) > 1:
         listed = " and ".join(map(str, shapes))
         raise ValueError(f"'{name}' has the shapes {listed}; examples must have the same")

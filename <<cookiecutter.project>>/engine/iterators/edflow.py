@@ -1,4 +1,4 @@
-"""Tells users of EDflow what nothing acts on here, and what to do instead; see `edflow.toml`."""
+"""Tells users of EDflow what has no effect here, and what to do instead; see `edflow.toml`."""
 
 import logging
 import tomllib
@@ -14,7 +14,7 @@ IMPORTS: dict[str, str] = TABLE["imports"]
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
-    """Note keys that nothing reads; UsageError for one without which results would differ."""
+    """Note keys that nothing reads; UsageError for one that changed results in EDflow."""
     for name, instead in (TABLE["keys"] | TABLE["noted_keys"]).items():
         value: Any = config
         for part in name.split("."):
@@ -37,7 +37,7 @@ def check_arguments(owner: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def check_definitions(iterator: Any, is_trainer: bool) -> None:
-    """Raise a UsageError for what an iterator defines, and nothing calls or reads."""
+    """Raise a UsageError for what an iterator defines, but nothing calls or reads."""
     names = TABLE["definitions"] | (TABLE["of_trainers"] if is_trainer else {})
     for name, instead in names.items():
         if hasattr(iterator, name):
@@ -47,7 +47,7 @@ def check_definitions(iterator: Any, is_trainer: bool) -> None:
 
 
 class NotHereError(UsageError, AttributeError):
-    """An attribute of EDflow's iterators is read that those here do not have."""
+    """An attribute is read that EDflow's iterators have, and those here do not."""
 
 
 def missing(iterator: Any, name: str) -> AttributeError:

@@ -172,7 +172,7 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
             or saved[name].shape != tuple(variable.shape)
         ]
         if lacking:
-            what = f"{path} was written by another model; it has not these, or not as often"
+            what = f"{path} was written by another model; it lacks these, or has fewer of them"
             raise ValueError(f"{what}: {', '.join(lacking[:6])}")
         for name, variable in wanted.items():
             variable.assign(checkpoints.value_of(saved[name]))

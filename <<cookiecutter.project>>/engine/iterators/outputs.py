@@ -68,7 +68,7 @@ class OutputWriter:
             if count != self.num_examples:
                 raise ValueError(f"the output {key!r} is missing in some of the batches")
             if any(other.startswith(f"{key}/") for other in self._kinds):
-                raise ValueError(f"the output {key!r} is an output and a dictionary of others")
+                raise ValueError(f"the output {key!r} is both an output and a dictionary of others")
         for name, parts in self._rows.items():
             path = self.folder / LABELS / f"{name}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)

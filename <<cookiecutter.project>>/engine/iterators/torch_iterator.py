@@ -1,4 +1,4 @@
-"""Iterators for PyTorch, which is an extra: `pip install torch`."""
+"""Runs iterators in PyTorch, which is an extra: `pip install torch`."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Trains parts of a model by losses of their own: in one step, by turns, or from a list."""
+"""Trains parts of a model by losses of their own: in one step, in turn, or from a list."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ class TFBaseTrainer(TFHookedModelIterator):
         super().__init__(*args, **kwargs)
         decay = [key for key in ("lr_decay_begin", "lr_decay_end") if self.config.get(key)]
         if decay and self.config.get("lr_end") is None:
-            self.logger.warning("%s: the rate stays at lr, for there is no lr_end", decay[0])
+            self.logger.warning("%s: the rate stays at lr, because there is no lr_end", decay[0])
         self.optimizers: dict[str, keras.Optimizer] = {}
         self._turns: dict[Any, Callable[..., Any]] = {}
 

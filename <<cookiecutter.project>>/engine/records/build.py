@@ -1,4 +1,4 @@
-"""From a variant, Deephub's form of a config, to feeders, model and hooks."""
+"""Builds feeders, model and hooks from a variant, which is Deephub's form of a config."""
 
 import contextlib
 import inspect
@@ -66,7 +66,7 @@ def build_variant(config: Mapping[str, Any], save_path: str | None = None) -> Ex
 
 
 class OneLabel:
-    """A feeder's batches, an only label without its name, which Keras takes of named outputs."""
+    """A feeder's batches; a single label loses its name, which Keras takes for an output's."""
 
     def __init__(self, source: Any) -> None:
         self.source = source
@@ -147,7 +147,7 @@ def hooks_of(config: Mapping[str, Any], watched: Mapping[str, str]) -> list[Hook
     steps = decrease or train["early_stopping_steps_without_increase"]
     if bool(train["early_stopping_metric"]) != bool(steps):
         keys = "train.early_stopping_metric and train.early_stopping_steps_without_…"
-        how = "the metric by itself stops nothing, and the steps go by the run's monitor"
+        how = "the metric without steps stops nothing, and steps without it use the run's monitor"
         log.warning("%s: only one is given; %s", keys, how)
     if steps:
         metric = watched.get("train.early_stopping_metric", watched["monitor"])

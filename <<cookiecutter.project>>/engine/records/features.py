@@ -1,4 +1,4 @@
-"""What a record holds, by name: features of TensorFlow, and images.
+"""Parses what a record holds, by name: features of TensorFlow, and images.
 
 A map of features has names as keys, and as values features of `tf.io`, the ones from here, or
 mappings with `type` (or `module_path` and `class_type`) and the arguments of that class, such as
@@ -181,7 +181,7 @@ class Parser:
         try:
             held = held_in(serialized)
         except ValueError:
-            return "is no tf.train.Example"
+            return "is not a tf.train.Example"
         for where, features in self.maps.items():
             for name, feature in features.items():
                 if fault := _fault(name, feature, held, where):
@@ -204,7 +204,7 @@ def held_in(serialized: bytes) -> dict[str, tuple[str, Sequence[Any]]]:
     try:
         features = tf.train.Example.FromString(serialized).features.feature
     except Exception as error:  # protobuf's own class has no public name that all versions share
-        raise ValueError("no tf.train.Example") from error
+        raise ValueError("not a tf.train.Example") from error
     held = {}
     for name, value in features.items():
         kind = value.WhichOneof("kind")
@@ -264,7 +264,7 @@ def _dtype(dtype: Any) -> tf.DType:
     try:
         return tf.dtypes.as_dtype(dtype)
     except TypeError as error:
-        raise ValueError(f"no such dtype as {dtype!r}") from error
+        raise ValueError(f"there is no dtype {dtype!r}") from error
 
 
 def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:

@@ -143,7 +143,7 @@ class TFRecordExamplesFeeder(Feeder):
         features_map: names and features, as `{type: FixedLenFeature, shape: [1], dtype: int64}`;
             see `engine.records.features`.
         labels_map: the same for labels, or None. A name may stand in both maps.
-        max_examples: take the first N of the files only; -1: all.
+        max_examples: take only the first N of the files; -1: all.
         shuffle_buffer_size: records in the window of a stream.
         num_parallel_maps: images decoded at a time; None: one for each core.
         num_parallel_reads: files of a shuffled stream read side by side; the order depends on it.
@@ -292,7 +292,7 @@ class TFRecordExamplesFeeder(Feeder):
             if fault := self._parser.fault(data):
                 return ValueError(f"{self.paths[file]}, record {number} (from 0), {fault}")
         paths = ", ".join(sorted({str(self.paths[file]) for file in records.files}))
-        why = "as images of several sizes without resize_height and resize_width do not"
+        why = "such as images of several sizes without resize_height and resize_width"
         return ValueError(f"records of {paths} do not fit in one batch, {why}: {first_line(error)}")
 
     def _check_records(self) -> None:
@@ -371,7 +371,7 @@ class MemorySamplesFeeder(Feeder):
         for name, other in others:
             if len(other) != len(array):
                 sizes = f"{first} has {len(array)} samples and {name} has {len(other)}"
-                raise ValueError(f"{sizes}; expected as many")
+                raise ValueError(f"{sizes}; expected the same number")
         super().__init__(len(array), batch_size, drop_remainder, shuffle, seed)
 
     def digest(self) -> str:

@@ -104,7 +104,7 @@ def file_info(path: Path, deep: bool = False) -> FileInfo:
     info = read_metadata(path.parent).get(path.name)
     of_folder = generate_command(path.parent)
     if not path.exists():
-        listed = f", which {METADATA} tells of; put it back, or move {METADATA} away and type: "
+        listed = f", which {METADATA} lists; put it back, or move {METADATA} away and type: "
         raise MetadataError(f"there is no file {path}{listed + of_folder if info else ''}")
     if not (path.parent / METADATA).exists():
         raise MetadataError(f"{path} has no metadata: there is no {METADATA}; type: {of_folder}")
@@ -112,7 +112,7 @@ def file_info(path: Path, deep: bool = False) -> FileInfo:
     if info is None:
         raise MetadataError(f"{path} is not in {METADATA}; type: {command}")
     size = path.stat().st_size
-    reason = f"{size} bytes, but its metadata is of {info.file_size}"
+    reason = f"{size} bytes, but its metadata says {info.file_size}"
     if size == info.file_size:
         if not deep or _md5(path) == info.md5_hash:
             return info
@@ -148,7 +148,7 @@ def generate(
                 result.problems[path] = str(error)
                 continue
             found.setdefault(path.parent, {})[path.name] = scanned
-            # A file that only lacked its index is no news.
+            # A file that only lacked its index is not reported.
             (result.kept if scanned[0] == known and not force else result.made).append(path)
     finally:
         for folder, files in found.items():
@@ -195,7 +195,7 @@ def require_sound(path: Path, start: int, size: int, frame: bytes) -> None:
     if length != size - FRAME:
         raise RecordError(path, start, f"has {length} bytes, unlike what the index says")
     if not frame.endswith(_footer(frame[HEADER.size : -FOOTER.size])):
-        raise RecordError(path, start, "is damaged: its data have another CRC")
+        raise RecordError(path, start, "is corrupt: its data have another CRC")
 
 
 def write_records(path: Path, records: Iterable[bytes], compression: str = "") -> int:
@@ -263,7 +263,7 @@ def _checked_length(path: Path, offset: int, frame: bytes) -> int:
         raise RecordError(path, offset, TORN)
     length, _ = HEADER.unpack_from(frame)
     if not frame.startswith(header(length)):
-        raise RecordError(path, offset, "is damaged: its length has another CRC")
+        raise RecordError(path, offset, "is corrupt: its length has another CRC")
     return length
 
 
@@ -302,7 +302,7 @@ def _entry(entry: Mapping[str, Any]) -> FileInfo:
 
 @functools.lru_cache(maxsize=4)
 def _loaded(path: Path, *_: int) -> "Mapping[str, np.ndarray]":
-    """Return the offsets of each file in an index; nothing if it is damaged."""
+    """Return the offsets of each file in an index; nothing if it is corrupt."""
     import numpy as np
 
     try:

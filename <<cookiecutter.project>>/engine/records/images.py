@@ -1,4 +1,4 @@
-"""Makes folders of pictures TFRecord files: a folder per label in, a record per picture out."""
+"""Turns folders of pictures into TFRecord files: a folder per label, a record per picture."""
 
 import hashlib
 import os
@@ -48,7 +48,7 @@ def split_and_shuffle(pictures: Sequence[Picture], share: float) -> dict[str, li
     goes to validation. Raises PictureError if nothing is left for training."""
     number = max(1, round(share * len(pictures))) if share else 0
     if number >= len(pictures):
-        raise PictureError(f"{number} of {len(pictures)} pictures for validation leave none")
+        raise PictureError(f"{number} of {len(pictures)} pictures are for validation; none is left")
     ranked = sorted(pictures, key=lambda picture: _hash(picture.name))
     splits = {"train": ranked[number:]} | ({"validation": ranked[:number]} if number else {})
     for split in splits.values():
@@ -96,7 +96,7 @@ def record_of(picture: Picture) -> bytes:
     encoded = picture.path.read_bytes()
     kind = next((kind for head, kind in SIGNATURES.items() if encoded.startswith(head)), None)
     if kind is None:
-        raise PictureError(f"{picture.path} is no JPEG, PNG, GIF or BMP file")
+        raise PictureError(f"{picture.path} is not a JPEG, PNG, GIF or BMP file")
     try:
         shape = tf.io.decode_image(encoded, expand_animations=False).shape
     except tf.errors.InvalidArgumentError as error:

@@ -11,14 +11,14 @@ from vegab import UsageError
 # where they would be others.
 NOTED = {
     "predict": "no command reads it; bin/evaluate.py RUN predicts what train.eval_feeder gives",
-    "train.exporters.*.exports_to_keep": "one is kept, which takes the place of that before it",
+    "train.exporters.*.exports_to_keep": "only the latest one is kept",
     "train.exporters.*.event_file_pattern": "the run's history says which epoch is the best",
     "train.exporters.*.as_text": "a SavedModel is written in its binary form only",
 }
 REFUSED = {
     "train.exporters.*.assets_extra": "leave it out, and copy files there after training",
     "train.exporters.*.compare_fn": "leave it out; the name of score_metric says what is better, "
-    "and for BestExporter monitor_mode",
+    "and for BestExporter monitor_mode does",
     "train.exporters.*.sort_key_fn": "leave it out; checkpoints are ranked by score_metric",
     "train.exporters.*.sort_reverse": "leave it out; the name of score_metric says what is better",
 }

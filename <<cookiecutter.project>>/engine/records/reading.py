@@ -35,7 +35,7 @@ class Records(NamedTuple):
 
 
 class Indexed:
-    """Records of uncompressed files at hand by their numbers among all; threads may share it."""
+    """Reads records of uncompressed files by their numbers among all; threads may share it."""
 
     def __init__(self, paths: list[Path], indexes: list[Array], counts: list[int]) -> None:
         self.counts, self._paths = counts, paths
@@ -161,6 +161,6 @@ class Stream:
             yield data, file, number
             number += 1
         if number < most:
-            what = f"{path} ends after {number} records, but its metadata say {most} or more"
+            what = f"{path} ends after {number} records, but its metadata says {most} or more"
             command = tfrecords.generate_command(path)
             raise tfrecords.MetadataError(f"{what}; if the file is right, type: {command}")

@@ -1,4 +1,4 @@
-"""Makes tables of runs: what there is, how they compare, how two of them differ; in many forms."""
+"""Makes tables of runs, in many forms: a list, a comparison, the differences between two."""
 
 import contextlib
 import csv
@@ -50,7 +50,7 @@ class Table(NamedTuple):
 
 
 def listing(records: Sequence[RunRecord], columns: Sequence[str] = (), more: str = "") -> Table:
-    """Return a line a run: its name, how far it is, how good, how old; or these columns, `more`."""
+    """Return a line per run: its name, epoch, best metric and age; or these columns, and `more`."""
     known, rare = selection.known_to(records), selection.OFTEN_EMPTY
     own = selection.OWN.items()
     columns = columns or [n for n, get in own if n not in rare or any(map(get, records))]
@@ -66,7 +66,7 @@ def _rows(
 
 
 def comparison(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
-    """Return a row a run: the settings that differ, the best and the last value of each metric."""
+    """Return a row per run: the settings that differ, the best and last value of each metric."""
     known = selection.known_to(records)
     told = [name for name in ("tags", "note") if any(map(known[name], records))]
     settings = _setting_columns(known, results.differing_settings(records))
@@ -140,7 +140,7 @@ def for_paper(
     num_runs = numbers.pop() if len(numbers) == 1 else None
     alike = [group for line in runs.values() for group in line.values()]
     mixed = dict.fromkeys(k for group in alike for k in results.differing_settings(group, False))
-    doubt = f"a mean is over runs that differ by {', '.join(mixed)}, too"
+    doubt = f"a mean is over runs that also differ by {', '.join(mixed)}"
     hint = "add that to --rows, --by or --where"
     return Table(columns, body, num_runs), [f"{doubt}; {hint}"] if mixed else []
 
@@ -235,7 +235,7 @@ def as_text(table: Table, width: int = 0, has_colours: bool = False) -> str:
     lines = ["  ".join(row[place] for place in places).rstrip() for row in rows]
     lines += [note] if (note := _note_of(table)) else []
     if left_out := [name for place, name in enumerate(table.columns) if place not in places]:
-        what = f"left out, for the terminal is {width} wide: {', '.join(left_out)}"
+        what = f"left out, because the terminal is {width} wide: {', '.join(left_out)}"
         lines.append(printable(f"{what}; name columns in --columns, or see all with | less -S"))
     return "\n".join(lines) + "\n"
 

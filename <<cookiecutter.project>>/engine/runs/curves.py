@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".pdf", ".svg")
-# Of Okabe and Ito (https://jfly.uni-koeln.de/color/), but for yellow, which white paper swallows.
+# Of Okabe and Ito (https://jfly.uni-koeln.de/color/), except yellow, which fades on white paper.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES = ("-", "--", "-.", ":")
 # As many as have no factor in common with the others: in grey print, too, no two curves that have
@@ -67,7 +67,7 @@ def curves_of(
     metrics = list(dict.fromkeys(asked or [r.monitor for r in records if r.monitor]))
     if not metrics:
         hint = f"; name one by --metric: {', '.join(sorted(columns))}" if columns else ""
-        raise UsageError(f"no run has a history with a metric to draw by itself{hint}")
+        raise UsageError(f"no run monitors a metric that could be drawn{hint}")
     curves: dict[str, Curves] = {metric: {} for metric in metrics}
     for record in records:
         rows = histories.get(record.path, [])
@@ -117,7 +117,7 @@ def draw(
     smooth: float = 0.0,
     columns: Sequence[str] = (),
 ) -> "Figure":
-    """Draw a panel per metric, and in it a curve per run, or per group of runs but for their seed:
+    """Draw a panel per metric, and in it a curve per run, or per group of runs of different seeds:
     the mean of the smoothed curves, over that of the raw ones.
 
     `log_y` is None for an axis as the values ask for. The legend tells of each curve what differs,

@@ -1,4 +1,4 @@
-"""Tells what settings do: the best value of a metric against each, over any runs, as of a sweep.
+"""Shows what settings do: the best value of a metric against each setting, over any runs.
 
 Runs that differ only by seed and fold are one group, with a mean and a standard deviation.
 """
@@ -89,7 +89,7 @@ def _axes_of(
         if number < 2 or number > MOST_WORDS:
             undrawn.append(f"{key} ({number} value{'s' * (number != 1)})")
         elif len(set(axis.level_of)) == len(settings):
-            undrawn.append(f"{key} (one run a value)")
+            undrawn.append(f"{key} (one run per value)")
         else:
             axes.append(axis)
     undrawn += [axis.key for axis in axes[MOST_SETTINGS:]]

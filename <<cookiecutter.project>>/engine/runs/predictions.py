@@ -211,7 +211,7 @@ def _write_classes(
         if not is_counted.all():
             why = f"they are not of the {number} classes, or have no finite prediction"
             some = f"{(~is_counted).sum()} of {label.size} labels"
-            notes.append(f"{title}: {some} are not counted, for {why}")
+            notes.append(f"{title}: {some} are not counted, because {why}")
         matrix = np.zeros((number, number), np.int64)
         np.add.at(matrix, (label[is_counted], prediction[is_counted]), 1)
         pictures.draw_confusion_matrix(matrix, path("confusion_matrix.png"), title, names)
@@ -267,4 +267,4 @@ def _write_table(folder: Path, arrays: Mapping[str, Array]) -> list[str]:
     with replacing(folder / APART, sync=False) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **apart)  # type: ignore[arg-type]
     shown = ", ".join(f"{key} of {len(array):,} examples" for key, array in apart.items())
-    return [f"{APART} has what is more than {MOST_COLUMNS} columns, or no vector: {shown}"]
+    return [f"{APART} has what needs more than {MOST_COLUMNS} columns, or dimensions: {shown}"]

@@ -1,4 +1,4 @@
-"""Makes a run again from nothing but its folder, for `bin/reproduce.py`. Needs no TensorFlow.
+"""Reproduces a run from nothing but its folder, for `bin/reproduce.py`. Needs no TensorFlow.
 
 The order is that of events: what the folder says, its code restored, the run, the comparison.
 """
@@ -70,7 +70,7 @@ class Original:
         try:
             rows, committed = rows_in(folder), committed_rows(state)
         except ValueError as error:
-            raise UsageError(f"{error}; delete it, for model.h5 has all of it") from error
+            raise UsageError(f"{error}; delete it, because model.h5 has all of it") from error
         # That are to be compared; those that a kill left out are the checkpoint's.
         self.rows = [*rows[: len(committed)], *committed[len(rows) :]][: epochs or done]
         begun, self.code = code_of(folder, meta)
@@ -110,7 +110,7 @@ class Original:
             raise UsageError(f"{what}, which is not there any more")
         if self.num_workers > 1 and "GPU" in self.fingerprint.get("devices", []):
             what = f"{self.folder} was trained by {self.fingerprint['layout']}, on GPUs"
-            how = "give its command there with another folder, and compare both model.h5 by cmp"
+            how = "type its command there with another folder, and compare both model.h5 by cmp"
             raise UsageError(f"{what}; {how}")
         wanted = [int(part) for part in gpus.split(",") if part.isdigit()]
         if wanted and max(wanted) >= (present := len(ask_nvidia_smi("name"))):

@@ -160,7 +160,7 @@ def read_runs(paths: Sequence[str]) -> list[RunRecord]:
 
 
 def note_given_up(records: Sequence[RunRecord]) -> None:
-    """Let trials count as failed that their sweep has given up, and say how they ended."""
+    """Count trials that their sweep has given up as failed, and say how they ended."""
     endings: dict[str, Any] = {}
     for record in records:
         folder, name = os.path.split(record.path)
@@ -175,7 +175,7 @@ def note_given_up(records: Sequence[RunRecord]) -> None:
 
 
 def runs_matching(patterns: Sequence[str]) -> tuple[list[RunRecord], list[str]]:
-    """Return what the runs say that patterns mean, and what `find_runs` says of the others."""
+    """Return the records of the runs that patterns mean, and what `find_runs` says of others."""
     paths, problems = find_runs(patterns)
     return read_runs(paths), problems
 
@@ -186,7 +186,7 @@ def problems_of(records: Sequence[RunRecord]) -> list[str]:
 
 
 def tell(problems: Sequence[str], others: Sequence[str] = ()) -> None:
-    """Print what is not right in addition to what is; with `problems`, exit with code 1."""
+    """Print problems and other sentences; if there are `problems`, exit with code 1."""
     sys.stdout.flush()
     for problem in [*problems, *others]:
         say(problem)
@@ -331,7 +331,7 @@ def _of_notes(run: str) -> dict[str, Any]:
 
 
 def write_notes(record: RunRecord, note: str, tags: Sequence[str]) -> None:
-    """Write what somebody says of a run next to what it says itself."""
+    """Write the note and the tags that somebody gives a run into its folder."""
     files.write_json(Path(record.path, NOTES), {"note": note, "tags": tags})
 
 
@@ -353,13 +353,13 @@ def _time(text: Any) -> datetime:
 
 
 def read_history(run: str | Path) -> Rows:
-    """Return the rows of `history.csv` by column, epochs from 0; ValueError if it is damaged."""
+    """Return the rows of `history.csv` by column, epochs from 0; ValueError if it is corrupt."""
     rows = []
     for epoch, row in enumerate(rows_in(Path(run)), start=1):
         try:
             cells = {key: float(cell) for key, cell in row.items() if cell != ""}
         except (TypeError, ValueError) as error:  # too few cells, too many, or no number
-            raise ValueError(f"line {epoch + 1} of history.csv is damaged ({error})") from None
+            raise ValueError(f"line {epoch + 1} of history.csv is corrupt ({error})") from None
         rows.append(cells | {"epoch": cells.get("epoch", epoch) - 1})
     return rows
 
@@ -405,7 +405,7 @@ def differing_settings(records: Sequence[RunRecord], repetitions: bool = True) -
 
 
 def is_repetition(key: str) -> bool:
-    """Whether a setting makes no other kind of run, only the same again: a seed or a fold."""
+    """Whether a setting only repeats the same kind of run: a seed or a fold."""
     return key.endswith("seed") or key.rpartition(".")[2] == "fold"
 
 
@@ -480,7 +480,7 @@ def load_position(run: str | Path) -> dict[str, Any]:
 
 
 def loop_state(run: str | Path) -> dict[str, Any]:
-    """Return what `loop_state.pkl` holds; UnpicklingError, nothing executed, if it is no data."""
+    """Return what `loop_state.pkl` holds; UnpicklingError, nothing executed, if it is not data."""
     try:
         content = files.read_bytes(Path(run, "loop_state.pkl"), run)
         state = _PlainUnpickler(io.BytesIO(content)).load()
@@ -491,7 +491,7 @@ def loop_state(run: str | Path) -> dict[str, Any]:
         return {}
     except OSError:
         raise
-    except Exception as error:  # whatever a damaged pickle makes of itself
+    except Exception as error:  # a corrupt pickle may raise anything
         raise pickle.UnpicklingError(f"loop_state.pkl cannot be read ({error})") from None
 
 

@@ -1,4 +1,4 @@
-"""What `bin/check_resume.py` looks at: suspects in model, data and callbacks."""
+"""Trains and kills for `bin/check_resume.py`, and looks for suspects in model, data, callbacks."""
 
 import inspect
 import os
@@ -114,7 +114,7 @@ def survey(
     if len({b"".join(np.asarray(part).tobytes() for part in batch) for batch in batches}) > 1:
         name = config["dataset"] or config["datasets"]["train"]
         where = place(resolve(name, "dataset", datasets))
-        what = "the last batch of an epoch is another when it is asked for directly, or twice"
+        what = "the last batch of an epoch differs when it is asked for directly, or twice"
         found.append(f"the data is not a function of position: {what} ({where})")
     return steps_per_epoch, found
 

@@ -1,4 +1,4 @@
-"""Chooses runs, and what is told of them: by conditions such as `state=finished val_loss<0.3`."""
+"""Chooses runs, by conditions such as `state=finished val_loss<0.3`, and what to show of them."""
 
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ FITTING = "only runs that fit: 'state=finished n_filters>=16 val_loss<0.3 tag=pa
 OPTIONS = {
     "--where": ("FILTER", FITTING),
     "--columns": ("NAMES", "show these, as a,b,c: settings, metrics, and what `list` shows"),
-    "--best": ("N", "only the N best, by the (first) metric, or else by what runs monitor"),
+    "--best": ("N", "only the N best runs, by the (first) metric, or else by what they monitor"),
 }
 SHORT_COMMIT = 8
 LONGEST_NOTE = 70
@@ -148,8 +148,8 @@ def columns_in(text: str) -> list[str]:
 
 
 def matching(records: Sequence[RunRecord], text: str) -> list[RunRecord]:
-    """Return the runs that fit all words of a filter: conditions, or texts that occur in what a
-    run is called and set to. Where a run has no value, only `!=` is true."""
+    """Return the runs that fit all words of a filter: conditions, or texts that occur in its
+    name, settings and notes. If a run has no value for a condition, only `!=` is true."""
     known: dict[str, Getter] = {}
     keys: list[str] = []
     fitting = list(records)

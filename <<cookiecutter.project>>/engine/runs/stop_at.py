@@ -1,7 +1,7 @@
 """Ends a run where `bin/reproduce.py` wants it to end; it is laid next to the code of that run.
 
 Keras callbacks come after all others of a config, so that the others' states keep their places. A
-hook would not, for some configs bring hooks of their own that follow.
+hook would not, because some configs bring hooks of their own that follow.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import keras
 
 
 class StopAfterEpoch(keras.callbacks.Callback):
-    """Ends the run as Ctrl-C does, once `epoch` epochs are committed and before the next one."""
+    """Ends the run as Ctrl-C does, once `epoch` epochs are saved and before the next one."""
 
     def __init__(self, epoch: int) -> None:
         super().__init__()

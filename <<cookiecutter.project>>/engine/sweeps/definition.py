@@ -1,4 +1,4 @@
-"""What is asked of a sweep, and which trials that makes: their settings and their names."""
+"""Reads what a sweep is asked for, and makes its trials: their settings and their names."""
 
 import hashlib
 import itertools
@@ -39,7 +39,7 @@ Trials = Sequence[Trial]
 
 @dataclass(frozen=True)
 class Definition:
-    """What a sweep is of."""
+    """What a sweep consists of."""
 
     config_name: str  # CONFIG as it was typed
     config: Mapping[str, Any]  # resolved, what all trials share
@@ -107,7 +107,7 @@ def require_one_of(choices: Sequence[str], what: str, name: str) -> None:
     """Raise a UsageError unless a name is among the choices."""
     if name not in choices:
         hint = did_you_mean(name, choices)
-        raise UsageError(f"{what} is {name!r}{hint}; it is one of {', '.join(choices)}")
+        raise UsageError(f"{what} is {name!r}{hint}; expected one of {', '.join(choices)}")
 
 
 def grid_of(texts: Sequence[str], key_of: KeyOf) -> dict[str, list[Any]]:
@@ -184,11 +184,11 @@ def check_search(definition: Definition) -> None:
     if definition.search and not (definition.range or definition.grid):
         raise UsageError("--search needs something to choose from: give --range or --grid")
     if definition.pruner and definition.search and definition.num_repeats > 1:
-        raise UsageError("--pruner compares single runs; leave out --seeds and --folds, or it")
+        raise UsageError("--pruner compares single runs; leave out --seeds and --folds")
     if not (definition.search or definition.pruner):
         return
     if not definition.monitor:
-        raise UsageError("the config does not say which trial is best; add --monitor, as val_loss")
+        raise UsageError("the config does not say which trial is best; add --monitor=val_loss")
     try:
         import optuna  # noqa: F401
     except ImportError:

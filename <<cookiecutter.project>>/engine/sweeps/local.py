@@ -72,7 +72,7 @@ class Launcher:
         return {self.begin(name, waiting[name]): name for name in some}
 
     def at_work(self, names: Sequence[str]) -> Sequence[str]:
-        """Return those that are not only queued, of commands that were begun."""
+        """Return the commands, of those that were begun, that are not only queued."""
         return names
 
     def run(self, commands: Commands, tell: Tell) -> None:

@@ -1,4 +1,4 @@
-"""Ends a trial of a sweep early, where it is poor next to other trials."""
+"""Ends a trial of a sweep early, if it does worse than other trials."""
 
 from engine.hooks import Hook, Run
 from engine.runs import results
@@ -17,7 +17,7 @@ class StopPoorTrial(Hook):
         self.epoch = epoch
 
     def before_training(self, run: Run) -> None:
-        """Find the sweep; a run that is no trial of one is compared with nothing."""
+        """Find the sweep; a run that is not a trial is compared with nothing."""
         super().before_training(run)
         self.epoch = self.epoch or results.pruned_at(run.root)
         self.folder, self.own = run.root.resolve().parent, run.root.resolve().name

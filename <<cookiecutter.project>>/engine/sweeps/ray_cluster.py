@@ -63,7 +63,7 @@ class RayLauncher(Launcher):
         if self.address not in ("auto", "local") and not _answers(self.address):
             raise UsageError(  # to find that out, Ray itself takes two minutes
                 f"no Ray listens at {self.address!r}; give the address that `ray start --head` "
-                "tells, such as head:6379, or none to start one on this machine"
+                "shows, such as head:6379, or none to start one on this machine"
             )
         self._problems: dict[str, str] = {}
 

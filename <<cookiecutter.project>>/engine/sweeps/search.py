@@ -1,4 +1,4 @@
-"""Chooses the settings of trials by what earlier ones have come to, and says which are poor.
+"""Chooses the settings of trials by the results of earlier ones, and says which are poor.
 
 Optuna does both. What it has chosen stands in `sweep.json` before a trial begins, and is never
 chosen again: it may depend on what has ended by then. Its study is made of what the trials'
@@ -61,7 +61,7 @@ class Search:
         return self.trials
 
     def _outcome(self, settings: Settings, given_up: Collection[str]) -> FrozenTrial:
-        """Return what settings have come to by now."""
+        """Return the results of settings so far."""
         trials = sweep_trials.repeated(self.definition, settings, self.trials)
         records = sweep.states_of(self.folder, trials)
         states = {record.state for record in records}

@@ -2,7 +2,7 @@
 
 SLURM says which jobs there are; all else crosses machines in the shared folder. A job that SLURM
 interrupts, because its time is up or another job needs its place, saves a checkpoint and is queued
-again as the same job. One that is told to stop is not: SLURM itself then refuses to."""
+again as the same job. A job that is told to stop is not: SLURM itself then refuses to."""
 
 import argparse
 import contextlib
@@ -40,7 +40,7 @@ LARGEST_ARRAY = 1000  # whatever the site allows
 NODES_DOWN = "Requested node configuration is not available"  # so says sbatch --test-only of them
 LIMITS = re.compile(r"\b(?:QOS|Assoc)\w+")  # sbatch names the one that was reached, if it may
 LATER = re.compile("accounting/QOS policy|timed out|unable to contact|temporarily|refused", re.I)
-SECONDS_TO_WAIT = (2, 300)  # at first, and at most, until SLURM is asked again that said no
+SECONDS_TO_WAIT = (2, 300)  # before SLURM is asked again: at first, and at most
 MOST_NUMBERS = 8  # of jobs that a line of `status` names
 LOOKS = 10  # waits for each squeue, which burdens a cluster
 ENDINGS = {
@@ -174,9 +174,9 @@ class SlurmLauncher(Launcher):
         return self._patiently(functools.partial(tasks_of, self.outputs)) or {}
 
     def _wait(self, error: NotNowError) -> None:
-        """Say, once, what SLURM said, and ask it later, and ever later."""
+        """Say, once, what SLURM said, and wait longer each time until it is asked again."""
         if str(error) not in self._told:
-            say(f"{error}; it is asked again until it does")
+            say(f"{error}; the command waits, and asks again")
         self._told.add(str(error))
         self._not_before = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, SECONDS_TO_WAIT[1])
@@ -241,7 +241,7 @@ def submit_run(
     run = Path(os.path.normpath(save_path))
     logs = run.parent / ".slurm"
     number = submit(options, _safe(run.name), {save_path: line_of(words, options)}, logs)
-    return f"job {number} trains {run}; what it says: {logs / f'{number}_0_log.out'}"
+    return f"job {number} trains {run}; its output: {logs / f'{number}_0_log.out'}"
 
 
 def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str, Any]:
@@ -308,7 +308,7 @@ def largest_array() -> int:
 
 
 def queue_of(outputs: Path) -> list[str]:
-    """Return a line for each state of jobs in the queue, with what those wait for that wait."""
+    """Return a line for each state of jobs in the queue, with what waiting ones wait for."""
     found: dict[str, list[str]] = {}
     for task in tasks_of(outputs).values():
         reason = f" ({task.reason})" if task.reason not in ("None", "") else ""
@@ -366,7 +366,7 @@ def tasks_of(outputs: Path) -> dict[str, Task]:
     words = ("--noheader", "--array", f"--name={','.join(jobs)}", "--format=%j %K %T %i %r")
     for line in ask("squeue", *words).splitlines():
         job, position, state, number, reason = line.split(maxsplit=4)
-        index = int(position) if position.isdecimal() else 0  # a job that is no array
+        index = int(position) if position.isdecimal() else 0  # a job that is not an array
         found[jobs[job]["commands"][index]] = Task(job, index, number, state, reason)
     return found
 

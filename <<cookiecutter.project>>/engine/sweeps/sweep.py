@@ -1,7 +1,7 @@
-"""A sweep on the disk: what it is, how far each trial is, and what has them trained.
+"""Keeps a sweep on the disk: what it is, how far each trial is; and has the trials trained.
 
 Needs no Keras. A trial is an ordinary run folder, made by what `bin/train.py` does. What the sweep
-is stands in `sweep.json`; how far it is, its trials' folders say."""
+is stands in `sweep.json`; the folders of its trials say how far it is."""
 
 import os
 import shlex
@@ -58,7 +58,7 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
 
 def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
     """Return what `sweep.json` says: of what it is, the trials, and what a search has chosen.
-    Without a search, the last are the settings of all trials. UsageError if it is no sweep."""
+    Without a search, the last are the settings of all trials. UsageError if it is not a sweep."""
     content = read_json(folder / SWEEP)
     if content is None:
         raise UsageError(f"{folder} holds no sweep; name a folder that bin/sweep.py made")

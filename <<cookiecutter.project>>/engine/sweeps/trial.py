@@ -1,8 +1,8 @@
-"""One trial of a sweep: what `bin/train.py` does, in a process that has the libraries already.
+"""Runs one trial of a sweep as `bin/train.py` does, in a process that has the libraries already.
 
 The fork server of a sweep imports this module once; each trial is then a process of its own, in
-which TensorFlow has not begun yet. Of the project itself little is imported before: a
-sweep may last for days, and each trial is to run the source as it is when it begins."""
+which TensorFlow has not begun yet. Of the project itself little is imported before, because the
+sweep's own process never runs the code that it sweeps."""
 
 import os
 import runpy

@@ -1,4 +1,4 @@
-"""Cuts files that callbacks and hooks append to back to their length at a checkpoint."""
+"""Cuts back the files that callbacks and hooks append to, to their length at a checkpoint."""
 
 import io
 import os
@@ -43,7 +43,7 @@ class AppendedFiles:
             for value in callback_state.attributes_of(reached.thing).values()
             if isinstance(value, str | os.PathLike)
         ]
-        # Outside of the folder only those that they name, for a stranger may have written the list.
+        # A stranger may have written the list: outside of the folder, only what they name counts.
         lengths = self._known.get(BEGIN, {}) | self._known.get(checkpoint, {})
         for name, length in lengths.items():
             path = os.path.abspath(self.root / name)

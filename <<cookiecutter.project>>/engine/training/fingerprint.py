@@ -51,7 +51,7 @@ def of(commit: Path) -> Fingerprint | None:
         verify(commit)
         return read_state(commit)["fingerprint"] or None
     except (OSError, KeyError, ValueError):
-        return None  # missing or damaged; what is to be said of that is said on restoring
+        return None  # missing or corrupt; restoring says so
 
 
 def settings_of(
@@ -139,7 +139,7 @@ def differences(stored: Fingerprint, now: Fingerprint, where: str = "") -> list[
         if isinstance(old, dict) and isinstance(new, dict):
             found += differences(old, new, f"{where}{key} ")
         elif old != new and key in ("data", "config"):
-            found.append(f"the {key} is another")
+            found.append(f"the {key} has changed")
         elif old != new and where == "code " and key == sources.ENGINE:
             found.append("the engine is another version")
         elif old != new and where == "code ":
@@ -169,7 +169,7 @@ def code_differs(commit: Path) -> list[str]:
     now = sources.digests(read_run(run_of(commit))["config"])
     if found := [name for name, digest in then.items() if now.get(name) != digest]:
         logging.getLogger(__name__).warning(
-            "%s %s changed since the run; this is of the code as it is now (--own_code: as it was)",
+            "%s %s changed since the run; this is of the present code (--own_code: the run's)",
             ", ".join(found), "have" if len(found) > 1 else "has",
         )  # fmt: skip
     return found

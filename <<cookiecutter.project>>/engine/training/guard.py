@@ -1,7 +1,7 @@
 """Finds all that a step of training or validation uses, so that a checkpoint can hold it.
 
-It is read from the graph, or found by walking over what callbacks, hooks and data keep, as all is
-where there is no graph. What nobody can save is refused."""
+It is read from the graph, or found by walking over what callbacks, hooks and data keep; without a
+graph, all of it is found so. What cannot be saved is refused."""
 
 import contextlib
 import gc
@@ -23,7 +23,7 @@ from vegab import ROOT, UsageError
 
 log = logging.getLogger(__name__)
 # Operations that leave a table as it is, and messages to other workers, which take a token for
-# their order. All others, of a resource that is no variable, count as writers.
+# their order. All others, of a resource that is not a variable, count as writers.
 READERS = ("LookupTableFind", "LookupTableSize", "LookupTableExport", "Collective")
 # These draw without being marked as operations with a state.
 DRAW_ALL_THE_SAME = ("FractionalAvgPool", "FractionalMaxPool")
@@ -31,7 +31,7 @@ CALLS_PYTHON = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
 # What to do.
 RANDOM = "draw by keras.random with a keras.random.SeedGenerator that is an attribute of a layer"
 PYTHON = "write a Python function with operations of Keras or TensorFlow"
-OTHER = "keep in a weight of a layer what changes"
+OTHER = "keep what changes in a weight of a layer"
 Unsaved = tuple[str, str]  # what no checkpoint holds, and what to do
 LOOKS_FOR_CHANGES = 10  # before the first step, and at checkpoints after it
 # While an experiment was built.
@@ -160,7 +160,7 @@ class Guard:
         return by_unique_path(named)
 
     def states(self) -> dict[str, objects.State]:
-        """Return how to save what is no variable, such as generators, by the path to it."""
+        """Return how to save what is not a variable, such as generators, by the path to it."""
         passed_by = self._passed_by()
         if self._iterator is None and self._has_graph:
             passed_by.append(self._model)
@@ -215,7 +215,7 @@ class Guard:
                 log.warning(
                     f"{path} ({type(thing).__name__}) changes its {', '.join(changed)}, which no "
                     "checkpoint holds: a resumed run may differ; give it get_state() and "
-                    "set_state(state), with JSON values, or, if it only shows, only_tells = True"
+                    "set_state(state), with JSON values, or only_tells = True if it only shows"
                 )
 
 
@@ -320,7 +320,7 @@ def _read(found: Sequence[Any]) -> list[Any]:
 
 
 def _writers(tensor: Any) -> list[Any]:
-    """Return the operations that may change a resource which is no variable."""
+    """Return the operations that may change a resource which is not a variable."""
     found: list[Any] = []
     for op in tensor.consumers():
         names = _functions_of(op)

@@ -1,4 +1,4 @@
-"""Walks over all that hangs on objects: attributes, containers, closures and globals of code. The
+"""Walks over all that objects lead to: attributes, containers, closures and globals of code. The
 path to a thing is the shortest one, and the same in every process that runs the same code."""
 
 import contextlib
@@ -26,7 +26,7 @@ from vegab import ROOT
 
 MOST_OBJECTS = 100_000  # that are walked over
 MOST_ITEMS = 10_000  # of a list or mapping; a longer one is data
-# Nothing hangs on these, or far too much.
+# These lead to nothing, or to far too much.
 PLAIN = (str, bytes, int, float, complex, type(None), np.ndarray, np.generic)
 PASSED_BY = (*PLAIN, type, ModuleType, CodeType, logging.Logger, tf.Tensor, tf.data.Dataset)
 VARIABLES = (keras.Variable, tf.Variable)
@@ -69,7 +69,7 @@ def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[R
 
 
 def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what hangs on a thing, unasked, for that may wake it; what people name first."""
+    """Yield what a thing leads to, without calling it, which may wake it; named things first."""
     kind = type(thing)
     if issubclass(kind, dict) and dict.__len__(thing) < MOST_ITEMS:
         for number, (key, item) in enumerate(list(dict.items(thing))):

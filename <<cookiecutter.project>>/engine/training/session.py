@@ -93,7 +93,7 @@ class Session:
         run: how far it is; what hooks may look at.
         epoch, step: the first ones to train, counted from 0.
         learning_rate: at the beginning of that epoch, if `step` is not 0.
-        nothing_to_do: why, if that is so, else "".
+        nothing_to_do: why there is nothing left to train, or "".
 
     Raises ValueError if "auto" does not know whether less of `monitor` is better, or `start` is a
     checkpoint of another model; OSError if there are checkpoints, and none of them is whole."""
@@ -111,7 +111,7 @@ class Session:
         monitor_mode: str = "auto",  # by its name; or "min", "max", whichever is better
         start: Start | None = None,  # to begin with, while the folder has no checkpoint of its own
         fingerprint: Mapping[str, Any] | None = None,  # has to be the same when it is resumed
-        inexact: Sequence[str] = (),  # what of that is not
+        inexact: Sequence[str] = (),  # what of that differs
         on_nan: str = "stop",  # or "continue", when a loss or weight is NaN or infinity
     ) -> None:
         self.work, self.on_nan = work, on_nan
@@ -187,7 +187,7 @@ class Session:
             return state
         other = self._checkpoint.read_other(start.path)
         if start.retrain:
-            log.info("starting from %s, only from its weights", start.path)
+            log.info("starting from the weights of %s only", start.path)
             self._restores = checkpoints.RESTORE_WEIGHTS
             return new_run() | {"steps": other["steps"], "others": other.get("others", {})}
         log.info("starting from %s", start.path)
@@ -214,7 +214,7 @@ class Session:
         if inexact:
             log.warning("from here on the run is not bit for bit the same: %s", "; ".join(inexact))
         if names := "; ".join(unsaved):
-            log.warning("a resumed run will have other bits, for no checkpoint holds %s", names)
+            log.warning("a resumed run will have other bits, because no checkpoint holds %s", names)
         if differs := [*inexact, *unsaved]:
             entry = {"global_step": self._state["global_step"], "differs": differs}
             self._state["inexact"].append(entry)
@@ -300,7 +300,7 @@ class Session:
         states = self.work.guard.states()
         for path, value in self._state.get("others", {}).items():
             if path not in states:
-                log.warning("the checkpoint has the state of %s, which is not there", path)
+                log.warning("the checkpoint has the state of %s, which this run lacks", path)
             elif states[path].is_model or self._restores is RESTORE_ALL:
                 states[path].put(value)
         if self._restores is RESTORE_ALL:
@@ -393,7 +393,7 @@ class Session:
             self._checkpoint.commit(ended, is_best)
         if not (run.monitor is None or may_lack_monitor or run.monitor in run.history[-1]):
             self._checkpoint.finish()
-            raise KeyError(f"monitor is {run.monitor!r}; there is {', '.join(run.history[-1])}")
+            raise KeyError(f"monitor is {run.monitor!r}; there are {', '.join(run.history[-1])}")
         if run.stop_reason:
             log.info("stopped after epoch %d: %s", epoch + 1, run.stop_reason)
         return bool(run.stop_reason)
@@ -413,6 +413,6 @@ def _look_at_batches(callbacks: Sequence[keras.callbacks.Callback]) -> bool:
         for name in LOOKS_AT_BATCHES:
             method = getattr(callback, name)  # perhaps of the instance, as LambdaCallback's
             if getattr(method, "__func__", None) is not getattr(keras.callbacks.Callback, name):
-                log.info("%s looks at each batch: steps run singly", type(callback).__name__)
+                log.info("%s looks at each batch, so steps run one by one", type(callback).__name__)
                 return True
     return False

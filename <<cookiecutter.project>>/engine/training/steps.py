@@ -60,7 +60,7 @@ class _Traces:
         self._model, self._step, self._look = model, step, look
         self._first = source.batch(0, 0)
         self.base = tree.map_structure(_spec_of, arrays_of(self._first))
-        if source.steps_per_epoch > 2:  # the last one may be smaller, which is no reason
+        if source.steps_per_epoch > 2:  # the last one may be smaller, which does not count
             self.base = self.spec_of(arrays_of(source.batch(0, 1)), "batch 2", number_too=True)
         if self.varies:
             for number in range(2, min(source.steps_per_epoch - 1, FIRST_BATCHES)):

@@ -1,4 +1,4 @@
-"""Iterators on the bundled digits, one of each kind: copy the one that is nearest to yours.
+"""Defines an iterator of each kind on the bundled digits: copy the one nearest to yours.
 
 `configs/iterator_*.yaml` and `configs/gan.yaml` train them; the one for PyTorch is in
 `src/examples/torch_classifier.py`.
@@ -38,7 +38,7 @@ class Digits(DatasetMixin):
     def __init__(self, config: Config) -> None:
         digits = get_digits({"batch_size": 1, "seed": 0, "augmented": False})
         if self.split == "train":
-            # The arrays themselves: the order in which they come is the iterator's affair.
+            # Only the arrays are used: in which order, the iterator decides.
             images, labels = digits.train.features / 16, digits.train.labels
         else:
             assert digits.valid is not None
@@ -76,12 +76,12 @@ class SoftmaxRegression:
         return {"weights": self.weights}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Take back what `get_state` returned."""
         self.weights = np.array(state["weights"])
 
 
 class NumpyIterator(PyHookedModelIterator):
-    """Trains it by gradient descent."""
+    """Trains a `SoftmaxRegression` by gradient descent."""
 
     def step_ops(self) -> Any:
         return {"train_op": self.train_op}
@@ -157,7 +157,7 @@ class ClassifierIterator(TemplateIterator):
 
 
 class CompiledIterator(TFHookedModelIterator):
-    """The same training, compiled by the iterator."""
+    """Trains the same classifier by a step that the iterator compiles."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -176,7 +176,7 @@ class CompiledIterator(TFHookedModelIterator):
 
 
 class ClassifierTrainer(TFBaseTrainer):
-    """The same by its loss only; the name is in the path of the variables that it trains."""
+    """Trains the same classifier by its loss only, whose name is in the paths of the variables."""
 
     def make_loss_ops(self, model: keras.Model, **batch: Any) -> dict[str, Any]:
         logits = model(batch["image"], training=self.is_training)

@@ -1,4 +1,4 @@
-"""A classifier of the bundled digits in PyTorch (`pip install torch`)."""
+"""Classifies the bundled digits with PyTorch (`pip install torch`)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +29,7 @@ class Classifier(nn.Module):
 
 
 class TorchClassifierIterator(TorchHookedModelIterator):
-    """Trains it with Adam."""
+    """Trains a `Classifier` with Adam."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

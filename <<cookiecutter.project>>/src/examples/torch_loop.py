@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""A runner whose loop is PyTorch's own (`pip install torch`); vegab brings the rest.
+"""Trains in a loop of PyTorch's own (`pip install torch`); vegab does the rest.
 
 python src/examples/torch_loop.py root results/torch_loop --num_epochs=5
 
-The same command continues what was interrupted, to the bit: the order of examples and dropout go by
-the seed and the epoch only, and `model.pt` has all the rest.
+The same command continues an interrupted run bit for bit: order of examples and dropout depend only
+on seed and epoch, and `model.pt` has all the rest.
 """
 
 import sys
@@ -21,18 +21,18 @@ from vegab.files import replacing, write_atomically
 registry = vegab.ConfigRegistry()
 registry.set_root_config(
     {
-        "n_filters": Key(16, "of the convolution"),
-        "dropout": Key(0.2, "share of the classifier's inputs that is dropped in training"),
-        "batch_size": Key(32, "examples in a step"),
-        "learning_rate": Key(0.001, "of Adam"),
+        "n_filters": Key(16, "filters of the convolution"),
+        "dropout": Key(0.2, "dropout rate before the last layer"),
+        "batch_size": Key(32, "examples per step"),
+        "learning_rate": Key(0.001, "learning rate of Adam"),
         "num_epochs": Key(10, "epochs in all; a larger number continues a finished run"),
-        "seed": Key(0, "of initial weights, order of examples and dropout"),
+        "seed": Key(0, "seed of initial weights, order of examples and dropout"),
     }
 )
 
 
 def build(config: dict[str, Any]) -> Any:
-    """Return the model; refuse, while no folder is made, where PyTorch is missing."""
+    """Return the model; refuse, before a folder is made, if PyTorch is missing."""
     try:
         import torch
     except ModuleNotFoundError:
@@ -59,7 +59,7 @@ def train(config: dict[str, Any], save_path: str, model: Any) -> None:
     with np.load(DIGITS) as file:
         images = torch.from_numpy(file["images"][:, np.newaxis]).float() / 16
         labels = torch.from_numpy(file["labels"]).long()
-    part = torch.arange(len(labels)) // 10 % 10  # 8 and 9 are for the test, which is not looked at
+    part = torch.arange(len(labels)) // 10 % 10  # 8 and 9 are the test set, which is not used
     batches = DataLoader(
         TensorDataset(images[part < 7], labels[part < 7]), config["batch_size"], shuffle=True
     )

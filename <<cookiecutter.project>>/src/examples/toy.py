@@ -1,4 +1,4 @@
-"""A model for the toy records, and an example of how a variant's `model` becomes one."""
+"""Builds a model for the toy records: an example of what a variant's `model` names."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A runner of its own for one family of experiments, on vegab only: copy it and change it.
+"""Trains one family of experiments with its own settings, on vegab only: copy it and change it.
 
 ./src/scripts/train_simple_CNN.py root results/simple_cnn/first --n_layers=10
 """
@@ -18,12 +18,12 @@ registry.set_root_config(
     {
         "n_filters": Key(32, "filters of the first block; twice as many after each pooling"),
         "n_layers": Key(2, "blocks of convolution, normalisation and pooling, down to one pixel"),
-        "dropout": Key(0.2, "share of the classifier's inputs that is dropped in training"),
+        "dropout": Key(0.2, "dropout rate before the last layer"),
         "augmented": Key(True, "move training images at random"),
-        "batch_size": Key(32, "examples in a step"),
-        "learning_rate": Key(0.001, "of Adam"),
+        "batch_size": Key(32, "examples per step"),
+        "learning_rate": Key(0.001, "learning rate of Adam"),
         "num_epochs": Key(20, "epochs in all; a larger number continues a finished run"),
-        "seed": Key(0, "of initial weights, order of examples, augmentation and dropout"),
+        "seed": Key(0, "seed of initial weights, order of examples, augmentation and dropout"),
     }
 )
 
