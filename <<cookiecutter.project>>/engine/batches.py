@@ -208,12 +208,14 @@ class FunctionBatches:
 
     def batch(self, epoch: int, step: int) -> Any:
         """Return the batch at `step` of `epoch`; those that follow are read meanwhile."""
+        epoch = 0 if self.is_the_same else epoch
         if epoch == 0 and step in self._first:
             return self._first[step]
         following = []
         if steps := vars(self).get("steps_per_epoch"):  # it is known already
             next_one = epoch * steps + step + 1
-            following = [divmod(n, steps) for n in range(next_one, next_one + READ_AHEAD)]
+            places = (divmod(n, steps) for n in range(next_one, next_one + READ_AHEAD))
+            following = [(0 if self.is_the_same else e, s) for e, s in places]
         batch = self.ahead.take((epoch, step), *following)
         if epoch == 0 and step < 2:  # what a run looks at before it begins
             self._first[step] = batch
@@ -232,9 +234,10 @@ class FunctionBatches:
         try:
             batch = next(self._iterator)
         except StopIteration:
+            which = "a later pass over" if self.is_the_same else f"epoch {epoch + 1} of"
             raise ValueError(
-                f"epoch {epoch + 1} of the data ends after {step} batches; "
-                f"expected {self.steps_per_epoch}, as in the first"
+                f"{which} the data ends after {step} batches; expected {self.steps_per_epoch}, as "
+                "in the first"
             ) from None
         self._next = (epoch, step + 1)
         return batch

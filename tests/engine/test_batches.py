@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from engine import batches
-from engine.batches import ArrayBatches, batch_source, digest, shapes_of
+from engine.batches import ArrayBatches, FunctionBatches, batch_source, digest, shapes_of
 from src.data import flip, shift
 
 
@@ -261,4 +261,33 @@ def test_an_epoch_that_ends_early_is_named() -> None:
     source = batch_source(lambda epoch: iter([(np.zeros(1),)] * (3 - epoch)))
     source.batch(1, 1)
     with pytest.raises(ValueError, match="epoch 2 of the data ends after 2 batches; expected 3"):
+        source.batch(1, 2)
+
+
+@pytest.mark.parametrize("number", [1, 5, 30])
+def test_data_that_is_the_same_in_each_epoch_is_read_once_for_each(number: int) -> None:
+    opened = read = 0
+
+    def open_epoch(epoch: int) -> Iterator[Any]:
+        nonlocal opened, read
+        opened += 1
+        for place in range(number):
+            read += 1
+            yield np.full(1, place)
+
+    source = FunctionBatches(open_epoch, is_the_same=True)
+    assert source.steps_per_epoch == number
+    opened = read = 0
+    for epoch in range(10):
+        batches = [source.batch(epoch, step) for step in range(number)]
+        assert [int(batch[0]) for batch in batches] == [*range(number)]
+    assert opened <= 11
+    assert read <= 11 * number
+
+
+def test_data_that_ends_early_later_on_is_named() -> None:
+    passes = [3, 2]
+    source = FunctionBatches(lambda epoch: iter([np.zeros(1)] * passes[0]), is_the_same=True)
+    assert source.steps_per_epoch == passes.pop(0)
+    with pytest.raises(ValueError, match="a later pass over the data ends after 2 batches"):
         source.batch(1, 2)
