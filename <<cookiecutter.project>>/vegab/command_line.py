@@ -219,11 +219,12 @@ def wrap_commands(
     def program(arguments: list[str]) -> int:
         logging.basicConfig(level="INFO", format="%(message)s")
         description = commands[0].__globals__["__doc__"] or ""
-        parser = _CommandsParser(prog=script(), description=description, allow_abbrev=False)
+        style = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        parser = _CommandsParser(prog=script(), description=description, **style)
         if len(commands) == 1:
             argh.set_default_command(parser, commands[0])
         else:
-            argh.add_commands(parser, list(commands), func_kwargs={"allow_abbrev": False})
+            argh.add_commands(parser, list(commands), func_kwargs=style)
         _complete(parser)
         if not arguments and len(commands) > 1:
             parser.error("a command is needed")
@@ -308,12 +309,15 @@ class _Parser(argh.ArghParser):
 
 
 class _CommandsParser(_Parser):
-    """Flags are named like the parameters, without argh's hyphens and letters, except `-o`."""
+    """Names flags like the parameters, without argh's hyphens and letters, except `-o`, and tells
+    their defaults as `wrap` does."""
 
     def add_argument(self, *names: str, **options: Any) -> Any:
         if names[-1].startswith("--") and names[-1] != "--help":
             name = f"--{names[-1][2:].replace('-', '_')}"
             names = ("-o", name) if name == "--output" else (name,)
+        if (default := options.get("default")) and default != argparse.SUPPRESS:
+            options["help"] = f"{options.get('help', '')} ({default})".strip()
         return super().add_argument(*names, **options)
 
 

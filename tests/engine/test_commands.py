@@ -75,6 +75,13 @@ def test_a_finished_run_that_has_lost_its_checkpoints_says_so_or_makes_them_agai
     assert "is finished, and has lost its checkpoints (model.h5 is gone; model_prev" in done.stderr
 
 
+def test_help_tells_the_defaults_that_are_something(command: Command) -> None:
+    text = " ".join(command("bin/plot.py", "--help").stdout.split())
+    assert "what the x axis shows (epoch)" in text
+    assert "SUPPRESS" not in text
+    assert "default" not in text.replace("by default: results", "")
+
+
 def test_help_explains_every_key(command: Command) -> None:
     from configs import registry
 
