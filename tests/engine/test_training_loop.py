@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_a_number(on_nan: str, config: dict[str, Any], tmp_pa
 
 
 def test_a_monitor_that_nothing_has_is_named(config: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match=r"monitor is 'val_lost'; there is .*val_loss"):
+    with pytest.raises(KeyError, match=r"monitor is 'val_lost'; there are .*val_loss"):
         train(config, tmp_path, monitor="val_lost", monitor_mode="min")
     assert (tmp_path / "model.h5").exists()  # an epoch's work is not lost for a name
 
