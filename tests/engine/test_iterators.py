@@ -35,7 +35,7 @@ from engine.iterators import (
 from engine.iterators.base import figures_in, found_variables
 from engine.iterators.build import NoModel
 from engine.iterators.datasets import DatasetMixin
-from engine.iterators.evaluation import evaluate_split
+from engine.iterators.evaluation import OtherModelError, evaluate_split
 from engine.iterators.outputs import StoredOutputs
 from engine.iterators.steps import IteratorSteps
 from engine.iterators.trainers import (
@@ -299,6 +299,14 @@ class LateIterator(TemplateIterator):
             "train_op": lambda: float(self.train_on(batch["ones"])),
             "eval_op": lambda: {"outputs": model(batch["ones"])},
         }
+
+
+class ReadsItsCheckpoint(LateIterator):
+    """Reads what it takes for a file that its `save` has written, as EDflow's iterators do."""
+
+    def initialize(self, checkpoint_path: str | None = None) -> None:
+        if checkpoint_path is not None:
+            Path(checkpoint_path).read_text()
 
 
 class LateCompiledIterator(LateIterator):
@@ -776,7 +784,9 @@ class Reads(Hook):
             self.read.append(last_results["step_ops"][self.name])
 
 
-@pytest.mark.parametrize("train_ops", [None, ["train/train_op", "more_op"]])
+@pytest.mark.parametrize(
+    "train_ops", [None, ["train/train_op", "more_op"], ["step_ops/train_op", "step_ops/more_op"]]
+)
 def test_an_operation_is_computed_once_if_somebody_reads_it(
     train_ops: list[str] | None, full: Full, tmp_path: Path
 ) -> None:
@@ -789,6 +799,19 @@ def test_an_operation_is_computed_once_if_somebody_reads_it(
     assert two.read == one.read[1:]
     (row, _) = read_state(tmp_path / "run" / "model.h5")["history"]
     assert ("more_op" in row) == bool(train_ops)
+
+
+def test_an_operation_that_a_step_does_not_have_is_named(
+    full: Full, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    of_template: dict[str, Any] = {"iterator": path_of(Template), "num_steps": 1}
+    has = "step_op of Template returns train_op, log_op, eval_op, more_op"
+    with pytest.raises(ValueError, match=f"train_ops names 'other_op'; {has}"):
+        train(full(**of_template, train_ops=["train/other_op"]), tmp_path / "refused")
+    config = full(**of_template, train_ops=[], log_ops=["train/other_op", "step_ops/log_op"])
+    experiment = train(config, tmp_path / "none", build(config).own_hooks[0])
+    assert experiment.iterator.computed == {"log_op": 1}, "and nothing trains"
+    assert "log_ops names other_op; a step has train_op, log_op" in caplog.text
 
 
 # ---- TFHookedModelIterator -----------------------------------------------------------------------
@@ -1099,6 +1122,19 @@ def test_the_model_alone_may_be_absent(full: Full, tmp_path: Path) -> None:
     experiment = train(full(model=None, iterator=path_of(WithoutModel)), tmp_path / "run")
     assert isinstance(experiment.model, NoModel)
     assert read_state(tmp_path / "run" / "model.h5")["global_step"] == 4
+
+
+def test_an_iterator_that_reads_the_checkpoint_itself_is_told_not_to(
+    full: Full, tmp_path: Path
+) -> None:
+    config = full(iterator=path_of(ReadsItsCheckpoint), model=path_of(LateModel))
+    train(config | {"num_steps": 2}, tmp_path / "half")
+    half = tmp_path / "half" / "model.h5"
+    said = r"ReadsItsCheckpoint\.initialize failed with \S+: UnicodeDecodeError: .*; it need not"
+    with pytest.raises(UsageError, match=said):
+        begun(config, tmp_path / "resumed", half)
+    with pytest.raises(OtherModelError, match=said):
+        evaluate_split(build(config, trains=False), half, tmp_path / "outputs", "train")
 
 
 def begun(config: dict[str, Any], folder: Path, start: Path, retrain: bool = False) -> Experiment:

@@ -37,7 +37,8 @@ class LoggingHook(WriterHook):
     def __init__(
         self, log_ops: Sequence[str] = ("log_op", "validation/log_op"), tensorboard: bool = True
     ) -> None:
-        self.log_ops = [name.removeprefix("train/") for name in log_ops]
+        self.log_ops = list(map(name_of_op, log_ops))
+        self._has_looked = False
         self.tensorboard = tensorboard
 
     def after_step(self, global_step: int, last_results: Any) -> None:
@@ -60,6 +61,10 @@ class LoggingHook(WriterHook):
         """Return by kind what there is to log, by its name."""
         ops = last_results.get("step_ops") if isinstance(last_results, Mapping) else None
         ops = ops if isinstance(ops, Mapping) else {}
+        asked = {name.removeprefix(self.VALIDATION) for name in self.log_ops}
+        if not self._has_looked and (lacking := asked - {"log_op", *ops}):
+            log.warning("log_ops names %s; a step has %s", min(lacking), ", ".join(ops) or "none")
+        self._has_looked = True
         found = [("", ops[name]) for name in self.log_ops if name in ops]
         found = found or [("", {"scalars": self.run.results})]
         names = [name for name in self.log_ops if name.startswith(self.VALIDATION)]
@@ -102,6 +107,11 @@ class LoggingHook(WriterHook):
                 tf.summary.image(name, picture[np.newaxis])
 
 
+def name_of_op(name: str) -> str:
+    """Return an operation's name in `step_op` by EDflow's, "train/…" or, earlier, "step_ops/…"."""
+    return re.sub("^(train|step_ops)/", "", name)
+
+
 def scalars_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scalars of what a `log_op` returned, nested as they are."""
     others = {name: value for name, value in result.items() if name not in KINDS}
@@ -109,12 +119,12 @@ def scalars_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(name: str, value: Any) -> float:
-    if np.size(value) != 1:
+    if math.prod(np.shape(value)) != 1:  # np.size is a method of a tensor of PyTorch
         raise ValueError(
             f"log_op returned {name!r} of shape {np.shape(value)}; expected numbers, or arrays and "
             'figures below "images" and "figures"'
         )
-    return float(np.reshape(value, ()))
+    return float(value.item() if hasattr(value, "item") else np.reshape(value, ()))
 
 
 def tile(images: Array) -> Array:

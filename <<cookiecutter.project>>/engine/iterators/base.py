@@ -24,7 +24,7 @@ import tensorflow as tf
 from engine import keras_private
 from engine.batches import BatchSource, random_generator
 from engine.checkpoints import require_inside
-from engine.hooks import Hook, give_addresses, scalars_of
+from engine.hooks import Hook, give_addresses, name_of_op, scalars_of
 from engine.iterators import edflow
 from engine.iterators.datasets import make_examples, stack
 from engine.iterators.steps import IteratorSteps, IteratorValidation
@@ -159,7 +159,14 @@ class PyHookedModelIterator:
         """Have it initialized, once."""
         if not self._has_begun:
             self._has_begun = True
-            self.initialize(checkpoint_path)
+            try:
+                self.initialize(checkpoint_path)
+            except Exception as error:
+                if checkpoint_path is None:
+                    raise
+                what = f"{type(self).__name__}.initialize failed with {checkpoint_path}"
+                hint = "it need not read the file, which is restored after it"
+                raise ValueError(f"{what}: {type(error).__name__}: {error}; {hint}") from error
 
     def iterate(self, batches: BatchSource) -> None:
         """Do what is left of the training, on these batches; a subclass may do more around it."""
@@ -252,9 +259,13 @@ class TemplateIterator(PyHookedModelIterator):
         return results
 
     def _trained(self, ops: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the operations give that train; EDflow's names, "train/…", count too."""
-        names = self.config.get("train_ops") or ["train_op"]
-        return {n: ops[n] for n in (name.removeprefix("train/") for name in names) if n in ops}
+        """Return what the operations give that train: those of `train_ops`, or else "train_op"."""
+        named = self.config.get("train_ops")
+        names = ["train_op"] if named is None else list(map(name_of_op, named))
+        if named and (unknown := [name for name in names if name not in ops]):
+            there = f"step_op of {type(self).__name__} returns {', '.join(ops)}"
+            raise ValueError(f"train_ops names {unknown[0]!r}; {there}")
+        return {name: ops[name] for name in names if name in ops}
 
     def figures(self, results: Any) -> dict[str, float]:
         return figures_in(self._trained(results.get("step_ops", {})))
