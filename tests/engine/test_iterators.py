@@ -1252,6 +1252,16 @@ def test_what_edflow_itself_writes_into_a_config_is_no_news(
     assert "EDflow" not in caplog.text
 
 
+def test_a_word_that_was_true_or_false_in_edflow_s_files_is_noted(
+    full: Full, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(full(augment={"flip": "no", "crop": [True, "Yes"]}, note="none", monitor_mode="min"))
+    said = "augment.flip is the text no; write false if it is what EDflow read it as"
+    assert said in caplog.text
+    assert "augment.crop.1 is the text Yes; write true if" in caplog.text
+    assert caplog.text.count("is the text") == 2
+
+
 def test_an_argument_that_nobody_knows_is_refused() -> None:
     with pytest.raises(TypeError, match="Counts has no argument 'transfrom'"):
         Counts({}, ".", None, {}, transfrom=False)
