@@ -301,6 +301,42 @@ class LateIterator(TemplateIterator):
         }
 
 
+def network() -> layers.Layer:
+    dense = layer("same")
+    dense.build((None, 8))
+    return dense
+
+
+class Frozen:
+    """Has a network that nobody trains, with the names of the one that is trained."""
+
+    def __init__(self, config: Settings) -> None:
+        self.parts = {"inner": [network()]}  # an optimizer is nearer to what it trains
+
+
+class HasAnother(PyHookedModelIterator):
+    """Trains a network of its own; its optimizer is built by the first step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parts = {"inner": [network()]}
+        self.optimizer = keras.optimizers.SGD(1.0, momentum=0.5)
+
+    def step_ops(self) -> Any:
+        return None if self.config.get("only_evaluates") else self.train_op
+
+    def train_op(self, model: Any, ones: Any, **_: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = ops.mean(self.parts["inner"][0](ones))
+        variables = self.parts["inner"][0].trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    def eval_op(self, model: Any, ones: Any, **_: Any) -> dict[str, Any]:
+        own, frozen = (it.parts["inner"][0](ones)[:, 0] for it in (self, model))
+        return {"own": own, "frozen": frozen}
+
+
 class ReadsItsCheckpoint(LateIterator):
     """Reads what it takes for a file that its `save` has written, as EDflow's iterators do."""
 
@@ -1135,6 +1171,25 @@ def test_an_iterator_that_reads_the_checkpoint_itself_is_told_not_to(
         begun(config, tmp_path / "resumed", half)
     with pytest.raises(OtherModelError, match=said):
         evaluate_split(build(config, trains=False), half, tmp_path / "outputs", "train")
+
+
+def test_of_two_networks_of_one_name_each_has_its_own_weights(
+    full: Full, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = full(iterator=path_of(HasAnother), model=path_of(Frozen), num_steps=2)
+    train(config, tmp_path / "run")
+    latest = tmp_path / "run" / "model.h5"
+    evaluate_split(build(config, trains=False), latest, tmp_path / "outputs", "train")
+    labels = StoredOutputs(tmp_path / "outputs").labels
+    assert (labels["own"][0], labels["frozen"][0]) == (8 - 8 * 2.5, 8)
+    assert "are taken in their order" not in caplog.text
+    retrained = begun(config, tmp_path / "retrained", latest, retrain=True)
+    both = retrained.iterator, retrained.model
+    own, frozen = (it.parts["inner"][0].kernel[0, 0] for it in both)
+    assert (float(own), float(frozen)) == (1 - 2.5 - 2.5, 1)
+    other = build(config | {"only_evaluates": True}, trains=False)
+    evaluate_split(other, latest, tmp_path / "others", "train")
+    assert "model.h5: variables of the same name are taken in their order" in caplog.text
 
 
 def begun(config: dict[str, Any], folder: Path, start: Path, retrain: bool = False) -> Experiment:

@@ -30,7 +30,7 @@ from engine.hooks import Hook
 from engine.iterators import outputs
 from engine.iterators.base import NoOutputsError
 from engine.iterators.datasets import ExampleBatches
-from engine.iterators.steps import sow, undone
+from engine.iterators.steps import IteratorSteps, sow, undone
 from engine.training import Guard
 from vegab.files import CONFIG, link, read_json, replacing_folder
 from vegab.files import META as RUN_META
@@ -54,7 +54,7 @@ def evaluate_split(
     batches = ExampleBatches(dataset, size, config["seed"], False, config["n_data_processes"])
     with contextlib.closing(batches):
         iterator.set_position(0, 0, 0, split)
-        state = restore(iterator, checkpoint, batches.batch(0, 0))
+        state = restore(iterator, checkpoint, batches)
         iterator.set_position(state["global_step"], state["epoch"], 0, split)
         return store_outputs(iterator, config, batches, output, checkpoint.name)
 
@@ -127,15 +127,22 @@ class EvaluateEpochs(Hook):
         outputs.run_callbacks(output, data_in, self._config, *self._callbacks)
 
 
-def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, Any]:
+def restore(iterator: Any, path: Path, batches: Any) -> dict[str, Any]:
     """Give model and iterator the state of a checkpoint; return what it says of its run. Variables
-    that are there only after a step are made by evaluating `batch`. What only training needs, such
+    that are there only after a step are made by evaluating a batch. What only training needs, such
     as optimizers, is left where this iterator has none of it."""
     checkpoint = checkpoints.Checkpoint(path.parent, iterator.model, iterator.variables)
     try:
         state = checkpoint.read_other(path)
         iterator.begin(str(path))
-        checkpoint.prepare_for(checkpoints.RESTORE_WEIGHTS, lambda: iterator.evaluate(batch))
+        weights = checkpoints.RESTORE_WEIGHTS
+        checkpoint.prepare_for(weights, lambda: iterator.evaluate(batches.batch(0, 0)))
+        if checkpoint.has_namesakes:
+            with contextlib.suppress(Exception):  # evaluation may have other steps
+                checkpoint.prepare_for(weights, IteratorSteps(iterator, batches, 0).dry_run)
+            if not checkpoint.fits(weights):
+                what = "variables of the same name are taken in their order"
+                log.warning("%s: %s; give layers names of their own", path.name, what)
         if "iterator" not in state["steps"]:
             raise ValueError(f"{path} is of a run without an iterator")
         if checkpoint.fits(checkpoints.RESTORE_ALL):
