@@ -6,6 +6,7 @@ a function of seed, epoch and index: the same in every process and in whatever o
 Nothing here imports Keras, so that worker processes start fast.
 """
 
+import inspect
 import operator
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,8 +68,8 @@ class DatasetMixin:
     @cached_property
     def labels(self) -> dict[str, Array]:
         """Arrays with one entry per example: what is known of it without loading it."""
-        data = getattr(self, "data", None)
-        return dict(data.labels) if isinstance(data, DatasetMixin) else {}
+        labels = getattr(getattr(self, "data", None), "labels", None)
+        return dict(labels) if isinstance(labels, Mapping) else {}
 
     @property
     def prng(self) -> ExampleGenerator:
@@ -198,6 +199,8 @@ class LabelDataset(DatasetMixin):
 class ExtraLabelsDataset(DatasetMixin):
     """`data` with further labels: a dict of them is what `labeler(data, index)` returns."""
 
+    append_labels = True
+
     def __init__(
         self, data: DatasetMixin, labeler: Callable[[DatasetMixin, int], Mapping[str, Any]]
     ) -> None:
@@ -210,7 +213,8 @@ class ExtraLabelsDataset(DatasetMixin):
 
 @dataclass(eq=False)
 class ProcessedDataset(DatasetMixin):
-    """`data` with `process(**example)` merged into each example, or, if not `update`, for it."""
+    """`data` with `process(**example)` merged into each example, or, if not `update`, for it. The
+    example's "index_" is given to a function that names it."""
 
     data: DatasetMixin
     process: Callable[..., Example]
@@ -218,7 +222,8 @@ class ProcessedDataset(DatasetMixin):
 
     def get_example(self, index: int) -> Example:
         example = self.data[index]
-        del example["index_"]
+        if "index_" not in inspect.signature(self.process).parameters:
+            del example["index_"]
         processed = self.process(**example)
         return example | processed if self.update else processed
 
