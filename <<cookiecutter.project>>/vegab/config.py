@@ -19,7 +19,6 @@ import math
 import operator
 import os
 import re
-import warnings
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -742,8 +741,7 @@ def is_other_in_python(text: str, value: Any, is_text: bool, computes: bool) -> 
     """Whether a text is something other than `value` in Python, which read literals for EDflow, and
     for Deephub all that it `computes`. Where text is expected, a literal number is text."""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            tree = ast.parse(text.strip(), mode="eval")
+        tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     with contextlib.suppress(ValueError, TypeError):

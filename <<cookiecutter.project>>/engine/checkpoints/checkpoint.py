@@ -264,14 +264,9 @@ class Checkpoint:
 
     def fits(self, groups: Collection[str]) -> bool:
         """Whether there is nothing to restore, or every variable that `restore` asks for."""
-        if self.found is not None and self.has_namesakes:
-            groups = {*groups, "optimizer"}  # which come first, so that the order goes by them
+        if any("#" in name for name in self._groups.get("variables", ())):
+            groups = {*groups, "optimizer"}  # by which goes the order of those with one name
         return self.found is None or all(s.keys() == w.keys() for _, s, w in self._by_group(groups))
-
-    @property
-    def has_namesakes(self) -> bool:
-        """Whether some of the variables are only told from each other by their order."""
-        return any("#" in name for name in self._groups["variables"])
 
     def require_fit(self, groups: Sequence[str]) -> None:
         """Raise a ValueError, naming what is not the same, if `restore` would not succeed."""

@@ -16,6 +16,7 @@ from engine.trees import by_path
 from vegab.files import write_atomically
 
 KINDS = ("scalars", "images", "figures")
+OF_EDFLOW = "^(train|step_ops)/"  # what it writes before the name of an operation
 
 
 class LoggingHook(WriterHook):
@@ -37,8 +38,7 @@ class LoggingHook(WriterHook):
     def __init__(
         self, log_ops: Sequence[str] = ("log_op", "validation/log_op"), tensorboard: bool = True
     ) -> None:
-        self.log_ops = list(map(name_of_op, log_ops))
-        self._has_looked = False
+        self.log_ops = [re.sub(OF_EDFLOW, "", name) for name in log_ops]
         self.tensorboard = tensorboard
 
     def after_step(self, global_step: int, last_results: Any) -> None:
@@ -62,9 +62,8 @@ class LoggingHook(WriterHook):
         ops = last_results.get("step_ops") if isinstance(last_results, Mapping) else None
         ops = ops if isinstance(ops, Mapping) else {}
         asked = {name.removeprefix(self.VALIDATION) for name in self.log_ops}
-        if not self._has_looked and (lacking := asked - {"log_op", *ops}):
-            log.warning("log_ops names %s; a step has %s", min(lacking), ", ".join(ops) or "none")
-        self._has_looked = True
+        if lacking := asked - {"log_op", *ops}:
+            raise ValueError(f"log_ops names {min(lacking)}; a step has {', '.join(ops) or 'none'}")
         found = [("", ops[name]) for name in self.log_ops if name in ops]
         found = found or [("", {"scalars": self.run.results})]
         names = [name for name in self.log_ops if name.startswith(self.VALIDATION)]
@@ -105,11 +104,6 @@ class LoggingHook(WriterHook):
                 tf.summary.scalar(name, value)
             for name, picture in pictures.items():
                 tf.summary.image(name, picture[np.newaxis])
-
-
-def name_of_op(name: str) -> str:
-    """Return an operation's name in `step_op` by EDflow's, "train/…" or, earlier, "step_ops/…"."""
-    return re.sub("^(train|step_ops)/", "", name)
 
 
 def scalars_of(result: Mapping[str, Any]) -> dict[str, Any]:

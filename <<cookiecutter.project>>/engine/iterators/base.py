@@ -9,6 +9,7 @@ and evaluate, `TFHookedModelIterator` compiles its steps, `TFBaseTrainer` makes 
 """
 
 import logging
+import re
 import tempfile
 from abc import abstractmethod
 from collections import UserDict
@@ -24,7 +25,7 @@ import tensorflow as tf
 from engine import keras_private
 from engine.batches import BatchSource, random_generator
 from engine.checkpoints import require_inside
-from engine.hooks import Hook, give_addresses, name_of_op, scalars_of
+from engine.hooks import OF_EDFLOW, Hook, give_addresses, scalars_of
 from engine.iterators import edflow
 from engine.iterators.datasets import make_examples, stack
 from engine.iterators.steps import IteratorSteps, IteratorValidation
@@ -164,9 +165,8 @@ class PyHookedModelIterator:
             except Exception as error:
                 if checkpoint_path is None:
                     raise
-                what = f"{type(self).__name__}.initialize failed with {checkpoint_path}"
-                hint = "it need not read the file, which is restored after it"
-                raise ValueError(f"{what}: {type(error).__name__}: {error}; {hint}") from error
+                what = f"initialize({checkpoint_path!r}) failed: {type(error).__name__}: {error}"
+                raise ValueError(f"{what}; it need not read what is restored after it") from error
 
     def iterate(self, batches: BatchSource) -> None:
         """Do what is left of the training, on these batches; a subclass may do more around it."""
@@ -261,10 +261,9 @@ class TemplateIterator(PyHookedModelIterator):
     def _trained(self, ops: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the operations give that train: those of `train_ops`, or else "train_op"."""
         named = self.config.get("train_ops")
-        names = ["train_op"] if named is None else list(map(name_of_op, named))
-        if named and (unknown := [name for name in names if name not in ops]):
-            there = f"step_op of {type(self).__name__} returns {', '.join(ops)}"
-            raise ValueError(f"train_ops names {unknown[0]!r}; {there}")
+        names = [re.sub(OF_EDFLOW, "", name) for name in (["train_op"] if named is None else named)]
+        if named and (unknown := {*names} - {*ops}):
+            raise ValueError(f"train_ops names {min(unknown)}; step_op returns {', '.join(ops)}")
         return {name: ops[name] for name in names if name in ops}
 
     def figures(self, results: Any) -> dict[str, float]:

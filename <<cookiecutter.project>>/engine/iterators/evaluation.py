@@ -137,19 +137,15 @@ def restore(iterator: Any, path: Path, batches: Any) -> dict[str, Any]:
         iterator.begin(str(path))
         weights = checkpoints.RESTORE_WEIGHTS
         checkpoint.prepare_for(weights, lambda: iterator.evaluate(batches.batch(0, 0)))
-        if checkpoint.has_namesakes:
-            with contextlib.suppress(Exception):  # evaluation may have other steps
-                checkpoint.prepare_for(weights, IteratorSteps(iterator, batches, 0).dry_run)
-            if not checkpoint.fits(weights):
-                what = "variables of the same name are taken in their order"
-                log.warning("%s: %s; give layers names of their own", path.name, what)
+        with contextlib.suppress(Exception):  # evaluation may have other steps
+            checkpoint.prepare_for(weights, IteratorSteps(iterator, batches, 0).dry_run)
         if "iterator" not in state["steps"]:
             raise ValueError(f"{path} is of a run without an iterator")
         if checkpoint.fits(checkpoints.RESTORE_ALL):
             checkpoint.restore(checkpoints.RESTORE_ALL)
         else:
             checkpoint.require_fit(("weights",))
-            _assign_found(path, iterator.variables()["variables"])
+            _assign_found(path, iterator.variables()["variables"], checkpoint.fits(weights))
         if checkpoint.model is not None:
             checkpoints.load_weights(path, checkpoint.model)
         Guard(iterator.model, iterator).load_others(path, state.get("others", {}))
@@ -165,7 +161,7 @@ def restore(iterator: Any, path: Path, batches: Any) -> dict[str, Any]:
     return state
 
 
-def _assign_found(path: Path, variables: list[Any]) -> None:
+def _assign_found(path: Path, variables: list[Any], is_in_order: bool) -> None:
     """Assign variables that the checkpoint has as often as they are here; it may have others."""
     with h5py.File(path, "r") as file:
         saved = checkpoints.saved_variables(file, "variables")
@@ -181,6 +177,9 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
         if lacking:
             what = f"{path} was written by another model; it has not these, or not as often"
             raise ValueError(f"{what}: {', '.join(lacking[:6])}")
+        if not is_in_order and any("#" in name for name in wanted):
+            what = "variables of the same name are taken in their order"
+            log.warning("%s: %s; give layers names of their own", path.name, what)
         for name, variable in wanted.items():
             variable.assign(checkpoints.value_of(saved[name]))
         if others := sorted(saved.keys() - wanted.keys()):
