@@ -13,9 +13,7 @@ from engine.cifar import CIFAR
 
 
 def build_simple_cnn(
-    config: Mapping[str, Any],
-    input_shape: tuple[int, ...] = (32, 32, 3),
-    num_classes: int | None = None,
+    config: Mapping[str, Any], input_shape: tuple[int, ...] = (32, 32, 3), num_classes: int = 0
 ) -> keras.Model:
     """Return a small convolutional network: images (batch, height, width, channels) to
     probabilities (batch, num_classes); of the config only, for CIFAR-10 or CIFAR-100.
@@ -23,7 +21,7 @@ def build_simple_cnn(
     Each of the `n_layers` blocks halves the image and doubles the number of filters, `n_filters` in
     the first, as long as there is an image to halve. Blocks after that only convolve.
     """
-    if num_classes is None and config["dataset"] not in CIFAR:
+    if not num_classes and config["dataset"] not in CIFAR:
         raise ValueError("it asks for num_classes, which the dataset does not say")
     inputs = keras.Input(input_shape, name="image")
     x = inputs

@@ -1,9 +1,7 @@
 """Configs: a root that is the schema, named variants, files, overrides and references.
 
 A config is a nested dictionary of plain data (what JSON can say, without NaN and infinity).
-The root names every key and its default; whatever comes on top (a registered config, a file, the
-command line) may change values, never add a key or change a type. Besides root there may be schemas
-for files that bring keys of their own."""
+`vegab/README.md` says what root, schemas and layers are."""
 
 from __future__ import annotations
 
@@ -38,7 +36,6 @@ BRACES = re.compile(r"\{([^${}\[\]:,'\"\s]+)\}")
 WORDS: dict[str, bool | None] = dict.fromkeys(("yes", "Yes", "YES", "on", "On", "ON"), True)
 WORDS |= dict.fromkeys(("no", "No", "NO", "off", "Off", "OFF"), False) | {"None": None}
 OLD_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
-DATE = re.compile(r"\d{4}-\d\d-\d\d")
 DIRECTIVES = {
     "__del__": "write delete: [a.b] in the file that extends another",
     "__del_all__": "write delete: [a.b] in the file that extends another",
@@ -470,10 +467,9 @@ class ConfigRegistry:
     ) -> None:
         """Adds a kind of config: one that has a top-level key of this schema that root has not.
 
-        Such a config may have keys of its own, except in the mappings at keys that are `closed`. Of
-        each tuple that is `required`, one top-level key must have a value other than None, "" and
-        {}. Add schemas before configs are registered; the first that recognises a config has it.
-        `title` is their heading in `--help`. For `is_metayaml` see `load_file`."""
+        Add schemas before configs are registered; vegab/README.md explains them. Of each tuple that
+        is `required`, one key must have a value other than None, "" and {}. For `is_metayaml` see
+        `load_file`."""
         with _as_value_error(title):
             kind = _schema_of(config)._replace(title=title, is_open=True, is_metayaml=is_metayaml)
         self._schemas.append(kind._replace(required=tuple(required), closed=tuple(closed)))
@@ -749,7 +745,7 @@ def is_other_in_python(text: str, value: Any, is_text: bool, computes: bool) -> 
         return literal != value and not (is_text and isinstance(literal, int | float | str))
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     bound = {name.id for name in names if isinstance(name.ctx, ast.Store)}.union(dir(builtins))
-    is_word = isinstance(tree.body, ast.Name) or DATE.fullmatch(text)
+    is_word = isinstance(tree.body, ast.Name) or re.fullmatch(r"\d{4}-\d\d-\d\d", text)
     return computes and not is_word and all(name.id in bound for name in names)
 
 

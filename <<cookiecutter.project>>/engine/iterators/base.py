@@ -1,12 +1,6 @@
 """Iterators say what one step of training does; the training loop calls them, step by step.
 
-A compiled Keras model needs none. The family is EDflow's, from the plain to the special:
-`PyHookedModelIterator` calls any functions, `TemplateIterator` has lazy operations to train, log
-and evaluate, `TFHookedModelIterator` compiles its steps, `TFBaseTrainer` makes them of losses,
-`TFFrequencyTrainer` and `TFListTrainer` take losses in turn, `TFBaseEvaluator` only evaluates.
-`TorchHookedModelIterator` is in `engine/iterators/torch_iterator.py`, how the loop runs them all in
-`engine/iterators/steps.py`.
-"""
+They are EDflow's; `docs/iterators.md` lists them, `engine/iterators/steps.py` runs them."""
 
 import logging
 import re
@@ -45,10 +39,8 @@ class NoOutputsError(TypeError):
 class PyHookedModelIterator:
     """Calls functions of the model and the batch; any framework, or none.
 
-    A subclass returns them from `step_ops`. Random numbers of Python, NumPy and PyTorch that a step
-    draws are a function of seed and step. What has to survive a kill are Keras' and TensorFlow's
-    models, optimizers and variables among the attributes of iterator and model, which are found
-    there, and what `get_state` returns. `root` is the run folder; `code`, `checkpoints`, `train`
+    A subclass returns them from `step_ops`. What a step may draw, and what of iterator and model is
+    saved, stands in `docs/exactness.md`. `root` is the run folder; `code`, `checkpoints`, `train`
     and `eval` are folders in it."""
 
     def __init__(
@@ -82,7 +74,6 @@ class PyHookedModelIterator:
         raise edflow.missing(self, name)
 
     # ---- what a subclass gives ------------------------------------------------------------------
-
     @abstractmethod
     def step_ops(self) -> Any:
         """Return functions, nested as you like, of the model and the batch's entries by name."""
@@ -112,7 +103,6 @@ class PyHookedModelIterator:
         PyHookedModelIterator.set_state(self, state)
 
     # ---- what it can ask ------------------------------------------------------------------------
-
     def get_global_step(self, *_: Any, **__: Any) -> int:
         """Return the number of steps done."""
         return self._global_step
@@ -152,7 +142,6 @@ class PyHookedModelIterator:
         return list(given)
 
     # ---- what the loop does with it -------------------------------------------------------------
-
     def initialize(self, checkpoint_path: str | None = None) -> None:
         """Called once before the first step, with the checkpoint that is restored after it."""
 
@@ -165,7 +154,7 @@ class PyHookedModelIterator:
             except Exception as error:
                 if checkpoint_path is None:
                     raise
-                what = f"initialize({checkpoint_path!r}) failed: {type(error).__name__}: {error}"
+                what = f"initialize({checkpoint_path!r}): {type(error).__name__}: {error}"
                 raise ValueError(f"{what}; it need not read what is restored after it") from error
 
     def iterate(self, batches: BatchSource) -> None:
@@ -235,11 +224,9 @@ class TemplateIterator(PyHookedModelIterator):
 
     @abstractmethod
     def step_op(self, model: Any, **batch: Any) -> Mapping[str, Any]:
-        """Return functions without arguments.
-
-        `train_op` trains and may return a loss, or metrics by name; `log_op` returns a dictionary
-        of "scalars", "images" and "figures", or of scalars; `eval_op` one of arrays, with arrays
-        under "labels"."""
+        """Return functions without arguments: `train_op`, which trains and may return a loss, or
+        metrics by name; `log_op`, a dictionary of "scalars", "images" and "figures", or of scalars;
+        `eval_op`, one of arrays, with arrays under "labels"."""
 
     def save(self, checkpoint_path: str) -> None:
         """Write what has to survive a kill to a file or folder of that name."""

@@ -3,8 +3,7 @@
 An example may be read from a file, drawn at random or made of another dataset's. Its randomness is
 a function of seed, epoch and index: the same in every process and in whatever order it is made.
 
-Nothing here imports Keras, so that worker processes start fast.
-"""
+Nothing here imports Keras, so that worker processes start fast."""
 
 import inspect
 import operator
@@ -213,8 +212,7 @@ class ExtraLabelsDataset(DatasetMixin):
 
 @dataclass(eq=False)
 class ProcessedDataset(DatasetMixin):
-    """`data` with `process(**example)` merged into each example, or, if not `update`, for it. The
-    example's "index_" is given to a function that names it."""
+    """`data` with `process(**example)` merged into each example, or, if not `update`, for it."""
 
     data: DatasetMixin
     process: Callable[..., Example]
@@ -222,7 +220,7 @@ class ProcessedDataset(DatasetMixin):
 
     def get_example(self, index: int) -> Example:
         example = self.data[index]
-        if "index_" not in inspect.signature(self.process).parameters:
+        if "index_" not in inspect.signature(self.process).parameters:  # it may ask for it
             del example["index_"]
         processed = self.process(**example)
         return example | processed if self.update else processed
@@ -278,8 +276,7 @@ class ExampleBatches:
         num_workers: processes that make the examples; 0: this one does. The batches are the same.
             The dataset is pickled for the workers, once: changes after the first batch do not
             reach them. A script that is run with workers needs `if __name__ == "__main__"`.
-        max_batches: an epoch ends after N batches, at least 1; None: with the examples.
-    """
+        max_batches: an epoch ends after N batches, at least 1; None: with the examples."""
 
     def __init__(
         self,

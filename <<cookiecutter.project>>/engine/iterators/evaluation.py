@@ -1,15 +1,7 @@
-"""Stores what an iterator makes of each example of a split, by index.
+"""Stores what an iterator makes of each example of a split, by index, as `docs/iterators.md` says.
 
 `evaluate_split` writes a folder, `StoredOutputs` reads it as a dataset, `run_callbacks` hands it to
-functions that compute metrics. The last two need neither a model nor Keras. The folder holds
-
-    meta.yaml                            split, checkpoint, step, kinds of the outputs, config
-    model_outputs/<key>/000012.npy       the output of example 12 (text: .txt); of images a .png too
-    labels/<name>.npy                    a number or label of every example, a row each
-    scalars.json                         what callbacks have returned
-
-and no path that would be wrong once the run folder is moved.
-"""
+functions that compute metrics. The last two need neither a model nor Keras."""
 
 import contextlib
 import itertools
@@ -128,9 +120,8 @@ class EvaluateEpochs(Hook):
 
 
 def restore(iterator: Any, path: Path, batches: Any) -> dict[str, Any]:
-    """Give model and iterator the state of a checkpoint; return what it says of its run. Variables
-    that are there only after a step are made by evaluating a batch. What only training needs, such
-    as optimizers, is left where this iterator has none of it."""
+    """Give model and iterator the state of a checkpoint; return what it says of its run. What only
+    training needs, such as optimizers, is left where this iterator has none of it."""
     checkpoint = checkpoints.Checkpoint(path.parent, iterator.model, iterator.variables)
     try:
         state = checkpoint.read_other(path)
@@ -188,10 +179,9 @@ def _assign_found(path: Path, variables: list[Any], is_in_order: bool) -> None:
 
 
 def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -> Iterator[Path]:
-    """Yield checkpoints, each under a second name, so that it stays until the next is asked for.
-
-    With `eval_all` these are all that the run has, with `eval_forever` the latest, then each newer
-    one, until the run has ended; else the given one. No global step comes twice."""
+    """Yield checkpoints, each under a second name, so that it stays until the next is asked for:
+    with `eval_all` all that the run has, with `eval_forever` the latest, then each newer one, until
+    the run has ended; else the given one. No global step comes twice."""
     paths = [] if config.get("eval_forever") else [given]
     if config.get("eval_all"):
         paths = [commit.path for commit in reversed(checkpoints.commits_of(run))]

@@ -1,7 +1,6 @@
 """Iterators on the bundled digits, one of each kind: copy the one that is nearest to yours.
 
-`configs/iterator_*.yaml` and `configs/gan.yaml` train them; the one for PyTorch is in
-`src/examples/torch_classifier.py`.
+`configs/iterator_*.yaml` and `configs/gan.yaml` train them; for PyTorch see `torch_classifier.py`.
 """
 
 from collections.abc import Mapping
