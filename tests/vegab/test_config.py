@@ -517,9 +517,9 @@ def test_overrides_of_such_a_config(flow: Flow, key: str, text: str, expected: A
         ("model_pars", "{new: 1}", "unknown key 'model_pars.new'"),
         ("log_freq", "often", "log_freq: often was given, an integer is expected"),
         ("parts", "3", "model_pars.parts: 3 was given, a list is expected"),
-        ("parts", "3,4", "model_pars.parts: 3,4 is Python, which is not computed; write the"),
-        ("indices/train", "[None, 1]", "indices.train: [None, 1] is Python, which is not computed"),
-        ("note", "(1, 2)", "note: (1, 2) is Python, which is not computed"),
+        ("parts", "3,4", "model_pars.parts: 3,4 is not computed; write the"),
+        ("indices/train", "[None, 1]", "indices.train: [None, 1] is not computed"),
+        ("note", "(1, 2)", "note: (1, 2) is not computed"),
         ("note", "None", "note: null was given, text is expected"),
     ],
 )
