@@ -651,7 +651,7 @@ class Draft:
             is_text = isinstance(present, str) and isinstance(value, str)
             if kind.is_open and is_other_in_python(text, value, is_text, kind.is_metayaml):
                 hint = "write the number, [1, 2] or null, or give it by -P as text"
-                raise UsageError(f"{key}: {text} is not computed, as Python would; {hint}")
+                raise UsageError(f"{key}: {text} is not computed; {hint}")
             is_list = isinstance(present, list) and not kind.is_open
             if is_list and isinstance(value, str) and "," in value:
                 value = read_yaml(f"[{value}]", key)
