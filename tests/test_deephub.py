@@ -101,7 +101,14 @@ def test_the_seed_s_variant_trains_as_it_stands(own: Path) -> None:
 def test_values_are_typed_raw_or_deleted(own: Path) -> None:
     assert "learning_rate: 0.01\n" in resolved(own, "-p", "model.learning_rate", "1e-2")
     assert 'note: "12"\n' in resolved(own, "-P", "model.note", "12")
-    assert "__import__" in resolved(own, "-p", "model.note", "__import__('os').getcwd()")
+    words = (
+        "mine/variants/toy.yaml",
+        "results/dry",
+        "-p",
+        "model.note",
+        "__import__('os').getcwd()",
+    )
+    assert "is not computed" in train(own, *words, code=2).stderr
     less = resolved(own, "--delete", "model.hidden_neurons")
     assert "  hidden_neurons:" not in less and "num_classes: 100" in less
     assert "copy: 50\n" in resolved(own, "-p", "model.copy", "${model.hidden_neurons}")

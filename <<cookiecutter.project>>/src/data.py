@@ -3,7 +3,7 @@
 To add one, write a function like `get_digits` and enter it in `DATASETS`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,11 @@ class Dataset:
     input_shape: tuple[int, ...] | None = None
     num_classes: int | None = None
     class_names: Sequence[str] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of an epoch and the test set, for `train, test = get_cifar(…)`."""
+        yield (self.train.batch(0, step) for step in range(self.train.steps_per_epoch))
+        yield self.load_test()
 
 
 def get_digits(config: Mapping[str, Any]) -> Dataset:

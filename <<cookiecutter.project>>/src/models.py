@@ -9,16 +9,20 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers
 
+from engine.cifar import CIFAR
+
 
 def build_simple_cnn(
-    config: Mapping[str, Any], input_shape: tuple[int, ...], num_classes: int
+    config: Mapping[str, Any], input_shape: tuple[int, ...] = (32, 32, 3), num_classes: int = 0
 ) -> keras.Model:
     """Return a small convolutional network: images (batch, height, width, channels) to
-    probabilities (batch, num_classes).
+    probabilities (batch, num_classes); of the config only, for CIFAR-10 or CIFAR-100.
 
     Each of the `n_layers` blocks halves the image and doubles the number of filters, `n_filters` in
     the first, as long as there is an image to halve. Blocks after that only convolve.
     """
+    if not num_classes and config["dataset"] not in CIFAR:
+        raise ValueError("it asks for num_classes, which the dataset does not say")
     inputs = keras.Input(input_shape, name="image")
     x = inputs
     n_filters = config["n_filters"]
@@ -30,9 +34,10 @@ def build_simple_cnn(
             x = layers.MaxPooling2D()(x)
             n_filters *= 2
     x = layers.Flatten()(x)
-    x = layers.Dropout(config["dropout"])(x)
+    x = layers.Dropout(config.get("dropout", 0.0))(x)
     # Probabilities keep full precision, even if the layers above compute in a shorter format.
     precision = keras.config.dtype_policy().variable_dtype
+    num_classes = num_classes or CIFAR[config["dataset"]].num_classes
     outputs = layers.Dense(num_classes, activation="softmax", dtype=precision)(x)
     return keras.Model(inputs, outputs, name="simple_cnn")
 

@@ -1,12 +1,12 @@
 """Resolves configs: a root that is the schema, named variants, files, overrides, references.
 
 A config is a nested dictionary of plain data (what JSON can say, without NaN and infinity).
-The root names every key and its default; whatever comes on top (a registered config, a file, the
-command line) may change values, never add a key or change a type. Besides root there may be schemas
-for files that bring keys of their own."""
+`vegab/README.md` says what root, schemas and layers are."""
 
 from __future__ import annotations
 
+import ast
+import builtins
 import contextlib
 import copy
 import difflib
@@ -35,8 +35,7 @@ BRACES = re.compile(r"\{([^${}\[\]:,'\"\s]+)\}")
 # What metayaml, which read Deephub's files by the rules of YAML 1.1, took for another value.
 WORDS: dict[str, bool | None] = dict.fromkeys(("yes", "Yes", "YES", "on", "On", "ON"), True)
 WORDS |= dict.fromkeys(("no", "No", "NO", "off", "Off", "OFF"), False) | {"None": None}
-OLD_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)")
-COMPUTED = re.compile(r"[-(]?[\d.(][\d.eE()\s]*[*/+,][\d.eE()\s*/+,-]*")
+OLD_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 DIRECTIVES = {
     "__del__": "write delete: [a.b] in the file that extends another",
     "__del_all__": "write delete: [a.b] in the file that extends another",
@@ -468,10 +467,9 @@ class ConfigRegistry:
     ) -> None:
         """Adds a kind of config: one that has a top-level key of this schema that root has not.
 
-        Such a config may have keys of its own, except in the mappings at keys that are `closed`. Of
-        each tuple that is `required`, one top-level key must have a value other than None, "" and
-        {}. Add schemas before configs are registered; the first that recognises a config has it.
-        `title` is their heading in `--help`. For `is_metayaml` see `load_file`."""
+        Add schemas before configs are registered; vegab/README.md explains them. Of each tuple that
+        is `required`, one key must have a value other than None, "" and {}. For `is_metayaml` see
+        `load_file`."""
         with _as_value_error(title):
             kind = _schema_of(config)._replace(title=title, is_open=True, is_metayaml=is_metayaml)
         self._schemas.append(kind._replace(required=tuple(required), closed=tuple(closed)))
@@ -648,14 +646,17 @@ class Draft:
         # YAML would read {a/b} as a mapping.
         in_braces = kind.is_open and isinstance(value, str) and BRACES.fullmatch(value)
         if isinstance(value, str) and not override.raw and not in_braces:
-            value = read_value(value, present, key)
+            text = "null" if kind.is_open and value == "None" else value
+            value = read_value(text, present, key)
+            is_text = isinstance(present, str) and isinstance(value, str)
+            if kind.is_open and is_other_in_python(text, value, is_text, kind.is_metayaml):
+                hint = "write the number, [1, 2] or null, or give it by -P as text"
+                raise UsageError(f"{key}: {text} is not computed; {hint}")
             is_list = isinstance(present, list) and not kind.is_open
             if is_list and isinstance(value, str) and "," in value:
                 value = read_yaml(f"[{value}]", key)
         if kind.is_metayaml and not override.raw:
             refuse_metayaml(value, key)
-            if isinstance(value, str) and COMPUTED.fullmatch(value):
-                raise UsageError(f"{key}: {value} is not computed; write the number, or [1, 2]")
         change = plain(nested(key, value), "")
         may_add = kind.is_open and override.adds
         # One text may stand where a file has a list.
@@ -730,6 +731,22 @@ def _types_of(defaults: Config, names: Config) -> Config:
         if isinstance(value, dict) and isinstance(types[name], dict) and types[name]:
             types[name] = _types_of(types[name], value)
     return types
+
+
+def is_other_in_python(text: str, value: Any, is_text: bool, computes: bool) -> bool:
+    """Whether a text is something other than `value` in Python, which read literals for EDflow, and
+    for Deephub all that it `computes`. Where text is expected, a literal number is text."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    with contextlib.suppress(ValueError, TypeError):
+        literal = ast.literal_eval(tree)
+        return literal != value and not (is_text and isinstance(literal, int | float | str))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    bound = {name.id for name in names if isinstance(name.ctx, ast.Store)}.union(dir(builtins))
+    is_word = isinstance(tree.body, ast.Name) or re.fullmatch(r"\d{4}-\d\d-\d\d", text)
+    return computes and not is_word and all(name.id in bound for name in names)
 
 
 def read_value(text: str, default: Any, key: str) -> Any:

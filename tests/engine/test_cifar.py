@@ -10,6 +10,7 @@ import pytest
 from cifar_archive import write_cifar
 
 from src.data import DATASETS, get_cifar
+from src.models import build_simple_cnn
 
 
 @pytest.fixture
@@ -36,6 +37,17 @@ def test_cifar_is_read_from_data_dir(
     assert (plain[0] != moved[0]).any()
     named = DATASETS[which](config | {"augmented": True, "batch_size": 32, "seed": 0})
     np.testing.assert_array_equal(named.train.batch(0, 0)[0], moved[0])
+
+
+def test_data_and_model_are_had_as_the_old_template_had_them(data_dir: Path) -> None:
+    write_cifar(data_dir, "cifar100")
+    train, test = get_cifar("cifar100", augment=False)
+    assert [len(images) for images, _ in train] == [18]
+    assert [part.shape for part in test] == [(20, 32, 32, 3), (20,)]
+    config = {"n_layers": 1, "n_filters": 2, "dataset": "cifar100", "n_epochs": 100}
+    assert build_simple_cnn(config).predict(test[0], verbose=0).shape == (20, 100)
+    with pytest.raises(ValueError, match="asks for num_classes, which the dataset does not say"):
+        build_simple_cnn(config | {"dataset": "faces"})
 
 
 @pytest.mark.parametrize("keras_home", [None, "{home}/cache", "~/cache"])

@@ -199,6 +199,13 @@ def test_a_dataset_with_data_inherits_from_it() -> None:
     assert view[1] == {"number": 5, "index_": 1}
     assert view.labels["odd"].tolist() == [False, True, False]
 
+    class Listed(list[Any]):  # is no DatasetMixin
+        labels: Any = {"odd": np.array([True])}  # noqa: RUF012
+
+    assert View(Listed([{"number": 1}])).labels["odd"].tolist() == [True]
+    Listed.labels = np.array([True])  # as torchvision has them
+    assert View(Listed([{"number": 1}])).labels == {}
+
 
 def test_what_a_dataset_lacks_is_named() -> None:
     class Nothing(DatasetMixin):
@@ -284,7 +291,6 @@ def test_extra_labels_are_computed_once() -> None:
         return {"square": data[index]["number"] ** 2, "box": (index, 0)}
 
     dataset = ExtraLabelsDataset(Numbers(3, first=1), label)
-    dataset.append_labels = True
     assert dataset[2]["number"] == 3
     assert set(dataset.labels) == {"odd", "square", "box"}
     assert dataset[1]["labels_"]["square"] == 4
@@ -302,6 +308,8 @@ def test_processed_examples_are_merged_or_replaced() -> None:
     assert ProcessedDataset(data, double)[2] == {"number": 2, "double": 4, "index_": 2}
     assert ProcessedDataset(data, double, update=False)[2] == {"double": 4, "index_": 2}
     assert ProcessedDataset(data, double).labels["odd"].tolist() == [False, True, False]
+    at = ProcessedDataset(data, lambda number, index_: {"at": index_}, update=False)
+    assert at[1] == {"at": 1, "index_": 1}
 
 
 def test_nested_examples_stack_under_the_same_keys() -> None:

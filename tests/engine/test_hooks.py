@@ -470,6 +470,13 @@ def test_what_stands_next_to_the_kinds_is_a_scalar(
     with caplog.at_level(logging.INFO):
         log_once(tmp_path, 4, accuracy=np.float32(0.5), scalars={"loss": 2})
     assert "step 3: accuracy 0.5  loss 2" in caplog.text
+
+    class Tensor:  # of PyTorch, which is no array while it has a gradient
+        shape, size, item = (), dict, lambda self: 0.25
+
+    with caplog.at_level(logging.INFO):
+        log_once(tmp_path, 5, loss=Tensor())
+    assert "step 4: loss 0.25" in caplog.text
     with pytest.raises(ValueError, match=r"'histogram' of shape \(2,\); expected numbers"):
         log_once(tmp_path, 4, histogram=np.ones(2))
 

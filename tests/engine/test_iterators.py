@@ -35,7 +35,7 @@ from engine.iterators import (
 from engine.iterators.base import figures_in, found_variables
 from engine.iterators.build import NoModel
 from engine.iterators.datasets import DatasetMixin
-from engine.iterators.evaluation import evaluate_split
+from engine.iterators.evaluation import OtherModelError, evaluate_split
 from engine.iterators.outputs import StoredOutputs
 from engine.iterators.steps import IteratorSteps
 from engine.iterators.trainers import (
@@ -299,6 +299,50 @@ class LateIterator(TemplateIterator):
             "train_op": lambda: float(self.train_on(batch["ones"])),
             "eval_op": lambda: {"outputs": model(batch["ones"])},
         }
+
+
+def network() -> layers.Layer:
+    dense = layer("same")
+    dense.build((None, 8))
+    return dense
+
+
+class Frozen:
+    """Has a network that nobody trains, with the names of the one that is trained."""
+
+    def __init__(self, config: Settings) -> None:
+        self.parts = {"inner": [network()]}  # an optimizer is nearer to what it trains
+
+
+class HasAnother(PyHookedModelIterator):
+    """Trains a network of its own; its optimizer is built by the first step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parts = {"inner": [network()]}
+        self.optimizer = keras.optimizers.SGD(1.0, momentum=0.5)
+
+    def step_ops(self) -> Any:
+        return None if self.config.get("only_evaluates") else self.train_op
+
+    def train_op(self, model: Any, ones: Any, **_: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = ops.mean(self.parts["inner"][0](ones))
+        variables = self.parts["inner"][0].trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    def eval_op(self, model: Any, ones: Any, **_: Any) -> dict[str, Any]:
+        own, frozen = (it.parts["inner"][0](ones)[:, 0] for it in (self, model))
+        return {"own": own, "frozen": frozen}
+
+
+class ReadsItsCheckpoint(LateIterator):
+    """Reads what it takes for a file that its `save` has written, as EDflow's iterators do."""
+
+    def initialize(self, checkpoint_path: str | None = None) -> None:
+        if checkpoint_path is not None:
+            Path(checkpoint_path).read_text()
 
 
 class LateCompiledIterator(LateIterator):
@@ -776,7 +820,9 @@ class Reads(Hook):
             self.read.append(last_results["step_ops"][self.name])
 
 
-@pytest.mark.parametrize("train_ops", [None, ["train/train_op", "more_op"]])
+@pytest.mark.parametrize(
+    "train_ops", [None, ["train/train_op", "more_op"], ["step_ops/train_op", "step_ops/more_op"]]
+)
 def test_an_operation_is_computed_once_if_somebody_reads_it(
     train_ops: list[str] | None, full: Full, tmp_path: Path
 ) -> None:
@@ -789,6 +835,19 @@ def test_an_operation_is_computed_once_if_somebody_reads_it(
     assert two.read == one.read[1:]
     (row, _) = read_state(tmp_path / "run" / "model.h5")["history"]
     assert ("more_op" in row) == bool(train_ops)
+
+
+def test_an_operation_that_a_step_does_not_have_is_named(full: Full, tmp_path: Path) -> None:
+    of_template: dict[str, Any] = {"iterator": path_of(Template), "num_steps": 1}
+    with pytest.raises(ValueError, match="train_ops names other_op; step_op returns train_op, log"):
+        train(full(**of_template, train_ops=["train/other_op"]), tmp_path / "refused")
+    for op in ("train/other_op", "validation/other_op"):
+        wrong = build(full(**of_template, log_ops=[op])).own_hooks[0]
+        with pytest.raises(RuntimeError, match="log_ops names other_op; a step has train_op, log_"):
+            train(full(**of_template), tmp_path / op[:5], wrong)
+    config = full(**of_template, train_ops=[], log_ops=["step_ops/log_op"])
+    experiment = train(config, tmp_path / "none", build(config).own_hooks[0])
+    assert experiment.iterator.computed == {"log_op": 1}, "and nothing trains"
 
 
 # ---- TFHookedModelIterator -----------------------------------------------------------------------
@@ -1101,6 +1160,38 @@ def test_the_model_alone_may_be_absent(full: Full, tmp_path: Path) -> None:
     assert read_state(tmp_path / "run" / "model.h5")["global_step"] == 4
 
 
+def test_an_iterator_that_reads_the_checkpoint_itself_is_told_not_to(
+    full: Full, tmp_path: Path
+) -> None:
+    config = full(iterator=path_of(ReadsItsCheckpoint), model=path_of(LateModel))
+    train(config | {"num_steps": 2}, tmp_path / "half")
+    half = tmp_path / "half" / "model.h5"
+    said = r"initialize\(\S+\): UnicodeDecodeError: .*; it need not read what is restored"
+    with pytest.raises(UsageError, match=said):
+        begun(config, tmp_path / "resumed", half)
+    with pytest.raises(OtherModelError, match=said):
+        evaluate_split(build(config, trains=False), half, tmp_path / "outputs", "train")
+
+
+def test_of_two_networks_of_one_name_each_has_its_own_weights(
+    full: Full, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = full(iterator=path_of(HasAnother), model=path_of(Frozen), num_steps=2)
+    train(config, tmp_path / "run")
+    latest = tmp_path / "run" / "model.h5"
+    evaluate_split(build(config, trains=False), latest, tmp_path / "outputs", "train")
+    labels = StoredOutputs(tmp_path / "outputs").labels
+    assert (labels["own"][0], labels["frozen"][0]) == (8 - 8 * 2.5, 8)
+    assert "are taken in their order" not in caplog.text
+    retrained = begun(config, tmp_path / "retrained", latest, retrain=True)
+    both = retrained.iterator, retrained.model
+    own, frozen = (it.parts["inner"][0].kernel[0, 0] for it in both)
+    assert (float(own), float(frozen)) == (1 - 2.5 - 2.5, 1)
+    other = build(config | {"only_evaluates": True}, trains=False)
+    evaluate_split(other, latest, tmp_path / "others", "train")
+    assert "model.h5: variables of the same name are taken in their order" in caplog.text
+
+
 def begun(config: dict[str, Any], folder: Path, start: Path, retrain: bool = False) -> Experiment:
     """Train with another run's checkpoint as `bin/train.py -c` does."""
     folder.mkdir()
@@ -1214,6 +1305,16 @@ def test_what_edflow_itself_writes_into_a_config_is_no_news(
     written = {"integrations": quiet, "eval_hook": {"eval_op": "validation/eval_op"}}
     build(full(**written, ckpt_zero=False, fcond="lambda c: True"))
     assert "EDflow" not in caplog.text
+
+
+def test_a_word_that_was_true_or_false_in_edflow_s_files_is_noted(
+    full: Full, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(full(augment={"flip": "no", "crop": [True, "Yes"]}, note="none", monitor_mode="min"))
+    said = "augment.flip is the text no; write false if it is what EDflow read it as"
+    assert said in caplog.text
+    assert "augment.crop.1 is the text Yes; write true if" in caplog.text
+    assert caplog.text.count("is the text") == 2
 
 
 def test_an_argument_that_nobody_knows_is_refused() -> None:

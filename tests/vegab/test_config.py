@@ -517,6 +517,10 @@ def test_overrides_of_such_a_config(flow: Flow, key: str, text: str, expected: A
         ("model_pars", "{new: 1}", "unknown key 'model_pars.new'"),
         ("log_freq", "often", "log_freq: often was given, an integer is expected"),
         ("parts", "3", "model_pars.parts: 3 was given, a list is expected"),
+        ("parts", "3,4", "model_pars.parts: 3,4 is not computed; write the"),
+        ("indices/train", "[None, 1]", "indices.train: [None, 1] is not computed"),
+        ("note", "(1, 2)", "note: (1, 2) is not computed"),
+        ("note", "None", "note: null was given, text is expected"),
     ],
 )
 def test_a_wrong_override_of_such_a_config(flow: Flow, key: str, text: str, sentence: str) -> None:
@@ -710,6 +714,7 @@ def test_words_are_values_in_a_variant_and_in_all_that_it_extends(
         ("width: {'$(a)': 2}", "'$(a)' is not computed"),
         ("train: {mode: 0644}", "is 0644 a number or text? Write it out, or quote it"),
         ("train: {at: 12:30}", "is 12:30 a number or text?"),
+        ("train: {rate: 1:3:0.01}", "is 1:3:0.01 a number or text?"),
     ],
 )
 def test_what_metayaml_would_have_computed_is_refused(
@@ -738,8 +743,13 @@ def test_what_is_typed_for_a_variant_is_not_computed_either(
     config = variants.resolve(str(tmp_path / "variant.yaml"), overrides=[merged])
     assert config["train"] == {"a": 2, "b": {"c": 2}, "new": 3}, "as Deephub merged it"
     assert resolved("$(train.a)", raw=True) == "$(train.a)"
-    for value in ("$(train.a)", "12/3.0", "(1, 2)", "3,4", "2*(3+4)"):
+    computed = ("12/3.0", "(1, 2)", "3,4", "2*(3+4)", "10-2", "1e-3*2", "[1, 2*3]", "{'a': (1, 2)}")
+    others = ("[None, 1]", "not True", "max(1, 2)", "[x for x in range(3)]", "1 if True else 2")
+    for value in ("$(train.a)", *computed, *others):
         with pytest.raises(UsageError, match=r"^train\.new: .* is not computed"):
             resolved(value)
-    for value in ("2026-10-11", "a/b", "data/train-*", "10.0.0.1"):
+    for value in ("2026-10-11", "a/b", "data/train-*", "10.0.0.1", "min", "a - b"):
         assert resolved(value) == value
+    assert resolved("10-2", raw=True) == "10-2"
+    assert resolved("None") is None
+    assert resolved("[True, {'a': 1e-3}]") == [True, {"a": 0.001}]

@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,8 +262,10 @@ class Checkpoint:
         if "optimizer" not in groups:
             self._layout = None  # the first steps may make variables that are not there yet
 
-    def fits(self, groups: Sequence[str]) -> bool:
+    def fits(self, groups: Collection[str]) -> bool:
         """Whether there is nothing to restore, or every variable that `restore` asks for."""
+        if any("#" in name for name in self._groups.get("variables", ())):
+            groups = {*groups, "optimizer"}  # by which goes the order of those with one name
         return self.found is None or all(s.keys() == w.keys() for _, s, w in self._by_group(groups))
 
     def require_fit(self, groups: Sequence[str]) -> None:
@@ -273,7 +275,7 @@ class Checkpoint:
             if group in RESTORE_WEIGHTS or wanted.keys() - saved.keys():
                 self._compare(saved, wanted)
 
-    def _by_group(self, groups: Sequence[str]) -> Iterator[tuple[str, Datasets, dict[str, Any]]]:
+    def _by_group(self, groups: Collection[str]) -> Iterator[tuple[str, Datasets, dict[str, Any]]]:
         """Yield each group with its variables in the checkpoint that was read, and in the model."""
         with h5py.File(self.found, "r") as file:
             for group in groups:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from engine.hooks.progress import (
         EpochLog, LastMetrics, LearningCurve, Progress, TensorBoard, UnreadSettings,
     )  # fmt: skip
-    from engine.hooks.step_logs import LoggingHook, scalars_of, tile
+    from engine.hooks.step_logs import OF_EDFLOW, LoggingHook, scalars_of, tile
     from engine.hooks.stopping import EarlyStopping, LearningRates
 else:
     __getattr__ = lazy(__name__, __file__)

@@ -16,6 +16,7 @@ from engine.trees import by_path
 from vegab.files import write_atomically
 
 KINDS = ("scalars", "images", "figures")
+OF_EDFLOW = "^(train|step_ops)/"  # what it writes before the name of an operation
 
 
 class LoggingHook(WriterHook):
@@ -37,7 +38,7 @@ class LoggingHook(WriterHook):
     def __init__(
         self, log_ops: Sequence[str] = ("log_op", "validation/log_op"), tensorboard: bool = True
     ) -> None:
-        self.log_ops = [name.removeprefix("train/") for name in log_ops]
+        self.log_ops = [re.sub(OF_EDFLOW, "", name) for name in log_ops]
         self.tensorboard = tensorboard
 
     def after_step(self, global_step: int, last_results: Any) -> None:
@@ -60,6 +61,9 @@ class LoggingHook(WriterHook):
         """Return by kind what there is to log, by its name."""
         ops = last_results.get("step_ops") if isinstance(last_results, Mapping) else None
         ops = ops if isinstance(ops, Mapping) else {}
+        asked = {name.removeprefix(self.VALIDATION) for name in self.log_ops}
+        if lacking := asked - {"log_op", *ops}:
+            raise ValueError(f"log_ops names {min(lacking)}; a step has {', '.join(ops) or 'none'}")
         found = [("", ops[name]) for name in self.log_ops if name in ops]
         found = found or [("", {"scalars": self.run.results})]
         names = [name for name in self.log_ops if name.startswith(self.VALIDATION)]
@@ -109,12 +113,12 @@ def scalars_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(name: str, value: Any) -> float:
-    if np.size(value) != 1:
+    if math.prod(np.shape(value)) != 1:  # np.size is a method of a tensor of PyTorch
         raise ValueError(
             f"log_op returned {name!r} of shape {np.shape(value)}; expected numbers, or arrays and "
             'figures below "images" and "figures"'
         )
-    return float(np.reshape(value, ()))
+    return float(value.item() if hasattr(value, "item") else np.reshape(value, ()))
 
 
 def tile(images: Array) -> Array:

@@ -1,14 +1,9 @@
 """Defines iterators: they say what one step of training does, and the training loop calls them.
 
-A compiled Keras model needs none. The family is EDflow's, from the plain to the special:
-`PyHookedModelIterator` calls any functions, `TemplateIterator` has lazy operations to train, log
-and evaluate, `TFHookedModelIterator` compiles its steps, `TFBaseTrainer` makes them of losses,
-`TFFrequencyTrainer` and `TFListTrainer` take losses in turn, `TFBaseEvaluator` only evaluates.
-`TorchHookedModelIterator` is in `engine/iterators/torch_iterator.py`, how the loop runs them all in
-`engine/iterators/steps.py`.
-"""
+They are EDflow's; `docs/iterators.md` lists them, `engine/iterators/steps.py` runs them."""
 
 import logging
+import re
 import tempfile
 from abc import abstractmethod
 from collections import UserDict
@@ -24,7 +19,7 @@ import tensorflow as tf
 from engine import keras_private
 from engine.batches import BatchSource, random_generator
 from engine.checkpoints import require_inside
-from engine.hooks import Hook, give_addresses, scalars_of
+from engine.hooks import OF_EDFLOW, Hook, give_addresses, scalars_of
 from engine.iterators import edflow
 from engine.iterators.datasets import make_examples, stack
 from engine.iterators.steps import IteratorSteps, IteratorValidation
@@ -44,10 +39,8 @@ class NoOutputsError(TypeError):
 class PyHookedModelIterator:
     """Calls functions of the model and the batch; any framework, or none.
 
-    A subclass returns them from `step_ops`. Random numbers of Python, NumPy and PyTorch that a step
-    draws are a function of seed and step. What has to survive a kill are Keras' and TensorFlow's
-    models, optimizers and variables among the attributes of iterator and model, which are found
-    there, and what `get_state` returns. `root` is the run folder; `code`, `checkpoints`, `train`
+    A subclass returns them from `step_ops`. What a step may draw, and what of iterator and model is
+    saved, stands in `docs/exactness.md`. `root` is the run folder; `code`, `checkpoints`, `train`
     and `eval` are folders in it."""
 
     def __init__(
@@ -81,7 +74,6 @@ class PyHookedModelIterator:
         raise edflow.missing(self, name)
 
     # ---- what a subclass gives ------------------------------------------------------------------
-
     @abstractmethod
     def step_ops(self) -> Any:
         """Return functions, nested as you like, of the model and the batch's entries by name."""
@@ -111,7 +103,6 @@ class PyHookedModelIterator:
         PyHookedModelIterator.set_state(self, state)
 
     # ---- what it can ask ------------------------------------------------------------------------
-
     def get_global_step(self, *_: Any, **__: Any) -> int:
         """Return the number of steps done."""
         return self._global_step
@@ -151,7 +142,6 @@ class PyHookedModelIterator:
         return list(given)
 
     # ---- what the loop does with it -------------------------------------------------------------
-
     def initialize(self, checkpoint_path: str | None = None) -> None:
         """Called once before the first step, with the checkpoint that is restored after it."""
 
@@ -159,7 +149,13 @@ class PyHookedModelIterator:
         """Have it initialized, once."""
         if not self._has_begun:
             self._has_begun = True
-            self.initialize(checkpoint_path)
+            try:
+                self.initialize(checkpoint_path)
+            except Exception as error:
+                if checkpoint_path is None:
+                    raise
+                what = f"initialize({checkpoint_path!r}): {type(error).__name__}: {error}"
+                raise ValueError(f"{what}; it need not read what is restored after it") from error
 
     def iterate(self, batches: BatchSource) -> None:
         """Do what is left of the training, on these batches; a subclass may do more around it."""
@@ -228,11 +224,9 @@ class TemplateIterator(PyHookedModelIterator):
 
     @abstractmethod
     def step_op(self, model: Any, **batch: Any) -> Mapping[str, Any]:
-        """Return functions without arguments.
-
-        `train_op` trains and may return a loss, or metrics by name; `log_op` returns a dictionary
-        of "scalars", "images" and "figures", or of scalars; `eval_op` one of arrays, with arrays
-        under "labels"."""
+        """Return functions without arguments: `train_op`, which trains and may return a loss, or
+        metrics by name; `log_op`, a dictionary of "scalars", "images" and "figures", or of scalars;
+        `eval_op`, one of arrays, with arrays under "labels"."""
 
     def save(self, checkpoint_path: str) -> None:
         """Write what has to survive a kill to a file or folder of that name."""
@@ -252,9 +246,12 @@ class TemplateIterator(PyHookedModelIterator):
         return results
 
     def _trained(self, ops: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the results of training operations, also by EDflow's names, "train/…"."""
-        names = self.config.get("train_ops") or ["train_op"]
-        return {n: ops[n] for n in (name.removeprefix("train/") for name in names) if n in ops}
+        """Return the results of the operations that train: `train_ops`, or else "train_op"."""
+        named = self.config.get("train_ops")
+        names = [re.sub(OF_EDFLOW, "", name) for name in (["train_op"] if named is None else named)]
+        if named and (unknown := {*names} - {*ops}):
+            raise ValueError(f"train_ops names {min(unknown)}; step_op returns {', '.join(ops)}")
+        return {name: ops[name] for name in names if name in ops}
 
     def figures(self, results: Any) -> dict[str, float]:
         return figures_in(self._trained(results.get("step_ops", {})))

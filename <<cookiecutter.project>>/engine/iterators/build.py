@@ -115,7 +115,7 @@ def make_splits(config: Mapping[str, Any], datasets: Mapping[str, Any]) -> Simpl
 
 def of_iterators(config: Mapping[str, Any], iterator: Any, valid: Any) -> list[Hook]:
     """Return the hooks of a config with an iterator: by its keys, and to evaluate after epochs."""
-    ops = {"log_ops": config["log_ops"]} if config.get("log_ops") else {}
+    ops = {} if config.get("log_ops") is None else {"log_ops": config["log_ops"]}
     logs = LoggingHook(**ops, tensorboard=config["tensorboard"])
     first, most = config["start_log_freq"], config["log_freq"]
     hooks: list[Hook] = [IntervalHook([logs], first, max_interval=most)]

@@ -3,9 +3,9 @@
 An example may be read from a file, drawn at random or made of another dataset's. Its randomness is
 a function of seed, epoch and index: the same in every process and in whatever order it is made.
 
-Nothing here imports Keras, so that worker processes start fast.
-"""
+Nothing here imports Keras, so that worker processes start fast."""
 
+import inspect
 import operator
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,8 +67,8 @@ class DatasetMixin:
     @cached_property
     def labels(self) -> dict[str, Array]:
         """Arrays with one entry per example: what is known of it without loading it."""
-        data = getattr(self, "data", None)
-        return dict(data.labels) if isinstance(data, DatasetMixin) else {}
+        labels = getattr(getattr(self, "data", None), "labels", None)
+        return dict(labels) if isinstance(labels, Mapping) else {}
 
     @property
     def prng(self) -> ExampleGenerator:
@@ -198,6 +198,8 @@ class LabelDataset(DatasetMixin):
 class ExtraLabelsDataset(DatasetMixin):
     """`data` with further labels, which `labeler(data, index)` returns as a dict."""
 
+    append_labels = True
+
     def __init__(
         self, data: DatasetMixin, labeler: Callable[[DatasetMixin, int], Mapping[str, Any]]
     ) -> None:
@@ -218,7 +220,8 @@ class ProcessedDataset(DatasetMixin):
 
     def get_example(self, index: int) -> Example:
         example = self.data[index]
-        del example["index_"]
+        if "index_" not in inspect.signature(self.process).parameters:  # it may ask for it
+            del example["index_"]
         processed = self.process(**example)
         return example | processed if self.update else processed
 
@@ -273,8 +276,7 @@ class ExampleBatches:
         num_workers: processes that make the examples; 0: this one does. The batches are the same.
             The dataset is pickled for the workers, once: changes after the first batch do not
             reach them. A script that is run with workers needs `if __name__ == "__main__"`.
-        max_batches: an epoch ends after N batches, at least 1; None: with the examples.
-    """
+        max_batches: an epoch ends after N batches, at least 1; None: with the examples."""
 
     def __init__(
         self,

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.trees import leaves
 from vegab import UsageError
+from vegab.config import WORDS, as_text
 
 log = logging.getLogger(__name__)
 TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -24,6 +26,10 @@ def check_keys(config: Mapping[str, Any]) -> None:
             if name in TABLE["keys"]:
                 raise UsageError(told)
             log.warning("%s", told)
+    for path, word in leaves(config):
+        if isinstance(word, str) and (meant := WORDS.get(word)) is not None:
+            told = f"{'.'.join(map(str, path))} is the text {word}; write {as_text(meant)}"
+            log.warning("%s if it is what EDflow read it as", told)
 
 
 def check_arguments(owner: Any, arguments: Mapping[str, Any]) -> None:

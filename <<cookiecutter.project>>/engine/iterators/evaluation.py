@@ -1,15 +1,7 @@
-"""Stores what an iterator makes of each example of a split, by index.
+"""Stores what an iterator makes of each example of a split, by index, as `docs/iterators.md` says.
 
 `evaluate_split` writes a folder, `StoredOutputs` reads it as a dataset, `run_callbacks` hands it to
-functions that compute metrics. The last two need neither a model nor Keras. The folder holds
-
-    meta.yaml                            split, checkpoint, step, kinds of the outputs, config
-    model_outputs/<key>/000012.npy       the output of example 12 (text: .txt); of images a .png too
-    labels/<name>.npy                    a number or label of every example, a row each
-    scalars.json                         what callbacks have returned
-
-and no path that would be wrong once the run folder is moved.
-"""
+functions that compute metrics. The last two need neither a model nor Keras."""
 
 import contextlib
 import itertools
@@ -30,7 +22,7 @@ from engine.hooks import Hook
 from engine.iterators import outputs
 from engine.iterators.base import NoOutputsError
 from engine.iterators.datasets import ExampleBatches
-from engine.iterators.steps import sow, undone
+from engine.iterators.steps import IteratorSteps, sow, undone
 from engine.training import Guard
 from vegab.files import CONFIG, link, read_json, replacing_folder
 from vegab.files import META as RUN_META
@@ -54,7 +46,7 @@ def evaluate_split(
     batches = ExampleBatches(dataset, size, config["seed"], False, config["n_data_processes"])
     with contextlib.closing(batches):
         iterator.set_position(0, 0, 0, split)
-        state = restore(iterator, checkpoint, batches.batch(0, 0))
+        state = restore(iterator, checkpoint, batches)
         iterator.set_position(state["global_step"], state["epoch"], 0, split)
         return store_outputs(iterator, config, batches, output, checkpoint.name)
 
@@ -127,22 +119,24 @@ class EvaluateEpochs(Hook):
         outputs.run_callbacks(output, data_in, self._config, *self._callbacks)
 
 
-def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Give model and iterator the state of a checkpoint; return what it says of its run. Variables
-    that are there only after a step are made by evaluating `batch`. What only training needs, such
-    as optimizers, is left where this iterator has none of it."""
+def restore(iterator: Any, path: Path, batches: Any) -> dict[str, Any]:
+    """Give model and iterator the state of a checkpoint; return what it says of its run. What only
+    training needs, such as optimizers, is left where this iterator has none of it."""
     checkpoint = checkpoints.Checkpoint(path.parent, iterator.model, iterator.variables)
     try:
         state = checkpoint.read_other(path)
         iterator.begin(str(path))
-        checkpoint.prepare_for(checkpoints.RESTORE_WEIGHTS, lambda: iterator.evaluate(batch))
+        weights = checkpoints.RESTORE_WEIGHTS
+        checkpoint.prepare_for(weights, lambda: iterator.evaluate(batches.batch(0, 0)))
+        with contextlib.suppress(Exception):  # evaluation may have other steps
+            checkpoint.prepare_for(weights, IteratorSteps(iterator, batches, 0).dry_run)
         if "iterator" not in state["steps"]:
             raise ValueError(f"{path} is of a run without an iterator")
         if checkpoint.fits(checkpoints.RESTORE_ALL):
             checkpoint.restore(checkpoints.RESTORE_ALL)
         else:
             checkpoint.require_fit(("weights",))
-            _assign_found(path, iterator.variables()["variables"])
+            _assign_found(path, iterator.variables()["variables"], checkpoint.fits(weights))
         if checkpoint.model is not None:
             checkpoints.load_weights(path, checkpoint.model)
         Guard(iterator.model, iterator).load_others(path, state.get("others", {}))
@@ -158,7 +152,7 @@ def restore(iterator: Any, path: Path, batch: Mapping[str, Any]) -> dict[str, An
     return state
 
 
-def _assign_found(path: Path, variables: list[Any]) -> None:
+def _assign_found(path: Path, variables: list[Any], is_in_order: bool) -> None:
     """Assign variables that the checkpoint has as often as they are here; it may have others."""
     with h5py.File(path, "r") as file:
         saved = checkpoints.saved_variables(file, "variables")
@@ -174,6 +168,9 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
         if lacking:
             what = f"{path} was written by another model; it lacks these, or has fewer of them"
             raise ValueError(f"{what}: {', '.join(lacking[:6])}")
+        if not is_in_order and any("#" in name for name in wanted):
+            what = "variables of the same name are taken in their order"
+            log.warning("%s: %s; give layers names of their own", path.name, what)
         for name, variable in wanted.items():
             variable.assign(checkpoints.value_of(saved[name]))
         if others := sorted(saved.keys() - wanted.keys()):
@@ -182,10 +179,9 @@ def _assign_found(path: Path, variables: list[Any]) -> None:
 
 
 def checkpoints_to_evaluate(run: Path, config: Mapping[str, Any], given: Path) -> Iterator[Path]:
-    """Yield checkpoints, each under a second name, so that it stays until the next is asked for.
-
-    With `eval_all` these are all that the run has, with `eval_forever` the latest, then each newer
-    one, until the run has ended; else the given one. No global step comes twice."""
+    """Yield checkpoints, each under a second name, so that it stays until the next is asked for:
+    with `eval_all` all that the run has, with `eval_forever` the latest, then each newer one, until
+    the run has ended; else the given one. No global step comes twice."""
     paths = [] if config.get("eval_forever") else [given]
     if config.get("eval_all"):
         paths = [commit.path for commit in reversed(checkpoints.commits_of(run))]

@@ -2,8 +2,7 @@
 
 A map of features has names as keys, and as values features of `tf.io`, the ones from here, or
 mappings with `type` (or `module_path` and `class_type`) and the arguments of that class, such as
-`{type: FixedLenFeature, shape: [1], dtype: int64}`.
-"""
+`{type: FixedLenFeature, shape: [1], dtype: int64}`."""
 
 import functools
 import math

@@ -2,8 +2,7 @@
 
 A feeder is an endless stream of passes over the examples, each in an order of its own, cut into
 batches, which cross the ends of passes: 8 examples in batches of 6 are 7 batches in 5 passes. The
-batch at a step of an epoch depends only on the seed and that position: there is no state to save.
-"""
+batch at a step of an epoch depends on seed and position only: there is no state to save."""
 
 import copy
 import hashlib
@@ -129,10 +128,8 @@ class Serving(NamedTuple):
 class TFRecordExamplesFeeder(Feeder):
     """Batches of `tf.train.Example`s in TFRecord files; each record's checksum is compared.
 
-    With an index next to the files (`random_access`), each pass is shuffled as a whole, and a run
-    goes on at any step without reading what was before. Without one, or where files are compressed,
-    records are read as a stream: several files side by side, shuffled in a window, and a run goes
-    on by reading the pass again up to where it was. Both give the same batches in every process.
+    With an index next to the files (`random_access`), each pass is shuffled as a whole; else they
+    are read as a stream, side by side, shuffled in a window. See `docs/records.md`.
 
     Batches are dicts of arrays; with `labels_map`, pairs of such dicts. Strings are arrays of
     `bytes` objects, shape (batch, ...). What has no fixed length (VarLenFeature, RaggedFeature,
@@ -152,8 +149,7 @@ class TFRecordExamplesFeeder(Feeder):
         auto_generate_meta: write metadata and index where they are missing or outdated.
         compression: "" or "GZIP".
         on_corrupt: "fail", or "skip": corrupt records are looked for at the start, which reads all
-            files, and left out; in a stream, with the rest of their file.
-    """
+            files, and left out; in a stream, with the rest of their file."""
 
     def __init__(
         self,
@@ -350,8 +346,7 @@ class MemorySamplesFeeder(Feeder):
             numbers of its columns ("0", "1", ...; an array of more than 2 dimensions is one
             column). False: batches are arrays.
         batch_size, drop_remainder, shuffle, seed: as for `Feeder`; a batch may have more samples
-            than there are, which are then those of more passes than one.
-    """
+            than there are, which are then those of more passes than one."""
 
     may_cross = True
 

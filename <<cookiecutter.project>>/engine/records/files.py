@@ -5,8 +5,7 @@ the data; a uint32, the masked CRC32C of the data. No byte is used whose CRC was
 
 `_tfrecord_metadata.json` says of each file in its folder how many records it holds, and what it was
 when they were counted. `_tfrecord_index.npz` says where each record of an uncompressed file begins,
-and is not used where it does not fit the files.
-"""
+and is not used where it does not fit the files."""
 
 import array
 import contextlib

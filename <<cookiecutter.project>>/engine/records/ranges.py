@@ -1,31 +1,20 @@
 """Checks the numbers in a variant, before TensorFlow is imported."""
 
+import tomllib
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from engine.building import require_at_least_one
 from vegab import UsageError
 
-# What a variant of Deephub may say and this project does not do, where results are the same, and
-# where they would be others.
-NOTED = {
-    "predict": "no command reads it; bin/evaluate.py RUN predicts what train.eval_feeder gives",
-    "train.exporters.*.exports_to_keep": "only the latest one is kept",
-    "train.exporters.*.event_file_pattern": "the run's history says which epoch is the best",
-    "train.exporters.*.as_text": "a SavedModel is written in its binary form only",
-}
-REFUSED = {
-    "train.exporters.*.assets_extra": "leave it out, and copy files there after training",
-    "train.exporters.*.compare_fn": "leave it out; the name of score_metric says what is better, "
-    "and for BestExporter monitor_mode does",
-    "train.exporters.*.sort_key_fn": "leave it out; checkpoints are ranked by score_metric",
-    "train.exporters.*.sort_reverse": "leave it out; the name of score_metric says what is better",
-}
+TABLE = tomllib.loads(Path(__file__).with_name("deephub.toml").read_text(encoding="utf-8"))
+NOTED, REFUSED = TABLE["noted"], TABLE["refused"]
 
 
 def not_done(config: Mapping[str, Any], table: Mapping[str, str]) -> Iterator[str]:
-    """Give a sentence for each key of a variant that is in NOTED or REFUSED."""
+    """Give a sentence for each key of a variant that is in a part of the table."""
     train = config["train"]
     keys = [f"train.exporters.{n}.{key}" for n, each in train["exporters"].items() for key in each]
     for pattern, sentence in table.items():
