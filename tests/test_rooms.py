@@ -161,7 +161,7 @@ def test_there_is_no_circle() -> None:
 ANSWERS = {
     "plot.py": [["nothing"], ["{folder}", "-o", "x.jpg"]],
     "report.py": [["no_such_folder"], [".", "-o", "{folder}"]],
-    "runs.py": [["list", "{folder}"]],
+    "runs.py": [[do, "{folder}"] for do in ("list", "compare")],
     "tfrecords.py": [["inspect"]],
     "train.py": [["digit", "{folder}/new"], ["digits", "--dry_run", "{folder}/new"]],
 }
@@ -171,6 +171,9 @@ ANSWERS = {
 def test_what_needs_no_tensorflow_imports_none(
     script: str, command: Command, tmp_path: Path
 ) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"monitor": "val_loss", "num_epochs": 2}')
+    (tmp_path / "run" / "history.csv").write_text("epoch,val_loss\n1,0.5\n2,0.4\n")
     for words in (["--help"], *ANSWERS.get(script, [])):
         words = [word.format(folder=tmp_path) for word in words]
         done = command("-X", "importtime", f"bin/{script}", *words)

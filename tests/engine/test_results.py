@@ -161,7 +161,7 @@ def test_a_paper_has_means_over_seeds_and_the_best_in_bold(
     )  # ... which stands once
     assert r"n\_filters & val\_loss \\" in latex
     _, doubts = comparison.for_paper(records, [], ["opt.lr"], "")
-    assert "differ by n_filters, by_list, dropout, augmented, too" in doubts[0]
+    assert "also differ by n_filters, by_list, dropout, augmented; add" in doubts[0]
     table, _ = comparison.for_paper(records, [], ["by_list"], "by_list")
     assert table.columns == ["by_list", *(f"by_list=[{n}]" for n in range(3))]
     for record, accuracy in zip(finished, (0.5, 0.7, 0.8, 0.8, 0.6), strict=True):

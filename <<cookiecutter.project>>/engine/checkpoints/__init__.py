@@ -7,6 +7,7 @@ from engine import lazy
 
 if TYPE_CHECKING:
     from engine.checkpoints import callback_state, transfer
+    from engine.checkpoints.best import best_of, is_best, is_lower_better
     from engine.checkpoints.checkpoint import (
         HISTORY_CSV, LOOP_STATE, RESTORE_ALL, RESTORE_WEIGHTS, Checkpoint, Snapshot,
         by_unique_path, load_weights, path_of, read_others, saved_variables, variables_of,
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
         commits_of, digest_of, first_difference, is_done, read_state, require_inside, run_of,
         value_of, verify,
     )  # fmt: skip
-    from engine.checkpoints.history import best_of, csv_lines, is_best, is_lower_better, shortest
+    from engine.checkpoints.history import csv_lines, shortest
     from engine.checkpoints.transfer import freeze
 else:
     __getattr__ = lazy(__name__, __file__)

@@ -24,8 +24,9 @@ import tensorflow as tf
 
 from engine import keras_private
 from engine.checkpoints import file as commits
+from engine.checkpoints.best import Row
 from engine.checkpoints.file import DamagedCheckpointError, verify
-from engine.checkpoints.history import HistoryArray, Row, csv_lines
+from engine.checkpoints.history import HistoryArray, csv_lines
 from engine.checkpoints.layout import CommitLayout, path_of
 from engine.devices import Workers, replicas
 from engine.trees import copied, map_leaves

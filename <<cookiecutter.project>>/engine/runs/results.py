@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engine.checkpoints import rows_in
+from engine.checkpoints import is_lower_better, rows_in
 from vegab import UsageError, files
 from vegab.config import did_you_mean, flatten
 from vegab.execution import say
@@ -337,8 +337,6 @@ def write_notes(record: RunRecord, note: str, tags: Sequence[str]) -> None:
 
 def is_lower_better_in(config: dict[str, Any], metric: str) -> bool:
     """Whether less of a metric is better: by `monitor_mode`, if it is monitored, or by its name."""
-    from engine.checkpoints import is_lower_better  # with NumPy
-
     monitored, own = (SET.sub("", str(name)) for name in (config.get("monitor"), metric))
     mode = config.get("monitor_mode", "auto") if own == monitored else "auto"
     try:
