@@ -4,8 +4,8 @@ All of the source is kept, whatever git thinks of it: submodules and clones insi
 changes, and linked files with their content. Data and secrets are left out, and listed."""
 
 import contextlib
-import fnmatch
 import hashlib
+import heapq
 import itertools
 import json
 import os
@@ -24,7 +24,7 @@ from typing import Any
 import vegab.files
 from vegab.exits import UsageError
 from vegab.files import CONFIG, LOCK, META, PLACE, PROJECT, ROOT, leads_out, read_json, replacing
-from vegab.provenance import GitError, describe_git, git, names_in
+from vegab.provenance import GitError, describe_git, git, is_secret, names_in
 
 CODE, PATCH, RECORD = "code.zip", "uncommitted.diff", ".provenance.json"
 FLAG = "--own_code"
@@ -32,10 +32,6 @@ FLAG = "--own_code"
 LARGEST_FILE, MOST_BYTES, MOST_FILES = 1_000_000, 20_000_000, 1000
 MOST_ENTRIES = 100_000  # that are looked at, in all
 LARGEST_CODE = 500_000_000  # bytes unpacked, of a file that somebody else may have made
-SECRETS = (
-    ".env*", "env.sh", ".netrc", "*.pem", "id_rsa*", "id_ed25519*", "kaggle.json", "*credentials*",
-    "secrets.*",
-)  # fmt: skip
 NOT_SOURCE = (".git", "__pycache__", "node_modules")
 # Without these a run computes the same.
 PROSE = ("docs/", "etc/", "tests/", "notebooks/")
@@ -74,7 +70,15 @@ def take() -> Snapshot:
         if file.suffix == ".py" and file.is_relative_to(ROOT) and "site-packages" not in file.parts:
             walk.take(file, is_in_use=True)
     files = walk.read()
-    left_out = [walk.left_out[name] for name in sorted(walk.left_out.keys() - files.keys())]
+    told: dict[str, dict[str, Any]] = {}
+    for name in sorted(walk.left_out.keys() - files.keys()):
+        entry = walk.left_out[name]
+        above = [told[p] for p in map(str, Path(name).parents) if "files" in told.get(p, ())]
+        if above and "files" in entry:  # a folder within one that is left out counts with that
+            above[0] |= {key: above[0][key] + entry[key] for key in ("files", "bytes")}
+        else:
+            told[name] = entry
+    left_out = [*told.values()]
     about, patch, unchanged = describe_git(files, walk.tracked)
     for entry in left_out:
         if entry["path"] in unchanged:
@@ -146,19 +150,21 @@ class _Walk:
             self.tracked = names_in(git("ls-files", "-z", "--cached"))
 
     def everywhere(self) -> None:
-        """Takes the project's files, but for folders with too much that is not Python."""
-        num_seen = 0
+        """Takes the project's files, but for folders with too much that is not Python. Folders with
+        the fewest entries come first: where there are too many, the largest are left out."""
+        num_seen, waiting = 0, [self._entries_of(ROOT)]
         sizes: dict[Path, dict[str, int]] = {}  # of files that are not Python, by folder
-        for place, names, files in os.walk(ROOT, onerror=self._unread, followlinks=True):
-            folder = Path(place)
-            num_seen += len(names) + len(files)
+        while waiting:
+            num_entries, folder, names, files = heapq.heappop(waiting)
+            num_seen += num_entries
             if num_seen > MOST_ENTRIES:
-                self.leave_out(folder, "data", [])
-                names.clear()
+                some = files[: MOST_ENTRIES // 10]
+                self.leave_out(folder, "data", [os.path.join(folder, name) for name in some])
                 continue
             if folder == ROOT or ".git" in (*names, *files):  # a repository of its own
                 self._ask_what_is_ignored(folder)
-            names[:] = [name for name in sorted(names) if self._may_be_source(folder / name)]
+            for name in filter(lambda name: self._may_be_source(folder / name), names):
+                heapq.heappush(waiting, self._entries_of(folder / name))
             sizes[folder] = {}
             for name in sorted(set(files) - set(NOT_SOURCE)):
                 sizes[folder] |= self.take(folder / name)
@@ -169,6 +175,11 @@ class _Walk:
                 self.leave_out(folder, "data", [str(ROOT / name) for name in found])
             elif folder.parent not in (ROOT, ROOT.parent):
                 sizes[folder.parent] |= found
+
+    def _entries_of(self, folder: Path) -> tuple[int, Path, list[str], list[str]]:
+        for _, names, files in os.walk(folder, onerror=self._unread):
+            return len(names) + len(files), folder, names, files
+        return 0, folder, [], []
 
     def _unread(self, error: OSError) -> None:
         self.leave_out(Path(error.filename), error.strerror or "cannot be read")
@@ -199,9 +210,7 @@ class _Walk:
     def take(self, path: Path, is_in_use: bool = False) -> dict[str, int]:
         """Takes a file; returns its name and size if it may turn out to be data."""
         name, is_python = str(path.relative_to(ROOT)), path.suffix == ".py"
-        names = {path.name.lower(), os.path.basename(os.path.realpath(path)).lower()}
-        is_secret = any(fnmatch.fnmatchcase(one, form) for one in names for form in SECRETS)
-        if is_secret and not (is_python and name in self.tracked):
+        if is_secret(name, self.tracked):
             self.leave_out(path, "secret")
         elif str(path) in self.ignored and not is_in_use:
             if not (is_python or path.suffix == ".pyc" or path.name.startswith(".")):
