@@ -126,16 +126,15 @@ def _uncommitted(
     index, objects = (PROJECT / os.fsdecode(git(*paths, n)).strip() for n in ("index", "objects"))
     # All happens in an index and in objects of its own: the repository is only read.
     own = {"GIT_INDEX_FILE": str(place / "index"), "GIT_OBJECT_DIRECTORY": str(place)}
-    # In quotes, for a colon would end a path.
-    own["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = json.dumps(str(objects), ensure_ascii=False)
+    own["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = json.dumps(str(objects), ensure_ascii=False)  # quoted
     if index.exists():
         shutil.copy2(index, place / "index")  # by its date git knows whose content it has to read
         # Marks by which a user has git take a file for unchanged do not make it so.
         there = {n for n in tracked if os.path.lexists(PROJECT / n)}
         for mark, marked in (("assume-unchanged", tracked), ("skip-worktree", there)):
             git("update-index", f"--no-{mark}", "-z", "--stdin", given=_listing(marked), also=own)
-    others = names_in(git("ls-files", "-z", "--others", "--exclude-standard"))
-    inside = {name[:-1] for name in others if name[-1] == "/"}  # repositories of their own
+    unknown = names_in(git("ls-files", "-z", "--others", "--exclude-standard"))
+    inside = {name[:-1] for name in unknown if name[-1] == "/"}  # repositories of their own
     added = {n for n in {*files} - tracked if not {*map(str, Path(n).parents)} & (tracked | inside)}
     update = ("--add", "--remove", "--ignore-skip-worktree-entries", "-z", "--stdin")
     git("update-index", *update, given=_listing(tracked | added), also=own)
@@ -143,20 +142,15 @@ def _uncommitted(
     listed = ("--name-only", "-z", "--relative", "--ignore-submodules=none")
     changed = names_in(git("diff-tree", "-r", *listed, base, tree, also=own)) | inside
     changed |= names_in(git("diff-files", *listed, also=own))  # changed submodules
-    is_there = os.path.lexists
-    lacking = sorted(
-        n for n in changed - {*files} if is_there(PROJECT / n) or is_secret(n, tracked)
-    )
+    others = changed - {*files}
+    lacking = sorted(n for n in others if os.path.lexists(PROJECT / n) or is_secret(n, tracked))
     without = [f":(exclude,literal){name}" for name in lacking]
     form = ("-r", "-p", "--binary", "--full-index", "--ignore-submodules=dirty")
     diff = ("-c", "diff.suppressBlankEmpty=false", "diff-tree", *form, base, tree)
     patch = git(*diff, "--", ".", *without, also=own)
     names = ", ".join(lacking)
-    return (
-        patch,
-        changed,
-        f"it lacks {names}: data, a secret, or a repository of its own" if names else "",
-    )
+    why = f"it lacks {names}: data, a secret, or a repository of its own" if names else ""
+    return patch, changed, why
 
 
 # ----------------------------------------------------------------------------- command and machine

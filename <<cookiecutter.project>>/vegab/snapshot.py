@@ -31,7 +31,9 @@ FLAG = "--own_code"
 # What is not Python counts as data where a file, or all below a folder, is more than this.
 LARGEST_FILE, MOST_BYTES, MOST_FILES = 1_000_000, 20_000_000, 1000
 MOST_ENTRIES = 100_000  # that are looked at, in all
-LARGEST_CODE = 500_000_000  # bytes unpacked, of a file that somebody else may have made
+# Bytes of a file that somebody else may have made: packed, and unpacked.
+LARGEST_ZIP, LARGEST_CODE = 50_000_000, 500_000_000
+RECORD_FORM = {"left_out": [{"path": str, "why": str}], "git?": {"commit?": str}}
 NOT_SOURCE = (".git", "__pycache__", "node_modules")
 # Without these a run computes the same.
 PROSE = ("docs/", "etc/", "tests/", "notebooks/")
@@ -70,15 +72,7 @@ def take() -> Snapshot:
         if file.suffix == ".py" and file.is_relative_to(ROOT) and "site-packages" not in file.parts:
             walk.take(file, is_in_use=True)
     files = walk.read()
-    told: dict[str, dict[str, Any]] = {}
-    for name in sorted(walk.left_out.keys() - files.keys()):
-        entry = walk.left_out[name]
-        above = [told[p] for p in map(str, Path(name).parents) if "files" in told.get(p, ())]
-        if above and "files" in entry:  # a folder within one that is left out counts with that
-            above[0] |= {key: above[0][key] + entry[key] for key in ("files", "bytes")}
-        else:
-            told[name] = entry
-    left_out = [*told.values()]
+    left_out = [walk.left_out[name] for name in sorted(walk.left_out.keys() - files.keys())]
     about, patch, unchanged = describe_git(files, walk.tracked)
     for entry in left_out:
         if entry["path"] in unchanged:
@@ -92,7 +86,10 @@ def load(path: Path) -> Snapshot:
     patch, record = files.pop(PATCH, b""), files.pop(RECORD, b"{}")
     try:
         # What it says of its own digest is not believed: unpacked code is found again by that.
-        return Snapshot(files, {**json.loads(record), "sha256": _digest(files)}, patch)
+        told = {**json.loads(record), "sha256": _digest(files)}
+        if wrong := vegab.files.misfit(told, RECORD_FORM):
+            raise ValueError(f"{wrong[1:]} is of another form")
+        return Snapshot(files, told, patch)
     except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"cannot read {path}: its {RECORD} is broken ({error})") from None
 
@@ -106,6 +103,8 @@ def read(path: Path) -> Files:
     """Returns what a snapshot holds, by name, without what Python has compiled, perhaps from other
     source. Links are not followed. Raises UsageError if that fails."""
     try:
+        if (size := os.lstat(path).st_size) > LARGEST_ZIP:  # its listing is read as a whole
+            raise ValueError(f"it has {size:,} bytes, more than the code of a project")
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(opened, "rb") as file, zipfile.ZipFile(file) as archive:
             every = archive.infolist()
@@ -118,7 +117,9 @@ def read(path: Path) -> Files:
             return {info.filename: archive.read(info) for info in members}
     except FileNotFoundError:
         raise UsageError(f"{path} is gone, and with it the source that was run") from None
-    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a damaged archive makes of itself
         raise UsageError(f"cannot read {path}: {error}") from None
 
 
@@ -158,8 +159,7 @@ class _Walk:
             num_entries, folder, names, files = heapq.heappop(waiting)
             num_seen += num_entries
             if num_seen > MOST_ENTRIES:
-                some = files[: MOST_ENTRIES // 10]
-                self.leave_out(folder, "data", [os.path.join(folder, name) for name in some])
+                self.leave_out(folder, "data", [os.path.join(folder, name) for name in files])
                 continue
             if folder == ROOT or ".git" in (*names, *files):  # a repository of its own
                 self._ask_what_is_ignored(folder)
@@ -177,9 +177,8 @@ class _Walk:
                 sizes[folder.parent] |= found
 
     def _entries_of(self, folder: Path) -> tuple[int, Path, list[str], list[str]]:
-        for _, names, files in os.walk(folder, onerror=self._unread):
-            return len(names) + len(files), folder, names, files
-        return 0, folder, [], []
+        _, names, files = next(os.walk(folder, onerror=self._unread), ("", [], []))
+        return len(names) + len(files), folder, names, files
 
     def _unread(self, error: OSError) -> None:
         self.leave_out(Path(error.filename), error.strerror or "cannot be read")
@@ -345,4 +344,8 @@ def go_back(arguments: list[str]) -> None:
     (snapshot,) = snapshots.values()
     if script not in snapshot.files:
         raise UsageError(f"{codes[0]} has no {script}")
-    os.execv(sys.executable, [sys.executable, str(freeze(snapshot) / script), *arguments])
+    try:
+        place = freeze(snapshot)
+    except OSError as error:
+        raise UsageError(f"cannot unpack {codes[0]}: {error}") from None
+    os.execv(sys.executable, [sys.executable, str(place / script), *arguments])

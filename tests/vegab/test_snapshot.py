@@ -374,8 +374,8 @@ def test_too_many_files_are_left_out_and_the_source_is_not(
     taken = snapshot.take()
     assert "src/models.py" in taken.files
     left = {entry["path"]: entry for entry in taken.record["left_out"]}
-    assert {*left} == {"all in one", "in many"}
-    assert left["in many"]["files"] == 20 * 6
+    assert "all in one" in left and all("in many" in name for name in {*left} - {"all in one"})
+    assert sum(entry["files"] for entry in left.values()) == 90 + 20 * 6
 
 
 def test_modules_in_use_are_kept_though_git_ignores_them(

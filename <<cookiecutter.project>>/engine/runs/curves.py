@@ -269,7 +269,7 @@ def content_of(figure: "Figure", form: str, title: str, provenance: Mapping[str,
 
     # ASCII with escapes: each format takes it, and a name that is no UTF-8 can be written.
     origin = json.dumps({key: provenance[key] for key in ("project_commit", "runs")})
-    title = title.encode("ascii", "backslashreplace").decode()
+    title = printable(title).encode("ascii", "backslashreplace").decode()
     metadata = {
         ".png": {"Title": title, "Description": origin},
         ".pdf": {"Title": title, "Subject": origin, "CreationDate": None},
