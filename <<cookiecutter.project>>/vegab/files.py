@@ -176,6 +176,8 @@ def is_run(folder: str | Path) -> bool:
 def read_json(path: str | Path, inside: str | Path | None = None) -> Any:
     """A JSON file's content, or None without one; UsageError if broken, or of a newer format. For
     `inside`, by default its folder, see `read_bytes`."""
+    is_record = Path(path).name in (CONFIG, META)
+    hint = "; put a good one back, or delete it: training writes it again" if is_record else ""
     try:
         content = json.loads(read_bytes(path, inside or Path(path).parent).decode())
         if not is_modest(content):
@@ -183,9 +185,9 @@ def read_json(path: str | Path, inside: str | Path | None = None) -> Any:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except RecursionError:
-        raise UsageError(f"cannot read {path}: it is nested too deeply") from None
+        raise UsageError(f"cannot read {path}: it is nested too deeply{hint}") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
+        raise UsageError(f"cannot read {path}: {error}{hint}") from None
     key = misfit(content, META_FORM) if Path(path).name == META else ""
     if key and isinstance(content, dict):
         raise UsageError(

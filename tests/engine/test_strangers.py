@@ -30,6 +30,7 @@ from engine.runs import comparison, curves, reproduction, results, write_report
 from engine.sweeps import sweep
 from vegab import UsageError, read_run, snapshot
 from vegab.config import read_yaml
+from vegab.execution import printable
 from vegab.files import read_json, write_json
 from vegab.run_folder import RunFolder, living_owner, refuse_links, take_lock
 
@@ -335,13 +336,16 @@ def test_a_config_without_end_is_refused(text: str) -> None:
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("name", ["a$^$b", r"$\frac$", "50$ and 60$", "[1]", "a'b\"c", "ünï ✓"])
+@pytest.mark.parametrize(
+    "name", ["a$^$b", r"$\frac$", "50$ and 60$", "[1]", "a'b\"c", "ünï ✓", "\udcff", "a\x1bb"]
+)
 def test_a_name_is_taken_literally(tmp_path: Path, name: str) -> None:
     run = sound(tmp_path / "results" / name)
     draw_learning_curve(run, [{"epoch": 0, "loss": 1.0}, {"epoch": 1, "loss": 0.5}], 1)
     assert (run / "learning_curve.png").stat().st_size > 0
     assert results.find_runs([str(run)])[0] == [str(run)]
-    assert name in comparison.as_text(comparison.listing(results.read_runs([str(run)])))
+    shown = comparison.as_text(comparison.listing(results.read_runs([str(run)])))
+    assert printable(name) in shown
 
 
 def test_a_picture_whose_title_would_move_the_cursor_is_still_one(tmp_path: Path) -> None:
@@ -349,7 +353,7 @@ def test_a_picture_whose_title_would_move_the_cursor_is_still_one(tmp_path: Path
     (run / "history.csv").write_text("epoch,step,a\x1b]0;x\x07\n1,2,0.5\n")
     records = results.read_runs([str(run)])
     drawn, _ = curves.curves_of(records, ["a\x1b]0;x\x07"])
-    told = {"project_commit": None, "runs": []}
+    told: dict[str, Any] = {"project_commit": None, "runs": []}
     picture = curves.content_of(curves.draw(drawn, records), ".svg", "".join(drawn), told)
     assert b"\x1b" not in picture and ElementTree.fromstring(picture) is not None
 

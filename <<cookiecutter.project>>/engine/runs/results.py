@@ -385,14 +385,20 @@ def read_history(run: str | Path) -> Rows:
 
 
 def is_whole(run: str) -> bool:
-    """Whether a finished run has its latest checkpoint; UsageError if the previous is gone, too."""
+    """Whether a finished run has its latest checkpoint, and its best if it has one; UsageError if
+    the latest and the previous are gone."""
     from engine import checkpoints  # with h5py
 
     problems: list[str] = []
     for name in (checkpoints.LATEST, checkpoints.PREVIOUS):
         try:
-            checkpoints.verify(Path(run, name))
-            return not problems
+            checkpoints.verify(path := Path(run, name))
+            if problems or checkpoints.read_state(path).get("best_epoch") is None:
+                return not problems
+            with suppress(OSError):
+                checkpoints.verify(path.with_name(checkpoints.BEST))
+                return True
+            return False
         except OSError as error:
             is_gone = isinstance(error, FileNotFoundError)
             problems.append(f"{name} is gone" if is_gone else str(error))
