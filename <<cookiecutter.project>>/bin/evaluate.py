@@ -209,6 +209,8 @@ def call_callbacks(folder: Path, file: str, name: str) -> None:
         hint = f"there are {', '.join(stored)}" if stored else "evaluate without --callbacks_only"
         raise vegab.UsageError(f"no outputs are stored as {name} in {folder / 'eval'}; {hint}")
     meta = StoredOutputs(output).meta
+    if not {"config", "split", "checkpoint", "global_step"} <= meta.keys():
+        raise vegab.UsageError(f"{output} is not what an evaluation writes; evaluate again")
     config = meta["config"]  # their own, and what the file says now
     if file:
         config = resolve_references(merge(config, load_file(Path(file))))

@@ -155,7 +155,7 @@ def is_modest(value: Any) -> bool:
 def misfit(value: Any, form: Any, at: str = "") -> str:
     """Where a value that somebody else may have written is not of a form, as `.a.0.b`, or ""."""
     if isinstance(form, type) or not isinstance(value, type(form)):
-        return "" if isinstance(form, type) and isinstance(value, form) else at
+        return "" if isinstance(form, type) and isinstance(value, form) else at or "."
     if isinstance(form, list):
         pairs: Any = [(n, form[0]) for n in range(len(value))]
     else:

@@ -25,6 +25,7 @@ import pytest
 from machinery import ROOT, Command
 
 from engine import checkpoints
+from engine.iterators import StoredOutputs
 from engine.pictures import draw_learning_curve
 from engine.runs import comparison, curves, reproduction, results, write_report
 from engine.sweeps import sweep
@@ -368,6 +369,24 @@ def test_a_cell_of_a_table_is_no_formula(tmp_path: Path, start: str) -> None:
     assert f"'{start}" in table and f",{start}" not in table
 
 
+OUTPUTS = (
+    "{split: a, checkpoint: b, global_step: 1, num_examples: 1, config: {eval_callbacks: {}}, "
+)
+
+
+@pytest.mark.parametrize("text", [
+    "[1]", "split: 5", ALIASES, "[" * 100_000, "a: &a [*a]", "!!python/object/apply:os.getpid []",
+    OUTPUTS + "labels: [], outputs: {../../secret: text}}", OUTPUTS + "labels: [5], outputs: {}}",
+    OUTPUTS + "labels: [/secret], outputs: {}}",
+])  # fmt: skip
+def test_outputs_of_another_form_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "meta.yaml").write_text(OUTPUTS + "labels: [a], outputs: {b/c: text}}")
+    assert len(StoredOutputs(tmp_path)) == 1
+    (tmp_path / "meta.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"meta\.yaml"):
+        StoredOutputs(tmp_path)
+
+
 def test_groups_of_a_checkpoint_in_a_circle_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.h5"
     with h5py.File(path, "w", userblock_size=512) as file:
@@ -378,6 +397,18 @@ def test_groups_of_a_checkpoint_in_a_circle_are_refused(tmp_path: Path) -> None:
     for read in (checkpoints.verify, checkpoints.read_state):
         with pytest.raises(checkpoints.DamagedCheckpointError, match="twice"):
             read(path)
+
+
+@pytest.mark.parametrize("changes", [
+    {"epoch": "x"}, {"global_step": 0.5}, {"fingerprint": [1]}, {"fingerprint": {"settings": 5}},
+])  # fmt: skip
+def test_a_checkpoint_of_another_form_is_none_of_ours(tmp_path: Path, changes: Any) -> None:
+    state = {"epoch": 1, "global_step": 1, "num_rows": 0, "columns": {}} | changes
+    with h5py.File(tmp_path / "model.h5", "w", userblock_size=512) as file:
+        file["training_state/state"] = json.dumps(state)
+        file["training_state/history"] = [[0.0]]
+    with pytest.raises(checkpoints.DamagedCheckpointError, match=f"its {next(iter(changes))}"):
+        checkpoints.read_state(tmp_path / "model.h5")
 
 
 def test_a_checkpoint_shows_nothing_of_another_file(tmp_path: Path) -> None:
