@@ -19,7 +19,7 @@ PROJECT = ROOT.parents[1] if ROOT.parent.name == PLACE else ROOT
 LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"  # what makes a folder that of a run
 PARTIAL = ".partial"  # ends the name of a file that is being written
 LARGEST_READ = 300_000_000  # bytes; the history of a million epochs has 83 million
-MOST_LEVELS, MOST_VALUES = 100, 5_000_000  # of what is nested
+MOST_LEVELS, MOST_VALUES = 100, 2_000_000  # of what is nested
 # What there is in a meta.json, where it is there; null only at a key with a question mark.
 _ATTEMPT = {"start": str, "git_commit?": str, "from?": dict, "to?": dict, "code": {"file": str}}
 META_FORM = {
