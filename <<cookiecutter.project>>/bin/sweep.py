@@ -271,8 +271,7 @@ def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bo
 
 
 def words_with_plan(argv: list[str]) -> list[str]:
-    """Return a command line with the CONFIG and the overrides of its --plan; what is typed after
-    them takes precedence."""
+    """Return a command line, the CONFIG and the overrides of its --plan before what was typed."""
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument("--plan")
     plan = flags.parse_known_args(argv)[0].plan

@@ -588,8 +588,7 @@ def _as_value_error(name: str) -> Iterator[None]:
 
 
 def config_from_folder(path: str | Path) -> ConfigRegistry:
-    """A registry of a folder's files. `root.yaml` (or .yml, .json) is the root config. Raises
-    ValueError without one."""
+    """A registry of a folder's files. Raises ValueError without `root.yaml` (or .yml, .json)."""
     folder = Path(path)
     roots = [folder / f"root{suffix}" for suffix in CONFIG_SUFFIXES]
     root = next((file for file in roots if file.is_file()), None)

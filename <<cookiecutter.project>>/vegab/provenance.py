@@ -81,10 +81,6 @@ def names_in(listing: bytes) -> set[str]:
     return {os.fsdecode(name) for name in listing.split(b"\0") if name}
 
 
-def _listing(names: Collection[str]) -> bytes:
-    return b"\0".join(map(os.fsencode, sorted(names)))
-
-
 def is_secret(name: str, tracked: Collection[str]) -> bool:
     """Is a file, or a folder that it is in, called as secrets are? Source in git is none."""
     real = os.path.basename(os.path.realpath(PROJECT / name))
@@ -132,12 +128,14 @@ def _uncommitted(
         # Marks by which a user has git take a file for unchanged do not make it so.
         there = {n for n in tracked if os.path.lexists(PROJECT / n)}
         for mark, marked in (("assume-unchanged", tracked), ("skip-worktree", there)):
-            git("update-index", f"--no-{mark}", "-z", "--stdin", given=_listing(marked), also=own)
+            given = b"\0".join(map(os.fsencode, marked))
+            git("update-index", f"--no-{mark}", "-z", "--stdin", given=given, also=own)
     unknown = names_in(git("ls-files", "-z", "--others", "--exclude-standard"))
     inside = {name[:-1] for name in unknown if name[-1] == "/"}  # repositories of their own
     added = {n for n in {*files} - tracked if not {*map(str, Path(n).parents)} & (tracked | inside)}
     update = ("--add", "--remove", "--ignore-skip-worktree-entries", "-z", "--stdin")
-    git("update-index", *update, given=_listing(tracked | added), also=own)
+    given = b"\0".join(map(os.fsencode, sorted(tracked | added)))
+    git("update-index", *update, given=given, also=own)
     tree = git("write-tree", also=own).decode().strip()
     listed = ("--name-only", "-z", "--relative", "--ignore-submodules=none")
     changed = names_in(git("diff-tree", "-r", *listed, base, tree, also=own)) | inside

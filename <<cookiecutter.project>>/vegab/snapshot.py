@@ -110,15 +110,13 @@ def read(path: Path) -> Files:
             every = archive.infolist()
             members = [info for info in every if not info.filename.endswith(("/", ".pyc"))]
             if sum(info.file_size for info in members) > LARGEST_CODE:
-                raise UsageError(f"{path} unpacks to more than {LARGEST_CODE:,} bytes")
+                raise ValueError(f"it unpacks to more than {LARGEST_CODE:,} bytes")
             for info in members:
                 if leads_out(info.filename):
-                    raise UsageError(f"{path} names {info.filename!r}, outside of the project")
+                    raise ValueError(f"it names {info.filename!r}, outside of the project")
             return {info.filename: archive.read(info) for info in members}
     except FileNotFoundError:
         raise UsageError(f"{path} is gone, and with it the source that was run") from None
-    except UsageError:
-        raise
     except Exception as error:  # whatever a damaged archive makes of itself
         raise UsageError(f"cannot read {path}: {error}") from None
 
@@ -144,15 +142,13 @@ class _Walk:
     def __init__(self) -> None:
         self.files: set[str] = set()
         self.left_out: dict[str, dict[str, Any]] = {}
-        self.num_seen = 0
         self.tracked: set[str] = set()
         self.ignored: set[str] = set()
         with contextlib.suppress(GitError):
             self.tracked = names_in(git("ls-files", "-z", "--cached"))
 
     def everywhere(self) -> None:
-        """Takes the project's files, but for folders with too much that is not Python. Folders with
-        the fewest entries come first: where there are too many, the largest are left out."""
+        """Takes the project's files, of small folders first, but for too much that is no Python."""
         num_seen, waiting = 0, [self._entries_of(ROOT)]
         sizes: dict[Path, dict[str, int]] = {}  # of files that are not Python, by folder
         while waiting:

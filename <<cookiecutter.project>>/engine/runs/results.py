@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, get_origin
 
 from engine.checkpoints import rows_in
@@ -102,8 +101,8 @@ class RunRecord:
 
 
 TYPES: dict[str, Any] = {f.name: get_origin(f.type) or f.type for f in fields(RunRecord)}
-TYPES |= dict.fromkeys(("commit", "start", "end", "monitor"), (str, NoneType))
-TYPES |= dict.fromkeys(("num_epochs", "num_steps"), (int, float, NoneType))
+TYPES |= dict.fromkeys(("commit", "start", "end", "monitor"), str | None)
+TYPES |= dict.fromkeys(("num_epochs", "num_steps"), int | float | None)
 
 
 def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -385,8 +384,7 @@ def read_history(run: str | Path) -> Rows:
 
 
 def is_whole(run: str) -> bool:
-    """Whether a finished run has its latest checkpoint, and its best if it has one; UsageError if
-    the latest and the previous are gone."""
+    """Whether a finished run has its latest and best checkpoint; UsageError if it cannot go on."""
     from engine import checkpoints  # with h5py
 
     problems: list[str] = []
