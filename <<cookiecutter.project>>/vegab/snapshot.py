@@ -32,7 +32,7 @@ FLAG = "--own_code"
 LARGEST_FILE, MOST_BYTES, MOST_FILES = 1_000_000, 20_000_000, 1000
 MOST_ENTRIES = 100_000  # that are looked at, in all
 # Bytes of a file that somebody else may have made: packed, and unpacked.
-LARGEST_ZIP, LARGEST_CODE = 50_000_000, 500_000_000
+LARGEST_ZIP, LARGEST_CODE = 100_000_000, 500_000_000
 RECORD_FORM = {"left_out": [{"path": str, "why": str}], "git?": {"commit?": str}}
 NOT_SOURCE = (".git", "__pycache__", "node_modules")
 # Without these a run computes the same.

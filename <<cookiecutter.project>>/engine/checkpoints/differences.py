@@ -10,7 +10,7 @@ from vegab.files import read_bytes
 
 Cells = dict[str, str]  # of a row, by column
 NOTHING = "nothing"
-MOST_ROWS = 1_000_000  # of a history that somebody else may have made
+MOST_ROWS = 1_100_000  # of a history that somebody else may have made
 
 
 class Difference(NamedTuple):
