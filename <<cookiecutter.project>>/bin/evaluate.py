@@ -23,6 +23,7 @@ from engine.runs import results
 from engine.training import fingerprint
 from src import experiment
 from vegab.config import load_file, merge, resolve_references
+from vegab.execution import print_line
 from vegab.files import CONFIG, write_json
 
 log = logging.getLogger(__name__)
@@ -146,10 +147,10 @@ def evaluate_model(folder: Path, path: Path, config: dict[str, Any]) -> None:
     summary |= {key: value if math.isfinite(value) else None for key, value in metrics.items()}
     write_json(output / f"{split}.json", summary)
     for note in notes:
-        print(note)
+        print_line(note)
     shown = "".join(f"  {key} {value:.4g}" for key, value in metrics.items())
-    print(f"{split} set,{number} {path.name} of epoch {epoch}:{shown}")
-    print(f"in {output}: {', '.join(sorted(file.name for file in output.iterdir()))}")
+    print_line(f"{split} set,{number} {path.name} of epoch {epoch}:{shown}")
+    print_line(f"in {output}: {', '.join(sorted(file.name for file in output.iterdir()))}")
 
 
 def config_asked_for(folder: Path, file: str, split: str) -> dict[str, Any]:
@@ -208,6 +209,8 @@ def call_callbacks(folder: Path, file: str, name: str) -> None:
         hint = f"there are {', '.join(stored)}" if stored else "evaluate without --callbacks_only"
         raise vegab.UsageError(f"no outputs are stored as {name} in {folder / 'eval'}; {hint}")
     meta = StoredOutputs(output).meta
+    if not {"config", "split", "checkpoint", "global_step"} <= meta.keys():
+        raise vegab.UsageError(f"{output} is not what an evaluation writes; evaluate again")
     config = meta["config"]  # their own, and what the file says now
     if file:
         config = resolve_references(merge(config, load_file(Path(file))))
@@ -224,7 +227,7 @@ def tell(meta: Mapping[str, Any], output: Path, scalars: Mapping[str, Any]) -> N
     shown = [f"{name}/{k} {v:.4g}" for name, items in scalars.items() for k, v in items.items()]
     what = f"{meta['split']}, {meta['num_examples']} examples, {meta['checkpoint']}"
     values = "  ".join([":", *shown] if shown else [])
-    print(f"{what} of step {meta['global_step']}, in {output}{values}")
+    print_line(f"{what} of step {meta['global_step']}, in {output}{values}")
 
 
 if __name__ == "__main__":

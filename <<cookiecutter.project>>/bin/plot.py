@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import vegab
 from engine.runs import curves, results, selection
 from vegab.command_line import argh  # which says what to do if it is missing
+from vegab.execution import print_line
 
 COLUMN = "a column of history.csv; may be repeated; without it, what the runs monitor"
 SMOOTH = "weight of a moving average, in [0, 1); the raw curve is drawn underneath"
@@ -59,7 +60,7 @@ def plot(
     picture = curves.content_of(figure, Path(output).suffix.lower(), name, provenance)
     results.write_with_provenance(Path(output), picture, provenance)
     number = f"{len(shown)} run{'s' * (len(shown) > 1)}"
-    print(f"{name} of {number}: {output}, {output}.json")
+    print_line(f"{name} of {number}: {output}, {output}.json")
     results.tell(without_run, problems)
 
 

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import vegab
 from engine import checkpoints, endings
 from engine.runs import reproduction
+from vegab.execution import print_line
 from vegab.exits import INTERRUPTED, REFUSED
 
 
@@ -29,7 +30,7 @@ def reproduce(run: str, *, epochs: int = 0) -> None:
     commit = (original.commit or "unknown")[:7] + ", with uncommitted changes" * is_dirty
     epochs_done = f"{len(original.rows)} of {done} epochs"
     tries = f"{attempts} attempt{'s' * (attempts > 1)}"
-    print(f"{run}: {original.status}, {epochs_done}, {tries}, commit {commit}", flush=True)
+    print_line(f"{run}: {original.status}, {epochs_done}, {tries}, commit {commit}")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # they end it as Ctrl-C does
     place = Path(tempfile.mkdtemp(prefix="reproduce-"))
@@ -40,7 +41,7 @@ def reproduce(run: str, *, epochs: int = 0) -> None:
         if not is_kept:
             shutil.rmtree(place, ignore_errors=True)
     if is_kept:
-        print(f"kept to look at: {place} (run/ is the run, code/ what ran)")
+        print_line(f"kept to look at: {place} (run/ is the run, code/ what ran)")
         raise SystemExit(1)
 
 
@@ -49,9 +50,9 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     from tqdm import tqdm
 
     for line in reproduction.restore(original, place):
-        print(line)
+        print_line(line)
     before = reproduction.causes(original, None)
-    print(reproduction.line_of(before, "packages, Python and processor"), flush=True)
+    print_line(reproduction.line_of(before, "packages, Python and processor"))
     again = place / "run"
     is_hidden = not sys.stderr.isatty()
     with tqdm(total=len(original.rows), unit="epoch", leave=False, disable=is_hidden) as bar:
@@ -60,25 +61,25 @@ def is_identical(original: reproduction.Original, place: Path) -> bool:
     if code == REFUSED:
         raise vegab.UsageError(f"{original.folder} cannot be run here: {reason}")
     if line := reproduction.surroundings(original, again):
-        print(line)
+        print_line(line)
     found = reproduction.causes(original, again)
     fails = code not in (0, INTERRUPTED)
     # A run that failed then may fail again, past all that is compared.
     if fails and (original.is_whole or len(checkpoints.rows_in(again)) < len(original.rows)):
-        print(f"different: here it fails: {reason}")
+        print_line(f"different: here it fails: {reason}")
     else:
         result = reproduction.compare(original, again)
         if result.difference is None:
-            print(f"identical bit for bit: {', '.join(result.compared)}")
+            print_line(f"identical bit for bit: {', '.join(result.compared)}")
             if result.left_out:
-                print(result.left_out)
+                print_line(result.left_out)
             return True
         where, then, now = result.difference
-        print(f"different: {where}: {then} in {original.folder}, {now} when run again")
+        print_line(f"different: {where}: {then} in {original.folder}, {now} when run again")
         edited = reproduction.edited_cell(original)
         found = [edited, *found] if edited else found or [NOTHING]
     for index, cause in enumerate(found):
-        print(f"differs too: {cause}" if index else f"likely cause: {cause}")
+        print_line(f"differs too: {cause}" if index else f"likely cause: {cause}")
     return False
 
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import vegab
 from engine.runs import comparison, results, selection
 from vegab.command_line import argh  # which says what to do if it is missing
-from vegab.execution import printable
+from vegab.execution import print_line, printable
 
 FORMS = {"csv": comparison.as_csv, "markdown": comparison.as_markdown, "latex": comparison.as_latex}
 CLEAR = "\x1b[H\x1b[2J"
@@ -94,6 +94,8 @@ def compare(
         text = comparison.as_text(table) if output else comparison.for_terminal(table, bool(asked))
     else:
         text = FORMS[format](table)
+    if format != "table" and sys.stdout.isatty() and not output:
+        text = "\n".join(map(printable, text.split("\n")))
     if output:
         content = text.encode(errors="backslashreplace")
         results.write_with_provenance(Path(output), content, provenance)
@@ -117,7 +119,7 @@ def note(run: str, text: str) -> None:
     """Write a note on a run; `list`, `compare` and the report show it."""
     record = the_run(run)
     results.write_notes(record, text, record.tags)
-    print(f"{record.path}: {printable(text)}" if text else f"{record.path} has no note now")
+    print_line(f"{record.path}: {text}" if text else f"{record.path} has no note now")
 
 
 @argh.arg("run", metavar="RUN", help="a run folder, a folder of runs, or a pattern")
@@ -132,7 +134,7 @@ def tag(run: str, *tags: str, remove: Sequence[str] | None = None) -> None:
         kept = [word for word in every if word not in (remove or ())]
         if kept != record.tags:
             results.write_notes(record, record.note, kept)
-        print(f"{record.path}: {printable(', '.join(kept)) or 'no tags'}")
+        print_line(f"{record.path}: {', '.join(kept) or 'no tags'}")
 
 
 def the_run(name: str) -> results.RunRecord:

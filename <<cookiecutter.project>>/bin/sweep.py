@@ -32,10 +32,10 @@ from engine.sweeps import definition as sweep_trials
 from src import experiment
 from vegab.command_line import argh  # which says what to do if it is missing
 from vegab.config import CONFIG_SUFFIXES, Override, UnknownKeyError, find_key, show
-from vegab.execution import say
+from vegab.execution import print_line, say
 from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
 from vegab.files import LOCK
-from vegab.run_folder import living_owner, start_of
+from vegab.run_folder import living_owner, refuse_links, start_of
 
 
 def run(
@@ -117,7 +117,7 @@ def run(
     else:
         starts = sweeps.RayLauncher(gpus, address, max_parallel, threads, **places)
     definition = definition_of(config, asked)
-    definition, known = sweep.taken_up(folder, definition)
+    definition, known = sweep.taken_up(folder, definition, registry.completed)
     check(args, known or sweep_trials.corners(definition))
     more = ["--allow_inexact"] if allow_inexact else []
 
@@ -254,7 +254,7 @@ def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bo
     folder, is_refused = sweeper.folder, sweeper.num_refusals == len(records)
     if not is_refused:
         sweeps.write_sweep(records, folder)
-        print(sweep.summary(records))
+        print_line(sweep.summary(records))
         print(f"what the settings do: {folder / sweeps.SWEEP_PAGE}", flush=True)
         for sentence in sweep.problems(folder, records):
             say(sentence)
@@ -271,8 +271,7 @@ def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bo
 
 
 def words_with_plan(argv: list[str]) -> list[str]:
-    """Return a command line with the CONFIG and the overrides of its --plan; what is typed after
-    them takes precedence."""
+    """Return a command line, the CONFIG and the overrides of its --plan before what was typed."""
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument("--plan")
     plan = flags.parse_known_args(argv)[0].plan
@@ -295,8 +294,8 @@ def status(folder: str) -> None:
     with contextlib.suppress(vegab.UsageError):  # it may be typed where no SLURM is
         more_lines += slurm.queue_of(place / sweep.OUTPUTS)
     for line in more_lines:
-        print(line)
-    print(sweep.summary(records))
+        print_line(line)
+    print_line(sweep.summary(records))
 
 
 @argh.arg("folder", metavar="FOLDER", help="of a sweep")
@@ -304,13 +303,14 @@ def stop(folder: str) -> None:
     """End the sweep in FOLDER and its trials, which save a checkpoint first."""
     place = Path(folder)
     _, trials, _ = sweep.read(place)
+    refuse_links(place, folder)  # a trial that is elsewhere may be another's run
     owner = living_owner(place, sweep.LOCK)
     if owner is None:
         told = slurm.stop_all(place / sweep.OUTPUTS)
         print(f"nobody sweeps {folder}" + "; its jobs in SLURM were told to end" * told)
     end_all([place], sweep.LOCK)
     end_all([place / trial.name for trial in trials])  # they outlive a sweeper that is killed
-    print(sweep.summary(sweep.states_of(place, trials)))
+    print_line(sweep.summary(sweep.states_of(place, trials)))
 
 
 def end_all(folders: Sequence[Path], lock: str = LOCK) -> None:

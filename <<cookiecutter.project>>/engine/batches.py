@@ -223,8 +223,7 @@ class FunctionBatches:
 
     def _read(self, epoch: int, step: int) -> Any:
         if self._next != (epoch, step):
-            # An iterator of tf.data that goes while another is there waits for its autotuning, up
-            # to a minute.
+            # As long as another is there, an iterator of tf.data may wait a minute as it goes.
             self._iterator = iter(())
             opened = self.open_epoch(epoch)
             self.element_spec = getattr(opened, "element_spec", None)

@@ -283,7 +283,7 @@ def prepare(
     all_workers.require_same(now, "and would not make the same updates")
     inexact = fingerprint.differences(stored, now) if stored else []
     if stored and inexact and not resume_inexact:
-        is_code = stored.get("code") != now["code"]
+        is_code = any(stored.get(key) != now[key] for key in ("code", "config"))
         raise UsageError(
             f"{save_path} cannot be continued bit for bit: {'; '.join(inexact)}; "
             + "add --own_code to go on with the code that it began with, " * is_code

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vegab import capture, provenance, snapshot
+from vegab import capture, execution, provenance, snapshot
 from vegab import config as configs
 from vegab.config import CONFIG_SUFFIXES, Config, ConfigRegistry, Draft, Key, Override
 from vegab.execution import EXPLAINED, Func, Plugins, accompany, execute, one_line, say, script
@@ -248,7 +248,7 @@ def _exit(program: Callable[[list[str]], int]) -> NoReturn:
         say(f"error: {one_line(error)}")
         code = REFUSED
     except AlreadyFinished as finished:
-        print(finished)
+        execution.print_line(str(finished))
         code = FINISHED
     except BrokenPipeError:  # `script --help | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

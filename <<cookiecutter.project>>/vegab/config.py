@@ -24,10 +24,9 @@ from typing import Any, NamedTuple
 
 from vegab import trust
 from vegab.exits import UsageError
-from vegab.files import read_bytes
+from vegab.files import is_modest, read_bytes
 
 Config = dict[str, Any]
-MOST_VALUES = 1_000_000  # in a file
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 # {a/b} is a reference where it is a whole value, and the config's kind is open.
@@ -352,9 +351,12 @@ def read_yaml(text: str, source: str, is_metayaml: bool = False) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = PlainConstructor
     try:
-        return _of_a_size(yaml.load(text), source)
+        if is_modest(value := yaml.load(text)):
+            return value
+        raise RecursionError
     except RecursionError:
-        raise UsageError(f"{source}: it is nested too deeply") from None
+        hint = "it is nested too deeply, or made too large by aliases (&a, *a)"
+        raise UsageError(f"{source}: {hint}") from None
     except (YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark and "\n" in text else ""
@@ -371,19 +373,6 @@ def read_text(path: Path) -> str:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"cannot read {path}: it is not UTF-8 text") from None
-
-
-def _of_a_size(value: Any, source: str) -> Any:
-    """The value, unless aliases of aliases, or of what is around them, make it endless."""
-    todo, number = [value], 0
-    while todo:
-        item = todo.pop()
-        todo += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
-        number += 1
-        if number > MOST_VALUES:
-            hint = "look for aliases (&a, *a)"
-            raise UsageError(f"{source}: it holds more than {MOST_VALUES:,} values; {hint}")
-    return value
 
 
 def load_file(
@@ -597,8 +586,7 @@ def _as_value_error(name: str) -> Iterator[None]:
 
 
 def config_from_folder(path: str | Path) -> ConfigRegistry:
-    """A registry of a folder's files. `root.yaml` (or .yml, .json) is the root config. Raises
-    ValueError without one."""
+    """A registry of a folder's files. Raises ValueError without `root.yaml` (or .yml, .json)."""
     folder = Path(path)
     roots = [folder / f"root{suffix}" for suffix in CONFIG_SUFFIXES]
     root = next((file for file in roots if file.is_file()), None)

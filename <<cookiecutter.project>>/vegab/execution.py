@@ -167,6 +167,11 @@ def say(sentence: str) -> None:
         print(f"{script()}: {printable(sentence)}", file=sys.stderr, flush=True)
 
 
+def print_line(sentence: str) -> None:
+    """One line on stdout, at once."""
+    print(printable(sentence), flush=True)
+
+
 def printable(text: str) -> str:
     """The text with an escape for what would not be seen, or would move the cursor."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -19,6 +19,14 @@ PROJECT = ROOT.parents[1] if ROOT.parent.name == PLACE else ROOT
 LOCK, CONFIG, META = "run.lock", "config.json", "meta.json"  # what makes a folder that of a run
 PARTIAL = ".partial"  # ends the name of a file that is being written
 LARGEST_READ = 300_000_000  # bytes; the history of a million epochs has 83 million
+MOST_LEVELS, MOST_VALUES = 100, 2_000_000  # of what is nested
+# What there is in a meta.json, where it is there; null only at a key with a question mark.
+_ATTEMPT = {"start": str, "git_commit?": str, "from?": dict, "to?": dict, "code": {"file": str}}
+META_FORM = {
+    **{"status": str, "attempts": [_ATTEMPT], "git?": dict, "flags?": dict},
+    **{"command": {"line": str, "script": str, "folder": str}, "packages": {...: str}},
+    **{"parent?": {"path": str, "from_step": int}, "environment": {...: str}},
+}
 FORMAT = 1  # of meta.json, whose number counts for config.json, too, and of sweep.json
 
 
@@ -132,6 +140,31 @@ def read_bytes(path: str | Path, inside: str | Path | None = None) -> bytes:
         return file.read()
 
 
+def is_modest(value: Any) -> bool:
+    """Can a value be gone through? It counts how often each part occurs in it, and how deep."""
+    parts, num_values = [value], 0
+    for _ in range(MOST_LEVELS):
+        parts = [part for part in parts if isinstance(part, dict | list | tuple)]
+        num_values += sum(map(len, parts))
+        if num_values > MOST_VALUES:
+            return False
+        parts = [item for p in parts for item in (p.values() if isinstance(p, dict) else p)]
+    return not parts
+
+
+def misfit(value: Any, form: Any, at: str = "") -> str:
+    """Where a value that somebody else may have written is not of a form, as `.a.0.b`, or ""."""
+    if isinstance(form, type) or not isinstance(value, type(form)):
+        return "" if isinstance(form, type) and isinstance(value, form) else at or "."
+    if isinstance(form, list):
+        pairs: Any = [(n, form[0]) for n in range(len(value))]
+    else:
+        pairs = [(key, form.get(key, form.get(...))) for key in value]
+        pairs += [(k, form[f"{k}?"]) for k in value if f"{k}?" in form and value[k] is not None]
+    found = (misfit(value[k], wanted, f"{at}.{k}") for k, wanted in pairs if wanted is not None)
+    return next(filter(None, found), "")
+
+
 def is_run(folder: str | Path) -> bool:
     """Is it the folder of a run, by what lies in it?"""
     if os.path.lexists(os.path.join(folder, LOCK)):
@@ -143,14 +176,23 @@ def is_run(folder: str | Path) -> bool:
 def read_json(path: str | Path, inside: str | Path | None = None) -> Any:
     """A JSON file's content, or None without one; UsageError if broken, or of a newer format. For
     `inside`, by default its folder, see `read_bytes`."""
+    is_record = Path(path).name in (CONFIG, META)
+    hint = "; put a good one back, or delete it: training writes it again" if is_record else ""
     try:
         content = json.loads(read_bytes(path, inside or Path(path).parent).decode())
+        if not is_modest(content):
+            raise RecursionError
     except (FileNotFoundError, NotADirectoryError):
         return None
     except RecursionError:
-        raise UsageError(f"cannot read {path}: it is nested too deeply") from None
+        raise UsageError(f"cannot read {path}: it is nested too deeply{hint}") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
+        raise UsageError(f"cannot read {path}: {error}{hint}") from None
+    key = misfit(content, META_FORM) if Path(path).name == META else ""
+    if key and isinstance(content, dict):
+        raise UsageError(
+            f"cannot read {path}: its {key[1:]} is of another form; put a good one back"
+        )
     is_config = Path(path).name == CONFIG  # where a key of this name is the owner's
     found = content.get("format") if isinstance(content, dict) and not is_config else None
     if isinstance(found, int) and found > FORMAT:

@@ -1,6 +1,8 @@
 """Records where a run came from: the source, git, the packages, the machine."""
 
 import contextlib
+import fnmatch
+import json
 import os
 import platform
 import re
@@ -16,6 +18,10 @@ from typing import Any
 
 from vegab.files import PROJECT, ROOT
 
+SECRETS = (
+    ".env*", "env.sh", ".netrc", "*.pem", "id_rsa*", "id_ed25519*", "kaggle.json", "*credentials*",
+    "secrets.*",
+)  # fmt: skip
 LARGEST_DIFF_IN_META = 1_000_000  # characters; the patch in code.zip has all of it
 # The only environment variables recorded: others may hold secrets. Not all of TF_*:
 # Terraform keeps its tokens there.
@@ -75,6 +81,14 @@ def names_in(listing: bytes) -> set[str]:
     return {os.fsdecode(name) for name in listing.split(b"\0") if name}
 
 
+def is_secret(name: str, tracked: Collection[str]) -> bool:
+    """Is a file, or a folder that it is in, called as secrets are? Source in git is none."""
+    real = os.path.basename(os.path.realpath(PROJECT / name))
+    parts = {part.lower() for part in (*Path(name).parts, real)}
+    is_named = any(fnmatch.fnmatchcase(part, form) for part in parts for form in SECRETS)
+    return is_named and not (name.endswith(".py") and name in tracked)
+
+
 def describe_git(
     files: Collection[str], tracked: set[str]
 ) -> tuple[dict[str, Any] | None, bytes, set[str]]:
@@ -108,26 +122,33 @@ def _uncommitted(
     index, objects = (PROJECT / os.fsdecode(git(*paths, n)).strip() for n in ("index", "objects"))
     # All happens in an index and in objects of its own: the repository is only read.
     own = {"GIT_INDEX_FILE": str(place / "index"), "GIT_OBJECT_DIRECTORY": str(place)}
-    own["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = str(objects)
+    own["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = json.dumps(str(objects), ensure_ascii=False)  # quoted
     if index.exists():
         shutil.copy2(index, place / "index")  # by its date git knows whose content it has to read
-    others = names_in(git("ls-files", "-z", "--others", "--exclude-standard"))
-    inside = {name[:-1] for name in others if name[-1] == "/"}  # repositories of their own
+        # Marks by which a user has git take a file for unchanged do not make it so.
+        there = {n for n in tracked if os.path.lexists(PROJECT / n)}
+        for mark, marked in (("assume-unchanged", tracked), ("skip-worktree", there)):
+            given = b"\0".join(map(os.fsencode, marked))
+            git("update-index", f"--no-{mark}", "-z", "--stdin", given=given, also=own)
+    unknown = names_in(git("ls-files", "-z", "--others", "--exclude-standard"))
+    inside = {name[:-1] for name in unknown if name[-1] == "/"}  # repositories of their own
     added = {n for n in {*files} - tracked if not {*map(str, Path(n).parents)} & (tracked | inside)}
-    names_given = b"\0".join(map(os.fsencode, sorted(tracked | added)))
     update = ("--add", "--remove", "--ignore-skip-worktree-entries", "-z", "--stdin")
-    git("update-index", *update, given=names_given, also=own)
+    given = b"\0".join(map(os.fsencode, sorted(tracked | added)))
+    git("update-index", *update, given=given, also=own)
     tree = git("write-tree", also=own).decode().strip()
     listed = ("--name-only", "-z", "--relative", "--ignore-submodules=none")
     changed = names_in(git("diff-tree", "-r", *listed, base, tree, also=own)) | inside
     changed |= names_in(git("diff-files", *listed, also=own))  # changed submodules
-    lacking = sorted(n for n in changed - {*files} if os.path.lexists(PROJECT / n))
+    others = changed - {*files}
+    lacking = sorted(n for n in others if os.path.lexists(PROJECT / n) or is_secret(n, tracked))
     without = [f":(exclude,literal){name}" for name in lacking]
     form = ("-r", "-p", "--binary", "--full-index", "--ignore-submodules=dirty")
     diff = ("-c", "diff.suppressBlankEmpty=false", "diff-tree", *form, base, tree)
     patch = git(*diff, "--", ".", *without, also=own)
     names = ", ".join(lacking)
-    return patch, changed, f"it lacks {names}: data, or a repository of its own" if names else ""
+    why = f"it lacks {names}: data, a secret, or a repository of its own" if names else ""
+    return patch, changed, why
 
 
 # ----------------------------------------------------------------------------- command and machine

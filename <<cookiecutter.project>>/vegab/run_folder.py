@@ -30,10 +30,9 @@ class AlreadyFinished(Exception):  # noqa: N818 (it is news, not an error)
 
 class RunFolder:
     """The folder of one run, for the one process that may write to it. `check` looks and touches
-    nothing; `open` makes the folder and takes the lock; `close` gives it back. `path` is as it was
-    typed, `absolute` stays right when the function changes directory. `completed` gives a config of
-    an earlier time the keys that are younger, with their defaults. `is_whole` looks whether what a
-    finished run has made is there; if not, the run is continued."""
+    nothing; `open` makes it and takes the lock; `close` gives that back. `path` is as it was typed,
+    `absolute` is right wherever the function goes. `completed` gives an older config its younger
+    keys. A finished run that is not `is_whole` is continued."""
 
     def __init__(
         self,

@@ -4,8 +4,8 @@ All of the source is kept, whatever git thinks of it: submodules and clones insi
 changes, and linked files with their content. Data and secrets are left out, and listed."""
 
 import contextlib
-import fnmatch
 import hashlib
+import heapq
 import itertools
 import json
 import os
@@ -24,18 +24,16 @@ from typing import Any
 import vegab.files
 from vegab.exits import UsageError
 from vegab.files import CONFIG, LOCK, META, PLACE, PROJECT, ROOT, leads_out, read_json, replacing
-from vegab.provenance import GitError, describe_git, git, names_in
+from vegab.provenance import GitError, describe_git, git, is_secret, names_in
 
 CODE, PATCH, RECORD = "code.zip", "uncommitted.diff", ".provenance.json"
 FLAG = "--own_code"
 # What is not Python counts as data where a file, or all below a folder, is more than this.
 LARGEST_FILE, MOST_BYTES, MOST_FILES = 1_000_000, 20_000_000, 1000
 MOST_ENTRIES = 100_000  # that are looked at, in all
-LARGEST_CODE = 500_000_000  # bytes unpacked, of a file that somebody else may have made
-SECRETS = (
-    ".env*", "env.sh", ".netrc", "*.pem", "id_rsa*", "id_ed25519*", "kaggle.json", "*credentials*",
-    "secrets.*",
-)  # fmt: skip
+# Bytes of a file that somebody else may have made: packed, and unpacked.
+LARGEST_ZIP, LARGEST_CODE = 100_000_000, 500_000_000
+RECORD_FORM = {"left_out": [{"path": str, "why": str}], "git?": {"commit?": str}}
 NOT_SOURCE = (".git", "__pycache__", "node_modules")
 # Without these a run computes the same.
 PROSE = ("docs/", "etc/", "tests/", "notebooks/")
@@ -88,7 +86,10 @@ def load(path: Path) -> Snapshot:
     patch, record = files.pop(PATCH, b""), files.pop(RECORD, b"{}")
     try:
         # What it says of its own digest is not believed: unpacked code is found again by that.
-        return Snapshot(files, {**json.loads(record), "sha256": _digest(files)}, patch)
+        told = {**json.loads(record), "sha256": _digest(files)}
+        if wrong := vegab.files.misfit(told, RECORD_FORM):
+            raise ValueError(f"{wrong[1:]} is of another form")
+        return Snapshot(files, told, patch)
     except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"cannot read {path}: its {RECORD} is broken ({error})") from None
 
@@ -102,19 +103,21 @@ def read(path: Path) -> Files:
     """Returns what a snapshot holds, by name, without what Python has compiled, perhaps from other
     source. Links are not followed. Raises UsageError if that fails."""
     try:
+        if (size := os.lstat(path).st_size) > LARGEST_ZIP:  # its listing is read as a whole
+            raise ValueError(f"it has {size:,} bytes, more than the code of a project")
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(opened, "rb") as file, zipfile.ZipFile(file) as archive:
             every = archive.infolist()
             members = [info for info in every if not info.filename.endswith(("/", ".pyc"))]
             if sum(info.file_size for info in members) > LARGEST_CODE:
-                raise UsageError(f"{path} unpacks to more than {LARGEST_CODE:,} bytes")
+                raise ValueError(f"it unpacks to more than {LARGEST_CODE:,} bytes")
             for info in members:
                 if leads_out(info.filename):
-                    raise UsageError(f"{path} names {info.filename!r}, outside of the project")
+                    raise ValueError(f"it names {info.filename!r}, outside of the project")
             return {info.filename: archive.read(info) for info in members}
     except FileNotFoundError:
         raise UsageError(f"{path} is gone, and with it the source that was run") from None
-    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever a damaged archive makes of itself
         raise UsageError(f"cannot read {path}: {error}") from None
 
 
@@ -139,26 +142,25 @@ class _Walk:
     def __init__(self) -> None:
         self.files: set[str] = set()
         self.left_out: dict[str, dict[str, Any]] = {}
-        self.num_seen = 0
         self.tracked: set[str] = set()
         self.ignored: set[str] = set()
         with contextlib.suppress(GitError):
             self.tracked = names_in(git("ls-files", "-z", "--cached"))
 
     def everywhere(self) -> None:
-        """Takes the project's files, but for folders with too much that is not Python."""
-        num_seen = 0
+        """Takes the project's files, of small folders first, but for too much that is no Python."""
+        num_seen, waiting = 0, [self._entries_of(ROOT)]
         sizes: dict[Path, dict[str, int]] = {}  # of files that are not Python, by folder
-        for place, names, files in os.walk(ROOT, onerror=self._unread, followlinks=True):
-            folder = Path(place)
-            num_seen += len(names) + len(files)
+        while waiting:
+            num_entries, folder, names, files = heapq.heappop(waiting)
+            num_seen += num_entries
             if num_seen > MOST_ENTRIES:
-                self.leave_out(folder, "data", [])
-                names.clear()
+                self.leave_out(folder, "data", [os.path.join(folder, name) for name in files])
                 continue
             if folder == ROOT or ".git" in (*names, *files):  # a repository of its own
                 self._ask_what_is_ignored(folder)
-            names[:] = [name for name in sorted(names) if self._may_be_source(folder / name)]
+            for name in filter(lambda name: self._may_be_source(folder / name), names):
+                heapq.heappush(waiting, self._entries_of(folder / name))
             sizes[folder] = {}
             for name in sorted(set(files) - set(NOT_SOURCE)):
                 sizes[folder] |= self.take(folder / name)
@@ -169,6 +171,10 @@ class _Walk:
                 self.leave_out(folder, "data", [str(ROOT / name) for name in found])
             elif folder.parent not in (ROOT, ROOT.parent):
                 sizes[folder.parent] |= found
+
+    def _entries_of(self, folder: Path) -> tuple[int, Path, list[str], list[str]]:
+        _, names, files = next(os.walk(folder, onerror=self._unread), ("", [], []))
+        return len(names) + len(files), folder, names, files
 
     def _unread(self, error: OSError) -> None:
         self.leave_out(Path(error.filename), error.strerror or "cannot be read")
@@ -199,9 +205,7 @@ class _Walk:
     def take(self, path: Path, is_in_use: bool = False) -> dict[str, int]:
         """Takes a file; returns its name and size if it may turn out to be data."""
         name, is_python = str(path.relative_to(ROOT)), path.suffix == ".py"
-        names = {path.name.lower(), os.path.basename(os.path.realpath(path)).lower()}
-        is_secret = any(fnmatch.fnmatchcase(one, form) for one in names for form in SECRETS)
-        if is_secret and not (is_python and name in self.tracked):
+        if is_secret(name, self.tracked):
             self.leave_out(path, "secret")
         elif str(path) in self.ignored and not is_in_use:
             if not (is_python or path.suffix == ".pyc" or path.name.startswith(".")):
@@ -336,4 +340,8 @@ def go_back(arguments: list[str]) -> None:
     (snapshot,) = snapshots.values()
     if script not in snapshot.files:
         raise UsageError(f"{codes[0]} has no {script}")
-    os.execv(sys.executable, [sys.executable, str(freeze(snapshot) / script), *arguments])
+    try:
+        place = freeze(snapshot)
+    except OSError as error:
+        raise UsageError(f"cannot unpack {codes[0]}: {error}") from None
+    os.execv(sys.executable, [sys.executable, str(place / script), *arguments])

@@ -68,6 +68,10 @@ def test_a_finished_run_that_has_lost_its_checkpoints_says_so_or_makes_them_agai
     assert done.returncode == 0, done.stderr
     verify(folder / "model.h5")  # it went on from the previous one
     assert (folder / "history.csv").read_bytes() == (run / "history.csv").read_bytes()
+    (folder / "model_best.h5").unlink()
+    assert "already finished" not in quick_command(*words).stdout
+    verify(folder / "model_best.h5")
+    assert "already finished" in quick_command(*words).stdout
     for name in ("model.h5", "model_previous.h5"):
         (folder / name).unlink()
     done = quick_command(*words)

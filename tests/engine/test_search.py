@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -351,3 +352,8 @@ def test_a_search_keeps_to_what_it_chooses_from(tmp_path: Path) -> None:
     with pytest.raises(sweep.UsageError, match=r"another config \(--range.lr: "):
         sweep.taken_up(tmp_path / "sweep", other)
     assert sweep.taken_up(tmp_path / "sweep", definition(trials=9))[1]
+    # A key that is younger than the sweep has its default.
+    younger = replace(told, config={**told.config, "new_key": 0})
+    with pytest.raises(sweep.UsageError, match="new_key: "):
+        sweep.taken_up(tmp_path / "sweep", younger)
+    assert sweep.taken_up(tmp_path / "sweep", younger, lambda old: {"new_key": 0, **old})[1]

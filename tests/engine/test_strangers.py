@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import forked
 import h5py
@@ -24,11 +25,13 @@ import pytest
 from machinery import ROOT, Command
 
 from engine import checkpoints
+from engine.iterators import StoredOutputs
 from engine.pictures import draw_learning_curve
-from engine.runs import comparison, reproduction, results, write_report
+from engine.runs import comparison, curves, reproduction, results, write_report
 from engine.sweeps import sweep
 from vegab import UsageError, read_run, snapshot
 from vegab.config import read_yaml
+from vegab.execution import printable
 from vegab.files import read_json, write_json
 from vegab.run_folder import RunFolder, living_owner, refuse_links, take_lock
 
@@ -69,9 +72,30 @@ def zip_of(path: Path, **members: str) -> None:
             archive.writestr(name, content)
 
 
+def zip_of_damage(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.py", bytes(1000))
+    path.write_bytes(path.read_bytes().replace(b"a.py", b"a.py\xff\xff\xff", 1)[:-3])
+
+
+def repetitive(path: Path) -> None:
+    """Two runs whose code differs in a file of a few lines, many times: hours for difflib."""
+    for folder, step in ((path.parent, 1), (path.parents[1] / "mine", 7)):
+        zip_of(folder / "code.zip", models="".join(f"{n * step % 300}\n" for n in range(60_000)))
+
+
+def circle_of_lists(path: Path) -> None:
+    """A pickle of a few hundred bytes that stands for 2 ** 60 values."""
+    value: list[Any] = [1]
+    for _ in range(60):
+        value = [value, value]
+    path.write_bytes(pickle.dumps({"epoch": 1, "global_step": 1, "fingerprint": {"data": value}}))
+
+
 WAYS: dict[str, Plant] = {
     "fifo": os.mkfifo,
     "deep": lambda path: path.write_text("[" * 200_000),
+    "rather deep": lambda path: path.write_text('{"n": ' * 500 + "1" + "}" * 500),
     "digits": lambda path: path.write_text('{"n": ' + "9" * 5_000 + "}"),
     "infinity": lambda path: path.write_text('{"n": Infinity, "num_epochs": 1e999}'),
     "huge": lambda path: os.truncate(os.open(path, os.O_WRONLY | os.O_CREAT), 1 << 40),
@@ -91,6 +115,37 @@ HOSTILE: list[tuple[str, str, Plant]] = [
     (name, how, plant) for name in FILES for how, plant in WAYS.items()
 ] + [
     ("loop_state.pkl", "executes", lambda path: path.write_bytes(pickle.dumps(Executes()))),
+    *(
+        ("loop_state.pkl", kind, lambda path, value=value: path.write_bytes(pickle.dumps(value)))
+        for kind, value in {
+            "digits": {"epoch": 10**6000, "global_step": 1},
+            "text": {"epoch": "1", "global_step": 1},
+            "other": {"epoch": 1, "global_step": 1, "fingerprint": [1]},
+        }.items()
+    ),
+    ("loop_state.pkl", "bomb", circle_of_lists),
+    *(
+        ("history.csv", kind, lambda path, text=text: path.write_text(text))
+        for kind, text in {
+            "infinity": HISTORY + "inf,inf,0.1\n",
+            "quote": HISTORY + '3,6,"' + "x" * 200_000,
+            "rows": HISTORY + "3,6,1\n" * 2_000_000,
+            "columns": f"epoch,step,{','.join(f'm{n}' for n in range(9000))}\n1{',1' * 9000}\n",
+        }.items()
+    ),
+    ("code.zip", "damage", zip_of_damage),
+    ("code.zip", "repetitive", repetitive),
+    *(
+        ("code.zip", f"record {told}", lambda path, told=told: zip_of(
+            path, **{snapshot.RECORD: told, "src/models.py": "x = 1"}))
+        for told in ('{"left_out": 5}', '{"left_out": [5]}', '{"left_out": [{"path": 5}]}', "[1]")
+    ),
+    *(
+        ("meta.json", f"{key} {value!r}", lambda path, told={key: value}: path.write_text(
+            json.dumps(META | told)))
+        for key in ("attempts", "command", "flags", "git", "packages", "environment", "parent")
+        for value in (5, "x", [5], {"script": 5, "a": 5, "path": 5})
+    ),
     ("code.zip", "bomb", bomb),
     ("code.zip", "out", lambda path: zip_of(path, **{"../../out.py": "x"})),
     ("code.zip", "root", lambda path: zip_of(path, **{"/out.py": "x"})),
@@ -122,6 +177,8 @@ def look(folder: Path, other: Path) -> str:
     assert records[1].state == "finished", "one bad folder spoils no listing"
     shown = comparison.as_text(comparison.listing(records))
     shown += comparison.difference(*records)
+    for table in (comparison.comparison(records, []), comparison.grouped(records, [])):
+        shown += comparison.as_text(table, 80)
     write_report(records, folder.parent / "report.html")
     for function in (read_run, results.load_history, snapshot.code_of):
         try:
@@ -280,13 +337,26 @@ def test_a_config_without_end_is_refused(text: str) -> None:
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("name", ["a$^$b", r"$\frac$", "50$ and 60$", "[1]", "a'b\"c", "ünï ✓"])
+@pytest.mark.parametrize(
+    "name", ["a$^$b", r"$\frac$", "50$ and 60$", "[1]", "a'b\"c", "ünï ✓", "\udcff", "a\x1bb"]
+)
 def test_a_name_is_taken_literally(tmp_path: Path, name: str) -> None:
     run = sound(tmp_path / "results" / name)
     draw_learning_curve(run, [{"epoch": 0, "loss": 1.0}, {"epoch": 1, "loss": 0.5}], 1)
     assert (run / "learning_curve.png").stat().st_size > 0
     assert results.find_runs([str(run)])[0] == [str(run)]
-    assert name in comparison.as_text(comparison.listing(results.read_runs([str(run)])))
+    shown = comparison.as_text(comparison.listing(results.read_runs([str(run)])))
+    assert printable(name) in shown
+
+
+def test_a_picture_whose_title_would_move_the_cursor_is_still_one(tmp_path: Path) -> None:
+    run = sound(tmp_path / "run")
+    (run / "history.csv").write_text("epoch,step,a\x1b]0;x\x07\n1,2,0.5\n")
+    records = results.read_runs([str(run)])
+    drawn, _ = curves.curves_of(records, ["a\x1b]0;x\x07"])
+    told: dict[str, Any] = {"project_commit": None, "runs": []}
+    picture = curves.content_of(curves.draw(drawn, records), ".svg", "".join(drawn), told)
+    assert b"\x1b" not in picture and ElementTree.fromstring(picture) is not None
 
 
 @pytest.mark.parametrize("start", ["=1+1", "+1", "-1", "@x"])
@@ -299,6 +369,24 @@ def test_a_cell_of_a_table_is_no_formula(tmp_path: Path, start: str) -> None:
     assert f"'{start}" in table and f",{start}" not in table
 
 
+OUTPUTS = (
+    "{split: a, checkpoint: b, global_step: 1, num_examples: 1, config: {eval_callbacks: {}}, "
+)
+
+
+@pytest.mark.parametrize("text", [
+    "[1]", "split: 5", ALIASES, "[" * 100_000, "a: &a [*a]", "!!python/object/apply:os.getpid []",
+    OUTPUTS + "labels: [], outputs: {../../secret: text}}", OUTPUTS + "labels: [5], outputs: {}}",
+    OUTPUTS + "labels: [/secret], outputs: {}}",
+])  # fmt: skip
+def test_outputs_of_another_form_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "meta.yaml").write_text(OUTPUTS + "labels: [a], outputs: {b/c: text}}")
+    assert len(StoredOutputs(tmp_path)) == 1
+    (tmp_path / "meta.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"meta\.yaml"):
+        StoredOutputs(tmp_path)
+
+
 def test_groups_of_a_checkpoint_in_a_circle_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.h5"
     with h5py.File(path, "w", userblock_size=512) as file:
@@ -309,6 +397,18 @@ def test_groups_of_a_checkpoint_in_a_circle_are_refused(tmp_path: Path) -> None:
     for read in (checkpoints.verify, checkpoints.read_state):
         with pytest.raises(checkpoints.DamagedCheckpointError, match="twice"):
             read(path)
+
+
+@pytest.mark.parametrize("changes", [
+    {"epoch": "x"}, {"global_step": 0.5}, {"fingerprint": [1]}, {"fingerprint": {"settings": 5}},
+])  # fmt: skip
+def test_a_checkpoint_of_another_form_is_none_of_ours(tmp_path: Path, changes: Any) -> None:
+    state = {"epoch": 1, "global_step": 1, "num_rows": 0, "columns": {}} | changes
+    with h5py.File(tmp_path / "model.h5", "w", userblock_size=512) as file:
+        file["training_state/state"] = json.dumps(state)
+        file["training_state/history"] = [[0.0]]
+    with pytest.raises(checkpoints.DamagedCheckpointError, match=f"its {next(iter(changes))}"):
+        checkpoints.read_state(tmp_path / "model.h5")
 
 
 def test_a_checkpoint_shows_nothing_of_another_file(tmp_path: Path) -> None:
@@ -331,6 +431,76 @@ def test_runs_below_a_linked_folder_are_found_and_circles_end(tmp_path: Path) ->
     (tmp_path / "scratch" / "back").symlink_to(tmp_path / "results")
     found, _ = results.find_runs([str(tmp_path / "results")])
     assert found == [str(tmp_path / "results" / "project" / "a")]
+
+
+def test_links_without_a_circle_and_folders_of_great_depth_are_gone_through(
+    tmp_path: Path,
+) -> None:
+    sound(tmp_path / "run")
+    for n in range(25):  # 2 ** 25 ways lead to the last one
+        (tmp_path / "bomb" / str(n)).mkdir(parents=True)
+        for name in "ab" if n else "":
+            (tmp_path / "bomb" / str(n - 1) / name).symlink_to(tmp_path / "bomb" / str(n))
+    place = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=place)
+        below = os.open("d", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = below
+    os.close(place)
+    start = time.monotonic()
+    try:
+        assert results.find_runs([str(tmp_path)])[0] == [str(tmp_path / "run")]
+        assert time.monotonic() - start < 5
+    finally:  # Python's own would recur too deeply
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
+
+
+@pytest.mark.parametrize("entry", [
+    5, [], {}, ["x", 5], ["stamp", [1]], ["stamp", {"x": 1}], ["stamp", {"state": 5}],
+    ["stamp", {"start": "x"}], ["stamp", {"metrics": {"loss": [1]}}],
+])  # fmt: skip
+def test_an_index_that_somebody_planted_is_not_believed(tmp_path: Path, entry: Any) -> None:
+    runs = [str(sound(tmp_path / str(n))) for n in range(results.FEWEST)]
+    told = [results._stamp(runs[0]) if part == "stamp" else part for part in entry] if (
+        isinstance(entry, list)) else entry  # fmt: skip
+    (tmp_path / results.INDEX).write_text(json.dumps({"0": told}))
+    records = results.read_runs(runs)
+    assert {record.state for record in records} == {"finished"}
+    assert comparison.as_text(comparison.listing(records))
+
+
+SWEEP = {
+    "definition": {"config_name": "root", "config": {}, "words": [], "grid": {}, "range": {},
+                   "random": 0, "seeds": 0},
+    "suggested": [],
+    "trials": [{"name": "a", "settings": {}}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [
+    {"trials": [{"name": "../mine", "settings": {}}]}, {"trials": [{"name": "/", "settings": {}}]},
+    {"trials": [{"name": 5, "settings": {}}]}, {"trials": 5}, {"suggested": 5}, {"definition": []},
+    {"definition": SWEEP["definition"] | {"grid": {"n": 5}}},  # type: ignore[operator]
+])  # fmt: skip
+def test_a_sweep_of_trials_elsewhere_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps(SWEEP))
+    assert len(sweep.read(tmp_path)[1]) == 1
+    (tmp_path / "sweep.json").write_text(json.dumps(SWEEP | changes))
+    with pytest.raises(UsageError, match=r"is not one of this project's"):
+        sweep.read(tmp_path)
+
+
+def test_nobody_s_run_is_stopped_through_a_link(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("sweep_program", ROOT / "bin" / "sweep.py")
+    assert spec and spec.loader
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(SWEEP))
+    (tmp_path / "sweep" / "a").symlink_to(sound(tmp_path / "mine"))
+    with pytest.raises(UsageError, match="a is a link that leads out"):
+        program.stop(str(tmp_path / "sweep"))
 
 
 def test_a_module_in_a_run_folder_is_not_imported(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,8 @@ def require_true(project: Path, top: Path | None = None) -> snapshot.Snapshot:
     taken = snapshot.take()
     record = taken.record["git"]
     assert "unknown" not in record and "patch" not in record, record
-    assert record["dirty"] == bool(git(project, "status", "--porcelain", "--", "."))
+    is_marked = bool(git(project, "tag"))
+    assert record["dirty"] == (is_marked or bool(git(project, "status", "--porcelain", "--", ".")))
     again = project.parent / "again"
     if record["commit"]:
         assert record["commit"] == git(project, "rev-parse", "HEAD").strip()
@@ -173,13 +175,26 @@ def binary(project: Path) -> None:
     (project / "picture.png").write_bytes(bytes(reversed(range(256))))
 
 
+def assumed_unchanged(project: Path) -> None:
+    git(project, "update-index", "--assume-unchanged", "src/models.py", "gone.txt")
+    (project / "src" / "models.py").write_text("size = 8\n")
+    (project / "gone.txt").unlink()
+    git(project, "tag", "marked")  # git status is not asked: it says what it was told to
+
+
+def skipped(project: Path) -> None:
+    git(project, "update-index", "--skip-worktree", "src/models.py")
+    (project / "src" / "models.py").write_text("size = 9\n")
+    git(project, "tag", "marked")
+
+
 def nothing(project: Path) -> None:
     os.utime(project / "src" / "models.py", (1, 1))  # which git takes a look at for that
 
 
 CHANGES: list[Change] = [
     staged, staged_and_changed, staged_new, executable, crlf, unborn, detached, shallow,
-    as_read_only, binary, nothing,
+    as_read_only, binary, assumed_unchanged, skipped, nothing,
 ]  # fmt: skip
 
 
@@ -212,6 +227,14 @@ def test_a_project_within_another_repository(
     git(moved / "again" / "sub [1]" / "inner", "apply", str(moved / "patch"))
     assert (moved / "again" / "sub [1]" / "inner" / "new.py").read_text() == "x = 1\n"
     assert "size = 7" in (moved / "again" / "sub [1]" / "inner" / "src" / "models.py").read_text()
+
+
+@pytest.mark.parametrize("name", ["a:b", "c:\"d\\e'", "ends with colon:"])
+def test_a_folder_of_any_name(tmp_path: Path, project: Path, name: str, monkeypatch: Any) -> None:
+    place = project.rename(tmp_path / name)
+    belongs_to(monkeypatch, place)
+    (place / "new.py").write_text("x = 1\n")
+    require_true(place)
 
 
 @pytest.mark.parametrize("names", [("GIT_DIR",), ("GIT_DIR", "GIT_WORK_TREE"), ("GIT_INDEX_FILE",)])
@@ -310,8 +333,9 @@ def test_data_and_secrets_are_listed_and_not_kept(project: Path) -> None:
     (project / "pictures" / "read.py").write_text("def read(): ...\n")
     (project / "large.bin").write_bytes(bytes(snapshot.LARGEST_FILE + 1))
     secrets = [".env", ".env.local", ".netrc", "a.pem", "id_rsa", "kaggle.json", "secrets.yaml"]
-    secrets += ["aws_credentials", "credentials_of_mine.py"]
+    secrets += ["aws_credentials", "credentials_of_mine.py", "src/.env.d/prod", "secrets.d/x/y"]
     for name in secrets:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("TOKEN=hush")
     (project / "credentials.py").write_text("def ask(): ...\n")
     git(project, "add", "credentials.py")
@@ -326,6 +350,32 @@ def test_data_and_secrets_are_listed_and_not_kept(project: Path) -> None:
     place = project.parent / "code.zip"
     taken.write(place)
     assert b"hush" not in b"".join(snapshot.read(place).values()) + place.read_bytes()
+
+
+def test_a_secret_that_is_deleted_is_not_in_the_patch(project: Path) -> None:
+    (project / ".env").write_text("TOKEN=hush")
+    git(project, "add", "--force", ".env")
+    git(project, "commit", "-qm", "oops")
+    (project / ".env").unlink()
+    taken = snapshot.take()
+    assert b"hush" not in taken.patch and "hush" not in json.dumps(taken.record)
+    assert taken.record["git"]["dirty"] and ".env" in taken.record["git"]["patch"]
+
+
+def test_too_many_files_are_left_out_and_the_source_is_not(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "MOST_ENTRIES", 100)
+    monkeypatch.setattr(snapshot, "MOST_FILES", 10)
+    for folder in ("all in one", *(f"in many/{n}" for n in range(20))):
+        (project / folder).mkdir(parents=True)
+        for n in range(90 if folder == "all in one" else 6):
+            (project / folder / f"{n}.png").touch()
+    taken = snapshot.take()
+    assert "src/models.py" in taken.files
+    left = {entry["path"]: entry for entry in taken.record["left_out"]}
+    assert "all in one" in left and all("in many" in name for name in {*left} - {"all in one"})
+    assert sum(entry["files"] for entry in left.values()) == 90 + 20 * 6
 
 
 def test_modules_in_use_are_kept_though_git_ignores_them(

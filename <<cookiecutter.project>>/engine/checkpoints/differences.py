@@ -10,6 +10,7 @@ from vegab.files import read_bytes
 
 Cells = dict[str, str]  # of a row, by column
 NOTHING = "nothing"
+MOST_ROWS = 1_100_000  # of a history that somebody else may have made
 
 
 class Difference(NamedTuple):
@@ -28,6 +29,8 @@ def rows_in(run: Path) -> list[Cells]:
     path = run / "history.csv"
     try:
         text = read_bytes(path, run).decode()
+        if (number := text.count("\n")) > MOST_ROWS:
+            raise ValueError(f"cannot read {path}: it has {number:,} lines")
         rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
         if rows and rows[0].get("epoch") == "0":  # an older project's, which counted from 0
             rows = [row | {"epoch": str(number)} for number, row in enumerate(rows, start=1)]

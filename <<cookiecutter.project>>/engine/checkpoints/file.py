@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.checkpoints.differences import NOTHING, Difference, history_difference, rows_in
 from engine.checkpoints.history import rows_of
-from vegab.files import leads_out
+from vegab.files import leads_out, misfit
 
 LATEST, PREVIOUS, BEST = "model.h5", "model_previous.h5", "model_best.h5"
 KEPT = "checkpoints"
@@ -22,6 +22,7 @@ SIGNATURE = b"training checkpoint, sha256 of what follows byte 512: "
 STATE = "training_state"
 TEXT, HISTORY = f"{STATE}/state", f"{STATE}/history"  # JSON, and an array
 WEIGHTS_AT_END = f"{STATE}/weights_at_end"  # where they are other than the last step's
+FORM = {"epoch": int, "global_step": int, "fingerprint": {"settings": dict, "code": dict}}
 ARRAY = "__array__"  # stands in the JSON for an array, with its number
 
 
@@ -74,8 +75,8 @@ def read_state(path: Path) -> dict[str, Any]:
             state = json.loads(file[TEXT][()], object_hook=with_array)
             num_rows = state.pop("num_rows")
             state["history"] = rows_of(state.pop("columns"), file[HISTORY][:num_rows])
-            if not all(isinstance(state.get(key, 0), int) for key in ("epoch", "global_step")):
-                raise ValueError("epoch and global_step, which name files, are not whole numbers")
+            if wrong := misfit(state, FORM):
+                raise ValueError(f"its {wrong[1:]} is of another form")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedCheckpointError(f"{path} is not a checkpoint of ours: {error}") from error
     files = (state.get("steps") or {}).get("iterator", {}).get("files")

@@ -17,10 +17,12 @@ from ruamel.yaml import YAML
 from engine.iterators.datasets import Array, DatasetMixin, Example
 from engine.trees import by_path, leaves
 from vegab import UsageError, resolve
-from vegab.config import merge
-from vegab.files import write_json
+from vegab.config import merge, read_text, read_yaml
+from vegab.files import leads_out, misfit, write_json
 
 log = logging.getLogger(__name__)
+FORM: dict[str, Any] = {"split": str, "checkpoint": str, "global_step": int, "num_examples": int}
+FORM |= {"outputs": {...: str}, "config": {"eval_callbacks": dict}, "labels": [str]}
 META, OUTPUTS, LABELS, SCALARS = "meta.yaml", "model_outputs", "labels", "scalars.json"
 Callback = Callable[..., Any]
 
@@ -172,8 +174,12 @@ class StoredOutputs(DatasetMixin):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        text = (self.folder / META).read_text(encoding="utf-8")
-        self.meta: dict[str, Any] = yaml_of_outputs().load(text)
+        path = self.folder / META
+        self.meta: dict[str, Any] = read_yaml(read_text(path), str(path))
+        needed = {"num_examples", "outputs", "labels"}
+        is_ours = not misfit(self.meta, FORM) and needed <= self.meta.keys()
+        if not is_ours or any(map(leads_out, [*self.meta["outputs"], *self.meta["labels"]])):
+            raise UsageError(f"{path} is not what an evaluation writes; evaluate again")
 
     def __len__(self) -> int:
         return self.meta["num_examples"]

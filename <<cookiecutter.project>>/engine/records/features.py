@@ -37,8 +37,7 @@ class ImageFeature(Decoded):
     """An encoded image.
 
     It becomes an array (height, width, channels), or (frames, height, width, channels) where
-    `decode_format` is "gif"; "auto" takes the first frame. Without resizing, the images of a batch
-    have to be of one size."""
+    `decode_format` is "gif"; "auto" takes the first frame. A batch needs images of one size."""
 
     resize_height: int | None = None  # pixels, bilinear; goes with `resize_width`
     resize_width: int | None = None

@@ -24,6 +24,7 @@ from vegab.config import did_you_mean, differences, show
 from vegab.execution import printable
 from vegab.files import META
 
+MOST_PAIRS = 25_000_000  # of lines that a diff compares
 RED, GREEN, YELLOW, CYAN, BOLD = 31, 32, 33, 36, 1  # as terminals number them
 COLOURS = {"finished": GREEN, "running": CYAN, "interrupted": YELLOW, "failed": RED, "died": RED}
 
@@ -210,16 +211,18 @@ def as_text(table: Table, width: int = 0, has_colours: bool = False) -> str:
     columns = [*zip(*_shown(table), strict=True)]
     widths = [max(map(_width, column)) for column in columns]
     alike = [max(Counter(column[1:]).values(), default=0) for column in columns]
+    names = set(table.columns)
 
     def dullness(place: int) -> tuple[Any, ...]:
         name = table.columns[place]
-        is_minor = name.endswith(" last") + (f"val_{name}" in table.columns)
+        is_minor = name.endswith(" last") + (f"val_{name}" in names)
         return 2 * alike[place] > len(table.rows), is_minor, alike[place], place
 
     dull = sorted(range(1, len(columns)), key=dullness)
-    places = list(range(len(columns)))
-    while width and dull and sum(widths[place] + 2 for place in places) - 2 > width:
-        places.remove(dull.pop())
+    total, hidden = sum(widths) + 2 * len(widths) - 2, set()
+    while width and dull and total > width:
+        hidden.add(place := dull.pop())
+        total -= widths[place] + 2
     padded = []
     for column, wide, to_the_right in zip(columns, widths, _to_the_right(table), strict=True):
         blanks = [" " * (wide - _width(cell)) for cell in column]
@@ -232,9 +235,10 @@ def as_text(table: Table, width: int = 0, has_colours: bool = False) -> str:
             code = COLOURS.get(text.strip()) if name == "state" else BOLD if is_best else None
             padded[place][line] = f"\x1b[{code}m{text}\x1b[0m" if code else text
     rows = zip(*padded, strict=True)
+    places = [place for place in range(len(columns)) if place not in hidden]
     lines = ["  ".join(row[place] for place in places).rstrip() for row in rows]
     lines += [note] if (note := _note_of(table)) else []
-    if left_out := [name for place, name in enumerate(table.columns) if place not in places]:
+    if left_out := [table.columns[place] for place in sorted(hidden)]:
         what = f"left out, because the terminal is {width} wide: {', '.join(left_out)}"
         lines.append(printable(f"{what}; name columns in --columns, or see all with | less -S"))
     return "\n".join(lines) + "\n"
@@ -430,12 +434,17 @@ def _code(one: Path, other: Path) -> list[str]:
     except UsageError as error:
         return [f"  {error}"]
     lines: list[str] = []
+    room = MOST_PAIRS
     for file in snapshot.differing(*codes):
         contents = [code.get(file, b"") for code in codes]
         try:
             texts = [content.decode().splitlines(keepends=True) for content in contents]
         except UnicodeDecodeError:
             lines.append(f"  {file}: not text, and not the same")
+            continue
+        room -= len(texts[0]) * len(texts[1])  # as long it may take
+        if room < 0:
+            lines.append(f"  {file}: too long to be shown line by line, and not the same")
             continue
         first, second = (f"{path}/{file}" for path in paths)
         for line in difflib.unified_diff(texts[0], texts[1], first, second):

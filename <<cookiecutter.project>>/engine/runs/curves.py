@@ -26,15 +26,13 @@ FORMATS = (".png", ".pdf", ".svg")
 # Of Okabe and Ito (https://jfly.uni-koeln.de/color/), except yellow, which fades on white paper.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES = ("-", "--", "-.", ":")
-# As many as have no factor in common with the others: in grey print, too, no two curves that have
-# a name look the same.
+# No factor in common with the others: in grey print, too, no two curves with a name look the same.
 MARKERS = ("o", "s", "^", "D", "v")
 MOST_NAMED = 10  # curves, the best; the rest is grey
 LONGEST_LINE, LONGEST_TITLE = 44, 64
 TEST_SET = "test set"
 MOST_MARKED = 10  # points of a curve or so, besides single ones
-# Names are text, and no LaTeX; PDF with TrueType fonts, as publishers ask for; the same identifiers
-# in each SVG.
+# Names are text, no LaTeX; PDF has TrueType fonts, as publishers want; SVG the same identifiers.
 STYLE: Any = {"text.usetex": False, "pdf.fonttype": 42, "svg.hashsalt": "curves", "font.size": 9}
 Groups = Sequence[Sequence[RunRecord]]
 Curves = dict[str, "pd.Series"]  # a metric by epochs (from 1) or steps, for each run's path
@@ -269,7 +267,7 @@ def content_of(figure: "Figure", form: str, title: str, provenance: Mapping[str,
 
     # ASCII with escapes: each format takes it, and a name that is no UTF-8 can be written.
     origin = json.dumps({key: provenance[key] for key in ("project_commit", "runs")})
-    title = title.encode("ascii", "backslashreplace").decode()
+    title = printable(title).encode("ascii", "backslashreplace").decode()
     metadata = {
         ".png": {"Title": title, "Description": origin},
         ".pdf": {"Title": title, "Subject": origin, "CreationDate": None},

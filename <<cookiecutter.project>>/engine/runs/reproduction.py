@@ -83,7 +83,7 @@ class Original:
         self.typed_in = PROJECT / command.get("folder", ".")  # where, in the project as it is now
         self.flags: dict[str, Any] = meta.get("flags") or {}  # that it began with
         # The checkpoint of another run that it began with.
-        parent, checkpoint = meta.get("parent") or {}, self.flags.get("checkpoint")
+        parent, checkpoint = meta.get("parent") or {}, str(self.flags.get("checkpoint") or "")
         self.start = start_of(folder, self.typed_in, parent, checkpoint)
         self.fingerprint: dict[str, Any] = state.get("fingerprint") or {}
         several = re.match(r"(\d+) workers", self.fingerprint.get("layout", ""))
@@ -104,7 +104,7 @@ class Original:
 
     def _refuse_what_is_missing(self) -> None:
         """Refuse a run whose weights to begin with, or whose GPUs, are not there."""
-        weights, gpus = self.flags.get("warm_start"), str(self.flags.get("gpus", ""))
+        weights, gpus = (str(self.flags.get(key) or "") for key in ("warm_start", "gpus"))
         if weights and not (self.typed_in / weights).exists():
             what = f"{self.folder} began with --warm_start={weights}"
             raise UsageError(f"{what}, which is not there any more")
@@ -283,7 +283,7 @@ def command_of(original: Original, place: Path) -> list[str]:
     if original.start:
         flags["checkpoint"] = str(original.start)
     if flags.get("warm_start"):
-        flags["warm_start"] = str((original.typed_in / flags["warm_start"]).resolve())
+        flags["warm_start"] = str((original.typed_in / str(flags["warm_start"])).resolve())
     for name, value in flags.items():
         if isinstance(value, bool):
             command.append(f"--{name}" if value else f"--no_{name}")

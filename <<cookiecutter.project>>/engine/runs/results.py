@@ -16,10 +16,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_origin
 
 from engine.checkpoints import is_lower_better, rows_in
 from vegab import UsageError, files
@@ -100,6 +100,11 @@ class RunRecord:
         return flatten(self.config)
 
 
+TYPES: dict[str, Any] = {f.name: get_origin(f.type) or f.type for f in fields(RunRecord)}
+TYPES |= dict.fromkeys(("commit", "start", "end", "monitor"), str | None)
+TYPES |= dict.fromkeys(("num_epochs", "num_steps"), int | float | None)
+
+
 def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the run folders that patterns mean, each once, and a sentence for one with none."""
     found: dict[str, str] = {}  # by what the path really is
@@ -122,18 +127,21 @@ def find_runs(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(found.values()), problems
 
 
-def _runs_below(folder: str, around: frozenset[str] = frozenset()) -> list[str]:
-    """Return the folder if it is a run, else the runs below; no link leads back `around` it."""
-    if any(os.path.exists(f"{folder}/{name}") for name in (LOCK, META)):
-        return [folder]
-    if (real := os.path.realpath(folder)) in around:
-        return []
-    try:
-        names = sorted(os.listdir(folder), key=naturally)
-    except OSError:  # a file, or a folder that may not be read
-        return []
-    paths = [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    return [run for path in paths for run in _runs_below(path, around | {real})]
+def _runs_below(folder: str) -> list[str]:
+    """Return the folder if it is a run, else the runs below; each folder is looked at once."""
+    runs, seen, waiting = [], set(), [folder]
+    while waiting:
+        place = waiting.pop()
+        if any(os.path.exists(f"{place}/{name}") for name in (LOCK, META)):
+            runs.append(place)
+            continue
+        with suppress(OSError):  # a file, or a folder that may not be read
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) not in seen:
+                names = sorted(os.listdir(place), key=naturally, reverse=True)
+                waiting += [os.path.join(place, name) for name in names if name[0] != "."]
+            seen.add((status.st_dev, status.st_ino))
+    return runs
 
 
 def naturally(name: str) -> list[str | float]:
@@ -207,7 +215,7 @@ def _entries(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
             with suppress(OSError, *OF_ANOTHER_FORM):
                 known = dict(json.loads(files.read_bytes(index, folder or ".")))
         stamps = {name: _stamp(os.path.join(folder, name)) for name in names}
-        new = [name for name in names if known.get(name, [""])[0] != stamps[name]]
+        new = [name for name in names if not _is_of(stamps[name], known.get(name))]
         known |= {name: (stamps[name], _read(os.path.join(folder, name))) for name in new}
         # An entry of a run that goes on is soon outdated, and not worth writing all of them.
         is_lasting = any(known[name][1].get("state") != "running" for name in new)
@@ -216,6 +224,16 @@ def _entries(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
                 write_atomically(index, json.dumps(known), sync=False)
         entries |= {os.path.join(folder, name): known[name][1] for name in names}
     return entries
+
+
+def _is_of(stamp: str, entry: Any) -> bool:
+    """Return whether an entry of the index, which anyone may have written, is of a run as it is."""
+    with suppress(*OF_ANOTHER_FORM):
+        told, content = entry
+        _ = [_time(content[key]) for key in ("start", "end") if content.get(key)]
+        _ = [math.hypot(best, last) for best, _, last in content.get("metrics", {}).values()]
+        return told == stamp and all(isinstance(content[k], TYPES[k]) for k in content)
+    return False
 
 
 def _stamp(run: str) -> str:
@@ -356,21 +374,31 @@ def read_history(run: str | Path) -> Rows:
     for epoch, row in enumerate(rows_in(Path(run)), start=1):
         try:
             cells = {key: float(cell) for key, cell in row.items() if cell != ""}
-        except (TypeError, ValueError) as error:  # too few cells, too many, or no number
+            _ = [int(cells.get(key, 0)) for key in ("epoch", "step")]
+        except (
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:  # too few cells, or not such a number
             raise ValueError(f"line {epoch + 1} of history.csv is corrupt ({error})") from None
         rows.append(cells | {"epoch": cells.get("epoch", epoch) - 1})
     return rows
 
 
 def is_whole(run: str) -> bool:
-    """Whether a finished run has its latest checkpoint; UsageError if the previous is gone, too."""
+    """Whether a finished run has its latest and best checkpoint; UsageError if it cannot go on."""
     from engine import checkpoints  # with h5py
 
     problems: list[str] = []
     for name in (checkpoints.LATEST, checkpoints.PREVIOUS):
         try:
-            checkpoints.verify(Path(run, name))
-            return not problems
+            checkpoints.verify(path := Path(run, name))
+            if problems or checkpoints.read_state(path).get("best_epoch") is None:
+                return not problems
+            with suppress(OSError):
+                checkpoints.verify(path.with_name(checkpoints.BEST))
+                return True
+            return False
         except OSError as error:
             is_gone = isinstance(error, FileNotFoundError)
             problems.append(f"{name} is gone" if is_gone else str(error))
@@ -482,8 +510,11 @@ def loop_state(run: str | Path) -> dict[str, Any]:
     try:
         content = files.read_bytes(Path(run, "loop_state.pkl"), run)
         state = _PlainUnpickler(io.BytesIO(content)).load()
-        if not isinstance(state, dict) or not {"epoch", "global_step"} <= state.keys():
+        form = {"epoch": int, "global_step": int, "fingerprint?": dict}
+        is_plain = files.is_modest(state) and not files.misfit(state, form)
+        if not is_plain or not {"epoch", "global_step"} <= state.keys():
             raise ValueError("it holds no position")
+        json.dumps(state, default=str, skipkeys=True)  # refuses numbers of thousands of digits
         return state
     except FileNotFoundError:
         return {}

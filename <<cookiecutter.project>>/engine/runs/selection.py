@@ -136,7 +136,7 @@ def written(value: Any) -> str:
 
 def find(known: Mapping[str, Getter], name: str) -> Getter:
     """Return what a full or short name stands for; UsageError if it stands for nothing."""
-    key = find_key(dict(known), name)
+    key = name if name in known else find_key(dict(known), name)
     if key not in known:
         raise UnknownKeyError(f"unknown key {name!r}{did_you_mean(name, known)}")
     return known[key]

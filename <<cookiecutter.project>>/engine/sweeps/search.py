@@ -81,9 +81,8 @@ class Search:
 def suggest(
     definition: Definition, told: Iterable[FrozenTrial], before: Sequence[Settings]
 ) -> Settings | None:
-    """Return other settings than those before, by the tree-structured Parzen estimator; None if all
-    combinations were chosen. Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS
-    2011; as Optuna has it."""
+    """Return other settings than those before, by the tree-structured Parzen estimator (Bergstra
+    et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011); None if all were chosen."""
     chosen = {sweep_trials.identity(definition.config, settings) for settings in before}
     chance = random.Random(f"{definition.config['seed']} {len(before)}")
     # Trials that still run count as poor ones, so that no two of them are nearly the same.

@@ -323,9 +323,8 @@ def queue_of(outputs: Path) -> list[str]:
 def submit(
     options: dict[str, Any], name: str, lines: Mapping[str, str], logs: Path, max_parallel: int = 0
 ) -> str:
-    """Submit a job for each of the lines, which are for a shell, by the run folder that they train
-    in, and return its number. The folder `logs` gets batch scripts, what jobs say, and exit codes.
-    Raises UsageError."""
+    """Submit a job for each of the lines for a shell, by the run folder that they train in; return
+    its number, or raise UsageError. `logs` gets batch scripts, what jobs say, and exit codes."""
     import submitit
 
     place = shlex.quote(str(logs.absolute() / name))

@@ -20,7 +20,7 @@ from engine.sweeps.local import SECONDS_BETWEEN
 from vegab import UsageError
 from vegab.config import differences, show, show_differences
 from vegab.exits import FINISHED, INTERRUPTED, REFUSED
-from vegab.files import FORMAT, read_json, write_json
+from vegab.files import FORMAT, leads_out, misfit, read_json, write_json
 from vegab.run_folder import IN_USE, living_owner, refuse_links, take_lock
 from vegab.snapshot import CODE
 
@@ -28,13 +28,20 @@ SWEEP, LOCK, LOG, SWEEP_PAGE = "sweep.json", "sweep.lock", "sweep.log", "sweep.h
 OUTPUTS, ENDINGS = results.OUTPUTS, results.ENDINGS
 STATES = ("waiting", "new", "running", "finished", "interrupted", "died", "failed", "broken")
 MOST_LINES, NUM_BEST = 40, 10  # trials that `status` prints, and the best among them
+# The form of sweep.json, which somebody else may have written.
+_DEFINITION = {"config_name": str, "config": dict, "words": [str], "grid": {...: list}}
+_DEFINITION |= {"range": {...: str}, "search": str, "pruner": str, "seeds": int, "trials": int}
+FORM = {"definition": _DEFINITION, "suggested": [dict], "trials": [{"name": str, "settings": dict}]}
 # Is told how many trials run, are done and have failed, and the best so far.
 Show = Callable[[int, int, int, str], None]
 
 
-def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Trial]]:
+def taken_up(
+    folder: Path, definition: Definition, completed: Callable[[Any], dict[str, Any]] = dict
+) -> tuple[Definition, list[Trial]]:
     """Return a definition and its trials, after those of the sweep that is in the folder already.
-    Raises UsageError if the folder holds something else, as a sweep of another config."""
+    Raises UsageError if the folder holds something else, as a sweep of another config. `completed`
+    gives one of an earlier time the keys that are younger, with their defaults."""
     trials = trials_of(definition)
     if not (folder / SWEEP).exists():
         try:
@@ -47,8 +54,8 @@ def taken_up(folder: Path, definition: Definition) -> tuple[Definition, list[Tri
     before, there, _ = read(folder)
     searched = ("grid", "range", "seeds", "folds")  # which a search cannot change on its way
     fixed = ["search", "pruner", *(searched if definition.search else ())]
-    both = before, definition
-    old, now = ({**one.config, **{f"--{k}": getattr(one, k) for k in fixed}} for one in both)
+    own = [{f"--{key}": getattr(one, key) for key in fixed} for one in (before, definition)]
+    old, now = completed(before.config) | own[0], {**definition.config} | own[1]
     if changes := show_differences(differences(old, now)):
         what = f"a sweep of another config ({changes})"
         raise UsageError(f"{folder} holds {what}; choose another folder")
@@ -64,6 +71,8 @@ def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
         raise UsageError(f"{folder} holds no sweep; name a folder that bin/sweep.py made")
     try:
         trials = [Trial(entry["name"], entry["settings"]) for entry in content["trials"]]
+        if wrong := misfit(content, FORM) or next(filter(leads_out, [t.name for t in trials]), ""):
+            raise KeyError(wrong)
         known = {each.name for each in fields(Definition)}
         definition = Definition(**{k: v for k, v in content["definition"].items() if k in known})
         return definition, trials, content["suggested"] or [trial.settings for trial in trials]
@@ -144,8 +153,8 @@ def summary(records: Sequence[RunRecord]) -> str:
 
 def problems(folder: Path, records: Sequence[RunRecord]) -> list[str]:
     """Return a sentence for each trial that failed, or ended otherwise before it was finished."""
-    noted = read_json(folder / OUTPUTS / ENDINGS) or {}
-    found = []
+    noted = read_json(folder / OUTPUTS / ENDINGS)
+    noted, found = noted if isinstance(noted, dict) else {}, []
     for record in records:
         how = noted.get(os.path.basename(record.path))
         if record.state == "failed":
