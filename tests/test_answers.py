@@ -66,6 +66,7 @@ def test_any_text_is_data(bake: Baker, tmp_path: Path, text: str) -> None:
     assert set(files_below(project)) == set(files_below(bake().project))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["<< 7*7 >> <% if %> <# a < b", "#% if <true>", "1 < 2 # %"])
 def test_what_was_typed_survives_another_rendering(
     bake: Baker, environment: dict[str, str], text: str

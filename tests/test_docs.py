@@ -387,6 +387,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_names_that_are_imported_exist(project: Path) -> None:
     names = set()
     for page in all_pages():

@@ -90,6 +90,7 @@ def test_killed_at_each_system_call(lab: Lab) -> None:
     two_at_once([lambda mode=mode, call=call: trial(mode, call) for mode, call in trials])
 
 
+@pytest.mark.slow
 def test_each_error_at_each_system_call_of_a_commit(lab: Lab) -> None:
     """A commit fails and is tried again, in one process; the run ends as if nothing had been."""
     needs_shim(lab)

@@ -347,12 +347,17 @@ def test_gpus_are_shared_out_one_a_trial(swept: Path, command: Command, tmp_path
     [
         ({"gpus": "5,7"}, {"5": 1, "7": 1}),
         ({"gpus": "5,7", "per_gpu": 2}, {"5": 2, "7": 2}),
-        ({"gpus": "5,7", "jobs": 1}, {"5": 1}),
-        ({"gpus": "none", "jobs": 3}, {"": 3}),
         ({"jobs": 2}, {"": 2}),
         ({"threads": 1}, {"": 4}),
-        ({"threads": 3}, {"": 1}),
-        ({}, {"": 1}),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in [
+                ({"gpus": "5,7", "jobs": 1}, {"5": 1}),
+                ({"gpus": "none", "jobs": 3}, {"": 3}),
+                ({"threads": 3}, {"": 1}),
+                ({}, {"": 1}),
+            ]
+        ),
     ],
 )
 def test_as_many_run_at_a_time_as_there_is_room_for(
