@@ -244,6 +244,9 @@ def side_ours(job: dict[str, Any], meter: Meter) -> None:
 
 def side_fit(job: dict[str, Any], meter: Meter) -> None:
     """Train by `model.fit` on a `tf.data.Dataset` whose examples are prepared beforehand."""
+    import keras  # as a script does; for our programs it is imported without garbage collection
+    import tensorflow as tf
+
     from configs import registry
     from src import experiment
 
@@ -251,9 +254,6 @@ def side_fit(job: dict[str, Any], meter: Meter) -> None:
     # What Keras and TensorFlow do unless one asks for something else.
     config |= {"deterministic": False, "threads": None, "jit_compile": "auto"}
     built = experiment.build(config)
-    import keras
-    import tensorflow as tf
-
     source: Any = built.dataset.train
     dataset = tf.data.Dataset.from_tensor_slices((source.prepare(source.features), source.labels))
     dataset = dataset.shuffle(len(source)).batch(source.batch_size).prefetch(tf.data.AUTOTUNE)

@@ -88,6 +88,8 @@ def lengths(config: Any) -> Any:
 
 def fit(job: dict[str, Any], at_epoch_end: Callable[[int], None]) -> None:
     """Train by `model.fit`; call a function with the steps of each epoch that ends."""
+    import keras  # as a script does; for our programs it is imported without garbage collection
+
     from configs import registry
     from src import experiment
     from vegab import resolve
@@ -96,8 +98,6 @@ def fit(job: dict[str, Any], at_epoch_end: Callable[[int], None]) -> None:
     # What Keras and TensorFlow do unless one asks for something else.
     config |= {"deterministic": False}
     built = experiment.build(config)
-    import keras
-
     num_steps = built.dataset.train.steps_per_epoch
     train = resolve(config["dataset"], "dataset")(config).train
     if not isinstance(train, tuple | keras.utils.PyDataset):
