@@ -149,11 +149,8 @@ def shift(images: Array, draws: Array, most: int) -> Array:
 
     The first two columns of `draws`, of shape (batch, 4) in [0, 1), decide.
     """
-    height, width = images.shape[1:3]
-    border = ((0, 0), (most, most), (most, most), (0, 0))
-    windows = np.lib.stride_tricks.sliding_window_view(
-        np.pad(images, border), (height, width), axis=(1, 2)
-    )
+    padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, images.shape[1:3], axis=(1, 2))
     down, right = (draws[:, :2] * (2 * most + 1)).astype(np.int64).T
     moved = windows[np.arange(len(images)), down, right]
     return np.ascontiguousarray(np.moveaxis(moved, 1, -1))
