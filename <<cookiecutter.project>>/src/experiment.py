@@ -25,8 +25,7 @@ OF_COMPILING: dict[str, Any] = {
 def build(config: Mapping[str, Any], save_path: str | None = None, **asked: Any) -> Experiment:
     """Build what the config names, whatever kind of config it is. Nothing is written.
 
-    For arguments and errors see `engine.experiment.prepare`.
-    """
+    For arguments and errors see `engine.experiment.prepare`."""
     check_ranges(config)
     return prepare(experiment_of, building.Noting(config), save_path, **asked)
 
@@ -35,8 +34,7 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
     """Build what a config names: read the data, build the model, compile it.
 
     Raises UsageError if a name leads nowhere, or what it leads to does not take this config;
-    OSError if the data cannot be read.
-    """
+    OSError if the data cannot be read."""
     if "iterator" in config:  # EDflow's kind
         from engine.iterators import build_iterator
 
@@ -119,8 +117,7 @@ def train(
     """Train into an existing run folder, from its latest checkpoint on if it has one.
 
     A new run may start from a checkpoint of another; `retrain` takes only the weights from it.
-    Raises what `training_loop` does.
-    """
+    Raises what `training_loop` does."""
     from src.training_loop import training_loop
 
     session = experiment.session(save_path, hooks, start_from, retrain)
@@ -137,8 +134,7 @@ def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
     """Return what a model function asks for besides the config, by the names of its parameters.
 
     Without `input_shape` in the dataset, that of the first batch is taken. Raises ValueError if the
-    function needs a number of classes that the dataset does not have.
-    """
+    function needs a number of classes that the dataset does not have."""
     import keras
 
     parameters = inspect.signature(build_model).parameters
@@ -191,8 +187,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
 def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]], Any]:
     """Return the rates by epoch, if any, and what the optimizer starts with.
 
-    Raises UsageError if `lr_schedule` is neither [until_epoch, rate] pairs nor a Keras schedule.
-    """
+    Raises UsageError if `lr_schedule` is neither [until_epoch, rate] pairs nor a Keras schedule."""
     schedule, rate = config["lr_schedule"], config["learning_rate"]
     if schedule is None:
         return [], DEFAULT_RATE if rate is None else float(rate)

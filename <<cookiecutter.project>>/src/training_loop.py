@@ -1,7 +1,6 @@
 """Trains in a resumable loop. Read it from top to bottom: that is the order of events.
 
-It is never given the test set. `engine/training/session.py` begins or resumes a run.
-"""
+It is never given the test set. `engine/training/session.py` begins or resumes a run."""
 
 import functools
 import logging
@@ -40,8 +39,7 @@ def training_loop(
         KeyError: if the history has no column `monitor`.
         ValueError: if a checkpoint belongs to another model.
         OSError: if a checkpoint cannot be written.
-        RuntimeError: if a hook fails; it is named.
-    """
+        RuntimeError: if a hook fails; it is named."""
     run, hooks, callbacks = session.run, session.hooks, session.callbacks
     steps, validation = session.work.steps, session.work.validation
     if session.nothing_to_do:

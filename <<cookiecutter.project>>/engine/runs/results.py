@@ -1,7 +1,6 @@
 """Reads run folders back: what each is, its config, history and metrics. Needs no Keras.
 
-pandas and NumPy are imported where they are used, so that the command line answers at once.
-"""
+pandas and NumPy are imported where they are used, so that the command line answers at once."""
 
 import functools
 import glob

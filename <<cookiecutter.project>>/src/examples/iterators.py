@@ -226,8 +226,7 @@ class GANTrainer(iterators.TFFrequencyTrainer):
 
 class Samples(Hook):
     """Draws what the generator makes of the same noise after epochs 1, 2, 4, 8, … and the last,
-    and at the end all of these side by side, as `train/samples.png`.
-    """
+    and at the end all of these side by side, as `train/samples.png`."""
 
     only_tells = True
 
