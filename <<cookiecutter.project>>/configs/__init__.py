@@ -25,64 +25,61 @@ COMMON = {
     "tensorboard": Key(True, "write event files to tb/"),
 }
 
-registry.set_root_config(
-    {
-        "dataset": Key("digits", "a name in src/data.py, or an import path", section="data"),
-        "num_folds": Key(0, "folds for cross-validation; 0: none"),
-        "fold": Key(0, "the fold to validate on, counted from 0"),
-        "augmented": Key(True, "move (and mirror) training images at random"),
-        "model": Key("simple_cnn", "a name in src/models.py, or an import path", section="model"),
-        "loss": Key(None, "replaces the model's loss: a name or import path"),
-        "metrics": Key(None, "replace the model's metrics, such as [accuracy]"),
-        "n_filters": Key(32, "filters of the first block"),
-        "n_layers": Key(2, "blocks of convolution and pooling"),
-        "dropout": Key(0.2, "dropout rate before the last layer"),
-        "num_epochs": Key(20, "epochs in all; more continue a finished run", section="training"),
-        "batch_size": Key(32, "examples per step"),
-        "optimizer": Key("adam", "a Keras optimizer, or an import path"),
-        "optimizer_arguments": Key({}, "the optimizer's arguments, such as {momentum: 0.9}"),
-        "accumulate_steps": Key(1, "average the gradients of N steps"),
-        "learning_rate": Key(None, "null: 0.001, or lr_schedule's", instead_of="lr_schedule"),
-        "lr_schedule": Key(
-            None, "[[until_epoch, rate], …], or {class: path, …}", instead_of="learning_rate"
-        ),
-        "fine_tune": Key(None, "train only weights whose path matches this regular expression"),
-        "jit_compile": Key(False, "compile with XLA; needs --no_deterministic"),
-        "checkpoint_steps": Key(0, "save a checkpoint every N steps; 0: never", section=SAVES),
-        "monitor": Key("val_loss", "metric that decides which epoch is best; '': none"),
-        **COMMON,
-    }
-)
+ROOT = {
+    "dataset": Key("digits", "a name in src/data.py, or an import path", section="data"),
+    "num_folds": Key(0, "folds for cross-validation; 0: none"),
+    "fold": Key(0, "the fold to validate on, counted from 0"),
+    "augmented": Key(True, "move (and mirror) training images at random"),
+    "model": Key("simple_cnn", "a name in src/models.py, or an import path", section="model"),
+    "loss": Key(None, "replaces the model's loss: a name or import path"),
+    "metrics": Key(None, "replace the model's metrics, such as [accuracy]"),
+    "n_filters": Key(32, "filters of the first block"),
+    "n_layers": Key(2, "blocks of convolution and pooling"),
+    "dropout": Key(0.2, "dropout rate before the last layer"),
+    "num_epochs": Key(20, "epochs in all; more continue a finished run", section="training"),
+    "batch_size": Key(32, "examples per step"),
+    "optimizer": Key("adam", "a Keras optimizer, or an import path"),
+    "optimizer_arguments": Key({}, "the optimizer's arguments, such as {momentum: 0.9}"),
+    "accumulate_steps": Key(1, "average the gradients of N steps"),
+    "learning_rate": Key(None, "null: 0.001, or lr_schedule's", instead_of="lr_schedule"),
+    "lr_schedule": Key(
+        None, "[[until_epoch, rate], …], or {class: path, …}", instead_of="learning_rate"
+    ),
+    "fine_tune": Key(None, "train only weights whose path matches this regular expression"),
+    "jit_compile": Key(False, "compile with XLA; needs --no_deterministic"),
+    "checkpoint_steps": Key(0, "save a checkpoint every N steps; 0: never", section=SAVES),
+    "monitor": Key("val_loss", "metric that decides which epoch is best; '': none"),
+    **COMMON,
+}
+registry.set_root_config(ROOT)
 
 # A config with an `iterator` is its own schema: these keys, and whatever else it says.
-registry.add_schema(
-    {
-        "iterator": Key("", "import path of the class that defines a step"),
-        "model": Key(None, "import path of a class that takes the config; null: there is none"),
-        "datasets": Key({}, "{train: import path, validation: import path}"),
-        "dataset": Key(None, "import path, for training only"),
-        "validation_dataset": Key(None, "import path, for validation; goes with dataset"),
-        "batch_size": Key(None, "examples per step"),
-        "test_batch_size": Key(None, "examples at a time in validation; null: batch_size"),
-        "num_steps": Key(None, "steps in all; takes precedence over num_epochs"),
-        "num_epochs": Key(None, "epochs in all"),
-        "max_batches_per_epoch": Key(None, "end an epoch after N steps"),
-        "n_data_processes": Key(0, "processes that make examples; 0: the training process does"),
-        "fixed_example_indices": Key({}, "{train: [0, 1], validation: [0, 1]}; else drawn"),
-        "hook_freq": Key(1, "the iterator's hooks act every N steps"),
-        "log_freq": Key(1000, "log at steps 0, 2, 4, 8, …, later every N steps"),
-        "start_log_freq": Key(1, "the number of steps between logs to begin with"),
-        "ckpt_freq": Key(None, "keep a checkpoint every N steps"),
-        "ckpt_keep": Key(5, "how many of them: the best by monitor, or the latest"),
-        "test_mode": Key(False, "true in evaluation: no dropout"),
-        "eval_callbacks": Key({}, "{name: import path}, called with the stored outputs"),
-        "callback_kwargs": Key({}, "{name: {argument: value}} for eval_callbacks"),
-        "monitor": Key(None, "column of history.csv that decides which epoch is the best"),
-        **COMMON,
-    },
-    required=[("iterator",), ("datasets", "dataset"), ("batch_size",), ("num_steps", "num_epochs")],
-    title="keys of a config with an iterator",
-)
+ITERATOR = {
+    "iterator": Key("", "import path of the class that defines a step"),
+    "model": Key(None, "import path of a class that takes the config; null: there is none"),
+    "datasets": Key({}, "{train: import path, validation: import path}"),
+    "dataset": Key(None, "import path, for training only"),
+    "validation_dataset": Key(None, "import path, for validation; goes with dataset"),
+    "batch_size": Key(None, "examples per step"),
+    "test_batch_size": Key(None, "examples at a time in validation; null: batch_size"),
+    "num_steps": Key(None, "steps in all; takes precedence over num_epochs"),
+    "num_epochs": Key(None, "epochs in all"),
+    "max_batches_per_epoch": Key(None, "end an epoch after N steps"),
+    "n_data_processes": Key(0, "processes that make examples; 0: the training process does"),
+    "fixed_example_indices": Key({}, "{train: [0, 1], validation: [0, 1]}; else drawn"),
+    "hook_freq": Key(1, "the iterator's hooks act every N steps"),
+    "log_freq": Key(1000, "log at steps 0, 2, 4, 8, …, later every N steps"),
+    "start_log_freq": Key(1, "the number of steps between logs to begin with"),
+    "ckpt_freq": Key(None, "keep a checkpoint every N steps"),
+    "ckpt_keep": Key(5, "how many of them: the best by monitor, or the latest"),
+    "test_mode": Key(False, "true in evaluation: no dropout"),
+    "eval_callbacks": Key({}, "{name: import path}, called with the stored outputs"),
+    "callback_kwargs": Key({}, "{name: {argument: value}} for eval_callbacks"),
+    "monitor": Key(None, "column of history.csv that decides which epoch is the best"),
+    **COMMON,
+}
+required = [("iterator",), ("datasets", "dataset"), ("batch_size",), ("num_steps", "num_epochs")]
+registry.add_schema(ITERATOR, required, "keys of a config with an iterator")
 
 # A config with `train`, Deephub's kind, is its own schema too.
 VARIANT = {

@@ -1,7 +1,6 @@
 """Provides data sets. Each function takes the config and returns a `Dataset`.
 
-To add one, write a function like `get_digits` and enter it in `DATASETS`.
-"""
+To add one, write a function like `get_digits` and enter it in `DATASETS`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,8 +36,7 @@ class Dataset:
         input_shape: shape of one example's features, without the batch dimension; None: as the
             first batch has it.
         num_classes: labels are integers in [0, num_classes); None: there are no classes.
-        class_names: names of the classes, in their order; None: classes are shown by number.
-    """
+        class_names: names of the classes, in their order; None: classes are shown by number."""
 
     train: Any
     valid: Any = None
@@ -57,8 +55,7 @@ def get_digits(config: Mapping[str, Any]) -> Dataset:
     """Return the bundled handwritten digits: 1,260 for training, 180 to validate, 357 to test.
 
     Features are float32 of shape (batch, 8, 8, 1) in [0, 1], labels uint8 of shape (batch,)
-    in [0, 10).
-    """
+    in [0, 10)."""
     with np.load(DIGITS, allow_pickle=False) as file:
         images, labels = file["images"][..., np.newaxis], file["labels"]
     # A split by position is the same for every seed and every version of NumPy. The labels run
@@ -88,8 +85,7 @@ def get_cifar(which: str, augment: bool, config: Mapping[str, Any] | None = None
     """Return CIFAR-10 or CIFAR-100: 45,000 images for training, 5,000 to validate, 10,000 to test.
 
     Features are float32 of shape (batch, 32, 32, 3) in [0, 1], labels uint8 of shape (batch,).
-    `augmented` moves and mirrors training images at random. Without a config, batches are of 32.
-    """
+    `augmented` moves and mirrors training images at random. Without a config, batches are of 32."""
     config = config or {"batch_size": 32, "seed": 0}
     source = CIFAR[which]
     archive = _cifar_archive(source)
@@ -137,8 +133,7 @@ DATASETS: dict[str, Callable[[Mapping[str, Any]], Dataset]] = {
 
 def is_valid(config: Mapping[str, Any], default: Array) -> Array:
     """Return which of the examples outside of the test set to validate on: every `num_folds`th
-    block of ten, from block `fold` on, or, without folds, the `default`.
-    """
+    block of ten, from block `fold` on, or, without folds, the `default`."""
     if not config.get("num_folds"):
         return default
     return np.arange(len(default)) // 10 % config["num_folds"] == config["fold"]
@@ -147,13 +142,9 @@ def is_valid(config: Mapping[str, Any], default: Array) -> Array:
 def shift(images: Array, draws: Array, most: int) -> Array:
     """Move each image by up to `most` pixels in both directions; zeros come in at the border.
 
-    The first two columns of `draws`, of shape (batch, 4) in [0, 1), decide.
-    """
-    height, width = images.shape[1:3]
-    border = ((0, 0), (most, most), (most, most), (0, 0))
-    windows = np.lib.stride_tricks.sliding_window_view(
-        np.pad(images, border), (height, width), axis=(1, 2)
-    )
+    The first two columns of `draws`, of shape (batch, 4) in [0, 1), decide."""
+    padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, images.shape[1:3], axis=(1, 2))
     down, right = (draws[:, :2] * (2 * most + 1)).astype(np.int64).T
     moved = windows[np.arange(len(images)), down, right]
     return np.ascontiguousarray(np.moveaxis(moved, 1, -1))

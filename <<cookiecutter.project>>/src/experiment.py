@@ -9,16 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.building import (
-    Noting,
-    callbacks_of,
-    check_common_ranges,
-    learning_rate_schedule,
-    objects_of,
-    refusals_named,
-    require_at_least_one,
-    require_registered,
-)
+from engine import building
 from engine.experiment import Experiment, prepare
 from vegab import UsageError, resolve
 
@@ -34,18 +25,16 @@ OF_COMPILING: dict[str, Any] = {
 def build(config: Mapping[str, Any], save_path: str | None = None, **asked: Any) -> Experiment:
     """Build what the config names, whatever kind of config it is. Nothing is written.
 
-    For arguments and errors see `engine.experiment.prepare`.
-    """
+    For arguments and errors see `engine.experiment.prepare`."""
     check_ranges(config)
-    return prepare(experiment_of, Noting(config), save_path, **asked)
+    return prepare(experiment_of, building.Noting(config), save_path, **asked)
 
 
 def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experiment:
     """Build what a config names: read the data, build the model, compile it.
 
     Raises UsageError if a name leads nowhere, or what it leads to does not take this config;
-    OSError if the data cannot be read.
-    """
+    OSError if the data cannot be read."""
     if "iterator" in config:  # EDflow's kind
         from engine.iterators import build_iterator
 
@@ -63,13 +52,12 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
 
     # ---- read the data ----
     get_dataset = resolve(config["dataset"], "dataset", DATASETS)
-    with refusals_named(config, "dataset"):
+    with building.refusals_named(config, "dataset"):
         dataset = get_dataset(config)
         if not isinstance(dataset, Dataset):
-            raise UsageError(
-                f"dataset {config['dataset']!r} gives a {type(dataset).__name__}; expected a "
-                "src.data.Dataset, or, for a dataset of examples, a config with the key 'iterator'"
-            )
+            what = f"dataset {config['dataset']!r} gives a {type(dataset).__name__}"
+            hint = "or, for a dataset of examples, a config with the key 'iterator'"
+            raise UsageError(f"{what}; expected a src.data.Dataset, {hint}")
         train, valid = dataset.train, dataset.valid
         train = batch_source(train, config["batch_size"], config["seed"], name="train")
         valid = batch_source(valid, shuffle=False, name="valid") if valid is not None else None
@@ -81,7 +69,7 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
     # ---- build the model ----
     entry = resolve(config["model"], "model", MODELS)
     entry = entry if isinstance(entry, Model) else Model(entry)
-    with refusals_named(config, "model"):
+    with building.refusals_named(config, "model"):
         model = entry.build(config, **wanted_by(entry.build, dataset, first))
 
     # ---- compile it, unless it is compiled already ----
@@ -89,10 +77,8 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
     if model.compiled:
         if given := {key: unset for key, unset in OF_COMPILING.items() if config[key] != unset}:
             flags = (f"--{key}={json.dumps(unset)}" for key, unset in given.items())
-            raise UsageError(
-                f"model {config['model']!r} compiles itself and would not see {', '.join(given)}; "
-                f"add {' '.join(flags)}"
-            )
+            what = f"model {config['model']!r} compiles itself and would not see {', '.join(given)}"
+            raise UsageError(f"{what}; add {' '.join(flags)}")
         rates = []
     else:
         kinds = [each for each in vars(keras.optimizers).items() if isinstance(each[1], type)]
@@ -102,22 +88,22 @@ def experiment_of(config: Mapping[str, Any], save_path: str | None) -> Experimen
         arguments = {"learning_rate": first_rate, **config["optimizer_arguments"]}
         if config["accumulate_steps"] > 1:
             arguments["gradient_accumulation_steps"] = config["accumulate_steps"]
-        with refusals_named(config, "optimizer"):
+        with building.refusals_named(config, "optimizer"):
             optimizer = optimizer(**arguments)
         # The settings `loss` and `metrics` replace those of the model's entry.
         loss, metrics = entry.loss, entry.metrics
         if loss is config["loss"] is None and dataset.num_classes is not None:
             loss, metrics = CLASSIFIER
         if config["loss"] is not None:
-            loss = objects_of(config, "loss", config["loss"])
+            loss = building.objects_of(config, "loss", config["loss"])
         if config["metrics"] is not None:
-            metrics = objects_of(config, "metrics", config["metrics"])
+            metrics = building.objects_of(config, "metrics", config["metrics"])
         metrics = [metrics] if isinstance(metrics, str) else metrics
-        with refusals_named(config, "model"):
+        with building.refusals_named(config, "model"):
             model.compile(optimizer, loss, metrics=metrics, jit_compile=config["jit_compile"])
 
     monitor = config["monitor"] if valid is not None else config["monitor"].removeprefix("val_")
-    callbacks = callbacks_of(config)
+    callbacks = building.callbacks_of(config)
     return Experiment(config, dataset, model, monitor or None, callbacks, learning_rates=rates)
 
 
@@ -131,19 +117,13 @@ def train(
     """Train into an existing run folder, from its latest checkpoint on if it has one.
 
     A new run may start from a checkpoint of another; `retrain` takes only the weights from it.
-    Raises what `training_loop` does.
-    """
+    Raises what `training_loop` does."""
     from src.training_loop import training_loop
 
     session = experiment.session(save_path, hooks, start_from, retrain)
-    settings = experiment.settings
-    loop = functools.partial(
-        training_loop,
-        session,
-        checkpoint_steps=settings.get("checkpoint_steps", 0),
-        checkpoint_seconds=settings["checkpoint_seconds"],
-        validation_seconds=settings.get("validation_seconds", 0),
-    )
+    often = ("checkpoint_steps", "checkpoint_seconds", "validation_seconds")
+    given = {key: experiment.settings.get(key, 0) for key in often}
+    loop = functools.partial(training_loop, session, **given)
     if experiment.iterator is None:
         loop()
     else:
@@ -154,8 +134,7 @@ def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
     """Return what a model function asks for besides the config, by the names of its parameters.
 
     Without `input_shape` in the dataset, that of the first batch is taken. Raises ValueError if the
-    function needs a number of classes that the dataset does not have.
-    """
+    function needs a number of classes that the dataset does not have."""
     import keras
 
     parameters = inspect.signature(build_model).parameters
@@ -173,7 +152,7 @@ def wanted_by(build_model: Any, dataset: Any, first: Any) -> dict[str, Any]:
 
 def check_ranges(config: Mapping[str, Any]) -> None:
     """Raise UsageError for numbers that have the right type but make no sense."""
-    check_common_ranges(config)
+    building.check_common_ranges(config)
     if "iterator" in config:
         from engine.iterators import check_ranges_of_iterator
 
@@ -183,14 +162,13 @@ def check_ranges(config: Mapping[str, Any]) -> None:
 
         return check_ranges_of_variant(config)
     keys = ("batch_size", "num_epochs", "n_filters", "n_layers", "accumulate_steps")
-    require_at_least_one(config, *keys)
+    building.require_at_least_one(config, *keys)
     if config["jit_compile"] and config["deterministic"]:
-        raise UsageError(
-            "jit_compile and deterministic exclude each other: there is no deterministic XLA; add "
-            "--no_deterministic (bits may then change on a GPU), or --no_jit_compile"
-        )
-    require_registered(config, "dataset", HERE / "data.py", "DATASETS")
-    require_registered(config, "model", HERE / "models.py", "MODELS")
+        what = "jit_compile and deterministic exclude each other: there is no deterministic XLA"
+        how = "add --no_deterministic (bits may then change on a GPU), or --no_jit_compile"
+        raise UsageError(f"{what}; {how}")
+    building.require_registered(config, "dataset", HERE / "data.py", "DATASETS")
+    building.require_registered(config, "model", HERE / "models.py", "MODELS")
     num_folds, fold, rate = config["num_folds"], config["fold"], config["learning_rate"]
     is_rate = rate is None or (isinstance(rate, int | float) and rate > 0)
     for key, is_fine, expected in (
@@ -209,18 +187,15 @@ def check_ranges(config: Mapping[str, Any]) -> None:
 def learning_rate(config: Mapping[str, Any]) -> tuple[list[tuple[int, float]], Any]:
     """Return the rates by epoch, if any, and what the optimizer starts with.
 
-    Raises UsageError if `lr_schedule` is neither [until_epoch, rate] pairs nor a Keras schedule.
-    """
+    Raises UsageError if `lr_schedule` is neither [until_epoch, rate] pairs nor a Keras schedule."""
     schedule, rate = config["lr_schedule"], config["learning_rate"]
     if schedule is None:
         return [], DEFAULT_RATE if rate is None else float(rate)
     if rate is not None:
-        raise UsageError(
-            f"learning_rate is {rate} and there is an lr_schedule, {schedule}; "
-            "add --lr_schedule=null to train at one rate"
-        )
+        what = f"learning_rate is {rate} and there is an lr_schedule, {schedule}"
+        raise UsageError(f"{what}; add --lr_schedule=null to train at one rate")
     if isinstance(schedule, Mapping | str):
-        return [], learning_rate_schedule(config, "lr_schedule", schedule)
+        return [], building.learning_rate_schedule(config, "lr_schedule", schedule)
     pairs: list[tuple[int, float]] = []
     for entry in schedule if isinstance(schedule, list) else []:
         match entry:

@@ -1,8 +1,7 @@
 """Acts around the steps of training: an example of a hook, yours to extend.
 
 A hook overrides the methods of `engine.hooks.Hook` that it needs. A config names it:
---hooks='[{class: hooks:GapLog}]'
-"""
+--hooks='[{class: hooks:GapLog}]'"""
 
 import logging
 
@@ -15,8 +14,7 @@ class GapLog(Hook):
     """Logs after each epoch by how much validation is worse than training: a sign of overfitting.
 
     Args:
-        metric: a column of the history, which has another one with "val_" in front of the name.
-    """
+        metric: a column of the history, which has another one with "val_" in front of the name."""
 
     only_tells = True  # it changes nothing in the run
 

@@ -19,8 +19,7 @@ def build_simple_cnn(
     probabilities (batch, num_classes); of the config only, for CIFAR-10 or CIFAR-100.
 
     Each of the `n_layers` blocks halves the image and doubles the number of filters, `n_filters` in
-    the first, as long as there is an image to halve. Blocks after that only convolve.
-    """
+    the first, as long as there is an image to halve. Blocks after that only convolve."""
     if not num_classes and config["dataset"] not in CIFAR:
         raise ValueError("it asks for num_classes, which the dataset does not say")
     inputs = keras.Input(input_shape, name="image")
@@ -50,8 +49,7 @@ class Model(NamedTuple):
             and `dataset`.
         loss: as Keras takes it; the setting `loss` takes its place. None: cross-entropy, and
             accuracy as the metric, if the data has classes.
-        metrics: as Keras takes them; the setting `metrics` takes their place.
-    """
+        metrics: as Keras takes them; the setting `metrics` takes their place."""
 
     build: Callable[..., keras.Model]
     loss: Any = None

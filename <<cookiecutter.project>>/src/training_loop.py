@@ -1,7 +1,6 @@
 """Trains in a resumable loop. Read it from top to bottom: that is the order of events.
 
-It is never given the test set. `engine/training/session.py` begins or resumes a run.
-"""
+It is never given the test set. `engine/training/session.py` begins or resumes a run."""
 
 import functools
 import logging
@@ -40,8 +39,7 @@ def training_loop(
         KeyError: if the history has no column `monitor`.
         ValueError: if a checkpoint belongs to another model.
         OSError: if a checkpoint cannot be written.
-        RuntimeError: if a hook fails; it is named.
-    """
+        RuntimeError: if a hook fails; it is named."""
     run, hooks, callbacks = session.run, session.hooks, session.callbacks
     steps, validation = session.work.steps, session.work.validation
     if session.nothing_to_do:
@@ -80,11 +78,9 @@ def training_loop(
                 run.global_step += call.step - step
                 step, run.results = call.step, call.results
                 if call.not_finite is not None and session.on_nan == "stop":
-                    raise FloatingPointError(
-                        f"a loss is not a finite number at step {call.not_finite + 1} of epoch "
-                        f"{epoch + 1}; the last checkpoint is kept, and --on_nan=continue goes on "
-                        "all the same"
-                    )
+                    where = f"at step {call.not_finite + 1} of epoch {epoch + 1}"
+                    how = "the last checkpoint is kept, and --on_nan=continue goes on all the same"
+                    raise FloatingPointError(f"a loss is not a finite number {where}; {how}")
                 if steps.one_by_one:
                     callbacks.on_train_batch_end(step - 1, call.results)
                     if session.wants_to_stop:  # as in `fit`, the epoch ends here
@@ -106,18 +102,16 @@ def training_loop(
             is_late = time.monotonic() - validated_at >= validation_seconds
             (is_due,) = signals.agree(is_last or is_late)
             is_cut, logs = step < run.steps_per_epoch, dict(run.results)
-            before_validation = None
+            trained = None
             if signals.name or is_cut or (validation is not None and is_due):
                 # Validation overwrites the metrics of the epoch.
-                before_validation = session.snapshot(epoch, step, learning_rate)
+                trained = session.snapshot(epoch, step, learning_rate)
             if validation is not None and is_due and not signals.name:
                 metrics = validation.run(callbacks, stop=signals.is_agreed)
                 logs |= {f"val_{name}": value for name, value in (metrics or {}).items()}
                 validated_at = time.monotonic()
             if signals.name:
-                session.stop(
-                    before_validation or session.snapshot(epoch, step, learning_rate), signals
-                )
+                session.stop(trained or session.snapshot(epoch, step, learning_rate), signals)
 
             # ---- end the epoch and save it ----------------------------------------------------
             row = {"epoch": epoch, "step": run.global_step, "learning_rate": learning_rate} | logs
@@ -126,7 +120,7 @@ def training_loop(
             callbacks.on_epoch_end(epoch, logs)
             improves = session.add_row(row)  # and what callbacks have added to the logs
             hooks.call("after_epoch", epoch)
-            cut = before_validation if is_cut and not session.wants_to_stop else None
+            cut = trained if is_cut and not session.wants_to_stop else None
             is_over = session.end_epoch(epoch, step, learning_rate, improves, not is_due, cut)
             step, saved_at = 0, time.monotonic()
             if is_over:

@@ -1,7 +1,6 @@
 """Shows what settings do: the best value of a metric against each setting, over any runs.
 
-Runs that differ only by seed and fold are one group, with a mean and a standard deviation.
-"""
+Runs that differ only by seed and fold are one group, with a mean and a standard deviation."""
 
 import json
 from bisect import bisect_right

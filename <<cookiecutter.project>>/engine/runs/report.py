@@ -1,7 +1,6 @@
 """Writes the report: many run folders as one page, which needs no network and no server.
 
-`report_page.html` is the page, written by hand; it is filled here with what it is to show.
-"""
+`report_page.html` is the page, written by hand; it is filled here with what it is to show."""
 
 import base64
 import json

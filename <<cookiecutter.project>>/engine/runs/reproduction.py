@@ -1,7 +1,6 @@
 """Reproduces a run from nothing but its folder, for `bin/reproduce.py`. Needs no TensorFlow.
 
-The order is that of events: what the folder says, its code restored, the run, the comparison.
-"""
+The order is that of events: what the folder says, its code restored, the run, the comparison."""
 
 import contextlib
 import csv

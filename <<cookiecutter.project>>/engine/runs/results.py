@@ -1,7 +1,6 @@
 """Reads run folders back: what each is, its config, history and metrics. Needs no Keras.
 
-pandas and NumPy are imported where they are used, so that the command line answers at once.
-"""
+pandas and NumPy are imported where they are used, so that the command line answers at once."""
 
 import functools
 import glob
@@ -375,11 +374,7 @@ def read_history(run: str | Path) -> Rows:
         try:
             cells = {key: float(cell) for key, cell in row.items() if cell != ""}
             _ = [int(cells.get(key, 0)) for key in ("epoch", "step")]
-        except (
-            TypeError,
-            ValueError,
-            OverflowError,
-        ) as error:  # too few cells, or not such a number
+        except (TypeError, ValueError, OverflowError) as error:  # too few cells, or no number
             raise ValueError(f"line {epoch + 1} of history.csv is corrupt ({error})") from None
         rows.append(cells | {"epoch": cells.get("epoch", epoch) - 1})
     return rows

@@ -1,8 +1,7 @@
 """Ends a run where `bin/reproduce.py` wants it to end; it is laid next to the code of that run.
 
 Keras callbacks come after all others of a config, so that the others' states keep their places. A
-hook would not, because some configs bring hooks of their own that follow.
-"""
+hook would not, because some configs bring hooks of their own that follow."""
 
 from typing import Any
 

@@ -13,23 +13,15 @@ import tensorflow as tf
 from keras import layers, ops
 from matplotlib.image import imsave
 
+from engine import iterators
 from engine.hooks import Hook, tile
-from engine.iterators import (
-    DatasetMixin,
-    PyHookedModelIterator,
-    TemplateIterator,
-    TFBaseTrainer,
-    TFFrequencyTrainer,
-    TFHookedModelIterator,
-    TFListTrainer,
-)
 from engine.pictures import draw_through_training
 from src.data import get_digits
 
 Config = Mapping[str, Any]
 
 
-class Digits(DatasetMixin):
+class Digits(iterators.DatasetMixin):
     """Handwritten digits: `image`, float32 of shape (8, 8, 1) in [-1, 1], and `label`, 0 to 9."""
 
     split = "train"
@@ -79,7 +71,7 @@ class SoftmaxRegression:
         self.weights = np.array(state["weights"])
 
 
-class NumpyIterator(PyHookedModelIterator):
+class NumpyIterator(iterators.PyHookedModelIterator):
     """Trains a `SoftmaxRegression` by gradient descent."""
 
     def step_ops(self) -> Any:
@@ -119,7 +111,7 @@ def build_classifier(config: Config) -> keras.Model:
     return keras.Model(inputs, layers.Dense(10)(x), name="classifier")
 
 
-class ClassifierIterator(TemplateIterator):
+class ClassifierIterator(iterators.TemplateIterator):
     """Trains, logs and evaluates a classifier by operations of its own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -155,7 +147,7 @@ class ClassifierIterator(TemplateIterator):
         return loss
 
 
-class CompiledIterator(TFHookedModelIterator):
+class CompiledIterator(iterators.TFHookedModelIterator):
     """Trains the same classifier by a step that the iterator compiles."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -174,7 +166,7 @@ class CompiledIterator(TFHookedModelIterator):
         return loss
 
 
-class ClassifierTrainer(TFBaseTrainer):
+class ClassifierTrainer(iterators.TFBaseTrainer):
     """Trains the same classifier by its loss only, whose name is in the paths of the variables."""
 
     def make_loss_ops(self, model: keras.Model, **batch: Any) -> dict[str, Any]:
@@ -213,7 +205,7 @@ class GAN(keras.Model):
         return self.generator(noise)
 
 
-class GANTrainer(TFFrequencyTrainer):
+class GANTrainer(iterators.TFFrequencyTrainer):
     """Trains generator and critic in turn, by the losses of Goodfellow et al. (2014)."""
 
     opt_frequency = {"generator": 1, "critic": 1}  # noqa: RUF012
@@ -234,8 +226,7 @@ class GANTrainer(TFFrequencyTrainer):
 
 class Samples(Hook):
     """Draws what the generator makes of the same noise after epochs 1, 2, 4, 8, … and the last,
-    and at the end all of these side by side, as `train/samples.png`.
-    """
+    and at the end all of these side by side, as `train/samples.png`."""
 
     only_tells = True
 
@@ -266,7 +257,7 @@ class Autoencoder(keras.Model):
         self.built = True
 
 
-class AutoencoderTrainer(TFListTrainer):
+class AutoencoderTrainer(iterators.TFListTrainer):
     """Learns to classify at one step, and to decode, half as fast, at the next."""
 
     def make_loss_ops(self, model: Autoencoder, **batch: Any) -> list[dict[str, Any]]:
@@ -283,7 +274,11 @@ class AutoencoderTrainer(TFListTrainer):
 
 
 def accuracy(
-    root: str, data_in: DatasetMixin, data_out: DatasetMixin, config: Config, **_: Any
+    root: str,
+    data_in: iterators.DatasetMixin,
+    data_out: iterators.DatasetMixin,
+    config: Config,
+    **_: Any,
 ) -> dict[str, Any]:
     """Return the share of predictions that are the labels, as a callback of evaluation."""
     hits = data_out.labels["prediction"] == data_in.labels["label"]

@@ -19,16 +19,15 @@ from vegab import Key
 from vegab.files import replacing, write_atomically
 
 registry = vegab.ConfigRegistry()
-registry.set_root_config(
-    {
-        "n_filters": Key(16, "filters of the convolution"),
-        "dropout": Key(0.2, "dropout rate before the last layer"),
-        "batch_size": Key(32, "examples per step"),
-        "learning_rate": Key(0.001, "learning rate of Adam"),
-        "num_epochs": Key(10, "epochs in all; a larger number continues a finished run"),
-        "seed": Key(0, "seed of initial weights, order of examples and dropout"),
-    }
-)
+SETTINGS = {
+    "n_filters": Key(16, "filters of the convolution"),
+    "dropout": Key(0.2, "dropout rate before the last layer"),
+    "batch_size": Key(32, "examples per step"),
+    "learning_rate": Key(0.001, "learning rate of Adam"),
+    "num_epochs": Key(10, "epochs in all; a larger number continues a finished run"),
+    "seed": Key(0, "seed of initial weights, order of examples and dropout"),
+}
+registry.set_root_config(SETTINGS)
 
 
 def build(config: dict[str, Any]) -> Any:
@@ -60,9 +59,8 @@ def train(config: dict[str, Any], save_path: str, model: Any) -> None:
         images = torch.from_numpy(file["images"][:, np.newaxis]).float() / 16
         labels = torch.from_numpy(file["labels"]).long()
     part = torch.arange(len(labels)) // 10 % 10  # 8 and 9 are the test set, which is not used
-    batches = DataLoader(
-        TensorDataset(images[part < 7], labels[part < 7]), config["batch_size"], shuffle=True
-    )
+    digits = TensorDataset(images[part < 7], labels[part < 7])
+    batches = DataLoader(digits, config["batch_size"], shuffle=True)
     valid, valid_labels = images[part == 7], labels[part == 7]
     loss_of = torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"])
@@ -88,16 +86,15 @@ def train(config: dict[str, Any], save_path: str, model: Any) -> None:
         model.eval()
         with torch.no_grad():
             logits = model(valid)
-        history.append(
-            {
-                "epoch": epoch,
-                "step": (epoch + 1) * len(batches),
-                "loss": sum(losses) / len(losses),
-                "val_loss": loss_of(logits, valid_labels).item(),
-                "val_accuracy": (logits.argmax(dim=1) == valid_labels).float().mean().item(),
-            }
-        )
-        print(", ".join(f"{name} {value:.4g}" for name, value in history[-1].items()))
+        row = {
+            "epoch": epoch,
+            "step": (epoch + 1) * len(batches),
+            "loss": sum(losses) / len(losses),
+            "val_loss": loss_of(logits, valid_labels).item(),
+            "val_accuracy": (logits.argmax(dim=1) == valid_labels).float().mean().item(),
+        }
+        history.append(row)
+        print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
 
         states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         with replacing(checkpoint) as temporary:

@@ -17,18 +17,11 @@ class DebugToyModel:
     def keras_model_fn(self) -> keras.Model:
         """Return the model, compiled: int64 or float `number` of shape (batch, 1) to probabilities
         of shape (batch, num_classes)."""
-        constant = keras.initializers.Constant(0.01)
+        constant = {"kernel_initializer": keras.initializers.Constant(0.01)}
         number = keras.Input((1,), name="number")
-        hidden = keras.layers.Dense(
-            self.hidden_neurons, activation="relu", kernel_initializer=constant, name="hidden"
-        )(number)
-        outputs = keras.layers.Dense(
-            self.num_classes, activation="softmax", kernel_initializer=constant, name="outputs"
-        )(hidden)
-        model = keras.Model({"number": number}, outputs)
-        model.compile(
-            optimizer=keras.optimizers.Adam(self.learning_rate),
-            loss="sparse_categorical_crossentropy",
-            metrics=["accuracy"],
-        )
+        hidden = keras.layers.Dense(self.hidden_neurons, "relu", name="hidden", **constant)
+        outputs = keras.layers.Dense(self.num_classes, "softmax", name="outputs", **constant)
+        model = keras.Model({"number": number}, outputs(hidden(number)))
+        adam = keras.optimizers.Adam(self.learning_rate)
+        model.compile(adam, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
         return model

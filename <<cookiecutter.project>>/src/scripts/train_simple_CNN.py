@@ -14,18 +14,17 @@ import vegab
 from vegab import Key
 
 registry = vegab.ConfigRegistry()
-registry.set_root_config(
-    {
-        "n_filters": Key(32, "filters of the first block; twice as many after each pooling"),
-        "n_layers": Key(2, "blocks of convolution, normalisation and pooling, down to one pixel"),
-        "dropout": Key(0.2, "dropout rate before the last layer"),
-        "augmented": Key(True, "move training images at random"),
-        "batch_size": Key(32, "examples per step"),
-        "learning_rate": Key(0.001, "learning rate of Adam"),
-        "num_epochs": Key(20, "epochs in all; a larger number continues a finished run"),
-        "seed": Key(0, "seed of initial weights, order of examples, augmentation and dropout"),
-    }
-)
+SETTINGS = {
+    "n_filters": Key(32, "filters of the first block; twice as many after each pooling"),
+    "n_layers": Key(2, "blocks of convolution, normalisation and pooling, down to one pixel"),
+    "dropout": Key(0.2, "dropout rate before the last layer"),
+    "augmented": Key(True, "move training images at random"),
+    "batch_size": Key(32, "examples per step"),
+    "learning_rate": Key(0.001, "learning rate of Adam"),
+    "num_epochs": Key(20, "epochs in all; a larger number continues a finished run"),
+    "seed": Key(0, "seed of initial weights, order of examples, augmentation and dropout"),
+}
+registry.set_root_config(SETTINGS)
 
 
 def train(config: dict[str, Any], save_path: str) -> None:
@@ -43,13 +42,9 @@ def train(config: dict[str, Any], save_path: str) -> None:
     model = build_simple_cnn(config, input_shape=(8, 8, 1), num_classes=10)
     adam = keras.optimizers.Adam(config["learning_rate"])
     model.compile(adam, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    session = Session(
-        Path(save_path),
-        work_on(model, digits.train, digits.valid),
-        hooks=[EpochLog(), LearningCurve()],
-        num_epochs=config["num_epochs"],
-    )
-    training_loop(session)
+    work = work_on(model, digits.train, digits.valid)
+    hooks = [EpochLog(), LearningCurve()]
+    training_loop(Session(Path(save_path), work, hooks=hooks, num_epochs=config["num_epochs"]))
 
 
 if __name__ == "__main__":
