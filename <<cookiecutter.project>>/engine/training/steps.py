@@ -313,13 +313,11 @@ class Steps:
 
 
 def _run_singly(one_step: Step, batches: list[Any]) -> Any:
-    are_finite, results = [], None
     # For Grappler to rewrite a step takes longer than a hundred steps win back.
     with keras_private.as_traced():
-        for batch in batches:
-            results = one_step(batch)
-            are_finite.append(_are_finite(results))
-    return results, [bool(is_finite) for is_finite in are_finite]
+        results = [one_step(batch) for batch in batches]
+    losses = [tree.flatten(losses_in(each)) for each in results]
+    return results[-1], [all(np.isfinite(loss).all() for loss in each) for each in losses]
 
 
 def losses_in(results: Mapping[str, Any]) -> list[Any]:
