@@ -99,10 +99,8 @@ class Checkpoint:
         self._agreement = replicas.Agreement(variables, self._workers)
         self._layout = CommitLayout(self.model, self._groups, self._workers.num_replicas)
         if self._layout.unreadable and is_first:
-            log.info(
-                f"keras.models.load_model will not open the checkpoints of this model "
-                f"({self._layout.unreadable}); they hold all that resuming and evaluation need"
-            )
+            why = f"({self._layout.unreadable}); they hold all that resuming and evaluation need"
+            log.info(f"keras.models.load_model will not open the checkpoints of this model {why}")
 
     def prepare_for(self, groups: Sequence[str], make: Callable[[], Any]) -> None:
         """Prepare to restore groups of variables; those that are not there yet, `make` makes."""
@@ -243,20 +241,16 @@ class Checkpoint:
         if found := _end_of(best_epoch, [path, *(commit.path for commit in earlier)]):
             link(found, self.folder / commits.BEST)
         else:
-            log.info(
-                f"the weights of epoch {best_epoch + 1}, the best so far, are not kept in {run}; "
-                f"the next better epoch makes {commits.BEST}"
-            )
+            lost = f"the weights of epoch {best_epoch + 1}, the best so far, are not kept in {run}"
+            log.info(f"{lost}; the next better epoch makes {commits.BEST}")
 
     def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
         """Assign the variables of the checkpoint that was read; ValueError if they are others."""
         for group, saved, wanted in self._by_group(groups):
             if group == "others":
                 if late := ", ".join(sorted(saved.keys() - wanted.keys())):
-                    log.warning(
-                        f"{late} is in the checkpoint, but does not exist before the first step: a "
-                        "resumed run may differ; create it earlier"
-                    )
+                    what = "does not exist before the first step: a resumed run may differ"
+                    log.warning(f"{late} is in the checkpoint, but {what}; create it earlier")
                 names = [name for name in wanted if name in saved]
                 saved, wanted = ({n: each[n] for n in names} for each in (saved, wanted))
             self._assign(saved, wanted)
@@ -326,11 +320,9 @@ class Checkpoint:
                 (folder / commits.KEPT / name).unlink(missing_ok=True)
             self._write_views(snapshot.state, snapshot.rows, list(snapshot.columns))
         except OSError as error:
-            raise OSError(
-                f"{folder / commits.LATEST} or a file that belongs to it could not be written "
-                f"({error.strerror}); the last checkpoint is whole; the same command continues "
-                "once the cause is gone"
-            ) from error
+            what = f"{folder / commits.LATEST} or a file that belongs to it could not be written"
+            hint = "the last checkpoint is whole; the same command continues once the cause is gone"
+            raise OSError(f"{what} ({error.strerror}); {hint}") from error
 
     def _note(self, content: bytes | memoryview, snapshot: Snapshot) -> None:
         if self._note_files is not None:
@@ -346,10 +338,9 @@ class Checkpoint:
 
     def _require_same_folder(self) -> None:
         if not self.is_in_its_folder:
-            raise OSError(
-                f"{self.folder} was renamed or replaced while this process trained in it; nothing "
-                "is written there any more; give it its name back, and type the same command"
-            )
+            wrong = f"{self.folder} was renamed or replaced while this process trained in it"
+            hint = "give it its name back, and type the same command"
+            raise OSError(f"{wrong}; nothing is written there any more; {hint}")
 
     def _require_finite(self, snapshot: Snapshot) -> None:
         variables = [pair for group in self._groups.values() for pair in group.items()]
@@ -360,10 +351,9 @@ class Checkpoint:
             if is_trained and keras.backend.is_float_dtype(array.dtype.name):
                 ends = np.array([array.min(), array.max()], np.float64)
                 if not np.isfinite(ends).all():
-                    raise FloatingPointError(
-                        f"{name} is not a finite number after step {step}; the last checkpoint is "
-                        "kept, and --on_nan=continue goes on all the same"
-                    )
+                    hint = "the last checkpoint is kept, and --on_nan=continue goes on all the same"
+                    wrong = f"{name} is not a finite number after step {step}"
+                    raise FloatingPointError(f"{wrong}; {hint}")
 
     def _write_views(self, position: Entries, rows: Sequence[Row], columns: list[str]) -> None:
         """Write `loop_state.pkl`, and what is new of `history.csv`; they are not synced."""

@@ -141,10 +141,9 @@ class Agreement:
         differs = (found != found[:1, :, :1]).any(axis=(0, 2, 3))
         if differs.any():
             variable = self.variables[int(differs.argmax())]
-            raise UsageError(
-                f"{getattr(variable, 'path', variable.name)} is not the same on all devices: it "
-                "depends on the part of a batch that a device sees; train this model on one"
-            )
+            name = getattr(variable, "path", variable.name)
+            why = "it depends on the part of a batch that a device sees; train this model on one"
+            raise UsageError(f"{name} is not the same on all devices: {why}")
 
 
 def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:

@@ -168,8 +168,7 @@ def code_differs(commit: Path) -> list[str]:
     then = (of(commit) or {}).get("code", {})
     now = sources.digests(read_run(run_of(commit))["config"])
     if found := [name for name, digest in then.items() if now.get(name) != digest]:
-        logging.getLogger(__name__).warning(
-            "%s %s changed since the run; this is of the present code (--own_code: the run's)",
-            ", ".join(found), "have" if len(found) > 1 else "has",
-        )  # fmt: skip
+        names = f"{', '.join(found)} {'have' if len(found) > 1 else 'has'}"
+        hint = "this is of the present code (--own_code: the run's)"
+        logging.getLogger(__name__).warning("%s changed since the run; %s", names, hint)
     return found
