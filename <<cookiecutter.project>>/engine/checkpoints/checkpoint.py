@@ -219,10 +219,9 @@ class Checkpoint:
                     verify(candidate)
                     return candidate
             time.sleep(1)
-        raise DamagedCheckpointError(
-            f"worker {self._workers.rank} does not find the chief's checkpoint in {self.folder}; "
-            "all workers need the same folder"
-        )
+        wrong = f"does not find the chief's checkpoint in {self.folder}"
+        hint = "all workers need the same folder"
+        raise DamagedCheckpointError(f"worker {self._workers.rank} {wrong}; {hint}")
 
     def take_along(self, state: Entries, best_epoch: int | None) -> None:
         """Link the kept checkpoints and the best one of the run whose checkpoint was read."""
@@ -386,10 +385,9 @@ def latest_good(folder: Path) -> Path | None:
             log.warning("%s is set aside as %s.damaged; %s is used", bad, bad.name, path.name)
         return path
     if damaged:
-        raise DamagedCheckpointError(
-            f"no checkpoint in {folder} is whole ({', '.join(path.name for path in damaged)}); "
-            "put a good copy back, or start from scratch in another folder"
-        )
+        names = ", ".join(path.name for path in damaged)
+        hint = "put a good copy back, or start from scratch in another folder"
+        raise DamagedCheckpointError(f"no checkpoint in {folder} is whole ({names}); {hint}")
     return None
 
 

@@ -84,9 +84,8 @@ def _moments(layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
         return keras_private.moments_of(layer, inputs, mask)
     axes = [a for a in range(len(inputs.shape)) if a != layer.axis % len(inputs.shape)]
     count = tf.cast(tf.size(inputs) // inputs.shape[layer.axis], inputs.dtype)
-    total, squares, count = sum_over_replicas(
-        [tf.reduce_sum(inputs, axes), tf.reduce_sum(tf.square(inputs), axes), count]
-    )
+    sums = [tf.reduce_sum(inputs, axes), tf.reduce_sum(tf.square(inputs), axes)]
+    total, squares, count = sum_over_replicas([*sums, count])
     mean = total / count
     return mean, tf.maximum(squares / count - tf.square(mean), 0.0)
 

@@ -173,10 +173,9 @@ def _socket(rank: int, addresses: Sequence[str]) -> socket.socket:
     try:
         return socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
-        raise UsageError(
-            f"worker {rank} is to listen on port {port} ({addresses[rank]}), and cannot: "
-            f"{os.strerror(error.errno or 0)}; wait until it is free, or name another one for all"
-        ) from None
+        wrong = f"worker {rank} is to listen on port {port} ({addresses[rank]}), and cannot"
+        hint = "wait until it is free, or name another one for all"
+        raise UsageError(f"{wrong}: {os.strerror(error.errno or 0)}; {hint}") from None
 
 
 def _lead(

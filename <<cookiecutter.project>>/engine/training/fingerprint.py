@@ -60,14 +60,10 @@ def settings_of(
     """Return what can be set, as in the run's checkpoint, or as config, `start` or machine say."""
     if stored is not None:
         return stored["settings"]
-    if start is not None:
-        threads = config["threads"] or start["settings"]["threads"]
-        return start["settings"] | {"threads": threads, "deterministic": config["deterministic"]}
-    return {
-        "threads": config["threads"] or usable_cores(),
-        "deterministic": config["deterministic"],
-        **read_at_import(),
-    }
+    here = {"threads": usable_cores(), "deterministic": False, **read_at_import()}
+    before = start["settings"] if start is not None else here
+    threads = config["threads"] or before["threads"]
+    return before | {"threads": threads, "deterministic": config["deterministic"]}
 
 
 def read_at_import() -> dict[str, str]:
