@@ -61,9 +61,7 @@ def _cifar_archive(source: CifarSource) -> Path:
     url = f"https://www.cs.toronto.edu/~kriz/{source.archive}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        keras.utils.get_file(
-            source.archive, origin=url, file_hash=source.sha256, cache_subdir=str(folder)
-        )
+        keras.utils.get_file(source.archive, url, file_hash=source.sha256, cache_subdir=str(folder))
     except Exception as error:  # Keras raises a bare Exception where the download fails
         with contextlib.suppress(OSError):  # the folder may be what is not there
             path.unlink()
