@@ -56,9 +56,9 @@ def require_inside(names: Iterable[Any]) -> None:
     """Refuse names of files that lead out of the folder which they are relative to."""
     for name in names:
         if leads_out(name):
-            what = f"write the file {name!r}, outside of the folder for it; put a good copy back"
             raise DamagedCheckpointError(
-                f"this is not a checkpoint of this project: it would {what}"
+                f"this is not a checkpoint of this project: it would write the file {name!r}, "
+                "outside of the folder for it; put a good copy back"
             )
 
 
