@@ -35,10 +35,8 @@ class BeforeImport(MetaPathFinder):
         room = name.replace(".", "/")
         may_be_absent = room in ("engine/iterators", "engine/records", "engine/sweeps")
         if may_be_absent and not Path(__file__).parents[1].joinpath(room).is_dir():
-            raise UsageError(
-                f"this project was generated without {room}, which this needs; copy {room} from a "
-                "project generated with rooms=all"
-            )
+            hint = f"copy {room} from a project generated with rooms=all"
+            raise UsageError(f"this project was generated without {room}, which this needs; {hint}")
 
 
 sys.meta_path.insert(0, BeforeImport())

@@ -169,9 +169,8 @@ class FunctionBatches:
             log.info("the data does not say how many batches an epoch has: the first is counted")
             number = sum(1 for _ in islice(self.open_epoch(0), MOST_BATCHES + 1))
         if number == ENDLESS or number > MOST_BATCHES:
-            raise ValueError(
-                "the data has no end, or more than a million batches; cut it by take(steps)"
-            )
+            hint = "cut it by take(steps)"
+            raise ValueError(f"the data has no end, or more than a million batches; {hint}")
         if not number:
             raise ValueError("the data has no batches; expected at least one per epoch")
         return number
@@ -234,10 +233,8 @@ class FunctionBatches:
             batch = next(self._iterator)
         except StopIteration:
             which = "a later pass over" if self.is_the_same else f"epoch {epoch + 1} of"
-            raise ValueError(
-                f"{which} the data ends after {step} batches; expected {self.steps_per_epoch}, as "
-                "in the first"
-            ) from None
+            expected = f"expected {self.steps_per_epoch}, as in the first"
+            raise ValueError(f"{which} the data ends after {step} batches; {expected}") from None
         self._next = (epoch, step + 1)
         return batch
 
@@ -336,9 +333,8 @@ def require_labels_in_classes(num_classes: int, *sources: Any) -> None:
         if array.dtype.kind in "iu" and array.size == len(array):
             low, high = array.min(), array.max()
             if low < 0 or high >= num_classes:
-                raise ValueError(
-                    f"the labels are from {low} to {high}; expected integers in [0, {num_classes})"
-                )
+                expected = f"expected integers in [0, {num_classes})"
+                raise ValueError(f"the labels are from {low} to {high}; {expected}")
 
 
 def parts_of(batch: Any) -> dict[str, Any]:
@@ -422,10 +418,9 @@ def _length_of(parts: tuple[Any, ...]) -> int:
             lengths[name] = len(leaf)
     number = next(iter(lengths.values()), 0)
     if number == 0 or set(lengths.values()) != {number}:
-        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-        raise ValueError(
-            f"the numbers of examples are {listed or 'none'}; expected the same in all, at least 1"
-        )
+        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items()) or "none"
+        expected = "expected the same in all, at least 1"
+        raise ValueError(f"the numbers of examples are {listed}; {expected}")
     return number
 
 

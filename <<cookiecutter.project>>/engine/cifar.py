@@ -61,16 +61,13 @@ def _cifar_archive(source: CifarSource) -> Path:
     url = f"https://www.cs.toronto.edu/~kriz/{source.archive}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        keras.utils.get_file(
-            source.archive, origin=url, file_hash=source.sha256, cache_subdir=str(folder)
-        )
+        keras.utils.get_file(source.archive, url, file_hash=source.sha256, cache_subdir=str(folder))
     except Exception as error:  # Keras raises a bare Exception where the download fails
         with contextlib.suppress(OSError):  # the folder may be what is not there
             path.unlink()
-        raise UsageError(
-            f"{source.archive} is not in {folder} and could not be downloaded ({error}); "
-            f"put a copy of {url} there, or set DATA_DIR to the folder that holds it"
-        ) from error
+        hint = f"put a copy of {url} there, or set DATA_DIR to the folder that holds it"
+        wrong = f"{source.archive} is not in {folder} and could not be downloaded ({error})"
+        raise UsageError(f"{wrong}; {hint}") from error
     return path
 
 
@@ -105,8 +102,6 @@ def _read_cifar(archive: Path, names: tuple[str, ...], label_key: bytes) -> Arra
                 images.append(batch[b"data"].reshape(-1, 3, 32, 32))
                 labels.append(np.asarray(batch[label_key], dtype=np.uint8))
     except Exception as error:  # a truncated archive raises a dozen different types
-        raise OSError(
-            f"{archive} cannot be read as a CIFAR archive ({error}); "
-            "delete it to have it downloaded again, or put a good copy in its place"
-        ) from error
+        hint = "delete it to have it downloaded again, or put a good copy in its place"
+        raise OSError(f"{archive} cannot be read as a CIFAR archive ({error}); {hint}") from error
     return np.concatenate(images).transpose(0, 2, 3, 1), np.concatenate(labels)

@@ -320,10 +320,8 @@ def commit_to_fork(folder: Path, epoch: int) -> "Commit":
     if not run["meta"].get("attempts"):
         raise UsageError(f"--fork: {folder} is not a run folder; name one that bin/train.py made")
     if run["state"] == "running":
-        raise UsageError(
-            f"--fork: {folder} is still running, and what it keeps changes; wait for it, or give "
-            "a copy of one of its checkpoints as --checkpoint"
-        )
+        hint = "wait for it, or give a copy of one of its checkpoints as --checkpoint"
+        raise UsageError(f"--fork: {folder} is still running, and what it keeps changes; {hint}")
     if epoch < 0:
         raise UsageError(f"--from_epoch is {epoch}; it must be at least 1")
     from engine.checkpoints import commit_after

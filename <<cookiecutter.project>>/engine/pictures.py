@@ -75,8 +75,7 @@ def draw_confusion_matrix(
         rotation = 90 if max(map(len, names)) > 2 else 0
         axes.set_xticks(range(num_classes), names, rotation=rotation, parse_math=False)
         axes.set_yticks(range(num_classes), names, parse_math=False)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("label")
+    axes.set(xlabel="prediction", ylabel="label")
     axes.set_title(title, fontsize=11, parse_math=False)
     figure.colorbar(image, ax=axes, label="share of the label", shrink=0.8)
     save_figure(figure, path)

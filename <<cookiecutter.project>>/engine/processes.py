@@ -67,9 +67,8 @@ class Processes:
         # The pool ends the others by SIGTERM.
         codes = {child.exitcode or 0 for child in children} - {0}
         code = min(codes - {-signal.SIGTERM} or codes, default=1)
-        raise RuntimeError(
-            f"a worker process of {type(self._thing).__name__} died twice: {endings.ending(code)}"
-        )
+        whose, how = type(self._thing).__name__, endings.ending(code)
+        raise RuntimeError(f"a worker process of {whose} died twice: {how}")
 
     def close(self) -> None:
         """End the processes; what is called later starts new ones."""

@@ -188,11 +188,9 @@ def read_json(path: str | Path, inside: str | Path | None = None) -> Any:
         raise UsageError(f"cannot read {path}: it is nested too deeply{hint}") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}{hint}") from None
-    key = misfit(content, META_FORM) if Path(path).name == META else ""
-    if key and isinstance(content, dict):
-        raise UsageError(
-            f"cannot read {path}: its {key[1:]} is of another form; put a good one back"
-        )
+    key = misfit(content, META_FORM)[1:] if Path(path).name == META else ""
+    if key:  # not of what is no mapping at all
+        raise UsageError(f"cannot read {path}: its {key} is of another form; put a good one back")
     is_config = Path(path).name == CONFIG  # where a key of this name is the owner's
     found = content.get("format") if isinstance(content, dict) and not is_config else None
     if isinstance(found, int) and found > FORMAT:

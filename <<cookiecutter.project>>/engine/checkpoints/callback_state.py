@@ -47,10 +47,9 @@ def put(callback: Any, state: Mapping[str, Any]) -> None:
         return
     fields, name = fields_of(callback), type(callback).__name__
     if foreign := [key for key in state if key not in fields]:
-        raise DamagedCheckpointError(
-            f"this is not a checkpoint of ours: it would set {', '.join(foreign)} of {name}, of "
-            f"which {', '.join(fields) or 'nothing'} is saved; put a good copy back"
-        )
+        saved = f"of which {', '.join(fields) or 'nothing'} is saved; put a good copy back"
+        what = f"it would set {', '.join(foreign)} of {name}, {saved}"
+        raise DamagedCheckpointError(f"this is not a checkpoint of ours: {what}")
     for key, value in state.items():
         setattr(callback, key, value)
 

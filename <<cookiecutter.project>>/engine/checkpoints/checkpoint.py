@@ -99,10 +99,8 @@ class Checkpoint:
         self._agreement = replicas.Agreement(variables, self._workers)
         self._layout = CommitLayout(self.model, self._groups, self._workers.num_replicas)
         if self._layout.unreadable and is_first:
-            log.info(
-                f"keras.models.load_model will not open the checkpoints of this model "
-                f"({self._layout.unreadable}); they hold all that resuming and evaluation need"
-            )
+            why = f"({self._layout.unreadable}); they hold all that resuming and evaluation need"
+            log.info(f"keras.models.load_model will not open the checkpoints of this model {why}")
 
     def prepare_for(self, groups: Sequence[str], make: Callable[[], Any]) -> None:
         """Prepare to restore groups of variables; those that are not there yet, `make` makes."""
@@ -221,10 +219,9 @@ class Checkpoint:
                     verify(candidate)
                     return candidate
             time.sleep(1)
-        raise DamagedCheckpointError(
-            f"worker {self._workers.rank} does not find the chief's checkpoint in {self.folder}; "
-            "all workers need the same folder"
-        )
+        wrong = f"does not find the chief's checkpoint in {self.folder}"
+        hint = "all workers need the same folder"
+        raise DamagedCheckpointError(f"worker {self._workers.rank} {wrong}; {hint}")
 
     def take_along(self, state: Entries, best_epoch: int | None) -> None:
         """Link the kept checkpoints and the best one of the run whose checkpoint was read."""
@@ -243,20 +240,16 @@ class Checkpoint:
         if found := _end_of(best_epoch, [path, *(commit.path for commit in earlier)]):
             link(found, self.folder / commits.BEST)
         else:
-            log.info(
-                f"the weights of epoch {best_epoch + 1}, the best so far, are not kept in {run}; "
-                f"the next better epoch makes {commits.BEST}"
-            )
+            lost = f"the weights of epoch {best_epoch + 1}, the best so far, are not kept in {run}"
+            log.info(f"{lost}; the next better epoch makes {commits.BEST}")
 
     def restore(self, groups: Sequence[str] = RESTORE_ALL) -> None:
         """Assign the variables of the checkpoint that was read; ValueError if they are others."""
         for group, saved, wanted in self._by_group(groups):
             if group == "others":
                 if late := ", ".join(sorted(saved.keys() - wanted.keys())):
-                    log.warning(
-                        f"{late} is in the checkpoint, but does not exist before the first step: a "
-                        "resumed run may differ; create it earlier"
-                    )
+                    what = "does not exist before the first step: a resumed run may differ"
+                    log.warning(f"{late} is in the checkpoint, but {what}; create it earlier")
                 names = [name for name in wanted if name in saved]
                 saved, wanted = ({n: each[n] for n in names} for each in (saved, wanted))
             self._assign(saved, wanted)
@@ -326,11 +319,9 @@ class Checkpoint:
                 (folder / commits.KEPT / name).unlink(missing_ok=True)
             self._write_views(snapshot.state, snapshot.rows, list(snapshot.columns))
         except OSError as error:
-            raise OSError(
-                f"{folder / commits.LATEST} or a file that belongs to it could not be written "
-                f"({error.strerror}); the last checkpoint is whole; the same command continues "
-                "once the cause is gone"
-            ) from error
+            what = f"{folder / commits.LATEST} or a file that belongs to it could not be written"
+            hint = "the last checkpoint is whole; the same command continues once the cause is gone"
+            raise OSError(f"{what} ({error.strerror}); {hint}") from error
 
     def _note(self, content: bytes | memoryview, snapshot: Snapshot) -> None:
         if self._note_files is not None:
@@ -346,10 +337,9 @@ class Checkpoint:
 
     def _require_same_folder(self) -> None:
         if not self.is_in_its_folder:
-            raise OSError(
-                f"{self.folder} was renamed or replaced while this process trained in it; nothing "
-                "is written there any more; give it its name back, and type the same command"
-            )
+            wrong = f"{self.folder} was renamed or replaced while this process trained in it"
+            hint = "give it its name back, and type the same command"
+            raise OSError(f"{wrong}; nothing is written there any more; {hint}")
 
     def _require_finite(self, snapshot: Snapshot) -> None:
         variables = [pair for group in self._groups.values() for pair in group.items()]
@@ -360,10 +350,9 @@ class Checkpoint:
             if is_trained and keras.backend.is_float_dtype(array.dtype.name):
                 ends = np.array([array.min(), array.max()], np.float64)
                 if not np.isfinite(ends).all():
-                    raise FloatingPointError(
-                        f"{name} is not a finite number after step {step}; the last checkpoint is "
-                        "kept, and --on_nan=continue goes on all the same"
-                    )
+                    hint = "the last checkpoint is kept, and --on_nan=continue goes on all the same"
+                    wrong = f"{name} is not a finite number after step {step}"
+                    raise FloatingPointError(f"{wrong}; {hint}")
 
     def _write_views(self, position: Entries, rows: Sequence[Row], columns: list[str]) -> None:
         """Write `loop_state.pkl`, and what is new of `history.csv`; they are not synced."""
@@ -396,10 +385,9 @@ def latest_good(folder: Path) -> Path | None:
             log.warning("%s is set aside as %s.damaged; %s is used", bad, bad.name, path.name)
         return path
     if damaged:
-        raise DamagedCheckpointError(
-            f"no checkpoint in {folder} is whole ({', '.join(path.name for path in damaged)}); "
-            "put a good copy back, or start from scratch in another folder"
-        )
+        names = ", ".join(path.name for path in damaged)
+        hint = "put a good copy back, or start from scratch in another folder"
+        raise DamagedCheckpointError(f"no checkpoint in {folder} is whole ({names}); {hint}")
     return None
 
 

@@ -34,17 +34,13 @@ def warm_start(model: keras.Model, checkpoint: Path, pattern: str = ".*") -> str
         saved = dict(weights_in(path))
     taken = sorted(wanted.keys() & saved.keys())
     if not taken:
-        names = _some([weight.path for weight in model.weights])
-        raise ValueError(
-            f"{path} has no weight of the model that {pattern!r} matches; the model's are {names}, "
-            f"the file's {_some(sorted(saved))}"
-        )
+        names, others = _some([weight.path for weight in model.weights]), _some(sorted(saved))
+        there = f"the model's are {names}, the file's {others}"
+        raise ValueError(f"{path} has no weight of the model that {pattern!r} matches; {there}")
     for name in taken:
-        if saved[name].shape != wanted[name].shape:
-            raise ValueError(
-                f"{path} has {name} with the shape {saved[name].shape}, the model with "
-                f"{tuple(wanted[name].shape)}; exclude it by --warm_start_vars"
-            )
+        if (its := saved[name].shape) != (own := wanted[name].shape):
+            both = f"with the shape {its}, the model with {tuple(own)}"
+            raise ValueError(f"{path} has {name} {both}; exclude it by --warm_start_vars")
     for name in taken:
         wanted[name].assign(saved[name])
     left = sorted({weight.path for weight in model.weights} - {*taken})

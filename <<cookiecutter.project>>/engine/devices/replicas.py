@@ -84,9 +84,8 @@ def _moments(layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
         return keras_private.moments_of(layer, inputs, mask)
     axes = [a for a in range(len(inputs.shape)) if a != layer.axis % len(inputs.shape)]
     count = tf.cast(tf.size(inputs) // inputs.shape[layer.axis], inputs.dtype)
-    total, squares, count = sum_over_replicas(
-        [tf.reduce_sum(inputs, axes), tf.reduce_sum(tf.square(inputs), axes), count]
-    )
+    sums = [tf.reduce_sum(inputs, axes), tf.reduce_sum(tf.square(inputs), axes)]
+    total, squares, count = sum_over_replicas([*sums, count])
     mean = total / count
     return mean, tf.maximum(squares / count - tf.square(mean), 0.0)
 
@@ -141,10 +140,9 @@ class Agreement:
         differs = (found != found[:1, :, :1]).any(axis=(0, 2, 3))
         if differs.any():
             variable = self.variables[int(differs.argmax())]
-            raise UsageError(
-                f"{getattr(variable, 'path', variable.name)} is not the same on all devices: it "
-                "depends on the part of a batch that a device sees; train this model on one"
-            )
+            name = getattr(variable, "path", variable.name)
+            why = "it depends on the part of a batch that a device sees; train this model on one"
+            raise UsageError(f"{name} is not the same on all devices: {why}")
 
 
 def gather(values: Sequence[np.ndarray], workers: Workers) -> list[np.ndarray]:

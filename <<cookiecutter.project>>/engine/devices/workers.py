@@ -138,10 +138,8 @@ def _tf_config(text: str) -> tuple[int, tuple[str, ...]]:
     for address in addresses:
         match = ADDRESS.fullmatch(str(address))
         if not match or not 1 <= int(match[1]) <= 65535:
-            raise UsageError(
-                f"TF_CONFIG has the address {address!r}; expected HOST:PORT, or [HOST]:PORT for "
-                "IPv6, with a port from 1 to 65535"
-            )
+            form = "HOST:PORT, or [HOST]:PORT for IPv6, with a port from 1 to 65535"
+            raise UsageError(f"TF_CONFIG has the address {address!r}; expected {form}")
         if addresses.count(address) > 1:
             raise UsageError(f"TF_CONFIG has the address {address!r} twice; give each worker one")
     if type(index) is not int or not 0 <= index < number:
@@ -175,10 +173,9 @@ def _socket(rank: int, addresses: Sequence[str]) -> socket.socket:
     try:
         return socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
-        raise UsageError(
-            f"worker {rank} is to listen on port {port} ({addresses[rank]}), and cannot: "
-            f"{os.strerror(error.errno or 0)}; wait until it is free, or name another one for all"
-        ) from None
+        wrong = f"worker {rank} is to listen on port {port} ({addresses[rank]}), and cannot"
+        hint = "wait until it is free, or name another one for all"
+        raise UsageError(f"{wrong}: {os.strerror(error.errno or 0)}; {hint}") from None
 
 
 def _lead(
@@ -333,7 +330,5 @@ class Workers:
         keys = sorted({key for each in of_each for key in each})
         if differing := [key for key in keys if len({str(each.get(key)) for each in of_each}) > 1]:
             _stage = ALL_KNOW
-            raise UsageError(
-                f"the workers differ in {', '.join(differing)} {meaning}; start the same command "
-                "on machines of one kind"
-            )
+            hint = "start the same command on machines of one kind"
+            raise UsageError(f"the workers differ in {', '.join(differing)} {meaning}; {hint}")

@@ -114,10 +114,8 @@ def scalars_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _number(name: str, value: Any) -> float:
     if math.prod(np.shape(value)) != 1:  # np.size is a method of a tensor of PyTorch
-        raise ValueError(
-            f"log_op returned {name!r} of shape {np.shape(value)}; expected numbers, or arrays and "
-            'figures below "images" and "figures"'
-        )
+        expected = 'expected numbers, or arrays and figures below "images" and "figures"'
+        raise ValueError(f"log_op returned {name!r} of shape {np.shape(value)}; {expected}")
     return float(value.item() if hasattr(value, "item") else np.reshape(value, ()))
 
 
@@ -137,9 +135,8 @@ def _pixels(name: str, images: Any) -> Array:
     array = np.asarray(images)
     array = array[np.newaxis] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
-        raise ValueError(
-            f"image {name!r} has the shape {np.shape(images)}; expected (N, H, W, C), C 1, 3 or 4"
-        )
+        expected = "expected (N, H, W, C), C 1, 3 or 4"
+        raise ValueError(f"image {name!r} has the shape {np.shape(images)}; {expected}")
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.floating):

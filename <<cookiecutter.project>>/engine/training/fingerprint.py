@@ -60,14 +60,10 @@ def settings_of(
     """Return what can be set, as in the run's checkpoint, or as config, `start` or machine say."""
     if stored is not None:
         return stored["settings"]
-    if start is not None:
-        threads = config["threads"] or start["settings"]["threads"]
-        return start["settings"] | {"threads": threads, "deterministic": config["deterministic"]}
-    return {
-        "threads": config["threads"] or usable_cores(),
-        "deterministic": config["deterministic"],
-        **read_at_import(),
-    }
+    here = {"threads": usable_cores(), "deterministic": False, **read_at_import()}
+    before = start["settings"] if start is not None else here
+    threads = config["threads"] or before["threads"]
+    return before | {"threads": threads, "deterministic": config["deterministic"]}
 
 
 def read_at_import() -> dict[str, str]:
@@ -168,8 +164,7 @@ def code_differs(commit: Path) -> list[str]:
     then = (of(commit) or {}).get("code", {})
     now = sources.digests(read_run(run_of(commit))["config"])
     if found := [name for name, digest in then.items() if now.get(name) != digest]:
-        logging.getLogger(__name__).warning(
-            "%s %s changed since the run; this is of the present code (--own_code: the run's)",
-            ", ".join(found), "have" if len(found) > 1 else "has",
-        )  # fmt: skip
+        names = f"{', '.join(found)} {'have' if len(found) > 1 else 'has'}"
+        hint = "this is of the present code (--own_code: the run's)"
+        logging.getLogger(__name__).warning("%s changed since the run; %s", names, hint)
     return found

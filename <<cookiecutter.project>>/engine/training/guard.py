@@ -93,10 +93,9 @@ class Guard:
         if unsaved and not self._allows_inexact:
             names = ", ".join(dict.fromkeys(name for name, _ in unsaved))
             remedies = "; ".join(dict.fromkeys(remedy for _, remedy in unsaved))
-            raise UsageError(
-                f"no checkpoint holds {names}, so a resumed run would have other bits; {remedies}; "
-                "or add --allow_inexact to train all the same"
-            )
+            hint = f"{remedies}; or add --allow_inexact to train all the same"
+            why = "so a resumed run would have other bits"
+            raise UsageError(f"no checkpoint holds {names}, {why}; {hint}")
         self.found += [name for name, _ in unsaved if name not in self.found]
 
     def variables(self) -> dict[str, Any]:

@@ -199,16 +199,10 @@ def state_of(thing: Any) -> State | None:
     if torch is not None and isinstance(thing, torch.Generator):
         if thing is torch.default_generator:
             return None  # its seed is set before each step, see `engine.iterators.steps.sow`
-        return State(
-            lambda: thing.get_state().numpy(),
-            lambda state: thing.set_state(torch.from_numpy(np.asarray(state))),
-        )
+        return State(lambda: thing.get_state().numpy(), lambda s: thing.set_state(with_torch(s)))
     if torch is not None and isinstance(thing, torch.Tensor):
-        return State(
-            lambda: without_torch(thing),
-            lambda state: thing.data.copy_(with_torch(state)),
-            frozenset([id(thing)]),
-        )
+        ids = frozenset([id(thing)])
+        return State(lambda: without_torch(thing), lambda s: thing.data.copy_(with_torch(s)), ids)
     if not (hasattr(type(thing), "state_dict") and hasattr(type(thing), "load_state_dict")):
         return None
     is_model = torch is not None and isinstance(thing, torch.nn.Module)

@@ -83,10 +83,8 @@ class _Traces:
             opened = functools.partial(_opened, number_too=number_too)
             return tree.map_structure(opened, self.base, batch)
         except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{name} of the data is {shapes_of(batch)}; expected the structure of the first "
-                f"batch, {shapes_of(self._first)}"
-            ) from error
+            expected = f"expected the structure of the first batch, {shapes_of(self._first)}"
+            raise ValueError(f"{name} of the data is {shapes_of(batch)}; {expected}") from error
 
     def get(self, spec: Any) -> Any:
         """Return the function for what `spec_of` returned."""
@@ -221,8 +219,7 @@ class Steps:
     def _run_with(self, before: Before, group: _Group, epoch: int, step: int) -> Call:
         """Run one step with what hooks have made of its batch, and of what it does."""
         arrays = tree.map_structure(lambda tensor: tensor.numpy(), group.batches)
-        is_stacked = group.kind[1]
-        batch = tree.map_structure(lambda a: a[0], arrays) if is_stacked else arrays[0]
+        batch = tree.map_structure(lambda a: a[0], arrays) if group.kind[1] else arrays[0]
         fetches: dict[str, Any] = {
             "train_op": lambda batch: floats(self._call(self._group([batch], epoch, step))[0])
         }
@@ -262,12 +259,9 @@ class Steps:
     def _stack(self, epoch: int, step: int, size: int) -> _Group:
         batches: list[Any] = []
         shapes: list[Any] = []
-        for number in range(step, step + size):
-            if self._last[0] != (
-                epoch,
-                number,
-            ):  # to go back by one, tf.data reads all from the start
-                self._last = (epoch, number), arrays_of(self.source.batch(epoch, number))
+        for place in ((epoch, number) for number in range(step, step + size)):
+            if self._last[0] != place:  # to go back by one, tf.data reads all from the start
+                self._last = place, arrays_of(self.source.batch(*place))
             batch = self._last[1]
             shapes.append([array.shape for array in tree.flatten(batch)])
             if shapes[-1] != shapes[0]:
