@@ -1,7 +1,6 @@
 """Iterators: what their steps do, what is refused, and that the examples' runs resume exactly."""
 
 import functools
-import gc
 import importlib
 import json
 import logging
@@ -9,7 +8,7 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -505,15 +504,6 @@ BOTH_SPLITS = {"train": path_of(Numbers), "validation": path_of(FewNumbers)}
 SGD: dict[str, Any] = {"model": path_of(KerasParts), "optimizer": "sgd", "lr": 1.0}
 
 Full = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_collections() -> Iterator[None]:
-    """Keep what is imported out of the garbage collection that `build` begins with."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
