@@ -49,7 +49,8 @@ def of(commit: Path) -> Fingerprint | None:
 
     try:
         verify(commit)
-        return read_state(commit)["fingerprint"] or None
+        found = read_state(commit)["fingerprint"]
+        return found if found and "settings" in found else None
     except (OSError, KeyError, ValueError):
         return None  # missing or corrupt; restoring says so
 
