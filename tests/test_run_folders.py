@@ -228,6 +228,7 @@ def test_flags_do_what_they_say(train: Train, tmp_path: Path) -> None:
 LIMIT = 1800  # seconds, after which what is waited for counts as hung
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_the_run(train: Train, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = train(*COMMAND, folder, "--num_epochs=2", harm="50")

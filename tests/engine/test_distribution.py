@@ -276,6 +276,7 @@ def test_workers_that_differ_are_told_in_which_file(monkeypatch: pytest.MonkeyPa
         Two(None).require_same(ours, "and would not")
 
 
+@pytest.mark.slow
 def test_workers_meet_at_addresses_of_ipv6(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     started = []

@@ -628,7 +628,7 @@ def test_fewer_samples_in_memory_than_a_batch_has() -> None:
 # -------------------------------------------------------------------------------------- training
 
 
-@pytest.fixture(params=["index", "stream"])
+@pytest.fixture(params=["index", pytest.param("stream", marks=pytest.mark.slow)])
 def points(request: Any, tmp_path: Path) -> Callable[[], TFRecordExamplesFeeder]:
     """A function that builds a feeder of 40 points and where they are, in batches of 16."""
     random = np.random.default_rng(0).normal(size=(40, 2))

@@ -184,6 +184,7 @@ def test_functions_run_as_they_were_traced_in_this_thread_only() -> None:
     assert [*found, is_disabled()] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_how_long_workers_wait_can_be_set() -> None:
     program = (
         "from engine import keras_private\n"

@@ -190,6 +190,7 @@ def test_a_fork_from_an_epoch_ends_as_the_run_itself(project: Path, run: Path, f
     assert meta["flags"] == {"fork": RUN, "from_epoch": 2}
 
 
+@pytest.mark.slow
 def test_a_fork_may_have_another_rate_and_another_monitor(project: Path, run: Path, do: Do) -> None:
     parent = copy_of(run, "parent")
     shutil.copy(parent / "checkpoints" / "model-20.h5", parent / "checkpoints" / "mine.h5")
@@ -325,6 +326,7 @@ def test_a_fork_begins_again_with_the_state_that_it_had(later: Path, do: Do) -> 
     )
 
 
+@pytest.mark.slow
 def test_a_signal_that_ends_it_is_named(run: Path, do: Do) -> None:
     done = do("bin/reproduce.py", run, "--epochs=1", end_at=f"5:{signal.SIGSEGV}")
     assert done.returncode == 1

@@ -66,7 +66,7 @@ class Fails(Hook):
     [
         {"callbacks": [STOPPING], "lr_schedule": [[1, 0.01], [9, 50.0]], "learning_rate": None},
         EMA,
-        EMA | {"callbacks": [SWAP]},
+        pytest.param(EMA | {"callbacks": [SWAP]}, marks=pytest.mark.slow),
         pytest.param(
             EMA | {"callbacks": [SWAP | {"swap_on_epoch": False}]}, marks=pytest.mark.slow
         ),

@@ -307,16 +307,23 @@ def test_signal_handlers_are_put_back(config: dict[str, Any], tmp_path: Path) ->
         pytest.param({"accumulate_steps": 3}, marks=pytest.mark.slow),
         pytest.param({"optimizer_arguments": {"clipnorm": 0.5}}, marks=pytest.mark.slow),
         pytest.param({"precision": "mixed_bfloat16"}, marks=pytest.mark.slow),
-        {
-            "callbacks": [
-                {"class": "keras.callbacks.ReduceLROnPlateau", "patience": 0, "min_delta": 10.0},
-                {
-                    "class": "keras.callbacks.EarlyStopping",
-                    "patience": 9,
-                    "restore_best_weights": True,
-                },
-            ]
-        },
+        pytest.param(
+            {
+                "callbacks": [
+                    {
+                        "class": "keras.callbacks.ReduceLROnPlateau",
+                        "patience": 0,
+                        "min_delta": 10.0,
+                    },
+                    {
+                        "class": "keras.callbacks.EarlyStopping",
+                        "patience": 9,
+                        "restore_best_weights": True,
+                    },
+                ]
+            },
+            marks=pytest.mark.slow,
+        ),
         {
             "lr_schedule": {
                 "class": "keras.optimizers.schedules.ExponentialDecay",

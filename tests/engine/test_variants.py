@@ -266,13 +266,14 @@ def test_half_of_early_stopping_is_noted(tmp_path: Path, caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [
-        ("0.1:2:0.01", [0.1, 0.1, 0.01, 0.01]),
         ("0.1:1:0.01:3:0.001", [0.1, 0.01, 0.01, 0.001]),
         ({"class": "exponential", "initial_learning_rate": 0.1, "decay_steps": 1,
           "decay_rate": 0.5}, [0.1, 0.05, 0.025, 0.0125]),
-        ({"class": "piecewise", "boundaries": [1], "values": [0.1, 0.01]}, [0.1, 0.1, 0.01, 0.01]),
-        ({"class": "cosine_restarts", "initial_learning_rate": 0.1, "first_decay_steps": 2,
-          "t_mul": 1.0}, [0.1, 0.05, 0.1, 0.05]),
+        pytest.param("0.1:2:0.01", [0.1, 0.1, 0.01, 0.01], marks=pytest.mark.slow),
+        pytest.param({"class": "piecewise", "boundaries": [1], "values": [0.1, 0.01]},
+            [0.1, 0.1, 0.01, 0.01], marks=pytest.mark.slow),
+        pytest.param({"class": "cosine_restarts", "initial_learning_rate": 0.1,
+            "first_decay_steps": 2, "t_mul": 1.0}, [0.1, 0.05, 0.1, 0.05], marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_rates_follow_a_schedule_by_name(tmp_path: Path, schedule: Any, rates: list[float]) -> None:
