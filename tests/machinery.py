@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -24,8 +23,6 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(autouse=True, scope="module")
 def tests_can_be_imported(request: pytest.FixtureRequest) -> Iterator[None]:
     """Have a test of the machinery run in the project, and what it starts find these modules."""
-    gc.collect()
-    gc.freeze()  # the collections of its tests need not look at what is there already
     with pytest.MonkeyPatch.context() as patch:
         if request.path.parent in FOLDERS[1:]:
             for folder in FOLDERS:

@@ -1,6 +1,7 @@
 """Iterators: what their steps do, what is refused, and that the examples' runs resume exactly."""
 
 import functools
+import gc
 import importlib
 import json
 import logging
@@ -504,6 +505,13 @@ BOTH_SPLITS = {"train": path_of(Numbers), "validation": path_of(FewNumbers)}
 SGD: dict[str, Any] = {"model": path_of(KerasParts), "optimizer": "sgd", "lr": 1.0}
 
 Full = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_collections() -> None:
+    """Keep what is there out of the garbage collection that `build` begins with."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
