@@ -86,7 +86,7 @@ test-all: setup ## run all the other tests, which takes half an hour (ARGS='-k c
 	@$(PYTEST) $(IN_PARALLEL) -m slow $(ARGS)
 
 fault-test: setup ## break runs in all ways, which takes hours
-	@TEMPLATE_FAULT_TESTS_WHOLE=1 $(PYTEST) $(FAULT_TESTS) $(ARGS)
+	@TEMPLATE_FAULT_TESTS_WHOLE=1 $(PYTEST) $(IN_PARALLEL) $(FAULT_TESTS) $(ARGS)
 
 lint: setup ## check style and types, here and in the template
 	@"$(PYTHON)" -m ruff check --cache-dir "$(CACHES)/ruff" .

@@ -151,8 +151,7 @@ def stop_often(lab: Lab, seed: int, times: int) -> int:
 def test_two_processes_race_for_one_folder(lab: Lab) -> None:
     """One goes on, the other is refused."""
     lab.reference(EVEN)
-    for _ in range(250 if WHOLE else 5):
-        race_four_times(lab)
+    two_at_once([lambda: race_four_times(lab)] * (250 if WHOLE else 5))
 
 
 def race_four_times(lab: Lab) -> None:
