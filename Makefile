@@ -71,8 +71,8 @@ setup: ## make the tests' environment ready (.venv, or the active one)
 # Where Python may not write what it compiles, every process would compile TensorFlow for itself.
 COMPILED_ONCE = env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$(CACHES)"
 PYTEST = $(COMPILED_ONCE) MYPY_CACHE_DIR="$(CACHES)/mypy-template" "$(PYTHON)" -m pytest -o cache_dir="$(CACHES)/pytest"
-# More than there are cores, for tests often wait; each takes about a gigabyte.
-PROCESSES = $(shell "$(PYTHON)" -c 'import os; print(min(os.cpu_count() + 2, 4))')
+# One more than there are cores, for tests often wait; each takes about a gigabyte.
+PROCESSES = $(shell "$(PYTHON)" -c 'import os; print(min(os.cpu_count() + 1, 4))')
 FAULT_TESTS := tests/test_faults.py tests/test_faults_disk.py tests/test_faults_iterators.py \
   tests/test_faults_distribution.py tests/test_check_resume.py tests/test_slurm.py \
   tests/engine/test_sweep.py tests/engine/test_search.py

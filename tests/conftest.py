@@ -64,6 +64,14 @@ LONGEST = [
     "trust",
     "evaluation",
     "checkpoint",
+    "iterators",
+    "run",
+    "predictions",
+    "plot",
+    "fingerprint",
+    "answers",
+    "evaluation",
+    "checkpoint",
 ]
 
 # nohup, or a shell's &, which the tests may be run by, makes children ignore these; what they start
