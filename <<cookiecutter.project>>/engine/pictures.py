@@ -52,7 +52,10 @@ def draw_learning_curve(
         axes.ticklabel_format(axis="y", scilimits=(-4, 5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+    each = [axes.get_legend_handles_labels() for axes in figure.axes]
+    names = {name: line for lines, labels in each for line, name in zip(lines, labels, strict=True)}
+    # Below, for within the axes it may lie on a curve.
+    figure.legend(names.values(), names, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(run.name, fontsize=11, parse_math=False)
     save_figure(figure, run / "learning_curve.png")
 

@@ -447,10 +447,12 @@ def variables_of(model: keras.Model) -> dict[str, list[Any]]:
 
 
 def _tensor(variable: Any) -> tf.Tensor:
-    if replicas.has_one_each(variable):
-        return tf.stack([part.read_value() for part in replicas.components(variable)])
-    is_of_keras = isinstance(variable, keras.Variable)
-    return tf.convert_to_tensor(variable.value if is_of_keras else variable)
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    copies = replicas.components(value)
+    if replicas.has_one_each(value):
+        return tf.stack([part.read_value() for part in copies])
+    first = copies[0] if copies else value  # they are the same; the operation itself costs a third
+    return tf.raw_ops.ReadVariableOp(resource=first.handle, dtype=first.dtype)
 
 
 def by_unique_path(variables: Any) -> dict[str, Any]:

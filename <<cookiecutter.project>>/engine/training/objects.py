@@ -29,6 +29,8 @@ MOST_ITEMS = 10_000  # of a list or mapping; a longer one is data
 # These lead to nothing, or to far too much.
 PLAIN = (str, bytes, int, float, complex, type(None), np.ndarray, np.generic)
 PASSED_BY = (*PLAIN, type, ModuleType, CodeType, logging.Logger, tf.Tensor, tf.data.Dataset)
+# Asked once for each class, as below: every checkpoint walks over thousands of objects.
+_leads_nowhere: Callable[[Any], bool] = functools.cache(lambda kind: issubclass(kind, PASSED_BY))
 VARIABLES = (keras.Variable, tf.Variable)
 # What keeps variables of its own; these are named by it.
 KEEPERS = (keras.Optimizer, keras.Metric, keras.random.SeedGenerator, tf.random.Generator)
@@ -50,8 +52,8 @@ def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[R
     while waiting and len(seen) < MOST_OBJECTS:
         reached = waiting.popleft()
         thing = reached.thing
-        kind = type(thing)  # isinstance would wake what stands for something else
-        if id(thing) in seen or issubclass(kind, PASSED_BY):
+        kind: Any = type(thing)  # isinstance would wake what stands for something else
+        if id(thing) in seen or _leads_nowhere(kind):
             continue
         seen.add(id(thing))
         if issubclass(kind, KEEPERS) and reached.keeper is None:
@@ -70,12 +72,15 @@ def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[R
 
 def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a thing leads to, without calling it, which may wake it; named things first."""
-    kind = type(thing)
+    kind: Any = type(thing)
     if issubclass(kind, dict) and dict.__len__(thing) < MOST_ITEMS:
         for number, (key, item) in enumerate(list(dict.items(thing))):
-            yield f"{path}[{repr(key) if isinstance(key, str | int) else number}]", item
+            if not _leads_nowhere(type(item)):
+                yield f"{path}[{repr(key) if isinstance(key, str | int) else number}]", item
     elif issubclass(kind, list | tuple | set | frozenset | deque) and len(thing) < MOST_ITEMS:
-        yield from ((f"{path}[{number}]", item) for number, item in enumerate(list(thing)))
+        for number, item in enumerate(list(thing)):
+            if not _leads_nowhere(type(item)):
+                yield f"{path}[{number}]", item
     elif kind is MethodType:
         yield from ((path, part) for part in (thing.__func__, thing.__self__))
     elif issubclass(kind, functools.partial):
@@ -93,22 +98,35 @@ def _parts(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
-    kind = type(thing)
+    kind: Any = type(thing)
     if issubclass(kind, keras.Model):
         yield f"{path}.layers", thing.layers
-    items = dict(callback_state.attributes_of(thing))
+    items = callback_state.attributes_of(thing)
     if "param_groups" in items:  # of an optimizer of PyTorch's, all of which it saves
         items = {key: items[key] for key in items if key not in ("state", "param_groups")}
-    for base in kind.__mro__:
-        for name in getattr(base, "__slots__", ()):
-            if isinstance(vars(base).get(name), MemberDescriptorType):
-                items.setdefault(name, getattr(thing, name, None))
-    for name in sorted(items, key=lambda name: str(name).startswith("_")):
-        yield f"{path}.{name}", items[name]
-    for base in kind.__mro__:
-        if is_of_project(base):
-            for name, item in list(vars(base).items()):
-                yield f"{path}.{name}", getattr(item, "__func__", item)
+    for name in _slots_of(kind):
+        items.setdefault(name, getattr(thing, name, None))
+    named = [(str(name), item) for name, item in items.items() if not _leads_nowhere(type(item))]
+    for name, item in sorted(named, key=lambda each: each[0].startswith("_")):
+        yield f"{path}.{name}", item
+    for base in _own_bases(kind):
+        for name, item in list(vars(base).items()):
+            yield f"{path}.{name}", getattr(item, "__func__", item)
+
+
+@functools.cache
+def _slots_of(kind: type) -> list[str]:
+    return [
+        name
+        for base in kind.__mro__
+        for name in getattr(base, "__slots__", ())
+        if isinstance(vars(base).get(name), MemberDescriptorType)
+    ]
+
+
+@functools.cache
+def _own_bases(kind: type) -> list[type]:
+    return [base for base in kind.__mro__ if is_of_project(base)]
 
 
 def _around(function: FunctionType) -> Iterator[tuple[str, Any]]:
