@@ -17,9 +17,11 @@ from machinery import Command
 
 from engine.checkpoints import load_weights
 from engine.hooks import Hook, LearningRates
+from engine.training.appended import AppendedFiles
 from src.data import get_digits
 from src.experiment import build, train
 from vegab import UsageError
+from vegab.files import replacing
 
 HERE = "test_session"
 CALLBACKS = "keras.callbacks"
@@ -173,6 +175,20 @@ def test_what_callbacks_append_is_there_once(small: dict[str, Any], tmp_path: Pa
         number_of_events(tmp_path / name / "keras" / "train") for name in ("straight", "killed")
     ]
     assert counts[0] == counts[1]
+
+
+def test_a_file_that_is_being_replaced_is_not_appended_to(tmp_path: Path) -> None:
+    """Its name is gone a moment later, when a checkpoint would ask for its length."""
+    files = AppendedFiles(tmp_path)
+    files.listen()
+    with replacing(tmp_path / "loop_state.pkl") as written, open(written, "w"):
+        (tmp_path / "own.txt").open("w").close()
+        with open(tmp_path / "own.txt", "a") as own:
+            own.write("a row")
+            own.flush()
+            lengths = files.lengths([])
+    files.stop()
+    assert lengths == {"own.txt": 5}
 
 
 def number_of_events(folder: Path) -> list[tuple[str, int]]:

@@ -1,5 +1,6 @@
 """Cuts back the files that callbacks and hooks append to, to their length at a checkpoint."""
 
+import contextlib
 import io
 import os
 import sys
@@ -8,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoints import HISTORY_CSV, LATEST, LOOP_STATE, callback_state
+from engine.checkpoints import HISTORY_CSV, LOOP_STATE, callback_state
 from engine.training.objects import walk
-from vegab.files import read_json, write_json
+from vegab.files import PARTIAL, read_json, write_json
 
 FILE = "appended.json"  # no part of a checkpoint: TensorBoard's names have the time in them
 WITH_WRITERS = ("tensorflow.", "tensorboard.", "keras.")
@@ -84,8 +85,14 @@ class AppendedFiles:
             elif hasattr(kind, "flush") and kind.__module__.startswith(WITH_WRITERS):
                 reached.thing.flush()
         names = self._names | {self._name(path) for path in _open_files(self._before)}
-        self._names = {name for name in names if name and (self.root / name).is_file()}
-        return {name: (self.root / name).stat().st_size for name in sorted(self._names)}
+        found: Lengths = {}
+        for name in sorted(filter(None, names)):
+            path = self.root / name
+            with contextlib.suppress(OSError):  # it may have gone just now
+                if path.is_file():
+                    found[name] = path.stat().st_size
+        self._names = {*found}
+        return found
 
     def keep(self, checkpoint: str, lengths: Lengths, before: str) -> None:
         """Keep the lengths of a checkpoint that is about to be seen, and of the one before it."""
@@ -107,7 +114,7 @@ class AppendedFiles:
     def _name(self, path: str) -> str:
         """Return a path relative to the run folder; "" for what the project itself writes."""
         name = os.path.relpath(path, self.root)
-        is_own = name in OWN or name.startswith(f".{LATEST}")
+        is_own = name in OWN or name.endswith(PARTIAL)
         return "" if is_own or path.startswith(("/dev/", "/proc/")) else name
 
 
