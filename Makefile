@@ -75,7 +75,7 @@ PYTEST = $(COMPILED_ONCE) MYPY_CACHE_DIR="$(CACHES)/mypy-template" "$(PYTHON)" -
 PROCESSES = $(shell "$(PYTHON)" -c 'import os; print(min(os.cpu_count() + 1, 4))')
 FAULT_TESTS := tests/test_faults.py tests/test_faults_disk.py tests/test_faults_iterators.py \
   tests/test_faults_distribution.py tests/test_check_resume.py tests/test_slurm.py \
-  tests/engine/test_sweep.py tests/engine/test_search.py
+  tests/test_torch.py tests/engine/test_sweep.py tests/engine/test_search.py
 
 IN_PARALLEL = -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
+from fault_lab import only_whole
 from test_ports import NEEDS_TORCH, commands, examples
 
 pytestmark = pytest.mark.slow
@@ -108,6 +109,13 @@ def test_killed_and_continued_it_ends_with_the_same_bytes(iterator: str, own: Pa
     with open(straight / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert iterator or float(rows[-1]["loss"]) < 0.6 * float(rows[0]["loss"])
+
+
+@only_whole
+def test_killed_after_each_step(own: Path) -> None:
+    check = ("bin/check_resume.py", *TRAIN[1:], "--iterator=src.torch_iterators.Everything")
+    every_step = list(range(1, 15))  # of two epochs of seven
+    assert f"steps {every_step}\n" in said(own, *check, "--batch_size=180", "--kills=99")
 
 
 def test_the_run_is_evaluated(own: Path) -> None:
