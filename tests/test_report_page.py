@@ -285,6 +285,7 @@ def test_a_filter_takes_words_and_conditions(
         "state=finished n_filters=2": {"b", "c", HOSTILE_NAME},
         "n_filters=1": set(),  # not those with 10
         "n_filters>2": {"a"},
+        "n_filters == 2 seed = 1": {"c"},
         "test_loss>0": {"b", "c", HOSTILE_NAME},  # those that were evaluated
         "seed=1 state!=broken": {"c"},
         f"val_loss<{middle}": {n for n, v in best.items() if v is not None and v < middle},
@@ -312,6 +313,7 @@ def test_a_filter_takes_words_and_conditions(
     for text, wrong in {
         "n_filter>1": "“n_filter” is unknown; did you mean “n_filters”?",
         "val_loss<O.3": "a number is expected after <",
+        "n_filters=>2": "=> is not one of =, ==, !=",
     }.items():
         page.fill("#filter", text)
         assert wrong in page.inner_text("#nothing") and not runs_in(page)

@@ -61,6 +61,9 @@ def names_of(records: Sequence[RunRecord]) -> str:
         ('"best=mse"', ""),  # that is the same in all of them
         ("n_filters=four", ""),
         ("config.best=mse seed=0", "r00 r10 r20"),
+        ("n_filters == 8  dropout> 0 seed != 1", "r20"),
+        ("val_loss <.31 failed", "r21"),
+        ("!", ""),  # a word
     ],
 )
 def test_a_filter_takes_conditions_and_words(
@@ -77,6 +80,8 @@ def test_a_filter_takes_conditions_and_words(
         ("opt=3", "unknown key 'opt'"),
         ("Seed=0", "did you mean 'seed'?"),
         ("val_loss<O.3", "a number is expected after <"),
+        ("n_filters=>4", "'n_filters=>4': => is not one of =, ==, !=, <, <=, >, >="),
+        ("seed=0 val_loss <", "a number is expected after <"),
     ],
 )
 def test_a_filter_that_makes_no_sense_is_refused(

@@ -23,12 +23,12 @@ OPTIONS = {
 }
 SHORT_COMMIT = 8
 LONGEST_NOTE = 70
-# A word of a filter is a condition if it has a comparison that is not in quotes. The page of
-# bin/report.py reads filters in the same way.
-WORD = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
-CONDITION = re.compile(r'((?:[^=<>!"]|"[^"]*")+)(!=|>=|<=|=|>|<)(.*)')
-Compare = Callable[[Any, Any], bool]
-COMPARISONS: dict[str, Compare] = {"=": eq, "!=": eq, "<": lt, "<=": le, ">": gt, ">=": ge}
+# A word of a filter is a condition if it has a comparison that is not in quotes, with or without
+# blanks around it. The page of bin/report.py reads filters in the same way.
+WORD = re.compile(r'(?:[^\s"=<>]|"[^"]*"?|\s*[=<>!]*[=<>]\s*)+')
+CONDITION = re.compile(r'((?:[^=<>!"]|"[^"]*")+)((?:!=|[=<>])[=<>!]*)(.*)')
+COMPARISONS: dict[str, Callable[[Any, Any], bool]]
+COMPARISONS = {"=": eq, "==": eq, "!=": eq, "<": lt, "<=": le, ">": gt, ">=": ge}
 
 
 class Cell(NamedTuple):
@@ -153,14 +153,14 @@ def matching(records: Sequence[RunRecord], text: str) -> list[RunRecord]:
     known: dict[str, Getter] = {}
     keys: list[str] = []
     fitting = list(records)
-    for word in WORD.findall(text):
+    for word in map(str.strip, WORD.findall(text)):
         condition = CONDITION.fullmatch(word)
         if condition is None:
             wanted = word.replace('"', "").casefold()
             keys = keys or results.differing_settings(records)
             fitting = [record for record in fitting if wanted in _text_of(record, keys)]
             continue
-        key, sign, wanted = (part.replace('"', "") for part in condition.groups())
+        key, sign, wanted = (part.strip().replace('"', "") for part in condition.groups())
         known = known or known_to(records)
         get, test = find(known, key), _test(word, sign, wanted)
         fitting = [record for record in fitting if test(_values(get, record))]
@@ -178,18 +178,20 @@ def _values(get: Getter, record: RunRecord) -> Sequence[Any]:
 
 def _test(word: str, sign: str, wanted: str) -> Callable[[Sequence[Any]], bool]:
     """Return whether one of a run's values fits; for `!=`, whether none is equal."""
+    if sign not in COMPARISONS:
+        raise UsageError(f"{word!r}: {sign} is not one of {', '.join(COMPARISONS)}")
     compare, text = COMPARISONS[sign], _folded(wanted)
     number: float | None = None
     try:
         number = float(wanted)
     except ValueError:
-        if sign not in ("=", "!="):
+        if compare is not eq:
             raise UsageError(f"{word!r}: a number is expected after {sign}") from None
 
     def holds(value: Any) -> bool:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return number is not None and compare(value, number)
-        return sign in ("=", "!=") and _folded(written(value)) == text
+        return compare is eq and _folded(written(value)) == text
 
     return lambda values: any(map(holds, values)) != (sign == "!=")
 
