@@ -44,7 +44,7 @@ def evaluate(
 
     Args:
         runs: run folders, folders of runs, or patterns in quotes such as 'results/lr_*'
-        checkpoint: "best", "latest", or the path of a checkpoint.
+        checkpoint: "best", "latest", or the path of a checkpoint
         evaluation: evaluate with this config over the run's; may be repeated
         name: store outputs as NAME-STEP instead of by the config's or the split's name
         split: the split to evaluate on, if the config has an iterator
@@ -142,7 +142,7 @@ def evaluate_model(folder: Path, path: Path, config: dict[str, Any]) -> None:
         are_logits = all(getattr(loss, "from_logits", False) for loss in losses)
         names = list(getattr(dataset, "class_names", None) or ())
         notes += predictions.write(output, title, found, names, are_logits)
-    summary["code_differs"] = fingerprint.code_differs(path)
+    summary["code_differs"] = fingerprint.code_differs(path, folder)
     # JSON knows no NaN.
     summary |= {key: value if math.isfinite(value) else None for key, value in metrics.items()}
     write_json(output / f"{split}.json", summary)
@@ -186,7 +186,7 @@ def evaluate_with_iterator(
     commits = evaluation.checkpoints_to_evaluate(folder, config, path)
     for number, commit in enumerate(commits):
         if number == 0:
-            fingerprint.code_differs(commit)
+            fingerprint.code_differs(commit, folder)
         step = checkpoints.read_state(commit)["global_step"]
         output = folder / "eval" / f"{name}-{step}"
         try:

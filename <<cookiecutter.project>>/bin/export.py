@@ -19,7 +19,7 @@ def export(run: str, output: str, checkpoint: str = "best", *, own_code: bool = 
     """Write the model of the run in folder RUN into the new folder OUTPUT.
 
     Args:
-        run: a run folder.
+        run: a run folder
         output: a new folder, for all forms that the model can have
         checkpoint: "best", "latest", or the path of a checkpoint
         own_code: use the code that the run ran, not that of the project"""
@@ -42,7 +42,7 @@ def export(run: str, output: str, checkpoint: str = "best", *, own_code: bool = 
     signatures, missing = exporters.export(prepared.model, features, prepared.serving, target)
     for name, inputs in signatures.items():
         print(f"{name}: {', '.join(f'{key} {spec}' for key, spec in inputs.items())}")
-    fingerprint.code_differs(path)
+    fingerprint.code_differs(path, folder)
     if missing:
         print(exporters.shown(missing))
     print(f"{path.name} of {run}, in {output}: {', '.join(sorted(os.listdir(target)))}")

@@ -149,12 +149,12 @@ def test_hooks_and_modules_outside_of_src_count(tmp_path: Path) -> None:
 def test_source_that_differs_from_a_run_s_is_named(
     run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert fingerprint.code_differs(run / "model.h5") == []
+    assert fingerprint.code_differs(run / "model.h5", run) == []
     assert not caplog.records
     stored = fingerprint.stored_in(run)
     assert stored is not None
     edit(run, code=stored["code"] | {"src/models.py": "0", "src/gone.py": "0"})
-    assert fingerprint.code_differs(run / "model.h5") == ["src/models.py", "src/gone.py"]
+    assert fingerprint.code_differs(run / "model.h5", run) == ["src/models.py", "src/gone.py"]
     assert "src/models.py, src/gone.py have changed since the run" in caplog.text
 
 

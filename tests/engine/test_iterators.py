@@ -443,6 +443,25 @@ class DropoutTrainer(TFBaseTrainer):
         return {"dense": ops.mean(ops.square(outputs - 4.0))}
 
 
+class InnerDropout(keras.Model):
+    """Has its dropout in a model within, and draws noise as well."""
+
+    def __init__(self, config: Settings) -> None:
+        super().__init__()
+        self.inner = dropout_model(config)
+        self.noise = keras.random.SeedGenerator(config["seed"])
+        self.built = True
+
+
+class InnerDropoutTrainer(TFBaseTrainer):
+    def make_loss_ops(self, model: Any, **batch: Any) -> Any:
+        return {"inner": ops.mean(self.eval_op(model, **batch)["sum"])}
+
+    def eval_op(self, model: Any, **batch: Any) -> Any:
+        noise = keras.random.normal((1,), seed=model.noise)
+        return {"sum": model.inner(batch["ones"], training=self.is_training) + noise}
+
+
 # ---- what refuses, or is refused -----------------------------------------------------------------
 
 
@@ -1188,6 +1207,16 @@ def test_of_two_networks_of_one_name_each_has_its_own_weights(
     other = build(config | {"only_evaluates": True}, trains=False)
     evaluate_split(other, latest, tmp_path / "others", "train")
     assert "model.h5: variables of the same name are taken in their order" in caplog.text
+
+
+def test_a_run_whose_random_draws_are_deep_in_the_model_is_evaluated(
+    full: Full, tmp_path: Path
+) -> None:
+    config = full(iterator=path_of(InnerDropoutTrainer), model=path_of(InnerDropout), num_steps=2)
+    train(config | {"optimizer": "sgd"}, tmp_path / "run")
+    prepared = build(config | {"optimizer": "sgd"}, trains=False)
+    evaluate_split(prepared, tmp_path / "run" / "model.h5", tmp_path / "outputs", "train")
+    assert StoredOutputs(tmp_path / "outputs").meta["num_examples"] > 0
 
 
 def begun(config: dict[str, Any], folder: Path, start: Path, retrain: bool = False) -> Experiment:

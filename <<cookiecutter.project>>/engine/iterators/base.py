@@ -430,8 +430,9 @@ def found_variables(owner: Any, others: Sequence[Any] = ()) -> dict[str, list[An
     model = getattr(owner, "model", None)
     weights = model.weights if isinstance(model, keras.Model) else []
     seen = {id(handle) for variable in (*weights, *others) for handle in handles_of(variable)}
-    datasets = getattr(owner, "datasets", {}).values()
-    found = [(each.thing, each.keeper) for each in walk({"model": model, "it": owner}, datasets)]
+    # What looks at the steps in training is not there in evaluation, and leads to all of them.
+    passed_by = [*getattr(owner, "datasets", {}).values(), getattr(owner, "_look", None)]
+    found = [(each.thing, each.keeper) for each in walk({"model": model, "it": owner}, passed_by)]
     # What draws without a seed of its own draws from the global generator.
     for thing, keeper in [*found, (keras_private.seed_generator().state, None)]:
         if isinstance(thing, VARIABLES) and not seen & {*map(id, handles_of(thing))}:

@@ -158,12 +158,10 @@ def processor_features() -> list[str]:
     return [platform.machine(), *sorted(word for word in words if word.startswith(FEATURES))]
 
 
-def code_differs(commit: Path) -> list[str]:
-    """Return the source files that have changed since a checkpoint was made; warn of them."""
-    from engine.checkpoints import run_of
-
+def code_differs(commit: Path, run: Path) -> list[str]:
+    """Return the source files that have changed since a run's checkpoint was made; warn of them."""
     then = (of(commit) or {}).get("code", {})
-    now = sources.digests(read_run(run_of(commit))["config"])
+    now = sources.digests(read_run(run)["config"])
     if found := [name for name, digest in then.items() if now.get(name) != digest]:
         names = f"{', '.join(found)} {'have' if len(found) > 1 else 'has'}"
         hint = "this is of the present code (--own_code: the run's)"

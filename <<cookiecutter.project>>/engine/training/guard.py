@@ -155,7 +155,7 @@ class Guard:
         for handle, variable in self._captured.items():
             if handle not in saved:
                 saved |= {id(each) for each in handles_of(variable)}
-                named.append((path_of(variable).split(":")[0], variable))
+                named.append((path_of(variable), variable))
         return by_unique_path(named)
 
     def states(self) -> dict[str, objects.State]:
