@@ -143,7 +143,18 @@ def test_a_narrow_terminal_shows_what_tells_most(records: list[RunRecord]) -> No
         assert sorted([*shown, *left_out]) == sorted(table.columns)
         if narrow == width - 1:
             assert left_out == ["epoch"]  # the same in all rows
-    assert shown == ["run", "val_loss best"]
+    assert shown[:2] == ["run", "state"]  # one has failed
+    finished = comparison.comparison(records[:-1], ["val_loss"])
+    assert comparison.as_text(finished, 20).splitlines()[0].split() == ["run", "val_loss", "best"]
+    # Rows of several runs have no name, and are told apart by their settings.
+    grouped = comparison.grouped(records[:-1], ["val_loss"])
+    head = comparison.as_text(grouped, 60).splitlines()[0].split()
+    assert {"n_filters", "dropout"} <= {*head} and "last" not in head
+    # What does not fit makes room for what is narrower.
+    wide = comparison.Table(["run", "best", "age"], [[n, "b" * 30 + n, n] for n in "xyz"])
+    assert comparison.as_text(wide, 20).splitlines()[0].split() == ["run", "age"]
+    many = comparison.Table(["run", *map(str, range(40))], [["a", *[10**9] * 40]] * 2)
+    assert ", 11, 12, 27 more; name columns" in comparison.as_text(many, 20)
 
 
 def test_a_paper_has_means_over_seeds_and_the_best_in_bold(

@@ -25,6 +25,7 @@ from vegab.execution import printable
 from vegab.files import META
 
 MOST_PAIRS = 25_000_000  # of lines that a diff compares
+MOST_NAMES = 12  # of columns that are left out
 RED, GREEN, YELLOW, CYAN, BOLD = 31, 32, 33, 36, 1  # as terminals number them
 COLOURS = {"finished": GREEN, "running": CYAN, "interrupted": YELLOW, "failed": RED, "died": RED}
 
@@ -214,15 +215,20 @@ def as_text(table: Table, width: int = 0, has_colours: bool = False) -> str:
     names = set(table.columns)
 
     def dullness(place: int) -> tuple[Any, ...]:
-        name = table.columns[place]
+        name, most = table.columns[place], alike[place]
+        is_mean = any(isinstance(row[place], Mean) for row in table.rows)
+        # Without these, nobody could tell rows that stand for several runs apart, or see a failure.
+        if most < len(table.rows) and (name == "state" or ("run" not in names and not is_mean)):
+            return (False,)
         is_minor = name.endswith(" last") + (f"val_{name}" in names)
-        return 2 * alike[place] > len(table.rows), is_minor, alike[place], place
+        return 2 * most > len(table.rows), is_minor, most, place
 
-    dull = sorted(range(1, len(columns)), key=dullness)
-    total, hidden = sum(widths) + 2 * len(widths) - 2, set()
-    while width and dull and total > width:
-        hidden.add(place := dull.pop())
-        total -= widths[place] + 2
+    room, hidden = width - widths[0] if width else math.inf, set()
+    for place in sorted(range(1, len(columns)), key=dullness):
+        if widths[place] + 2 > room:
+            hidden.add(place)
+        else:
+            room -= widths[place] + 2
     padded = []
     for column, wide, to_the_right in zip(columns, widths, _to_the_right(table), strict=True):
         blanks = [" " * (wide - _width(cell)) for cell in column]
@@ -239,7 +245,9 @@ def as_text(table: Table, width: int = 0, has_colours: bool = False) -> str:
     lines = ["  ".join(row[place] for place in places).rstrip() for row in rows]
     lines += [note] if (note := _note_of(table)) else []
     if left_out := [table.columns[place] for place in sorted(hidden)]:
-        what = f"left out, because the terminal is {width} wide: {', '.join(left_out)}"
+        more = len(left_out) - MOST_NAMES
+        few = [*left_out[:MOST_NAMES], f"{more} more"] if more > 0 else left_out
+        what = f"left out, because the terminal is {width} wide: {', '.join(few)}"
         lines.append(printable(f"{what}; name columns in --columns, or see all with | less -S"))
     return "\n".join(lines) + "\n"
 
