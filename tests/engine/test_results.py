@@ -167,6 +167,8 @@ def test_a_paper_has_means_over_seeds_and_the_best_in_bold(
         "| ---: | ---: | ---: |",
         "| 4 | 0.4050 ± 0.0071 (2) |  |",
         "| 8 | 0.3050 ± 0.0071 (2) | **0.2 (1)** |",
+        "",
+        "val\\_loss",  # which no column says
     ]
     assert not doubts
     table, doubts = comparison.for_paper(finished[:4], [], ["n_filters"], "")
@@ -189,6 +191,15 @@ def test_a_paper_has_means_over_seeds_and_the_best_in_bold(
     assert table.columns == ["n_filters", "dropout", "test_accuracy"]
     means = [(row[2].mean, row[2].is_best) for row in table.rows]
     assert means == [(0.6, False), (0.8, True), (0.6, False)]
+    # Who has no such metric, or has failed, makes no row, and no mean that would be doubtful.
+    (tmp_path / "r00" / "eval" / "test.json").unlink()
+    some = results.runs_matching([str(tmp_path)])[0]
+    table, doubts = comparison.for_paper(some, ["test_accuracy"], ["seed"], "n_filters")
+    assert (len(table.rows), len(table.columns)) == (2, 3) and "dropout" in doubts[0]
+    table, doubts = comparison.for_paper(some[:2], ["test_accuracy"], ["n_filters"], "")
+    assert [row[1].num_runs for row in table.rows] == [1] and not doubts
+    with pytest.raises(UsageError, match="no finished run has val_loss"):
+        comparison.for_paper(records[-1:], [], ["seed"], "")
 
 
 def runs(*words: object) -> subprocess.CompletedProcess[str]:

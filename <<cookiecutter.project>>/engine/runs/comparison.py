@@ -49,6 +49,7 @@ class Table(NamedTuple):
     columns: list[str]
     rows: list[list[Any]]
     num_runs: int | None = None  # behind each mean, if they need not say so themselves
+    metric: str = ""  # of all means, if no column says so
 
 
 def listing(records: Sequence[RunRecord], columns: Sequence[str] = (), more: str = "") -> Table:
@@ -112,7 +113,9 @@ def for_paper(
     if not asked:
         tested = [metric for metric in metrics if metric.startswith("test_")]
         metrics = tested or list(filter(None, [selection.main_monitor(records)]))
-    records = [record for record in records if record.state == "finished"]
+    records = [r for r in records if r.state == "finished" and {*metrics} & r.metrics.keys()]
+    if not records:
+        raise UsageError(f"no finished run has {' or '.join(metrics) or 'what --metric names'}")
     settings = _rows(records, [*rows, *([by] if by else [])], known)
     runs: dict[tuple[Any, ...], dict[Any, list[RunRecord]]] = {}  # by the row's and column's values
     for record, values in zip(records, settings, strict=True):
@@ -127,7 +130,7 @@ def for_paper(
         columns += [", ".join([m] * (len(metrics) > 1 or not by) + of_value) for m in metrics]
     cells: dict[tuple[Any, ...], Mean | None] = {}
     for metric in metrics:
-        is_lower = results.is_lower_better_in(records[0].config if records else {}, metric)
+        is_lower = results.is_lower_better_in(records[0].config, metric)
         means = {
             (line, place): mean_of([r.metrics[metric].best for r in group if metric in r.metrics])
             for line in lines
@@ -144,7 +147,8 @@ def for_paper(
     mixed = dict.fromkeys(k for group in alike for k in results.differing_settings(group, False))
     doubt = f"a mean is over runs that also differ by {', '.join(mixed)}"
     hint = "add that to --rows, --by or --where"
-    return Table(columns, body, num_runs), [f"{doubt}; {hint}"] if mixed else []
+    told = metrics[0] if by and len(metrics) == 1 else ""
+    return Table(columns, body, num_runs, told), [f"{doubt}; {hint}"] if mixed else []
 
 
 def _frozen(cell: Any) -> Any:
@@ -263,7 +267,8 @@ def for_terminal(table: Table, is_whole: bool = False) -> str:
 
 def _note_of(table: Table) -> str:
     many = table.num_runs and table.num_runs > 1
-    return f"mean ± standard deviation (n - 1) over {table.num_runs} runs" if many else ""
+    means = f"mean ± standard deviation (n - 1) over {table.num_runs} runs" if many else ""
+    return printable(": ".join(filter(None, [table.metric, means])))
 
 
 def as_csv(table: Table) -> str:
@@ -287,7 +292,7 @@ def as_markdown(table: Table) -> str:
     rules = ["---:" if to_the_right else "---" for to_the_right in _to_the_right(table)]
     head, *body = _shown(table, lambda text: printable(text.translate(MARKDOWN)), "**{}**")
     lines = "".join(f"| {' | '.join(row)} |\n" for row in [head, rules, *body])
-    return lines + (f"\n{note}\n" if (note := _note_of(table)) else "")
+    return lines + (f"\n{note.translate(MARKDOWN)}\n" if (note := _note_of(table)) else "")
 
 
 def as_latex(table: Table) -> str:
