@@ -50,7 +50,7 @@ def draw_learning_curve(
         axes.set_title(metric, fontsize=10, parse_math=False)
         axes.set_xlabel("epoch")
         axes.ticklabel_format(axis="y", scilimits=(-4, 5))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.spines[["top", "right"]].set_visible(False)
     each = [axes.get_legend_handles_labels() for axes in figure.axes]
     names = {name: line for lines, labels in each for line, name in zip(lines, labels, strict=True)}

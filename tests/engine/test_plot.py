@@ -240,6 +240,23 @@ def test_the_legend_has_names_and_what_differs(tmp_path: Path) -> None:
         assert label.endswith("…")
 
 
+def test_a_number_of_runs_stays_in_one_line_and_an_epoch_is_whole(tmp_path: Path) -> None:
+    long = {"a_long_name_of_a_setting": 0, "another": 1}
+    runs = [write_run(tmp_path / f"s{seed}", [2.0], long | {"seed": seed}) for seed in (0, 1)]
+    runs += [write_run(tmp_path / "o", [3.0], {"a_long_name_of_a_setting": 1, "another": 2})]
+    figure, _ = drawing(runs)
+    (label, _) = legend_texts(figure)
+    assert "\n" in label and "(n = 2)" in label
+    figure.draw_without_rendering()
+    assert [tick for tick in figure.axes[0].get_xticks() if 0.9 < tick < 1.1] == [1.0]
+
+
+def test_no_learning_rate_is_the_best(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", [2, 1], metric="learning_rate")
+    figure, _ = drawing([run], "learning_rate")
+    assert figure.axes[0].get_title(loc="left") == ""
+
+
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     runs = [
         write_run(tmp_path / "r" / name.replace("/", "\\"), [2, 1], {"name": name}, metric="$m_")

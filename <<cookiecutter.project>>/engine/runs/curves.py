@@ -185,7 +185,8 @@ def _legend(groups: Groups, smooth: float, columns: Sequence[str]) -> tuple[list
         if len(group) > 1:
             label = f"{label} (n = {len(group)})" if len(groups) > 1 else f"n = {len(group)}"
         form: Any = {"max_lines": 3, "placeholder": " …", "break_on_hyphens": False}
-        labels.append(textwrap.fill(printable(label), LONGEST_LINE, **form))
+        whole = printable(label).replace(" = ", "\u00a0=\u00a0")  # no line ends in "(n ="
+        labels.append(textwrap.fill(whole, LONGEST_LINE, **form).replace("\u00a0", " "))
     title = ["mean ± standard deviation"] * is_grouped + [f"smoothed by {smooth:g}"] * (smooth > 0)
     return labels, "\n".join(title)
 
@@ -197,7 +198,7 @@ def _best_of(
     import pandas as pd
 
     values = pd.concat(means).dropna()
-    if values.empty:  # gaps only
+    if values.empty or metric == "learning_rate":  # gaps only; or no rate is the best
         return ""
     is_lower = results.is_lower_better_in(groups[0][0].config, metric)
     index, place = values.idxmin() if is_lower else values.idxmax()
@@ -221,7 +222,8 @@ def _draw_panel(
     elif log_x:
         axes.set_xscale("log")
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        whole: Any = {"integer": True, "min_n_ticks": 1, "steps": [1, 2, 5, 10]}
+        axes.xaxis.set_major_locator(MaxNLocator(**whole))
     if log_y:
         axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)

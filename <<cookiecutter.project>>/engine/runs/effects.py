@@ -57,7 +57,7 @@ def effects_of(records: Sequence[RunRecord], monitor: str | None) -> dict[str, A
         for group in results.groups_of(counted)
     ]
     groups.sort(key=lambda group: group["mean"], reverse=not is_lower)
-    varied = results.differing_settings(records, repetitions=False)
+    varied = results.differing_settings(counted, repetitions=False)
     axes, undrawn = _axes_of([record.settings for record in counted], varied)
     drawn = enumerate(counted[:MOST_POINTS])
     points = [[place_of[r.path], short(values[i]), *(a.places[i] for a in axes)] for i, r in drawn]
@@ -68,7 +68,7 @@ def effects_of(records: Sequence[RunRecord], monitor: str | None) -> dict[str, A
         "num_runs": len(counted),
         "left_out": [f"{count} {reason}" for reason, count in left_out.items()],
         "varied": varied,
-        "repetitions": list(filter(results.is_repetition, results.differing_settings(records))),
+        "repetitions": list(filter(results.is_repetition, results.differing_settings(counted))),
         "undrawn": undrawn,
         "axes": [{"key": a.key, "scale": a.scale, "levels": _with_means(a, values)} for a in axes],
         "points": points,
