@@ -24,7 +24,7 @@ OUTPUT = ".png, .pdf or .svg; without it, METRIC.png here; FILE.json, next to it
 @argh.arg("--x", choices=("epoch", "step"), help="what the x axis shows")
 @argh.arg("--log_x", help="make the x axis logarithmic")
 @argh.arg("--log_y", help="make the y axis logarithmic; values of 0 and below leave gaps")
-@argh.arg("--linear_y", help="keep the y axis linear, though values span a range of 100")
+@argh.arg("--linear_y", help="keep the y axis linear, even if values span a factor of 100")
 @argh.arg("--smooth", metavar="WEIGHT", help=SMOOTH)
 @argh.arg("-o", "--output", metavar="FILE", help=OUTPUT)
 def plot(
@@ -53,8 +53,7 @@ def plot(
         output = "".join("_" if c in '/\\:*?"<>|\0' else c for c in "-".join(drawn)) + ".png"
         results.require_writable(output)
     scale = False if linear_y else log_y or None
-    names = selection.columns_in(columns)
-    figure = curves.draw(drawn, records, x, log_x, scale, smooth, names)
+    figure = curves.draw(drawn, records, x, log_x, scale, smooth, selection.columns_in(columns))
     shown = {path for some in drawn.values() for path in some}
     provenance = results.provenance_of([record for record in records if record.path in shown])
     picture = curves.content_of(figure, Path(output).suffix.lower(), name, provenance)

@@ -76,8 +76,7 @@ def compare(
     metrics = selection.metrics_of(records, metric or [])
     doubts: list[str] = []
     if rows:
-        lines = selection.columns_in(rows)
-        table, doubts = comparison.for_paper(records, metric or [], lines, by)
+        table, doubts = comparison.for_paper(records, metric or [], selection.columns_in(rows), by)
     elif group:
         table = comparison.grouped(records, metrics)
     elif asked:

@@ -74,7 +74,7 @@ def run(
         range: KEY=LOW..HIGH or 'KEY=LOW..HIGH log', to draw or choose from; may be repeated
         random: how many draws from the ranges to train, for each combination of the grid
         seeds: how many seeds to train each setting with, counted up from the config's
-        folds: cross-validation with so many folds; each trial trains on all but one of them
+        folds: cross-validation with N folds; each trial trains on all but one of them
         search: optuna: let Optuna choose from grid and ranges by what it learns from earlier trials
         trials: how many settings the search is to choose
         pruner: median, halving or hyperband: end trials early that do worse than others

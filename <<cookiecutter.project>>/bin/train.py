@@ -55,9 +55,9 @@ def train(
         config: the resolved config.
         save_path: the run folder.
         prepared: what the config stands for.
-        checkpoint: begin with this checkpoint, or with the latest of this run
+        checkpoint: begin with this file, or with the latest checkpoint of this run folder
         retrain: with --checkpoint: take only the weights, and begin at step 0
-        fork: begin with the state of this run
+        fork: begin with the state of the run in this folder
         from_epoch: with --fork: after this epoch, if the run keeps a checkpoint of it; 0: the last
         warm_start: begin with the weights of a run, checkpoint or .keras file
         warm_start_vars: take only weights whose path matches this regular expression

@@ -462,8 +462,7 @@ def by_unique_path(variables: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for each in variables:
         path, value = each if isinstance(each, tuple) else (path_of(each), each)
-        # Keras numbers all that it has made, and TensorFlow's names end in :0.
-        path = first = re.sub(r"_\d+(?=[_/:]|$)|:\d+$", "", path)
+        path = first = re.sub(r"_\d+(?=[_/:]|$)|:\d+$", "", path)  # without counters and :0
         number = 2
         while path in found:
             path, number = f"{first}#{number}", number + 1

@@ -120,8 +120,7 @@ def for_paper(
     runs: dict[tuple[Any, ...], dict[Any, list[RunRecord]]] = {}  # by the row's and column's values
     for record, values in zip(records, settings, strict=True):
         own = tuple(map(_frozen, values))
-        row = runs.setdefault(own[: len(rows)], {})
-        row.setdefault(own[-1] if by else None, []).append(record)
+        runs.setdefault(own[: len(rows)], {}).setdefault(own[-1] if by else None, []).append(record)
     lines = sorted(runs, key=lambda values: [*map(_order, values)])
     across = sorted({place for line in runs.values() for place in line}, key=_order)
     columns, body = list(rows), [[*line] for line in lines]
@@ -216,27 +215,24 @@ def as_text(table: Table, width: int = 0, has_colours: bool = False) -> str:
     columns = [*zip(*_shown(table), strict=True)]
     widths = [max(map(_width, column)) for column in columns]
     alike = [max(Counter(column[1:]).values(), default=0) for column in columns]
-    names = set(table.columns)
 
     def dullness(place: int) -> tuple[Any, ...]:
-        name, most = table.columns[place], alike[place]
+        name, most, has_names = table.columns[place], alike[place], "run" in table.columns
         is_mean = any(isinstance(row[place], Mean) for row in table.rows)
         # Without these, nobody could tell rows that stand for several runs apart, or see a failure.
-        if most < len(table.rows) and (name == "state" or ("run" not in names and not is_mean)):
+        if most < len(table.rows) and (name == "state" or not (has_names or is_mean)):
             return (False,)
-        is_minor = name.endswith(" last") + (f"val_{name}" in names)
+        is_minor = name.endswith(" last") + (f"val_{name}" in table.columns)
         return 2 * most > len(table.rows), is_minor, most, place
 
-    room, hidden = width - widths[0] if width else math.inf, set()
+    room, kept = width - widths[0] if width else math.inf, {0}
     for place in sorted(range(1, len(columns)), key=dullness):
-        if widths[place] + 2 > room:
-            hidden.add(place)
-        else:
+        if widths[place] + 2 <= room:
+            kept.add(place)
             room -= widths[place] + 2
     padded = []
     for column, wide, to_the_right in zip(columns, widths, _to_the_right(table), strict=True):
-        blanks = [" " * (wide - _width(cell)) for cell in column]
-        pairs = zip(column, blanks, strict=True)
+        pairs = [(cell, " " * (wide - _width(cell))) for cell in column]
         padded.append([blank + cell if to_the_right else cell + blank for cell, blank in pairs])
     for place, name in enumerate(table.columns if has_colours else ()):
         for line, row in enumerate(table.rows, start=1):
@@ -245,10 +241,9 @@ def as_text(table: Table, width: int = 0, has_colours: bool = False) -> str:
             code = COLOURS.get(text.strip()) if name == "state" else BOLD if is_best else None
             padded[place][line] = f"\x1b[{code}m{text}\x1b[0m" if code else text
     rows = zip(*padded, strict=True)
-    places = [place for place in range(len(columns)) if place not in hidden]
-    lines = ["  ".join(row[place] for place in places).rstrip() for row in rows]
+    lines = ["  ".join(row[place] for place in sorted(kept)).rstrip() for row in rows]
     lines += [note] if (note := _note_of(table)) else []
-    if left_out := [table.columns[place] for place in sorted(hidden)]:
+    if left_out := [name for place, name in enumerate(table.columns) if place not in kept]:
         more = len(left_out) - MOST_NAMES
         few = [*left_out[:MOST_NAMES], f"{more} more"] if more > 0 else left_out
         what = f"left out, because the terminal is {width} wide: {', '.join(few)}"
@@ -266,8 +261,8 @@ def for_terminal(table: Table, is_whole: bool = False) -> str:
 
 
 def _note_of(table: Table) -> str:
-    many = table.num_runs and table.num_runs > 1
-    means = f"mean ± standard deviation (n - 1) over {table.num_runs} runs" if many else ""
+    n = table.num_runs or 0
+    means = f"mean ± standard deviation (n - 1) over {n} runs" if n > 1 else ""
     return printable(": ".join(filter(None, [table.metric, means])))
 
 

@@ -150,9 +150,8 @@ def draw(
             axes.set_xlabel(next(iter(there.values())).index.name)
             axes.set_ylabel(printable(metric), parse_math=False)
         handles = [Line2D([], [], **_style(n)) for n in range(len(labels))]
-        words = [str(index) for index in range(len(labels))]
         looks: Any = {"frameon": False, "title": title, "title_fontsize": 8, "alignment": "left"}
-        legend = figure.legend(handles, words, loc="outside right upper", **looks)
+        legend = figure.legend(handles, "-" * len(labels), loc="outside right upper", **looks)
         # Set here, a name may hold $, or begin with _, which legend() of older releases leaves out.
         for text, label in zip(legend.get_texts(), labels, strict=True):
             text.set(text=label, parse_math=False, fontsize=8)
@@ -222,8 +221,7 @@ def _draw_panel(
     elif log_x:
         axes.set_xscale("log")
     else:
-        whole: Any = {"integer": True, "min_n_ticks": 1, "steps": [1, 2, 5, 10]}
-        axes.xaxis.set_major_locator(MaxNLocator(**whole))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     if log_y:
         axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)

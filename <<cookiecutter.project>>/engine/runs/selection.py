@@ -21,14 +21,12 @@ OPTIONS = {
     "--columns": ("NAMES", "show these, as a,b,c: settings, metrics, and what `list` shows"),
     "--best": ("N", "only the N best runs, by the (first) metric, or else by what they monitor"),
 }
-SHORT_COMMIT = 8
 LONGEST_NOTE = 70
 # A word of a filter is a condition if it has a comparison that is not in quotes, with or without
 # blanks around it. The page of bin/report.py reads filters in the same way.
 WORD = re.compile(r'(?:[^\s"=<>]|"[^"]*"?|\s*[=<>!]*[=<>]\s*)+')
 CONDITION = re.compile(r'((?:[^=<>!"]|"[^"]*")+)((?:!=|[=<>])[=<>!]*)(.*)')
-COMPARISONS: dict[str, Callable[[Any, Any], bool]]
-COMPARISONS = {"=": eq, "==": eq, "!=": eq, "<": lt, "<=": le, ">": gt, ">=": ge}
+COMPARISONS: dict[str, Any] = {"=": eq, "==": eq, "!=": eq, "<": lt, "<=": le, ">": gt, ">=": ge}
 
 
 class Cell(NamedTuple):
@@ -62,7 +60,7 @@ def _duration(record: RunRecord) -> Cell | None:
 
 
 def _commit(record: RunRecord) -> Cell | None:
-    short = (record.commit or "")[:SHORT_COMMIT]
+    short = (record.commit or "")[:8]
     return Cell(short, short + "+" * record.is_dirty) if short else None
 
 

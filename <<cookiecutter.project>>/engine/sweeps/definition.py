@@ -107,7 +107,7 @@ def require_one_of(choices: Sequence[str], what: str, name: str) -> None:
     """Raise a UsageError unless a name is among the choices."""
     if name not in choices:
         hint = did_you_mean(name, choices)
-        raise UsageError(f"{what} is {name!r}{hint}; expected one of {', '.join(choices)}")
+        raise UsageError(f"{what} is {name!r}; expected one of {', '.join(choices)}{hint}")
 
 
 def grid_of(texts: Sequence[str], key_of: KeyOf) -> dict[str, list[Any]]:
