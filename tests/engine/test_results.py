@@ -170,6 +170,7 @@ def test_a_paper_has_means_over_seeds_and_the_best_in_bold(
         "",
         "val\\_loss",  # which no column says
     ]
+    assert comparison.as_csv(table).startswith('n_filters,"val_loss, dropout=0.0 mean",')
     assert not doubts
     table, doubts = comparison.for_paper(finished[:4], [], ["n_filters"], "")
     latex = comparison.as_latex(table)

@@ -312,10 +312,10 @@ def as_json(table: Table, provenance: Mapping[str, Any]) -> str:
 def _without_means(table: Table) -> Table:
     """Give mean, standard deviation and count columns of their own."""
     is_mean = [any(isinstance(cell, Mean) for cell in cells) for cells in _cells_of(table)]
-    columns = []
-    for column, wide in zip(table.columns, is_mean, strict=True):
-        columns += [f"{column} {part}" for part in ("mean", "std", "count")] if wide else [column]
-    rows = []
+    told = f"{table.metric}, " * bool(table.metric)
+    columns, rows = list[str](), list[list[Any]]()
+    for name, wide in zip(table.columns, is_mean, strict=True):
+        columns += [f"{told}{name} {part}" for part in ("mean", "std", "count")] if wide else [name]
     for row in table.rows:
         cells: list[Any] = []
         for cell, wide in zip(row, is_mean, strict=True):
