@@ -10,6 +10,7 @@ python bin/sweep.py stop results/sweep"""
 import argparse
 import contextlib
 import functools
+import json
 import os
 import shlex
 import shutil
@@ -17,7 +18,7 @@ import signal
 import socket
 import sys
 import time as clock
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ def run(
         starts = sweeps.RayLauncher(gpus, address, max_parallel, threads, **places)
     definition = definition_of(config, asked)
     definition, known = sweep.taken_up(folder, definition, registry.completed)
-    check(args, known or sweep_trials.corners(definition))
+    if definition.search:
+        sweep_trials.corners(definition)  # raises a UsageError if one of them cannot be trained
     more = ["--allow_inexact"] if allow_inexact else []
 
     def command_of(trial: sweep_trials.Trial) -> list[str]:
@@ -188,8 +190,8 @@ def definition_of(config: dict[str, Any], asked: dict[str, Any]) -> sweep_trials
     key_of = functools.partial(find_key, config)
     asked["grid"] = sweep_trials.grid_of(asked["grid"], key_of)
     asked["range"] = sweep_trials.ranges_of(asked["range"], key_of)
-    words = shared_words(args, given)
-    definition = sweep_trials.Definition(args.config, config, words, **asked)
+    asked |= {"words": shared_words(args, given), "resolve": resolver(args)}
+    definition = sweep_trials.Definition(args.config, config, **asked)
     sweep_trials.check_search(definition)
     return definition
 
@@ -219,17 +221,28 @@ def shared_words(args: argparse.Namespace, overrides: dict[str, Any]) -> list[st
     return words
 
 
-def check(args: argparse.Namespace, trials: Sequence[sweep_trials.Trial]) -> None:
-    """Resolve each trial's config. Raises vegab.UsageError, naming the trial that cannot be."""
-    given = [Override(key, value, adds=True) for key, value in args.overrides.items()]
+def resolver(args: argparse.Namespace) -> Callable[[sweep_trials.Settings], dict[str, Any]]:
+    """Return what makes a trial's config of its settings, as its command does. It raises
+    vegab.UsageError, naming the trial, if that cannot be."""
+
+    def typed(key: str, value: Any, adds: bool = False) -> Override:
+        return Override(key, show(value) if isinstance(value, str) else value, adds=adds)
+
+    given = [typed(key, value, adds=True) for key, value in args.overrides.items()]
     given += [Override(key, None, deletes=True) for key in args.delete]
     draft = registry.draft(args.config, args.base)
-    for trial in trials:
-        own = [Override(key, value) for key, value in trial.settings.items()]
+
+    @functools.cache
+    def config_of(text: str) -> dict[str, Any]:
+        settings = json.loads(text)
         try:
-            experiment.check_ranges(draft.resolve([*given, *own]))
+            config = draft.resolve([*given, *(typed(k, v) for k, v in settings.items())])
+            experiment.check_ranges(config)
         except vegab.UsageError as error:
-            raise vegab.UsageError(f"{trial.name}: {error}") from error
+            raise vegab.UsageError(f"{sweep_trials.name_of(settings)}: {error}") from error
+        return config
+
+    return lambda settings: config_of(json.dumps(settings))
 
 
 def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bool) -> int:

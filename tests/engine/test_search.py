@@ -92,7 +92,7 @@ def test_in_any_order_and_with_kills_as_many_are_chosen_as_are_asked_for(
 ) -> None:
     told = definition()
     supply = swept(tmp_path / "first", told, random.Random(seed))
-    identities = {sweep_trials.identity(told.config, one) for one in supply.suggested}
+    identities = {sweep_trials.identity(told, one) for one in supply.suggested}
     assert len(identities) == len(supply.suggested) == len(supply.trials) == 20
     assert states(supply) == [optuna.trial.TrialState.COMPLETE] * 20
 
@@ -249,7 +249,7 @@ def test_a_search_under_fire_chooses_none_twice_and_each_is_made_again_to_the_bi
     assert f"{number - 1} of {number} trials are finished" in said
     assert f"{folder / doomed} failed: it died by SIGKILL" in said
     told, trials, chosen = sweep.read(folder)
-    identities = {sweep_trials.identity(told.config, one) for one in chosen}
+    identities = {sweep_trials.identity(told, one) for one in chosen}
     assert len(identities) == len(chosen) == len(trials) == number
     whole = [folder / trial.name for trial in trials if trial.name != doomed]
     early = [path for path in whole if (path / "pruned.json").exists()]

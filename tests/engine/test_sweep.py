@@ -31,6 +31,7 @@ from sweeping import (
     wait_for,
 )
 
+from configs import registry
 from engine.devices import gpus as devices
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import local as launch
@@ -428,6 +429,28 @@ def test_a_plan_says_the_same_as_the_command_line(command: Command, tmp_path: Pa
     refused = command("bin/sweep.py", "root", folder, "--plan", plan)
     assert refused.returncode == 2
     assert "unknown key 'grids'; did you mean 'grid'?" in refused.stderr
+
+
+def test_a_trial_is_its_resolved_config_however_that_came_about(
+    command: Command, tmp_path: Path
+) -> None:
+    own, folder = tmp_path / "own.yaml", tmp_path / "sweep"
+    own.write_text("n_layers: 1\naccumulate_steps: ${n_layers}\n")
+
+    def names_of(*words: str) -> list[str]:
+        told = command("bin/sweep.py", own, folder, *words, "--dry_run").stdout.splitlines()
+        return [Path(shlex.split(line)[3]).name for line in told]
+
+    steps = ("--grid", 'accumulate_steps=1,2,"${n_layers}"')
+    assert len(names_of("--grid", "n_layers=1,2", *steps)) == 4
+    mappings = "optimizer_arguments={momentum: 0.9},{momentum: 1},{momentum: 1.0}"
+    assert len(names_of("--grid", mappings)) == 2
+    # With two layers there are two steps, so that one step is another config.
+    told = sweep_trials.Definition(str(own), registry.resolve(str(own)), [], {}, {}, 0, 0)
+    folder.mkdir()
+    sweep.write(folder, told, [Trial("n_layers=2", {"n_layers": 2})])
+    added = names_of("--grid", "n_layers=2", "--grid", "accumulate_steps=1,2")
+    assert added == ["n_layers=2", "n_layers=2,accumulate_steps=1"]
 
 
 def test_folds_are_trials_that_share_all_but_what_they_validate_on(

@@ -7,7 +7,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +52,8 @@ class Definition:
     search: str = ""  # "optuna" if that chooses from grid and ranges
     trials: int = 0  # settings that it chooses
     pruner: str = ""  # what ends poor trials early, see `engine.sweeps.search`
+    # Returns the config of a trial with these settings; where nobody knows it, they stand for it.
+    resolve: Callable[[Settings], dict[str, Any]] = field(default=dict, compare=False)
 
     @property
     def num_repeats(self) -> int:
@@ -208,31 +210,30 @@ def trials_of(definition: Definition, there: Sequence[Trial] = ()) -> list[Trial
     every = [one | other | repeat for one, other, repeat in parts]
     if not any(every):
         raise UsageError("the sweep varies nothing; give --grid, --random, --seeds or --folds")
-    return named(definition.config, every, there)
+    return named(definition, every, there)
 
 
-def identity(config: Mapping[str, Any], settings: Settings) -> str:
-    """Return a text that is the same for settings that make the same config of the shared one."""
+def identity(definition: Definition, settings: Settings) -> str:
+    """Return a text that is the same for settings that make the same config; 1.0 is 1."""
 
-    def plain(value: Any) -> Any:
-        return float(value) if type(value) is int else value
+    def number(text: str) -> float:
+        return int(float(text)) if float(text).is_integer() else float(text)
 
-    own = {key: plain(value) for key, value in settings.items()}
-    shared = flatten(dict(config))
-    given = {key: value for key, value in own.items() if value != plain(shared.get(key, ...))}
-    return json.dumps(sorted(given.items()), default=str)
+    text = json.dumps(definition.resolve(settings), default=str)
+    return json.dumps(json.loads(text, parse_float=number), sort_keys=True)
 
 
-def named(config: Mapping[str, Any], every: Iterable[Settings], there: Trials = ()) -> list[Trial]:
+def named(definition: Definition, every: Iterable[Settings], there: Trials = ()) -> list[Trial]:
     """Return trials with these settings, each once: those that are there, or new ones."""
-    known = {identity(config, trial.settings): trial for trial in there}
+    known = {identity(definition, trial.settings): trial for trial in there}
     names = {trial.name for trial in there}
     found = {}
     for settings in every:
-        what = identity(config, settings)
+        what = identity(definition, settings)
         if what not in known:
             name = name_of(settings)
-            known[what] = Trial(_marked(name, what) if name in names else name, settings)
+            mark = json.dumps(settings, default=str)
+            known[what] = Trial(_marked(name, mark) if name in names else name, settings)
             names.add(known[what].name)
         found[what] = known[what]
     return list(found.values())
@@ -248,7 +249,7 @@ def _repeats(definition: Definition) -> list[dict[str, Any]]:
 def repeated(definition: Definition, settings: Settings, there: Trials = ()) -> list[Trial]:
     """Return the trials of settings: if a search has chosen them, one for each seed and fold."""
     repeats = _repeats(definition) if definition.search else [{}]
-    return named(definition.config, ({**settings, **repeat} for repeat in repeats), there)
+    return named(definition, ({**settings, **repeat} for repeat in repeats), there)
 
 
 def corners(definition: Definition) -> list[Trial]:

@@ -83,7 +83,7 @@ def suggest(
 ) -> Settings | None:
     """Return other settings than those before, by the tree-structured Parzen estimator (Bergstra
     et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011); None if all were chosen."""
-    chosen = {sweep_trials.identity(definition.config, settings) for settings in before}
+    chosen = {sweep_trials.identity(definition, settings) for settings in before}
     chance = random.Random(f"{definition.config['seed']} {len(before)}")
     # Trials that still run count as poor ones, so that no two of them are nearly the same.
     tree = optuna.samplers.TPESampler(seed=chance.getrandbits(32), constant_liar=True)
@@ -101,7 +101,7 @@ def suggest(
         for _ in range(MOST_ASKED):
             params = study.ask(every).params
             settings = {key: _rounded(definition, key, value) for key, value in params.items()}
-            if sweep_trials.identity(definition.config, settings) not in chosen:
+            if sweep_trials.identity(definition, settings) not in chosen:
                 return settings
     return None
 

@@ -73,7 +73,7 @@ def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
         trials = [Trial(entry["name"], entry["settings"]) for entry in content["trials"]]
         if wrong := misfit(content, FORM) or next(filter(leads_out, [t.name for t in trials]), ""):
             raise KeyError(wrong)
-        known = {each.name for each in fields(Definition)}
+        known = {each.name for each in fields(Definition)} - {"resolve"}
         definition = Definition(**{k: v for k, v in content["definition"].items() if k in known})
         return definition, trials, content["suggested"] or [trial.settings for trial in trials]
     except (KeyError, TypeError) as error:
@@ -86,7 +86,7 @@ def write(
     """Keep what a sweep is."""
     content = {
         "format": FORMAT,
-        "definition": asdict(definition),
+        "definition": {k: v for k, v in asdict(definition).items() if k != "resolve"},
         "suggested": list(map(dict, chosen)) if definition.search else [],
         "trials": [{"name": t.name, "settings": dict(t.settings)} for t in trials],
     }
