@@ -54,6 +54,27 @@ def end(
     (place / "history.csv").write_text("epoch,step,val_loss\n" + "".join(rows))
 
 
+def test_a_curve_that_is_not_finite_everywhere_ends_no_search(tmp_path: Path) -> None:
+    told = definition(pruner="median", range={}, grid={"lr": [0.1, 0.2, 0.3]}, trials=3)
+    supply = open_search(tmp_path / "sweep", told)
+    every = (["nan", "nan"], ["nan", "0.5"], ["0.4", "inf"])
+    for trial, losses in zip(supply.advance(()), every, strict=True):
+        end(tmp_path / "sweep", trial, told, losses={})
+        rows = [f"{epoch},{epoch},{loss}\n" for epoch, loss in enumerate(losses)]
+        (tmp_path / "sweep" / trial.name / "history.csv").write_text(
+            "epoch,step,val_loss\n" + "".join(rows)
+        )
+    outcomes = [supply._outcome(settings, ()) for settings in supply.suggested]
+    assert [(one.state.name, one.value) for one in outcomes] == [
+        ("FAIL", None),
+        ("COMPLETE", 0.5),
+        ("COMPLETE", 0.4),
+    ]
+    own = supply.trials[1].name
+    assert search.is_poor(tmp_path / "sweep", told, supply.trials, own, [(1, 0.1)]) is False
+    assert len(supply.advance(())) == 3
+
+
 def open_search(folder: Path, told: sweep_trials.Definition, room: int = 3) -> Any:
     """Open what a sweeper opens that begins, or that goes on after one that was killed."""
     folder.mkdir(exist_ok=True)

@@ -484,6 +484,8 @@ def test_draws_lie_in_their_ranges_and_more_of_them_add_to_the_first() -> None:
     for low in (1e-4, 1e-3, 1e-2):  # as many in each factor of ten
         assert 90 < sum(low <= rate < 10 * low for rate in rates) < 180
     assert {trial.settings["n"] for trial in many} == {2, 3, 4, 5}
+    narrow = sweep_trials.trials_of(definition(range={"lr": "0.9999..0.99996"}, random=40))
+    assert max(float(trial.settings["lr"]) for trial in narrow) == 0.99996, "not 1"
 
 
 def test_seeds_count_up_from_the_config_s() -> None:

@@ -161,14 +161,15 @@ def _draw(text: str, key: str, number: int, seed: int) -> Any:
     chance = random.Random(f"{seed} {key} {number}")
     is_whole = isinstance(low, int) and isinstance(high, int)
     if not is_log:
-        return chance.randint(low, high) if is_whole else shortened(chance.uniform(low, high))
-    drawn = math.exp(chance.uniform(math.log(low), math.log(high)))
-    return min(max(round(drawn), low), high) if is_whole else shortened(drawn)
+        drawn = chance.randint(low, high) if is_whole else chance.uniform(low, high)
+    else:
+        drawn = math.exp(chance.uniform(math.log(low), math.log(high)))
+    return min(max(round(drawn), low), high) if is_whole else shortened(drawn, low, high)
 
 
-def shortened(value: float) -> float:
-    """Return a number with as many digits as a setting needs."""
-    return float(f"{value:.{DIGITS}g}")
+def shortened(value: float, low: float, high: float) -> float:
+    """Return a number of a range with as many digits as a setting needs."""
+    return min(max(float(f"{value:.{DIGITS}g}"), float(low)), float(high))
 
 
 def check_search(definition: Definition) -> None:

@@ -4,6 +4,7 @@ Optuna does both. What it has chosen stands in `sweep.json` before a trial begin
 chosen again: it may depend on what has ended by then. Its study is made of what the trials'
 folders say, whenever something is asked of it."""
 
+import math
 import random
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -70,12 +71,12 @@ class Search:
         if states != {"finished"}:
             return _frozen(self.definition, settings, TrialState.RUNNING)
         curves = [curve_in(results.read_history(r.path), self.definition) for r in records]
-        if not all(curves):
+        value = sum(_best(self.definition, curve) for curve in curves) / len(curves)
+        if math.isnan(value):
             return _frozen(self.definition, settings, TrialState.FAIL)
         if any(results.pruned_at(Path(record.path)) for record in records):
             return _frozen(self.definition, settings, TrialState.PRUNED, curves[0][-1][1])
-        values = [_best(self.definition, curve) for curve in curves]
-        return _frozen(self.definition, settings, TrialState.COMPLETE, sum(values) / len(values))
+        return _frozen(self.definition, settings, TrialState.COMPLETE, value)
 
 
 def suggest(
@@ -138,7 +139,9 @@ def is_poor(folder: Path, definition: Definition, trials: Trials, own: str, curv
 
 
 def _best(definition: Definition, curve: Curve) -> float:
-    return (min if definition.lower_is_better else max)(value for _, value in curve)
+    """Return the best value of a curve; NaN if there is no other, or none at all."""
+    values = (value for _, value in curve if not math.isnan(value))
+    return (min if definition.lower_is_better else max)(values, default=math.nan)
 
 
 def _new_study(definition: Definition, **arguments: Any) -> optuna.Study:
@@ -173,7 +176,7 @@ def _rounded(definition: Definition, key: str, value: Any) -> Any:
         return read_yaml(value, key)
     if isinstance(value, float):
         low, high, _ = sweep_trials.bounds_of(definition.range[key], key)
-        return min(max(sweep_trials.shortened(value), float(low)), float(high))
+        return sweep_trials.shortened(value, low, high)
     return value
 
 
