@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from vegab import trust
 from vegab.exits import UsageError
-from vegab.files import is_modest, read_bytes
+from vegab.files import PROJECT, ROOT, is_modest, read_bytes
 
 Config = dict[str, Any]
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -522,7 +522,7 @@ class ConfigRegistry:
             below = [(load_file(path, is_metayaml=is_metayaml), str(path)) for path in paths]
             return [*below, *([] if name is None else [self._read(name, is_metayaml)])]
 
-        paths = list(map(Path, bases))
+        paths = [_as_it_ran(Path(path)) for path in bases]
         layers = read(False)
         kind = self._kind_of(dict(ChainMap(*(config for config, _ in layers))))
         return Draft(kind, name, read(True) if kind.is_metayaml else layers)
@@ -536,7 +536,7 @@ class ConfigRegistry:
         return [*whole, *marked, self._root][0]
 
     def _read(self, name: str, is_metayaml: bool) -> Layer:
-        source = self._named[name][0] if name in self else Path(name)
+        source = self._named[name][0] if name in self else _as_it_ran(Path(name))
         if not (name in self or name.endswith(CONFIG_SUFFIXES)):
             hint = did_you_mean(name, self.names()) or "."
             known = f"{', '.join(self.names())}; a path to a .yaml or .json file is fine, too"
@@ -549,6 +549,13 @@ class ConfigRegistry:
         if name in self or name == "root":
             raise ValueError(f"a config named '{name}' is registered already")
         self._named[name] = source, about
+
+
+def _as_it_ran(path: Path) -> Path:
+    """The file, or the one in the snapshot that this process runs from: it is edited by nobody."""
+    inner = os.path.relpath(os.path.realpath(path.parent), PROJECT)
+    kept = Path(ROOT, inner, path.name)
+    return path if PROJECT == ROOT or inner.startswith("..") or not kept.is_file() else kept
 
 
 def _schema_of(config: Config) -> Schema:

@@ -293,10 +293,11 @@ def test_a_run_goes_on_with_its_own_code(later: Path, run: Path, do: Do) -> None
 
 @pytest.mark.slow
 def test_a_sweep_goes_on_with_the_code_that_it_began_with(later: Path, do: Do) -> None:
-    words = ["bin/sweep.py", "digits", "results/mix", "--num_epochs=1", "--n_filters=2"]
+    words = ["bin/sweep.py", "mix.yaml", "results/mix", "--num_epochs=1", "--n_filters=2"]
     words += ["--n_layers=1", "--no_tensorboard", "--threads=1", "--jobs=1"]
     models, mix = later / "src" / "models.py", later / "results" / "mix"
-    source = models.read_text()
+    source, config = models.read_text(), later / "mix.yaml"
+    config.write_text("dropout: 0.1\n")
     process = subprocess.Popen(
         [sys.executable, *words, "--seeds=3"], cwd=later, stderr=subprocess.DEVNULL
     )
@@ -304,15 +305,23 @@ def test_a_sweep_goes_on_with_the_code_that_it_began_with(later: Path, do: Do) -
         assert process.poll() is None
         time.sleep(0.05)
     models.write_text(source.replace('"gelu"', '"relu"'))
+    config.write_text("dropout: 0.5\n")
     try:
         assert process.wait() == 0
         done = do(*words, "--seeds=4")
         assert done.returncode == 2
+        assert "a sweep of another config (dropout: 0.1 -> 0.5)" in done.stderr
+        config.write_text("dropout: 0.1\n")
+        done = do(*words, "--seeds=4")
+        assert done.returncode == 2
         assert "results/mix began with other code (src/models.py); add --own_code" in done.stderr
+        config.write_text("dropout: 0.5\n")
         done = do(*words, "--seeds=4", "--own_code")
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
         models.write_text(source)
+    configs = [json.loads(path.read_text()) for path in mix.glob("seed=*/config.json")]
+    assert [each["dropout"] for each in configs] == [0.1] * 4, "as the file was at the beginning"
     codes = [*mix.glob("seed=*/code.zip"), mix / "code.zip"]
     assert len(codes) == 5 and len({path.stat().st_ino for path in codes}) == 1
     assert b"gelu" in snapshot.read(codes[0])["src/models.py"]
