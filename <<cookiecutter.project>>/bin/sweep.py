@@ -110,17 +110,16 @@ def run(
     sweep_trials.require_one_of(("local", "slurm", "ray"), "launcher", launcher)
     places = {"outputs": folder / sweep.OUTPUTS, "is_stopped": lambda: bool(stops)}
     threads = config.get("threads")
-    starts: Launcher
     if launcher == "local":
-        starts = LocalLauncher(jobs, gpus, per_gpu, threads, **places)
+        starts: Launcher = LocalLauncher(jobs, gpus, per_gpu, threads, **places)
     elif launcher == "slurm":
         starts = slurm.SlurmLauncher(gpus, partition, time, max_parallel, **places)
     else:
         starts = sweeps.RayLauncher(gpus, address, max_parallel, threads, **places)
     definition = definition_of(config, asked)
     definition, known = sweep.taken_up(folder, definition, registry.completed)
-    if definition.search:
-        sweep_trials.corners(definition)  # raises a UsageError if one of them cannot be trained
+    for corner in sweep_trials.corners(definition) if definition.search else ():
+        definition.resolve(corner)  # or raise a UsageError
     more = ["--allow_inexact"] if allow_inexact else []
 
     def command_of(trial: sweep_trials.Trial) -> list[str]:
@@ -146,18 +145,18 @@ def run(
         is_new = not (folder / sweep.SWEEP).exists()
         sweep.write(folder, definition, known, [] if is_new else sweep.read(folder)[2])
         sweeper = sweep.Sweeper(folder, lambda refused: known, command_of, starts)
-        total, chooser = len(known), None
+        total = len(known)
         if definition.search:
             room = functools.partial(max, 1, max_parallel or starts.num_parallel)
-            chooser = sweeps.Search(folder, definition, room)
-            sweeper.advance, total = chooser.advance, definition.trials * definition.num_repeats
+            sweeper.advance = sweeps.Search(folder, definition, room).advance
+            total = definition.trials * len(sweep_trials.repeats(definition))
         code = train(sweeper, total, stops, retry_failed)
-        if chooser and chooser.is_exhausted and code != REFUSED:
-            print(f"all {len(chooser.suggested)} combinations were chosen, fewer than --trials")
-    if code == REFUSED and is_new:  # nothing was trained: leave nothing behind
-        shutil.rmtree(folder)
-        if was_there:
-            folder.mkdir()
+    if code == REFUSED and is_new:  # nothing was trained: leave nothing behind but what it said
+        for path in folder.iterdir():
+            if path.name != sweep.LOG:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not (was_there or detach):
+            folder.rmdir()
     sys.exit(code)
 
 
@@ -222,24 +221,20 @@ def shared_words(args: argparse.Namespace, overrides: dict[str, Any]) -> list[st
 
 
 def resolver(args: argparse.Namespace) -> Callable[[sweep_trials.Settings], dict[str, Any]]:
-    """Return what makes a trial's config of its settings, as its command does. It raises
-    vegab.UsageError, naming the trial, if that cannot be."""
+    """Return what makes a trial's config of its settings, or raises vegab.UsageError."""
 
-    def typed(key: str, value: Any, adds: bool = False) -> Override:
-        return Override(key, show(value) if isinstance(value, str) else value, adds=adds)
-
-    given = [typed(key, value, adds=True) for key, value in args.overrides.items()]
+    given = [Override(key, value, adds=True) for key, value in args.overrides.items()]
     given += [Override(key, None, deletes=True) for key in args.delete]
     draft = registry.draft(args.config, args.base)
 
     @functools.cache
     def config_of(text: str) -> dict[str, Any]:
-        settings = json.loads(text)
+        own = json.loads(text)
         try:
-            config = draft.resolve([*given, *(typed(k, v) for k, v in settings.items())])
+            config = draft.resolve([*given, *(Override(key, own[key]) for key in own)])
             experiment.check_ranges(config)
         except vegab.UsageError as error:
-            raise vegab.UsageError(f"{sweep_trials.name_of(settings)}: {error}") from error
+            raise vegab.UsageError(f"{sweep_trials.name_of(own)}: {error}") from error
         return config
 
     return lambda settings: config_of(json.dumps(settings))
@@ -275,6 +270,7 @@ def train(sweeper: sweep.Sweeper, total: int, stops: list[int], retry_failed: bo
         say(sentence.removeprefix("train.py: "))
     if is_refused:
         return REFUSED
+    total = max(total, len(records)) if stops else len(records)  # else none is left to be chosen
     num_finished = sum(record.state == "finished" for record in records)
     print(f"{num_finished} of {total} trials are finished", flush=True)
     if stops:
@@ -287,11 +283,16 @@ def words_with_plan(argv: list[str]) -> list[str]:
     """Return a command line, the CONFIG and the overrides of its --plan before what was typed."""
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument("--plan")
-    plan = flags.parse_known_args(argv)[0].plan
-    if not plan:
+    for name in ("--grid", "--range"):
+        flags.add_argument(name, action="append", default=[])
+    typed, others = flags.parse_known_args(argv)
+    if not typed.plan:
         return argv
-    typed = argv[:1] if argv[0] in registry or argv[0].endswith(CONFIG_SUFFIXES) else []
-    return [*typed, *sweep_trials.words_of_plan(plan, bool(typed)), *argv[len(typed) :]]
+    varied = {text.partition("=")[0].strip() for text in (*typed.grid, *typed.range)}
+    first = next((word for word in others if not word.startswith("-")), "")
+    is_config_typed = first in registry or first.endswith(CONFIG_SUFFIXES)
+    words = sweep_trials.words_of_plan(typed.plan, is_config_typed)
+    return [*(word for word in words if "".join(word.split("=")[1:2]) not in varied), *argv]
 
 
 @argh.arg("folder", metavar="FOLDER", help="of a sweep")
@@ -317,8 +318,7 @@ def stop(folder: str) -> None:
     place = Path(folder)
     _, trials, _ = sweep.read(place)
     refuse_links(place, folder)  # a trial that is elsewhere may be another's run
-    owner = living_owner(place, sweep.LOCK)
-    if owner is None:
+    if living_owner(place, sweep.LOCK) is None:
         told = slurm.stop_all(place / sweep.OUTPUTS)
         print(f"nobody sweeps {folder}" + "; its jobs in SLURM were told to end" * told)
     end_all([place], sweep.LOCK)

@@ -198,6 +198,17 @@ WORDS = ("--num_epochs=4", "--range", "lr=1e-4..1 log", "--search=optuna", "--tr
 WITH_PRUNER = (*WORDS, "--pruner=halving", "--jobs=2")
 
 
+def test_the_last_line_counts_what_can_be_done(command: Command, tmp_path: Path) -> None:
+    words = ("iterator_numpy", tmp_path / "sweep", "--num_epochs=1")
+    search_of_two = ("--search=optuna", "--grid", "batch_size=256,512")
+    all_chosen = "sweep.py: all 2 combinations were chosen, fewer than --trials"
+    for number, chosen in ((4, [all_chosen]), (1, [])):
+        done = command("bin/sweep.py", *words, *search_of_two, f"--trials={number}")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines() == chosen
+        assert done.stdout.splitlines()[2:] == ["2 of 2 trials are finished"]
+
+
 @pytest.mark.slow
 def test_a_search_that_is_killed_goes_on(command: Command, tmp_path: Path) -> None:
     folder, moved = tmp_path / "sweep", tmp_path / "moved"

@@ -291,6 +291,7 @@ def test_a_trial_that_fails_is_shown_and_stops_no_other(command: Command, tmp_pa
         (("--grid", "batch_size=0,8"), "batch_size is 0; it must be at least 1"),
         (("--grid", "n_filters=2", "--grid", "n_filters=3"), "is given twice"),
         (("--seeds=-1",), "seeds is -1"),
+        (("--seeds=2", "--grid", "seed=3,4,5"), "seed is varied by two of --grid, --range"),
         (("--seeds=2", "--jobs=0"), "jobs is 0; it must be at least 1"),
         (("--seeds=2", "--gpus=a"), "--gpus=a: give numbers such as 0 or 0,1"),
         (("--seeds=2", "--gpus=0,1", "--jobs=3"), "asks for more; give --per_gpu=2"),
@@ -317,8 +318,14 @@ def test_what_every_trial_refuses_leaves_nothing_behind(command: Command, tmp_pa
     words = ("root", tmp_path / "sweep", *SMALL, "--seeds=2", "--monitor=val_f1")
     done = command("bin/sweep.py", *words)
     assert done.returncode == 2
-    assert done.stderr.count("monitor is 'val_f1'; choose one of accuracy, loss") == 1
+    reason = "monitor is 'val_f1'; choose one of accuracy, loss"
+    assert done.stderr.count(reason) == 1
     assert not list(tmp_path.iterdir())
+    # In the background, it says so where it said that it would.
+    assert command("bin/sweep.py", *words, "--detach").returncode == 0
+    log = tmp_path / "sweep" / sweep.LOG
+    wait_for(lambda: log.exists() and reason in log.read_text())
+    wait_for(lambda: [path.name for path in log.parent.iterdir()] == [log.name])
 
 
 def test_a_launcher_that_is_not_installed_is_one_sentence(command: Command, tmp_path: Path) -> None:
@@ -424,6 +431,16 @@ def test_a_plan_says_the_same_as_the_command_line(command: Command, tmp_path: Pa
     assert by_plan.stdout == typed.stdout
     assert len(by_plan.stdout.splitlines()) == 2
     other = command("bin/sweep.py", "root", folder, "--plan", plan, "--dry_run")
+    assert other.stdout.startswith("python bin/train.py root ")
+    # What is typed takes precedence, wherever it stands.
+    plan.write_text("config: digits\ngrid: {n_filters: [2, 3], n_layers: [1, 2]}\n")
+    first = (f"--plan={plan}", "--grid", "n_layers=3")
+    lines = command("bin/sweep.py", *first, folder, "--dry_run").stdout.splitlines()
+    assert [Path(shlex.split(line)[3]).name for line in lines] == [
+        "n_filters=2,n_layers=3",
+        "n_filters=3,n_layers=3",
+    ]
+    other = command("bin/sweep.py", *first, "root", folder, "--dry_run")
     assert other.stdout.startswith("python bin/train.py root ")
     plan.write_text("grids: {n_filters: [2, 3]}\n")
     refused = command("bin/sweep.py", "root", folder, "--plan", plan)

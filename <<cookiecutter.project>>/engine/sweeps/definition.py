@@ -56,19 +56,9 @@ class Definition:
     resolve: Callable[[Settings], dict[str, Any]] = field(default=dict, compare=False)
 
     @property
-    def num_repeats(self) -> int:
-        """Runs of the same settings."""
-        return max(self.seeds, 1) * max(self.folds, 1)
-
-    @property
-    def monitor(self) -> str | None:
-        """Column of the history that decides which trial is the best."""
-        return self.config.get("monitor")
-
-    @property
     def lower_is_better(self) -> bool:
-        """Whether less of that is better."""
-        return results.is_lower_better_in(dict(self.config), str(self.monitor))
+        """Whether less of what is monitored is better."""
+        return results.is_lower_better_in(dict(self.config), str(self.config.get("monitor")))
 
 
 def read_known(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
@@ -174,6 +164,9 @@ def shortened(value: float, low: float, high: float) -> float:
 
 def check_search(definition: Definition) -> None:
     """Raise a UsageError if what is asked for does not fit together, or Optuna is not there."""
+    varied = [*definition.grid, *definition.range, *repeats(definition)[0]]
+    if twice := [key for key in varied if varied.count(key) > 1]:
+        raise UsageError(f"{twice[0]} is varied by two of --grid, --range, --seeds and --folds")
     if definition.search:
         require_one_of(ENGINES, "search", definition.search)
     if definition.pruner:
@@ -186,11 +179,11 @@ def check_search(definition: Definition) -> None:
         raise UsageError("--search chooses by itself; leave --random out")
     if definition.search and not (definition.range or definition.grid):
         raise UsageError("--search needs something to choose from: give --range or --grid")
-    if definition.pruner and definition.search and definition.num_repeats > 1:
+    if definition.pruner and definition.search and len(repeats(definition)) > 1:
         raise UsageError("--pruner compares single runs; leave out --seeds and --folds")
     if not (definition.search or definition.pruner):
         return
-    if not definition.monitor:
+    if not definition.config.get("monitor"):
         raise UsageError("the config does not say which trial is best; add --monitor=val_loss")
     try:
         import optuna  # noqa: F401
@@ -207,7 +200,7 @@ def trials_of(definition: Definition, there: Sequence[Trial] = ()) -> list[Trial
     grid = (dict(zip(definition.grid, values, strict=True)) for values in combinations)
     ranges, draws = definition.range.items(), range(definition.random)
     drawn = [{key: _draw(text, key, i, seed) for key, text in ranges} for i in draws] or [{}]
-    parts = itertools.product(grid, drawn, _repeats(definition))
+    parts = itertools.product(grid, drawn, repeats(definition))
     every = [one | other | repeat for one, other, repeat in parts]
     if not any(every):
         raise UsageError("the sweep varies nothing; give --grid, --random, --seeds or --folds")
@@ -215,13 +208,9 @@ def trials_of(definition: Definition, there: Sequence[Trial] = ()) -> list[Trial
 
 
 def identity(definition: Definition, settings: Settings) -> str:
-    """Return a text that is the same for settings that make the same config; 1.0 is 1."""
-
-    def number(text: str) -> float:
-        return int(float(text)) if float(text).is_integer() else float(text)
-
+    """Return a text that is the same for settings that make the same config; 1 is 1.0."""
     text = json.dumps(definition.resolve(settings), default=str)
-    return json.dumps(json.loads(text, parse_float=number), sort_keys=True)
+    return json.dumps(json.loads(text, parse_int=float), sort_keys=True)
 
 
 def named(definition: Definition, every: Iterable[Settings], there: Trials = ()) -> list[Trial]:
@@ -233,14 +222,14 @@ def named(definition: Definition, every: Iterable[Settings], there: Trials = ())
         what = identity(definition, settings)
         if what not in known:
             name = name_of(settings)
-            mark = json.dumps(settings, default=str)
-            known[what] = Trial(_marked(name, mark) if name in names else name, settings)
+            known[what] = Trial(_marked(name, what) if name in names else name, settings)
             names.add(known[what].name)
         found[what] = known[what]
     return list(found.values())
 
 
-def _repeats(definition: Definition) -> list[dict[str, Any]]:
+def repeats(definition: Definition) -> list[dict[str, Any]]:
+    """Return what sets runs of the same settings apart: seed and fold."""
     first = definition.config["seed"]
     seeds = [{"seed": first + i} for i in range(definition.seeds)] or [{}]
     folds = [{"fold": i} for i in range(definition.folds)] or [{}]
@@ -248,20 +237,16 @@ def _repeats(definition: Definition) -> list[dict[str, Any]]:
 
 
 def repeated(definition: Definition, settings: Settings, there: Trials = ()) -> list[Trial]:
-    """Return the trials of settings: if a search has chosen them, one for each seed and fold."""
-    repeats = _repeats(definition) if definition.search else [{}]
-    return named(definition, ({**settings, **repeat} for repeat in repeats), there)
+    """Return the trials of settings that a search has chosen, one for each seed and fold."""
+    return named(definition, ({**settings, **repeat} for repeat in repeats(definition)), there)
 
 
-def corners(definition: Definition) -> list[Trial]:
-    """Return trials with the ends of all ranges and every value of all axes, to look at first."""
+def corners(definition: Definition) -> list[Settings]:
+    """Return settings with the ends of all ranges and every value of all axes, to look at first."""
     ends = {key: bounds_of(text, key)[:2] for key, text in definition.range.items()}
     choices = {**ends, **definition.grid}
-    found: list[Trial] = []
-    for i in range(max(map(len, choices.values()))):
-        corner = {key: values[min(i, len(values) - 1)] for key, values in choices.items()}
-        found += repeated(definition, corner)
-    return found
+    found = itertools.zip_longest(*choices.values())
+    return [{k: v for k, v in zip(choices, one, strict=True) if v is not None} for one in found]
 
 
 def name_of(settings: Settings) -> str:

@@ -21,6 +21,7 @@ from engine.sweeps import definition as sweep_trials
 from engine.sweeps import sweep
 from engine.sweeps.definition import Definition, Settings, Trial, Trials
 from vegab.config import read_yaml, show
+from vegab.execution import say
 from vegab.files import META, read_json
 
 MOST_ASKED = 50  # times that a sampler may choose what was chosen before
@@ -49,14 +50,14 @@ class Search:
             if sum(one.state == TrialState.RUNNING for one in told) >= self.room():
                 break
             chosen = suggest(self.definition, told, self.suggested)
+            self.is_exhausted = chosen is None
             if chosen is None:
-                self.is_exhausted = True
-                break
-            self.suggested.append(chosen)
-            told.append(_frozen(self.definition, chosen, TrialState.RUNNING))
-        for settings in self.suggested[before:]:
-            new = sweep_trials.repeated(self.definition, settings, self.trials)
-            self.trials += [trial for trial in new if trial not in self.trials]
+                say(f"all {len(self.suggested)} combinations were chosen, fewer than --trials")
+            else:
+                self.suggested.append(chosen)
+                told.append(_frozen(self.definition, chosen, TrialState.RUNNING))
+                new = sweep_trials.repeated(self.definition, chosen, self.trials)
+                self.trials += [trial for trial in new if trial not in self.trials]
         if len(self.suggested) > before:
             sweep.write(self.folder, self.definition, self.trials, self.suggested)
         return self.trials
@@ -193,6 +194,6 @@ def curve_in(history: Sequence[Mapping[str, Any]], definition: Definition) -> Cu
     """Return epochs done and what is monitored, for each row of a history that has it."""
     from engine.checkpoints import shortest  # with NumPy
 
-    key = str(definition.monitor)
+    key = str(definition.config.get("monitor"))
     # As history.csv has it, so that a trial that is going on is judged as it will stand there.
     return [(int(row["epoch"]) + 1, float(shortest(row[key]))) for row in history if key in row]

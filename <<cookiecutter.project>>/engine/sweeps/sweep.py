@@ -42,7 +42,6 @@ def taken_up(
     """Return a definition and its trials, after those of the sweep that is in the folder already.
     Raises UsageError if the folder holds something else, as a sweep of another config. `completed`
     gives one of an earlier time the keys that are younger, with their defaults."""
-    trials = trials_of(definition)
     if not (folder / SWEEP).exists():
         try:
             is_new = not folder.exists() or set(os.listdir(folder)) <= {LOCK, LOG, CODE}
@@ -50,7 +49,7 @@ def taken_up(
             raise UsageError(f"{folder}: {error.strerror}; choose another folder") from None
         if not is_new:
             raise UsageError(f"{folder} holds files but no sweep; choose a new or an empty folder")
-        return definition, trials
+        return definition, trials_of(definition)
     before, there, _ = read(folder)
     searched = ("grid", "range", "seeds", "folds")  # which a search cannot change on its way
     fixed = ["search", "pruner", *(searched if definition.search else ())]
@@ -59,8 +58,7 @@ def taken_up(
     if changes := show_differences(differences(old, now)):
         what = f"a sweep of another config ({changes})"
         raise UsageError(f"{folder} holds {what}; choose another folder")
-    new = trials_of(definition, there)
-    return definition, [*there, *(trial for trial in new if trial not in there)]
+    return definition, [*there, *(new for new in trials_of(definition, there) if new not in there)]
 
 
 def read(folder: Path) -> tuple[Definition, list[Trial], list[Settings]]:
@@ -244,7 +242,8 @@ class Sweeper:
         if (endings.signal_of(code) or code == INTERRUPTED) and not self.launcher.is_stopped():
             self.deaths[name] += 1
             how = f"{self.launcher.how(name, code)} (death {self.deaths[name]} of {MOST_DEATHS})"
-            self._note(name, how)
+            path = self.folder / OUTPUTS / ENDINGS  # for `problems`
+            write_json(path, (read_json(path) or {}) | {name: how})
             if self.deaths[name] < MOST_DEATHS:
                 return True
         self.tried.add(name)
@@ -253,11 +252,6 @@ class Sweeper:
             self.refused[name] = f"{name}: {how} ({said})" if how else said
             self.num_refusals += code == REFUSED
         return False
-
-    def _note(self, name: str, how: str) -> None:
-        """Keep how a trial ended, for `problems`."""
-        path = self.folder / OUTPUTS / ENDINGS
-        write_json(path, (read_json(path) or {}) | {name: how})
 
     def _tell(self, running: Sequence[str], codes: Mapping[str, int]) -> dict[str, Sequence[str]]:
         """Say how it stands; return commands that may begin because others have ended: new ones,
