@@ -265,6 +265,18 @@ def test_a_sweep_outlives_its_terminal_and_its_trials_a_sweeper_that_is_killed(
     assert not living_owner(folder / "seed=0")
 
 
+def test_a_trial_that_has_not_begun_ends_with_its_sweeper(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    process = start(ROOT, "bin/sweep.py", "root", folder, *SMALL, "--seeds=2")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_for(lambda: (folder / sweep.OUTPUTS).exists(), process)
+    wait_for(lambda: len(children.read_text().split()) > 1, process)
+    time.sleep(0.5)  # the fork server imports TensorFlow, and has been asked for a trial
+    process.kill()
+    process.communicate()  # which waits for the fork server and the trial, too
+    assert trials_in(folder) == [], "`stop` could not have found it"
+
+
 def test_a_trial_that_fails_is_shown_and_stops_no_other(command: Command, tmp_path: Path) -> None:
     grid = ("--grid", "learning_rate=0.01,1e38", "--jobs=2")
     words = ("bin/sweep.py", "root", tmp_path / "sweep", *SMALL, "--n_filters=2", *grid)

@@ -114,8 +114,7 @@ def locked(folder: Path) -> Iterator[None]:
 def states_of(folder: Path, trials: Sequence[Trial]) -> list[RunRecord]:
     """Return what the folder of each trial says; the state of one that has none is "waiting"."""
     paths = [os.path.join(folder, trial.name) for trial in trials]
-    there = [path for path in paths if os.path.exists(path)]
-    records = {record.path: record for record in results.read_runs(there)}
+    records = {r.path: r for r in results.read_runs([*filter(os.path.exists, paths)])}
     every = [records.get(path) or RunRecord(path, state="waiting") for path in paths]
     results.note_given_up(every)
     return every
@@ -224,8 +223,7 @@ class Sweeper:
             self._num_failed = sum(record.state in done for record in records) - self._num_done
             self._begun = {trial.name for trial in trials}
             if left:
-                commands = {trial.name: self.command_of(trial) for trial in left}
-                self.launcher.run(commands, self._tell)
+                self.launcher.run({each.name: self.command_of(each) for each in left}, self._tell)
             while not (left or self.launcher.is_stopped()):
                 if not all(living_owner(self.folder / name) for name in elsewhere):
                     break
@@ -262,8 +260,8 @@ class Sweeper:
             paths = [os.path.join(self.folder, name) for name in codes]
             self._best = ranked([*self._best, *results.read_runs(paths)])[:1]
             self._num_done += sum(code == FINISHED for code in codes.values())
-            tried = [code for name, code in codes.items() if name in self.tried]
-            self._num_failed += sum(code not in (FINISHED, INTERRUPTED) for code in tried)
+            tried = codes.keys() & self.tried
+            self._num_failed += sum(codes[name] not in (FINISHED, INTERRUPTED) for name in tried)
             trials = self.advance(self.refused)
             new = [trial for trial in trials if trial.name not in self._begun]
             self._begun |= {trial.name for trial in new}

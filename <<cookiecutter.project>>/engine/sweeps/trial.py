@@ -1,9 +1,9 @@
 """Runs one trial of a sweep as `bin/train.py` does, in a process that has the libraries already.
 
 The fork server of a sweep imports this module once; each trial is then a process of its own, in
-which TensorFlow has not begun yet. Of the project itself little is imported before, because the
-sweep's own process never runs the code that it sweeps."""
+which TensorFlow has not begun yet."""
 
+import multiprocessing
 import os
 import runpy
 import sys
@@ -16,11 +16,13 @@ def run(words: list[str], output: str) -> None:
     from engine.training import fingerprint
     from vegab import capture
 
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for number in (1, 2):
         os.dup2(file, number)
     program = ROOT / "bin" / "train.py"
     command = [sys.executable, os.path.relpath(program), *words]
+    if (sweeper := multiprocessing.parent_process()) and not sweeper.is_alive():
+        return  # as `stop` finds only what has begun, nothing begins when the sweeper is gone
     settings = (fingerprint.stored_in(words[1]) or {}).get("settings")
     now = fingerprint.read_at_import()
     if settings is not None and any(settings.get(key, "") != now[key] for key in now):
