@@ -554,6 +554,7 @@ def test_a_trial_that_was_killed_as_it_began_begins_again(command: Command, tmp_
     assert done.stdout.endswith("2 of 2 trials are finished\n")
 
 
+FAILED = "sbatch: error: Batch job submission failed: "
 POLICY = "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, …)"
 
 
@@ -568,6 +569,11 @@ POLICY = "Batch job submission failed: Job violates accounting/QOS policy (job s
         ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", True),
         ("sbatch: error: Batch job submission failed: Invalid account or account/…", False),
         ("sbatch: error: Batch job submission failed: Invalid job array specification", False),
+        (f"{FAILED}Unable to create job record, try again", True),
+        (f"{FAILED}Zero Bytes were transmitted or received", True),
+        (f"{FAILED}Message receive failure", True),
+        (f"{FAILED}Slurm backup controller in standby mode", True),
+        ("sbatch: error: lua: this account's request was refused", False),
     ],
 )
 def test_what_slurm_refuses_is_asked_later_or_never(complaint: str, is_later: bool) -> None:

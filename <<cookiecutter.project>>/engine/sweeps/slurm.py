@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,10 @@ FLAGS = ("launcher", "nodes", "gpus", "partition", "time")  # of bin/train.py
 LARGEST_ARRAY = 1000  # whatever the site allows
 NODES_DOWN = "Requested node configuration is not available"  # so says sbatch --test-only of them
 LIMITS = re.compile(r"\b(?:QOS|Assoc)\w+")  # sbatch names the one that was reached, if it may
-LATER = re.compile("accounting/QOS policy|timed out|unable to contact|temporarily|refused", re.I)
+LATER = re.compile(
+    r"(?i)accounting/QOS policy|timed out|temporarily|try again|unable to con(tact|nect)|standby"
+    r"|zero (bytes|length)|message (send|receive) failure|connection (failure|refused)"
+)
 SECONDS_TO_WAIT = (2, 300)  # before SLURM is asked again: at first, and at most
 MOST_NUMBERS = 8  # of jobs that a line of `status` names
 LOOKS = 10  # waits for each squeue, which burdens a cluster
@@ -269,11 +272,9 @@ def options_of(gpus: str, partition: str, time: str, nodes: int = 1) -> dict[str
     flags = [f"--{k.replace('_', '-')}" + f"={v}" * (v is not True) for k, v in asked.items()]
     try:
         ask("sbatch", "--test-only", *flags, "--wrap=true")
-    except NotNowError:
-        pass  # it is waited for
     except UsageError as error:
-        if NODES_DOWN not in str(error):
-            raise
+        if not (isinstance(error, NotNowError) or NODES_DOWN in str(error)):
+            raise  # what is only not now is waited for
     return asked | {"setup": site["setup"]}
 
 
@@ -370,9 +371,8 @@ def tasks_of(outputs: Path) -> dict[str, Task]:
     return found
 
 
-def stop(tasks: Iterable[Task]) -> None:
+def stop(tasks: Collection[Task]) -> None:
     """Cancel jobs that wait; those that run save a checkpoint and end for good."""
-    tasks = list(tasks)
     running = [task.number for task in tasks if task.state not in ("PENDING", "COMPLETING")]
     with contextlib.suppress(UsageError):  # they end, or are told again
         for job in {task.job for task in tasks if task.state == "PENDING"}:
