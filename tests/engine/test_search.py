@@ -253,7 +253,8 @@ def test_a_setting_that_always_dies_is_given_up(command: Command, tmp_path: Path
     )
     assert done.returncode == 1, done.stderr
     assert "n_filters=3 failed: it died by SIGKILL" in done.stderr
-    assert "all 2 combinations were chosen, fewer than --trials" in done.stdout
+    assert "all 2 combinations were chosen, fewer than --trials" in done.stderr
+    assert done.stdout.endswith("1 of 2 trials are finished\n")
     assert len(json.loads((folder / "n_filters=3" / "meta.json").read_text())["attempts"]) == 3
     for look in (("bin/sweep.py", "status", folder), ("bin/runs.py", "list", folder)):
         lines = [x for x in command(*look).stdout.splitlines() if "n_filters=3 " in x]
