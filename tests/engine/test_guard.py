@@ -1,6 +1,7 @@
 """What a step touches is resumed wherever it hangs; what nobody can save is refused by name."""
 
 import json
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from loops import loop
 from machinery import Command
 
 from configs import registry
+from engine.training import objects
 from src.examples.iterators import GANTrainer
 from src.experiment import build, train
 from vegab import UsageError
@@ -505,3 +507,27 @@ def test_a_sweep_may_allow_it_too(quick_command: Command, tmp_path: Path) -> Non
     allowed = quick_command(*words, "--allow_inexact")
     assert allowed.returncode == 0, allowed.stderr
     assert "1 finished" in allowed.stdout
+
+
+class Fresh(list[Any]):
+    """A list that is made when it is asked for."""
+
+
+class NetOfFresh(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[weakref.ref[Fresh]] = []
+        self.inner = layers.Dense(1)
+
+    @property
+    def layers(self) -> Fresh:
+        fresh = Fresh([self.inner])
+        self.made.append(weakref.ref(fresh))
+        return fresh
+
+
+def test_what_a_walk_has_seen_leaves_its_address_to_nothing_else() -> None:
+    model = NetOfFresh()
+    model.made.clear()
+    alive = [[ref() is not None for ref in model.made] for _ in objects.walk({"model": model})]
+    assert alive[-1] == [True]

@@ -47,7 +47,8 @@ class Reached(NamedTuple):
 
 def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[Reached]:
     """Yield all that hangs on the owners, each thing once, the nearest first; not `passed_by`."""
-    seen = {id(thing) for thing in passed_by}
+    # By their ids, and kept: what is made by asking for it would leave its id to the next one.
+    seen = {id(thing): thing for thing in passed_by}
     waiting = deque(Reached(name, owner) for name, owner in owners.items())
     while waiting and len(seen) < MOST_OBJECTS:
         reached = waiting.popleft()
@@ -55,7 +56,7 @@ def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[R
         kind: Any = type(thing)  # isinstance would wake what stands for something else
         if id(thing) in seen or _leads_nowhere(kind):
             continue
-        seen.add(id(thing))
+        seen[id(thing)] = thing
         if issubclass(kind, KEEPERS) and reached.keeper is None:
             reached = Reached(reached.path, thing, thing, reached.path)
         if "._modules[" in reached.path:  # where PyTorch keeps what people write as an attribute
