@@ -311,6 +311,10 @@ def batch_source(
                 return FunctionBatches(lambda epoch: data(*(epoch, seed)[:number]))
         elif data is not None:
             parts = data if isinstance(data, tuple) else (data,)
+            if len(parts) > len(PARTS) or any(part is None for part in parts[:1]):
+                given = ", ".join(type(part).__name__ for part in parts)
+                expected = "expected x, (x, y) or (x, y, sample_weight)"
+                raise ValueError(f"the data is a tuple of {given}; {expected}")
             x, y, weight = (*parts, None, None)[:3]
             return ArrayBatches(x, y, batch_size, seed, sample_weight=weight, shuffle=shuffle)
         raise TypeError(

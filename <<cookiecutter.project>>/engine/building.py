@@ -123,7 +123,10 @@ def refusals_named(config: Mapping[str, Any], key: str) -> Iterator[None]:
     """Within the block, turn an error of what a key names into a UsageError with key and line."""
     try:
         yield
-    except REFUSALS as error:
+    except Exception as error:
+        # Errors of TensorFlow, which may not be imported yet, are of data that it reads.
+        if not isinstance(error, REFUSALS) and not type(error).__module__.startswith("tensorflow"):
+            raise
         raise refusal(config, key, error) from error
 
 

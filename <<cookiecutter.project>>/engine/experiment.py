@@ -2,6 +2,7 @@
 
 import logging
 import textwrap
+import traceback
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -58,7 +59,7 @@ class Experiment:
         """Trace the steps; UsageError if anything does not fit, or no checkpoint can hold it."""
         from engine.batches import shapes_of
         from engine.checkpoints import is_lower_better
-        from engine.training import culprit, work_on
+        from engine.training import work_on
 
         train, valid = self.dataset.train, self.dataset.valid
         try:
@@ -72,9 +73,13 @@ class Experiment:
         except Exception as error:  # of the user's model, loss or metrics, whatever it is
             if self.iterator is not None:
                 raise
-            batch = train.batch(0, 0)
-            key = culprit(self.model, batch)
-            raise refusal(self.config, key, error, f"a batch of {shapes_of(batch)}") from error
+            names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+            part, source = ("valid", valid) if "test_step" in names else ("train", train)
+            key = next((key for key in ("metrics", "loss") if f"compute_{key}" in names), "model")
+            if not names & {"_trace", "_looked_at"}:  # it came before a step was traced
+                raise refusal(self.config, "dataset", error) from error
+            batch = f"a batch of {shapes_of(source.batch(0, 0))} ({part})"
+            raise refusal(self.config, key, error, batch) from error
         # A callback may add to the logs what is to be monitored.
         known = {None, "step", "learning_rate", *work.names}
         for key, name in {**self.watched, "monitor": self.monitor}.items():

@@ -10,6 +10,6 @@ if TYPE_CHECKING:
     from engine.training.guard import Guard
     from engine.training.objects import KEEPERS, VARIABLES, handles_of, walk
     from engine.training.session import Session, Start, Work, work_on
-    from engine.training.steps import Before, Call, Validation, culprit, make_variables
+    from engine.training.steps import Before, Call, Validation, make_variables
 else:
     __getattr__ = lazy(__name__, __file__)

@@ -3,7 +3,6 @@
 How steps are grouped changes no bit: every step is a compiled function of its batch and the model's
 variables, and which one that is depends only on its place in the run and the batch's shapes."""
 
-import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from keras import tree
 
 from engine import keras_private
 from engine.batches import Ahead, BatchSource, batch_source, shapes_of
+from engine.building import reason_of
 from engine.checkpoints import freeze
 from engine.devices import Workers, replicas
 from engine.training import draws
@@ -196,8 +196,15 @@ class Steps:
         start = time.perf_counter()
         if before:
             return self._run_with(before, group, epoch, step)
-        results, are_finite = self._call(group)
-        finite = np.asarray(are_finite)
+        try:
+            results, are_finite = self._call(group)
+            finite = np.asarray(are_finite)
+        except (ValueError, tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+            some, at_once = group.batches, group.kind[1]
+            batch = tree.map_structure(lambda a: a[0], some) if at_once else some[0]
+            last = f" (or one up to {after})" if group.num_steps > 1 else ""
+            what = f"step {step + 1} of epoch {epoch + 1}{last} cannot take its batch, "
+            raise ValueError(f"{what}{shapes_of(batch)}: {reason_of(error)}") from error
         if known and not self.one_by_one:  # the first call of a kind may have been compiled
             seconds = (time.perf_counter() - start) / group.num_steps
             self.size = int(min(max(self._seconds / seconds, 1), self.MOST_STEPS))
@@ -263,7 +270,7 @@ class Steps:
             if self._last[0] != place:  # to go back by one, tf.data reads all from the start
                 self._last = place, arrays_of(self.source.batch(*place))
             batch = self._last[1]
-            shapes.append([array.shape for array in tree.flatten(batch)])
+            shapes.append(tree.map_structure(lambda a: (a.shape, a.dtype.num), batch))
             if shapes[-1] != shapes[0]:
                 break  # the last batch of an epoch may be smaller: it is a group of its own
             batches.append(batch)
@@ -395,25 +402,6 @@ def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None)
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     return results
-
-
-def culprit(model: keras.Model, batch: Any) -> str:
-    """Return what is to blame for a step that cannot be traced: "model", "loss" or "metrics"."""
-    if type(model).train_step is not keras.Model.train_step:
-        return "model"
-    x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
-    key = "model"
-
-    def forward() -> Any:
-        nonlocal key
-        predictions = model(x, training=True)
-        key = "loss"
-        model.compute_loss(x, y, predictions, weight, training=True)
-        key = "metrics"
-
-    with contextlib.suppress(Exception):
-        tf.function(forward, autograph=False).get_concrete_function()
-    return key
 
 
 def arrays_of(batch: Any) -> Any:
