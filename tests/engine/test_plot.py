@@ -370,6 +370,7 @@ def test_a_panel_for_each_metric(tmp_path: Path) -> None:
     assert [axes.get_ylabel() for axes in by_monitor.axes] == ["f1", "val_loss"]
 
 
+@pytest.mark.slow
 def test_pictures_tell_their_runs_and_are_the_same_each_time(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, [3, 2, 1], {"n": name}) for name in ("a (b)", "é")]
     read = {}

@@ -334,6 +334,7 @@ class Simulated(Launcher):
         return 0
 
 
+@pytest.mark.slow
 def test_workers_are_as_busy_as_in_a_search_that_does_not_wait(tmp_path: Path) -> None:
     told = definition(grid={"kind": ["a", "b"]}, trials=60, pruner="halving")
     busy = []
