@@ -106,8 +106,9 @@ def sum_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 def has_one_each(variable: Any) -> bool:
     """Whether each replica has a value of its own for a variable, as for metrics."""
-    synchronization = getattr(getattr(variable, "value", variable), "synchronization", None)
-    return len(components(variable)) > 0 and synchronization == tf.VariableSynchronization.ON_READ
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    synchronization = getattr(value, "synchronization", None)
+    return len(components(value)) > 0 and synchronization == tf.VariableSynchronization.ON_READ
 
 
 def components(variable: Any) -> Sequence[tf.Variable]:
