@@ -111,6 +111,16 @@ def test_killed_and_continued_it_ends_with_the_same_bytes(iterator: str, own: Pa
     assert iterator or float(rows[-1]["loss"]) < 0.6 * float(rows[0]["loss"])
 
 
+def test_what_follows_a_convolution_of_grey_images_can_be_viewed(own: Path) -> None:
+    look = """
+import numpy as np, torch
+from engine.iterators import TorchHookedModelIterator as Kind
+grey = Kind._to_torch(Kind, np.ones((2, 8, 8, 1), "float32"))
+print(tuple(torch.nn.Conv2d(1, 4, 3)(grey).view(2, -1).shape))
+"""
+    assert said(own, "-c", look).startswith("(2, 144)\n")
+
+
 @only_whole
 def test_killed_after_each_step(own: Path) -> None:
     check = ("bin/check_resume.py", *TRAIN[1:], "--iterator=src.torch_iterators.Everything")

@@ -37,7 +37,8 @@ class TorchHookedModelIterator(PyHookedModelIterator):
         if self.transform and value.ndim == 3:
             value = value[..., np.newaxis]
         if self.transform and value.ndim == 4:
-            value = value.transpose(0, 3, 1, 2)
+            # A copy: NumPy leaves one channel in the old order, in which PyTorch would go on.
+            value = value.transpose(0, 3, 1, 2).copy()
         return torch.from_numpy(np.ascontiguousarray(value))
 
     def _from_torch(self, value: Any) -> Any:
