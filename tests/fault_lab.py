@@ -35,7 +35,7 @@ def only_whole(test: Callable[..., None]) -> Callable[..., None] | None:
 EXACT = ("model.h5", "model_best.h5", "history.csv")
 KILLED, INTERRUPTED = -9, 75
 MOMENTS = ("before", "in", "after")
-LIMIT = 1800  # seconds for one attempt, after which it counts as hung
+LIMIT = 600  # seconds for one attempt, after which it counts as hung
 
 SMALL = ("root", "--n_filters=2", "--n_layers=1", "--batch_size=128", "--no_tensorboard")
 STEPS = 10  # of an epoch of 1,260 examples

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,10 +163,11 @@ def race_four_times(lab: Lab) -> None:
         harm["faults"].insert(0, {"at": "step", "number": signal.SIGSTOP})
         both = [lab.start(run, EVEN.arguments, **harm) for _ in range(2)]
         deadline = time.monotonic() + LIMIT
-        while not any(started.signal_file.exists() for started in both):
+        # Not sooner: what goes on before it has stopped stands still for ever.
+        while not any(is_stopped(started.pid) for started in both):
             assert time.monotonic() < deadline, [each.terminal.read_text() for each in both]
             time.sleep(0.01)
-        (winner,) = [started for started in both if started.signal_file.exists()]
+        (winner,) = [started for started in both if is_stopped(started.pid)]
         (loser,) = [started for started in both if started is not winner]
         end = loser.wait()
         assert end.code == 2, end
@@ -174,6 +176,10 @@ def race_four_times(lab: Lab) -> None:
         end = winner.wait()
         assert end.code == KILLED, end
     lab.finish(EVEN, run, "after races")
+
+
+def is_stopped(pid: int) -> bool:
+    return "\nState:\tT" in Path(f"/proc/{pid}/status").read_text()
 
 
 def test_a_lock_that_another_host_left(lab: Lab) -> None:

@@ -35,7 +35,7 @@ from configs import registry
 from engine.devices import gpus as devices
 from engine.sweeps import definition as sweep_trials
 from engine.sweeps import local as launch
-from engine.sweeps import slurm, sweep
+from engine.sweeps import ray_cluster, slurm, sweep
 from engine.sweeps.definition import Trial
 from engine.sweeps.sweep import FINISHED, REFUSED, Sweeper
 from vegab import UsageError
@@ -219,6 +219,17 @@ def test_a_trial_that_was_in_use_is_tried_again_whoever_has_ended_by_then(tmp_pa
     sweeper.run(retry_failed=False, show=lambda *numbers: None)
     assert launcher.codes == []
     assert sweeper.refused == {}
+
+
+def test_what_ray_tries_again_is_not_taken_for_what_lives_on(tmp_path: Path) -> None:
+    launcher = launch.Launcher(tmp_path, lambda: False)
+    output = launcher.output("one")
+    with open(output, "a") as file:  # as of a trial whose worker is gone
+        (tmp_path / "one").write_text("")
+        arguments = ["root", str(tmp_path / "one")], str(ROOT), dict(os.environ), str(output)
+        assert ray_cluster.train(*arguments) == REFUSED
+        file.write("epoch 20/20\n")
+    assert launcher.said("one").startswith("train.py: error: ")
 
 
 @pytest.mark.slow

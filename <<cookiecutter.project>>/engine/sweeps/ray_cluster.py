@@ -189,7 +189,10 @@ def train(words: list[str], place: str, environment: dict[str, str], output: str
     options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
     process = None
     try:
-        with open(os.path.join(place, output), "a") as file:
+        output = os.path.join(place, output)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(output)  # what a worker began that is gone may live, and still write there
+        with open(output, "a") as file:
             options |= {"stdout": file, "stderr": file, "env": kept | environment}
             process = subprocess.Popen(command, cwd=place, **options)
         # Ray's cancellation is an exception between two instructions; it ends no call of wait.
