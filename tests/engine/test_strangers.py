@@ -78,6 +78,17 @@ def zip_of_damage(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"a.py", b"a.py\xff\xff\xff", 1)[:-3])
 
 
+def many_names(path: Path) -> None:
+    """An archive of 15 MB that lists 400,000 files, as one of 100 MB could list two million."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("0.py", "")
+    content = path.read_bytes()
+    listing, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
+    entry = content[listing:end]
+    sizes = struct.pack("<HHLL", 0xFFFF, 0xFFFF, len(entry) * 400_000, listing)
+    path.write_bytes(content[:listing] + entry * 400_000 + content[end:end + 8] + sizes + b"\0\0")
+
+
 def repetitive(path: Path) -> None:
     """Two runs whose code differs in a file of a few lines, many times: hours for difflib."""
     for folder, step in ((path.parent, 1), (path.parents[1] / "mine", 7)):
@@ -135,6 +146,7 @@ HOSTILE: list[tuple[str, str, Plant]] = [
     ),
     ("code.zip", "damage", zip_of_damage),
     ("code.zip", "repetitive", repetitive),
+    ("code.zip", "names", many_names),
     *(
         ("code.zip", f"record {told}", lambda path, told=told: zip_of(
             path, **{snapshot.RECORD: told, "src/models.py": "x = 1"}))
