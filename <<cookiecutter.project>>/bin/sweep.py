@@ -195,16 +195,7 @@ def definition_of(config: dict[str, Any], asked: dict[str, Any]) -> sweep_trials
     return definition
 
 
-class Typed(vegab.VegabPlugin):
-    """Keeps the command line, for what the trials have in common."""
-
-    args: argparse.Namespace
-
-    def on_parsed_args(self, args: argparse.Namespace) -> None:
-        self.args = args
-
-
-TYPED = Typed()
+TYPED = vegab.VegabPlugin()  # keeps the command line, for what the trials have in common
 
 
 def shared_words(args: argparse.Namespace, overrides: dict[str, Any]) -> list[str]:

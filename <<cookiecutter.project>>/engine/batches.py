@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -157,6 +157,7 @@ class FunctionBatches:
         self.element_spec: Any = None  # of tf.data: which dimensions may vary
         self._first: dict[int, Any] = {}  # steps of epoch 0 that are asked for before all others
         self._next: tuple[int, int] | None = None
+        self._is_longer = False  # than the first: an epoch, and that was said
         self._iterator: Iterator[Any] = iter(())
         self.ahead = Ahead(self._read, "data")
 
@@ -236,6 +237,11 @@ class FunctionBatches:
             expected = f"expected {self.steps_per_epoch}, as in the first"
             raise ValueError(f"{which} the data ends after {step} batches; {expected}") from None
         self._next = (epoch, step + 1)
+        is_last = not self.is_the_same and step + 1 == vars(self).get("steps_per_epoch")
+        if is_last and next(self._iterator, None) is not None and not self._is_longer:
+            self._is_longer = True
+            first = f"the first, which has {step + 1}; the rest of it is left out"
+            log.warning(f"epoch {epoch + 1} of the data has more batches than {first}")
         return batch
 
 
@@ -311,7 +317,7 @@ def batch_source(
                 return FunctionBatches(lambda epoch: data(*(epoch, seed)[:number]))
         elif data is not None:
             parts = data if isinstance(data, tuple) else (data,)
-            if len(parts) > len(PARTS) or any(part is None for part in parts[:1]):
+            if len(parts) > len(PARTS) or (parts and parts[0] is None):
                 given = ", ".join(type(part).__name__ for part in parts)
                 expected = "expected x, (x, y) or (x, y, sample_weight)"
                 raise ValueError(f"the data is a tuple of {given}; {expected}")
@@ -349,12 +355,10 @@ def parts_of(batch: Any) -> dict[str, Any]:
 
 def shapes_of(batch: Any) -> str:
     """Return dtype and shape of all that is in a batch, such as "x: float32 (32, 8, 8, 1)"."""
-    import keras
-
     return ", ".join(
         f"{'/'.join((name, *map(str, path)))}: {np.asarray(leaf).dtype} {np.shape(leaf)}"
         for name, part in parts_of(batch).items()
-        for path, leaf in keras.tree.flatten_with_path(part)
+        for path, leaf in _tree().flatten_with_path(part)
     )
 
 
@@ -377,15 +381,17 @@ def digest(*sources: Any) -> str:
 
 def _map(function: Callable[[Any], Any], nested: Any) -> Any:
     """Call a function with each array; None, for a part that is not there, stays None."""
-    import keras
-
-    return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), nested)
+    return _tree().map_structure(lambda leaf: None if leaf is None else function(leaf), nested)
 
 
 def _leaves(nested: Any) -> list[Array]:
-    import keras
+    return [np.asanyarray(leaf) for leaf in _tree().flatten(nested) if leaf is not None]
 
-    return [np.asanyarray(leaf) for leaf in keras.tree.flatten(nested) if leaf is not None]
+
+def _tree() -> ModuleType:
+    from keras import tree
+
+    return tree
 
 
 def _in_memory(leaf: Any) -> Any:
@@ -409,11 +415,9 @@ def _as_fit(array: Array) -> Array:
 
 def _length_of(parts: tuple[Any, ...]) -> int:
     """Return the number of examples; ValueError if it is none, or not the same everywhere."""
-    import keras
-
     lengths = {}
     for part_name, part in zip(PARTS, parts, strict=True):
-        for path, leaf in keras.tree.flatten_with_path(part):
+        for path, leaf in _tree().flatten_with_path(part):
             if leaf is None:
                 continue
             name = "/".join((part_name, *map(str, path)))

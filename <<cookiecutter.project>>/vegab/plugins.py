@@ -20,13 +20,16 @@ from vegab.files import CONFIG, FORMAT, META, inode_of, is_run, read_json, write
 
 
 class VegabPlugin:
-    """Is told of what happens. Each method does nothing until a subclass says what."""
+    """Is told of what happens. It keeps `args`; else nothing is done until a subclass says what."""
+
+    args = argparse.Namespace()
 
     def on_parsed_args(self, args: argparse.Namespace) -> None:
         """The command line was read. `args.save_path` may be changed; `args.config` is the name
         or path, `args.overrides` maps dotted keys to the values given, `args.flags` has the
         function's flags by name, `args.given_flags` those that are not their default,
         `args.resolved_config` the config with all overrides."""
+        self.args = args
 
     def on_before_call(self, config: Config, save_path: str) -> None:
         """The folder is open and locked, the function comes next."""
@@ -54,11 +57,7 @@ class MetaSaver(VegabPlugin):
         parent: Callable[[argparse.Namespace], dict[str, Any]] | None = None,
     ) -> None:
         self.position, self.parent = position, parent
-        self._args = argparse.Namespace()
         self._folder: Path | None = None
-
-    def on_parsed_args(self, args: argparse.Namespace) -> None:
-        self._args = args
 
     def on_before_call(self, config: Config, save_path: str) -> None:
         self._folder = folder = Path(save_path).absolute()
@@ -119,19 +118,19 @@ class MetaSaver(VegabPlugin):
         self, folder: Path, meta: dict[str, Any], position: dict[str, Any] | None
     ) -> dict[str, Any]:
         # A run begins with its first attempt, and again with each while nothing is kept.
-        config = getattr(self._args, "config", None)
+        config = getattr(self.args, "config", None)
         named = Path(config or "")
         is_own = os.path.realpath(named) == os.path.realpath(folder / CONFIG)
         if meta.get("attempts") and (position != {} or is_own):
             return {key: meta.get(key) for key in ("config", "flags", "parent")}
-        parent = self.parent(self._args) if self.parent else {}
+        parent = self.parent(self.args) if self.parent else {}
         if not parent and named.name == CONFIG:
             parent = {"path": str(named.parent)}
         known = None  # which it stays if the parent is not a run folder
         with contextlib.suppress(KeyError, IndexError, TypeError, UsageError):
             first = read_json(Path(parent["path"]) / META)["attempts"][0]
             known = {**parent, "started": first.get("start"), "commit": first.get("git_commit")}
-        flags = getattr(self._args, "given_flags", {})
+        flags = getattr(self.args, "given_flags", {})
         return {"config": config, "flags": flags, "parent": known}
 
     def _position(self) -> dict[str, Any] | None:

@@ -104,14 +104,10 @@ def read(path: Path) -> Files:
     """Returns what a snapshot holds, by name, without what Python has compiled, perhaps from other
     source. Links are not followed. Raises UsageError if that fails."""
     try:
-        if (size := os.lstat(path).st_size) > LARGEST_ZIP:  # its listing is read as a whole
-            raise ValueError(f"it has {size:,} bytes, more than the code of a project")
-        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(opened, "rb") as file:
-            content = file.read()
-        # Before all names are read; each has this signature in the listing (APPNOTE 4.3.12).
-        if content.count(b"PK\1\2") > MOST_ENTRIES:
-            raise ValueError(f"it names more than {MOST_ENTRIES:,} files")
+        content = vegab.files.read_bytes(path, path.parent)
+        number = content.count(b"PK\1\2")  # each file has it in the listing, which is read whole
+        if len(content) > LARGEST_ZIP or number > MOST_ENTRIES:
+            raise ValueError(f"{number:,} files of {len(content):,} bytes are not a project's code")
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             every = archive.infolist()
             members = [info for info in every if not info.filename.endswith(("/", ".pyc"))]

@@ -64,6 +64,13 @@ def test_a_batch_that_a_step_cannot_take_is_named(odd: Any, said: str, tmp_path:
         loop(compiled(), epoch_of(odd, at=2), None, tmp_path, num_epochs=1, monitor=None)
 
 
+def test_a_batch_that_cannot_be_validated_is_named(tmp_path: Path) -> None:
+    said = r"^evaluation step 3 cannot take its batch, x: float32 \(8, 4\), .*\[0, 3\)"
+    valid = epoch_of((X[:8], Y[:8] + 5), at=2)
+    with pytest.raises(ValueError, match=said):
+        loop(compiled(), (X, Y), valid, tmp_path, num_epochs=1, monitor=None)
+
+
 @pytest.mark.parametrize("data", [(X, Y, Y, Y), (None, Y)])
 def test_parts_that_fit_does_not_know_are_refused(data: Any) -> None:
     with pytest.raises(ValueError, match=r"a tuple of .*; expected x, \(x, y\)"):

@@ -264,6 +264,18 @@ def test_an_epoch_that_ends_early_is_named() -> None:
         source.batch(1, 2)
 
 
+def test_what_an_epoch_has_more_of_than_the_first_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = batch_source(lambda epoch: iter([np.full(1, epoch)] * (2 + epoch)))
+    assert source.steps_per_epoch == 2
+    with caplog.at_level("WARNING"):
+        numbers = [int(source.batch(epoch, step)[0]) for epoch in range(4) for step in range(2)]
+    assert numbers == [0, 0, 1, 1, 2, 2, 3, 3]
+    (message,) = caplog.messages
+    assert message.startswith("epoch 2 of the data has more batches than the first, which has 2; ")
+
+
 @pytest.mark.parametrize("number", [1, 5, 30])
 def test_data_that_is_the_same_in_each_epoch_is_read_once_for_each(number: int) -> None:
     opened = read = 0

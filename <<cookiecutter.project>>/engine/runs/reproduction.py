@@ -147,9 +147,9 @@ def code_of(folder: Path, meta: Mapping[str, Any]) -> tuple[int, snapshot.Snapsh
 
 
 def own_file(folder: Path, name: str) -> Path:
-    """Return the path of a file that a meta.json names; UsageError if it leads out."""
+    """Return the path of a file that a run's record names; UsageError if it leads out."""
     if leads_out(name):
-        raise UsageError(f"{folder}: its meta.json names {name!r}, outside of the folder")
+        raise UsageError(f"{folder}: its record names {name!r}, outside of the folder")
     return folder / name
 
 
@@ -220,8 +220,7 @@ def restore(original: Original, place: Path) -> list[str]:
 def restore_unchanged(original: Original, entry: Mapping[str, Any], project: Path) -> str:
     """Put a file that was left out, and was as committed, in its place; say where it is from."""
     name = str(entry.get("path", ""))
-    if leads_out(name):
-        raise UsageError(f"{original.folder}: its record names {name!r}, outside of the project")
+    own_file(original.folder, name)
     if original.commit and entry.get("git") == "unchanged":
         with contextlib.suppress(GitError):
             content = git("show", f"{original.commit}:./{name}")

@@ -25,6 +25,7 @@ from engine.trees import call_leaves, copied
 
 LOOPS = ("StatelessWhile", "While")  # types of operations
 FIRST_BATCHES = 8  # that are looked at where shapes vary
+OF_A_BATCH = ValueError, tf.errors.InvalidArgumentError, tf.errors.UnimplementedError
 
 
 class Call(NamedTuple):
@@ -199,12 +200,11 @@ class Steps:
         try:
             results, are_finite = self._call(group)
             finite = np.asarray(are_finite)
-        except (ValueError, tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+        except OF_A_BATCH as error:
             some, at_once = group.batches, group.kind[1]
             batch = tree.map_structure(lambda a: a[0], some) if at_once else some[0]
             last = f" (or one up to {after})" if group.num_steps > 1 else ""
-            what = f"step {step + 1} of epoch {epoch + 1}{last} cannot take its batch, "
-            raise ValueError(f"{what}{shapes_of(batch)}: {reason_of(error)}") from error
+            raise _untaken(f"step {step + 1} of epoch {epoch + 1}{last}", batch, error) from error
         if known and not self.one_by_one:  # the first call of a kind may have been compiled
             seconds = (time.perf_counter() - start) / group.num_steps
             self.size = int(min(max(self._seconds / seconds, 1), self.MOST_STEPS))
@@ -439,6 +439,11 @@ def _opened_as(spec: tf.TensorSpec, declared: tf.TensorSpec) -> tf.TensorSpec:
     return tf.TensorSpec([spec.shape[0], *sizes], spec.dtype)
 
 
+def _untaken(what: str, batch: Any, error: Exception) -> ValueError:
+    reason = f"{shapes_of(batch)}: {reason_of(error)}"
+    return ValueError(f"{what} cannot take its batch, {reason}")
+
+
 class Validation:
     """Evaluates a model on epoch 0 of what `batch_source` takes, compiled once for all epochs."""
 
@@ -464,8 +469,11 @@ class Validation:
             batch = arrays_of(self.source.batch(0, step))
             test_step = traces.get(traces.spec_of(batch, f"batch {step + 1}"))
             callbacks.on_test_batch_begin(step)
-            with draws.replacing():
-                results = test_step(tree.map_structure(tf.convert_to_tensor, batch))
+            try:
+                with draws.replacing():
+                    results = test_step(tree.map_structure(tf.convert_to_tensor, batch))
+            except OF_A_BATCH as error:
+                raise _untaken(f"evaluation step {step + 1}", batch, error) from error
             callbacks.on_test_batch_end(step, results)
             if stop():
                 return None
