@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -82,6 +83,14 @@ def fork_servers_of(pid: int) -> list[int]:
     return []
 
 
+def kill_whenever_seen(run: Path, sweeper: subprocess.Popen[str]) -> None:
+    """Kill whoever trains a run, as often as that is begun, until the sweeper has ended."""
+    while sweeper.poll() is None:
+        if living_owner(run):
+            kill(pid_in(run))
+        time.sleep(0.005)
+
+
 def swept_under_fire(
     cwd: Path,
     words: Sequence[object],
@@ -102,10 +111,10 @@ def swept_under_fire(
         deaths: Counter[Path] = Counter()  # a sweeper gives up what is killed three times
         sweeper = start(cwd, *words)
         at = time.monotonic()
+        if doomed:  # in a thread of its own: a short trial would else be over at times
+            threading.Thread(target=kill_whenever_seen, args=(folder / doomed, sweeper)).start()
         while sweeper.poll() is None:
             time.sleep(0.02)
-            if doomed and living_owner(folder / doomed):
-                kill(pid_in(folder / doomed))
             if killed.total() >= num_kills or time.monotonic() < at:
                 continue
             trials = {path: pid_in(path) for path in folder.glob("*=*") if living_owner(path)}
