@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,23 @@ def fork_servers_of(pid: int) -> list[int]:
     return []
 
 
-def kill_whenever_seen(run: Path, sweeper: subprocess.Popen[str]) -> None:
-    """Kill whoever trains a run, as often as that is begun, until the sweeper has ended."""
-    while sweeper.poll() is None:
-        if living_owner(run):
-            kill(pid_in(run))
-        time.sleep(0.005)
+@contextlib.contextmanager
+def killed_whenever_seen(run: Path) -> Iterator[None]:
+    """Kill whoever trains a run, as often as that is begun, also while nobody sweeps."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.005):
+            if living_owner(run):
+                kill(pid_in(run))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join()
 
 
 def swept_under_fire(
@@ -97,10 +108,9 @@ def swept_under_fire(
     folder: Path,
     num_kills: int,
     chance: random.Random,
-    doomed: str = "",
 ) -> tuple[Counter[str], str]:
     """Give the command of a sweep again and again, and kill so many of what moves: the sweeper, a
-    trial, the fork server. In addition, kill the trial of the name `doomed` whenever it is seen.
+    trial, the fork server.
 
     Returns what was killed, and what the command said that was killed no more.
     """
@@ -111,8 +121,6 @@ def swept_under_fire(
         deaths: Counter[Path] = Counter()  # a sweeper gives up what is killed three times
         sweeper = start(cwd, *words)
         at = time.monotonic()
-        if doomed:  # in a thread of its own: a short trial would else be over at times
-            threading.Thread(target=kill_whenever_seen, args=(folder / doomed, sweeper)).start()
         while sweeper.poll() is None:
             time.sleep(0.02)
             if killed.total() >= num_kills or time.monotonic() < at:
@@ -133,7 +141,7 @@ def swept_under_fire(
             elif len(fresh) < len(trials):
                 what = "sweeper"  # the next one counts from 0 again
         said, problems = sweeper.communicate()
-        if sweeper.returncode in (0, 1) and (doomed or "is not finished" not in problems):
+        if sweeper.returncode in (0, 1) and "is not finished" not in problems:
             return killed, said + problems
 
 

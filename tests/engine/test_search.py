@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fault_lab import WHOLE, only_whole
 from machinery import ROOT, Command
-from sweeping import kill, pid_in, start, swept_under_fire, wait_for
+from sweeping import kill, killed_whenever_seen, pid_in, start, swept_under_fire, wait_for
 
 from engine.runs.results import PRUNED
 from engine.sweeps import Launcher, sweep
@@ -276,7 +276,8 @@ def test_a_search_under_fire_chooses_none_twice_and_each_is_made_again_to_the_bi
     )
     every = ("bin/sweep.py", "iterator_numpy", folder, *words)
     began = time.monotonic()
-    killed, said = swept_under_fire(ROOT, every, folder, kills, random.Random(1), doomed)
+    with killed_whenever_seen(folder / doomed):
+        killed, said = swept_under_fire(ROOT, every, folder, kills, random.Random(1))
     assert killed.total() == kills, said
     print(f"{dict(killed)} in {time.monotonic() - began:.0f} s: {said}")
     assert f"{number - 1} of {number} trials are finished" in said

@@ -86,7 +86,7 @@ def many_names(path: Path) -> None:
     listing, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
     entry = content[listing:end]
     sizes = struct.pack("<HHLL", 0xFFFF, 0xFFFF, len(entry) * 400_000, listing)
-    path.write_bytes(content[:listing] + entry * 400_000 + content[end:end + 8] + sizes + b"\0\0")
+    path.write_bytes(content[:listing] + entry * 400_000 + content[end : end + 8] + sizes + b"\0\0")
 
 
 def repetitive(path: Path) -> None:
