@@ -401,7 +401,7 @@ def test_the_example_runner_is_a_program_of_its_own(
     script = "src/scripts/train_simple_CNN.py"
     bare["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), bare["PATH"]])
     words = (f"./{script}", "root", "results/simple_cnn/first", "--n_layers=10")
-    run(*words, cwd=own, env=bare)
+    assert run(*words, cwd=own, env=bare).stderr == ""
     folder = own / "results" / "simple_cnn" / "first"
     assert (folder / "train_simple_CNN.py").read_bytes() == (own / script).read_bytes()
     assert len(rows_of(folder)) == 20

@@ -4,22 +4,13 @@ import ast
 import contextlib
 import functools
 import importlib
-import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
-from vegab import UsageError, capture
-
-# What TensorFlow's C++ logs as it starts helps nobody on the terminal; stderr.txt has it.
-capture.hidden = re.compile(
-    rb"^(?:WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR"
-    rb"|[IWE]\d{4} \d\d:\d\d:[\d.]+ +\d+ [\w./]+\.cc:\d+\] .*"
-    rb"|To enable the following instructions: .*)\n",
-    re.MULTILINE,
-)
+from vegab import UsageError
 
 
 class BeforeImport(MetaPathFinder):

@@ -39,8 +39,14 @@ LONGEST_MESSAGE = 2000  # bytes; what one datagram holds on every system
 
 # Whether anybody reads along; to be set before a capture begins.
 is_watched = True
-# Lines of stderr, each with its end, that are only of use in the file; set before a capture begins.
-hidden: re.Pattern[bytes] | None = None
+# Lines of stderr that are only of use in the file, such as what TensorFlow's C++ logs as it starts;
+# to be set before a capture begins, None to hide nothing.
+hidden: re.Pattern[bytes] | None = re.compile(
+    rb"^(?:WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR"
+    rb"|[IWE]\d{4} \d\d:\d\d:[\d.]+ +\d+ [\w./]+\.cc:\d+\] .*"
+    rb"|To enable the following instructions: .*)\n",
+    re.MULTILINE,
+)
 
 _active: Capture | None = None
 
