@@ -119,15 +119,17 @@ class Noting(dict[str, Any]):
 
 
 @contextlib.contextmanager
-def refusals_named(config: Mapping[str, Any], key: str) -> Iterator[None]:
-    """Within the block, turn an error of what a key names into a UsageError with key and line."""
+def refusals_named(
+    config: Mapping[str, Any], key: str, what: str = "this config"
+) -> Iterator[None]:
+    """Within the block, turn an error of what a key names into a UsageError; see `refusal`."""
     try:
         yield
     except Exception as error:
         # Errors of TensorFlow, which may not be imported yet, are of data that it reads.
         if not isinstance(error, REFUSALS) and not type(error).__module__.startswith("tensorflow"):
             raise
-        raise refusal(config, key, error) from error
+        raise refusal(config, key, error, what) from error
 
 
 def refusal(

@@ -282,7 +282,7 @@ def prepare(
     for name in ("train", "valid") if trains else ():
         source = getattr(built.dataset, name)
         if isinstance(source, FunctionBatches):
-            with refusals_named(config, "dataset"):
+            with refusals_named(config, "dataset", f"this config ({name})"):
                 source.settle(((stored or {}).get("counted") or {}).get(name))
     now = fingerprint.take(config, settings, built.dataset, all_workers.layout)
     all_workers.require_same(now, "and would not make the same updates")

@@ -12,7 +12,7 @@ from loops import loop
 
 from configs import registry
 from engine.batches import batch_source
-from engine.experiment import Experiment
+from engine.experiment import Experiment, prepare
 from src.data import Dataset
 from vegab import UsageError
 
@@ -69,6 +69,13 @@ def test_a_batch_that_cannot_be_validated_is_named(tmp_path: Path) -> None:
     valid = epoch_of((X[:8], Y[:8] + 5), at=2)
     with pytest.raises(ValueError, match=said):
         loop(compiled(), (X, Y), valid, tmp_path, num_epochs=1, monitor=None)
+
+
+def test_data_without_batches_is_named() -> None:
+    dataset = Dataset(batch_source((X, Y)), batch_source(lambda epoch: iter(())))
+    experiment = Experiment(registry["root"], dataset, compiled(), None, [])
+    with pytest.raises(UsageError, match=r"\(valid\): the data has no batches; expected at least"):
+        prepare(lambda config, save_path: experiment, registry["root"])
 
 
 @pytest.mark.parametrize("data", [(X, Y, Y, Y), (None, Y)])
