@@ -26,6 +26,7 @@ from fault_lab import INTERRUPTED, KILLED, SMALL, Lab, two_at_once
 pytestmark = pytest.mark.slow
 
 playwright = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 CLIPBOARD: dict[str, Any] = {"permissions": ["clipboard-read", "clipboard-write"]}
@@ -696,6 +697,30 @@ def test_it_is_light_or_dark(look_at_trials: Callable[..., Any]) -> None:
     # Paper is white, whatever the screen is.
     page.emulate_media(color_scheme="dark", media="print")
     assert brightness() > 240
+
+
+WCAG = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_no_violation_of_levels_a_and_aa(
+    look_at_trials: Callable[..., Any], viewport: dict[str, int], scheme: str
+) -> None:
+    page, _ = look_at_trials(list(SETTINGS), num_seeds=2, viewport=viewport, color_scheme=scheme)
+
+    def violations() -> list[tuple[str, str]]:
+        options = {"runOnly": list(WCAG), "resultTypes": ["violations"]}
+        found = axe.Axe().run(page, options=options).response["violations"]
+        return [(each["id"], each["nodes"][0]["html"]) for each in found]
+
+    assert violations() == []
+    page.click("summary:text-is('Columns')")
+    assert violations() == []
+    page.keyboard.press("Escape")
+    page.locator("#runs tbody tr:not([hidden]) td").nth(1).click()
+    assert page.locator("#details h2").is_visible()
+    assert violations() == []
 
 
 # ---- the command line ----------------------------------------------------------------------------
