@@ -172,15 +172,18 @@ def _names_in(file: Path, table: str) -> list[str] | None:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):
         return None  # whoever imports it says what is wrong
-    if [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)].count(table) != 1:
-        return None  # entries may be added further down
-    for node in tree.body:
-        targets = getattr(node, "targets", [getattr(node, "target", None)])
-        value = getattr(node, "value", None)
-        if isinstance(value, ast.Dict) and table in (getattr(t, "id", None) for t in targets):
-            names = [str(k.value) for k in value.keys if isinstance(k, ast.Constant)]
-            return names if len(names) == len(value.keys) else None
-    return None
+    uses = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)].count(table)
+    names: list[Any] = []
+    for node in (each for each in tree.body if isinstance(each, ast.Assign | ast.AnnAssign)):
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            if isinstance(node.value, ast.Dict) and getattr(target, "id", None) == table:
+                names += node.value.keys
+                uses -= 1
+            elif getattr(getattr(target, "value", None), "id", None) == table:
+                names.append(getattr(target, "slice", None))  # TABLE["name"] = …
+                uses -= 1
+    is_whole = uses == 0 and all(isinstance(name, ast.Constant) for name in names)
+    return [str(name.value) for name in names] if is_whole and names else None
 
 
 def quiet_libraries() -> None:

@@ -440,8 +440,7 @@ def _opened_as(spec: tf.TensorSpec, declared: tf.TensorSpec) -> tf.TensorSpec:
 
 
 def _untaken(what: str, batch: Any, error: Exception) -> ValueError:
-    reason = f"{shapes_of(batch)}: {reason_of(error)}"
-    return ValueError(f"{what} cannot take its batch, {reason}")
+    return ValueError(f"{what} cannot take its batch, {shapes_of(batch)}: {reason_of(error)}")
 
 
 class Validation:
