@@ -7,6 +7,7 @@ anything or touches a network.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -29,7 +30,7 @@ ENVIRONMENT["GIT_TERMINAL_PROMPT"] = "0"
 
 
 # What a user types as a program. Unpacked from a zip file, it has lost the bit that lets it run.
-PROGRAMS = ("src/scripts/train_simple_CNN.py",)
+PROGRAMS = ("bin/*.py", "src/scripts/train_simple_CNN.py")
 
 # Rooms that a project may be without, and what hangs on each besides engine/ROOM and docs/ROOM.md.
 LEFT_OUT_OF_CORE = {
@@ -149,8 +150,8 @@ def main() -> None:
     if ANSWERS["rooms"] == "core":
         for room, paths in LEFT_OUT_OF_CORE.items():
             leave_out(room, paths)
-    for name in PROGRAMS:
-        make_executable(Path(name))
+    for path in itertools.chain(*map(Path().glob, PROGRAMS)):
+        make_executable(path)
     remark = make_repository() if ANSWERS["git_init"] else ""
     if is_thrown_away():
         return

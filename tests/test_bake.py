@@ -35,6 +35,8 @@ def test_a_folder_a_git_url_and_a_zip_give_the_same_project(
         assert modes.pop("src/scripts/train_simple_CNN.py") == "100755"
         assert set(modes.values()) == {"100644"}
         assert os.access(baked.project / "src/scripts/train_simple_CNN.py", os.X_OK)
+        programs = list((baked.project / "bin").glob("*.py"))
+        assert programs and all(os.access(program, os.X_OK) for program in programs)
 
 
 def test_replay_gives_the_same_project(bake: Baker) -> None:

@@ -1,9 +1,9 @@
-# PYTHON_ARGCOMPLETE_OK
+#!/usr/bin/env python
 """Check that CONFIG can be killed and continued bit for bit: your model, your data, your callbacks.
 
 python bin/check_resume.py digits --kills 10 --n_filters=8"""
 
-import contextlib
+import contextlib  # PYTHON_ARGCOMPLETE_OK
 import os
 import random
 import signal

@@ -1,10 +1,10 @@
-# PYTHON_ARGCOMPLETE_OK
+#!/usr/bin/env python
 """Evaluate runs on the test set; this is the only place where the test set is read.
 
 A run with an iterator is evaluated on one of its splits instead: what the iterator makes of each
 example is stored, see engine/iterators/evaluation.py, and handed to the config's callbacks."""
 
-import logging
+import logging  # PYTHON_ARGCOMPLETE_OK
 import math
 import signal
 import sys

@@ -1,7 +1,7 @@
-# PYTHON_ARGCOMPLETE_OK
+#!/usr/bin/env python
 """Export a run's model: a SavedModel that needs nothing of this project, .keras, weights, ONNX."""
 
-import os
+import os  # PYTHON_ARGCOMPLETE_OK
 import sys
 from pathlib import Path
 

@@ -1,9 +1,9 @@
-# PYTHON_ARGCOMPLETE_OK
+#!/usr/bin/env python
 """Draw curves of run folders: one panel per metric, seeds as their mean with a band.
 
 python bin/plot.py results/a 'results/lr_*' --metric=val_loss -o results/val_loss.pdf"""
 
-import sys
+import sys  # PYTHON_ARGCOMPLETE_OK
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,9 +1,9 @@
-# PYTHON_ARGCOMPLETE_OK
+#!/usr/bin/env python
 """Write a report on run folders: one page with their table, curves, settings and examples.
 
 python bin/report.py results 'other/lr_*' -o report.html"""
 
-import contextlib
+import contextlib  # PYTHON_ARGCOMPLETE_OK
 import sys
 from pathlib import Path
 

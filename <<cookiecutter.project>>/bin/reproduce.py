@@ -1,9 +1,9 @@
-# PYTHON_ARGCOMPLETE_OK
+#!/usr/bin/env python
 """Reproduce a run from nothing but its folder, and compare history and weights bit for bit.
 
 python bin/reproduce.py results/run"""
 
-import shutil
+import shutil  # PYTHON_ARGCOMPLETE_OK
 import signal
 import sys
 import tempfile

@@ -1,9 +1,9 @@
-# PYTHON_ARGCOMPLETE_OK
+#!/usr/bin/env python
 """Look at run folders: list them, compare them, show how two differ, add notes and tags.
 
 python bin/runs.py compare results/a 'results/lr_*' --sort=val_loss"""
 
-import sys
+import sys  # PYTHON_ARGCOMPLETE_OK
 import time
 from collections.abc import Sequence
 from pathlib import Path

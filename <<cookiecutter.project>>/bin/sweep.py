@@ -1,4 +1,4 @@
-# PYTHON_ARGCOMPLETE_OK
+#!/usr/bin/env python
 """Train CONFIG with many settings, each in a run folder of its own below FOLDER.
 
 python bin/sweep.py digits results/sweep --grid n_filters=8,16,32 --seeds 3 --jobs 2
@@ -7,7 +7,7 @@ python bin/sweep.py digits results/search --range 'learning_rate=1e-4..1e-1 log'
 python bin/sweep.py status results/sweep
 python bin/sweep.py stop results/sweep"""
 
-import argparse
+import argparse  # PYTHON_ARGCOMPLETE_OK
 import contextlib
 import functools
 import json

@@ -1,7 +1,7 @@
-# PYTHON_ARGCOMPLETE_OK
+#!/usr/bin/env python
 """Make TFRecord files and their metadata, check them, and show what is in them."""
 
-import fnmatch
+import fnmatch  # PYTHON_ARGCOMPLETE_OK
 import functools
 import os
 import signal

@@ -1,7 +1,7 @@
-# PYTHON_ARGCOMPLETE_OK
+#!/usr/bin/env python
 """Train CONFIG into the folder SAVE_PATH; the same command continues an interrupted run."""
 
-import argparse
+import argparse  # PYTHON_ARGCOMPLETE_OK
 import logging
 import shlex
 import subprocess

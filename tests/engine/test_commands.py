@@ -211,7 +211,9 @@ def test_a_shell_completes_keys_configs_and_runs(
     asked |= {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
     program = ROOT / line.split()[0]
     assert "PYTHON_ARGCOMPLETE_OK" in program.read_text()[:1024]
-    script = f"{sys.executable} {shlex.quote(str(program))} 8>&1 9>/dev/null >/dev/null 2>&1"
+    asked["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    # As fish has it: by its own name.
+    script = f"{shlex.quote(str(program))} 8>&1 9>/dev/null >/dev/null 2>&1"
     done = subprocess.run(
         ["bash", "-c", script], env=os.environ | asked, capture_output=True, text=True
     )
