@@ -160,7 +160,7 @@ def show(value: Any) -> str:
     """A value as it can be typed on the command line."""
     if value is ...:
         return "(absent)"
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w./-]*", value):
+    if isinstance(value, str) and re.fullmatch(r"(?!(?i:null|true|false)$)[A-Za-z_][\w./-]*", value):
         return value
     return json.dumps(value, ensure_ascii=False)
 

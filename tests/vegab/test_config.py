@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vegab import ConfigRegistry, Key, UsageError, config_from_folder, resolve
-from vegab.config import Override, differences, load_file
+from vegab.config import Override, differences, load_file, read_yaml, show
 
 
 @pytest.fixture
@@ -301,6 +301,14 @@ def test_a_folder_is_a_registry(tmp_path: Path) -> None:
 def test_a_folder_without_root_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no root\.yaml"):
         config_from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value", ["null", "True", "FALSE", "yes", "1", "a # b", "", " x", "[1]", None, True, 1e-3, [""]]
+)
+def test_what_is_shown_is_read_as_the_same_value(value: Any) -> None:
+    assert read_yaml(show(value), "key") == value
+    assert type(read_yaml(show(value), "key")) is type(value)
 
 
 def test_differences_tell_types_apart() -> None:
