@@ -28,6 +28,7 @@ from vegab.files import PROJECT, ROOT, is_modest, read_bytes
 
 Config = dict[str, Any]
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+BARE = re.compile(r"(?!(?i:null|true|false)$)[A-Za-z_][\w./-]*")  # text that YAML reads as it is
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 # {a/b} is a reference where it is a whole value, and the config's kind is open.
 BRACES = re.compile(r"\{([^${}\[\]:,'\"\s]+)\}")
@@ -160,7 +161,7 @@ def show(value: Any) -> str:
     """A value as it can be typed on the command line."""
     if value is ...:
         return "(absent)"
-    if isinstance(value, str) and re.fullmatch(r"(?!(?i:null|true|false)$)[A-Za-z_][\w./-]*", value):
+    if isinstance(value, str) and BARE.fullmatch(value):
         return value
     return json.dumps(value, ensure_ascii=False)
 
