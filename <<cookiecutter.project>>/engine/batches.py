@@ -201,10 +201,8 @@ class FunctionBatches:
             if time.monotonic() - start > SECONDS_TO_COMPARE:
                 break
         if (seconds := time.monotonic() - start) > 1:
-            log.info(
-                "read the tf.data.Dataset for %.0f s, once in a run: it has %d batches, and two "
-                "passes agree in %d of them", seconds, steps, number,
-            )  # fmt: skip
+            agree = f"it has {steps} batches, and two passes agree in {number} of them"
+            log.info(f"read the tf.data.Dataset for {seconds:.0f} s, once in a run: {agree}")
 
     def batch(self, epoch: int, step: int) -> Any:
         """Return the batch at `step` of `epoch`; those that follow are read meanwhile."""

@@ -107,8 +107,7 @@ def sum_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 def has_one_each(variable: Any) -> bool:
     """Whether each replica has a value of its own for a variable, as for metrics."""
     value = variable.value if isinstance(variable, keras.Variable) else variable
-    synchronization = getattr(value, "synchronization", None)
-    return len(components(value)) > 0 and synchronization == tf.VariableSynchronization.ON_READ
+    return bool(components(value)) and value.synchronization == tf.VariableSynchronization.ON_READ
 
 
 def components(variable: Any) -> Sequence[tf.Variable]:

@@ -121,15 +121,13 @@ class LocalLauncher(Launcher):
         super().__init__(**options)
         self.places = places_of(jobs, gpus, per_gpu, threads)
         self.num_parallel = len(self.places)
+        self.room = lambda: self.num_parallel
         self.is_shared = bool(gpus) and per_gpu > 1
         self.held: dict[Any, str] = {}  # the place of each that runs
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         self._processes: Any = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(["engine.libraries", "engine.sweeps.trial"])
-
-    def room(self) -> int:
-        return self.num_parallel
 
     def begin(self, name: str, words: Sequence[str]) -> Any:
         gpu = self.places.pop(0)

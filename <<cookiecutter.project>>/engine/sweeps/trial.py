@@ -8,12 +8,14 @@ import os
 import runpy
 import sys
 
+from engine.training import fingerprint, sources
 from vegab import ROOT
+
+sources.digests({})  # what is parsed here, no trial parses: it is kept by its content
 
 
 def run(words: list[str], output: str) -> None:
     """Run `bin/train.py`; the second word is the run folder, `output` a file for what it says."""
-    from engine.training import fingerprint
     from vegab import capture
 
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -58,7 +58,7 @@ def work_on(
     allow_inexact: bool = False,
 ) -> Work:
     """Make the steps of a run on what `batch_source` takes, and trace them; see `Session`."""
-    source, validation = batch_source(train, seed=seed), None
+    source = batch_source(train, seed=seed)
     guard = Guard(model, iterator, [source, valid], allow_inexact)
     if iterator is not None:
         guard.require_reached()
@@ -67,10 +67,13 @@ def work_on(
         validation = iterator.make_validation(valid, seed) if valid is not None else None
         return Work(model, source, steps, validation, guard, iterator)
     steps = Steps(model, source, _look_at_batches(callbacks), num_steps, guard.look)
-    names = list(steps.compile().names)
-    if valid is not None:
-        validation = Validation(model, valid, guard.look)
-        names += [f"val_{name}" for name in validation.compile().names]
+    # What makes variables is traced twice: let that be the smaller step.
+    validation = Validation(model, valid, guard.look) if valid is not None else None
+    of_validation = [f"val_{name}" for name in validation.compile().names] if validation else []
+    is_standard = type(model).train_step is keras.Model.train_step and model.built
+    if is_standard and not getattr(model.optimizer, "built", True):
+        model.optimizer.build(model.trainable_variables)  # as its first step would
+    names = [*steps.compile().names, *of_validation]
     methods = [getattr(type(each), name) for each in callbacks for name in BEFORE_STEPS]
     methods += [type(hook).before_training for hook in hooks if hasattr(hook, "before_training")]
     # Others than Keras' callbacks and this project's hooks may change what was traced.

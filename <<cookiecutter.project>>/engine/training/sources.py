@@ -3,6 +3,7 @@
 import ast
 import functools
 import hashlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,9 +23,9 @@ def digests(config: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     of_engine: dict[str, str] = {}
     open_modules = [BUILDS_ALL, *_named_by(config)]
-    seen = set(open_modules)
+    seen, search = set(open_modules), tuple(map(os.path.abspath, sys.path))
     while open_modules:
-        if (file := _file_of(open_modules.pop())) is None:
+        if (file := _file_of(open_modules.pop(), search)) is None:
             continue
         name = str(file.relative_to(ROOT))
         digest, imports = _source(file.read_bytes(), file)
@@ -46,21 +47,21 @@ def _named_by(value: Any) -> Iterator[str]:
 
 
 @functools.cache
-def _file_of(module: str) -> Path | None:
+def _file_of(module: str, search: tuple[str, ...]) -> Path | None:
     """Return the file of one of the project's modules whose code counts, or None."""
     top, *rest = module.split(".")
-    if top not in _places():
+    if top not in _places(search):
         return None
-    path = Path(_places()[top], top, *rest)
+    path = Path(_places(search)[top], top, *rest)
     files = (path.with_suffix(".py"), path / "__init__.py")
     return next((file for file in files if file.is_file()), None)
 
 
 @functools.cache
-def _places() -> dict[str, Path]:
+def _places(search: tuple[str, ...]) -> dict[str, Path]:
     """Return, by the name of a module or package of the project that counts, where it lies."""
     found: dict[str, Path] = {}
-    for place in [*map(Path, sys.path), ROOT]:
+    for place in [*map(Path, search), ROOT]:
         if trust.is_of_project(place):
             for path in place.resolve().glob("*"):
                 if path.stem not in CHANGES_NO_BIT and trust.is_of_project(path):
@@ -68,7 +69,7 @@ def _places() -> dict[str, Path]:
     return found
 
 
-@functools.cache  # a sweep asks for each of its trials
+@functools.cache  # a sweep parses for all of its trials
 def _source(content: bytes, file: Path) -> tuple[str, list[str]]:
     """Return what counts of a file: a digest of its code, and the modules that it may import."""
     try:
@@ -91,7 +92,6 @@ def _source(content: bytes, file: Path) -> tuple[str, list[str]]:
         ".".join(parts[:number])
         for parts in (module.split(".") for module in imports)
         for number in range(1, len(parts) + 1)
-        if parts[0] in _places()
     }
     digest = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
     return digest, sorted(with_parents)
