@@ -102,7 +102,7 @@ def _digest(files: Files) -> str:
 
 def read(path: Path) -> Files:
     """Returns what a snapshot holds, by name, without what Python has compiled, perhaps from other
-    source. Links are not followed. Raises UsageError if that fails."""
+    source. No link leads out of its folder. Raises UsageError if that fails."""
     try:
         content = vegab.files.read_bytes(path, path.parent)
         number = content.count(b"PK\1\2")  # each file has it in the listing, which is read whole
