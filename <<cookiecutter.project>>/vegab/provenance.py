@@ -203,8 +203,8 @@ def ask_nvidia_smi(fields: str, form: str = "csv,noheader") -> list[str]:
 def describe_software() -> dict[str, Any]:
     """Python, every installed package with its version, and the variables that change results."""
     # Of several of one name the first counts, which is the one that Python imports.
-    found = {each.name: each.version for each in reversed([*metadata.distributions()])}
-    packages = {name: version for name, version in found.items() if name}
+    found = [each.metadata for each in reversed([*metadata.distributions()])]
+    packages = {each["Name"]: each["Version"] for each in found if each["Name"]}
     return {
         "python": platform.python_version(),
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),

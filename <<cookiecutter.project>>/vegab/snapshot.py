@@ -105,9 +105,9 @@ def read(path: Path) -> Files:
     source. No link leads out of its folder. Raises UsageError if that fails."""
     try:
         content = vegab.files.read_bytes(path, path.parent)
-        number = content.count(b"PK\1\2")  # each file has it in the listing, which is read whole
-        if len(content) > LARGEST_ZIP or number > MOST_ENTRIES:
-            raise ValueError(f"{number:,} files of {len(content):,} bytes are not a project's code")
+        # Each file has this signature in the listing, which would be read as a whole.
+        if len(content) > LARGEST_ZIP or content.count(b"PK\1\2") > MOST_ENTRIES:
+            raise ValueError(f"its {len(content):,} bytes are more than the code of a project")
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             every = archive.infolist()
             members = [info for info in every if not info.filename.endswith(("/", ".pyc"))]

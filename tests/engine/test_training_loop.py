@@ -673,6 +673,33 @@ def test_a_model_with_steps_of_its_own_trains(config: dict[str, Any], tmp_path: 
     assert history[1]["loss"] < history[0]["loss"]
 
 
+class TestsWhatTrainingMade(keras.Model):
+    """As in `fit`, its first training step comes before its first test."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        if not hasattr(self, "seen"):
+            with tf.init_scope():
+                self.seen = tf.Variable(0.0)
+        self.seen.assign_add(1.0)
+        return super().train_step(data)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        return {**super().test_step(data), "seen": self.seen.read_value()}
+
+
+def test_the_first_training_step_comes_before_the_first_test(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    dataset = build(config).dataset
+    inputs = keras.Input((8, 8, 1))
+    outputs = keras.layers.Dense(10, "softmax")(keras.layers.Flatten()(inputs))
+    model = TestsWhatTrainingMade(inputs, outputs)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    history = loop(model, dataset.train, dataset.valid, tmp_path, num_epochs=2)
+    steps = dataset.train.steps_per_epoch
+    assert [row["val_seen"] for row in history] == [steps, 2 * steps]
+
+
 @pytest.mark.parametrize(
     ("monitor", "lower"),
     [

@@ -152,9 +152,7 @@ def _plain_array(value: Any, name: str) -> Array:
         if not all(isinstance(item, str) for item in items):
             raise ValueError(f"the output {name!r} has values that are neither numbers nor text")
         array = np.array(items, dtype=np.str_).reshape(array.shape)
-    if array.dtype.name == "bfloat16":  # which NumPy itself does not know
-        array = array.astype(np.float32)
-    return array
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array  # not NumPy's own
 
 
 def yaml_of_outputs() -> YAML:

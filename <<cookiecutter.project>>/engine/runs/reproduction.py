@@ -265,11 +265,10 @@ def begin(original: Original, place: Path) -> list[subprocess.Popen[bytes]]:
     command, cwd = command_of(original, place), folder if folder.is_dir() else place / "code"
     # In sessions of their own: Ctrl-C is for this process, which ends the others.
     apart: Any = {"cwd": cwd, "stdin": subprocess.DEVNULL, "start_new_session": True}
-    children, both = [], subprocess.STDOUT
+    apart["stderr"], children = subprocess.STDOUT, []
     for rank, environment in enumerate(environments):
         with open(place / ("output.txt" if rank == 0 else f"output-{rank}.txt"), "wb") as output:
-            child = subprocess.Popen(command, env=environment, stdout=output, stderr=both, **apart)
-        children.append(child)
+            children.append(subprocess.Popen(command, env=environment, stdout=output, **apart))
     return children
 
 

@@ -67,13 +67,16 @@ def work_on(
         validation = iterator.make_validation(valid, seed) if valid is not None else None
         return Work(model, source, steps, validation, guard, iterator)
     steps = Steps(model, source, _look_at_batches(callbacks), num_steps, guard.look)
-    # What makes variables is traced twice: let that be the smaller step.
     validation = Validation(model, valid, guard.look) if valid is not None else None
-    of_validation = [f"val_{name}" for name in validation.compile().names] if validation else []
-    is_standard = type(model).train_step is keras.Model.train_step and model.built
-    if is_standard and not getattr(model.optimizer, "built", True):
-        model.optimizer.build(model.trainable_variables)  # as its first step would
-    names = [*steps.compile().names, *of_validation]
+    both = type(model).train_step, type(model).test_step
+    if model.built and both == (keras.Model.train_step, keras.Model.test_step):
+        # What makes variables is traced twice: let that be the smaller step.
+        if validation is not None:
+            validation.compile()
+        if not getattr(model.optimizer, "built", True):
+            model.optimizer.build(model.trainable_variables)  # as its first step would
+    names = list(steps.compile().names)
+    names += [f"val_{name}" for name in validation.compile().names] if validation else []
     methods = [getattr(type(each), name) for each in callbacks for name in BEFORE_STEPS]
     methods += [type(hook).before_training for hook in hooks if hasattr(hook, "before_training")]
     # Others than Keras' callbacks and this project's hooks may change what was traced.
