@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from engine.sweeps.local import SECONDS_BETWEEN, Commands, Launcher, Tell
@@ -189,10 +190,9 @@ def train(words: list[str], place: str, environment: dict[str, str], output: str
     options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
     process = None
     try:
-        output = os.path.join(place, output)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(output)  # what a worker began that is gone may live, and still write there
-        with open(output, "a") as file:
+        # What a worker began that is gone may live, and still write there.
+        Path(place, output).unlink(missing_ok=True)
+        with open(os.path.join(place, output), "a") as file:
             options |= {"stdout": file, "stderr": file, "env": kept | environment}
             process = subprocess.Popen(command, cwd=place, **options)
         # Ray's cancellation is an exception between two instructions; it ends no call of wait.

@@ -7,22 +7,21 @@ import multiprocessing
 import os
 import runpy
 import sys
+from contextlib import suppress
 
 from engine.training import fingerprint, sources
-from vegab import ROOT
+from vegab import ROOT, capture
 
-sources.digests({})  # what is parsed here, no trial parses: it is kept by its content
+with suppress(Exception):  # a trial says what is wrong
+    sources.digests({})  # what is parsed here, no trial parses: it is kept by its content
 
 
 def run(words: list[str], output: str) -> None:
     """Run `bin/train.py`; the second word is the run folder, `output` a file for what it says."""
-    from vegab import capture
-
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for number in (1, 2):
         os.dup2(file, number)
-    program = ROOT / "bin" / "train.py"
-    command = [sys.executable, os.path.relpath(program), *words]
+    command = [sys.executable, os.path.relpath(ROOT / "bin" / "train.py"), *words]
     if (sweeper := multiprocessing.parent_process()) and not sweeper.is_alive():
         return  # as `stop` finds only what has begun, nothing begins when the sweeper is gone
     settings = (fingerprint.stored_in(words[1]) or {}).get("settings")
@@ -31,4 +30,4 @@ def run(words: list[str], output: str) -> None:
         os.execv(sys.executable, command)  # the run began with TensorFlow set otherwise than here
     capture.is_watched = False
     sys.argv, sys.orig_argv = command[1:], command  # meta.json tells what to type
-    runpy.run_path(str(program), run_name="__main__")
+    runpy.run_path(os.path.abspath(command[1]), run_name="__main__")
