@@ -290,16 +290,17 @@ class _Follower:
         while not ends:
             select.select([self.control], [], [], POLL)
             ends = os.getppid() != self.parent
+            sizes = [os.fstat(file).st_size for file in self.files]  # what is later is below a bar
             while message := self.receive():
                 ends = ends or "end" in message
                 if "switch" in message:
                     paths, offsets, limits = zip(*message["switch"], strict=True)
                     self.echo(limits)
                     self.files = [os.open(path, os.O_RDONLY) for path in paths]
-                    self.offsets = [*offsets]
+                    self.offsets, sizes = [*offsets], [*offsets]
                 elif "bar" in message:
                     self.draw(message["bar"], message["after"])
-            self.echo()
+            self.echo((sys.maxsize, sys.maxsize) if ends else sizes)
         if self.bar.strip():
             self.send(1, b"\n")
 
