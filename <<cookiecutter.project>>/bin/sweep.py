@@ -38,6 +38,8 @@ from vegab.exits import FAILED, FINISHED, INTERRUPTED, REFUSED
 from vegab.files import LOCK
 from vegab.run_folder import living_owner, refuse_links, start_of
 
+TYPED = vegab.VegabPlugin()  # keeps the command line, for what the trials have in common
+
 
 def run(
     config: dict[str, Any],
@@ -193,9 +195,6 @@ def definition_of(config: dict[str, Any], asked: dict[str, Any]) -> sweep_trials
     definition = sweep_trials.Definition(args.config, config, **asked)
     sweep_trials.check_search(definition)
     return definition
-
-
-TYPED = vegab.VegabPlugin()  # keeps the command line, for what the trials have in common
 
 
 def shared_words(args: argparse.Namespace, overrides: dict[str, Any]) -> list[str]:

@@ -39,8 +39,7 @@ LONGEST_MESSAGE = 2000  # bytes; what one datagram holds on every system
 
 # Whether anybody reads along; to be set before a capture begins.
 is_watched = True
-# Lines of stderr that are only of use in the file, such as what TensorFlow's C++ logs as it starts;
-# to be set before a capture begins, None to hide nothing.
+# Lines of stderr for the file only: what TensorFlow logs as it starts. Set before a capture begins.
 hidden: re.Pattern[bytes] | None = re.compile(
     rb"^(?:WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR"
     rb"|[IWE]\d{4} \d\d:\d\d:[\d.]+ +\d+ [\w./]+\.cc:\d+\] .*"

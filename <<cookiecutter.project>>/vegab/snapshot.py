@@ -102,8 +102,10 @@ def _digest(files: Files) -> str:
 
 def read(path: Path) -> Files:
     """Returns what a snapshot holds, by name, without what Python has compiled, perhaps from other
-    source. No link leads out of its folder. Raises UsageError if that fails."""
+    source. Links are not followed. Raises UsageError if that fails."""
     try:
+        if path.is_symlink():
+            raise ValueError("it is a link")
         content = vegab.files.read_bytes(path, path.parent)
         # Each file has this signature in the listing, which would be read as a whole.
         if len(content) > LARGEST_ZIP or content.count(b"PK\1\2") > MOST_ENTRIES:
