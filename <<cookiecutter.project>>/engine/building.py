@@ -42,6 +42,9 @@ def check_common_ranges(config: Mapping[str, Any]) -> None:
     threads = config["threads"]
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise UsageError(f"threads is {threads!r}; it must be at least 1, or null: one per core")
+    for key in ("callbacks", "hooks"):
+        for entry in config[key]:
+            _named_in(key, entry)
     for key in ("patience", "checkpoint_seconds"):
         if config[key] < 0:
             raise UsageError(f"{key} is {config[key]}; it must be at least 0 (0: never)")
@@ -80,13 +83,17 @@ def from_mapping(
     config: Mapping[str, Any], key: str, value: Any, registered: Mapping[str, Any] | None = None
 ) -> Any:
     """Call the class or function that `value` names: "path", or {class: path, argument: …}."""
-    arguments = dict(value) if isinstance(value, Mapping) else {"class": value}
-    name = arguments.pop("class", None)
-    if not isinstance(name, str):
-        raise UsageError(f"{key} is {value}; expected an import path, or a mapping with `class`")
+    name, arguments = _named_in(key, value)
     found = resolve(name, key, registered)
     with refusals_named(config, key):
         return found(**arguments)
+
+
+def _named_in(key: str, value: Any) -> tuple[str, dict[str, Any]]:
+    arguments = dict(value) if isinstance(value, Mapping) else {"class": value}
+    if not isinstance(name := arguments.pop("class", None), str):
+        raise UsageError(f"{key} is {value}; expected an import path, or a mapping with `class`")
+    return name, arguments
 
 
 def objects_of(config: Mapping[str, Any], key: str, value: Any) -> Any:

@@ -315,7 +315,8 @@ def commit_named(folder: Path, checkpoint: str) -> Path:
         checkpoint = "latest"
     path = named.get(checkpoint, Path(checkpoint))
     if not path.is_file():
-        raise UsageError(f"there is no checkpoint {path}; give --checkpoint best, latest or a path")
+        hint = f"give {'--checkpoint latest or ' * (checkpoint == 'best')}a path"
+        raise UsageError(f"there is no checkpoint {path}; {hint}")
     return path
 
 

@@ -54,8 +54,7 @@ class Dataset:
 def get_digits(config: Mapping[str, Any]) -> Dataset:
     """Return the bundled handwritten digits: 1,260 for training, 180 to validate, 357 to test.
 
-    Features are float32 of shape (batch, 8, 8, 1) in [0, 1], labels uint8 of shape (batch,)
-    in [0, 10)."""
+    Features are float32 of shape (batch, 8, 8, 1) in [0, 1], labels uint8, (batch,) in [0, 9]."""
     with np.load(DIGITS, allow_pickle=False) as file:
         images, labels = file["images"][..., np.newaxis], file["labels"]
     # A split by position is the same for every seed and every version of NumPy. The labels run

@@ -213,8 +213,7 @@ def wrap_commands(
     """Makes a program of functions, one per subcommand, and ends the process.
 
     argh reads their parameters and the decorators `argh.arg`; a single one needs no name on the
-    command line. `explained` are exceptions whose message says it all: exit code 1, no traceback.
-    """
+    command line. `explained` are exceptions whose message says all: exit code 1, no traceback."""
 
     def program(arguments: list[str]) -> int:
         logging.basicConfig(level="INFO", format="%(message)s")
@@ -298,6 +297,8 @@ class _Parser(argh.ArghParser):
             name, kind, value = wrong.groups()
             wanted = {"int": "an integer", "float": "a number"}[kind]
             raise UsageError(f"{name}: {value} was given, {wanted} is expected")
+        if message.startswith("unrecognized") and "=" in message:
+            message += "; each setting, and each value of a repeated flag, needs its own --"
         raise UsageError(f"{message} (see --help)")
 
     def format_help(self) -> str:
@@ -586,8 +587,7 @@ _HELP_ON_VALUES = """\
 A value is YAML: 1e-4, true, null, text as it is typed, [1, 2] (or 1,2 where a list is expected),
 {a: 1}, or @FILE, a file with the value. True and false may be written --key and --no_key. A nested
 key is a.b, a/b, or only b while no other key ends in that. -p KEY VALUE is the same as
---KEY=VALUE; -P KEY TEXT takes TEXT as it is. If a key is given twice, the last value counts.
-"""
+--KEY=VALUE; -P KEY TEXT takes TEXT as it is. If a key is given twice, the last value counts."""
 
 
 def _as_yaml(config: Config, changes: dict[str, tuple[Any, Any]], indent: str = "") -> str:

@@ -457,9 +457,8 @@ class ConfigRegistry:
     ) -> None:
         """Adds a kind of config: one that has a top-level key of this schema that root has not.
 
-        Add schemas before configs are registered; vegab/README.md explains them. Of each tuple that
-        is `required`, one key must have a value other than None, "" and {}. For `is_metayaml` see
-        `load_file`."""
+        Add schemas before configs are registered; vegab/README.md explains them. Of each tuple in
+        `required`, one key must not be None, "" or {}; `load_file` explains `is_metayaml`."""
         with _as_value_error(title):
             kind = _schema_of(config)._replace(title=title, is_open=True, is_metayaml=is_metayaml)
         self._schemas.append(kind._replace(required=tuple(required), closed=tuple(closed)))

@@ -36,7 +36,7 @@ def epoch_of(odd: Any, at: int = 1) -> Callable[[int], Iterator[Any]]:
         ((X, Y), (X[:9, :3], Y[:9]), (), r"model '\w+' .* x: float32 \(9, 3\), .* \(valid\)"),
         ((X, Y), X[:9], (), r"the model's loss .* x: float32 \(9, 4\) \(valid\)"),
         ((X, Y), None, [keras.metrics.F1Score], r"the model's metrics .* \(40, 4\), .* \(train\)"),
-        (epoch_of([X[:8], Y[:8]]), None, (), "dataset '.*batch 2 of the data is x/0: "),
+        (epoch_of([X[:8], Y[:8]]), None, (), "dataset '.*the data of batch 2 is x/0: "),
         (epoch_of((None, Y[:8])), None, (), "dataset '.*a NoneType is in a batch; expected dense"),
     ],
 )
@@ -64,11 +64,16 @@ def test_a_batch_that_a_step_cannot_take_is_named(odd: Any, said: str, tmp_path:
         loop(compiled(), epoch_of(odd, at=2), None, tmp_path, num_epochs=1, monitor=None)
 
 
-def test_a_batch_that_cannot_be_validated_is_named(tmp_path: Path) -> None:
-    said = r"^evaluation step 3 cannot take its batch, x: float32 \(8, 4\), .*\[0, 3\)"
-    valid = epoch_of((X[:8], Y[:8] + 5), at=2)
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ((X[:8], Y[:8] + 5), r"^evaluation step 3 cannot take .*, x: float32 \(8, 4\), .*\[0, 3\)"),
+        (({"width": X[:8]}, Y[:8]), "^the data of evaluation step 3 is x/width: .*structure of"),
+    ],
+)
+def test_a_batch_that_cannot_be_validated_is_named(odd: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
-        loop(compiled(), (X, Y), valid, tmp_path, num_epochs=1, monitor=None)
+        loop(compiled(), (X, Y), epoch_of(odd, at=2), tmp_path, num_epochs=1, monitor=None)
 
 
 def test_data_without_batches_is_named() -> None:

@@ -124,6 +124,8 @@ def test_what_tensorflow_logs_at_its_start_stays_in_the_file(
         (("--learning_rate=0.1", "--lr_schedule=[[1, 0.1]]"), "exclude each other"),
         (("-p", "learning_rate", "0.1", "--dropout=2"), "dropout is 2"),
         (("--lr=0.1",), "did you mean 'learning_rate'?"),
+        (("--hooks=[{path: a.b}]",), "hooks is {'path': 'a.b'}; expected an import path"),
+        (("--callbacks=[3]",), "callbacks is 3; expected an import path"),
     ],
 )
 def test_a_mistake_does_not_wait_for_tensorflow(

@@ -423,7 +423,7 @@ def test_evaluation_is_in_test_mode_unless_the_file_says_otherwise(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--checkpoint=nowhere.h5"], "there is no checkpoint nowhere.h5"),
+        (["--checkpoint=nowhere.h5"], "there is no checkpoint nowhere.h5; give a path"),
         (["--split=tests"], "has no split 'tests'; it has train, validation"),
         (["--callbacks_only", "-n", "other"], "no outputs are stored as other"),
         (["-e", "nowhere.yaml"], "cannot read nowhere.yaml"),

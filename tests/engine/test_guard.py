@@ -16,6 +16,7 @@ from loops import loop
 from machinery import Command
 
 from configs import registry
+from engine.hooks import Run
 from engine.training import objects
 from src.examples.iterators import GANTrainer
 from src.experiment import build, train
@@ -531,3 +532,12 @@ def test_what_a_walk_has_seen_leaves_its_address_to_nothing_else() -> None:
     model.made.clear()
     alive = [[ref() is not None for ref in model.made] for _ in objects.walk({"model": model})]
     assert alive[-1] == [True]
+
+
+def test_a_checkpoint_of_a_long_run_takes_as_long_as_one_of_a_short_run(tmp_path: Path) -> None:
+    """What the loop itself keeps is not walked over, as it grows with each epoch."""
+    hook = StopAt(1)
+    hook.before_training(
+        Run(tmp_path, None, 1, 1, [{"epoch": n} for n in range(999)], 999, None, None)
+    )
+    assert len([*objects.walk({"hooks": [hook]})]) < 10

@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from engine.checkpoints import callback_state
 from engine.devices import components
+from engine.hooks import Run
 from engine.trees import map_leaves
 from vegab import ROOT
 
@@ -28,7 +29,7 @@ MOST_OBJECTS = 100_000  # that are walked over
 MOST_ITEMS = 10_000  # of a list or mapping; a longer one is data
 # These lead to nothing, or to far too much.
 PLAIN = (str, bytes, int, float, complex, type(None), np.ndarray, np.generic)
-PASSED_BY = (*PLAIN, type, ModuleType, CodeType, logging.Logger, tf.Tensor, tf.data.Dataset)
+PASSED_BY = (*PLAIN, type, ModuleType, CodeType, logging.Logger, tf.Tensor, tf.data.Dataset, Run)
 # Asked once for each class, as below: every checkpoint walks over thousands of objects.
 _leads_nowhere: Callable[[Any], bool] = functools.cache(lambda kind: issubclass(kind, PASSED_BY))
 VARIABLES = (keras.Variable, tf.Variable)
@@ -63,8 +64,8 @@ def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[R
             path = re.sub(r"\._modules\['(\w+)'\]", r".\1", reached.path)
             reached = reached._replace(path=path)
         yield reached
-        is_of_tensorflow = kind.__module__.startswith("tensorflow.") and not reached.keeper
-        if not issubclass(kind, VARIABLES) and not is_of_tensorflow:
+        is_of_library = kind.__module__.startswith(("tensorflow.", "tensorboard."))
+        if not issubclass(kind, VARIABLES) and (reached.keeper or not is_of_library):
             waiting.extend(
                 Reached(path, part, reached.keeper, reached.keeper_path)
                 for path, part in _parts(reached.path, thing)

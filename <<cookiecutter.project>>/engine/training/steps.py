@@ -85,7 +85,7 @@ class _Traces:
             return tree.map_structure(opened, self.base, batch)
         except (ValueError, TypeError) as error:
             expected = f"expected the structure of the first batch, {shapes_of(self._first)}"
-            raise ValueError(f"{name} of the data is {shapes_of(batch)}; {expected}") from error
+            raise ValueError(f"the data of {name} is {shapes_of(batch)}; {expected}") from error
 
     def get(self, spec: Any) -> Any:
         """Return the function for what `spec_of` returned."""
@@ -380,18 +380,16 @@ def floats(results: Mapping[str, Any]) -> dict[str, float]:
     return flat
 
 
-def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None) -> dict[str, Any]:
+def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None) -> None:
     """Make the variables that come into being with the first batch, and change none; of weights,
-    only those that `fine_tune` matches are to be trained. Returns what a test step returns, or {}
-    for a model that cannot be tested; ValueError if it does not fit the batch, or `fine_tune`."""
+    only those that `fine_tune` matches are to be trained. ValueError if it does not fit."""
     batch = tree.map_structure(keras.ops.convert_to_tensor, batch)
-    results: dict[str, Any] = {}
     try:
         step = on_all_replicas(model, model.test_step)
         if step != model.test_step:
             step = tf.function(step, autograph=False)
         with draws.replacing():
-            results = dict(step(batch))
+            step(batch)
     except (NotImplementedError, ValueError):
         if model.loss is not None:
             raise
@@ -401,7 +399,6 @@ def make_variables(model: keras.Model, batch: Any, fine_tune: str | None = None)
         freeze(model, fine_tune)
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    return results
 
 
 def arrays_of(batch: Any) -> Any:
@@ -466,7 +463,7 @@ class Validation:
         results: dict[str, Any] = {}
         for step in range(self.source.steps_per_epoch):
             batch = arrays_of(self.source.batch(0, step))
-            test_step = traces.get(traces.spec_of(batch, f"batch {step + 1}"))
+            test_step = traces.get(traces.spec_of(batch, f"evaluation step {step + 1}"))
             callbacks.on_test_batch_begin(step)
             try:
                 with draws.replacing():

@@ -1,7 +1,6 @@
 """Defines an iterator of each kind on the bundled digits: copy the one nearest to yours.
 
-`configs/iterator_*.yaml` and `configs/gan.yaml` train them; for PyTorch see `torch_classifier.py`.
-"""
+`configs/iterator_*.yaml` and `configs/gan.yaml` train them; PyTorch: `torch_classifier.py`."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,7 @@
 python src/examples/torch_loop.py root results/torch_loop --num_epochs=5
 
 The same command continues an interrupted run bit for bit: order of examples and dropout depend only
-on seed and epoch, and `model.pt` has all the rest.
-"""
+on seed and epoch, and `model.pt` has all the rest."""
 
 import sys
 from pathlib import Path
