@@ -346,9 +346,8 @@ class Checkpoint:
         variables = [pair for group in self._groups.values() for pair in group.items()]
         step = snapshot.state["global_step"]
         for (name, variable), value in zip(variables, snapshot.values, strict=True):
-            array = np.asarray(value)
-            is_trained = getattr(variable, "trainable", False) and array.size
-            if is_trained and keras.backend.is_float_dtype(array.dtype.name):
+            array = np.asarray(value if getattr(variable, "trainable", False) else ())
+            if array.size and keras.backend.is_float_dtype(array.dtype.name):
                 ends = np.array([array.min(), array.max()], np.float64)
                 if not np.isfinite(ends).all():
                     hint = "the last checkpoint is kept, and --on_nan=continue goes on all the same"
