@@ -18,7 +18,7 @@ WITH_WRITERS = ("tensorflow.", "tensorboard.", "keras.")
 BEGIN = "begin"  # the lengths with which files were opened
 # What the project itself writes; it looks after these.
 OWN = ("stdout.txt", "stderr.txt", "timing.csv", "run.lock", HISTORY_CSV, LOOP_STATE, FILE)
-OPEN_FILES = Path("/proc/self/fd")  # Linux
+OPEN_FILES = "/proc/self/fd"  # Linux
 Lengths = dict[str, int]
 _listening: list["AppendedFiles"] = []
 _hooked: list[bool] = []
@@ -121,9 +121,9 @@ class AppendedFiles:
 def _open_files(known: set[str]) -> set[str]:
     """Return the regular files that this process may write to, without those that are known."""
     found = set()
-    for number in os.listdir(OPEN_FILES) if OPEN_FILES.is_dir() else ():
+    for number in os.listdir(OPEN_FILES) if os.path.isdir(OPEN_FILES) else ():
         try:
-            path = os.readlink(OPEN_FILES / number)
+            path = os.readlink(f"{OPEN_FILES}/{number}")
             if path in known or not os.path.isfile(path):
                 continue
             info = Path(f"/proc/self/fdinfo/{number}").read_text()
