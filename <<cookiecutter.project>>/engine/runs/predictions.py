@@ -209,7 +209,7 @@ def _write_classes(
     else:
         is_counted = (label >= 0) & (label < number) & np.isfinite(probability)
         if not is_counted.all():
-            why = f"they are not of the {number} classes, or have no finite prediction"
+            why = f"they are padding, not of the {number} classes, or have no finite prediction"
             some = f"{(~is_counted).sum()} of {label.size} labels"
             notes.append(f"{title}: {some} are not counted, because {why}")
         matrix = np.zeros((number, number), np.int64)
