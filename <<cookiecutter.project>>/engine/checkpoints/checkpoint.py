@@ -351,8 +351,7 @@ class Checkpoint:
                 ends = np.array([array.min(), array.max()], np.float64)
                 if not np.isfinite(ends).all():
                     hint = "the last checkpoint is kept, and --on_nan=continue goes on all the same"
-                    wrong = f"{name} is not a finite number after step {step}"
-                    raise FloatingPointError(f"{wrong}; {hint}")
+                    raise FloatingPointError(f"{name} is not finite after step {step}; {hint}")
 
     def _write_views(self, position: Entries, rows: Sequence[Row], columns: list[str]) -> None:
         """Write `loop_state.pkl`, and what is new of `history.csv`; they are not synced."""

@@ -29,7 +29,7 @@ MOST_OBJECTS = 100_000  # that are walked over
 MOST_ITEMS = 10_000  # of a list or mapping; a longer one is data
 # These lead to nothing, or to far too much.
 PLAIN = (str, bytes, int, float, complex, type(None), np.ndarray, np.generic)
-PASSED_BY = (*PLAIN, type, ModuleType, CodeType, logging.Logger, tf.Tensor, tf.data.Dataset, Run)
+PASSED_BY = (*PLAIN, type, ModuleType, CodeType, logging.Logger, tf.Tensor, tf.data.Dataset)
 # Asked once for each class, as below: every checkpoint walks over thousands of objects.
 _leads_nowhere: Callable[[Any], bool] = functools.cache(lambda kind: issubclass(kind, PASSED_BY))
 VARIABLES = (keras.Variable, tf.Variable)
@@ -106,6 +106,8 @@ def _attributes(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
     items = callback_state.attributes_of(thing)
     if "param_groups" in items:  # of an optimizer of PyTorch's, all of which it saves
         items = {key: items[key] for key in items if key not in ("state", "param_groups")}
+    if kind is Run:  # the loop saves its fields; the history among them grows with each epoch
+        items = {key: items[key] for key in items if key not in Run.__dataclass_fields__}
     for name in _slots_of(kind):
         items.setdefault(name, getattr(thing, name, None))
     named = [(str(name), item) for name, item in items.items() if not _leads_nowhere(type(item))]
