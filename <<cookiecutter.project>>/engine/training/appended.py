@@ -18,7 +18,6 @@ WITH_WRITERS = ("tensorflow.", "tensorboard.", "keras.")
 BEGIN = "begin"  # the lengths with which files were opened
 # What the project itself writes; it looks after these.
 OWN = ("stdout.txt", "stderr.txt", "timing.csv", "run.lock", HISTORY_CSV, LOOP_STATE, FILE)
-OPEN_FILES = "/proc/self/fd"  # Linux
 Lengths = dict[str, int]
 _listening: list["AppendedFiles"] = []
 _hooked: list[bool] = []
@@ -121,12 +120,12 @@ class AppendedFiles:
 def _open_files(known: set[str]) -> set[str]:
     """Return the regular files that this process may write to, without those that are known."""
     found = set()
-    for number in os.listdir(OPEN_FILES) if os.path.isdir(OPEN_FILES) else ():
+    for link in Path("/proc/self/fd").glob("*"):  # on Linux
         try:
-            path = os.readlink(f"{OPEN_FILES}/{number}")
+            path = os.readlink(link)
             if path in known or not os.path.isfile(path):
                 continue
-            info = Path(f"/proc/self/fdinfo/{number}").read_text()
+            info = Path(f"/proc/self/fdinfo/{link.name}").read_text()
         except OSError:
             continue  # it was open for this listing
         if int(info.partition("flags:")[2].split()[0], 8) & os.O_ACCMODE != os.O_RDONLY:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Trains one family of experiments with its own settings, on vegab only: copy it and change it.
 
-./src/scripts/train_simple_CNN.py root results/simple_cnn/first --n_layers=10"""
+./src/scripts/train_simple_CNN.py root results/simple_cnn/first --n_layers=10
+"""
 
 import sys
 from pathlib import Path
