@@ -1,6 +1,6 @@
 """Builds models. Each function takes the config and what it needs of the data, and returns one.
 
-To add one, write a function like `build_simple_cnn` and add it to `MODELS` with loss, metrics."""
+To add one, write one like `build_simple_cnn` and add it to `MODELS` with loss and metrics."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

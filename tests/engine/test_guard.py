@@ -14,6 +14,7 @@ from interruptions import StopAt
 from keras import layers
 from loops import loop
 from machinery import Command
+from tqdm import tqdm
 
 from configs import registry
 from engine.hooks import Run
@@ -543,3 +544,9 @@ def test_a_checkpoint_of_a_long_run_takes_as_long_as_one_of_a_short_run(tmp_path
     paths = [reached.path for reached in objects.walk({"hooks": [hook]})]
     assert "hooks[0].run.shared" in paths
     assert not any("history" in path for path in paths)
+
+
+def test_what_a_progress_bar_goes_through_is_found() -> None:
+    generator = np.random.default_rng(0)
+    paths = {id(each.thing): each.path for each in objects.walk({"hook": tqdm([generator])})}
+    assert id(generator) in paths

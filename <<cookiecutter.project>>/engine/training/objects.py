@@ -64,7 +64,7 @@ def walk(owners: Mapping[str, Any], passed_by: Iterable[Any] = ()) -> Iterator[R
             path = re.sub(r"\._modules\['(\w+)'\]", r".\1", reached.path)
             reached = reached._replace(path=path)
         yield reached
-        is_of_library = kind.__module__.startswith(("tensorflow.", "tensorboard.", "tqdm."))
+        is_of_library = kind.__module__.startswith(("tensorflow.", "tensorboard."))
         if not issubclass(kind, VARIABLES) and (reached.keeper or not is_of_library):
             waiting.extend(
                 Reached(path, part, reached.keeper, reached.keeper_path)
